@@ -1,0 +1,60 @@
+"""Settings. The only reader of the environment; every name has the prefix `FEATUREWATCH_`."""
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of a server or worker process, from `FEATUREWATCH_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="FEATUREWATCH_", extra="ignore", frozen=True)
+
+    data_dir: Path = Field(
+        Path("featurewatch-data"), description="Folder of the embedded installation: database, artifacts, caches."
+    )
+    database_url: str = Field(
+        "", description="SQLAlchemy URL (`postgresql+psycopg://...`). Empty: SQLite in the data folder."
+    )
+    broker_url: str = Field(
+        "", description="Redis or Valkey URL of the Celery doorbell. Empty: workers poll the database."
+    )
+    artifacts: str = Field("", description="fsspec URI of the artifact store. Empty: a folder in the data folder.")
+    roots: str = Field(
+        "",
+        description="Local folders, separated by `:`, that checkpoints, corpora and activations may be read from.",
+    )
+    secret_key: SecretStr = Field(
+        SecretStr(""),
+        description="Encrypts webhook secrets. Empty: made once and kept in the data folder (embedded installations).",
+    )
+    require_keys: bool = Field(
+        True, description="Whether requests need an API key. `featurewatch up` on a loopback address turns it off."
+    )
+    webhook_allow: str = Field(
+        "", description="Networks (CIDR, separated by commas) that webhooks may reach although they are private."
+    )
+    lease_seconds: float = Field(60.0, gt=0, description="How long a worker that falls silent keeps its run.")
+    poll_seconds: float = Field(1.0, gt=0, description="How often sweeps and polling workers look for work.")
+    threads: int = Field(0, ge=0, description="CPU threads of a worker's torch. 0: as torch chooses.")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`: where workers compute.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_json: bool = Field(True, description="Logs as JSON lines; false: for people.")
+    max_body_bytes: int = Field(1_000_000, gt=0, description="Largest request body that the API reads.")
+
+    @cached_property
+    def resolved_database_url(self) -> str:
+        """The database URL, with the embedded default filled in."""
+        return self.database_url or f"sqlite:///{self.data_dir.expanduser().resolve() / 'featurewatch.db'}"
+
+    @cached_property
+    def artifacts_uri(self) -> str:
+        """The artifact store's URI, with the embedded default filled in."""
+        return self.artifacts or f"file://{self.data_dir.expanduser().resolve() / 'artifacts'}"
+
+    @cached_property
+    def root_dirs(self) -> tuple[Path, ...]:
+        """Local folders that may be read from, resolved."""
+        return tuple(Path(root).expanduser().resolve() for root in self.roots.split(":") if root)

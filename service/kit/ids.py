@@ -1,0 +1,24 @@
+"""Identifiers: a short prefix that names the noun, and 26 characters that sort by time of creation (ULID)."""
+
+import os
+import time
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
+
+
+def new_id(prefix: str) -> str:
+    """A new identifier such as `run_01jd3k...`: 48 bits of milliseconds and 80 random bits."""
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    return f"{prefix}_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def feature_id(number: int) -> str:
+    """The public id of a feature, `F42318`."""
+    return f"F{number}"
+
+
+def parse_feature_id(text: str) -> int:
+    """Number of a public feature id; ValueError where it is none."""
+    if not (text[:1] in "Ff" and text[1:].isdecimal() and len(text) <= 12):
+        raise ValueError(f"{text!r} is no feature id; one looks like F42318")
+    return int(text[1:])

@@ -1,0 +1,27 @@
+"""Which local files a request may name: those under the configured roots, symbolic links resolved."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+class PathRefusedError(ValueError):
+    """A local path that is not under a configured root."""
+
+
+def resolve_under_roots(uri: str, roots: tuple[Path, ...]) -> Path:
+    """Local path of a `file://` URI; PathRefusedError where it is relative or outside every root.
+
+    The path need not exist. Links are followed first: a link inside a root that leads out of it is outside.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise PathRefusedError(f"{uri!r} is no local file URI; one looks like file:///folder")
+    path = Path(unquote(parts.path))
+    if not path.is_absolute() or "\0" in str(path):
+        raise PathRefusedError(f"{uri!r} is not an absolute path; write file:///folder")
+    resolved = path.resolve()
+    if not any(resolved.is_relative_to(root) for root in roots):
+        raise PathRefusedError(
+            f"{path} is outside the configured roots; add its folder to FEATUREWATCH_ROOTS on the server and workers"
+        )
+    return resolved

@@ -1,0 +1,16 @@
+"""All tables, one file per noun."""
+
+from service.kit.db import Base
+from service.models.access import ApiKey, AuditEntry, IdempotencyRecord
+from service.models.alert import Alert, AlertRule
+from service.models.checkpoint import Checkpoint, Source
+from service.models.family import Family
+from service.models.feature import Code, Feature
+from service.models.run import Bell, Run
+from service.models.verdict import Measurement, Verdict
+from service.models.webhook import Delivery, Event, Webhook
+
+__all__ = [
+    "Alert", "AlertRule", "ApiKey", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery", "Event",
+    "Family", "Feature", "IdempotencyRecord", "Measurement", "Run", "Source", "Verdict", "Webhook",
+]  # fmt: skip

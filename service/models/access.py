@@ -1,0 +1,54 @@
+"""API keys, the audit log, and remembered answers to idempotent requests."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.kit.clock import utcnow
+from service.kit.db import Base
+from service.kit.ids import new_id
+
+
+class ApiKey(Base):
+    __tablename__ = "api_key"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("key"))
+    name: Mapped[str]
+    prefix: Mapped[str] = mapped_column(unique=True)
+    """The part that is shown in lists and looked up by."""
+    hash: Mapped[str]
+    """SHA-256 of the whole key: it has 160 random bits, so a slow hash would add nothing."""
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class AuditEntry(Base):
+    """Who wrote what, when."""
+
+    __tablename__ = "audit_entry"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("aud"))
+    at: Mapped[datetime] = mapped_column(default=utcnow, index=True)
+    actor: Mapped[str]
+    method: Mapped[str]
+    path: Mapped[str]
+    status: Mapped[int]
+    request_id: Mapped[str]
+
+
+class IdempotencyRecord(Base):
+    """The answer to a POST that came with an Idempotency-Key."""
+
+    __tablename__ = "idempotency_record"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    """Caller and header value together, so that two callers cannot meet."""
+    fingerprint: Mapped[str]
+    status: Mapped[int]
+    headers: Mapped[dict[str, Any]]
+    body: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(default=utcnow, index=True)

@@ -1,0 +1,55 @@
+"""A checkpoint: one set of weights of a family; and its sources, one for each hook point."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.kit.clock import utcnow
+from service.kit.db import Base
+from service.kit.ids import new_id
+
+
+class Checkpoint(Base):
+    __tablename__ = "checkpoint"
+    __table_args__ = (UniqueConstraint("family_id", "name"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ckp"))
+    family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), index=True)
+    name: Mapped[str]
+    uri: Mapped[str]
+    adapter: Mapped[str | None]
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoint.id"))
+    hook_points: Mapped[list[str]]
+    """The family's, unless the registration named others."""
+    fit: Mapped[str]
+    """As asked for: auto, extend or refit."""
+    details: Mapped[dict[str, Any]]
+    """`metadata` of the registration, kept as it came."""
+    digest: Mapped[str]
+    """SHA-256 over the registration and, where the files are in sight, over their content: same digest, same run."""
+    state: Mapped[str] = mapped_column(default="registered")
+    """registered, judged or failed. Only a judged checkpoint can be a parent or a baseline."""
+    generation: Mapped[int | None]
+    """Generation of the dictionary that it was judged with."""
+    quality: Mapped[dict[str, Any] | None]
+    """`{fvu, l0, dead_share, valid_share, size_factor, positions_per_second, ...}` and the same per hook point."""
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    judged_at: Mapped[datetime | None]
+
+
+class Source(Base):
+    """What the workers keep of one (checkpoint, hook point); every artifact is a name in the artifact store."""
+
+    __tablename__ = "source"
+
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
+    hook_point: Mapped[str] = mapped_column(primary_key=True)
+    d_model: Mapped[int]
+    stats: Mapped[dict[str, Any]]
+    """`{rms, fvu, valid_share, size_factor}`: floats."""
+    dictionary: Mapped[str | None]
+    """safetensors with `mean` [d], `rms` [], `decoder` [m, d], `bias` [d], `readout` [d, m], `readout_bias` [m]."""
+    activations: Mapped[str | None]
+    """Folder of the activations; None after retention removed them."""

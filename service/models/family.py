@@ -1,0 +1,32 @@
+"""A family: the models that are tracked together in one feature space."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.kit.clock import utcnow
+from service.kit.db import Base
+from service.kit.ids import new_id
+
+
+class Family(Base):
+    __tablename__ = "family"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("fam"))
+    name: Mapped[str] = mapped_column(unique=True)
+    hook_points: Mapped[list[str]]
+    corpus: Mapped[dict[str, Any]]
+    """`{uri, max_documents, context_length}`; what the models of the family are read on."""
+    crosscoder: Mapped[dict[str, Any]]
+    """`{n_features, k, sparsity, decoder, steps, batch_size, learning_rate, seed}`, defaults filled in."""
+    policy: Mapped[dict[str, Any]]
+    """Thresholds of the verdicts and of re-fits, defaults filled in."""
+    generation: Mapped[int] = mapped_column(default=0)
+    """Full fits so far. 0: nothing was fitted yet."""
+    n_features: Mapped[int] = mapped_column(default=0)
+    """Ids handed out so far; the next new feature takes this number."""
+    positions: Mapped[dict[str, Any] | None]
+    """Digest, count and artifact of the family's positions, set by its first checkpoint."""
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    updated_at: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow)

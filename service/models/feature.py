@@ -1,0 +1,47 @@
+"""A feature: a latent with an id that is stable in the family for ever."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.kit.clock import utcnow
+from service.kit.db import Base
+
+
+class Feature(Base):
+    __tablename__ = "feature"
+
+    family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    label: Mapped[str | None]
+    """Text for people, never evidence. None: show the top tokens."""
+    top_tokens: Mapped[list[str]]
+    tags: Mapped[list[str]]
+    watched: Mapped[bool] = mapped_column(default=False)
+    origin: Mapped[str]
+    """fitted (in a generation's fit), emerged (new in born_in) or discovered (was there before born_in, found later)."""
+    born_in: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"))
+    """The checkpoint whose run gave it its id."""
+    generation: Mapped[int]
+    retired_in: Mapped[int | None]
+    """Generation that no longer carries it; None while it lives."""
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class Code(Base):
+    """The sparse code of one generation up to one checkpoint: columns are the features in order of ids."""
+
+    __tablename__ = "code"
+
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
+    family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), index=True)
+    generation: Mapped[int]
+    artifact: Mapped[str]
+    """safetensors CSR: `indptr` int64, `indices` int32, `values` float32, `feature_numbers` int64 [columns]."""
+    examples: Mapped[str]
+    """safetensors: `positions` int64 [columns, n], -1 where fewer; `values` float32, largest first."""
+    n_positions: Mapped[int]
+    n_features: Mapped[int]
+    extra: Mapped[dict[str, Any]]

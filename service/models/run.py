@@ -1,0 +1,61 @@
+"""A run: one piece of work for the workers. And the bell that tells a worker of it."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.kit.clock import utcnow
+from service.kit.db import Base
+from service.kit.ids import new_id
+
+_ACTIVE = text("state IN ('running', 'cancelling')")
+
+
+class Run(Base):
+    __tablename__ = "run"
+    __table_args__ = (
+        # One run at a time per family, held by the database itself.
+        Index("uq_run_active_family", "family_id", unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE),
+        Index("ix_run_state", "state", "priority", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("run"))
+    family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), index=True)
+    checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoint.id"), index=True)
+    kind: Mapped[str]
+    """onboard (extend or re-fit onto a checkpoint); later signature, dependencies."""
+    state: Mapped[str] = mapped_column(default="queued")
+    """See service.runs.states."""
+    stage: Mapped[str | None]
+    progress: Mapped[float] = mapped_column(default=0.0)
+    detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What the stage has to say, e.g. `{positions_per_second: 2100.5}`."""
+    params: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    priority: Mapped[int] = mapped_column(default=0)
+    attempt: Mapped[int] = mapped_column(default=0)
+    """The fence: a write counts only while the run still has the attempt number of the writer."""
+    max_attempts: Mapped[int] = mapped_column(default=3)
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    seconds: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """Stage -> seconds that it took, added up over attempts."""
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    """`{code, title, detail}` of the last failure."""
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow)
+
+
+class Bell(Base):
+    """Outbox of the doorbell: a row says that a worker must still be told of a queued run."""
+
+    __tablename__ = "bell"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    rung_at: Mapped[datetime | None] = mapped_column(index=True)

@@ -1,0 +1,60 @@
+"""Verdicts (rows, for questions) and measurements (arrays, for comparing any two checkpoints)."""
+
+from typing import Any
+
+from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.kit.db import Base
+
+
+class Verdict(Base):
+    """The status of one feature in one checkpoint against its parent."""
+
+    __tablename__ = "verdict"
+    __table_args__ = (
+        ForeignKeyConstraint(["family_id", "feature"], ["feature.family_id", "feature.number"]),
+        Index("ix_verdict_changes", "checkpoint_id", "status", "change"),
+        Index("ix_verdict_order", "checkpoint_id", "change"),
+        Index("ix_verdict_course", "family_id", "feature"),
+    )
+
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
+    feature: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    family_id: Mapped[str]
+    status: Mapped[str]
+    previous_status: Mapped[str | None]
+    """At the parent; None at the first checkpoint of a lineage or of a feature."""
+    change: Mapped[float]
+    """Size of the change, 0 where nothing significant happened: orders lists by what to look at first."""
+    projection_ratio: Mapped[float | None]
+    projection_ratio_lo: Mapped[float | None]
+    projection_ratio_hi: Mapped[float | None]
+    strength_ratio: Mapped[float | None]
+    strength_ratio_lo: Mapped[float | None]
+    strength_ratio_hi: Mapped[float | None]
+    orthogonal_ratio: Mapped[float | None]
+    q_value: Mapped[float | None]
+    strength: Mapped[float | None]
+    direction_cosine: Mapped[float | None]
+    readability: Mapped[float | None]
+    firing_rate: Mapped[float]
+    firings: Mapped[int]
+    minimum_detectable_ratio: Mapped[float | None]
+    """The largest projection ratio that could still have been told from 1; None where nothing could."""
+    successors: Mapped[list[Any]]
+    """`[{"id": "F7", "kind": "replaced" | "split" | "merged", "cofiring": 0.83}]`"""
+
+
+class Measurement(Base):
+    """One metric of all features at one source: a float32 array in the order of the code's columns."""
+
+    __tablename__ = "measurement"
+
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
+    hook_point: Mapped[str] = mapped_column(primary_key=True)
+    """`*` for a metric over all hook points."""
+    metric: Mapped[str] = mapped_column(primary_key=True)
+    shape: Mapped[list[Any]]
+    data: Mapped[bytes]
+    """Little-endian float32, row-major."""

@@ -1,0 +1,60 @@
+"""Webhooks: where to send, what happened, and each attempt to deliver it."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.kit.clock import utcnow
+from service.kit.db import Base
+from service.kit.ids import new_id
+
+
+class Webhook(Base):
+    __tablename__ = "webhook"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("whk"))
+    url: Mapped[str]
+    event_types: Mapped[list[str]]
+    """Empty: all."""
+    secret: Mapped[bytes]
+    """The whsec_ secret, encrypted with the installation's SECRET_KEY."""
+    enabled: Mapped[bool] = mapped_column(default=True)
+    disabled_reason: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class Event(Base):
+    """Something that happened. Its id is the `webhook-id` of every delivery of it."""
+
+    __tablename__ = "event"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """`msg_` and a digest of what it is about, so that a repeated transaction makes no second event."""
+    type: Mapped[str]
+    family_id: Mapped[str | None] = mapped_column(ForeignKey("family.id"), index=True)
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class Delivery(Base):
+    """One event on its way to one webhook."""
+
+    __tablename__ = "delivery"
+    __table_args__ = (
+        UniqueConstraint("webhook_id", "event_id"),
+        Index("ix_delivery_due", "state", "next_attempt_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("dlv"))
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhook.id", ondelete="CASCADE"), index=True)
+    event_id: Mapped[str] = mapped_column(ForeignKey("event.id"))
+    state: Mapped[str] = mapped_column(default="pending")
+    """pending, delivered or failed (given up)."""
+    attempts: Mapped[int] = mapped_column(default=0)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(default=utcnow)
+    log: Mapped[list[Any]] = mapped_column(default=list)
+    """Attempts, oldest first: `{at, status, error, seconds, response}`."""
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    delivered_at: Mapped[datetime | None]
