@@ -1,0 +1,40 @@
+"""How a run can end other than well. Pipelines raise these; the runner turns them into the run's state."""
+
+from typing import Any
+
+
+class RunError(Exception):
+    """The run cannot succeed however often it is tried (bad input): it fails at once with `{code, title, detail}`.
+
+    `code` is for programs (`activations.wrong_width`), `title` names the kind of fault, `detail` this very one.
+    """
+
+    def __init__(self, code: str, detail: str, *, title: str | None = None) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.title = title or code.replace(".", ": ").replace("_", " ").capitalize()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The run's `error`."""
+        return {"code": self.code, "title": self.title, "detail": self.detail}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions cross process borders by pickle, which would call the class with the one message.
+        return (_rebuild, (self.code, self.detail, self.title))
+
+
+class RunCancelledError(Exception):
+    """Someone asked for the run to be cancelled; raised at the next check."""
+
+
+class LeaseLostError(Exception):
+    """The run belongs to another worker, or to nobody, by now: stop, and write nothing."""
+
+
+class WorkerStoppingError(Exception):
+    """This process was told to end: the run goes back into the queue."""
+
+
+def _rebuild(code: str, detail: str, title: str) -> RunError:
+    return RunError(code, detail, title=title)
