@@ -1,0 +1,1 @@
+"""Performance and planted-truth benchmarks. Not tests."""
