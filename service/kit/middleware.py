@@ -1,0 +1,191 @@
+"""ASGI middleware of every request: an id, one log line, security headers, a limit on the body, and entity tags."""
+
+import hashlib
+import re
+import time
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.kit.ids import new_id
+from service.kit.problems import ProblemError, TooLargeError, problem_response, response_for
+
+log = structlog.get_logger("featurewatch.http")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+_SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_POLICY_PLAIN = "default-src 'none'; frame-ancestors 'none'"
+_POLICY_PAGE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
+_OWN_POLICY = ("/docs", "/redoc")  # the API browser loads scripts; a strict policy would leave it blank
+_QUIET = ("/healthz", "/readyz", "/metrics")
+MAX_TAGGED_BYTES = 8_000_000
+
+
+class RequestContext:
+    """Outermost: request id, log line, security headers; turns what nobody caught into a 500 problem document."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req")
+        scope.setdefault("state", {})["request_id"] = request_id
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        began, status = time.perf_counter(), 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _add_headers(MutableHeaders(scope=message), scope["path"], request_id)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except ProblemError as error:
+            await response_for(error, scope["path"], request_id)(scope, receive, send_with_headers)
+        except Exception:
+            log.exception("request failed", method=scope["method"], path=scope["path"])
+            if status:
+                raise  # too late for another answer: the connection must break
+            answer = problem_response(
+                scope["path"],
+                status=500,
+                code="internal-error",
+                title="Internal error",
+                detail=f"Something went wrong on our side; the log has it under request {request_id}.",
+                request_id=request_id,
+            )
+            await answer(scope, receive, send_with_headers)
+        finally:
+            if scope["path"] not in _QUIET:
+                log.info(
+                    "request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    seconds=round(time.perf_counter() - began, 4),
+                )
+            structlog.contextvars.unbind_contextvars("request_id")
+
+
+def _add_headers(headers: MutableHeaders, path: str, request_id: str) -> None:
+    headers["X-Request-ID"] = request_id
+    for name, value in _SECURITY_HEADERS.items():
+        headers.setdefault(name, value)
+    if not path.startswith(_OWN_POLICY):
+        page = headers.get("content-type", "").startswith("text/html")
+        headers.setdefault("Content-Security-Policy", _POLICY_PAGE if page else _POLICY_PLAIN)
+    if path.startswith("/v1"):
+        headers.setdefault("Cache-Control", "private, no-cache")
+
+
+class BodyLimit:
+    """Reads the whole body of a writing request first, and refuses one over `limit` bytes with 413."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self.limit:
+            raise self._refusal()
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.limit:
+                raise self._refusal()
+        scope.setdefault("state", {})["body"] = bytes(body)
+        given = False
+
+        async def replay() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        await self.app(scope, replay, send)
+
+    def _refusal(self) -> TooLargeError:
+        return TooLargeError(f"The body is over {self.limit:,} bytes, the most that this server reads.")
+
+
+class EntityTags:
+    """ETag on JSON, Markdown and HTML reads; 304 without a body where `If-None-Match` has it already."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or not scope["path"].startswith("/v1"):
+            await self.app(scope, receive, send)
+            return
+        wanted = Headers(scope=scope).get("if-none-match", "")
+        held: Message | None = None
+        body = bytearray()
+
+        async def tagging(message: Message) -> None:
+            nonlocal held
+            if message["type"] == "http.response.start":
+                if _taggable(message):
+                    held = message
+                    return
+                await send(message)
+                return
+            if held is None:
+                await send(message)
+                return
+            body.extend(message.get("body", b""))
+            if message.get("more_body", False):
+                return
+            tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+            headers = MutableHeaders(scope=held)
+            headers["ETag"] = tag
+            headers.add_vary_header("Accept")
+            if _matches(wanted, tag):
+                held["status"] = 304
+                for name in ("content-length", "content-type"):
+                    del headers[name]
+                body.clear()
+            await send(held)
+            await send({"type": "http.response.body", "body": bytes(body)})
+
+        await self.app(scope, receive, tagging)
+
+
+def _taggable(start: Message) -> bool:
+    headers = Headers(raw=start["headers"])
+    kind = headers.get("content-type", "").partition(";")[0]
+    length = headers.get("content-length", "")
+    return (
+        start["status"] == 200
+        and "etag" not in headers
+        and kind in ("application/json", "text/markdown", "text/html")
+        and length.isdecimal()
+        and int(length) <= MAX_TAGGED_BYTES
+    )
+
+
+def _matches(wanted: str, tag: str) -> bool:
+    """RFC 9110 section 13.1.2: a list of tags or `*`, compared weakly."""
+    names = [name.strip().removeprefix("W/") for name in wanted.split(",")]
+    return "*" in names or tag in names

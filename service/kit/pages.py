@@ -1,0 +1,128 @@
+"""Lists: opaque keyset cursors, `{"data", "next_cursor"}` and `Link: rel="next"`.
+
+A cursor holds the sort values of the last row that was given out, so a page costs the same wherever it lies, and rows
+that come or go between two pages shift nothing.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Generic, TypeVar
+
+from fastapi import Depends, Query, Request, Response
+from pydantic import BaseModel, Field
+from sqlalchemy import ColumnElement, Select, and_, or_
+
+from service.kit.problems import BadRequestError
+
+MAX_LIMIT = 500
+DEFAULT_LIMIT = 50
+
+Row = TypeVar("Row")
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page of a list."""
+
+    data: list[Item]
+    next_cursor: str | None = Field(None, description="Give it as `cursor` for the next page; null: this is the last.")
+
+
+@dataclass(frozen=True)
+class SortKey:
+    """One column of an order. The last key of an order must be unique, or rows get lost between pages."""
+
+    column: Any
+    descending: bool = False
+
+
+@dataclass
+class Pager:
+    """`limit` and `cursor` of one request."""
+
+    limit: int
+    cursor: str | None
+    request: Request
+    response: Response
+
+    def after(self, order: str) -> list[Any] | None:
+        """Sort values after which the page starts; `order` names sort and filters, and must be the cursor's own."""
+        if self.cursor is None:
+            return None
+        try:
+            text = base64.urlsafe_b64decode(self.cursor + "=" * (-len(self.cursor) % 4))
+            found, values = json.loads(text)
+            if not isinstance(values, list):
+                raise TypeError
+            values = [_load(value) for value in values]
+        except (ValueError, TypeError, KeyError, binascii.Error, UnicodeError):
+            raise BadRequestError(
+                "This cursor is none of ours; leave it out to start anew.", code="bad-cursor"
+            ) from None
+        if found != _digest(order):
+            raise BadRequestError("This cursor belongs to another sort or filter.", code="bad-cursor")
+        return values
+
+    def page(
+        self, rows: Sequence[Row], order: str, values: Callable[[Row], Sequence[Any]]
+    ) -> tuple[list[Row], str | None]:
+        """Cut `limit + 1` fetched rows to a page; sets the Link header. `values` gives a row's sort values."""
+        if len(rows) <= self.limit:
+            return list(rows), None
+        kept = list(rows[: self.limit])
+        text = json.dumps([_digest(order), [_dump(value) for value in values(kept[-1])]], separators=(",", ":"))
+        cursor = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        url = self.request.url.include_query_params(cursor=cursor)
+        self.response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
+        return kept, cursor
+
+
+def pager(
+    request: Request,
+    response: Response,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most rows of one page.")] = DEFAULT_LIMIT,
+    cursor: Annotated[str | None, Query(max_length=2000, description="`next_cursor` of the page before.")] = None,
+) -> Pager:
+    """Dependency that reads `limit` and `cursor`."""
+    return Pager(limit, cursor, request, response)
+
+
+Paging = Annotated[Pager, Depends(pager)]
+
+
+def keyset(statement: Select[Any], keys: Sequence[SortKey], after: Sequence[Any] | None, limit: int) -> Select[Any]:
+    """Order a statement, start it after a row's sort values and fetch one row more than the page holds."""
+    if after is not None:
+        if len(after) != len(keys):
+            raise BadRequestError("This cursor is none of ours; leave it out to start anew.", code="bad-cursor")
+        statement = statement.where(_beyond(keys, after))
+    ordered = [key.column.desc() if key.descending else key.column.asc() for key in keys]
+    return statement.order_by(*ordered).limit(limit + 1)
+
+
+def _beyond(keys: Sequence[SortKey], after: Sequence[Any]) -> ColumnElement[bool]:
+    """Rows strictly after `after` in the order of `keys`."""
+    first, value = keys[0], after[0]
+    further = first.column < value if first.descending else first.column > value
+    if len(keys) == 1:
+        return further
+    # The outer bound is implied, but it is what lets an index start at the right place.
+    bound = first.column <= value if first.descending else first.column >= value
+    return and_(bound, or_(further, and_(first.column == value, _beyond(keys[1:], after[1:]))))
+
+
+def _digest(order: str) -> str:
+    return hashlib.sha256(order.encode()).hexdigest()[:8]
+
+
+def _dump(value: Any) -> Any:
+    return {"t": value.isoformat()} if isinstance(value, datetime) else value
+
+
+def _load(value: Any) -> Any:
+    return datetime.fromisoformat(value["t"]) if isinstance(value, dict) else value

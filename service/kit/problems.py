@@ -1,0 +1,213 @@
+"""Errors of the API: RFC 9457 problem documents, every one of them.
+
+An error is a class that carries its status and its code; raise it anywhere below a route. `code` is stable and says
+what happened; `type` is `/problems/<code>`; `detail` is for the person who reads it.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class FieldProblem(BaseModel):
+    """One fault of a request: where, and what."""
+
+    location: str = Field(description="body, query, path or header.")
+    pointer: str = Field(description="JSON pointer into the body, or the name of the parameter.")
+    code: str = Field(description="Machine-readable kind of the fault.")
+    detail: str = Field(description="What is wrong, for people.")
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457 problem document; `errors` only where a request did not fit its schema."""
+
+    model_config = ConfigDict(title="Problem", extra="allow")
+
+    type: str = Field(description="`/problems/<code>`, stable.", examples=["/problems/not-found"])
+    title: str
+    status: int
+    code: str = Field(examples=["not-found"])
+    detail: str
+    instance: str = Field(description="Path of the request.")
+    request_id: str | None = Field(None, description="Also in the `X-Request-ID` header and in the server's logs.")
+    errors: list[FieldProblem] | None = None
+
+
+class ProblemError(Exception):
+    """Base of every error that a request may end with. `extra` members go into the document as they are."""
+
+    status: int = 500
+    code: str = "internal-error"
+    title: str = "Internal error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str | None = None,
+        title: str | None = None,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code or self.code
+        self.title = title or self.title
+        self.status = status or self.status
+        self.headers = dict(headers or {})
+        self.extra = extra
+
+
+class BadRequestError(ProblemError):
+    status, code, title = 400, "bad-request", "Bad request"
+
+
+class UnauthenticatedError(ProblemError):
+    status, code, title = 401, "unauthenticated", "No valid API key"
+
+    def __init__(self, detail: str, **options: Any) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": 'Bearer realm="featurewatch"'}, **options)
+
+
+class ForbiddenError(ProblemError):
+    status, code, title = 403, "forbidden", "Not allowed"
+
+
+class NotFoundError(ProblemError):
+    status, code, title = 404, "not-found", "Not found"
+
+
+class NotAcceptableError(ProblemError):
+    status, code, title = 406, "not-acceptable", "No such format"
+
+
+class ConflictError(ProblemError):
+    status, code, title = 409, "conflict", "Conflict"
+
+
+class TooLargeError(ProblemError):
+    status, code, title = 413, "content-too-large", "Request body too large"
+
+
+class UnprocessableError(ProblemError):
+    status, code, title = 422, "unprocessable", "The request cannot be carried out"
+
+
+class UnavailableError(ProblemError):
+    status, code, title = 503, "unavailable", "Not available now"
+
+
+def problem_response(
+    request_path: str,
+    *,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    request_id: str | None,
+    headers: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Response:
+    """The response for one problem. `extra` cannot override the members of the standard."""
+    document: dict[str, Any] = dict(extra or {})
+    document |= {
+        "type": f"/problems/{code}",
+        "title": title,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        "instance": request_path,
+    }
+    if request_id:
+        document["request_id"] = request_id
+    return JSONResponse(document, status_code=status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def response_for(error: ProblemError, path: str, request_id: str | None) -> Response:
+    """The response of an error class."""
+    return problem_response(
+        path,
+        status=error.status,
+        code=error.code,
+        title=error.title,
+        detail=error.detail,
+        request_id=request_id,
+        headers=error.headers,
+        extra=error.extra,
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem document. Unexpected exceptions are the request middleware's."""
+    app.add_exception_handler(ProblemError, _on_problem)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+
+
+def _request_id(request: Request) -> str | None:
+    return getattr(request.state, "request_id", None)
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    return response_for(error, request.url.path, _request_id(request))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """Errors of the framework itself: unknown routes, wrong methods, unreadable bodies."""
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    detail = str(error.detail)
+    if error.status_code == 404 and detail == title:
+        detail = f"There is nothing at {request.url.path}."
+    elif error.status_code == 405:
+        detail = f"{request.method} is not allowed at {request.url.path}."
+    return problem_response(
+        request.url.path,
+        status=error.status_code,
+        code=title.lower().replace(" ", "-"),
+        title=title,
+        detail=detail,
+        request_id=_request_id(request),
+        headers=error.headers,
+    )
+
+
+async def _on_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = [_fault(item) for item in error.errors()]
+    summary = "; ".join(f"{fault['pointer'] or fault['location']}: {fault['detail']}" for fault in faults[:5])
+    return problem_response(
+        request.url.path,
+        status=422,
+        code="invalid-request",
+        title="The request does not fit its schema",
+        detail=summary,
+        request_id=_request_id(request),
+        extra={"errors": faults},
+    )
+
+
+def _fault(item: Mapping[str, Any]) -> dict[str, str]:
+    location: Sequence[Any] = item.get("loc", ())
+    where = str(location[0]) if location else "body"
+    rest = [str(part) for part in location[1:]]
+    if item["type"] == "json_invalid":
+        rest = []  # the parser's offset is no pointer
+    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in rest)
+    return {
+        "location": where,
+        "pointer": pointer if where == "body" else ".".join(rest),
+        "code": str(item["type"]),
+        # Our own validators raise ValueError; the prefix is noise to a reader.
+        "detail": str(item["msg"]).removeprefix("Value error, "),
+    }
