@@ -1,0 +1,106 @@
+"""Fixtures: every test of the store runs on SQLite and on Postgres, on a fresh database, next to a fresh broker."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports torch: the tests run as several processes on few cores, and idle threads that spin
+# for work take the cores from those that have some.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest  # noqa: E402
+
+from service import migrate  # noqa: E402
+from service.config import Settings  # noqa: E402
+from service.kit.db import Database  # noqa: E402
+from tests.services import Postgres, Valkey, postgres_server, valkey_server  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's shell reaches a test."""
+    for name in list(os.environ):
+        if name.startswith("FEATUREWATCH_") and not name.startswith("FEATUREWATCH_TEST_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The session's Postgres server (one per process of pytest-xdist)."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Valkey]:
+    """The session's Valkey server (one per process of pytest-xdist)."""
+    with valkey_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: Postgres) -> Iterator[str]:
+    """Name of a migrated database that tests get clones of."""
+    name = postgres.create(prefix="fw_template")
+    try:
+        migrate.upgrade(Settings(database_url=postgres.database_url(name)))
+        yield name
+    finally:
+        postgres.drop(name)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file that tests get copies of."""
+    path = tmp_path_factory.mktemp("template") / "featurewatch.db"
+    migrate.upgrade(Settings(database_url=f"sqlite:///{path}", data_dir=path.parent))
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def engine_kind(request: pytest.FixtureRequest) -> str:
+    """The kind of database of this test."""
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(engine_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of a fresh, migrated database."""
+    if engine_kind == "sqlite":
+        path = tmp_path / "featurewatch.db"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    name = server.create(template=request.getfixturevalue("postgres_template"))
+    yield server.database_url(name)
+    server.drop(name)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A fresh, migrated database."""
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def broker_url(valkey: Valkey) -> str:
+    """URL of the broker, emptied."""
+    valkey.flush()
+    return valkey.url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str, broker_url: str) -> Settings:
+    """Settings of an installation in this test's folder; only files in that folder may be read."""
+    return Settings(
+        data_dir=tmp_path / "data",
+        database_url=database_url,
+        broker_url=broker_url,
+        roots=str(tmp_path),
+        poll_seconds=0.05,
+    )
