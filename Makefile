@@ -1,0 +1,62 @@
+# One command for each job. All of them work on a fresh machine that has Python 3.11 or newer, pip and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Processes of the test run, and words for pytest, e.g. `make test ARGS='-k webhooks'`.
+WORKERS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+# Several processes share the cores, and torch's idle threads must not spin on them.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test lint bench docs clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.test ## make the environment in .venv, with everything that tests and linters need
+	@echo "ready: $(BIN)/featurewatch --help"
+
+demo: $(VENV)/.worker ## three releases of a real model, one tampered with: what featurewatch says
+	@$(BIN)/featurewatch demo $(ARGS)
+
+run: $(VENV)/.worker ## the embedded service (API, worker, sweeps) at http://127.0.0.1:8000
+	@$(BIN)/featurewatch up $(ARGS)
+
+test: lint ## linters, then all tests, on SQLite, a private Postgres and a private Valkey
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/.test ## ruff, mypy, and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/.worker ## the planted-truth benchmark: are the verdicts right, and how fast?
+	@$(BIN)/python -m benchmarks.planted --seed 0 --json $(ARGS)
+
+docs: $(VENV)/.test ## write the pages that come from the code: settings, commands, OpenAPI
+	@$(BIN)/python docs/build.py
+
+clean: ## remove the environment and the caches (never data)
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
+
+# A stamp for each set of packages: a second call is quick, a changed pyproject installs again.
+$(VENV)/.worker: pyproject.toml constraints.txt | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.worker
+
+# Debian keeps `venv` in a package of its own; virtualenv from pip does the same job without it.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "featurewatch needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	@echo "making the environment in $(VENV) (about two minutes, once)"
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+	  rm -rf $(VENV) && tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --target "$$tools" virtualenv && \
+	  PYTHONPATH="$$tools" $(PYTHON) -m virtualenv --quiet $(VENV); }
