@@ -82,6 +82,10 @@ class Database:
         with Session(self.reader, autoflush=False) as session:
             yield session
 
+    def open_write(self) -> Session:
+        """A session that writes, for the edge of a request, which commits it or closes it itself."""
+        return Session(self.writer, expire_on_commit=False)
+
     def close(self) -> None:
         """Give all connections back."""
         self.writer.dispose()

@@ -1,0 +1,85 @@
+"""Idempotency keys: a POST that is sent twice with the same `Idempotency-Key` happens once.
+
+The key is taken at the start of the request's own transaction, so an answer is remembered if and only if its work was
+committed, and of two requests at the same time the second one waits for the first and then repeats its answer.
+Answers with an error status are not remembered: nothing happened, and the next try may succeed.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from service.audit import queries
+from service.kit.clock import utcnow
+from service.kit.problems import BadRequestError, ConflictError, UnprocessableError
+from service.models import IdempotencyRecord
+
+KEPT_FOR = timedelta(hours=24)
+_IN_PROGRESS = 0
+_KEPT_HEADERS = ("content-type", "location", "retry-after", "link")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A key that this request holds, or the remembered answer of the request that held it before."""
+
+    record: IdempotencyRecord | None
+    replay: Response | None
+
+
+def fingerprint(method: str, path: str, query: bytes, body: bytes) -> str:
+    """Digest of a request: the same key must always come with the same one."""
+    return hashlib.sha256(b"\0".join([method.encode(), path.encode(), query, body])).hexdigest()
+
+
+def claim(session: Session, *, caller: str, header: str, request: str) -> Claim:
+    """Take the key for this request. `request` is its fingerprint.
+
+    Raises 400 for a header that is no key, 422 where the key came with another request, 409 where the answer held a
+    secret that is shown once only.
+    """
+    if not 1 <= len(header) <= 255 or not header.isascii() or not header.isprintable():
+        raise BadRequestError("An Idempotency-Key has 1 to 255 printable characters.", code="bad-idempotency-key")
+    key = f"{caller}:{header}"
+    queries.drop_records_before(session, utcnow() - KEPT_FOR)
+    found = queries.find_record(session, key)
+    if found is None:
+        record = IdempotencyRecord(key=key, fingerprint=request, status=_IN_PROGRESS, headers={}, body="")
+        try:
+            queries.add_record(session, record)
+            return Claim(record, None)
+        except IntegrityError:
+            session.rollback()
+            found = queries.find_record(session, key)
+    if found is None:
+        raise ConflictError("A request with this Idempotency-Key is under way; try again.", code="idempotency-busy")
+    return Claim(None, _replay(found, request))
+
+
+def remember(record: IdempotencyRecord, status: int, headers: dict[str, str], body: bytes) -> None:
+    """Keep the answer, in the transaction that did the work. Secrets (`no-store`) are not kept."""
+    record.status = status
+    record.headers = {name: headers[name] for name in _KEPT_HEADERS if name in headers}
+    secret = "no-store" in headers.get("cache-control", "")
+    record.headers |= {"x-secret": "yes"} if secret else {}
+    record.body = "" if secret else body.decode("utf-8")
+
+
+def _replay(record: IdempotencyRecord, request: str) -> Response:
+    if record.fingerprint != request:
+        raise UnprocessableError(
+            "This Idempotency-Key came with another request before; take a new key for a new request.",
+            code="idempotency-key-reused",
+            title="Idempotency key used for another request",
+        )
+    if "x-secret" in record.headers:
+        raise ConflictError(
+            "This request was carried out before. Its answer held a secret, which is shown once only.",
+            code="secret-shown-once",
+        )
+    headers = {**record.headers, "Idempotency-Replayed": "true"}
+    return Response(record.body.encode(), status_code=record.status, headers=headers)

@@ -1,0 +1,103 @@
+"""One transaction per writing request, committed before the answer is sent; with its audit entry.
+
+The answer is held back until the commit has succeeded. A status of 400 or more rolls back.
+"""
+
+import structlog
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.audit import idempotency, queries
+from service.kit.problems import ConflictError, UnavailableError
+from service.models import AuditEntry, IdempotencyRecord
+
+log = structlog.get_logger("featurewatch.audit")
+
+READING = ("GET", "HEAD", "OPTIONS")
+
+
+class Transactions:
+    """Gives each writing request `request.state.write_session` and ends its transaction."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in READING:
+            await self.app(scope, receive, send)
+            return
+        session: Session = scope["app"].state.database.open_write()
+        scope["state"]["write_session"] = session
+        try:
+            await self._within(session, scope, receive, send)
+        except IntegrityError as error:
+            log.warning("write conflict", error=str(error.orig))
+            raise ConflictError("Another request changed the same thing at the same time; try again.") from error
+        except OperationalError as error:
+            log.exception("database not available")
+            raise UnavailableError(
+                "The database does not take this write now.", headers={"Retry-After": "5"}
+            ) from error
+        finally:
+            await run_in_threadpool(session.close)
+
+    async def _within(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
+        record: IdempotencyRecord | None = None
+        key = Headers(scope=scope).get("idempotency-key")
+        principal = scope["state"].get("principal")
+        # Without a caller the route refuses in a moment; a key must not open another caller's answers.
+        if key is not None and scope["method"] == "POST" and principal is not None:
+            request = idempotency.fingerprint(
+                scope["method"], scope["path"], scope.get("query_string", b""), scope["state"]["body"]
+            )
+            claim = await run_in_threadpool(
+                idempotency.claim, session, caller=principal.id, header=key, request=request
+            )
+            if claim.replay is not None:
+                await claim.replay(scope, receive, send)
+                return
+            record = claim.record
+        answer = _Held()
+        await self.app(scope, receive, answer.hold)
+        if answer.status < 400:
+            await run_in_threadpool(_settle, session, scope, answer, record)
+        for message in answer.messages:
+            await send(message)
+
+
+class _Held:
+    """An answer that waits for the commit."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.status = 500
+
+    async def hold(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        self.messages.append(message)
+
+    def headers(self) -> dict[str, str]:
+        return dict(Headers(raw=self.messages[0]["headers"]).items())
+
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages[1:])
+
+
+def _settle(session: Session, scope: Scope, answer: _Held, record: IdempotencyRecord | None) -> None:
+    """Audit entry, remembered answer, commit."""
+    principal = scope["state"].get("principal")
+    entry = AuditEntry(
+        actor=principal.id if principal else "-",
+        method=scope["method"],
+        path=scope["path"],
+        status=answer.status,
+        request_id=scope["state"]["request_id"],
+    )
+    queries.add_entry(session, entry)
+    if record is not None:
+        idempotency.remember(record, answer.status, answer.headers(), answer.body())
+    session.commit()

@@ -1,0 +1,75 @@
+"""API keys: making, checking and revoking them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from service.auth import keys, queries
+from service.kit.clock import utcnow
+from service.kit.problems import NotFoundError, UnauthenticatedError
+from service.models import ApiKey
+
+SCOPES = ("read", "write", "admin")
+_INCLUDED = {"read": {"read"}, "write": {"read", "write"}, "admin": {"read", "write", "admin"}}
+USE_NOTED_EVERY = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who makes a request, and what they may do."""
+
+    id: str
+    scopes: frozenset[str]
+    note_use: bool = False
+
+
+ANONYMOUS = Principal("anonymous", frozenset(SCOPES))
+"""Everybody, where no keys are required (the embedded service on a loopback address)."""
+
+
+def create(
+    session: Session, *, name: str, scopes: Sequence[str], expires_at: datetime | None = None
+) -> tuple[ApiKey, str]:
+    """Store a new key. Returns its row and the key itself, which is not kept."""
+    key = keys.make_key()
+    row = ApiKey(
+        name=name,
+        prefix=keys.lookup_prefix(key),
+        hash=keys.hash_key(key),
+        scopes=[scope for scope in SCOPES if scope in scopes],
+        expires_at=expires_at,
+        revoked_at=None,
+        last_used_at=None,
+    )
+    queries.add(session, row)
+    return row, key
+
+
+def authenticate(session: Session, key: str) -> Principal:
+    """Who a key belongs to. Raises 401 for one that is malformed, unknown, expired or revoked."""
+    row = queries.find_by_prefix(session, keys.lookup_prefix(key)) if keys.well_formed(key) else None
+    # One message for all: nobody learns which prefixes exist.
+    if row is None or not keys.matches(key, row.hash) or row.revoked_at is not None:
+        raise UnauthenticatedError("This API key is not valid.", code="invalid-key")
+    now = utcnow()
+    if row.expires_at is not None and row.expires_at <= now:
+        raise UnauthenticatedError("This API key has expired.", code="expired-key")
+    granted: set[str] = set().union(*(_INCLUDED.get(scope, set()) for scope in row.scopes))
+    stale = row.last_used_at is None or now - row.last_used_at > USE_NOTED_EVERY
+    return Principal(row.id, frozenset(granted), note_use=stale)
+
+
+def get(session: Session, key_id: str) -> ApiKey:
+    """The key with this id, or 404."""
+    row = queries.find(session, key_id)
+    if row is None:
+        raise NotFoundError(f"There is no API key {key_id}.")
+    return row
+
+
+def revoke(session: Session, key_id: str) -> None:
+    """End a key; one that has ended stays so."""
+    row = get(session, key_id)
+    row.revoked_at = row.revoked_at or utcnow()

@@ -1,0 +1,97 @@
+"""Who is asking: reads the bearer key of a request into `request.state.principal`.
+
+Where no keys are required, everybody on the loopback address is an administrator. A browser on that machine is there
+too, on behalf of any page it shows; so such a service answers only to names that no foreign page can have (no DNS
+names with a dot: rebinding) and takes no write that another site's page started.
+"""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.auth import logic, queries
+from service.auth.logic import Principal
+from service.config import Settings
+from service.kit.clock import utcnow
+from service.kit.db import Database
+from service.kit.problems import BadRequestError, ForbiddenError, UnauthenticatedError
+
+log = structlog.get_logger("featurewatch.auth")
+
+
+class Authentication:
+    """Sets `state.principal`, None for a caller without a key; routes say what they require."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app, self.settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        database: Database = scope["app"].state.database
+        if not self.settings.require_keys:
+            _refuse_foreign_pages(headers, scope["method"])
+            principal: Principal | None = logic.ANONYMOUS
+        elif "authorization" in headers:
+            key = _bearer(headers["authorization"])
+            principal = await run_in_threadpool(_authenticate, database, key)
+        else:
+            principal = None
+        scope.setdefault("state", {})["principal"] = principal
+        await self.app(scope, receive, send)
+        if principal is not None and principal.note_use:
+            await run_in_threadpool(_note_use, database, principal.id)
+
+
+def _bearer(header: str) -> str:
+    scheme, _, key = header.partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise UnauthenticatedError("Send the API key as `Authorization: Bearer fw_...`.")
+    return key.strip()
+
+
+def _authenticate(database: Database, key: str) -> Principal:
+    with database.read() as session:
+        return logic.authenticate(session, key)
+
+
+def _note_use(database: Database, key_id: str) -> None:
+    try:
+        with database.write() as session:
+            queries.note_use(session, key_id, utcnow())
+    except SQLAlchemyError:
+        log.warning("the use of a key could not be noted", key=key_id, exc_info=True)
+
+
+def _refuse_foreign_pages(headers: Headers, method: str) -> None:
+    host = headers.get("host", "")
+    if not _is_local_name(host):
+        raise BadRequestError(
+            f"This service needs no keys, so it answers only to this machine's own names, not to {host!r}.",
+            code="foreign-host",
+        )
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return
+    origin = headers.get("origin")
+    crossed = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    if crossed or (origin is not None and urlsplit(origin).netloc != host):
+        raise ForbiddenError("A page of another site may not write here.", code="foreign-origin")
+
+
+def _is_local_name(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return bool(name) and ("." not in name or name.endswith(".localhost"))
+    return True
