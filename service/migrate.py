@@ -1,0 +1,128 @@
+"""The schema: bring a database up to date, and say whether it is. One Alembic tree for SQLite and Postgres."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
+from sqlalchemy.engine import make_url
+
+import migrations
+from service.config import Settings
+from service.kit.db import SQLITE_BUSY_TIMEOUT_S
+
+_LOCK = int.from_bytes(hashlib.sha256(b"featurewatch schema").digest()[:8], signed=True)
+_LOCK_TIMEOUT = "10s"
+
+
+class SchemaError(RuntimeError):
+    """The database's schema is not the one that this version of the code needs."""
+
+
+def upgrade(settings: Settings) -> None:
+    """Bring the configured database to the newest schema. Of several processes at once, one does it."""
+    upgrade_url(settings.resolved_database_url)
+
+
+def upgrade_url(url: str, revision: str = "head") -> None:
+    """Bring the database at `url` to a revision; `base` and older revisions are reached by `downgrade_url`."""
+    with _migrating(url) as connection:
+        command.upgrade(_config(connection), revision)
+
+
+def downgrade_url(url: str, revision: str) -> None:
+    """Take the database at `url` back to a revision. Its newer tables, and what they hold, are lost."""
+    with _migrating(url) as connection:
+        command.downgrade(_config(connection), revision)
+
+
+def check(settings: Settings) -> None:
+    """Raise SchemaError, with what to do, unless the database has exactly the newest schema."""
+    engine = create_engine(settings.resolved_database_url, poolclass=NullPool)
+    try:
+        with engine.connect() as connection:
+            check_connection(connection)
+    finally:
+        engine.dispose()
+
+
+def check_connection(connection: Connection) -> None:
+    """As `check`, on an open connection."""
+    found = MigrationContext.configure(connection).get_current_revision()
+    script = ScriptDirectory(str(_tree()))
+    wanted = script.get_current_head()
+    if found == wanted:
+        return
+    known = {revision.revision for revision in script.walk_revisions()}
+    if found is None:
+        raise SchemaError("The database has no featurewatch schema yet; run `featurewatch db upgrade`.")
+    if found in known:
+        raise SchemaError(
+            f"The database's schema is {found}, older than this version's {wanted}; run `featurewatch db upgrade`."
+        )
+    raise SchemaError(
+        f"The database's schema is {found}, which this version does not know (its own is {wanted}): a newer "
+        "featurewatch has upgraded it. Upgrade this installation too."
+    )
+
+
+def _tree() -> Path:
+    return Path(str(migrations.__file__)).parent
+
+
+def _config(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_tree()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+@contextmanager
+def _migrating(url: str) -> Iterator[Connection]:
+    """A connection in one transaction that no second migrator can be in; all of it happens, or nothing."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        Path(str(parsed.database)).expanduser().parent.mkdir(parents=True, exist_ok=True)
+        engine = _sqlite_engine(url)
+    else:
+        engine = create_engine(url, poolclass=NullPool)
+    try:
+        with engine.begin() as connection:
+            if parsed.get_backend_name() == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+                # A table that a long transaction holds must not stop every other request behind us.
+                connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
+            yield connection
+            if parsed.get_backend_name() == "sqlite":
+                _check_references(connection)
+    finally:
+        engine.dispose()
+
+
+def _sqlite_engine(url: str) -> Engine:
+    """Foreign keys off: a batch migration drops the old table, and with the keys on that deletes its children."""
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S})
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: object, _record: object) -> None:
+        connection.isolation_level = None  # type: ignore[attr-defined]
+        connection.execute("PRAGMA journal_mode = WAL")  # type: ignore[attr-defined]
+        connection.execute("PRAGMA foreign_keys = OFF")  # type: ignore[attr-defined]
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _check_references(connection: Connection) -> None:
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+    if broken:
+        raise SchemaError(f"The migration left rows without their parents, so it was undone: {broken[:5]}")
