@@ -10,12 +10,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import pytest  # noqa: E402
+import pytest
 
-from service import migrate  # noqa: E402
-from service.config import Settings  # noqa: E402
-from service.kit.db import Database  # noqa: E402
-from tests.services import Postgres, Valkey, postgres_server, valkey_server  # noqa: E402
+from service import migrate
+from service.config import Settings
+from service.kit.db import Database
+from tests.services import Postgres, Valkey, postgres_server, valkey_server
 
 
 @pytest.fixture(autouse=True)
