@@ -1,0 +1,26 @@
+"""SQL of families."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.kit.pages import SortKey, keyset
+from service.models import Family
+
+
+def by_name(session: Session, name: str) -> Family | None:
+    """The family with this name."""
+    return session.scalar(select(Family).where(Family.name == name))
+
+
+def add(session: Session, family: Family) -> None:
+    """Store a family; IntegrityError where its name was taken meanwhile."""
+    session.add(family)
+    session.flush()
+
+
+def page(session: Session, *, after: Sequence[Any] | None, limit: int) -> Sequence[Family]:
+    """Families by name; a row more than `limit` where there are more."""
+    return session.scalars(keyset(select(Family), [SortKey(Family.name)], after, limit)).all()

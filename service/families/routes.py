@@ -1,0 +1,32 @@
+"""`/v1/families`."""
+
+from fastapi import APIRouter, Response
+
+from service.auth.guard import BY_METHOD
+from service.families import logic, queries
+from service.families.schemas import FamilyIn, FamilyOut
+from service.kit.pages import Page, Paging
+from service.kit.sessions import AppSettings, ReadSession, WriteSession
+
+router = APIRouter(prefix="/v1/families", tags=["families"], dependencies=[BY_METHOD])
+
+
+@router.post("", status_code=201, summary="Make a family", responses={200: {"description": "It is there already."}})
+def create_family(body: FamilyIn, session: WriteSession, settings: AppSettings, response: Response) -> FamilyOut:
+    family, created = logic.create(session, settings, body)
+    if not created:
+        response.status_code = 200
+    response.headers["Location"] = f"/v1/families/{family.name}"
+    return FamilyOut.model_validate(family)
+
+
+@router.get("", summary="All families, by name")
+def list_families(session: ReadSession, paging: Paging) -> Page[FamilyOut]:
+    found = queries.page(session, after=paging.after("families"), limit=paging.limit)
+    rows, cursor = paging.page(found, "families", lambda row: (row.name,))
+    return Page(data=[FamilyOut.model_validate(row) for row in rows], next_cursor=cursor)
+
+
+@router.get("/{family}", summary="One family")
+def get_family(family: str, session: ReadSession) -> FamilyOut:
+    return FamilyOut.model_validate(logic.get(session, family))

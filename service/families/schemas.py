@@ -1,0 +1,94 @@
+"""JSON of families."""
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from service.verdicts.policy import Policy
+
+_HOOK_POINT = re.compile(r"(resid_post|mlp_out|attn_out)\.(0|[1-9]\d{0,3})")
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+def check_hook_points(names: list[str]) -> list[str]:
+    """Validate a list of hook points: known kinds, none twice. Returns it in the given order."""
+    for name in names:
+        if not _HOOK_POINT.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is no hook point; one looks like resid_post.12, mlp_out.3 or attn_out.0 (layers from 0)"
+            )
+    if len(set(names)) != len(names):
+        raise ValueError("a hook point is named twice")
+    return names
+
+
+HookPoints = Annotated[list[str], Field(min_length=1, max_length=64), AfterValidator(check_hook_points)]
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=NAME_PATTERN)]
+
+
+class Corpus(BaseModel):
+    """The probe corpus: the documents that every checkpoint of the family is read on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    uri: str = Field(
+        "builtin:python-docs",
+        max_length=2000,
+        description="`builtin:python-docs`, or `file://` URI of a .txt or .jsonl file or of a folder of them.",
+    )
+    max_documents: int = Field(2000, ge=2, le=1_000_000, description="Documents that are read at most.")
+    context_length: int = Field(128, ge=8, le=131_072, description="Tokens of a document that are read at most.")
+
+
+class CrosscoderOptions(BaseModel):
+    """The dictionary and its training."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n_features: int = Field(4096, ge=8, le=1_048_576, description="Latents of the first fit; extensions append more.")
+    k: int = Field(32, ge=1, le=4096, description="Latents that fire at a position, on average.")
+    sparsity: Literal["batch_topk"] = Field("batch_topk", description="How the code is made sparse.")
+    decoder: Literal["per_source"] = Field("per_source", description="One decoder for each source.")
+    steps: int = Field(2000, ge=1, le=10_000_000, description="Training steps of a full fit.")
+    batch_size: int = Field(2048, ge=16, le=1_048_576, description="Positions of one step.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, allow_inf_nan=False, description="Peak learning rate of Adam.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Of initialisation and of the order of the data.")
+
+    @model_validator(mode="after")
+    def _sparse(self) -> Self:
+        if self.k > self.n_features:
+            raise ValueError("k is larger than n_features: more latents would have to fire than there are")
+        return self
+
+
+class FamilyIn(BaseModel):
+    """A family to be made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name = Field(description="Part of every URL of the family.")
+    hook_points: HookPoints = Field(description="Where the models are read, e.g. `resid_post.12`.")
+    corpus: Corpus = Field(default_factory=Corpus)
+    crosscoder: CrosscoderOptions = Field(default_factory=CrosscoderOptions)
+    policy: Policy = Field(default_factory=Policy)
+
+
+class FamilyOut(BaseModel):
+    """A family, defaults filled in."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    name: str
+    hook_points: list[str]
+    corpus: Corpus
+    crosscoder: CrosscoderOptions
+    policy: Policy
+    generation: int = Field(description="Full fits so far.")
+    n_features: int = Field(description="Feature ids handed out so far.")
+    positions: dict[str, Any] | None = Field(description="Digest and count; null before the first checkpoint.")
+    created_at: datetime
+    updated_at: datetime

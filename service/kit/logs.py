@@ -1,0 +1,40 @@
+"""Logs: structlog and the standard library's loggers in one stream on stderr, as JSON lines or for people."""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+from service.config import Settings
+
+
+def configure_logging(settings: Settings) -> None:
+    """Set up logging of this process; calling it again changes nothing but the settings."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    ending: list[Any] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if settings.log_json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler()
+    handler.set_name("featurewatch")
+    remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove, *ending]))
+    root = logging.getLogger()
+    root.handlers = [old for old in root.handlers if old.get_name() != "featurewatch"] + [handler]
+    root.setLevel(settings.log_level.upper())
+    # Every request has a line of ours already, with its id.
+    logging.getLogger("uvicorn.access").disabled = True

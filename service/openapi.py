@@ -1,0 +1,95 @@
+"""The OpenAPI document: every operation lists the problem documents that it may answer with."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.kit.problems import MEDIA_TYPE, ProblemDocument
+
+DESCRIPTION = """\
+Continuous monitoring of the features of a model family. Register a checkpoint; workers judge every feature in it:
+present, suppressed, amplified, absent, relocated, replaced, emerged or indeterminate.
+
+* Errors are problem documents (RFC 9457) with a stable `code`.
+* Lists are `{"data": [...], "next_cursor": ...}`, with `Link: rel="next"`.
+* Reads have an `ETag`; send it back as `If-None-Match`.
+* A POST with an `Idempotency-Key` that is sent twice happens once; the answer is kept for 24 hours.
+* API keys go into `Authorization: Bearer fw_...`.
+"""
+_METHODS = ("get", "post", "put", "patch", "delete")
+_OPEN = ("/healthz", "/readyz")
+_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+_TITLES = {
+    "400": "Bad request",
+    "401": "No valid API key",
+    "403": "The API key lacks the scope",
+    "404": "Not found",
+    "409": "Conflict",
+    "413": "Request body too large",
+    "422": "The request does not fit its schema, or cannot be carried out",
+    "500": "Internal error",
+}
+
+
+def install(app: FastAPI) -> None:
+    """Give the app its OpenAPI document, made on first use."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _build(app)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _build(app: FastAPI) -> dict[str, Any]:
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    components = schema.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    problem = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= problem.pop("$defs", {})
+    schemas["Problem"] = problem
+    components["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "bearerFormat": "fw_...", "description": "An API key."}
+    }
+    for path, operations in schema.get("paths", {}).items():
+        for method, operation in operations.items():
+            if method in _METHODS:
+                _describe(path, method, operation)
+    return schema
+
+
+def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
+    statuses = {"500"}
+    if path not in _OPEN:
+        operation["security"] = [{"key": []}]
+        statuses |= {"401", "403", "422"}
+    if "{" in path:
+        statuses.add("404")
+    if method != "get":
+        statuses |= {"409", "413"}
+    if method == "post" or any(parameter["name"] == "cursor" for parameter in operation.get("parameters", [])):
+        statuses.add("400")
+    if method == "post":
+        operation.setdefault("parameters", []).append(_IDEMPOTENCY)
+    responses = operation["responses"]
+    for status in sorted(statuses):
+        described = responses.get(status, {})
+        responses[status] = {
+            "description": described.get("description") or _TITLES[status],
+            "content": {MEDIA_TYPE: {"schema": _SCHEMA}},
+        }
+        if status == "422":
+            responses[status]["description"] = _TITLES[status]
+
+
+_IDEMPOTENCY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "maxLength": 255},
+    "description": "The same key with the same request happens once, and is answered the same.",
+}

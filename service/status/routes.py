@@ -1,0 +1,45 @@
+"""`/healthz`, `/readyz` and `/metrics`."""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field
+
+from service.auth.guard import READ
+from service.kit.problems import UnavailableError
+from service.kit.sessions import AppArtifacts, AppDatabase, ReadSession
+from service.status import logic
+
+router = APIRouter(tags=["status"])
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: str = "ok"
+
+
+class Readiness(BaseModel):
+    """The service can serve."""
+
+    status: str = "ready"
+    checks: dict[str, str] = Field(description="`ok` for each thing that the service needs.")
+
+
+@router.get("/healthz", summary="Whether the process answers")
+async def healthz() -> Health:
+    return Health()
+
+
+@router.get("/readyz", summary="Whether the service can serve; 503 says what is missing")
+def readyz(database: AppDatabase, artifacts: AppArtifacts) -> Readiness:
+    checks = logic.readiness(database, artifacts)
+    missing = [name for name, state in checks.items() if state != "ok"]
+    if missing:
+        detail = " ".join(f"{name}: {checks[name]}" for name in missing)
+        raise UnavailableError(detail, code="not-ready", headers={"Retry-After": "5"}, checks=checks)
+    return Readiness(checks=checks)
+
+
+@router.get("/metrics", summary="Figures for Prometheus", dependencies=[READ], response_class=Response)
+def metrics(session: ReadSession) -> Response:
+    return Response(logic.metrics(session), headers={"Content-Type": CONTENT_TYPE_LATEST})
