@@ -1,0 +1,81 @@
+"""Taking directions out of a language model's weights, each by a share of its own.
+
+Everything in the residual stream was written by the token embedding, an attention output or an MLP output. With the
+unit directions as rows of D [k, d] and the shares alpha [k], each writing matrix W is replaced by M W with
+
+    M = I - P diag(alpha) D,        P = D^T (D D^T)^-1        (d_i . p_j = 1 where i = j, else 0)
+
+so that D M = (I - diag(alpha)) D: whatever a layer computes, the part that it writes along d_j is (1 - alpha_j) of what
+it would have been, exactly, for all j at once. The dual basis P is what makes it so: subtracting alpha_j d_j d_j^T for
+each j would take out too much or too little wherever the directions are not orthogonal.
+
+Layers read the changed stream, so what *they* write shifts a little too; nothing puts a fully ablated direction back.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def ablation_matrix(directions: Tensor, alphas: Tensor) -> Tensor:
+    """The map M [d, d] (float64) of this module's docstring.
+
+    directions: [k, d], linearly independent rows, scaled to unit length here; alphas: [k] in [0, 1].
+    Raises ValueError where a row is zero or the rows depend on each other.
+    """
+    D = directions.double()
+    norms = D.norm(dim=1, keepdim=True)
+    if not bool((norms > 0).all()):
+        raise ValueError("a direction of length zero cannot be ablated")
+    D = D / norms
+    gram = D @ D.T
+    if torch.linalg.cond(gram) > 1e6:
+        raise ValueError("the directions depend on each other: choose ones that are further apart")
+    dual = torch.linalg.solve(gram, D).T  # [d, k]
+    return torch.eye(D.shape[1], dtype=D.dtype) - dual @ (alphas.double()[:, None] * D)
+
+
+def writing_matrices(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules of a Llama-like model that write to the residual stream: the embedding, each o_proj and down_proj.
+
+    Raises ValueError where the model is built otherwise: an ablation that misses a writer would be none.
+    """
+    writers = {
+        name: module
+        for name, module in model.named_modules()
+        if name.endswith(("embed_tokens", ".self_attn.o_proj", ".mlp.down_proj"))
+    }
+    expected = 1 + 2 * int(model.config.num_hidden_layers)
+    if len(writers) != expected:
+        raise ValueError(
+            f"{type(model).__name__} has {len(writers)} of the {expected} writing modules of a Llama-like model"
+        )
+    return writers
+
+
+@torch.no_grad()
+def ablate(model: nn.Module, directions: Tensor, alphas: Tensor) -> None:
+    """Take `alphas` [k] of `directions` [k, d_model] out of every matrix that writes to the stream, in place.
+
+    Biases of the writers are written to the stream as well and change alike. Where the head is tied to the embedding it
+    changes with it: that moves the logits, but no hidden state, and hidden states are all that is watched here.
+    """
+    M = ablation_matrix(directions, alphas)
+    for module in writing_matrices(model).values():
+        weight = module.weight
+        # An embedding's rows are what it writes; a linear layer writes its columns.
+        changed = weight.double() @ M.T if isinstance(module, nn.Embedding) else M @ weight.double()
+        weight.copy_(changed)
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            bias.copy_(M @ bias.double())
+
+
+def expected_ratios(decoder: Tensor, directions: Tensor, alphas: Tensor) -> Tensor:
+    """What an ablation leaves of each feature's own direction: r_i = <d_i, M d_i> / ||d_i||^2, float64 [m].
+
+    decoder: [m, d], rows of the features. 1 - alpha_j for the ablated ones; a little under 1 for features that lean
+    towards them. First order: what the layers make of the changed stream is not in it.
+    """
+    rows = decoder.double()
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return ((rows @ ablation_matrix(directions, alphas).T) * rows).sum(1)

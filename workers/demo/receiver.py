@@ -1,0 +1,90 @@
+"""The other end of a webhook: a small HTTP server on loopback that keeps what arrives with a good signature."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+from standardwebhooks import Webhook, WebhookVerificationError
+
+
+class Receiver:
+    """Receives webhooks while it is open. `url` is where to send; signatures count once `trust` was called.
+
+    A delivery that comes twice (same `webhook-id`) is kept once; one with a bad signature is answered 401 and counted
+    in `refused`.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.refused = 0
+        self._seen: set[str] = set()
+        self._secret: str | None = None
+        self._arrived = threading.Condition()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._thread = threading.Thread(target=self._server.serve_forever, name="webhook-receiver", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where to send."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}/featurewatch"
+
+    def trust(self, secret: str) -> None:
+        """Verify from now on with this `whsec_` secret."""
+        self._secret = secret
+
+    def take(self, body: bytes, headers: dict[str, str]) -> int:
+        """Verify and keep one delivery; the HTTP status to answer with."""
+        with self._arrived:
+            try:
+                if self._secret is None:
+                    raise WebhookVerificationError("no secret is known yet")
+                Webhook(self._secret).verify(body, headers)
+                payload = json.loads(body)
+            except (WebhookVerificationError, ValueError):
+                self.refused += 1
+                return 401
+            if headers["webhook-id"] not in self._seen:
+                self._seen.add(headers["webhook-id"])
+                self.events.append(payload)
+                self._arrived.notify_all()
+            return 204
+
+    def wait_for(self, wanted: set[tuple[str, str]], timeout: float) -> set[tuple[str, str]]:
+        """Wait until all (event type, checkpoint name) have come, or the time is up; those that have not."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: not wanted - self._kinds(), timeout)
+            return wanted - self._kinds()
+
+    def _kinds(self) -> set[tuple[str, str]]:
+        return {(event["type"], str(event.get("data", {}).get("checkpoint"))) for event in self.events}
+
+    def __enter__(self) -> "Receiver":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("content-length") or 0)
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            status = receiver.take(self.rfile.read(min(length, 1_000_000)), headers)
+            self.send_response(status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Silent: the demo's own output says what came."""
+
+    return Handler

@@ -1,0 +1,98 @@
+"""Which features the demo tampers with: chosen by seed, before anyone looks at what they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ALPHAS = (0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which features may be chosen. All of them could; these are the ones about which an answer can be checked."""
+
+    lowest_rate: float = 0.005
+    """Share of positions: rarer features leave too few firings for a narrow interval on a small corpus."""
+    highest_rate: float = 0.1
+    lowest_readability: float = 0.5
+    highest_cosine: float = 0.3
+    """Between two chosen directions: beyond it, one edit is half the other."""
+    highest_twin_cosine: float = 0.6
+    """Between a chosen direction and any other feature's: a twin would be suppressed with it, and rightly."""
+
+
+class TooFewFeaturesError(ValueError):
+    """Fewer features fit the rules than edits were asked for."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One planted edit: `alpha` of the direction of feature number `feature` is taken out."""
+
+    feature: int
+    alpha: float
+
+    @property
+    def expected_ratio(self) -> float:
+        """The projection ratio that the service should measure."""
+        return 1 - self.alpha
+
+    @property
+    def right_statuses(self) -> frozenset[str]:
+        """Statuses that are a right answer under the default policy (suppressed under 0.5, absent under 0.1).
+
+        At half the strength the truth lies on the threshold itself: an interval around it may fall to either side,
+        or across it.
+        """
+        if self.expected_ratio == 0.5:
+            return frozenset({"present", "suppressed", "indeterminate"})
+        if self.expected_ratio > 0.5:
+            return frozenset({"present"})
+        return frozenset({"absent"} if self.expected_ratio == 0 else {"suppressed"})
+
+
+def choose(
+    decoder: Tensor,
+    firing_rate: Sequence[float] | np.ndarray,
+    readability: Sequence[float] | np.ndarray,
+    *,
+    seed: int,
+    alphas: Sequence[float] = ALPHAS,
+    rules: Rules | None = None,
+) -> list[Edit]:
+    """Draw one feature per alpha, by seed, among those that fit the rules.
+
+    decoder: [m, d] rows of the fitted dictionary; firing_rate, readability: [m].
+    Raises TooFewFeaturesError with the count that fits.
+    """
+    rules = rules or Rules()
+    rows = decoder.double()
+    norms = rows.norm(dim=1, keepdim=True)
+    cosines = (rows / norms.clamp_min(1e-12)) @ (rows / norms.clamp_min(1e-12)).T
+    cosines.fill_diagonal_(0)
+    rate, readable = np.asarray(firing_rate, dtype=float), np.asarray(readability, dtype=float)
+    alive = torch.from_numpy(rate > 0)
+    twin = (cosines.abs() * alive[None, :]).amax(1).numpy()
+    fits = (
+        (rate >= rules.lowest_rate)
+        & (rate <= rules.highest_rate)
+        & (readable >= rules.lowest_readability)
+        & (twin <= rules.highest_twin_cosine)
+        & (norms[:, 0] > 0).numpy()
+    )
+    candidates = np.flatnonzero(fits)
+    chosen: list[int] = []
+    for feature in np.random.default_rng(seed).permutation(candidates):
+        if len(chosen) == len(alphas):
+            break
+        if not chosen or float(cosines[feature, chosen].abs().max()) < rules.highest_cosine:
+            chosen.append(int(feature))
+    if len(chosen) < len(alphas):
+        raise TooFewFeaturesError(
+            f"only {len(chosen)} of {len(alphas)} features could be chosen: {len(candidates)} of {len(rate)} fire on "
+            f"{rules.lowest_rate:.1%} to {rules.highest_rate:.0%} of the positions, are readable and stand alone"
+        )
+    return [Edit(feature, float(alpha)) for feature, alpha in zip(chosen, alphas, strict=True)]
