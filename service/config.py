@@ -58,3 +58,20 @@ class Settings(BaseSettings):
     def root_dirs(self) -> tuple[Path, ...]:
         """Local folders that may be read from, resolved."""
         return tuple(Path(root).expanduser().resolve() for root in self.roots.split(":") if root)
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for a child process. Values are in the clear."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        plain = {name: v.get_secret_value() if isinstance(v, SecretStr) else str(v) for name, v in values.items()}
+        return {f"FEATUREWATCH_{name.upper()}": value for name, value in plain.items()}
+
+
+class ClientSettings(BaseSettings):
+    """Settings of the CLI and the client: where the service is, and the key to it."""
+
+    model_config = SettingsConfigDict(env_prefix="FEATUREWATCH_", extra="ignore", frozen=True)
+
+    url: str = Field("http://127.0.0.1:8000", description="Where the service answers.")
+    key: SecretStr = Field(
+        SecretStr(""), description="API key, `fw_...`. Empty: none, as `featurewatch up` needs none."
+    )

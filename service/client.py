@@ -1,0 +1,284 @@
+"""Python client of the REST API.
+
+    with Client("https://featurewatch.example", key="fw_...") as client:
+        registration = client.register("assistant", name="v7", uri="hf://org/model@v7", parent="v6")
+        client.wait(registration["run"]["id"])
+        for row in client.features("assistant", checkpoint="v7", status=["suppressed", "absent"]):
+            print(row["id"], row["projection_ratio"], row["successors"])
+
+Answers are dictionaries of the shapes in service.client_types. Every POST carries an Idempotency-Key, so all calls can
+be sent again: a refused connection, 429, 502, 503 and 504 are retried with growing pauses.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, cast
+
+from service.client_transport import ApiError, ClientError, Transport, UnreachableError, given, path_of
+from service.client_types import (
+    Alert,
+    AlertRule,
+    Checkpoint,
+    Delivery,
+    Family,
+    Feature,
+    FeatureRow,
+    Key,
+    Point,
+    Registration,
+    Run,
+    Webhook,
+)
+
+__all__ = ["ApiError", "Client", "ClientError", "UnreachableError", "WaitTimeoutError"]
+
+FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class WaitTimeoutError(ClientError):
+    """A run was not over in time. It goes on: `run` is how it stood."""
+
+    def __init__(self, run: Run, seconds: float) -> None:
+        super().__init__(f"run {run['id']} is still {run['state']} after {seconds:.0f} s")
+        self.run = run
+
+
+class Client(Transport):
+    """The calls of the API, one method each."""
+
+    # Families
+
+    def families(self) -> Iterator[Family]:
+        """All families."""
+        return self.pages("/v1/families")
+
+    def family(self, name: str) -> Family:
+        """One family."""
+        return cast(Family, self.json("GET", path_of("families", name)))
+
+    def create_family(
+        self,
+        name: str,
+        hook_points: Sequence[str],
+        *,
+        corpus: Mapping[str, Any] | None = None,
+        crosscoder: Mapping[str, Any] | None = None,
+        policy: Mapping[str, Any] | None = None,
+    ) -> Family:
+        """Make a family. What is left out takes the service's defaults."""
+        body = {"name": name, "hook_points": list(hook_points), "corpus": corpus, "crosscoder": crosscoder}
+        return cast(Family, self.json("POST", path_of("families"), body=given(**body, policy=policy)))
+
+    # Checkpoints
+
+    def checkpoints(self, family: str) -> Iterator[Checkpoint]:
+        """The checkpoints of a family."""
+        return self.pages(path_of("families", family, "checkpoints"))
+
+    def checkpoint(self, family: str, name: str) -> Checkpoint:
+        """One checkpoint."""
+        return cast(Checkpoint, self.json("GET", path_of("families", family, "checkpoints", name)))
+
+    def register(
+        self,
+        family: str,
+        *,
+        name: str,
+        uri: str,
+        adapter: str | None = None,
+        parent: str | None = None,
+        hook_points: Sequence[str] | None = None,
+        fit: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Registration:
+        """Register a checkpoint: a run reads it and judges every feature. The same one again: the same run."""
+        body = given(name=name, uri=uri, adapter=adapter, parent=parent, fit=fit, metadata=metadata)
+        if hook_points is not None:
+            body["hook_points"] = list(hook_points)
+        response = self.send("POST", path_of("families", family, "checkpoints"), body=body)
+        return cast(Registration, response.json() | {"created": response.status_code != HTTPStatus.OK})
+
+    def report(self, family: str, checkpoint: str, *, baseline: str | None = None) -> dict[str, Any]:
+        """What changed in a checkpoint: counts by status, largest changes, quality, alerts."""
+        path = path_of("families", family, "checkpoints", checkpoint, "report")
+        return self.json("GET", path, params=given(baseline=baseline))
+
+    def report_text(self, family: str, checkpoint: str, *, format: str, baseline: str | None = None) -> str:
+        """The report as a document; `format` is markdown or html."""
+        path = path_of("families", family, "checkpoints", checkpoint, "report")
+        accept = {"Accept": "text/markdown" if format == "markdown" else "text/html"}
+        return self.send("GET", path, params=given(baseline=baseline, format=format), headers=accept).text
+
+    # Features
+
+    def features(
+        self,
+        family: str,
+        *,
+        checkpoint: str | None = None,
+        baseline: str | None = None,
+        status: Sequence[str] = (),
+        q: str | None = None,
+        tag: str | None = None,
+        watched: bool | None = None,
+        sort: str | None = None,
+    ) -> Iterator[FeatureRow]:
+        """Features with their verdicts in a checkpoint. Of several statuses, any counts."""
+        params = given(checkpoint=checkpoint, baseline=baseline, q=q, tag=tag, watched=watched, sort=sort)
+        return self.pages(path_of("families", family, "features"), params | {"status": list(status)})
+
+    def feature(self, family: str, feature: str) -> Feature:
+        """One feature."""
+        return cast(Feature, self.json("GET", path_of("families", family, "features", feature)))
+
+    def trajectory(self, family: str, feature: str) -> list[Point]:
+        """A feature's verdicts over all checkpoints."""
+        return list(self.pages(path_of("families", family, "features", feature, "trajectory")))
+
+    def examples(self, family: str, feature: str) -> list[dict[str, Any]]:
+        """The texts on which a feature fires most."""
+        return list(self.pages(path_of("families", family, "features", feature, "examples")))
+
+    def update_feature(
+        self,
+        family: str,
+        feature: str,
+        *,
+        label: str | None = None,
+        tags: Sequence[str] | None = None,
+        watched: bool | None = None,
+    ) -> Feature:
+        """Label, tag or watch a feature. What is left out stays."""
+        body = given(label=label, tags=None if tags is None else list(tags), watched=watched)
+        return cast(Feature, self.json("PATCH", path_of("families", family, "features", feature), body=body))
+
+    def diff(self, family: str, from_: str, to: str, *, status: Sequence[str] = ()) -> Iterator[FeatureRow]:
+        """The features of any two checkpoints, largest change first; only those with one of `status`, where given."""
+        return self.pages(path_of("families", family, "diff"), {"from": from_, "to": to, "status": list(status)})
+
+    def download_codes(self, family: str, path: Path) -> Path:
+        """Save the sparse code, rows positions and columns features, in the format of scipy's `save_npz`."""
+        path.write_bytes(self.send("GET", path_of("families", family, "codes"), headers={"Accept": "*/*"}).content)
+        return path
+
+    def code_ids(self, family: str) -> list[str]:
+        """Feature ids of the code's columns, in their order."""
+        return cast(list[str], self.json("GET", path_of("families", family, "codes", "ids"))["feature_ids"])
+
+    # Runs
+
+    def runs(self, *, family: str | None = None, state: str | None = None) -> Iterator[Run]:
+        """Runs, newest first."""
+        return self.pages("/v1/runs", given(family=family, state=state))
+
+    def run(self, run: str) -> Run:
+        """One run."""
+        return cast(Run, self.json("GET", path_of("runs", run)))
+
+    def cancel(self, run: str) -> Run:
+        """Ask a run to stop; a worker confirms it at its next step."""
+        return cast(Run, self.json("POST", path_of("runs", run, "cancel")))
+
+    def retry(self, run: str) -> Run:
+        """Queue a failed or cancelled run again; it goes on from what is already made."""
+        return cast(Run, self.json("POST", path_of("runs", run, "retry")))
+
+    def wait(
+        self,
+        run: str,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[Run], None] | None = None,
+        interval: float = 1.0,
+    ) -> Run:
+        """Wait until a run is over, however it ends. `on_progress` sees it at each look.
+
+        Raises WaitTimeoutError after `timeout` seconds; the run goes on.
+        """
+        start = time.monotonic()
+        while True:
+            current = self.run(run)
+            if on_progress:
+                on_progress(current)
+            if current["state"] in FINAL_STATES:
+                return current
+            left = None if timeout is None else start + timeout - time.monotonic()
+            if left is not None and left <= 0:
+                raise WaitTimeoutError(current, timeout or 0.0)
+            time.sleep(interval if left is None else min(interval, left))
+
+    # Webhooks
+
+    def webhooks(self) -> Iterator[Webhook]:
+        """All webhooks."""
+        return self.pages("/v1/webhooks")
+
+    def create_webhook(self, url: str, *, event_types: Sequence[str] = (), secret: str | None = None) -> Webhook:
+        """Register a webhook; without event types it gets all. Keep `secret` of the answer: it is not shown again."""
+        body = given(url=url, secret=secret) | {"event_types": list(event_types)}
+        return cast(Webhook, self.json("POST", path_of("webhooks"), body=body))
+
+    def update_webhook(self, webhook: str, **changes: Any) -> Webhook:
+        """Change `url`, `event_types` or `enabled`."""
+        return cast(Webhook, self.json("PATCH", path_of("webhooks", webhook), body=changes))
+
+    def delete_webhook(self, webhook: str) -> None:
+        """Remove a webhook with its deliveries."""
+        self.send("DELETE", path_of("webhooks", webhook))
+
+    def test_webhook(self, webhook: str) -> Delivery:
+        """Send a test event."""
+        return cast(Delivery, self.json("POST", path_of("webhooks", webhook, "test")))
+
+    def deliveries(self, webhook: str) -> Iterator[Delivery]:
+        """Deliveries of a webhook, newest first."""
+        return self.pages(path_of("webhooks", webhook, "deliveries"))
+
+    def redeliver(self, webhook: str, delivery: str) -> Delivery:
+        """Send a delivery once more, with the same `webhook-id`."""
+        return cast(Delivery, self.json("POST", path_of("webhooks", webhook, "deliveries", delivery, "redeliver")))
+
+    # Alerts
+
+    def alert_rules(self) -> Iterator[AlertRule]:
+        """All alert rules."""
+        return self.pages("/v1/alert-rules")
+
+    def create_alert_rule(self, name: str, condition: Mapping[str, Any], *, family: str | None = None) -> AlertRule:
+        """Make a rule, for one family or for all, e.g. with the condition `{"kind": "watched"}`."""
+        body = given(name=name, condition=dict(condition), family=family)
+        return cast(AlertRule, self.json("POST", path_of("alert-rules"), body=body))
+
+    def delete_alert_rule(self, rule: str) -> None:
+        """Remove a rule with its alerts."""
+        self.send("DELETE", path_of("alert-rules", rule))
+
+    def alerts(
+        self, *, family: str | None = None, checkpoint: str | None = None, state: str | None = None
+    ) -> Iterator[Alert]:
+        """Alerts, newest first."""
+        return self.pages("/v1/alerts", given(family=family, checkpoint=checkpoint, state=state))
+
+    def acknowledge(self, alert: str) -> Alert:
+        """Say that somebody has seen an alert."""
+        return cast(Alert, self.json("POST", path_of("alerts", alert, "ack")))
+
+    def mute(self, alert: str, **body: Any) -> Alert:
+        """Mute an alert."""
+        return cast(Alert, self.json("POST", path_of("alerts", alert, "mute"), body=body))
+
+    # Keys
+
+    def keys(self) -> Iterator[Key]:
+        """All API keys, without their secrets."""
+        return self.pages("/v1/keys")
+
+    def create_key(self, name: str, scopes: Sequence[str]) -> Key:
+        """Make an API key. Keep `key` of the answer: it is not shown again."""
+        return cast(Key, self.json("POST", path_of("keys"), body={"name": name, "scopes": list(scopes)}))
+
+    def revoke_key(self, key: str) -> None:
+        """End an API key."""
+        self.send("DELETE", path_of("keys", key))

@@ -1,0 +1,187 @@
+"""Shapes of the REST API's answers, as the client returns them: plain dictionaries with known keys."""
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+RunStateName = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+Status = Literal[
+    "present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"
+]  # fmt: skip
+
+
+class Family(TypedDict):
+    """Models that are tracked together in one feature space."""
+
+    id: str
+    name: str
+    hook_points: list[str]
+    corpus: dict[str, Any]
+    crosscoder: dict[str, Any]
+    policy: dict[str, Any]
+    generation: int
+    n_features: int
+    created_at: str
+
+
+class RunFault(TypedDict):
+    """Why a run failed."""
+
+    code: str
+    title: str
+    detail: str
+
+
+class Run(TypedDict):
+    """One piece of work for the workers. `progress` is that of the stage, 0 to 1; `seconds` are by stage."""
+
+    id: str
+    family: str
+    checkpoint: str | None
+    kind: str
+    state: RunStateName
+    stage: str | None
+    progress: float
+    detail: dict[str, Any]
+    attempt: int
+    seconds: dict[str, float]
+    result: dict[str, Any] | None
+    error: RunFault | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class Checkpoint(TypedDict):
+    """One set of weights of a family. `state` is registered, judged or failed."""
+
+    id: str
+    name: str
+    uri: str
+    adapter: str | None
+    parent: str | None
+    hook_points: list[str]
+    fit: str
+    metadata: dict[str, Any]
+    state: str
+    generation: int | None
+    quality: dict[str, Any] | None
+    created_at: str
+    judged_at: str | None
+
+
+class Registration(TypedDict):
+    """The answer to a registration. `created` is False where the same checkpoint was registered before."""
+
+    checkpoint: Checkpoint
+    run: Run
+    created: bool
+
+
+class Successor(TypedDict):
+    """A feature that took over: `kind` is replaced, split or merged."""
+
+    id: str
+    kind: str
+    cofiring: float
+
+
+class Point(TypedDict):
+    """A feature's verdict in one checkpoint, with its evidence. Intervals are `[low, high]`."""
+
+    checkpoint: str
+    status: Status
+    previous_status: Status | None
+    change: float
+    projection_ratio: float | None
+    projection_ratio_ci: list[float] | None
+    strength_ratio: float | None
+    strength_ratio_ci: list[float] | None
+    orthogonal_ratio: float | None
+    q_value: float | None
+    strength: float | None
+    direction_cosine: float | None
+    readability: float | None
+    firing_rate: float
+    firings: int
+    minimum_detectable_ratio: float | None
+    successors: list[Successor]
+
+
+class Feature(TypedDict):
+    """A feature, whatever the checkpoint."""
+
+    id: str
+    label: str | None
+    tags: list[str]
+    watched: bool
+    top_tokens: list[str]
+    born_in: str
+    origin: str
+
+
+class FeatureRow(Feature, Point):
+    """A feature with its verdict in one checkpoint."""
+
+
+class Webhook(TypedDict):
+    """Where events are sent. `secret` is in the answer that made it, and never again."""
+
+    id: str
+    url: str
+    event_types: list[str]
+    enabled: bool
+    disabled_reason: str | None
+    created_at: str
+    secret: NotRequired[str]
+
+
+class Delivery(TypedDict):
+    """One event on its way to one webhook. `state` is pending, delivered or failed."""
+
+    id: str
+    webhook: str
+    event: str
+    type: str
+    state: str
+    attempts: int
+    next_attempt_at: str | None
+    log: list[dict[str, Any]]
+    created_at: str
+    delivered_at: str | None
+
+
+class AlertRule(TypedDict):
+    """When to raise an alert. `family` is None where the rule holds for every family."""
+
+    id: str
+    name: str
+    family: str | None
+    condition: dict[str, Any]
+    enabled: bool
+    created_at: str
+
+
+class Alert(TypedDict):
+    """A rule that a checkpoint met. `state` is open, acknowledged, muted or resolved."""
+
+    id: str
+    rule: str
+    family: str
+    checkpoint: str
+    state: str
+    summary: str
+    evidence: list[dict[str, Any]]
+    created_at: str
+
+
+class Key(TypedDict):
+    """An API key. `key` is in the answer that made it, and never again."""
+
+    id: str
+    name: str
+    prefix: str
+    scopes: list[str]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+    key: NotRequired[str]
