@@ -1,8 +1,8 @@
 """The state machine of a run: one table and one pure function.
 
-    queued -> running -> succeeded | failed | queued (lease lost, attempts left)
-    queued -> cancelled                running -> cancelling -> cancelled | succeeded | failed
-    failed | cancelled -> queued (retry)
+queued -> running -> succeeded | failed | queued (lease lost, attempts left)
+queued -> cancelled                running -> cancelling -> cancelled | succeeded | failed
+failed | cancelled -> queued (retry)
 """
 
 from enum import StrEnum

@@ -1,0 +1,205 @@
+"""Outgoing HTTP to addresses that users chose, without lending them this machine's place in the network.
+
+The guard sits where the connection is made: each address that a name resolves to is checked, the connection goes to
+the checked address itself (a second look-up could answer otherwise), and the peer that is connected is checked again
+before a byte is sent. Redirects are not followed, and the environment names no proxy.
+"""
+
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import httpcore2
+import httpx2
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+CONNECT_SECONDS = 5.0
+TOTAL_SECONDS = 15.0
+RESPONSE_BYTES = 64 * 1024
+
+# What `is_global` lets through although it leads inside: addresses that carry an IPv4 address in them, and old
+# site-local ones. (100.64.0.0/10 is not global, but not private either; it is caught by `is_global`.)
+_NAMED: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "100.64.0.0/10",  # shared by carriers (CGNAT)
+        "192.0.0.0/24",  # protocol assignments
+        "192.88.99.0/24",  # 6to4 relays
+        "64:ff9b::/96",  # NAT64
+        "64:ff9b:1::/48",  # NAT64, local
+        "2002::/16",  # 6to4
+        "2001::/32",  # Teredo
+        "::/96",  # IPv4-compatible
+        "fec0::/10",  # site-local
+    )
+)
+
+
+class AddressRefusedError(httpx2.ConnectError):
+    """The name leads to an address that requests from here must not reach."""
+
+
+class _RefusedError(httpcore2.ConnectError):
+    """The same, below the client library's own exceptions."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Status and the first bytes of an answer."""
+
+    status: int
+    body: bytes
+    seconds: float
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Networks of a setting such as `10.1.0.0/16, fd00::/8`; ValueError names what is none."""
+    return tuple(ipaddress.ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
+
+
+def is_allowed(address: Address, allow: Iterable[Network] = ()) -> bool:
+    """Whether a request may go to `address`: a public unicast one, or one in a network that the operator named."""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if any(address.version == network.version and address in network for network in allow):
+        return True
+    if any(address.version == network.version and address in network for network in _NAMED):
+        return False
+    return address.is_global and not (
+        address.is_multicast or address.is_reserved or address.is_unspecified or address.is_loopback
+    )
+
+
+class _Deadlined(httpcore2.NetworkStream):
+    """A stream whose reads and writes share one deadline: timeouts per read let a slow peer hold us for ever."""
+
+    def __init__(self, stream: httpcore2.NetworkStream, deadline: float) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def _left(self, timeout: float | None) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise httpcore2.ReadTimeout("the answer took too long")
+        return left if timeout is None else min(left, timeout)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._left(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._left(timeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(self, ssl_context, server_hostname=None, timeout=None):  # type: ignore[no-untyped-def]
+        inner = self._stream.start_tls(ssl_context, server_hostname, self._left(timeout))
+        return _Deadlined(inner, self._deadline)
+
+    def get_extra_info(self, info: str) -> object:
+        return self._stream.get_extra_info(info)
+
+
+class _GuardedBackend(httpcore2.NetworkBackend):
+    """Connects to checked addresses only. Unix sockets are refused by not being there."""
+
+    def __init__(self, allow: tuple[Network, ...], total_seconds: float) -> None:
+        self._allow = allow
+        self._total_seconds = total_seconds
+        self._plain = httpcore2.SyncBackend()
+
+    def connect_tcp(  # type: ignore[no-untyped-def]
+        self, host, port, timeout=None, local_address=None, socket_options=None
+    ) -> httpcore2.NetworkStream:
+        deadline = time.monotonic() + self._total_seconds
+        refused = False
+        failure: Exception = httpcore2.ConnectError(f"{host} has no address")
+        for address in _resolve(host, port):
+            if not is_allowed(_parse(address), self._allow):
+                refused = True
+                continue
+            try:
+                stream = self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                failure = error
+                continue
+            if not is_allowed(_parse(stream.get_extra_info("server_addr")[0]), self._allow):
+                stream.close()
+                refused = True
+                continue
+            return _Deadlined(stream, deadline)
+        if refused:
+            # Without the address: the message is shown to whoever made the webhook.
+            raise _RefusedError(f"{host} leads to an address that is not allowed")
+        raise failure
+
+
+class GuardedTransport(httpx2.HTTPTransport):
+    """Transport that only reaches public addresses and the networks in `allow`."""
+
+    def __init__(self, allow: tuple[Network, ...] = (), total_seconds: float = TOTAL_SECONDS) -> None:
+        super().__init__(trust_env=False)
+        # The base class has no argument for the backend; the pool that it made has no connection yet.
+        self._pool = httpcore2.ConnectionPool(
+            ssl_context=_tls(),
+            max_connections=1,
+            max_keepalive_connections=0,
+            network_backend=_GuardedBackend(allow, total_seconds),
+        )
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            return super().handle_request(request)
+        except httpx2.ConnectError as error:
+            if isinstance(error.__cause__, _RefusedError):
+                raise AddressRefusedError(str(error), request=request) from error
+            raise
+
+
+def post(
+    url: str,
+    *,
+    body: bytes,
+    headers: Mapping[str, str],
+    allow: tuple[Network, ...] = (),
+    total_seconds: float = TOTAL_SECONDS,
+) -> Reply:
+    """POST a body and read at most RESPONSE_BYTES of the answer. httpx2.HTTPError, AddressRefusedError among them."""
+    began = time.monotonic()
+    timeout = httpx2.Timeout(total_seconds, connect=min(CONNECT_SECONDS, total_seconds))
+    with (
+        httpx2.Client(
+            transport=GuardedTransport(allow, total_seconds), trust_env=False, follow_redirects=False, timeout=timeout
+        ) as client,
+        client.stream("POST", url, content=body, headers={**headers, "Accept-Encoding": "identity"}) as response,
+    ):
+        # Raw: an answer is text for the log, and unpacking what a stranger packed is how memory goes.
+        received = bytearray()
+        for chunk in response.iter_raw():
+            received += chunk
+            if len(received) >= RESPONSE_BYTES:
+                break
+        return Reply(response.status_code, bytes(received[:RESPONSE_BYTES]), time.monotonic() - began)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return httpx2.create_ssl_context()
+
+
+def _resolve(host: str, port: int) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise httpcore2.ConnectError(f"{host} cannot be resolved: {error}") from error
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def _parse(address: str) -> Address:
+    return ipaddress.ip_address(address.split("%", 1)[0])  # without the zone of a link-local one

@@ -1,0 +1,290 @@
+"""What can happen to a run. Every change is one conditional UPDATE, so of two that disagree exactly one wins.
+
+No function commits. A worker's changes carry its attempt number, the fence: a worker that fell silent and lost its
+run to another one finds that its writes match nothing.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.kit import clock
+from service.kit.problems import ConflictError
+from service.models import Bell, Run
+from service.runs import queries
+from service.runs.states import ACTIVE, FINAL, RunState
+from service.webhooks import logic as webhooks
+
+log = structlog.get_logger("featurewatch.runs")
+
+ATTEMPTS = 3
+
+
+def create(
+    session: Session,
+    *,
+    family_id: str,
+    checkpoint_id: str | None,
+    kind: str,
+    params: dict[str, Any],
+    priority: int = 0,
+) -> Run:
+    """A queued run, and the bell that tells a worker of it, in the caller's transaction."""
+    run = Run(
+        family_id=family_id,
+        checkpoint_id=checkpoint_id,
+        kind=kind,
+        params=params,
+        priority=priority,
+        max_attempts=ATTEMPTS,
+        state=RunState.QUEUED,
+    )
+    session.add(run)
+    session.flush()
+    _ring(session, run.id)
+    return run
+
+
+def claim(session: Session, *, worker: str, lease_seconds: float, run_id: str | None = None) -> Run | None:
+    """Take the run whose turn it is: by priority, then by age, one at a time in a family. None: nothing to do.
+
+    `run_id` is what a bell said. It limits the choice to that run's family, where an older run still goes first:
+    a checkpoint's parent is judged before it, in whatever order the bells arrive.
+    """
+    now = clock.utcnow()
+    busy: set[str] = set()
+    for candidate, family_id in queries.candidates(session, run_id=run_id):
+        if family_id in busy:
+            continue
+        try:
+            with session.begin_nested():
+                won = queries.take(
+                    session, candidate, worker=worker, lease_until=now + timedelta(seconds=lease_seconds), now=now
+                )
+        except IntegrityError:  # the unique index: another worker took a run of this family in this moment
+            won = False
+        if won:
+            return session.get_one(Run, candidate, populate_existing=True)
+        busy.add(family_id)
+    return None
+
+
+def heartbeat(
+    session: Session,
+    *,
+    run_id: str,
+    attempt: int,
+    lease_seconds: float,
+    stage: str | None,
+    progress: float,
+    detail: dict[str, Any],
+    seconds: dict[str, float],
+) -> RunState | None:
+    """Renew the lease, write the progress. The run's state (`cancelling`: the worker is to stop); None: fence lost."""
+    now = clock.utcnow()
+    return queries.renew(
+        session,
+        run_id=run_id,
+        attempt=attempt,
+        now=now,
+        lease_until=now + timedelta(seconds=lease_seconds),
+        stage=stage,
+        progress=progress,
+        detail=detail,
+        seconds=seconds,
+    )
+
+
+def hold(session: Session, *, run_id: str, attempt: int, lease_seconds: float) -> RunState | None:
+    """Renew the lease alone: the fence of a worker's transaction. None: lost."""
+    now = clock.utcnow()
+    return queries.renew(
+        session, run_id=run_id, attempt=attempt, now=now, lease_until=now + timedelta(seconds=lease_seconds)
+    )
+
+
+def finish(
+    session: Session,
+    *,
+    run_id: str,
+    attempt: int,
+    state: RunState,
+    result: dict[str, Any] | None = None,
+    error: dict[str, Any] | None = None,
+    seconds: dict[str, float] | None = None,
+) -> bool:
+    """End a run that the caller holds. False: the fence is lost or the state machine forbids it; nothing is written."""
+    if state not in FINAL:
+        raise ValueError(f"a run does not finish as {state}")
+    values: dict[str, Any] = {"result": result, "error": error}
+    if seconds is not None:
+        values["seconds"] = seconds
+    if state is RunState.SUCCEEDED:
+        values |= {"progress": 1.0, "stage": None}
+    now = clock.utcnow()
+    if not queries.move(session, run_id, new=state, now=now, attempt=attempt, **values, **_at_rest(now)):
+        return False
+    _ended(session, session.get_one(Run, run_id, populate_existing=True))
+    return True
+
+
+def release(
+    session: Session, *, run_id: str, attempt: int, error: dict[str, Any], counted: bool, now: datetime | None = None
+) -> RunState | None:
+    """Give a run back that its worker cannot go on with. What it became; None: it was not the caller's any more.
+
+    `counted`: the attempt was used up, and the last one ends the run as failed with `error`. A worker that only
+    stops for a deploy has not tried and failed: then the run gets its attempt back.
+    """
+    now = now or clock.utcnow()
+    for _ in range(3):  # a request to cancel may come between our reading and our writing
+        run = session.get(Run, run_id, populate_existing=True)
+        if run is None or run.attempt != attempt or run.state not in ACTIVE:
+            return None
+        became = _give_back(session, run, error=error, counted=counted, now=now)
+        if became is not None:
+            return became
+    return None
+
+
+def request_cancel(session: Session, run: Run) -> None:
+    """Cancel a queued run at once; ask the worker of a running one to stop. ConflictError where it has ended."""
+    now = clock.utcnow()
+    for _ in range(5):  # a worker may claim or end the run between our reading and our writing
+        if run.state in FINAL:
+            raise ConflictError(f"Run {run.id} has {run.state} already.", code="run-ended")
+        if run.state == RunState.CANCELLING:
+            return
+        if run.state == RunState.QUEUED:
+            done = queries.move(
+                session, run.id, new=RunState.CANCELLED, now=now, expected=RunState.QUEUED, **_at_rest(now)
+            )
+        else:
+            done = queries.move(session, run.id, new=RunState.CANCELLING, now=now, expected=RunState.RUNNING)
+        session.refresh(run)
+        if done:
+            if run.state == RunState.CANCELLED:
+                _ended(session, run)
+            return
+    raise ConflictError(f"Run {run.id} changes too fast; try again.", code="run-busy")
+
+
+def retry(session: Session, run: Run) -> None:
+    """Queue a failed or cancelled run again, with all its attempts. ConflictError in any other state."""
+    now = clock.utcnow()
+    moved = run.state in (RunState.FAILED, RunState.CANCELLED) and queries.move(
+        session,
+        run.id,
+        new=RunState.QUEUED,
+        now=now,
+        expected=RunState(run.state),
+        max_attempts=run.attempt + ATTEMPTS,
+        error=None,
+        stage=None,
+        progress=0.0,
+        detail={},
+        worker=None,
+        lease_until=None,
+        finished_at=None,
+    )
+    session.refresh(run)
+    if not moved:
+        raise ConflictError(f"Run {run.id} is {run.state}; only a failed or cancelled one can be retried.")
+    queries.set_checkpoint_state(session, run.checkpoint_id, old="failed", new="registered")
+    _ring(session, run.id)
+
+
+def reap(session: Session, now: datetime) -> list[str]:
+    """Put runs whose worker fell silent back into the queue, or fail those that have no attempt left; their ids."""
+    reaped = []
+    for run in queries.stale(session, now):
+        error = {
+            "code": "worker_lost",
+            "title": "The worker fell silent",
+            "detail": f"Worker {run.worker} did not renew its lease in attempt {run.attempt} of {run.max_attempts}"
+            + (f", stage {run.stage}." if run.stage else "."),
+        }
+        became = _give_back(session, run, error=error, counted=True, now=now, lease_before=now)
+        if became is not None:
+            log.warning("reaped a run", run=run.id, attempt=run.attempt, became=became)
+            reaped.append(run.id)
+    return reaped
+
+
+def _give_back(
+    session: Session,
+    run: Run,
+    *,
+    error: dict[str, Any],
+    counted: bool,
+    now: datetime,
+    lease_before: datetime | None = None,
+) -> RunState | None:
+    """End an attempt without a result: back to the queue, or to its end where it is unwanted or has no attempt left."""
+    values: dict[str, Any] = _at_rest(now)
+    if run.state == RunState.CANCELLING:
+        new = RunState.CANCELLED
+    elif counted and run.attempt >= run.max_attempts:
+        new = RunState.FAILED
+        values["error"] = error
+    else:
+        new = RunState.QUEUED
+        values |= {"error": error if counted else None, "finished_at": None}
+        if not counted:
+            # The number itself must stay: it is the fence that keeps the leaving worker out.
+            values["max_attempts"] = run.max_attempts + 1
+    moved = queries.move(
+        session,
+        run.id,
+        new=new,
+        now=now,
+        attempt=run.attempt,
+        expected=RunState(run.state),
+        lease_before=lease_before,
+        **values,
+    )
+    if not moved:
+        return None
+    session.refresh(run)
+    if new is RunState.QUEUED:
+        _ring(session, run.id)
+    else:
+        _ended(session, run)
+    return new
+
+
+def _ended(session: Session, run: Run) -> None:
+    """What follows from the end of a run: its checkpoint, the event, and the next run of the family."""
+    if run.state in (RunState.FAILED, RunState.CANCELLED):
+        queries.set_checkpoint_state(session, run.checkpoint_id, old="registered", new="failed")
+    if run.state == RunState.FAILED:
+        family, checkpoint = queries.names(session, run)
+        webhooks.emit(
+            session,
+            type="run.failed",
+            family_id=run.family_id,
+            data={
+                "run": run.id,
+                "family": family,
+                "checkpoint": checkpoint,
+                "kind": run.kind,
+                "attempt": run.attempt,
+                "error": run.error,
+            },
+            key=f"{run.id}:{run.attempt}",
+        )
+    following = queries.next_in_line(session, run.family_id)
+    if following is not None:
+        _ring(session, following)
+
+
+def _ring(session: Session, run_id: str) -> None:
+    session.add(Bell(run_id=run_id))
+    session.flush()
+
+
+def _at_rest(now: datetime) -> dict[str, Any]:
+    return {"worker": None, "lease_until": None, "finished_at": now}

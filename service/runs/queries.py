@@ -1,0 +1,189 @@
+"""SQL of runs and their bells."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CursorResult, Select, delete, exists, func, select, update
+from sqlalchemy.orm import Session, aliased
+
+from service.models import Bell, Checkpoint, Family, Run
+from service.runs.states import ACTIVE, RunState, can_become
+
+_CANDIDATES = 20
+
+
+def listing(*, family: str | None = None, state: RunState | None = None, checkpoint: str | None = None) -> Select[Any]:
+    """Rows (run, family name, checkpoint name) that match; order and page are the caller's."""
+    statement: Any = (
+        select(Run, Family.name, Checkpoint.name)
+        .join(Family, Family.id == Run.family_id)
+        .outerjoin(Checkpoint, Checkpoint.id == Run.checkpoint_id)
+    )
+    if family is not None:
+        statement = statement.where(Family.name == family)
+    if state is not None:
+        statement = statement.where(Run.state == state)
+    if checkpoint is not None:
+        statement = statement.where(Checkpoint.name == checkpoint)
+    return statement
+
+
+def by_id(session: Session, run_id: str) -> tuple[Run, str, str | None] | None:
+    """A run with the names of its family and checkpoint."""
+    row: Any = session.execute(listing().where(Run.id == run_id)).one_or_none()
+    return None if row is None else (row[0], row[1], row[2])
+
+
+def names(session: Session, run: Run) -> tuple[str, str | None]:
+    """Names of a run's family and checkpoint."""
+    row = session.execute(
+        select(Family.name, Checkpoint.name)
+        .select_from(Run)
+        .join(Family, Family.id == Run.family_id)
+        .outerjoin(Checkpoint, Checkpoint.id == Run.checkpoint_id)
+        .where(Run.id == run.id)
+    ).one()
+    return row[0], row[1]
+
+
+def candidates(session: Session, *, run_id: str | None) -> Sequence[tuple[str, str]]:
+    """(run id, family id) of queued runs of idle families, first in line first.
+
+    `run_id` narrows them to the family of that run: a bell says where work is, the line says whose turn it is.
+    """
+    active = aliased(Run)
+    statement = (
+        select(Run.id, Run.family_id)
+        .where(Run.state == RunState.QUEUED)
+        .where(~exists().where(active.family_id == Run.family_id, active.state.in_(ACTIVE)))
+        .order_by(*_LINE)
+        .limit(_CANDIDATES)
+    )
+    if run_id is not None:
+        statement = statement.where(Run.family_id == select(Run.family_id).where(Run.id == run_id).scalar_subquery())
+    return [(row[0], row[1]) for row in session.execute(statement)]
+
+
+def take(session: Session, run_id: str, *, worker: str, lease_until: datetime, now: datetime) -> bool:
+    """Make a queued run of an idle family running; IntegrityError where another worker was first for the family."""
+    active = aliased(Run)
+    return _changed(
+        session,
+        update(Run)
+        .where(Run.id == run_id, Run.state == RunState.QUEUED)
+        .where(
+            ~exists(select(active.id).where(active.family_id == Run.family_id, active.state.in_(ACTIVE)).correlate(Run))
+        )
+        .values(
+            state=RunState.RUNNING,
+            attempt=Run.attempt + 1,
+            worker=worker,
+            lease_until=lease_until,
+            started_at=func.coalesce(Run.started_at, now),
+            finished_at=None,
+            error=None,
+            stage=None,
+            progress=0.0,
+            detail={},
+            updated_at=now,
+        ),
+    )
+
+
+def renew(session: Session, *, run_id: str, attempt: int, now: datetime, **values: Any) -> RunState | None:
+    """Write the holder's values; the state that the run is in, None where the caller does not hold it."""
+    state = session.execute(
+        update(Run)
+        .where(Run.id == run_id, Run.attempt == attempt, Run.state.in_(ACTIVE))
+        .values(updated_at=now, **values)
+        .returning(Run.state)
+        .execution_options(synchronize_session=False)
+    ).scalar_one_or_none()
+    return None if state is None else RunState(state)
+
+
+def move(
+    session: Session,
+    run_id: str,
+    *,
+    new: RunState,
+    now: datetime,
+    attempt: int | None = None,
+    expected: RunState | None = None,
+    lease_before: datetime | None = None,
+    **values: Any,
+) -> bool:
+    """Move a run to `new` where the state machine allows it and every given condition holds; whether it did."""
+    allowed = [state for state in RunState if can_become(state, new)]
+    statement = update(Run).where(Run.id == run_id, Run.state.in_([expected] if expected else allowed))
+    if attempt is not None:
+        statement = statement.where(Run.attempt == attempt)
+    if lease_before is not None:
+        statement = statement.where(Run.lease_until < lease_before)
+    return _changed(session, statement.values(state=new, updated_at=now, **values))
+
+
+def stale(session: Session, now: datetime) -> Sequence[Run]:
+    """Active runs whose lease is over. Rows that a living worker has locked in this moment are not stale."""
+    statement = (
+        select(Run)
+        .where(Run.state.in_(ACTIVE), Run.lease_until < now)
+        .order_by(Run.lease_until)
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
+    )
+    return session.scalars(statement).all()
+
+
+def next_in_line(session: Session, family_id: str) -> str | None:
+    """The queued run of a family whose turn is next."""
+    return session.scalars(
+        select(Run.id).where(Run.family_id == family_id, Run.state == RunState.QUEUED).order_by(*_LINE).limit(1)
+    ).one_or_none()
+
+
+def set_checkpoint_state(session: Session, checkpoint_id: str | None, *, old: str, new: str) -> None:
+    """Follow a run's fate in its checkpoint; one that is in another state stays as it is."""
+    if checkpoint_id is not None:
+        session.execute(
+            update(Checkpoint).where(Checkpoint.id == checkpoint_id, Checkpoint.state == old).values(state=new)
+        )
+
+
+def silent_bells(session: Session, limit: int) -> Sequence[Bell]:
+    """Bells that were not rung yet, oldest first."""
+    return session.scalars(select(Bell).where(Bell.rung_at.is_(None)).order_by(Bell.id).limit(limit)).all()
+
+
+def mark_rung(session: Session, bell_ids: Sequence[int], now: datetime) -> None:
+    """Say that the bells were rung."""
+    session.execute(update(Bell).where(Bell.id.in_(bell_ids)).values(rung_at=now))
+
+
+def unheard(session: Session, *, rung_before: datetime, limit: int) -> Sequence[Bell]:
+    """The newest bell of each queued run of an idle family, where it was rung long ago: its message may be lost."""
+    active = aliased(Run)
+    newest = select(func.max(Bell.id)).group_by(Bell.run_id)
+    return session.scalars(
+        select(Bell)
+        .join(Run, Run.id == Bell.run_id)
+        .where(Bell.id.in_(newest), Bell.rung_at < rung_before, Run.state == RunState.QUEUED)
+        .where(~exists().where(active.family_id == Run.family_id, active.state.in_(ACTIVE)))
+        .order_by(Bell.id)
+        .limit(limit)
+    ).all()
+
+
+def drop_old_bells(session: Session, *, rung_before: datetime) -> None:
+    """Remove bells that were rung long ago, of runs that wait no longer."""
+    waiting = select(Run.id).where(Run.state == RunState.QUEUED)
+    session.execute(delete(Bell).where(Bell.rung_at < rung_before, Bell.run_id.not_in(waiting)))
+
+
+def _changed(session: Session, statement: Any) -> bool:
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    return isinstance(result, CursorResult) and result.rowcount == 1
+
+
+_LINE = (Run.priority.desc(), Run.created_at, Run.id)

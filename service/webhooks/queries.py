@@ -1,0 +1,85 @@
+"""SQL of webhooks, events and deliveries."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CursorResult, Select, select, update
+from sqlalchemy.orm import Session
+
+from service.models import Delivery, Event, Webhook
+
+
+def listing() -> Select[Any]:
+    """All webhooks."""
+    return select(Webhook)
+
+
+def enabled(session: Session) -> Sequence[Webhook]:
+    """Webhooks that events are sent to."""
+    return session.scalars(select(Webhook).where(Webhook.enabled)).all()
+
+
+def deliveries(webhook_id: str, state: str | None) -> Select[Any]:
+    """Rows (delivery, event type) of one webhook."""
+    statement: Any = (
+        select(Delivery, Event.type).join(Event, Event.id == Delivery.event_id).where(Delivery.webhook_id == webhook_id)
+    )
+    if state is not None:
+        statement = statement.where(Delivery.state == state)
+    return statement
+
+
+def delivery(session: Session, webhook_id: str, delivery_id: str) -> Delivery | None:
+    """One delivery of one webhook."""
+    return session.scalars(
+        select(Delivery).where(Delivery.id == delivery_id, Delivery.webhook_id == webhook_id)
+    ).one_or_none()
+
+
+def due(session: Session, *, now: datetime, limit: int) -> Sequence[tuple[Delivery, Webhook, Event]]:
+    """Deliveries whose time has come, longest due first."""
+    rows = session.execute(
+        select(Delivery, Webhook, Event)
+        .join(Webhook, Webhook.id == Delivery.webhook_id)
+        .join(Event, Event.id == Delivery.event_id)
+        .where(Delivery.state == "pending", Delivery.next_attempt_at <= now, Webhook.enabled)
+        .order_by(Delivery.next_attempt_at, Delivery.id)
+        .limit(limit)
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+def reserve(session: Session, delivery_id: str, *, now: datetime, until: datetime) -> bool:
+    """Take a due delivery until a time; False where another sweep was first."""
+    return _changed(
+        session,
+        update(Delivery)
+        .where(Delivery.id == delivery_id, Delivery.state == "pending", Delivery.next_attempt_at <= now)
+        .values(next_attempt_at=until),
+    )
+
+
+def settle(session: Session, delivery_id: str, *, reserved_until: datetime, **values: Any) -> bool:
+    """Write the outcome of an attempt; False where the reservation ran out and the delivery went another way."""
+    return _changed(
+        session,
+        update(Delivery)
+        .where(Delivery.id == delivery_id, Delivery.state == "pending", Delivery.next_attempt_at == reserved_until)
+        .values(**values),
+    )
+
+
+def disable(session: Session, webhook_id: str, reason: str) -> None:
+    """Stop sending to a webhook, and give up what is on its way there."""
+    session.execute(update(Webhook).where(Webhook.id == webhook_id).values(enabled=False, disabled_reason=reason))
+    session.execute(
+        update(Delivery)
+        .where(Delivery.webhook_id == webhook_id, Delivery.state == "pending")
+        .values(state="failed", next_attempt_at=None)
+    )
+
+
+def _changed(session: Session, statement: Any) -> bool:
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    return isinstance(result, CursorResult) and result.rowcount == 1
