@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.kit import clock
-from service.kit.problems import ConflictError
+from service.kit.problems import ConflictError, NotFoundError
 from service.models import Bell, Run
 from service.runs import queries
 from service.runs.states import ACTIVE, FINAL, RunState
@@ -46,6 +46,14 @@ def create(
     session.flush()
     _ring(session, run.id)
     return run
+
+
+def get(session: Session, run_id: str) -> tuple[Run, str, str | None]:
+    """A run with the names of its family and checkpoint; NotFoundError."""
+    found = queries.by_id(session, run_id)
+    if found is None:
+        raise NotFoundError(f"There is no run {run_id}.", code="unknown-run")
+    return found
 
 
 def claim(session: Session, *, worker: str, lease_seconds: float, run_id: str | None = None) -> Run | None:

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import CursorResult, Select, delete, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
+from service.kit.pages import SortKey, keyset
 from service.models import Bell, Checkpoint, Family, Run
 from service.runs.states import ACTIVE, RunState, can_become
 
@@ -33,6 +34,21 @@ def by_id(session: Session, run_id: str) -> tuple[Run, str, str | None] | None:
     """A run with the names of its family and checkpoint."""
     row: Any = session.execute(listing().where(Run.id == run_id)).one_or_none()
     return None if row is None else (row[0], row[1], row[2])
+
+
+def page(
+    session: Session,
+    *,
+    family: str | None,
+    state: RunState | None,
+    checkpoint: str | None,
+    after: Sequence[Any] | None,
+    limit: int,
+) -> Sequence[tuple[Run, str, str | None]]:
+    """Runs newest first, with names; a row more than `limit` where there are more."""
+    keys = [SortKey(Run.created_at, descending=True), SortKey(Run.id, descending=True)]
+    rows = session.execute(keyset(listing(family=family, state=state, checkpoint=checkpoint), keys, after, limit))
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 def names(session: Session, run: Run) -> tuple[str, str | None]:

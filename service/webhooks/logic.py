@@ -121,7 +121,7 @@ def get(session: Session, webhook_id: str) -> Webhook:
     """A webhook; NotFoundError."""
     webhook = session.get(Webhook, webhook_id)
     if webhook is None:
-        raise NotFoundError(f"There is no webhook {webhook_id}.", code="webhook-not-found")
+        raise NotFoundError(f"There is no webhook {webhook_id}.", code="unknown-webhook")
     return webhook
 
 
@@ -156,12 +156,18 @@ def test(session: Session, webhook: Webhook) -> tuple[Delivery, Event]:
     return delivery, event
 
 
+def get_delivery(session: Session, webhook: Webhook, delivery_id: str) -> Delivery:
+    """A delivery of a webhook; NotFoundError."""
+    delivery = queries.delivery(session, webhook.id, delivery_id)
+    if delivery is None:
+        raise NotFoundError(f"Webhook {webhook.id} has no delivery {delivery_id}.", code="unknown-delivery")
+    return delivery
+
+
 def redeliver(session: Session, webhook: Webhook, delivery_id: str) -> Delivery:
     """Send a delivery again, at once and with the whole schedule before it; its log goes on."""
     _require_enabled(webhook)
-    delivery = queries.delivery(session, webhook.id, delivery_id)
-    if delivery is None:
-        raise NotFoundError(f"Webhook {webhook.id} has no delivery {delivery_id}.", code="delivery-not-found")
+    delivery = get_delivery(session, webhook, delivery_id)
     delivery.state, delivery.attempts, delivery.next_attempt_at = "pending", 0, clock.utcnow()
     delivery.delivered_at = None
     session.flush()

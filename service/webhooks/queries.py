@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CursorResult, Select, select, update
+from sqlalchemy import CursorResult, select, update
 from sqlalchemy.orm import Session
 
+from service.kit.pages import SortKey, keyset
 from service.models import Delivery, Event, Webhook
 
 
-def listing() -> Select[Any]:
-    """All webhooks."""
-    return select(Webhook)
+def page(session: Session, *, after: Sequence[Any] | None, limit: int) -> Sequence[Webhook]:
+    """Webhooks, newest first; a row more than `limit` where there are more."""
+    keys = [SortKey(Webhook.created_at, descending=True), SortKey(Webhook.id, descending=True)]
+    return session.scalars(keyset(select(Webhook), keys, after, limit)).all()
 
 
 def enabled(session: Session) -> Sequence[Webhook]:
@@ -20,14 +22,28 @@ def enabled(session: Session) -> Sequence[Webhook]:
     return session.scalars(select(Webhook).where(Webhook.enabled)).all()
 
 
-def deliveries(webhook_id: str, state: str | None) -> Select[Any]:
-    """Rows (delivery, event type) of one webhook."""
+def remove(session: Session, webhook: Webhook) -> None:
+    """Remove a webhook; the database removes its deliveries."""
+    session.delete(webhook)
+    session.flush()
+
+
+def deliveries_page(
+    session: Session, webhook_id: str, *, state: str | None, after: Sequence[Any] | None, limit: int
+) -> Sequence[tuple[Delivery, str]]:
+    """Deliveries of one webhook with the types of their events, newest first; one more than `limit` where there are."""
     statement: Any = (
         select(Delivery, Event.type).join(Event, Event.id == Delivery.event_id).where(Delivery.webhook_id == webhook_id)
     )
     if state is not None:
         statement = statement.where(Delivery.state == state)
-    return statement
+    keys = [SortKey(Delivery.created_at, descending=True), SortKey(Delivery.id, descending=True)]
+    return [(row[0], row[1]) for row in session.execute(keyset(statement, keys, after, limit))]
+
+
+def event_type(session: Session, event_id: str) -> str:
+    """The type of a stored event."""
+    return session.get_one(Event, event_id).type
 
 
 def delivery(session: Session, webhook_id: str, delivery_id: str) -> Delivery | None:

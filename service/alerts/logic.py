@@ -1,0 +1,240 @@
+"""Alert rules against the verdicts of a checkpoint.
+
+A rule fires on a transition: a feature that comes into a status at this checkpoint, not one that is still in it. An
+alert is of one (rule, checkpoint). It is resolved when its checkpoint is judged anew and the rule no longer holds, or
+when all features that raised it have come back in a later checkpoint of the same lineage.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from service.alerts import queries
+from service.alerts.schemas import (
+    CONDITION,
+    AlertRuleCreate,
+    AlertRuleUpdate,
+    AlertState,
+    Condition,
+    FeatureCondition,
+    MuteBody,
+    StatusCountCondition,
+    TagCondition,
+    WatchedCondition,
+    view,
+)
+from service.families import logic as families
+from service.kit import clock
+from service.kit.ids import feature_id, parse_feature_id
+from service.kit.problems import ConflictError, NotFoundError
+from service.models import Alert, AlertRule, Checkpoint, Family, Feature, Verdict
+from service.webhooks import logic as webhooks
+
+EVIDENCE_ROWS = 100
+_NAMED_IN_SUMMARY = 3
+
+Change = tuple[Verdict, Feature]
+
+
+def create_rule(session: Session, body: AlertRuleCreate) -> tuple[AlertRule, str | None]:
+    """A new rule and the name of its family."""
+    family = families.get(session, body.family) if body.family is not None else None
+    rule = AlertRule(
+        name=body.name,
+        family_id=family.id if family else None,
+        condition=body.condition.model_dump(mode="json"),
+        enabled=body.enabled,
+    )
+    queries.add(session, rule)
+    return rule, body.family
+
+
+def get_rule(session: Session, rule_id: str) -> tuple[AlertRule, str | None]:
+    """A rule with the name of its family; NotFoundError."""
+    found = queries.rule(session, rule_id)
+    if found is None:
+        raise NotFoundError(f"There is no alert rule {rule_id}.", code="unknown-alert-rule")
+    return found
+
+
+def change_rule(session: Session, rule: AlertRule, body: AlertRuleUpdate) -> None:
+    """Change what the body names. It holds for checkpoints that are judged from now on."""
+    if body.name is not None:
+        rule.name = body.name
+    if body.condition is not None:
+        rule.condition = body.condition.model_dump(mode="json")
+    if body.enabled is not None:
+        rule.enabled = body.enabled
+    session.flush()
+
+
+def get(session: Session, alert_id: str) -> tuple[Alert, str, str, str]:
+    """An alert with the names of rule, family and checkpoint; NotFoundError."""
+    found = queries.alert(session, alert_id)
+    if found is None:
+        raise NotFoundError(f"There is no alert {alert_id}.", code="unknown-alert")
+    return found
+
+
+def acknowledge(session: Session, alert: Alert) -> None:
+    """Somebody has seen it. ConflictError where it is resolved."""
+    _require_unresolved(alert)
+    alert.state, alert.muted_until = AlertState.ACKNOWLEDGED, None
+    session.flush()
+
+
+def mute(session: Session, alert: Alert, body: MuteBody) -> None:
+    """Keep quiet about it, and about new alerts of its rule in its family, for a time. ConflictError if resolved."""
+    _require_unresolved(alert)
+    now = clock.utcnow()
+    until = now + timedelta(hours=body.hours) if body.hours is not None else body.until
+    if until is not None and until <= now:
+        raise ConflictError("The mute would be over already.", code="mute-in-the-past")
+    alert.state, alert.muted_until = AlertState.MUTED, until
+    session.flush()
+
+
+def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint) -> list[Alert]:
+    """Hold the rules against the checkpoint's verdicts, in the transaction that wrote them. The alerts now raised.
+
+    Doing it twice changes nothing. Alerts of the checkpoint that its verdicts no longer support are resolved, and
+    those of its ancestors whose features have come back.
+    """
+    session.flush()
+    raised = []
+    for rule in queries.rules_for(session, family.id):
+        condition = CONDITION.validate_python(rule.condition)
+        changes = _matching(session, condition, family, checkpoint)
+        alert = queries.raised(session, rule.id, checkpoint.id)
+        if changes:
+            if _raise(session, rule, condition, family, checkpoint, alert, changes):
+                raised.append(queries.raised(session, rule.id, checkpoint.id))
+        elif alert is not None and alert.state != AlertState.RESOLVED:
+            _resolve(session, alert, rule, family, raised_at=checkpoint.name, seen_at=checkpoint)
+    _resolve_ancestors(session, family, checkpoint)
+    return [alert for alert in raised if alert is not None]
+
+
+def _matching(session: Session, condition: Condition, family: Family, checkpoint: Checkpoint) -> list[Change]:
+    """Transitions that meet the condition, largest first; empty where it does not hold."""
+    if checkpoint.parent_id is None:
+        return []  # nothing to have changed from
+    changes = queries.transitions(session, family.id, checkpoint.id, condition.statuses)
+    match condition:
+        case FeatureCondition():
+            number = parse_feature_id(condition.feature)
+            return [change for change in changes if change[0].feature == number]
+        case WatchedCondition():
+            return [change for change in changes if change[1].watched]
+        case TagCondition():
+            return [change for change in changes if condition.tag in change[1].tags]
+        case StatusCountCondition():
+            return list(changes) if len(changes) >= condition.at_least else []
+
+
+def _raise(
+    session: Session,
+    rule: AlertRule,
+    condition: Condition,
+    family: Family,
+    checkpoint: Checkpoint,
+    alert: Alert | None,
+    changes: list[Change],
+) -> bool:
+    """Raise the rule's alert, or bring the one that is there up to date; whether it is news."""
+    summary, evidence = _summary(condition, checkpoint, changes), [_evidence(*each) for each in changes[:EVIDENCE_ROWS]]
+    now = clock.utcnow()
+    if alert is not None and alert.state != AlertState.RESOLVED:
+        alert.summary, alert.evidence = summary, evidence
+        session.flush()
+        return False
+    if alert is None:
+        alert = Alert(rule_id=rule.id, family_id=family.id, checkpoint_id=checkpoint.id, created_at=now)
+    quiet = queries.mute_of(session, rule.id, family.id, now)
+    alert.state = AlertState.MUTED if quiet else AlertState.OPEN
+    alert.muted_until = quiet.muted_until if quiet else None
+    alert.summary, alert.evidence, alert.updated_at = summary, evidence, now
+    queries.add(session, alert)
+    if not quiet:
+        _emit(session, "alert.raised", alert, rule, family, checkpoint.name)
+    return True
+
+
+def _resolve_ancestors(session: Session, family: Family, checkpoint: Checkpoint) -> None:
+    parents = queries.parents(session, family.id)
+    ancestors: set[str] = set()
+    current = checkpoint.parent_id
+    while current is not None and current not in ancestors:
+        ancestors.add(current)
+        current = parents.get(current)
+    for alert, rule, raised_at in queries.unresolved(session, ancestors):
+        bad = set(CONDITION.validate_python(rule.condition).statuses)
+        numbers = [parse_feature_id(row["feature"]) for row in alert.evidence]
+        statuses = queries.statuses_of(session, checkpoint.id, numbers)
+        # Not to be able to say is not to have come back, and neither is to have no verdict.
+        back = all(statuses.get(number, "indeterminate") not in bad | {"indeterminate"} for number in numbers)
+        if back:
+            _resolve(session, alert, rule, family, raised_at=raised_at, seen_at=checkpoint)
+
+
+def _resolve(
+    session: Session, alert: Alert, rule: AlertRule, family: Family, *, raised_at: str, seen_at: Checkpoint
+) -> None:
+    quiet = alert.state == AlertState.MUTED
+    alert.state, alert.muted_until, alert.updated_at = AlertState.RESOLVED, None, clock.utcnow()
+    session.flush()
+    if not quiet:
+        _emit(session, "alert.resolved", alert, rule, family, raised_at, resolved_by=seen_at.name)
+
+
+def _emit(
+    session: Session, type_: str, alert: Alert, rule: AlertRule, family: Family, checkpoint: str, **more: Any
+) -> None:
+    webhooks.emit(
+        session,
+        type=type_,
+        family_id=family.id,
+        data={"alert": view(alert, rule.name, family.name, checkpoint).model_dump(mode="json"), **more},
+        # An alert can be raised again after it was resolved: the moment tells the two apart.
+        key=f"{alert.id}:{alert.updated_at.isoformat()}",
+    )
+
+
+def _summary(condition: Condition, checkpoint: Checkpoint, changes: list[Change]) -> str:
+    """One sentence for people: what happened to which features."""
+    named = [
+        f"{feature_id(verdict.feature)}{f' ({feature.label})' if feature.label else ''} {verdict.status}"
+        for verdict, feature in changes[:_NAMED_IN_SUMMARY]
+    ]
+    rest = len(changes) - len(named)
+    what = ", ".join(named) + (f" and {rest} more" if rest else "")
+    match condition:
+        case TagCondition():
+            return f"{checkpoint.name}: tag {condition.tag}: {what}"
+        case StatusCountCondition():
+            return f"{checkpoint.name}: {len(changes)} features {condition.status} (limit {condition.at_least}): {what}"
+        case _:
+            return f"{checkpoint.name}: {what}"
+
+
+def _evidence(verdict: Verdict, feature: Feature) -> dict[str, Any]:
+    return {
+        "feature": feature_id(verdict.feature),
+        "label": feature.label,
+        "top_tokens": feature.top_tokens,
+        "status": verdict.status,
+        "previous_status": verdict.previous_status,
+        "change": verdict.change,
+        "projection_ratio": verdict.projection_ratio,
+        "projection_ratio_ci": None
+        if verdict.projection_ratio_lo is None or verdict.projection_ratio_hi is None
+        else [verdict.projection_ratio_lo, verdict.projection_ratio_hi],
+        "q_value": verdict.q_value,
+        "successors": verdict.successors,
+    }
+
+
+def _require_unresolved(alert: Alert) -> None:
+    if alert.state == AlertState.RESOLVED:
+        raise ConflictError(f"Alert {alert.id} is resolved already.", code="alert-resolved")

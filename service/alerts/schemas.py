@@ -1,0 +1,158 @@
+"""Shapes of alert rules and alerts in the API, and the conditions of rules."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+
+from service.kit.ids import feature_id, parse_feature_id
+from service.models import Alert, AlertRule
+
+Status = Literal[
+    "present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"
+]  # fmt: skip
+ALARMING: list[Status] = ["suppressed", "absent", "replaced", "relocated", "amplified"]
+Statuses = Annotated[list[Status], Field(min_length=1, max_length=8, description="Statuses that raise the alert.")]
+
+
+class AlertState(StrEnum):
+    OPEN = "open"
+    ACKNOWLEDGED = "acknowledged"
+    MUTED = "muted"
+    RESOLVED = "resolved"
+
+
+class _Condition(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class FeatureCondition(_Condition):
+    """One feature comes into one of the statuses."""
+
+    kind: Literal["feature"]
+    feature: str = Field(examples=["F42318"])
+    statuses: Statuses = ALARMING
+
+    @field_validator("feature")
+    @classmethod
+    def _normalise(cls, value: str) -> str:
+        return feature_id(parse_feature_id(value))
+
+
+class WatchedCondition(_Condition):
+    """Any watched feature comes into one of the statuses."""
+
+    kind: Literal["watched"]
+    statuses: Statuses = ALARMING
+
+
+class TagCondition(_Condition):
+    """Any feature with the tag comes into one of the statuses."""
+
+    kind: Literal["tag"]
+    tag: str = Field(min_length=1, max_length=100, examples=["deception"])
+    statuses: Statuses = ALARMING
+
+
+class StatusCountCondition(_Condition):
+    """So many features come into the status at once."""
+
+    kind: Literal["status_count"]
+    status: Status
+    at_least: int = Field(ge=1)
+
+    @property
+    def statuses(self) -> list[Status]:
+        """The one status, as the other conditions have them."""
+        return [self.status]
+
+
+Condition = Annotated[
+    FeatureCondition | WatchedCondition | TagCondition | StatusCountCondition, Field(discriminator="kind")
+]
+CONDITION: TypeAdapter[Condition] = TypeAdapter(Condition)
+
+
+class AlertRuleCreate(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=200)
+    family: str | None = Field(None, description="Null: every family.")
+    condition: Condition
+    enabled: bool = True
+
+
+class AlertRuleUpdate(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = Field(None, min_length=1, max_length=200)
+    condition: Condition | None = None
+    enabled: bool | None = None
+
+
+class AlertRuleView(BaseModel):
+    id: str
+    name: str
+    family: str | None
+    condition: Condition
+    enabled: bool
+    created_at: datetime
+
+
+class MuteBody(BaseModel):
+    """For how long; neither: until the alert is resolved."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    until: AwareDatetime | None = None
+    hours: float | None = Field(None, gt=0, le=24 * 365)
+
+    @model_validator(mode="after")
+    def _one(self) -> "MuteBody":
+        if self.until is not None and self.hours is not None:
+            raise ValueError("give `until` or `hours`, not both")
+        return self
+
+
+class AlertView(BaseModel):
+    id: str
+    rule: str
+    rule_name: str
+    family: str
+    checkpoint: str
+    state: AlertState
+    summary: str
+    evidence: list[dict[str, Any]] = Field(description="The verdicts that raised it, largest change first.")
+    created_at: datetime
+    updated_at: datetime
+    muted_until: datetime | None
+
+
+def rule_view(rule: AlertRule, family: str | None) -> AlertRuleView:
+    """A rule as the API shows it."""
+    return AlertRuleView(
+        id=rule.id,
+        name=rule.name,
+        family=family,
+        condition=CONDITION.validate_python(rule.condition),
+        enabled=rule.enabled,
+        created_at=rule.created_at,
+    )
+
+
+def view(alert: Alert, rule_name: str, family: str, checkpoint: str) -> AlertView:
+    """An alert as the API and the webhooks show it."""
+    return AlertView(
+        id=alert.id,
+        rule=alert.rule_id,
+        rule_name=rule_name,
+        family=family,
+        checkpoint=checkpoint,
+        state=AlertState(alert.state),
+        summary=alert.summary,
+        evidence=alert.evidence,
+        created_at=alert.created_at,
+        updated_at=alert.updated_at,
+        muted_until=alert.muted_until,
+    )

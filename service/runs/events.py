@@ -1,0 +1,48 @@
+"""Progress of one run as server-sent events, read from the database: any API process can serve any run."""
+
+import time
+from collections.abc import AsyncIterator
+
+import anyio
+from anyio.to_thread import run_sync
+from sqlalchemy.exc import OperationalError
+
+from service.kit.db import Database
+from service.runs import queries
+from service.runs.schemas import RunView, view
+from service.runs.states import FINAL
+
+LOOK_SECONDS = 0.5
+HEARTBEAT_SECONDS = 10.0
+"""Proxies close a silent connection, often after 30 or 60 seconds."""
+LONGEST_SECONDS = 900.0
+"""A stream ends after it and the client comes back by itself: no connection outlives a deploy by hours."""
+
+
+async def stream(database: Database, run_id: str) -> AsyncIterator[str]:
+    """`progress` events with the whole run whenever it changed; `end` with its final state is the last one."""
+    began = spoke = time.monotonic()
+    last = ""
+    yield "retry: 2000\n\n"
+    while time.monotonic() - began < LONGEST_SECONDS:
+        try:
+            current = await run_sync(_look, database, run_id)
+        except OperationalError:  # away for a moment: the next look may see it again
+            current = None
+        if current is not None:
+            text, final = current.model_dump_json(), current.state in FINAL
+            if text != last:
+                last, spoke = text, time.monotonic()
+                yield f"event: {'end' if final else 'progress'}\ndata: {text}\n\n"
+            if final:
+                return
+        if time.monotonic() - spoke >= HEARTBEAT_SECONDS:
+            spoke = time.monotonic()
+            yield ": still here\n\n"
+        await anyio.sleep(LOOK_SECONDS)
+
+
+def _look(database: Database, run_id: str) -> RunView | None:
+    with database.read() as session:
+        found = queries.by_id(session, run_id)
+        return None if found is None else view(*found)

@@ -1,0 +1,76 @@
+"""`/v1/runs`: what the workers do, have done and will do."""
+
+from fastapi import APIRouter, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
+
+from service.auth.guard import BY_METHOD
+from service.kit.pages import Page, Paging
+from service.kit.sessions import AppDatabase, ReadSession, WriteSession
+from service.models import Run
+from service.runs import events, logic, queries
+from service.runs.schemas import RunView, view
+from service.runs.states import RunState
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[BY_METHOD])
+
+RETRY_AFTER = "2"
+
+
+@router.get("", summary="Runs, newest first")
+def list_runs(
+    session: ReadSession,
+    paging: Paging,
+    family: str | None = None,
+    state: RunState | None = None,
+    checkpoint: str | None = None,
+) -> Page[RunView]:
+    order = f"runs {family} {state} {checkpoint}"
+    found = queries.page(
+        session, family=family, state=state, checkpoint=checkpoint, after=paging.after(order), limit=paging.limit
+    )
+    rows, cursor = paging.page(found, order, lambda row: (row[0].created_at, row[0].id))
+    return Page(data=[view(*row) for row in rows], next_cursor=cursor)
+
+
+@router.get("/{run_id}", summary="One run")
+def get_run(run_id: str, session: ReadSession) -> RunView:
+    return view(*logic.get(session, run_id))
+
+
+@router.get(
+    "/{run_id}/events",
+    summary="Progress as server-sent events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
+def run_events(run_id: str, session: ReadSession, database: AppDatabase) -> StreamingResponse:
+    """`progress` events carry the whole run whenever it changed; `end` is the last one."""
+    logic.get(session, run_id)
+    return StreamingResponse(
+        events.stream(database, run_id),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+@router.post("/{run_id}/cancel", status_code=202, summary="Ask a run to stop")
+def cancel_run(run_id: str, session: WriteSession, response: Response) -> RunView:
+    """A queued run is cancelled at once; a running one is `cancelling` until its worker confirms."""
+    run, _, _ = logic.get(session, run_id)
+    logic.request_cancel(session, run)
+    return _accepted(session, run, response)
+
+
+@router.post("/{run_id}/retry", status_code=202, summary="Queue a failed or cancelled run again")
+def retry_run(run_id: str, session: WriteSession, response: Response) -> RunView:
+    """It goes on from what its earlier attempts have made."""
+    run, _, _ = logic.get(session, run_id)
+    logic.retry(session, run)
+    return _accepted(session, run, response)
+
+
+def _accepted(session: Session, run: Run, response: Response) -> RunView:
+    response.headers["Location"] = f"/v1/runs/{run.id}"
+    response.headers["Retry-After"] = RETRY_AFTER
+    return view(*logic.get(session, run.id))

@@ -1,0 +1,94 @@
+"""`/v1/webhooks`: where events are sent, and what came of it."""
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+
+from service.auth.guard import BY_METHOD
+from service.kit.pages import Page, Paging
+from service.kit.sessions import AppSettings, ReadSession, WriteSession
+from service.webhooks import logic, queries
+from service.webhooks.schemas import (
+    DeliveryView,
+    WebhookCreate,
+    WebhookCreated,
+    WebhookUpdate,
+    WebhookView,
+    created,
+    delivery_view,
+    view,
+)
+
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], dependencies=[BY_METHOD])
+
+
+@router.post("", status_code=201, summary="Register a webhook; the answer is the only one that shows its secret")
+def create_webhook(
+    body: WebhookCreate, session: WriteSession, settings: AppSettings, response: Response
+) -> WebhookCreated:
+    webhook, secret = logic.create(session, settings, body)
+    response.headers["Location"] = f"/v1/webhooks/{webhook.id}"
+    response.headers["Cache-Control"] = "no-store"
+    return created(webhook, secret)
+
+
+@router.get("", summary="Webhooks, newest first")
+def list_webhooks(session: ReadSession, paging: Paging) -> Page[WebhookView]:
+    found = queries.page(session, after=paging.after("webhooks"), limit=paging.limit)
+    rows, cursor = paging.page(found, "webhooks", lambda row: (row.created_at, row.id))
+    return Page(data=[view(row) for row in rows], next_cursor=cursor)
+
+
+@router.get("/{webhook_id}", summary="One webhook")
+def get_webhook(webhook_id: str, session: ReadSession) -> WebhookView:
+    return view(logic.get(session, webhook_id))
+
+
+@router.patch("/{webhook_id}", summary="Change URL, event types or whether it is enabled")
+def change_webhook(webhook_id: str, body: WebhookUpdate, session: WriteSession, settings: AppSettings) -> WebhookView:
+    webhook = logic.get(session, webhook_id)
+    logic.change(session, settings, webhook, body)
+    return view(webhook)
+
+
+@router.delete("/{webhook_id}", status_code=204, summary="Remove a webhook with its deliveries")
+def delete_webhook(webhook_id: str, session: WriteSession) -> Response:
+    queries.remove(session, logic.get(session, webhook_id))
+    return Response(status_code=204)
+
+
+@router.post("/{webhook_id}/test", status_code=202, summary="Send a test event")
+def test_webhook(webhook_id: str, session: WriteSession, response: Response) -> DeliveryView:
+    webhook = logic.get(session, webhook_id)
+    delivery, event = logic.test(session, webhook)
+    response.headers["Location"] = f"/v1/webhooks/{webhook.id}/deliveries/{delivery.id}"
+    return delivery_view(delivery, event.type)
+
+
+@router.get("/{webhook_id}/deliveries", summary="Deliveries of a webhook, newest first")
+def list_deliveries(
+    webhook_id: str,
+    session: ReadSession,
+    paging: Paging,
+    state: Literal["pending", "delivered", "failed"] | None = None,
+) -> Page[DeliveryView]:
+    webhook = logic.get(session, webhook_id)
+    order = f"deliveries {webhook.id} {state}"
+    found = queries.deliveries_page(session, webhook.id, state=state, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(found, order, lambda row: (row[0].created_at, row[0].id))
+    return Page(data=[delivery_view(*row) for row in rows], next_cursor=cursor)
+
+
+@router.get("/{webhook_id}/deliveries/{delivery_id}", summary="One delivery with its attempts")
+def get_delivery(webhook_id: str, delivery_id: str, session: ReadSession) -> DeliveryView:
+    delivery = logic.get_delivery(session, logic.get(session, webhook_id), delivery_id)
+    return delivery_view(delivery, queries.event_type(session, delivery.event_id))
+
+
+@router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202, summary="Send a delivery again")
+def redeliver(webhook_id: str, delivery_id: str, session: WriteSession, response: Response) -> DeliveryView:
+    """The same body under the same `webhook-id`, at once and with the whole schedule of retries before it."""
+    webhook = logic.get(session, webhook_id)
+    delivery = logic.redeliver(session, webhook, delivery_id)
+    response.headers["Location"] = f"/v1/webhooks/{webhook.id}/deliveries/{delivery.id}"
+    return delivery_view(delivery, queries.event_type(session, delivery.event_id))
