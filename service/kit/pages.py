@@ -24,6 +24,7 @@ DEFAULT_LIMIT = 50
 
 Row = TypeVar("Row")
 Item = TypeVar("Item")
+Statement = TypeVar("Statement", bound=Select)
 
 
 class Page(BaseModel, Generic[Item]):
@@ -95,7 +96,7 @@ def pager(
 Paging = Annotated[Pager, Depends(pager)]
 
 
-def keyset(statement: Select[Any], keys: Sequence[SortKey], after: Sequence[Any] | None, limit: int) -> Select[Any]:
+def keyset(statement: Statement, keys: Sequence[SortKey], after: Sequence[Any] | None, limit: int) -> Statement:
     """Order a statement, start it after a row's sort values and fetch one row more than the page holds."""
     if after is not None:
         if len(after) != len(keys):

@@ -17,7 +17,7 @@ def ping(session: Session) -> None:
 
 def runs_by_state(session: Session) -> dict[str, int]:
     """How many runs are in each state."""
-    return {state: count for state, count in session.execute(select(Run.state, func.count()).group_by(Run.state))}
+    return {row[0]: row[1] for row in session.execute(select(Run.state, func.count()).group_by(Run.state))}
 
 
 def oldest_queued(session: Session) -> datetime | None:
@@ -28,7 +28,7 @@ def oldest_queued(session: Session) -> datetime | None:
 def deliveries_by_state(session: Session) -> dict[str, int]:
     """How many webhook deliveries are in each state."""
     statement = select(Delivery.state, func.count()).group_by(Delivery.state)
-    return {state: count for state, count in session.execute(statement)}
+    return {row[0]: row[1] for row in session.execute(statement)}
 
 
 def newest_quality(session: Session) -> Sequence[tuple[str, str, dict[str, Any]]]:

@@ -1,0 +1,174 @@
+"""Checkpoints: registering and finding them."""
+
+import hashlib
+import json
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.checkpoints import queries
+from service.checkpoints.inspect import Expected, look
+from service.checkpoints.schemas import CheckpointIn
+from service.config import Settings
+from service.families import logic as families
+from service.kit.clock import utcnow
+from service.kit.problems import ConflictError, NotFoundError, UnprocessableError
+from service.models import Checkpoint, Family, Run
+from service.runs import logic as runs
+
+KIND = "onboard"
+_USABLE = ("registered", "judged")
+
+
+def get(session: Session, family: Family, name: str) -> Checkpoint:
+    """The checkpoint of a family with this name, or 404."""
+    checkpoint = queries.by_name(session, family.id, name)
+    if checkpoint is None:
+        raise NotFoundError(f"The family {family.name} has no checkpoint {name}.", code="unknown-checkpoint")
+    return checkpoint
+
+
+def get_judged(session: Session, family: Family, name: str | None) -> Checkpoint:
+    """A judged checkpoint by name, or the newest one; 404 where there is none, 409 where it is not judged yet."""
+    if name is None:
+        found = queries.newest(session, family.id, ["judged"])
+        if not found:
+            raise NotFoundError(f"No checkpoint of {family.name} has been judged yet.", code="nothing-judged")
+        return found[0]
+    checkpoint = get(session, family, name)
+    if checkpoint.state != "judged":
+        raise ConflictError(f"The checkpoint {name} is {checkpoint.state}, not judged.", code="not-judged")
+    return checkpoint
+
+
+def examine(session: Session, settings: Settings, family_name: str, body: CheckpointIn) -> str:
+    """Look at a registration's files; returns the digest of what they hold. Reads only, and may take a while.
+
+    Raises 404 for the family, 422 (UnusableError) for URIs and files that cannot be a checkpoint.
+    """
+    family = families.get(session, family_name)
+    expected = Expected(
+        hook_points=_hook_points(family, body),
+        positions=(family.positions or {}).get("count"),
+        widths=queries.widths(session, family.id),
+    )
+    return look(body.uri, body.adapter, settings.root_dirs, expected)
+
+
+def register(
+    session: Session, settings: Settings, family_name: str, body: CheckpointIn, content: str | None = None
+) -> tuple[Checkpoint, Run, bool]:
+    """Register a checkpoint: its row, its run and the run's bell. `content` is what `examine` returned.
+
+    Returns the checkpoint, its run and whether anything is new: the same content under the same name gives what is
+    there. A failed checkpoint's name may be taken by other content; the row is used again, with a new run.
+    Raises 404, 409 (name used for other content), 422 (parent, hook points, files); then nothing is written.
+    """
+    content = content or examine(session, settings, family_name, body)
+    family = families.get(session, family_name)
+    found = queries.by_name(session, family.id, body.name)
+    if found is None:
+        checkpoint = Checkpoint(family_id=family.id, name=body.name)
+        parent = _parent(session, family, body, None)
+        _fill(checkpoint, family, body, parent, content)
+        try:
+            with session.begin_nested():
+                queries.add(session, checkpoint)
+        except IntegrityError:  # another request took the name between our look and our write
+            found = get(session, family, body.name)
+        else:
+            return checkpoint, _queue(session, checkpoint), True
+    parent_id = found.parent_id if body.parent is None else _parent_id(session, family, body.parent)
+    if _digest(family, body, parent_id, content) == found.digest:
+        run = queries.newest_runs(session, [found.id])[found.id]
+        return found, run, False
+    if found.state != "failed":
+        raise ConflictError(
+            f"The name {body.name} is used by another checkpoint of {family.name}: other content, parent, hook points "
+            "or fit.",
+            code="name-used",
+        )
+    _fill(found, family, body, _parent(session, family, body, found), content)
+    return found, _queue(session, found), True
+
+
+def _queue(session: Session, checkpoint: Checkpoint) -> Run:
+    return runs.create(
+        session,
+        family_id=checkpoint.family_id,
+        checkpoint_id=checkpoint.id,
+        kind=KIND,
+        params={"fit": checkpoint.fit},
+    )
+
+
+def _fill(checkpoint: Checkpoint, family: Family, body: CheckpointIn, parent: Checkpoint | None, content: str) -> None:
+    parent_id = parent.id if parent else None
+    checkpoint.uri = body.uri
+    checkpoint.adapter = body.adapter
+    checkpoint.parent_id = parent_id
+    checkpoint.hook_points = _hook_points(family, body)
+    checkpoint.fit = body.fit
+    checkpoint.details = body.metadata
+    checkpoint.digest = _digest(family, body, parent_id, content)
+    checkpoint.state = "registered"
+    checkpoint.generation = None
+    checkpoint.quality = None
+    checkpoint.judged_at = None
+    checkpoint.created_at = utcnow()
+
+
+def _hook_points(family: Family, body: CheckpointIn) -> list[str]:
+    if body.hook_points is None:
+        return family.hook_points
+    foreign = [name for name in body.hook_points if name not in family.hook_points]
+    if foreign:
+        raise UnprocessableError(
+            f"{', '.join(foreign)}: not among the family's hook points, {', '.join(family.hook_points)}.",
+            code="hook-point-not-in-family",
+            title="Hook point that the family has not",
+        )
+    return body.hook_points
+
+
+def _digest(family: Family, body: CheckpointIn, parent_id: str | None, content: str) -> str:
+    """What makes a registration the same. `metadata` is left out: a CI job that is run again has another number."""
+    parts = {"content": content, "parent": parent_id, "hook_points": _hook_points(family, body), "fit": body.fit}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _parent_id(session: Session, family: Family, name: str) -> str:
+    """Id of the named parent, whatever its state; no id of any where it is unknown."""
+    found = queries.by_name(session, family.id, name)
+    return found.id if found else ""
+
+
+def _parent(session: Session, family: Family, body: CheckpointIn, row: Checkpoint | None) -> Checkpoint | None:
+    """The parent of a new registration. `row` is the failed checkpoint whose name is taken again."""
+    if body.parent is None:
+        lineage = queries.lineage(session, family.id) if row else {}
+        candidates = queries.newest(session, family.id, _USABLE)
+        return next((one for one in candidates if row is None or not _descends(lineage, one.id, row.id)), None)
+    parent = queries.by_name(session, family.id, body.parent)
+    if parent is None or parent.name == body.name:
+        raise UnprocessableError(
+            f"The parent {body.parent} is no other checkpoint of {family.name}.",
+            code="unknown-parent",
+            title="Unknown parent",
+        )
+    if parent.state not in _USABLE:
+        raise UnprocessableError(
+            f"The parent {parent.name} has {parent.state}; nothing can be compared with it.",
+            code="parent-failed",
+            title="Failed parent",
+        )
+    if row is not None and _descends(queries.lineage(session, family.id), parent.id, row.id):
+        raise UnprocessableError(f"{parent.name} comes from {row.name} itself.", code="parent-cycle")
+    return parent
+
+
+def _descends(lineage: dict[str, str | None], checkpoint_id: str, ancestor_id: str) -> bool:
+    current: str | None = checkpoint_id
+    while current is not None and current != ancestor_id:
+        current = lineage.get(current)
+    return current is not None

@@ -1,0 +1,89 @@
+"""SQL of checkpoints."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from service.kit.pages import SortKey, keyset
+from service.models import Alert, AlertRule, Checkpoint, Run, Source
+
+
+def by_name(session: Session, family_id: str, name: str) -> Checkpoint | None:
+    """The checkpoint of a family with this name."""
+    return session.scalar(select(Checkpoint).where(Checkpoint.family_id == family_id, Checkpoint.name == name))
+
+
+def get(session: Session, checkpoint_id: str) -> Checkpoint | None:
+    """The checkpoint with this id."""
+    return session.get(Checkpoint, checkpoint_id)
+
+
+def add(session: Session, checkpoint: Checkpoint) -> None:
+    """Store a checkpoint; IntegrityError where its name was taken meanwhile."""
+    session.add(checkpoint)
+    session.flush()
+
+
+def newest(session: Session, family_id: str, states: Sequence[str]) -> Sequence[Checkpoint]:
+    """Checkpoints of a family in these states, newest first."""
+    statement = select(Checkpoint).where(Checkpoint.family_id == family_id, Checkpoint.state.in_(states))
+    return session.scalars(statement.order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())).all()
+
+
+def lineage(session: Session, family_id: str) -> dict[str, str | None]:
+    """Checkpoint id -> id of its parent, of a whole family."""
+    statement = select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.family_id == family_id)
+    return {row[0]: row[1] for row in session.execute(statement)}
+
+
+def names(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, str]:
+    """Checkpoint id -> name."""
+    statement = select(Checkpoint.id, Checkpoint.name).where(Checkpoint.id.in_(checkpoint_ids))
+    return {row[0]: row[1] for row in session.execute(statement)}
+
+
+def page(
+    session: Session, family_id: str, *, state: str | None, after: Sequence[Any] | None, limit: int
+) -> Sequence[Checkpoint]:
+    """Checkpoints of a family, oldest first; a row more than `limit` where there are more."""
+    statement = select(Checkpoint).where(Checkpoint.family_id == family_id)
+    if state is not None:
+        statement = statement.where(Checkpoint.state == state)
+    keys = [SortKey(Checkpoint.created_at), SortKey(Checkpoint.id)]
+    return session.scalars(keyset(statement, keys, after, limit)).all()
+
+
+def newest_runs(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, Run]:
+    """Checkpoint id -> its newest run that reads and judges it."""
+    order = func.row_number().over(partition_by=Run.checkpoint_id, order_by=(Run.created_at.desc(), Run.id.desc()))
+    ranked = (
+        select(Run.id, order.label("place"))
+        .where(Run.checkpoint_id.in_(checkpoint_ids), Run.kind == "onboard")
+        .subquery()
+    )
+    runs = session.scalars(select(Run).join(ranked, (ranked.c.id == Run.id) & (ranked.c.place == 1)))
+    return {run.checkpoint_id: run for run in runs if run.checkpoint_id is not None}
+
+
+def widths(session: Session, family_id: str) -> dict[str, int]:
+    """Hook point -> width, as the family's newest judged checkpoint has them."""
+    statement = (
+        select(Source.hook_point, Source.d_model)
+        .join(Checkpoint, Checkpoint.id == Source.checkpoint_id)
+        .where(Checkpoint.family_id == family_id, Checkpoint.state == "judged")
+        .order_by(Checkpoint.created_at)
+    )
+    return {row[0]: row[1] for row in session.execute(statement)}
+
+
+def alerts(session: Session, checkpoint_id: str) -> Sequence[tuple[Alert, str]]:
+    """(alert, name of its rule) of a checkpoint, oldest first."""
+    statement = (
+        select(Alert, AlertRule.name)
+        .join(AlertRule, AlertRule.id == Alert.rule_id)
+        .where(Alert.checkpoint_id == checkpoint_id)
+        .order_by(Alert.created_at, Alert.id)
+    )
+    return [(row[0], row[1]) for row in session.execute(statement)]

@@ -1,0 +1,148 @@
+"""The report of one checkpoint: what changed, how good the dictionary is on it, which alerts it raised."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
+
+from service.checkpoints import queries
+from service.features import logic as features
+from service.features.queries import Filter
+from service.features.schemas import STATUSES, FeatureRow, Status
+from service.features.sorting import order_of
+from service.kit.problems import NotAcceptableError
+from service.models import Family
+
+LARGEST = 50
+Format = Literal["json", "markdown", "html"]
+MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "markdown": "text/markdown", "html": "text/html"}
+_CHANGED: tuple[Status, ...] = ("suppressed", "amplified", "absent", "relocated", "replaced", "emerged")
+
+
+class ReportAlert(BaseModel):
+    """An alert that the checkpoint raised."""
+
+    id: str
+    rule: str
+    state: str
+    summary: str
+    created_at: datetime
+
+
+class Report(BaseModel):
+    """What changed in one checkpoint against a baseline."""
+
+    family: str
+    checkpoint: str
+    baseline: str | None = Field(description="Null at the first of a lineage: there is nothing to compare with.")
+    judged_at: datetime | None
+    generation: int | None
+    features: int = Field(description="How many were judged.")
+    counts: dict[Status, int]
+    changes: list[FeatureRow] = Field(description=f"The largest, at most {LARGEST}.")
+    quality: dict[str, Any]
+    alerts: list[ReportAlert]
+
+
+def report(session: Session, family: Family, checkpoint: str, baseline: str | None) -> Report:
+    """The report of a judged checkpoint against its parent or any other judged one. Raises 404 and 409."""
+    asked = features.comparison(session, family, checkpoint, baseline)
+    counts = features.counts(session, asked)
+    found = features.rows(
+        session, asked, wanted=Filter(_CHANGED), order=order_of("change", None), after=None, limit=LARGEST
+    )
+    alerts = queries.alerts(session, asked.checkpoint.id)
+    return Report(
+        family=family.name,
+        checkpoint=asked.checkpoint.name,
+        baseline=asked.baseline.name if asked.baseline else None,
+        judged_at=asked.checkpoint.judged_at,
+        generation=asked.checkpoint.generation,
+        features=sum(counts.values()),
+        counts={status: counts.get(status, 0) for status in STATUSES},
+        changes=features.show(session, asked, found[:LARGEST]),
+        quality=asked.checkpoint.quality or {},
+        alerts=[
+            ReportAlert(id=alert.id, rule=rule, state=alert.state, summary=alert.summary, created_at=alert.created_at)
+            for alert, rule in alerts
+        ],
+    )
+
+
+def choose_format(asked: str | None, accept: str) -> Format:
+    """The format of `?format=`, else the first of the Accept header that there is; 406 where there is none."""
+    if asked is not None:
+        for name, media_type in MEDIA_TYPES.items():
+            if asked in (name, media_type) or (asked == "md" and name == "markdown"):
+                return name
+        raise NotAcceptableError(f"There is no format {asked!r}; there are {', '.join(MEDIA_TYPES)}.")
+    wanted = _by_preference(accept)
+    for item in wanted:
+        for name, media_type in MEDIA_TYPES.items():
+            if item in (media_type, "*/*", f"{media_type.partition('/')[0]}/*"):
+                return name
+    if wanted:
+        raise NotAcceptableError(f"The report comes as {', '.join(MEDIA_TYPES.values())}.")
+    return "json"
+
+
+def render(document: Report, form: Format) -> str:
+    """The report as Markdown or as an HTML page that needs nothing else."""
+    template = "report.md" if form == "markdown" else "report.html"
+    return _templates.get_template(template).render(report=document, figures=_figures(document.quality))
+
+
+def _by_preference(accept: str) -> list[str]:
+    parsed: list[tuple[float, int, str]] = []
+    for place, part in enumerate(accept.split(",")):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = next((value[2:] for value in parameters if value.startswith("q=")), "1")
+        try:
+            weight = float(quality)
+        except ValueError:
+            weight = 0.0
+        if name and weight > 0:
+            parsed.append((-weight, place, name.lower()))
+    return [name for _, _, name in sorted(parsed)]
+
+
+def _figures(quality: dict[str, Any]) -> list[tuple[str, str]]:
+    """The plain numbers of a quality record, for people."""
+    return [
+        (name.replace("_", " "), _number(value))
+        for name, value in quality.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def _interval(values: Sequence[float | None] | None) -> str:
+    return "" if values is None else f"[{_number(values[0])}, {_number(values[1])}]"
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a Markdown table: no line breaks, no column marks, nothing that becomes HTML."""
+    flat = " ".join(text.split())
+    for mark in "\\`*_{}[]<>|#&":
+        flat = flat.replace(mark, "\\" + mark)
+    return flat
+
+
+_templates = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "web" / "templates"),
+    autoescape=jinja2.select_autoescape(["html"]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_templates.filters |= {"number": _number, "interval": _interval, "cell": _cell}

@@ -1,0 +1,86 @@
+"""`/v1/families/{family}/checkpoints`."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from sqlalchemy.orm import Session
+
+from service.auth.guard import BY_METHOD
+from service.checkpoints import logic, queries
+from service.checkpoints.report import MEDIA_TYPES, Report, choose_format, render, report
+from service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointState, Registration, view
+from service.families import logic as families
+from service.kit.pages import Page, Paging
+from service.kit.sessions import AppSettings, ReadSession, WriteSession
+from service.models import Checkpoint, Family
+from service.runs import schemas as run_schemas
+
+router = APIRouter(prefix="/v1/families/{family}/checkpoints", tags=["checkpoints"], dependencies=[BY_METHOD])
+
+RETRY_AFTER_S = 2
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Register a checkpoint: workers will read and judge it",
+    responses={200: {"description": "It is registered already, with the same content.", "model": Registration}},
+)
+def register_checkpoint(
+    family: str, body: CheckpointIn, read: ReadSession, session: WriteSession, settings: AppSettings, response: Response
+) -> Registration:
+    # The look at the files may take seconds, and a write transaction on SQLite keeps every other writer waiting.
+    content = logic.examine(read, settings, family, body)
+    checkpoint, run, created = logic.register(session, settings, family, body, content)
+    response.status_code = 202 if created else 200
+    response.headers["Location"] = f"/v1/runs/{run.id}"
+    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    shown = _show(session, families.get(session, family), [checkpoint])[0]
+    return Registration(checkpoint=shown, run=run_schemas.view(run, family, checkpoint.name))
+
+
+@router.get("", summary="Checkpoints of a family, oldest first")
+def list_checkpoints(
+    family: str, session: ReadSession, paging: Paging, state: Annotated[CheckpointState | None, Query()] = None
+) -> Page[CheckpointOut]:
+    found = families.get(session, family)
+    order = f"checkpoints:{found.id}:{state}"
+    rows = queries.page(session, found.id, state=state, after=paging.after(order), limit=paging.limit)
+    kept, cursor = paging.page(rows, order, lambda row: (row.created_at, row.id))
+    return Page(data=_show(session, found, kept), next_cursor=cursor)
+
+
+@router.get("/{name}", summary="One checkpoint")
+def get_checkpoint(family: str, name: str, session: ReadSession) -> CheckpointOut:
+    found = families.get(session, family)
+    return _show(session, found, [logic.get(session, found, name)])[0]
+
+
+@router.get(
+    "/{name}/report",
+    summary="What changed in a checkpoint",
+    response_model=Report,
+    responses={200: {"content": {"text/markdown": {}, "text/html": {}}}},
+)
+def get_report(
+    family: str,
+    name: str,
+    session: ReadSession,
+    baseline: Annotated[str | None, Query(description="Left out: the checkpoint's parent.")] = None,
+    form: Annotated[str | None, Query(alias="format", description="json, markdown or html.")] = None,
+    accept: Annotated[str, Header()] = "*/*",
+) -> Response:
+    chosen = choose_format(form, accept)
+    document = report(session, families.get(session, family), name, baseline)
+    text = document.model_dump_json() if chosen == "json" else render(document, chosen)
+    return Response(text, media_type=MEDIA_TYPES[chosen])
+
+
+def _show(session: Session, family: Family, rows: list[Checkpoint]) -> list[CheckpointOut]:
+    runs = queries.newest_runs(session, [row.id for row in rows])
+    names = queries.names(session, [row.parent_id for row in rows if row.parent_id])
+    shown = []
+    for row in rows:
+        run = run_schemas.view(runs[row.id], family.name, row.name) if row.id in runs else None
+        shown.append(view(row, family.name, names.get(row.parent_id or ""), run))
+    return shown

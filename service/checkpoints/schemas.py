@@ -1,0 +1,81 @@
+"""JSON of checkpoints."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.families.schemas import HookPoints, Name
+from service.models import Checkpoint
+from service.runs.schemas import RunView
+
+CheckpointState = Literal["registered", "judged", "failed"]
+
+
+class CheckpointIn(BaseModel):
+    """A checkpoint to be registered."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name = Field(description="Unique in the family.")
+    uri: str = Field(
+        min_length=1,
+        max_length=2000,
+        description="`hf://org/name@revision`, `file:///folder`, `file:///model.gguf`, an object store such as "
+        "`s3://bucket/folder`, or `activations+file:///folder` for activations brought along.",
+    )
+    adapter: str | None = Field(None, min_length=1, max_length=2000, description="URI of a PEFT adapter to put on it.")
+    parent: str | None = Field(
+        None, description="Name of the checkpoint that it comes from. Left out: the newest one of the family."
+    )
+    hook_points: HookPoints | None = Field(None, description="Some of the family's; left out: all.")
+    fit: Literal["auto", "extend", "refit"] = Field("auto", description="`auto`: the family's policy decides.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="Kept as it comes, e.g. commit and CI job.")
+
+
+class CheckpointOut(BaseModel):
+    """A checkpoint and the run that judges it."""
+
+    id: str
+    family: str
+    name: str
+    uri: str
+    adapter: str | None
+    parent: str | None
+    hook_points: list[str]
+    fit: str
+    metadata: dict[str, Any]
+    state: CheckpointState
+    generation: int | None = Field(description="Of the dictionary that it was judged with.")
+    quality: dict[str, Any] | None = Field(description="FVU, L0, share of valid positions, ...; null until judged.")
+    created_at: datetime
+    judged_at: datetime | None
+    run: RunView | None = Field(description="The newest run of this checkpoint.")
+
+
+class Registration(BaseModel):
+    """Answer to a registration."""
+
+    checkpoint: CheckpointOut
+    run: RunView
+
+
+def view(row: Checkpoint, family: str, parent: str | None, run: RunView | None) -> CheckpointOut:
+    """A checkpoint as the API shows it."""
+    return CheckpointOut(
+        id=row.id,
+        family=family,
+        name=row.name,
+        uri=row.uri,
+        adapter=row.adapter,
+        parent=parent,
+        hook_points=row.hook_points,
+        fit=row.fit,
+        metadata=row.details,
+        state=row.state,
+        generation=row.generation,
+        quality=row.quality,
+        created_at=row.created_at,
+        judged_at=row.judged_at,
+        run=run,
+    )

@@ -1,0 +1,136 @@
+"""Features: lists for a checkpoint and a baseline, single ones, and what people say of them."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sqlalchemy.orm import Session
+
+from service.checkpoints import logic as checkpoints
+from service.checkpoints import queries as checkpoint_queries
+from service.features import queries
+from service.features.queries import Filter
+from service.features.schemas import (
+    FeatureDetail,
+    FeaturePatch,
+    FeatureRow,
+    Point,
+    VerdictRow,
+    feature_detail,
+    feature_row,
+    point,
+)
+from service.features.sorting import Order
+from service.kit.ids import parse_feature_id
+from service.kit.problems import NotFoundError
+from service.models import Checkpoint, Family, Feature
+from service.verdicts import logic as verdicts
+
+
+@dataclass
+class Comparison:
+    """A checkpoint and what it is compared with. `stored`: the verdict table answers it."""
+
+    family: Family
+    checkpoint: Checkpoint
+    baseline: Checkpoint | None
+    stored: bool
+    computed: Sequence[VerdictRow] | None = None
+    """All verdicts, where the table has them not; filled once per request."""
+
+
+def comparison(session: Session, family: Family, checkpoint: str | None, baseline: str | None) -> Comparison:
+    """What a request asks for: the newest judged checkpoint against its parent, unless it names others.
+
+    Raises 404 for unknown ones, 409 for ones that are not judged.
+    """
+    chosen = checkpoints.get_judged(session, family, checkpoint)
+    parent = checkpoint_queries.get(session, chosen.parent_id) if chosen.parent_id else None
+    if baseline is None or (parent is not None and parent.name == baseline):
+        return Comparison(family, chosen, parent, True)
+    return Comparison(family, chosen, checkpoints.get_judged(session, family, baseline), False)
+
+
+def rows(
+    session: Session, asked: Comparison, *, wanted: Filter, order: Order, after: list[Any] | None, limit: int
+) -> list[tuple[VerdictRow, Feature]]:
+    """Verdicts with their features; a row more than `limit` where there are more."""
+    if asked.stored:
+        stored = queries.page(session, asked.checkpoint.id, wanted=wanted, keys=order.keys(), after=after, limit=limit)
+        return cast(list[tuple[VerdictRow, Feature]], list(stored))
+    found = _select(compare(session, asked), session, asked.family, wanted)
+    found.sort(key=lambda row: order.rank(order.values(row)))
+    if after is not None:
+        start = order.rank(after)
+        found = [row for row in found if order.rank(order.values(row)) > start]
+    found = found[: limit + 1]
+    features = queries.by_numbers(session, asked.family.id, [int(row.feature) for row in found])
+    return [(row, features[int(row.feature)]) for row in found]
+
+
+def compare(session: Session, asked: Comparison) -> Sequence[VerdictRow]:
+    """Verdicts of a checkpoint against any other one, from the stored measurements."""
+    if asked.computed is None:
+        assert asked.baseline is not None
+        found = verdicts.compare(session, asked.family, asked.checkpoint, asked.baseline)
+        asked.computed = cast(Sequence[VerdictRow], found)
+    return asked.computed
+
+
+def counts(session: Session, asked: Comparison) -> dict[str, int]:
+    """Status -> how many features have it."""
+    if asked.stored:
+        return queries.counts(session, asked.checkpoint.id)
+    return dict(Counter(str(row.status) for row in compare(session, asked)))
+
+
+def show(session: Session, asked: Comparison, found: Sequence[tuple[VerdictRow, Feature]]) -> list[FeatureRow]:
+    """Rows as the API shows them."""
+    born = checkpoint_queries.names(session, list({feature.born_in for _, feature in found}))
+    baseline = asked.baseline.name if asked.baseline else None
+    return [feature_row(row, feature, born[feature.born_in], asked.checkpoint.name, baseline) for row, feature in found]
+
+
+def get(session: Session, family: Family, feature_id: str) -> Feature:
+    """A feature by its public id, or 404."""
+    try:
+        number = parse_feature_id(feature_id)
+    except ValueError as error:
+        raise NotFoundError(f"{error}.", code="unknown-feature") from None
+    # Larger ones than the column holds would be an error of the database.
+    feature = queries.get(session, family.id, number) if number <= queries.MAX_NUMBER else None
+    if feature is None:
+        raise NotFoundError(f"The family {family.name} has no feature {feature_id}.", code="unknown-feature")
+    return feature
+
+
+def trajectory(session: Session, family: Family, feature: Feature) -> list[Point]:
+    """A feature's verdicts, parents before their children, each against the parent."""
+    return [point(row, name, parent) for row, name, parent in queries.course(session, family.id, feature.number)]
+
+
+def detail(session: Session, family: Family, feature: Feature) -> FeatureDetail:
+    """A feature with its newest verdict."""
+    points = trajectory(session, family, feature)
+    born = checkpoint_queries.names(session, [feature.born_in])[feature.born_in]
+    return feature_detail(feature, born, points[-1] if points else None)
+
+
+def patch(feature: Feature, body: FeaturePatch) -> None:
+    """Set what the request names; a label of null removes it."""
+    if "label" in body.model_fields_set:
+        feature.label = body.label or None
+    if body.tags is not None:
+        feature.tags = sorted(set(body.tags))
+    if body.watched is not None:
+        feature.watched = body.watched
+
+
+def _select(found: Sequence[VerdictRow], session: Session, family: Family, wanted: Filter) -> list[VerdictRow]:
+    keep: Callable[[VerdictRow], bool] = lambda row: not wanted.statuses or row.status in wanted.statuses  # noqa: E731
+    chosen = [row for row in found if keep(row)]
+    if wanted.by_feature:
+        numbers = queries.matching(session, family.id, wanted)
+        chosen = [row for row in chosen if int(row.feature) in numbers]
+    return chosen

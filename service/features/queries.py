@@ -1,0 +1,130 @@
+"""SQL of features, their verdicts and codes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Text, cast, func, or_, select
+from sqlalchemy.orm import Session, aliased
+
+from service.kit.ids import parse_feature_id
+from service.kit.pages import SortKey, Statement, keyset
+from service.models import Checkpoint, Code, Feature, Verdict
+
+MAX_NUMBER = 2**31 - 1
+"""The largest feature number that the column holds."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which features of a list are wanted; None: whatever it is."""
+
+    statuses: tuple[str, ...] = ()
+    q: str | None = None
+    tag: str | None = None
+    watched: bool | None = None
+
+    @property
+    def by_feature(self) -> bool:
+        """Whether it asks for anything that stands in the feature table."""
+        return self.q is not None or self.tag is not None or self.watched is not None
+
+
+def page(
+    session: Session,
+    checkpoint_id: str,
+    *,
+    wanted: Filter,
+    keys: Sequence[SortKey],
+    after: Sequence[Any] | None,
+    limit: int,
+) -> Sequence[tuple[Verdict, Feature]]:
+    """Stored verdicts of a checkpoint with their features; a row more than `limit` where there are more."""
+    statement = (
+        select(Verdict, Feature)
+        .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
+        .where(Verdict.checkpoint_id == checkpoint_id)
+    )
+    if wanted.statuses:
+        statement = statement.where(Verdict.status.in_(wanted.statuses))
+    statement = _narrow(statement, wanted)
+    return [(row[0], row[1]) for row in session.execute(keyset(statement, keys, after, limit))]
+
+
+def matching(session: Session, family_id: str, wanted: Filter) -> set[int]:
+    """Numbers of the features of a family that fit the filter's questions about features."""
+    statement = select(Feature.number).where(Feature.family_id == family_id)
+    return set(session.scalars(_narrow(statement, wanted)))
+
+
+def by_numbers(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Feature]:
+    """Number -> feature."""
+    statement = select(Feature).where(Feature.family_id == family_id, Feature.number.in_(numbers))
+    return {feature.number: feature for feature in session.scalars(statement)}
+
+
+def get(session: Session, family_id: str, number: int) -> Feature | None:
+    """One feature."""
+    return session.get(Feature, (family_id, number))
+
+
+def counts(session: Session, checkpoint_id: str) -> dict[str, int]:
+    """Status -> how many features have it in a checkpoint, against its parent."""
+    statement = (
+        select(Verdict.status, func.count()).where(Verdict.checkpoint_id == checkpoint_id).group_by(Verdict.status)
+    )
+    return {row[0]: row[1] for row in session.execute(statement)}
+
+
+def course(session: Session, family_id: str, number: int) -> Sequence[tuple[Verdict, str, str | None]]:
+    """(verdict, checkpoint, its parent) of one feature, parents before their children."""
+    parent = aliased(Checkpoint)
+    statement = (
+        select(Verdict, Checkpoint.name, parent.name)
+        .join(Checkpoint, Checkpoint.id == Verdict.checkpoint_id)
+        .outerjoin(parent, parent.id == Checkpoint.parent_id)
+        .where(Verdict.family_id == family_id, Verdict.feature == number)
+        .order_by(Checkpoint.created_at, Checkpoint.id)
+    )
+    return [(row[0], row[1], row[2]) for row in session.execute(statement)]
+
+
+def codes(session: Session, family_id: str) -> Sequence[tuple[Code, str]]:
+    """(code, checkpoint) of a family, the newest first."""
+    statement = (
+        select(Code, Checkpoint.name)
+        .join(Checkpoint, Checkpoint.id == Code.checkpoint_id)
+        .where(Code.family_id == family_id)
+        .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
+    )
+    return [(row[0], row[1]) for row in session.execute(statement)]
+
+
+def _narrow(statement: Statement, wanted: Filter) -> Statement:
+    if wanted.watched is not None:
+        statement = statement.where(Feature.watched.is_(wanted.watched))
+    if wanted.tag is not None:
+        # Tags are lower case and without characters that JSON escapes, so the text of the column tells.
+        statement = statement.where(cast(Feature.tags, Text).contains(json.dumps(wanted.tag), autoescape=True))
+    if wanted.q is not None:
+        # Both columns are asked in the form in which they are stored: JSON escapes what is not ASCII.
+        stored = json.dumps(wanted.q)[1:-1]
+        conditions = [
+            Feature.label.icontains(wanted.q, autoescape=True),
+            cast(Feature.top_tokens, Text).icontains(stored, autoescape=True),
+        ]
+        number = _number(wanted.q)
+        if number is not None:
+            conditions.append(Feature.number == number)
+        statement = statement.where(or_(*conditions))
+    return statement
+
+
+def _number(text: str) -> int | None:
+    """The number of a feature id, where a text is one that can exist."""
+    try:
+        number = parse_feature_id(text)
+    except ValueError:
+        return None
+    return number if number <= MAX_NUMBER else None

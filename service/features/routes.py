@@ -1,0 +1,158 @@
+"""`/v1/families/{family}/features`, `/diff` and `/codes`."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.responses import StreamingResponse
+
+from service.auth.guard import BY_METHOD
+from service.families import logic as families
+from service.features import codes, logic
+from service.features.queries import Filter
+from service.features.schemas import (
+    STATUSES,
+    CodeColumns,
+    Diff,
+    Examples,
+    FeatureDetail,
+    FeaturePatch,
+    FeatureRow,
+    Status,
+    Trajectory,
+)
+from service.features.sorting import Direction, SortName, order_of
+from service.kit.ids import feature_id
+from service.kit.pages import Page, Paging
+from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
+
+router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
+
+StatusQuery = Annotated[list[Status] | None, Query(description="May be given several times.")]
+TextQuery = Annotated[str | None, Query(max_length=200, description="Part of a label or of a top token, or an id.")]
+TagQuery = Annotated[str | None, Query(max_length=64)]
+WatchedQuery = Annotated[bool | None, Query()]
+SortQuery = Annotated[SortName, Query(description="Missing values go last.")]
+OrderQuery = Annotated[Direction | None, Query(description="Left out: what is natural for the sort key.")]
+
+
+@router.get("/features", summary="Features with their verdict in a checkpoint")
+def list_features(
+    family: str,
+    session: ReadSession,
+    paging: Paging,
+    checkpoint: Annotated[str | None, Query(description="Left out: the newest judged one.")] = None,
+    baseline: Annotated[str | None, Query(description="Left out: the checkpoint's parent.")] = None,
+    status: StatusQuery = None,
+    q: TextQuery = None,
+    tag: TagQuery = None,
+    watched: WatchedQuery = None,
+    sort: SortQuery = "change",
+    order: OrderQuery = None,
+) -> Page[FeatureRow]:
+    asked = logic.comparison(session, families.get(session, family), checkpoint, baseline)
+    wanted = Filter(tuple(status or ()), q, tag, watched)
+    data, cursor = _page(session, paging, asked, wanted, sort, order)
+    return Page(data=data, next_cursor=cursor)
+
+
+@router.get("/diff", summary="Any two checkpoints, feature by feature", response_model_by_alias=True)
+def diff(
+    family: str,
+    session: ReadSession,
+    paging: Paging,
+    from_: Annotated[str, Query(alias="from", description="The baseline.")],
+    to: Annotated[str, Query(description="The checkpoint that is judged.")],
+    status: StatusQuery = None,
+    q: TextQuery = None,
+    tag: TagQuery = None,
+    watched: WatchedQuery = None,
+    sort: SortQuery = "change",
+    order: OrderQuery = None,
+) -> Diff:
+    asked = logic.comparison(session, families.get(session, family), to, from_)
+    wanted = Filter(tuple(status or ()), q, tag, watched)
+    data, cursor = _page(session, paging, asked, wanted, sort, order)
+    found = logic.counts(session, asked)
+    counts = {name: found.get(name, 0) for name in STATUSES}
+    return Diff(**{"from": from_}, to=to, counts=counts, data=data, next_cursor=cursor)
+
+
+def _page(
+    session: Any, paging: Any, asked: logic.Comparison, wanted: Filter, sort: SortName, direction: Direction | None
+) -> tuple[list[FeatureRow], str | None]:
+    order = order_of(sort, direction)
+    name = f"{asked.checkpoint.id}:{asked.baseline and asked.baseline.id}:{wanted}:{order}"
+    found = logic.rows(session, asked, wanted=wanted, order=order, after=paging.after(name), limit=paging.limit)
+    kept, cursor = paging.page(found, name, lambda pair: order.values(pair[0]))
+    return logic.show(session, asked, kept), cursor
+
+
+@router.get("/features/{feature}", summary="One feature, with its newest verdict")
+def get_feature(family: str, feature: str, session: ReadSession) -> FeatureDetail:
+    found = families.get(session, family)
+    return logic.detail(session, found, logic.get(session, found, feature))
+
+
+@router.patch("/features/{feature}", summary="Label, tag or watch a feature")
+def patch_feature(family: str, feature: str, body: FeaturePatch, session: WriteSession) -> FeatureDetail:
+    found = families.get(session, family)
+    row = logic.get(session, found, feature)
+    logic.patch(row, body)
+    return logic.detail(session, found, row)
+
+
+@router.get("/features/{feature}/trajectory", summary="One feature over all checkpoints")
+def trajectory(family: str, feature: str, session: ReadSession) -> Trajectory:
+    found = families.get(session, family)
+    row = logic.get(session, found, feature)
+    return Trajectory(id=feature_id(row.number), label=row.label, points=logic.trajectory(session, found, row))
+
+
+@router.get("/features/{feature}/examples", summary="Where a feature fires most strongly")
+def examples(
+    family: str,
+    feature: str,
+    session: ReadSession,
+    artifacts: AppArtifacts,
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+) -> Examples:
+    found = families.get(session, family)
+    row = logic.get(session, found, feature)
+    checkpoint, data = codes.examples(session, artifacts, found, row, limit)
+    return Examples(id=feature_id(row.number), checkpoint=checkpoint, data=data)
+
+
+@router.get(
+    "/codes",
+    summary="The sparse code, positions x features, as scipy's save_npz writes CSR",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/octet-stream": {}}, "description": "An .npz file."}},
+)
+def get_codes(
+    family: str,
+    request: Request,
+    session: ReadSession,
+    artifacts: AppArtifacts,
+    checkpoint: Annotated[str | None, Query(description="Left out: the newest one.")] = None,
+) -> Response:
+    code, name = codes.code_of(session, families.get(session, family), checkpoint)
+    tag = f'"{code.artifact.rpartition("/")[2]}"'
+    headers = {"ETag": tag, "Content-Disposition": f'attachment; filename="{family}-{name}-code.npz"'}
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers={"ETag": tag})
+    pieces = codes.stream_npz(artifacts.path(code.artifact), code.n_positions, code.n_features)
+    return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
+
+
+@router.get("/codes/ids", summary="Feature ids of the code's columns, in order")
+def get_code_ids(
+    family: str,
+    session: ReadSession,
+    artifacts: AppArtifacts,
+    checkpoint: Annotated[str | None, Query(description="Left out: the newest one.")] = None,
+) -> CodeColumns:
+    code, name = codes.code_of(session, families.get(session, family), checkpoint)
+    numbers = codes.feature_numbers(artifacts, code).tolist()
+    return CodeColumns(
+        checkpoint=name, generation=code.generation, feature_ids=[feature_id(number) for number in numbers]
+    )

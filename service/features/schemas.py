@@ -1,0 +1,209 @@
+"""JSON of features and their verdicts."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.kit.ids import feature_id
+from service.models import Feature
+
+Status = Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
+STATUSES: tuple[Status, ...] = (
+    "present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate",
+)  # fmt: skip
+Interval = tuple[float | None, float | None]
+Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._:/-]*$")]
+
+
+class VerdictRow(Protocol):
+    """What a verdict is read from: a row of service.models.Verdict, or of a comparison of two other checkpoints."""
+
+    feature: Any
+    status: Any
+    previous_status: Any
+    change: Any
+    projection_ratio: Any
+    projection_ratio_lo: Any
+    projection_ratio_hi: Any
+    strength_ratio: Any
+    strength_ratio_lo: Any
+    strength_ratio_hi: Any
+    orthogonal_ratio: Any
+    q_value: Any
+    strength: Any
+    direction_cosine: Any
+    readability: Any
+    firing_rate: Any
+    firings: Any
+    minimum_detectable_ratio: Any
+    successors: Any
+
+
+class Successor(BaseModel):
+    """A feature that fires where another one weakened."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    kind: str = Field(description="replaced, split or merged.")
+    cofiring: float | None = Field(None, description="Share of the weakened feature's activation that it carries.")
+
+
+class Point(BaseModel):
+    """The verdict on one feature in one checkpoint, against a baseline, and its evidence."""
+
+    checkpoint: str
+    baseline: str | None = Field(description="What it was compared with; null at the first of a lineage.")
+    status: Status
+    previous_status: Status | None
+    change: float = Field(description="Size of the change; 0: nothing significant.")
+    projection_ratio: float | None = Field(description="How much of its own direction is still written.")
+    projection_ratio_ci: Interval | None
+    strength_ratio: float | None = Field(description="How strongly the source still moves where it fires.")
+    strength_ratio_ci: Interval | None
+    orthogonal_ratio: float | None = Field(description="What is written along other directions.")
+    q_value: float | None
+    strength: float | None
+    direction_cosine: float | None
+    readability: float | None = Field(description="Correlation of the source's own read-out with the code.")
+    firing_rate: float
+    firings: int
+    minimum_detectable_ratio: float | None
+    successors: list[Successor]
+
+
+class FeatureOut(BaseModel):
+    """A feature, apart from any checkpoint."""
+
+    id: str = Field(examples=["F42318"])
+    label: str | None
+    tags: list[str]
+    watched: bool
+    born_in: str = Field(description="The checkpoint whose run gave it its id.")
+    origin: str = Field(description="fitted, emerged or discovered.")
+    top_tokens: list[str]
+    generation: int
+    retired_in: int | None = Field(description="Generation that no longer carries it.")
+
+
+class FeatureRow(FeatureOut, Point):
+    """A feature with its verdict in one checkpoint."""
+
+
+class FeatureDetail(FeatureOut):
+    """A feature with its newest verdict."""
+
+    created_at: datetime
+    last: Point | None = Field(description="The verdict of the newest checkpoint that has one.")
+
+
+class FeaturePatch(BaseModel):
+    """What people may say of a feature."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: str | None = Field(None, max_length=500, description="Null removes it.")
+    tags: list[Tag] | None = Field(None, max_length=50, description="All of them: these replace what is there.")
+    watched: bool | None = None
+
+
+class Trajectory(BaseModel):
+    """One feature over all checkpoints, in the order of the lineage."""
+
+    id: str
+    label: str | None
+    points: list[Point]
+
+
+class Example(BaseModel):
+    """A place where the feature fires strongly. Text is null where a family has none (activations brought along)."""
+
+    document: int
+    position: int
+    text_before: str | None
+    token: str | None
+    text_after: str | None
+    activation: float
+
+
+class Examples(BaseModel):
+    """Top activating examples, strongest first."""
+
+    id: str
+    checkpoint: str = Field(description="Whose code they come from.")
+    data: list[Example]
+
+
+class CodeColumns(BaseModel):
+    """Columns of the sparse code, in order."""
+
+    checkpoint: str
+    generation: int
+    feature_ids: list[str]
+
+
+class Diff(BaseModel):
+    """Any two checkpoints, feature by feature."""
+
+    from_: str = Field(serialization_alias="from", validation_alias="from")
+    to: str
+    counts: dict[Status, int] = Field(description="Over all features, whatever the filter.")
+    data: list[FeatureRow]
+    next_cursor: str | None = None
+
+
+def point(row: VerdictRow, checkpoint: str, baseline: str | None) -> Point:
+    """A verdict as the API shows it."""
+    return Point(**_point_fields(row, checkpoint, baseline))
+
+
+def feature_row(row: VerdictRow, feature: Feature, born_in: str, checkpoint: str, baseline: str | None) -> FeatureRow:
+    """A feature with its verdict as the API shows it."""
+    return FeatureRow(**_feature_fields(feature, born_in), **_point_fields(row, checkpoint, baseline))
+
+
+def feature_detail(feature: Feature, born_in: str, last: Point | None) -> FeatureDetail:
+    """A feature as the API shows it alone."""
+    return FeatureDetail(**_feature_fields(feature, born_in), created_at=feature.created_at, last=last)
+
+
+def _feature_fields(feature: Feature, born_in: str) -> dict[str, Any]:
+    return {
+        "id": feature_id(feature.number),
+        "label": feature.label,
+        "tags": feature.tags,
+        "watched": feature.watched,
+        "born_in": born_in,
+        "origin": feature.origin,
+        "top_tokens": feature.top_tokens,
+        "generation": feature.generation,
+        "retired_in": feature.retired_in,
+    }
+
+
+def _point_fields(row: VerdictRow, checkpoint: str, baseline: str | None) -> dict[str, Any]:
+    return {
+        "checkpoint": checkpoint,
+        "baseline": baseline,
+        "status": row.status,
+        "previous_status": row.previous_status,
+        "change": row.change,
+        "projection_ratio": row.projection_ratio,
+        "projection_ratio_ci": _interval(row.projection_ratio_lo, row.projection_ratio_hi),
+        "strength_ratio": row.strength_ratio,
+        "strength_ratio_ci": _interval(row.strength_ratio_lo, row.strength_ratio_hi),
+        "orthogonal_ratio": row.orthogonal_ratio,
+        "q_value": row.q_value,
+        "strength": row.strength,
+        "direction_cosine": row.direction_cosine,
+        "readability": row.readability,
+        "firing_rate": row.firing_rate,
+        "firings": row.firings,
+        "minimum_detectable_ratio": row.minimum_detectable_ratio,
+        "successors": row.successors,
+    }
+
+
+def _interval(low: float | None, high: float | None) -> Interval | None:
+    return None if low is None and high is None else (low, high)
