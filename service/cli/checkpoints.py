@@ -1,0 +1,280 @@
+"""`featurewatch family`, `checkpoint`, `run`, `report`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markdown import Markdown
+
+from service.cli import base, gate
+from service.cli.base import AsJson
+from service.client import Client
+from service.client_types import Checkpoint, Run
+
+family_app = typer.Typer(help="Families: the models that are tracked together.", no_args_is_help=True)
+checkpoint_app = typer.Typer(help="Checkpoints: register, list, show.", no_args_is_help=True)
+run_app = typer.Typer(help="Runs: what the workers do.", no_args_is_help=True)
+
+Family = Annotated[str, typer.Argument(help="Name of the family.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds to wait at most; exit code 3 after that.", min=0)]
+Name = Annotated[str, typer.Argument(help="Name of the checkpoint.")]
+RunId = Annotated[str, typer.Argument(help="Id of the run, run_...")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the main one."""
+    app.add_typer(family_app, name="family")
+    app.add_typer(checkpoint_app, name="checkpoint")
+    app.add_typer(run_app, name="run")
+    app.command()(report)
+
+
+@family_app.command("create")
+def create_family(
+    name: Annotated[str, typer.Argument(help="Its name: letters, digits, dots, dashes.")],
+    hook_point: Annotated[list[str], typer.Option(help="Where to read, e.g. resid_post.12. May be repeated.")],
+    corpus: Annotated[str | None, typer.Option(help="URI of the probe corpus; default: built in.")] = None,
+    documents: Annotated[int | None, typer.Option(help="Most documents of the corpus.", min=1)] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of a document that are read.", min=2)] = None,
+    features: Annotated[int | None, typer.Option(help="Features of the first dictionary.", min=1)] = None,
+    k: Annotated[int | None, typer.Option(help="Features that fire at a position, on average.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of a full fit.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the fit.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="JSON file with thresholds of the verdicts.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a family. What is left out takes the service's defaults."""
+    corpus_part = _given(uri=corpus, max_documents=documents, context_length=context)
+    crosscoder = _given(n_features=features, k=k, steps=steps, seed=seed)
+    with base.connect() as client:
+        made = client.create_family(
+            name,
+            hook_point,
+            corpus=corpus_part or None,
+            crosscoder=crosscoder or None,
+            policy=_read_json(policy) if policy else None,
+        )
+    base.show_json(made) if as_json else base.show_fields(made.items())
+
+
+@family_app.command("list")
+def list_families(as_json: AsJson = False) -> None:
+    """List the families."""
+    with base.connect() as client:
+        rows = list(client.families())
+    if as_json:
+        return base.show_json(rows)
+    columns = [
+        ("NAME", lambda row: row["name"]),
+        ("HOOK POINTS", lambda row: row["hook_points"]),
+        ("FEATURES", lambda row: row["n_features"]),
+        ("GENERATION", lambda row: row["generation"]),
+        ("CREATED", lambda row: base.moment(row["created_at"])),
+    ]
+    return base.show_rows(rows, columns, empty="No family yet; `featurewatch family create` makes one.")
+
+
+@family_app.command("show")
+def show_family(family: Family, as_json: AsJson = False) -> None:
+    """Show a family with its settings."""
+    with base.connect() as client:
+        row = client.family(family)
+    base.show_json(row) if as_json else base.show_fields(row.items())
+
+
+@checkpoint_app.command("register")
+def register(
+    family: Family,
+    name: Name,
+    uri: Annotated[str, typer.Argument(help="hf://org/model@revision, file:///folder, activations+file:///folder ...")],
+    adapter: Annotated[str | None, typer.Option(help="URI of a PEFT adapter to put on the model.")] = None,
+    parent: Annotated[str | None, typer.Option(help="Checkpoint to compare with; default: the newest judged.")] = None,
+    fit: Annotated[str, typer.Option(help="auto, extend or refit.")] = "auto",
+    metadata: Annotated[list[str] | None, typer.Option(help="NAME=VALUE to keep with it. May be repeated.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the verdicts and show progress.")] = False,
+    gate_policy: Annotated[
+        str | None, typer.Option("--gate", help="Policy file (TOML), or `default`: exit code 1 if it fails. Waits.")
+    ] = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a checkpoint, as a CI job does after training."""
+    rules = gate.load(gate_policy) if gate_policy else None
+    with base.connect() as client:
+        made = client.register(
+            family, name=name, uri=uri, adapter=adapter, parent=parent, fit=fit, metadata=_pairs(metadata) or None
+        )
+        run = made["run"]
+        if not wait and rules is None:
+            if as_json:
+                return base.show_json(made)
+            base.out.print(f"{name} of {family} is registered; run {run['id']} is {run['state']}", markup=False)
+            return None
+        run = base.follow(client, run["id"], timeout)
+        checkpoint = client.checkpoint(family, name)
+        failed = gate.failures(rules, client, family, checkpoint) if rules and run["state"] == "succeeded" else []
+        return _conclude(client, family, checkpoint, run, failed if rules else None, as_json)
+
+
+def _conclude(
+    client: Client, family: str, checkpoint: Checkpoint, run: Run, failed: list[str] | None, as_json: bool
+) -> None:
+    """Print how it went, and end with the exit code that says so. `failed` is None where there is no gate."""
+    succeeded = run["state"] == "succeeded"
+    summary = client.report(family, checkpoint["name"]) if succeeded else None
+    if as_json:
+        verdict = None if failed is None or not succeeded else {"passed": not failed, "failures": failed}
+        base.show_json({"checkpoint": checkpoint, "run": run, "report": summary, "gate": verdict})
+    elif summary is not None:
+        seconds = sum(run["seconds"].values())
+        base.out.print(f"{checkpoint['name']} of {family} is judged ({seconds:.0f} s)", markup=False)
+        base.show_fields((status, count) for status, count in summary["counts"].items() if count)
+        if failed is not None:
+            base.out.print("gate: [red]failed[/]" if failed else "gate: [green]passed[/]")
+            for reason in failed:
+                base.out.print(f"  {reason}", markup=False, soft_wrap=True)
+    _end_as(run)
+    if failed:
+        raise typer.Exit(base.FAILED)
+
+
+def _end_as(run: Run) -> None:
+    """Exit code 1 and the reason where a run did not succeed."""
+    if run["state"] == "succeeded":
+        return
+    error = run["error"]
+    reason = f": {error['title']}: {error['detail']} ({error['code']})" if error else ""
+    raise typer.Exit(base.complain(f"run {run['id']} {run['state']}{reason}", base.FAILED))
+
+
+@checkpoint_app.command("list")
+def list_checkpoints(family: Family, as_json: AsJson = False) -> None:
+    """List the checkpoints of a family."""
+    with base.connect() as client:
+        rows = list(client.checkpoints(family))
+    if as_json:
+        return base.show_json(rows)
+    columns = [
+        ("NAME", lambda row: row["name"]),
+        ("STATE", lambda row: row["state"]),
+        ("PARENT", lambda row: row["parent"]),
+        ("FVU", lambda row: (row["quality"] or {}).get("fvu")),
+        ("REGISTERED", lambda row: base.moment(row["created_at"])),
+        ("URI", lambda row: row["uri"]),
+    ]
+    return base.show_rows(rows, columns, empty="No checkpoint yet; `featurewatch checkpoint register` adds one.")
+
+
+@checkpoint_app.command("show")
+def show_checkpoint(family: Family, name: Name, as_json: AsJson = False) -> None:
+    """Show a checkpoint with its quality."""
+    with base.connect() as client:
+        row = client.checkpoint(family, name)
+    base.show_json(row) if as_json else base.show_fields(row.items())
+
+
+@run_app.command("list")
+def list_runs(
+    family: Annotated[str | None, typer.Option(help="Only this family's.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, newest first."""
+    with base.connect() as client:
+        rows = list(client.runs(family=family, state=state))
+    if as_json:
+        return base.show_json(rows)
+    columns = [
+        ("ID", lambda row: row["id"]),
+        ("FAMILY", lambda row: row["family"]),
+        ("CHECKPOINT", lambda row: row["checkpoint"]),
+        ("STATE", lambda row: row["state"]),
+        ("STAGE", lambda row: row["stage"]),
+        ("PROGRESS", lambda row: f"{row['progress']:.0%}"),
+        ("ATTEMPT", lambda row: row["attempt"]),
+        ("SECONDS", lambda row: f"{sum(row['seconds'].values()):.1f}"),
+    ]
+    return base.show_rows(rows, columns, empty="No run.")
+
+
+@run_app.command("show")
+def show_run(run: RunId, as_json: AsJson = False) -> None:
+    """Show a run."""
+    with base.connect() as client:
+        row = client.run(run)
+    base.show_json(row) if as_json else base.show_fields(row.items())
+
+
+@run_app.command("wait")
+def wait_for_run(run: RunId, timeout: Timeout = None, as_json: AsJson = False) -> None:
+    """Wait for a run; exit code 1 where it did not succeed."""
+    with base.connect() as client:
+        row = base.follow(client, run, timeout)
+    base.show_json(row) if as_json else base.show_fields([("state", row["state"]), ("seconds", row["seconds"])])
+    _end_as(row)
+
+
+@run_app.command("cancel")
+def cancel_run(run: RunId, as_json: AsJson = False) -> None:
+    """Ask a run to stop; the worker confirms it at its next step."""
+    with base.connect() as client:
+        row = client.cancel(run)
+    base.show_json(row) if as_json else base.show_fields([("state", row["state"])])
+
+
+@run_app.command("retry")
+def retry_run(run: RunId, as_json: AsJson = False) -> None:
+    """Queue a failed or cancelled run again; it goes on from what is already made."""
+    with base.connect() as client:
+        row = client.retry(run)
+    base.show_json(row) if as_json else base.show_fields([("state", row["state"])])
+
+
+def report(
+    family: Family,
+    name: Name,
+    baseline: Annotated[str | None, typer.Option(help="Compare with this checkpoint; default: its parent.")] = None,
+    form: Annotated[str, typer.Option("--format", help="text, markdown, html or json.")] = "text",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What changed in a checkpoint."""
+    form = "json" if as_json else form
+    if form not in ("text", "markdown", "html", "json"):
+        raise base.UsageError(f"there is no format {form!r}; choose text, markdown, html or json")
+    with base.connect() as client:
+        if form == "json":
+            text = json.dumps(client.report(family, name, baseline=baseline), indent=2)
+        else:
+            text = client.report_text(family, name, format="html" if form == "html" else "markdown", baseline=baseline)
+    if output:
+        output.write_text(text + "\n", encoding="utf-8")
+    elif form == "text" and base.out.is_terminal:
+        base.out.print(Markdown(text))
+    else:
+        typer.echo(text)
+
+
+def _pairs(items: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for item in items or []:
+        name, equals, value = item.partition("=")
+        if not (name and equals):
+            raise base.UsageError(f"--metadata {item!r} is no NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise base.UsageError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise base.UsageError(f"{path} holds no JSON object")
+    return value
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,157 @@
+"""`featurewatch features`, `feature`, `diff`, `export`."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.cli import base
+from service.cli.base import AsJson
+from service.cli.checkpoints import Family
+from service.client_types import FeatureRow
+
+feature_app = typer.Typer(help="One feature: show, label, watch.", no_args_is_help=True)
+export_app = typer.Typer(help="Export data for other tools.", no_args_is_help=True)
+
+Statuses = Annotated[list[str] | None, typer.Option("--status", help="Only these verdicts. May be repeated.")]
+Limit = Annotated[int, typer.Option(help="Most rows; 0: all.", min=0)]
+FeatureId = Annotated[str, typer.Argument(help="Id of the feature, e.g. F42.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the main one."""
+    app.command("features")(list_features)
+    app.add_typer(feature_app, name="feature")
+    app.command()(diff)
+    app.add_typer(export_app, name="export")
+
+
+def list_features(
+    family: Family,
+    checkpoint: Annotated[str | None, typer.Option(help="Verdicts of this one; default: the newest.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Against this one; default: its parent.")] = None,
+    status: Statuses = None,
+    q: Annotated[str | None, typer.Option("--search", "-q", help="In labels and top tokens.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only those with this tag.")] = None,
+    watched: Annotated[bool | None, typer.Option(help="Only those that are watched, or are not.")] = None,
+    sort: Annotated[str | None, typer.Option(help="Order, as the API names it.")] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List features with their verdict, largest change first."""
+    with base.connect() as client:
+        found = client.features(
+            family,
+            checkpoint=checkpoint,
+            baseline=baseline,
+            status=status or (),
+            q=q,
+            tag=tag,
+            watched=watched,
+            sort=sort,
+        )
+        rows = list(islice(found, limit or None))
+    _show(rows, as_json)
+
+
+def diff(
+    family: Family,
+    from_: Annotated[str, typer.Argument(metavar="FROM", help="Checkpoint to compare with.")],
+    to: Annotated[str, typer.Argument(metavar="TO", help="Checkpoint to look at.")],
+    status: Statuses = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Compare any two checkpoints, largest change first."""
+    with base.connect() as client:
+        rows = list(islice(client.diff(family, from_, to, status=status or ()), limit or None))
+    _show(rows, as_json)
+
+
+def _show(rows: list[FeatureRow], as_json: bool) -> None:
+    if as_json:
+        return base.show_json(rows)
+    columns = [
+        ("FEATURE", lambda row: row["id"]),
+        ("STATUS", lambda row: row["status"]),
+        ("WAS", lambda row: row["previous_status"]),
+        ("PROJECTION", lambda row: base.ratio(row["projection_ratio"], row["projection_ratio_ci"])),
+        ("STRENGTH", lambda row: base.ratio(row["strength_ratio"], None)),
+        ("FIRINGS", lambda row: row["firings"]),
+        ("SUCCESSORS", lambda row: [item["id"] for item in row["successors"]]),
+        ("WHAT", what),
+    ]
+    return base.show_rows(rows, columns, empty="No feature fits.")
+
+
+def what(row: Any) -> str:
+    """What a feature is about: its label, else its top tokens."""
+    return row["label"] or " ".join(repr(token)[1:-1] for token in row["top_tokens"][:6])
+
+
+@feature_app.command("show")
+def show_feature(
+    family: Family,
+    feature: FeatureId,
+    examples: Annotated[int, typer.Option(help="How many examples to show.", min=0)] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Show a feature: its course over the checkpoints, and where it fires."""
+    with base.connect() as client:
+        row = client.feature(family, feature)
+        points = client.trajectory(family, feature)
+        shown = client.examples(family, feature)[:examples] if examples else []
+    if as_json:
+        return base.show_json({"feature": row, "trajectory": points, "examples": shown})
+    names = ("id", "label", "tags", "watched", "top_tokens", "born_in", "origin")
+    base.show_fields((name, row.get(name)) for name in names)
+    base.out.print()
+    columns = [
+        ("CHECKPOINT", lambda point: point["checkpoint"]),
+        ("STATUS", lambda point: point["status"]),
+        ("PROJECTION", lambda point: base.ratio(point["projection_ratio"], point["projection_ratio_ci"])),
+        ("STRENGTH", lambda point: base.ratio(point["strength_ratio"], point["strength_ratio_ci"])),
+        ("READABILITY", lambda point: point["readability"]),
+        ("FIRINGS", lambda point: point["firings"]),
+        ("SUCCESSORS", lambda point: [f"{item['id']} {item['kind']}" for item in point["successors"]]),
+    ]
+    base.show_rows(points, columns, empty="No verdict yet.")
+    for example in shown:
+        base.out.print()
+        base.show_fields(example.items())
+    return None
+
+
+@feature_app.command("set")
+def set_feature(
+    family: Family,
+    feature: FeatureId,
+    label: Annotated[str | None, typer.Option(help="Text for people.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Its tags from now on. May be repeated.")] = None,
+    watched: Annotated[bool | None, typer.Option("--watch/--no-watch", help="Whether to watch it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label, tag or watch a feature."""
+    if label is None and tag is None and watched is None:
+        raise base.UsageError("nothing to change; give --label, --tag, --watch or --no-watch")
+    with base.connect() as client:
+        row = client.update_feature(family, feature, label=label, tags=tag, watched=watched)
+    names = ("id", "label", "tags", "watched")
+    base.show_json(row) if as_json else base.show_fields((name, row.get(name)) for name in names)
+
+
+@export_app.command("codes")
+def export_codes(
+    family: Family,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .npz.")] = Path("codes.npz"),
+    as_json: AsJson = False,
+) -> None:
+    """Save the sparse code (positions x features) for scipy.sparse.load_npz, and the column ids beside it."""
+    with base.connect() as client:
+        ids = client.code_ids(family)
+        client.download_codes(family, output)
+    names = output.with_suffix(".ids.txt")
+    names.write_text("\n".join(ids) + "\n", encoding="utf-8")
+    made = {"codes": str(output), "ids": str(names), "features": len(ids), "bytes": output.stat().st_size}
+    base.show_json(made) if as_json else base.show_fields(made.items())

@@ -1,0 +1,159 @@
+"""What the commands of service.cli.server do. Apart from them, since it imports the whole service: slow to start."""
+
+import ipaddress
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import typer
+import uvicorn
+
+from service import migrate
+from service.app import create_app
+from service.auth import logic as auth
+from service.auth import queries as auth_queries
+from service.auth.schemas import KeyOut
+from service.cli import base
+from service.cli.child import WorkerProcess
+from service.config import Settings
+from service.kit.db import Database
+from service.kit.problems import ProblemError
+
+MOST_KEYS = 10_000
+
+
+def serve(settings: Settings, *, host: str, port: int, worker: bool, as_json: bool) -> None:
+    """Upgrade the schema, then run API and worker until a signal ends them."""
+    if is_loopback(host) and "require_keys" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"require_keys": False})
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    upgrade(settings)
+    if not settings.require_keys and not is_loopback(host):
+        raise base.UsageError(f"FEATUREWATCH_REQUIRE_KEYS is off, so {host} is refused: listen on 127.0.0.1 only")
+    if settings.require_keys and not _has_key(settings):
+        raise base.UsageError(
+            f"listening on {host} needs an API key, and there is none yet.\n"
+            "Make one on this machine first: featurewatch key create admin --scope admin"
+        )
+    with _listening(host, port) as listener:
+        _run(settings, listener, worker, as_json)
+
+
+def _run(settings: Settings, listener: socket.socket, worker: bool, as_json: bool) -> None:
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    config = uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,  # an open event stream must not keep the service from ending
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    with WorkerProcess(settings, _say) if worker else nullcontext() as child:
+        if as_json:
+            where = {"url": url, "data_dir": str(settings.data_dir.resolve()), "worker": getattr(child, "pid", None)}
+            typer.echo(json.dumps(where))
+        else:
+            keys = "needs API keys" if settings.require_keys else "needs no keys, and answers this machine only"
+            base.err.print(f"featurewatch is at [bold]{url}[/] ({keys}); the API's pages are at {url}/docs")
+            base.err.print(f"data in {settings.data_dir.resolve()}; Ctrl-C ends it")
+        server.run(sockets=[listener])
+    if not server.started:
+        raise typer.Exit(base.UNAVAILABLE)
+
+
+def upgrade(settings: Settings) -> None:
+    """Bring the database to this version's schema."""
+    try:
+        migrate.upgrade(settings)
+    except migrate.SchemaError as error:
+        raise base.UsageError(str(error)) from error
+
+
+def check(settings: Settings) -> None:
+    """UsageError unless the database has this version's schema."""
+    try:
+        migrate.check(settings)
+    except migrate.SchemaError as error:
+        raise base.UsageError(str(error)) from error
+
+
+def create_key(name: str, scopes: Sequence[str]) -> dict[str, Any]:
+    """Make a key in the configured database; the only answer that holds it."""
+    if unknown := sorted(set(scopes) - set(auth.SCOPES)):
+        raise base.UsageError(f"there is no scope {', '.join(unknown)}; choose from {', '.join(auth.SCOPES)}")
+    with _database() as database, database.write() as session:
+        row, key = auth.create(session, name=name, scopes=scopes)
+        return KeyOut.model_validate(row).model_dump(mode="json") | {"key": key}
+
+
+def list_keys() -> list[dict[str, Any]]:
+    """The keys of the configured database."""
+    with _database() as database, database.read() as session:
+        found = auth_queries.page_of_keys(session, after=None, limit=MOST_KEYS)
+        return [KeyOut.model_validate(row).model_dump(mode="json") for row in found]
+
+
+def revoke_key(key: str) -> None:
+    """End a key of the configured database."""
+    with _database() as database, database.write() as session:
+        try:
+            auth.revoke(session, key)
+        except ProblemError as error:
+            raise base.UsageError(error.detail) from error
+
+
+@contextmanager
+def _database() -> Iterator[Database]:
+    """The configured database, its schema checked."""
+    settings = Settings()
+    if settings.resolved_database_url.startswith("sqlite"):
+        upgrade(settings)  # an embedded installation may not have been started yet
+    else:
+        check(settings)
+    database = Database(settings.resolved_database_url)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def _has_key(settings: Settings) -> bool:
+    database = Database(settings.resolved_database_url)
+    try:
+        with database.read() as session:
+            return any(
+                row.revoked_at is None for row in auth_queries.page_of_keys(session, after=None, limit=MOST_KEYS)
+            )
+    finally:
+        database.close()
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A bound socket, so that a port in use is told before anything starts."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            hint = "Is one running already? `--port 0` takes a free one."
+            raise base.UsageError(f"cannot listen on {host} port {port}: {error.strerror}. {hint}") from error
+        listener.listen(2048)  # who calls before the application is up waits, and is not refused
+        yield listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _say(text: str) -> None:
+    base.err.print(text, markup=False)

@@ -1,0 +1,197 @@
+"""`featurewatch webhook`, `alert`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from service.cli import base
+from service.cli.base import AsJson
+
+webhook_app = typer.Typer(help="Webhooks: where events are sent.", no_args_is_help=True)
+alert_app = typer.Typer(help="Alerts, and the rules that raise them.", no_args_is_help=True)
+rule_app = typer.Typer(help="Alert rules.", no_args_is_help=True)
+
+WebhookId = Annotated[str, typer.Argument(help="Id of the webhook, whk_...")]
+AlertId = Annotated[str, typer.Argument(help="Id of the alert, alt_...")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the main one."""
+    app.add_typer(webhook_app, name="webhook")
+    alert_app.add_typer(rule_app, name="rule")
+    app.add_typer(alert_app, name="alert")
+
+
+@webhook_app.command("create")
+def create_webhook(
+    url: Annotated[str, typer.Argument(help="Where to POST events.")],
+    event: Annotated[list[str] | None, typer.Option(help="Only these event types. May be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a webhook. Its secret is shown once: the receiver checks signatures with it."""
+    with base.connect() as client:
+        made = client.create_webhook(url, event_types=event or ())
+    base.show_json(made) if as_json else base.show_fields(made.items())
+
+
+@webhook_app.command("list")
+def list_webhooks(as_json: AsJson = False) -> None:
+    """List the webhooks."""
+    with base.connect() as client:
+        rows = list(client.webhooks())
+    if as_json:
+        return base.show_json(rows)
+    columns = [
+        ("ID", lambda row: row["id"]),
+        ("URL", lambda row: row["url"]),
+        ("EVENTS", lambda row: row["event_types"] or "all"),
+        ("ENABLED", lambda row: row["enabled"]),
+        ("WHY NOT", lambda row: row["disabled_reason"]),
+    ]
+    return base.show_rows(rows, columns, empty="No webhook.")
+
+
+@webhook_app.command("delete")
+def delete_webhook(webhook: WebhookId) -> None:
+    """Remove a webhook."""
+    with base.connect() as client:
+        client.delete_webhook(webhook)
+
+
+@webhook_app.command("test")
+def test_webhook(webhook: WebhookId, as_json: AsJson = False) -> None:
+    """Send a test event."""
+    with base.connect() as client:
+        made = client.test_webhook(webhook)
+    base.show_json(made) if as_json else base.show_fields(made.items())
+
+
+@webhook_app.command("deliveries")
+def list_deliveries(webhook: WebhookId, as_json: AsJson = False) -> None:
+    """List what was sent to a webhook, newest first."""
+    with base.connect() as client:
+        rows = list(client.deliveries(webhook))
+    if as_json:
+        return base.show_json(rows)
+    columns = [
+        ("ID", lambda row: row["id"]),
+        ("TYPE", lambda row: row["type"]),
+        ("STATE", lambda row: row["state"]),
+        ("ATTEMPTS", lambda row: row["attempts"]),
+        ("LAST ANSWER", _last_answer),
+        ("CREATED", lambda row: base.moment(row["created_at"])),
+    ]
+    return base.show_rows(rows, columns, empty="Nothing was sent to it yet.")
+
+
+def _last_answer(row: dict[str, Any]) -> Any:
+    last = row["log"][-1] if row["log"] else {}
+    return last.get("status") or last.get("error")
+
+
+@webhook_app.command("redeliver")
+def redeliver(
+    webhook: WebhookId,
+    delivery: Annotated[str, typer.Argument(help="Id of the delivery, dlv_...")],
+    as_json: AsJson = False,
+) -> None:
+    """Send a delivery once more."""
+    with base.connect() as client:
+        made = client.redeliver(webhook, delivery)
+    base.show_json(made) if as_json else base.show_fields(made.items())
+
+
+@rule_app.command("create")
+def create_rule(
+    name: Annotated[str, typer.Argument(help="What the rule is called.")],
+    family: Annotated[str | None, typer.Option(help="Only for this family; default: all.")] = None,
+    feature: Annotated[str | None, typer.Option(help="When this feature changes.")] = None,
+    tag: Annotated[str | None, typer.Option(help="When a feature with this tag changes.")] = None,
+    watched: Annotated[bool, typer.Option("--watched", help="When any watched feature changes.")] = False,
+    status: Annotated[list[str] | None, typer.Option(help="Changes to these verdicts. May be repeated.")] = None,
+    at_least: Annotated[int | None, typer.Option(help="When so many features change to the --status.", min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a rule: one of --feature, --tag, --watched, or --status with --at-least."""
+    condition = _condition(feature, tag, watched, status or [], at_least)
+    with base.connect() as client:
+        made = client.create_alert_rule(name, condition, family=family)
+    base.show_json(made) if as_json else base.show_fields(made.items())
+
+
+def _condition(
+    feature: str | None, tag: str | None, watched: bool, status: list[str], at_least: int | None
+) -> dict[str, Any]:
+    if sum([feature is not None, tag is not None, watched, at_least is not None]) != 1:
+        raise base.UsageError("a rule needs one of --feature, --tag, --watched and --at-least")
+    if at_least is not None:
+        if len(status) != 1:
+            raise base.UsageError("--at-least counts one verdict; give --status once")
+        return {"kind": "status_count", "status": status[0], "at_least": at_least}
+    condition: dict[str, Any] = {"statuses": status} if status else {}
+    if feature is not None:
+        return {"kind": "feature", "feature": feature} | condition
+    return ({"kind": "tag", "tag": tag} if tag is not None else {"kind": "watched"}) | condition
+
+
+@rule_app.command("list")
+def list_rules(as_json: AsJson = False) -> None:
+    """List the alert rules."""
+    with base.connect() as client:
+        rows = list(client.alert_rules())
+    if as_json:
+        return base.show_json(rows)
+    columns = [
+        ("ID", lambda row: row["id"]),
+        ("NAME", lambda row: row["name"]),
+        ("FAMILY", lambda row: row["family"] or "all"),
+        ("CONDITION", lambda row: row["condition"]),
+        ("ENABLED", lambda row: row["enabled"]),
+    ]
+    return base.show_rows(rows, columns, empty="No alert rule.")
+
+
+@rule_app.command("delete")
+def delete_rule(rule: Annotated[str, typer.Argument(help="Id of the rule, rul_...")]) -> None:
+    """Remove a rule."""
+    with base.connect() as client:
+        client.delete_alert_rule(rule)
+
+
+@alert_app.command("list")
+def list_alerts(
+    family: Annotated[str | None, typer.Option(help="Only this family's.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Only this checkpoint's.")] = None,
+    state: Annotated[str | None, typer.Option(help="open, acknowledged, muted or resolved.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List alerts, newest first."""
+    with base.connect() as client:
+        rows = list(client.alerts(family=family, checkpoint=checkpoint, state=state))
+    if as_json:
+        return base.show_json(rows)
+    columns = [
+        ("ID", lambda row: row["id"]),
+        ("STATE", lambda row: row["state"]),
+        ("FAMILY", lambda row: row["family"]),
+        ("CHECKPOINT", lambda row: row["checkpoint"]),
+        ("SUMMARY", lambda row: row["summary"]),
+        ("RAISED", lambda row: base.moment(row["created_at"])),
+    ]
+    return base.show_rows(rows, columns, empty="No alert.")
+
+
+@alert_app.command("ack")
+def acknowledge(alert: AlertId, as_json: AsJson = False) -> None:
+    """Say that somebody has seen it."""
+    with base.connect() as client:
+        row = client.acknowledge(alert)
+    base.show_json(row) if as_json else base.show_fields([("state", row["state"])])
+
+
+@alert_app.command("mute")
+def mute(alert: AlertId, as_json: AsJson = False) -> None:
+    """Mute an alert."""
+    with base.connect() as client:
+        row = client.mute(alert)
+    base.show_json(row) if as_json else base.show_fields([("state", row["state"])])

@@ -1,0 +1,140 @@
+"""`featurewatch up`, `demo`, `db`, `key`: what runs on the server itself."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+
+from service.cli import base
+from service.cli.base import AsJson
+from service.config import Settings
+
+db_app = typer.Typer(help="The database's schema.", no_args_is_help=True)
+key_app = typer.Typer(help="API keys.", no_args_is_help=True)
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the installation. (FEATUREWATCH_DATA_DIR)")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the main one."""
+    app.command()(up)
+    app.command(context_settings=PASSED_ON)(demo)
+    app.add_typer(db_app, name="db")
+    app.add_typer(key_app, name="key")
+
+
+def up(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Any but a loopback one needs API keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: a free one.", min=0, max=65535)] = 8000,
+    data_dir: DataDir = None,
+    root: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder that checkpoints and corpora may be read from; repeatable. (FEATUREWATCH_ROOTS)"),
+    ] = None,
+    worker: Annotated[bool, typer.Option(help="Whether to start a worker too.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Say where it listens as a line of JSON.")] = False,
+) -> None:
+    """Run everything on this machine: API, worker and sweeps. Needs no other server."""
+    overrides: dict[str, Any] = {}
+    if data_dir is not None:
+        overrides["data_dir"] = data_dir
+    if root:
+        overrides["roots"] = ":".join(str(Path(folder).expanduser().resolve()) for folder in root)
+    if worker:
+        _need_worker_packages()
+    _local().serve(Settings(**overrides), host=host, port=port, worker=worker, as_json=as_json)
+
+
+def demo(context: typer.Context) -> None:
+    """Three releases of a real model, one tampered with: what featurewatch says. `demo --help` lists its options."""
+    _need_worker_packages()
+    done = subprocess.run([sys.executable, "-m", "workers.demo", *context.args], check=False)  # noqa: S603
+    raise typer.Exit(done.returncode)
+
+
+@db_app.command("upgrade")
+def upgrade_database() -> None:
+    """Bring the database to this version's schema. Safe to run at each start: of several, one does it."""
+    _local().upgrade(Settings())
+    base.err.print("the database's schema is up to date")
+
+
+@db_app.command("check")
+def check_database() -> None:
+    """Whether the database has this version's schema; exit code 2 if not."""
+    _local().check(Settings())
+    base.err.print("the database's schema is up to date")
+
+
+@key_app.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What it is for.")],
+    scope: Annotated[list[str] | None, typer.Option(help="read, write or admin. May be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key. It is shown once.
+
+    Without --url or FEATUREWATCH_URL it is made in the configured database itself: run it on the server.
+    """
+    scopes = scope or ["read"]
+    made: dict[str, Any]
+    if base.target().named:
+        with base.connect() as client:
+            made = dict(client.create_key(name, scopes))
+    else:
+        made = _local().create_key(name, scopes)
+    base.show_json(made) if as_json else base.show_fields(
+        (part, made[part]) for part in ("id", "name", "scopes", "key")
+    )
+
+
+@key_app.command("list")
+def list_keys(as_json: AsJson = False) -> None:
+    """List the API keys, without their secrets."""
+    if base.target().named:
+        with base.connect() as client:
+            rows: list[Any] = list(client.keys())
+    else:
+        rows = _local().list_keys()
+    if as_json:
+        return base.show_json(rows)
+    columns = [
+        ("ID", lambda row: row["id"]),
+        ("NAME", lambda row: row["name"]),
+        ("STARTS WITH", lambda row: row["prefix"]),
+        ("SCOPES", lambda row: row["scopes"]),
+        ("LAST USED", lambda row: base.moment(row["last_used_at"])),
+        ("REVOKED", lambda row: base.moment(row["revoked_at"])),
+    ]
+    return base.show_rows(rows, columns, empty="No key yet; `featurewatch key create` makes one.")
+
+
+@key_app.command("revoke")
+def revoke_key(key: Annotated[str, typer.Argument(help="Id of the key, key_...")]) -> None:
+    """End an API key."""
+    if base.target().named:
+        with base.connect() as client:
+            client.revoke_key(key)
+    else:
+        _local().revoke_key(key)
+
+
+def _local() -> ModuleType:
+    """The whole service; imported when it is needed, so that the other commands start quickly."""
+    from service.cli import local  # noqa: PLC0415
+
+    return local
+
+
+def _need_worker_packages() -> None:
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("workers") is None:
+        raise base.UsageError(
+            "workers need torch and transformers: pip install 'featurewatch[worker]' (or use `up --no-worker`)"
+        )
