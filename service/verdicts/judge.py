@@ -1,0 +1,201 @@
+"""The rule that turns measurements into verdicts. Pure numpy: the workers and the API judge by the same lines.
+
+Statuses are those of DESIGN section 6. The projection ratio decides first: how much of the feature's own direction is
+still written where the feature fires. Intervals are jackknife intervals over folds of documents; q-values are
+Benjamini-Hochberg over the features of the comparison.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from service.verdicts.policy import Policy
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+
+class Status(StrEnum):
+    PRESENT = "present"
+    SUPPRESSED = "suppressed"
+    AMPLIFIED = "amplified"
+    ABSENT = "absent"
+    RELOCATED = "relocated"
+    REPLACED = "replaced"
+    EMERGED = "emerged"
+    INDETERMINATE = "indeterminate"
+
+
+GONE = frozenset({Status.ABSENT, Status.REPLACED})
+"""After these a feature is not there any more: its reference stays where it last was."""
+
+
+@dataclass
+class Evidence:
+    """Measurements of m features in a checkpoint against a baseline; replicates [K + 1, m], the estimate first."""
+
+    projection: Floats
+    strength_ratio: Floats
+    orthogonal: Floats
+    firings: NDArray[np.int64]
+    documents: NDArray[np.int64]
+    """[m] documents that the feature fires in"""
+    readability: Floats
+    """[m] in the checkpoint; NaN where not measured"""
+    readability_before: Floats
+    baseline_z: Floats
+    """[m] strength^2 at the baseline over its standard error"""
+    there_before: Bools
+    """[m] False: gone at the baseline; the ratios are against where it was last"""
+    born_here: Bools
+    """[m] new in this checkpoint and not at the baseline"""
+    successors: dict[int, list["Successor"]] = field(default_factory=dict)
+    """Column of a weakened feature -> those that fire in its place"""
+
+
+class Successor(NamedTuple):
+    column: int
+    kind: str
+    """replaced, split (one of several) or merged (it takes the place of several)"""
+    cofiring: float
+    """Share of the predecessor's activation that falls on positions where this one fires"""
+
+
+@dataclass
+class Judgement:
+    """Statuses and the figures behind them, [m] each; NaN where there is none."""
+
+    status: list[Status]
+    projection: Floats
+    projection_lo: Floats
+    projection_hi: Floats
+    strength_ratio: Floats
+    strength_lo: Floats
+    strength_hi: Floats
+    orthogonal: Floats
+    q_value: Floats
+    change: Floats
+    minimum_detectable: Floats
+    weakened: Bools
+    """Significantly under `suppressed_below` (absent ones too), or gone and still gone"""
+    strengthened: Bools
+    size_factor: float
+
+
+def standard_error(replicates: Floats) -> Floats:
+    """Jackknife standard error of replicates [K + 1, ...]: row 0 is the estimate, row g + 1 leaves fold g out."""
+    left_out = replicates[1:].astype(np.float64)
+    k = len(left_out)
+    return np.sqrt((k - 1) / k * ((left_out - left_out.mean(0)) ** 2).sum(0)).astype(np.float32)
+
+
+def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """q-values of p-values (Benjamini and Hochberg 1995); NaN stays NaN and does not count."""
+    q = np.full(len(p), np.nan)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known])]
+    scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
+    q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return q
+
+
+def judge(evidence: Evidence, policy: Policy) -> Judgement:
+    """Judge every feature of one comparison."""
+    e, k = evidence, len(evidence.projection) - 1
+    reach = float(student.ppf(0.5 + policy.confidence / 2, k - 1))
+    enough = (e.firings >= policy.min_firings) & (e.documents >= policy.min_documents)
+    solid = enough & (e.baseline_z >= 3) & np.isfinite(e.projection).all(0) & ~e.born_here
+    typical = solid & e.there_before
+    size = _median_or_one(e.projection[0][typical])
+    ratio, ratio_se = e.projection[0] / size, standard_error(e.projection) / abs(size)
+    strength_size = _median_or_one(e.strength_ratio[0][typical])
+    strength, strength_se = e.strength_ratio[0] / strength_size, standard_error(e.strength_ratio) / strength_size
+    lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se
+
+    q, low, high = _significance(ratio, ratio_se, solid, k, policy)
+    readable = (e.readability >= policy.min_readability) | (e.readability >= 0.5 * e.readability_before)
+    readable |= np.isnan(e.readability)
+    weakened = solid & low & e.there_before
+    absent = solid & (hi < policy.absent_below)
+    still_gone = solid & ~e.there_before & (lo < policy.absent_below)
+    strengthened = solid & high & e.there_before
+    back = solid & ~e.there_before & (lo >= policy.suppressed_below)
+    moved = weakened & readable & _moved(e, typical & ~low & ~high, size, reach)
+    replaced = np.zeros(len(ratio), dtype=bool)
+    for column, successors in e.successors.items():
+        replaced[column] = weakened[column] and _carried(successors) >= policy.successor_cofiring
+
+    status = np.full(len(ratio), Status.INDETERMINATE, dtype=object)
+    inside = (lo >= policy.suppressed_below) & (hi <= policy.amplified_above)
+    status[solid & e.there_before & inside & readable] = Status.PRESENT
+    status[weakened] = Status.SUPPRESSED
+    status[solid & ~e.there_before & ~still_gone] = Status.SUPPRESSED
+    status[strengthened] = Status.AMPLIFIED
+    status[(weakened & absent) | still_gone] = Status.ABSENT
+    status[replaced] = Status.REPLACED
+    status[moved] = Status.RELOCATED
+    status[e.born_here | back] = Status.EMERGED
+    changed = ~np.isin(status, [Status.PRESENT, Status.INDETERMINATE]) & ~still_gone
+    size_of_change = np.abs(np.log2(np.clip(np.where(e.born_here, 100.0, np.nan_to_num(ratio, nan=1.0)), 0.01, 100)))
+    least = 1 - 2 * reach * ratio_se
+    return Judgement(
+        status=list(status),
+        projection=_where(solid, ratio),
+        projection_lo=_where(solid, lo),
+        projection_hi=_where(solid, hi),
+        strength_ratio=_where(solid, strength),
+        strength_lo=_where(solid, np.maximum(strength - reach * strength_se, 0)),
+        strength_hi=_where(solid, strength + reach * strength_se),
+        orthogonal=_where(solid, e.orthogonal[0] / abs(size)),
+        q_value=q.astype(np.float32),
+        change=np.where(changed, size_of_change, 0.0).astype(np.float32),
+        minimum_detectable=_where(solid & (least > 0), least),
+        weakened=weakened,
+        strengthened=strengthened,
+        size_factor=float(size),
+    )
+
+
+def _significance(
+    ratio: Floats, se: Floats, solid: Bools, k: int, policy: Policy
+) -> tuple[NDArray[np.float64], Bools, Bools]:
+    """q-values of "outside the band", and which features are significantly under and over it."""
+    se = np.maximum(se, 1e-9)
+    p_low = student.cdf((ratio - policy.suppressed_below) / se, k - 1)
+    p_high = student.cdf((policy.amplified_above - ratio) / se, k - 1)
+    p = np.where(solid, np.minimum(1.0, 2 * np.minimum(p_low, p_high)), np.nan).astype(np.float64)
+    q = benjamini_hochberg(p)
+    significant = np.nan_to_num(q, nan=1.0) <= policy.fdr
+    return q, significant & (ratio < policy.suppressed_below), significant & (ratio > policy.amplified_above)
+
+
+def _moved(e: Evidence, unchanged: Bools, size: float, reach: float) -> Bools:
+    """Written about as strongly as before, along another direction: more than what turns in unchanged features.
+
+    The part of the orthogonal ratio that exceeds nearly all unchanged features must, with its whole interval, make up
+    most of the former strength.
+    """
+    orthogonal = np.nan_to_num(e.orthogonal[0]) / abs(size)
+    usual = float(np.quantile(orthogonal[unchanged], 0.99)) if unchanged.any() else 0.0
+    excess = np.sqrt(np.maximum(orthogonal**2 - usual**2, 0))
+    error = standard_error(np.nan_to_num(e.orthogonal)) / abs(size)
+    return excess - reach * error >= 0.7
+
+
+def _carried(successors: list[Successor]) -> float:
+    """Share of the predecessor's activation that its successors carry together, at most."""
+    return min(1.0, sum(s.cofiring for s in successors))
+
+
+def _median_or_one(values: Floats) -> float:
+    """Median; 1 where there is nothing to take it of, or it is no size."""
+    middle = float(np.median(values)) if len(values) else 1.0
+    return middle if np.isfinite(middle) and abs(middle) > 1e-6 else 1.0
+
+
+def _where(known: Bools, values: NDArray[np.floating]) -> Floats:
+    return np.where(known, values, np.nan).astype(np.float32)

@@ -1,0 +1,33 @@
+"""A family's policy: the thresholds that turn measurements into verdicts, and when to fit again."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Policy(BaseModel):
+    """Thresholds of DESIGN section 6. They are policy, set before looking; none is tuned to data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    suppressed_below: float = Field(0.5, gt=0, lt=1, description="Projection ratio significantly under it: suppressed.")
+    amplified_above: float = Field(2.0, gt=1, description="Projection ratio significantly over it: amplified.")
+    absent_below: float = Field(0.1, gt=0, lt=1, description="Upper end of the interval under it: absent.")
+    fdr: float = Field(0.05, gt=0, lt=1, description="False discovery rate (Benjamini-Hochberg) of one comparison.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the reported intervals.")
+    min_firings: int = Field(30, ge=1, description="Fewer firings on the probe corpus: indeterminate.")
+    min_documents: int = Field(5, ge=2, description="Firings in fewer documents: indeterminate.")
+    min_readability: float = Field(
+        0.2, ge=0, le=1, description="A feature whose code cannot be read from the source this well is not `present`."
+    )
+    successor_cofiring: float = Field(
+        0.4, gt=0, le=1, description="Share of a weakened feature's activation that successors must carry: replaced."
+    )
+    new_features: int = Field(64, ge=0, description="Most new features that one extension may append.")
+    max_norm_ratio: float = Field(
+        10.0, gt=1, description="Positions whose norm is over this many medians (attention sinks) are masked out."
+    )
+    skip_tokens: int = Field(1, ge=0, description="Tokens at the start of a document that are masked out.")
+    max_fvu_ratio: float = Field(
+        2.0, gt=1, description="`fit: auto` re-fits when FVU exceeds this many times that of the anchor."
+    )
+    refit_every: int = Field(0, ge=0, description="`fit: auto` re-fits after so many extensions. 0: never by count.")
+    match_threshold: float = Field(0.6, gt=0, le=1, description="Correlation of codes that carries an id over a re-fit.")

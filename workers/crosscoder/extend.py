@@ -1,0 +1,253 @@
+"""New features of a new checkpoint: what it writes that neither the old dictionary nor the parent explains.
+
+The residual of the new checkpoint holds three things: what the dictionary never explained (the parent has it too),
+noise, and what is new. A linear map of the parent's residual predicts the first, in whatever basis the parent
+writes, so the *innovation*
+
+    E = X_new' - X_parent' B,        X' = X~ - F D - b  with the weakened features left in (their share given back)
+
+keeps only what is new. It is decoded sparsely by alternating least squares on whitened rows: the matched filter of a
+direction d in noise of covariance C is C^-1 d, and a row counts as firing where the filter's output is beyond what
+noise reaches. Features that weakened are given back to both sides first, so that a successor is learnt whole instead
+of by the part that its predecessor's decoder does not absorb.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.crosscoder.code import Code
+from workers.crosscoder.regress import Reader, Regression, Solution, take_rows, transposed_product
+
+
+@dataclass(frozen=True)
+class ExtendConfig:
+    """How new features are looked for."""
+
+    most: int = 64
+    """New features at most."""
+    sample: int = 65_536
+    """Positions that directions are learnt on; their activations are held in memory."""
+    reach: float = 4.0
+    """A feature fires where its filter's output is over so many standard deviations of the noise."""
+    rounds: int = 12
+    size: float = 0.5
+    """A new feature must write, where it fires, at least this share of what the median feature writes."""
+    heavy: float = 2.0
+    """It must fire so many times more often than its mirror image: noise has no sign, features have."""
+    least_firings: int = 30
+    alike: float = 0.6
+    """Cosine from which on a direction is one that an old feature has."""
+    seed: int = 0
+
+
+@dataclass
+class NewFeatures:
+    """Filters of new features: f_j = relu(w_j . e - c_j) with e the innovation."""
+
+    filters: Tensor
+    """[j, D]"""
+    reach: float
+
+    def __len__(self) -> int:
+        return len(self.filters)
+
+
+class Innovation:
+    """The innovation of a checkpoint over its parent, at any rows.
+
+    `weakened`: int64 [w], features whose share is given back.
+    """
+
+    def __init__(
+        self,
+        regression: Regression,
+        now: tuple[Reader, Solution],
+        before: tuple[Reader, Solution],
+        weakened: Tensor,
+        ridge: float = 1e-3,
+    ) -> None:
+        self.code, self.weakened = regression.code, weakened
+        self.now, self.before = now, before
+        self.kept = now[1].decoder.clone()
+        self.kept[weakened] = 0.0
+        self.map: Tensor | None = None
+        square = cross = None
+        for rows in regression.blocks():
+            old, new = self._residuals(rows)
+            square = old.T @ old if square is None else square.add_(old.T @ old)
+            cross = old.T @ new if cross is None else cross.add_(old.T @ new)
+        if square is None or cross is None:
+            raise ValueError("no positions to compare two checkpoints at")
+        square = square.double()
+        square.diagonal().add_(ridge * float(square.diagonal().mean()))
+        self.map = torch.linalg.solve(square, cross.double()).float()
+
+    def _residuals(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        piece = take_rows(self.code, rows)
+        (read_c, solution_c), (read_b, solution_b) = self.now, self.before
+        old = read_b(rows) - piece.decode(solution_b.decoder) - solution_b.bias
+        new = read_c(rows) - piece.decode(self.kept) - solution_c.bias
+        return old, new
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """E at rows (sorted int64 [b]): [b, D]."""
+        old, new = self._residuals(rows)
+        return new if self.map is None else new - old @ self.map
+
+
+def find_new_features(
+    innovation: Innovation, regression: Regression, typical_size: float, taken: Tensor, config: ExtendConfig
+) -> NewFeatures:
+    """Directions of the innovation that fire sparsely, with one sign, and as strongly as features do.
+
+    typical_size: median over features of ||D_i|| times its root mean square activation where it fires.
+    taken: [t, D] directions that old features have here or had at the parent (the weakened ones, whose share was given
+    back): what is written along them is the rest of an old feature, no new one.
+    """
+    rows = torch.cat(list(regression.blocks())).sort().values
+    generator = torch.Generator().manual_seed(config.seed)
+    if len(rows) > config.sample:
+        rows = rows[torch.randperm(len(rows), generator=generator)[: config.sample]].sort().values
+    e = torch.cat([innovation(part) for part in rows.split(8192)])
+    e -= e.mean(0)
+    covariance = (e.T @ e).double() / len(e)
+    values, vectors = torch.linalg.eigh(covariance)
+    whiten = (vectors * values.clamp_min(1e-6 * float(values.max()) + 1e-30).rsqrt()).float()
+    z = e @ whiten  # [n, D], unit covariance
+
+    def accept(directions: Tensor) -> Tensor:
+        return _accept(directions, z, e, typical_size, taken, config)
+
+    found = torch.empty(0, z.shape[1], device=z.device)
+    for _ in range(2):
+        fresh = _refine(_seeds(z, found, config), z, found, accept, config.rounds, config.reach)
+        if not len(fresh):
+            break
+        found = _distinct(torch.cat([found, fresh]))[: config.most]
+    return NewFeatures((found @ whiten.T).contiguous(), config.reach)
+
+
+def _seeds(z: Tensor, found: Tensor, config: ExtendConfig) -> Tensor:
+    """Rows of the largest norm after what was found is taken out, no two alike: [s, D] of norm 1."""
+    left = z - _firing(z, found, config.reach) @ found if len(found) else z
+    top = left.norm(dim=1).topk(min(len(z), 16 * config.most)).indices
+    unit = torch.nn.functional.normalize(left[top], dim=1)
+    chosen: list[int] = []
+    cover = torch.zeros(len(unit), device=z.device)
+    for candidate in range(len(unit)):
+        if cover[candidate] < 0.5:
+            chosen.append(candidate)
+            cover = torch.maximum(cover, unit @ unit[candidate])
+            if len(chosen) >= 2 * config.most:
+                break
+    return unit[chosen]
+
+
+def _firing(z: Tensor, directions: Tensor, reach: float) -> Tensor:
+    """Filter outputs over the reach, zeros elsewhere: [n, j]."""
+    output = z @ directions.T
+    return output.where(output > reach, 0.0)
+
+
+def _refine(seeds: Tensor, z: Tensor, found: Tensor, accept: Callable[[Tensor], Tensor], rounds: int, reach: float) -> Tensor:
+    """Alternate: which rows fire, then the direction that explains them best, given what was found already.
+
+    Seeds that are no features after a few rounds are dropped: they are most of the seeds, and of the cost.
+    """
+    directions = seeds
+    for done in range(1, rounds + 1):
+        joint = torch.cat([found, directions])
+        f = _firing(z, joint, reach)
+        square = f.T @ f
+        square.diagonal().add_(1e-2 * float(square.diagonal().mean()) + 1e-6)
+        solved = torch.linalg.solve(square, f.T @ z)[len(found) :]
+        directions = _distinct(torch.nn.functional.normalize(solved, dim=1))
+        if done in (3, rounds):
+            directions = directions[accept(directions)]
+        if not len(directions):
+            break
+    return directions
+
+
+def _distinct(directions: Tensor) -> Tensor:
+    """Drop directions that repeat an earlier one (cosine over 0.8)."""
+    alike = (directions @ directions.T).abs().tril(-1) > 0.8
+    return directions[~alike.any(1)]
+
+
+def _accept(
+    directions: Tensor, z: Tensor, e: Tensor, typical_size: float, taken: Tensor, config: ExtendConfig
+) -> Tensor:
+    """Which directions are features: they fire often enough, lopsidedly, write as much as features do, and anew."""
+    output = z @ directions.T
+    fires, mirror = (output > config.reach).sum(0), (output < -config.reach).sum(0)
+    f = output.where(output > config.reach, 0.0)
+    energy = f.square().sum(0).clamp_min(1e-30)
+    written = (f.T @ e) / energy.unsqueeze(1)  # decoder row of each alone
+    size = written.norm(dim=1) * (energy / fires.clamp_min(1)).sqrt()
+    new = torch.ones(len(directions), dtype=torch.bool, device=z.device)
+    if len(taken):
+        unit = torch.nn.functional.normalize
+        new = (unit(written, dim=1) @ unit(taken, dim=1).T).amax(1) < config.alike
+    return (
+        new
+        & (fires >= config.least_firings)
+        & (fires >= config.heavy * mirror)
+        & (size >= config.size * typical_size)
+    )
+
+
+def encode_new(innovation: Innovation, new: NewFeatures, n: int, rows: Tensor) -> Code:
+    """Activations of new features at all n positions, nothing at positions outside `rows`: [n, j]."""
+    device = new.filters.device
+    found_rows, found_columns, found_values = [], [], []
+    for part in rows.split(8192):
+        output = innovation(part) @ new.filters.T
+        active = output > new.reach
+        r, c = active.nonzero(as_tuple=True)
+        found_rows.append(part[r])
+        found_columns.append(c)
+        found_values.append(output[active])
+    all_rows = torch.cat(found_rows)
+    indptr = torch.zeros(n + 1, dtype=torch.int64, device=device)
+    torch.cumsum(torch.bincount(all_rows, minlength=n), 0, out=indptr[1:])
+    return Code(indptr, torch.cat(found_columns), torch.cat(found_values), len(new))
+
+
+def append_columns(code: Code, new: Code) -> Code:
+    """The code with further latents after its own: [n, m + j]."""
+    counts = code.indptr.diff() + new.indptr.diff()
+    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    latents = torch.empty(int(indptr[-1]), dtype=torch.int64, device=counts.device)
+    values = torch.empty(len(latents), device=counts.device)
+    for part, shift, lead in ((code, 0, None), (new, code.m, code.indptr.diff())):
+        own = part.indptr.diff()
+        start = indptr[:-1] if lead is None else indptr[:-1] + lead
+        places = torch.arange(len(part.latents), device=counts.device)
+        places += (start - part.indptr[:-1]).repeat_interleave(own)
+        latents[places] = part.latents + shift
+        values[places] = part.values
+    return Code(indptr, latents, values, code.m + new.m)
+
+
+def typical_size(code: Code, solution: Solution) -> float:
+    """Median over live features of ||D_i|| times its root mean square activation where it fires."""
+    fires = torch.bincount(code.latents, minlength=code.m)
+    energy = torch.zeros(code.m, device=code.values.device).index_add_(0, code.latents, code.values.square())
+    live = fires > 0
+    size = solution.decoder[live].norm(dim=1) * (energy[live] / fires[live]).sqrt()
+    return float(size.median()) if len(size) else 0.0
+
+
+def repeats(code: Code, new: Code, threshold: float = 0.8) -> Tensor:
+    """Which new latents have the code of an old one, by the cosine of their activations: bool [j]."""
+    dense = torch.zeros(new.n, new.m, device=new.values.device)
+    rows = torch.arange(new.n, device=dense.device).repeat_interleave(new.indptr.diff())
+    dense[rows, new.latents] = new.values
+    cross = transposed_product(code, dense)  # [m, j]
+    norm = torch.zeros(code.m, device=dense.device).index_add_(0, code.latents, code.values.square()).sqrt()
+    cosine = cross / (norm.unsqueeze(1) * dense.norm(dim=0)).clamp_min(1e-30)
+    return (cosine > threshold).any(0)

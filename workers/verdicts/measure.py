@@ -1,0 +1,146 @@
+"""What a checkpoint writes where each feature fires, against a baseline: strengths, projections, their replicates.
+
+For decoder rows D_c (checkpoint) and D_b (baseline, mapped by R into the checkpoint's space), both solved on the same
+code, and the errors e_g that fold g contributes to them:
+
+    <x, y>       = x . y - sum_g e_g^x . e_g^y                    unbiased: noise does not count as strength
+    <x, y>_-g    = (x - e_g^x) . (y - e_g^y) - sum_{h != g} ...   the same without fold g
+
+This is the cross-fold product over all pairs of folds instead of one split into halves. From it
+
+    projection ratio = <D_c, D_b> / <D_b, D_b>     strength = sqrt <D_c, D_c>     orthogonal^2 = <c,c>/<b,b> - ratio^2
+
+over hook points by sums of the products (root sum of squares).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workers.crosscoder.regress import Reader, Regression, Solution
+
+
+class Side(NamedTuple):
+    """A checkpoint's half of a comparison: its activations (normalised) and the decoder solved on them."""
+
+    read: Reader
+    solution: Solution
+
+
+class Products(NamedTuple):
+    """Products of decoder rows, replicates in the first dimension: row 0 over all folds, row g + 1 without fold g.
+
+    Each [K + 1, h, m] for h hook points.
+    """
+
+    now: Tensor
+    """<D_c, D_c>"""
+    before: Tensor
+    """<D_b, D_b>"""
+    both: Tensor
+    """<D_c, R D_b>"""
+    fvu: Tensor
+    """[h] share of the checkpoint's variance that the code does not explain"""
+
+
+def procrustes(now: Tensor, before: Tensor, weight: Tensor) -> Tensor | None:
+    """The orthonormal map R with `now ~ before R` ([d_b, d_c]), or None where the bases agree already.
+
+    now: [m, d_c], before: [m, d_b], weight: [m] >= 0. Bases agree where the weighted median cosine of rows is at
+    least 0.5. Fitted in rounds that leave out the rows that fit worst, because an edit must not be absorbed.
+    """
+    use = weight > 0
+    if now.shape[1] == before.shape[1]:
+        cosine = torch.nn.functional.cosine_similarity(now[use], before[use], dim=1)
+        if len(cosine) == 0 or float(cosine.median()) >= 0.5:
+            return None
+    unit_now = torch.nn.functional.normalize(now[use].double(), dim=1)
+    unit_before = torch.nn.functional.normalize(before[use].double(), dim=1)
+    w = weight[use].double().sqrt().unsqueeze(1)
+    keep = torch.ones(len(w), dtype=torch.bool, device=w.device)
+    rotation = torch.zeros(before.shape[1], now.shape[1], dtype=torch.float64, device=w.device)
+    for _ in range(5):
+        left, _, right = torch.linalg.svd((w * unit_before)[keep].T @ (w * unit_now)[keep], full_matrices=False)
+        rotation = left @ right
+        fit = (unit_before @ rotation * unit_now).sum(1)
+        keep = fit >= fit.quantile(0.2)
+    return rotation.float()
+
+
+def products(
+    regression: Regression,
+    now: Side,
+    before: Side,
+    widths: list[tuple[int, int]],
+    maps: list[Tensor | None],
+    fixed: Tensor | None = None,
+) -> Products:
+    """Products of two checkpoints over the folds of the regression. One pass over the activations of each.
+
+    widths: (d_b, d_c) of each hook point; maps: R of each hook point. fixed: bool [m], features whose row of
+    `before.solution` is a reference from an earlier checkpoint and has no error in this regression.
+    """
+    h, m, folds = len(widths), regression.m, regression.n_folds
+    split_b, split_c = [w[0] for w in widths], [w[1] for w in widths]
+
+    def mapped(x: Tensor) -> list[Tensor]:
+        return [x_s if r is None else x_s @ r for x_s, r in zip(x.split(split_b, 1), maps, strict=True)]
+
+    rows_c, rows_b = list(now.solution.decoder.split(split_c, 1)), mapped(before.solution.decoder)
+    shape = (folds, h, m)
+    terms = {pair: (torch.zeros(shape), torch.zeros(shape)) for pair in ("cc", "bb", "cb")}
+    residual = torch.zeros(h, dtype=torch.float64)
+    influences_c = regression.influences(now.read, now.solution, split_c)
+    influences_b = regression.influences(before.read, before.solution, split_b)
+    for g, ((errors, squares), (errors_b, _)) in enumerate(zip(influences_c, influences_b, strict=True)):
+        residual += squares.cpu()
+        if fixed is not None:
+            errors_b[fixed] = 0.0
+        for s, (e_c, e_b) in enumerate(zip(errors.split(split_c, 1), mapped(errors_b), strict=True)):
+            c, b = rows_c[s], rows_b[s]
+            for pair, x, y, e_x, e_y in (("cc", c, c, e_c, e_c), ("bb", b, b, e_b, e_b), ("cb", c, b, e_c, e_b)):
+                cross, own = terms[pair]
+                cross[g, s] = ((x * e_y).sum(1) + (y * e_x).sum(1)).cpu()
+                own[g, s] = (e_x * e_y).sum(1).cpu()
+    plain = {
+        "cc": torch.stack([(c * c).sum(1) for c in rows_c]),
+        "bb": torch.stack([(b * b).sum(1) for b in rows_b]),
+        "cb": torch.stack([(c * b).sum(1) for c, b in zip(rows_c, rows_b, strict=True)]),
+    }
+    result = {pair: _replicates(plain[pair].cpu(), *terms[pair]) for pair in terms}
+    total = torch.tensor([d * regression.count for d in split_c], dtype=torch.float64)
+    return Products(result["cc"], result["bb"], result["cb"], (residual / total).float())
+
+
+def _replicates(plain: Tensor, cross: Tensor, own: Tensor) -> Tensor:
+    """[h, m], [K, h, m], [K, h, m] -> [K + 1, h, m]: over all folds, then without each."""
+    noise = own.sum(0)
+    return torch.cat([(plain - noise).unsqueeze(0), plain - cross + own - (noise - own)])
+
+
+class Ratios(NamedTuple):
+    """What the verdicts go by, replicates first ([K + 1, m] each), summed over hook points or at one of them."""
+
+    projection: Tensor
+    """<D_c, R D_b> / <D_b, D_b>"""
+    strength: Tensor
+    """sqrt <D_c, D_c>"""
+    strength_ratio: Tensor
+    orthogonal: Tensor
+    """||D_c - projection R D_b|| / ||D_b||"""
+    cosine: Tensor
+
+
+def ratios(now: Tensor, before: Tensor, both: Tensor) -> Ratios:
+    """Ratios of products [K + 1, m]. NaN where the baseline's strength is not over its own noise."""
+    base = before.where(before > 0, torch.nan)
+    projection = both / base
+    strength = now.clamp_min(0).sqrt()
+    return Ratios(
+        projection=projection,
+        strength=strength,
+        strength_ratio=strength / base.sqrt(),
+        orthogonal=(now / base - projection.square()).clamp_min(0).sqrt(),
+        cosine=(both / (now.clamp_min(1e-30) * base).sqrt()).clamp(-1, 1),
+    )
