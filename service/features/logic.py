@@ -25,7 +25,6 @@ from service.features.sorting import Order
 from service.kit.ids import parse_feature_id
 from service.kit.problems import NotFoundError
 from service.models import Checkpoint, Family, Feature
-from service.verdicts import logic as verdicts
 
 
 @dataclass
@@ -73,6 +72,8 @@ def compare(session: Session, asked: Comparison) -> Sequence[VerdictRow]:
     """Verdicts of a checkpoint against any other one, from the stored measurements."""
     if asked.computed is None:
         assert asked.baseline is not None
+        from service.verdicts import logic as verdicts
+
         found = verdicts.compare(session, asked.family, asked.checkpoint, asked.baseline)
         asked.computed = cast(Sequence[VerdictRow], found)
     return asked.computed

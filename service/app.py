@@ -1,0 +1,70 @@
+"""The ASGI application: `uvicorn --factory service.app:create_app`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from service import __version__, openapi
+from service.alerts.routes import router as alerts
+from service.audit.middleware import Transactions
+from service.audit.routes import router as audit
+from service.auth.middleware import Authentication
+from service.auth.routes import router as keys
+from service.checkpoints.routes import router as checkpoints
+from service.config import Settings
+from service.families.routes import router as families
+from service.features.routes import router as features
+from service.kit import problems
+from service.kit.artifacts import ArtifactStore
+from service.kit.db import Database
+from service.kit.logs import configure_logging
+from service.kit.middleware import BodyLimit, EntityTags, RequestContext
+from service.migrate import check_connection
+from service.runs.routes import router as runs
+from service.status.routes import router as status
+from service.webhooks.routes import router as webhooks
+
+ROUTERS = (families, checkpoints, features, runs, webhooks, alerts, keys, audit, status)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The API with its settings, from the environment where none are given.
+
+    It opens its database when it starts, and refuses to start on a schema that is not this version's.
+    """
+    settings = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        configure_logging(settings)
+        database = Database(settings.resolved_database_url)
+        try:
+            with database.reader.connect() as connection:
+                check_connection(connection)
+            app.state.database = database
+            app.state.artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
+            yield
+        finally:
+            database.close()
+
+    app = FastAPI(
+        title="featurewatch",
+        version=__version__,
+        description=openapi.DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    app.state.settings = settings
+    problems.install(app)
+    # The last one added is the outermost.
+    app.add_middleware(Transactions)
+    app.add_middleware(Authentication, settings=settings)
+    app.add_middleware(EntityTags)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(RequestContext)
+    for router in ROUTERS:
+        app.include_router(router)
+    openapi.install(app)
+    return app

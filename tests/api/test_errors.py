@@ -1,0 +1,111 @@
+"""Every error has the same shape, whoever raises it."""
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from service.app import create_app
+from service.config import Settings
+from service.kit.sessions import WriteSession
+from service.models import Family
+from tests import factories
+
+
+def check_problem(response, status: int, code: str) -> dict:
+    """The shape of a problem document, and that nothing is left out."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert document["type"] == f"/problems/{code}"
+    assert document["code"] == code
+    assert document["status"] == status
+    assert document["title"] and document["detail"]
+    assert document["instance"] == response.request.url.path
+    assert document["request_id"] == response.headers["x-request-id"]
+    assert response.headers["x-content-type-options"] == "nosniff"
+    return document
+
+
+def test_unknown_route(client: TestClient) -> None:
+    check_problem(client.get("/v1/nothing"), 404, "not-found")
+
+
+def test_wrong_method(client: TestClient) -> None:
+    response = client.put("/v1/families")
+    check_problem(response, 405, "method-not-allowed")
+    assert response.headers["allow"]
+
+
+def test_invalid_body_names_each_fault(client: TestClient) -> None:
+    response = client.post("/v1/families", json={"name": "a b", "hook_points": ["resid.1"], "colour": 1})
+    document = check_problem(response, 422, "invalid-request")
+    faults = {fault["pointer"]: fault for fault in document["errors"]}
+    assert set(faults) == {"/name", "/hook_points", "/colour"}
+    assert "resid_post.12" in faults["/hook_points"]["detail"]
+    assert faults["/colour"]["code"] == "extra_forbidden"
+    assert all(fault["location"] == "body" for fault in faults.values())
+
+
+def test_body_that_is_no_json(client: TestClient) -> None:
+    response = client.post("/v1/families", content=b"{", headers={"content-type": "application/json"})
+    document = check_problem(response, 422, "invalid-request")
+    assert document["errors"][0]["pointer"] == ""
+
+
+def test_invalid_query(client: TestClient) -> None:
+    document = check_problem(client.get("/v1/families?limit=501"), 422, "invalid-request")
+    assert document["errors"] == [
+        {"location": "query", "pointer": "limit", "code": "less_than_equal", "detail": document["errors"][0]["detail"]}
+    ]
+
+
+def test_body_over_the_limit(client: TestClient) -> None:
+    big = b'{"name": "' + b"x" * 1_000_001 + b'"}'
+    check_problem(client.post("/v1/families", content=big), 413, "content-too-large")
+    # Without a declared length, too.
+    check_problem(client.post("/v1/families", content=iter([big[:600_000], big[600_000:]])), 413, "content-too-large")
+
+
+def test_unexpected_exception_tells_nothing_and_undoes_everything(app: FastAPI, client: TestClient) -> None:
+    @app.post("/v1/broken")
+    def broken(session: WriteSession) -> None:
+        factories.family(session, "half-done")
+        raise RuntimeError("the secret is 42")
+
+    response = client.post("/v1/broken")
+    document = check_problem(response, 500, "internal-error")
+    assert "42" not in response.text and document["request_id"] in document["detail"]
+    with app.state.database.read() as session:
+        assert session.query(Family).count() == 0
+
+
+def test_conflict_at_the_commit_is_a_conflict(app: FastAPI, client: TestClient) -> None:
+    @app.post("/v1/twice")
+    def twice(session: WriteSession) -> None:
+        factories.family(session, "same")
+        factories.family(session, "same")
+
+    check_problem(client.post("/v1/twice"), 409, "conflict")
+
+
+def test_foreign_request_ids_are_taken_only_when_harmless(client: TestClient) -> None:
+    assert client.get("/healthz", headers={"X-Request-ID": "ci-job-12345"}).headers["x-request-id"] == "ci-job-12345"
+    assert client.get("/healthz", headers={"X-Request-ID": "a\tb\tc" * 9}).headers["x-request-id"].startswith("req_")
+
+
+def test_old_schema_stops_the_start(tmp_path) -> None:
+    app = create_app(Settings(data_dir=tmp_path, log_level="ERROR"))
+    with pytest.raises(RuntimeError, match="featurewatch db upgrade"), TestClient(app):
+        pass
+
+
+def test_every_operation_documents_its_problems(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            content = operation["responses"]["500"]["content"]
+            assert content == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}, path
+            if path.startswith("/v1"):
+                assert {"401", "403", "422"} <= set(operation["responses"]), (method, path)
+                assert operation["summary"], (method, path)
