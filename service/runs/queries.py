@@ -140,6 +140,11 @@ def move(
     return _changed(session, statement.values(state=new, updated_at=now, **values))
 
 
+def any_stale(session: Session, now: datetime) -> bool:
+    """Whether an active run's lease is over."""
+    return session.scalar(select(exists().where(Run.state.in_(ACTIVE), Run.lease_until < now))) or False
+
+
 def stale(session: Session, now: datetime) -> Sequence[Run]:
     """Active runs whose lease is over. Rows that a living worker has locked in this moment are not stale."""
     statement = (

@@ -1,0 +1,68 @@
+"""`python -m workers`: the embedded worker, with settings from the environment."""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import cast
+
+import structlog
+
+from service.config import Settings
+from service.kit.logs import configure_logging
+from service.migrate import SchemaError
+from workers import embedded
+from workers.runner import Pipeline
+
+log = structlog.get_logger("featurewatch.worker")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Work until SIGTERM or SIGINT; exit status 0 then, 1 where the database's schema does not fit."""
+    parser = argparse.ArgumentParser(prog="python -m workers", description="Run queued work, and sweep.")
+    parser.add_argument(
+        "--pipelines",
+        metavar="MODULE:NAME",
+        help="a mapping kind -> pipeline; default: the real ones",
+    )
+    parser.add_argument("--exit-with-parent", action="store_true", help="end with the process that started this one")
+    options = parser.parse_args(arguments)
+    settings = Settings()
+    configure_logging(settings)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _frame: _end(stop, got, _frame))
+    if options.exit_with_parent:
+        threading.Thread(target=_watch_parent, args=(os.getppid(), stop), name="parent", daemon=True).start()
+    try:
+        embedded.serve(settings, stop, pipelines=_load(options.pipelines) if options.pipelines else None)
+    except SchemaError as error:
+        log.error("cannot start", reason=str(error))
+        return 1
+    return 0
+
+
+def _end(stop: threading.Event, number: int, _frame: FrameType | None) -> None:
+    stop.set()
+    signal.signal(number, signal.SIG_DFL)  # a second one does not wait for the next check
+
+
+def _watch_parent(parent: int, stop: threading.Event) -> None:
+    while not stop.is_set():
+        if os.getppid() != parent:
+            stop.set()
+        time.sleep(0.5)
+
+
+def _load(path: str) -> Mapping[str, Pipeline]:
+    module, _, name = path.partition(":")
+    return cast(Mapping[str, Pipeline], getattr(importlib.import_module(module), name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

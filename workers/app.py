@@ -1,0 +1,81 @@
+"""The Celery app: `celery -A workers.app worker -Q runs -c 1`, and `... worker --beat -Q sweeps -c 1`.
+
+Messages are doorbells and nothing else. They are acknowledged before the work starts: Redis hands a message that is
+acknowledged late to a second worker when the work outlives the visibility timeout. What must not be lost is in SQL.
+"""
+
+import mmap
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging, worker_shutting_down
+
+from service.config import Settings
+from service.kit.logs import configure_logging
+
+EXECUTE = "workers.tasks.execute"
+SWEEP = "workers.tasks.sweep"
+BROKER_SECONDS = 3.0
+
+# One byte that the children of the pool share with the process that gets the signals. Not an Event: its lock could be
+# held when the signal comes.
+_stopping = mmap.mmap(-1, 1)
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery app for these settings. It opens no connection yet."""
+    app = Celery("featurewatch", broker=settings.broker_url or "memory://", include=["workers.tasks"])
+    app.conf.update(
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_serializer="json",
+        accept_content=["json"],
+        task_default_queue="runs",
+        task_routes={EXECUTE: {"queue": "runs"}, SWEEP: {"queue": "sweeps"}},
+        task_publish_retry=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_timeout=BROKER_SECONDS,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "socket_connect_timeout": BROKER_SECONDS,
+            "socket_timeout": 2 * BROKER_SECONDS,
+            "socket_keepalive": True,
+        },
+        # In memory: the one entry is due every second, so there is nothing to remember over a restart.
+        beat_scheduler="celery.beat:Scheduler",
+        beat_schedule={
+            "sweep": {
+                "task": SWEEP,
+                "schedule": settings.poll_seconds,
+                # Sweeps that waited behind a slow one have nothing left to do.
+                "options": {"queue": "sweeps", "expires": max(5.0, 2 * settings.poll_seconds)},
+            }
+        },
+    )
+    return app
+
+
+def publish(app: Celery, run_id: str) -> None:
+    """Ring the bell of a run; raises within seconds where the broker is away."""
+    app.send_task(EXECUTE, args=[run_id], queue="runs", retry=False)
+
+
+def stopping() -> bool:
+    """Whether this worker was told to end."""
+    return _stopping[:1] != b"\0"
+
+
+@worker_shutting_down.connect
+def _on_shutdown(**_: Any) -> None:
+    _stopping[:1] = b"\1"
+
+
+@setup_logging.connect
+def _on_logging(**_: Any) -> None:
+    configure_logging(Settings())
+
+
+app = make_app(Settings())
