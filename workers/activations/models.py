@@ -1,0 +1,143 @@
+"""Loading models: the body of a model (no language-model head), its tokenizer, and an adapter merged into it.
+
+Never `trust_remote_code`, never a pickle: `sources.py` lets only safetensors, JSON and tokenizer files through.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import utils as hub_logging
+from torch import nn
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from workers.activations.adapters import check_adapter, merge_adapter
+from workers.activations.gguf import convert_gguf
+from workers.activations.hooks import list_hook_points
+from workers.activations.sources import locate, weight_files
+from workers.activations.tensorfiles import read_header
+from workers.errors import RunError
+
+__all__ = ["compute_dtype", "list_hook_points", "load_model", "locate_model", "max_tokens"]
+
+# They draw progress bars on the error stream of a service.
+hub_logging.disable_progress_bars()
+transformers_logging.disable_progress_bar()
+
+_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError)
+
+
+def compute_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the hardware computes in it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX), else float32."""
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device == "cpu":
+        # Private, but the only way that torch offers; an older torch that lacks them computes in float32.
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+        return torch.bfloat16 if native else torch.float32
+    return torch.float32
+
+
+def locate_model(uri: str, *, roots: tuple[Path, ...], cache_dir: Path) -> Path:
+    """Local Hugging Face folder (safetensors) of a model, checked as far as its headers; GGUF files are converted.
+
+    RunErrors of `sources.locate`, `sources.weight_files` and `gguf.convert_gguf`.
+    """
+    path = locate(uri, roots, cache_dir)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise RunError("unsafe-format", f"{path.name}: a model is a folder with safetensors, or a .gguf file")
+        path = convert_gguf(path, cache_dir)
+    weight_files(path)
+    return path
+
+
+def load_model(
+    uri: str, adapter: str | None, *, roots: tuple[Path, ...], device: str, dtype: torch.dtype, cache_dir: Path
+) -> tuple[nn.Module, Any]:
+    """(body, tokenizer) of a checkpoint: the model without its head, in evaluation mode on `device`.
+
+    `uri`, `adapter`: see `sources`; an adapter is a PEFT adapter and gets merged into the weights. RunErrors of
+    `locate_model`, and `model-load-failed`, `remote-code`, `weights-missing`, `out-of-memory`, `adapter-mismatch`.
+    """
+    folder = locate_model(uri, roots=roots, cache_dir=cache_dir)
+    _check_memory(folder, device, dtype)
+    if adapter:
+        adapter_folder = locate(adapter, roots, cache_dir)
+        check_adapter(adapter_folder)
+        # Merged in float32: in bfloat16 a small change of a weight would be rounded away.
+        model = merge_adapter(_load_body(folder, torch.float32), adapter_folder).to(dtype)
+    else:
+        model = _load_body(folder, dtype)
+    model.config.use_cache = False  # no keys and values are kept: nothing is generated
+    return model.requires_grad_(False).eval().to(device), _load_tokenizer(folder)
+
+
+def max_tokens(model: nn.Module) -> int | None:
+    """The longest input of a model with learnt position embeddings; None where only memory limits it."""
+    for name in ("wpe", "embeddings.position_embeddings", "decoder.embed_positions", "embed_positions"):
+        try:
+            embedding = model.get_submodule(name)
+        except AttributeError:
+            continue
+        if isinstance(embedding, nn.Embedding):
+            # RoBERTa and OPT begin to count behind the padding token, or at 2.
+            offset = getattr(embedding, "offset", None) or (
+                0 if embedding.padding_idx is None else embedding.padding_idx + 1
+            )
+            return embedding.num_embeddings - offset
+    return None
+
+
+def _load_body(folder: Path, dtype: torch.dtype) -> nn.Module:
+    try:
+        loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except _LOAD_ERRORS as error:
+        code = "remote-code" if "trust_remote_code" in str(error) else "model-load-failed"
+        raise RunError(code, f"{folder.name} could not be loaded: {error}") from error
+    model, info = loaded
+    # transformers fills what a file lacks with random numbers. A pooler is not read, so it may lack.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise RunError(
+            "weights-missing", f"{folder.name} lacks {len(missing)} weights of its own architecture: {missing[0]}, ..."
+        )
+    return model
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, use_fast=True)
+    except _LOAD_ERRORS as error:
+        raise RunError("tokenizer-missing", f"{folder.name} holds no tokenizer that can be loaded: {error}") from error
+
+
+def _check_memory(folder: Path, device: str, dtype: torch.dtype) -> None:
+    """RunError `out-of-memory`, with the number, before a load that cannot end well."""
+    entries = [entry for file in weight_files(folder) for entry in read_header(file).values()]
+    needed = int(sum(math.prod(entry.shape) for entry in entries) * dtype.itemsize * 1.1)
+    available = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else _available_memory()
+    if available is not None and needed > available:
+        raise RunError(
+            "out-of-memory",
+            f"{folder.name} needs about {needed / 1e9:.1f} GB on {device}; {available / 1e9:.1f} GB are free",
+        )
+
+
+def _available_memory() -> int | None:
+    """Bytes of memory that programs can still have; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -1,0 +1,191 @@
+"""Positions: the places of the probe corpus at which models with different tokenizers can be compared.
+
+A position is a character offset of a document at which a token *ends*. Two models can be compared there when both
+have a token that ends there: both have then read exactly the same text. A family's first checkpoint defines its
+positions; every other checkpoint is aligned to them.
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Encoding, Tokenizer
+
+from workers.activations.tensorfiles import load_arrays, write_tensors
+from workers.errors import RunError
+
+_ENCODE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A family's positions, document by document, offsets ascending in each.
+
+    `document`, `start`, `end`: int64 [n]; characters `start` to `end` of the document are the token that ends there.
+    """
+
+    document: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of documents and end offsets: equal where two checkpoints can share activations row by row."""
+        return hashlib.sha256(self.document.tobytes() + b"|" + self.end.tobytes()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file with `document`, `start` and `end`."""
+        write_tensors(path, {name: torch.from_numpy(getattr(self, name)) for name in ("document", "start", "end")})
+
+    @classmethod
+    def load(cls, path: Path) -> "Positions":
+        """Read a file of `save`, or `documents.safetensors` of a harvested folder. RunError `manifest-invalid`."""
+        arrays = load_arrays(path, {"document": "I64", "start": "I64", "end": "I64"})
+        if len(arrays) != 3 or len({len(array) for array in arrays.values()}) != 1:
+            raise RunError("manifest-invalid", f"{path.name} holds no positions: document, start and end, equally long")
+        return cls(**arrays)
+
+    def by_document(self) -> dict[int, slice]:
+        """Rows of each document. Documents must be contiguous, as `harvest` leaves them."""
+        if not len(self):
+            return {}
+        firsts = np.concatenate([[0], np.flatnonzero(np.diff(self.document)) + 1, [len(self)]])
+        return {int(self.document[first]): slice(int(first), int(end)) for first, end in pairwise(firsts)}
+
+
+class DocumentTokens(NamedTuple):
+    """One document as a model reads it: `ids` int64 [t] with special tokens, and the places where its tokens end.
+
+    `token`, `start`, `end`: int64 [p], ends strictly ascending; `token` is the index in `ids` of the *last* token
+    that ends there (of the pieces of one multi-byte character only the last one has read all of it).
+    """
+
+    ids: np.ndarray
+    token: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+
+class Reader:
+    """Tokenizes documents with exact character offsets. Not safe for use by several threads."""
+
+    def __init__(self, tokenizer: Any, max_tokens: int | None) -> None:
+        """`tokenizer`: a fast transformers tokenizer; `max_tokens`: longest input of the model, None: no limit.
+
+        RunError `tokenizer-not-fast`.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise RunError("tokenizer-not-fast", "the checkpoint's tokenizer gives no character offsets; it needs a "
+                           "tokenizer.json")  # fmt: skip
+        self.max_tokens = max_tokens
+        self._backend = _untrimmed(tokenizer.backend_tokenizer)
+
+    def read(self, texts: Sequence[str], limit: int, check: Callable[[], None] = lambda: None) -> list[DocumentTokens]:
+        """Tokenize, each document cut at `limit` tokens, or at the model's own limit."""
+        limit = min(limit, self.max_tokens or limit)
+        self._backend.no_padding()
+        self._backend.enable_truncation(limit, direction="right")
+        read = []
+        for begin in range(0, len(texts), _ENCODE_BATCH):
+            check()
+            batch = list(texts[begin : begin + _ENCODE_BATCH])
+            encodings = self._backend.encode_batch(batch)
+            read += [_document_tokens(text, encoding) for text, encoding in zip(batch, encodings, strict=True)]
+        return read
+
+    def read_up_to(self, text: str, limit: int, last_end: int) -> DocumentTokens:
+        """Tokenize one document, cut at `limit` tokens, or at up to twice that where `last_end` needs it.
+
+        So a family's later tokenizer may be finer than its first one without losing the ends of long documents; with
+        the same tokenizer nothing changes, since its first `limit` tokens define the last position.
+        """
+        tokens = self.read([text], limit)[0]
+        if len(tokens.ids) < limit or (len(tokens.end) and tokens.end[-1] >= last_end):
+            return tokens
+        longer = self.read([text], 2 * limit)[0]
+        if not len(longer.end) or longer.end[-1] <= last_end:
+            return longer
+        needed = int(longer.token[np.searchsorted(longer.end, last_end)]) + 1
+        trailing = len(longer.ids) - 1 - int(longer.token[-1])  # special tokens at the end
+        return self.read([text], needed + trailing)[0]
+
+
+def _untrimmed(backend: Tokenizer) -> Tokenizer:
+    """A copy whose offsets cover white space too: byte-level BPE trims it by default, also off the *end* of a token."""
+    return Tokenizer.from_str(json.dumps(_without_trimming(json.loads(backend.to_str()))))
+
+
+def _without_trimming(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {key: False if key == "trim_offsets" else _without_trimming(value) for key, value in part.items()}
+    return [_without_trimming(item) for item in part] if isinstance(part, list) else part
+
+
+def _document_tokens(text: str, encoding: Encoding) -> DocumentTokens:
+    spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    start, end = spans[:, 0], spans[:, 1].copy()
+    if not text.isascii():
+        end = np.array([_past_joined(text, int(offset)) for offset in end], np.int64)
+    texts = np.flatnonzero((np.array(encoding.special_tokens_mask, np.int64) == 0) & (end > start))
+    # Of equal ends the last one counts: unique of the reversed array gives the first index there.
+    ends, reverse = np.unique(end[texts][::-1], return_index=True)
+    token = texts[len(texts) - 1 - reverse]
+    if encoding.overflowing and len(token):
+        cut = _first_span(encoding.overflowing[0])
+        if cut is not None and _past_joined(text, cut[1]) <= ends[-1]:
+            token, ends = token[:-1], ends[:-1]  # the rest of this character was cut away
+    return DocumentTokens(np.array(encoding.ids, np.int64), token, start[token], ends)
+
+
+def _first_span(encoding: Encoding) -> tuple[int, int] | None:
+    pairs = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+    return next((span for span, special in pairs if not special), None)
+
+
+def _past_joined(text: str, offset: int) -> int:
+    """The offset, moved past characters that a normaliser may have joined to the one before it.
+
+    NFC makes one character of a letter and its accent, and tokenizers then gives the offsets of the letter alone.
+    """
+    if offset == 0:
+        return 0
+    while offset < len(text) and (
+        unicodedata.category(text[offset]).startswith("M") or "\u1160" <= text[offset] <= "\u11ff"
+    ):
+        offset += 1
+    return offset
+
+
+def define(tokens: Sequence[DocumentTokens], documents: Sequence[int], skip_tokens: int) -> Positions:
+    """Positions of a family from its first checkpoint: all ends but the first `skip_tokens` of each document.
+
+    `documents`: ids, one for each entry of `tokens`. RunError `no-positions`.
+    """
+    kept = [slice(skip_tokens, None)] * len(tokens)
+    counts = [len(document.end[rows]) for document, rows in zip(tokens, kept, strict=True)]
+    if not sum(counts):
+        raise RunError("no-positions", "the probe corpus has no positions: its documents are empty or too short")
+    return Positions(
+        np.repeat(np.array(documents, np.int64), counts),
+        np.concatenate([document.start[rows] for document, rows in zip(tokens, kept, strict=True)]),
+        np.concatenate([document.end[rows] for document, rows in zip(tokens, kept, strict=True)]),
+    )
+
+
+def align(tokens: DocumentTokens, ends: np.ndarray) -> np.ndarray:
+    """Index in `tokens.ids` of the token that ends at each offset of `ends` [p]; -1 where none does."""
+    if not len(tokens.end):
+        return np.full(len(ends), -1, np.int64)
+    at = np.searchsorted(tokens.end, ends).clip(max=len(tokens.end) - 1)
+    return np.where(tokens.end[at] == ends, tokens.token[at], -1)
