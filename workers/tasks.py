@@ -10,14 +10,22 @@ from workers import runner
 from workers.sweeps import Sweeper
 
 
-@celery.app.task(name=celery.EXECUTE)
+@celery.app.task(name=celery.EXECUTE)  # type: ignore[untyped-decorator]
 def execute(run_id: str) -> None:
     """Work on the run, or on the one of its family whose turn is first; a run that is taken already is no error."""
     settings, database, artifacts = _resources()
-    runner.run_next(settings=settings, database=database, artifacts=artifacts, run_id=run_id, stop=celery.stopping)
+    runner.run_next(
+        settings=settings,
+        database=database,
+        artifacts=artifacts,
+        run_id=run_id,
+        # None: the real ones. A deployment with kinds of its own sets this option of the app.
+        pipelines=celery.app.conf.get("featurewatch_pipelines"),
+        stop=celery.stopping,
+    )
 
 
-@celery.app.task(name=celery.SWEEP)
+@celery.app.task(name=celery.SWEEP)  # type: ignore[untyped-decorator]
 def sweep() -> None:
     """Ring bells, reap, deliver webhooks, tidy up."""
     _sweeper().sweep()

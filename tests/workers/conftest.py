@@ -1,0 +1,134 @@
+"""Helpers of the worker tests: queued runs, workers in this process, and real worker processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.config import Settings
+from service.kit.artifacts import ArtifactStore
+from service.kit.db import Database
+from service.models import Run
+from service.runs import logic
+from tests import factories
+from tests.workers.toy import PIPELINES
+from workers import runner
+
+ROOT = Path(__file__).parents[2]
+
+
+class Installation:
+    """A database with a family, and ways to queue, run and look at runs."""
+
+    def __init__(self, settings: Settings, database: Database, folder: Path) -> None:
+        self.settings, self.database, self.folder = settings, database, folder
+        self.artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache")
+
+    def add_family(self, name: str = "smol") -> str:
+        with self.database.write() as session:
+            return factories.family(session, name).id
+
+    def queue(self, family_id: str, kind: str = "steps", *, steps: int = 2, seconds: float = 0.0, **more: Any) -> str:
+        """A queued run of a registered checkpoint; its id."""
+        with self.database.write() as session:
+            family = session.get_one(factories.Family, family_id)
+            name = f"v{time.monotonic_ns()}"
+            checkpoint = factories.checkpoint(session, family, name, state="registered")
+            params = {"folder": str(self.folder / name), "steps": steps, "seconds": seconds}
+            run = logic.create(
+                session, family_id=family_id, checkpoint_id=checkpoint.id, kind=kind, params=params, **more
+            )
+            return run.id
+
+    def run_next(self, **options: Any) -> str | None:
+        return runner.run_next(
+            **{
+                "settings": self.settings,
+                "database": self.database,
+                "artifacts": self.artifacts,
+                "pipelines": PIPELINES,
+            }
+            | options
+        )
+
+    def run(self, run_id: str) -> Run:
+        with self.database.read() as session:
+            return session.get_one(Run, run_id)
+
+    def checkpoint_state(self, run_id: str) -> str:
+        with self.database.read() as session:
+            checkpoint_id = session.get_one(Run, run_id).checkpoint_id
+            return session.get_one(factories.Checkpoint, checkpoint_id).state
+
+    def folder_of(self, run_id: str) -> Path:
+        return Path(self.run(run_id).params["folder"])
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    """Settings without a broker, and with a short lease."""
+    return Settings(
+        data_dir=tmp_path / "data",
+        database_url=database_url,
+        roots=str(tmp_path),
+        poll_seconds=0.05,
+        lease_seconds=3.0,
+        secret_key="a key for the tests, long enough",
+        webhook_allow="127.0.0.1/32",
+    )
+
+
+@pytest.fixture
+def installation(settings: Settings, database: Database, tmp_path: Path) -> Installation:
+    return Installation(settings, database, tmp_path / "runs")
+
+
+@pytest.fixture
+def start(settings: Settings) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts real processes with the installation's settings; they are killed after the test."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: str, **environment: str) -> subprocess.Popen[bytes]:
+        variables = {
+            "FEATUREWATCH_DATA_DIR": str(settings.data_dir),
+            "FEATUREWATCH_DATABASE_URL": settings.database_url,
+            "FEATUREWATCH_POLL_SECONDS": "0.1",
+            "FEATUREWATCH_LEASE_SECONDS": str(settings.lease_seconds),
+            "FEATUREWATCH_SECRET_KEY": settings.secret_key.get_secret_value(),
+            "FEATUREWATCH_LOG_JSON": "false",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env=os.environ | variables | environment,
+            start_new_session=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def start_worker(start: Callable[..., subprocess.Popen[bytes]]) -> Callable[[], subprocess.Popen[bytes]]:
+    """Starts `python -m workers` with the toy pipelines."""
+    return lambda: start("workers", "--pipelines", "tests.workers.toy:PIPELINES")
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """The condition's first true answer; AssertionError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+    return answer

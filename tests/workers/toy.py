@@ -1,0 +1,64 @@
+"""Tiny pipelines that leave a trace, for workers in this process and in others."""
+
+import time
+from pathlib import Path
+
+from service.webhooks import logic as webhooks
+from workers.errors import RunError
+from workers.runner import Execution
+
+
+def steps(execution: Execution) -> None:
+    """Two stages of `steps` steps of `seconds` each. A step that an earlier attempt made is not made again."""
+    folder = Path(execution.params["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    note(folder, f"attempt {execution.attempt}")
+    for stage in ("harvest", "measure"):
+        with execution.stage(stage):
+            for step in range(execution.params["steps"]):
+                execution.check()
+                made = folder / f"{stage}-{step}"
+                if not made.exists():
+                    time.sleep(execution.params["seconds"])
+                    made.touch()
+                execution.progress((step + 1) / execution.params["steps"], step=step)
+    with execution.write() as session:
+        webhooks.emit(
+            session,
+            type="checkpoint.judged",
+            family_id=execution.family_id,
+            data={"run": execution.run_id, "attempt": execution.attempt},
+            key=f"{execution.run_id}:{execution.attempt}",
+        )
+        execution.finish(session, {"attempt": execution.attempt})
+    note(folder, f"finished {execution.attempt}")
+
+
+def refuse(execution: Execution) -> None:
+    """Bad input."""
+    raise RunError("activations.wrong_width", "resid_post.3 is 64 wide, the family's 128")
+
+
+def stumble(execution: Execution) -> None:
+    """A bug."""
+    with execution.stage("fit"):
+        raise ZeroDivisionError("division by zero")
+
+
+def quiet(execution: Execution) -> None:
+    """Ends without a word."""
+
+
+def note(folder: Path, line: str) -> None:
+    """Add a line to the journal of a run."""
+    with (folder / "journal").open("a") as journal:
+        journal.write(line + "\n")
+
+
+def journal(folder: Path) -> list[str]:
+    """The lines that attempts have written."""
+    path = folder / "journal"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+PIPELINES = {"steps": steps, "refuse": refuse, "stumble": stumble, "quiet": quiet}
