@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.families.schemas import Corpus, CrosscoderOptions
 from service.kit.artifacts import ArtifactStore
 from service.kit.clock import utcnow
-from service.models import Checkpoint, Code, Family, Feature, Verdict
+from service.models import Checkpoint, Code, Family, Feature, Source, Verdict
 from service.verdicts.policy import Policy
 
 
@@ -147,3 +147,13 @@ def save(artifacts: ArtifactStore, name: str, tensors: dict[str, np.ndarray]) ->
     """Put arrays into the artifact store as one safetensors file."""
     with artifacts.create(name) as path:
         save_file(tensors, path)
+
+
+def source(session: Session, at: Checkpoint, hook_point: str, d_model: int) -> Source:
+    """A source of a checkpoint, without artifacts."""
+    row = Source(
+        checkpoint_id=at.id, hook_point=hook_point, d_model=d_model, stats={}, dictionary=None, activations=None
+    )
+    session.add(row)
+    session.flush()
+    return row
