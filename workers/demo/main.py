@@ -1,0 +1,247 @@
+"""The demo, from the first line to the exit code: 0 when every check holds, 1 when one fails or something breaks."""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from service.client import Client, ClientError
+from workers.demo.installation import Installation, NoServiceError
+from workers.demo.models import NAME, NoModelError, base_model, save_ablated, save_rounded
+from workers.demo.outcome import Outcome, assess
+from workers.demo.receiver import Receiver
+from workers.demo.selection import Edit, TooFewFeaturesError, choose
+from workers.demo.show import Show
+from workers.errors import RunError
+
+FAMILY = "smollm2"
+RELEASES = {
+    "v1": "the model",
+    "v2": "v1 saved again in bfloat16: the same weights",
+    "v3": "v1 with the directions of 8 features taken out",
+}
+WEBHOOK_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes: what fits into five minutes of two quiet cores. All in one place."""
+
+    hook_point: str = "resid_post.8"
+    """One in the lower middle: the forward stops there, so a higher one costs more."""
+    corpus: dict[str, Any] = field(
+        default_factory=lambda: {"uri": "builtin:python-docs", "max_documents": 400, "context_length": 128}
+    )
+    crosscoder: dict[str, Any] = field(
+        default_factory=lambda: {"n_features": 2048, "k": 32, "steps": 1200, "batch_size": 2048}
+    )
+
+
+class DemoError(RuntimeError):
+    """A release was not judged; the message says why."""
+
+
+@dataclass
+class Demo:
+    """One run of the demo against one installation."""
+
+    plan: Plan
+    seed: int
+    folder: Path
+    base: Path
+    show: Show
+    installation: Installation
+    client: Client
+    receiver: Receiver
+    seconds: dict[str, Any] = field(default_factory=dict)
+
+    def play(self) -> Outcome:
+        """Register the releases one after the other, and look at the answers."""
+        self._set_up_family()
+        v2, v3 = self.folder / "v2", self.folder / "v3"
+        # Made while the first release is fitted: a CI job would come with it later.
+        rounding = _Aside(lambda: save_rounded(self.base, v2))
+        self._release("v1", self.base, parent=None)
+        rounding.result()
+        edits = self._choose()
+        self._say_edits(edits)
+        tampering = _Aside(lambda: self._tamper(edits, v3))
+        self._release("v2", v2, parent="v1")
+        tampering.result()
+        self._release("v3", v3, parent="v2")
+        return self._look(edits)
+
+    def _set_up_family(self) -> None:
+        crosscoder = self.plan.crosscoder | {"seed": self.seed}
+        self.client.create_family(FAMILY, [self.plan.hook_point], corpus=self.plan.corpus, crosscoder=crosscoder)
+        secret = self.client.create_webhook(self.receiver.url)["secret"]
+        self.receiver.trust(secret)
+        for status in ("suppressed", "absent"):
+            condition = {"kind": "status_count", "status": status, "at_least": 1}
+            self.client.create_alert_rule(f"a feature is {status}", condition, family=FAMILY)
+
+    def _release(self, name: str, folder: Path, parent: str | None) -> None:
+        uri = folder.resolve().as_uri()
+        run = self.client.register(FAMILY, name=name, uri=uri, parent=parent)["run"]
+        with self.show.following(f"{name} ({RELEASES[name]})") as follower:
+            run = self.client.wait(run["id"], on_progress=follower, interval=0.3)
+        self.seconds[name] = run["seconds"]
+        if run["state"] != "succeeded":
+            why = f": {run['error']['title']}: {run['error']['detail']}" if run["error"] else ""
+            raise DemoError(f"{name} was not judged: the run {run['state']}{why}")
+        if self.show.console.is_terminal:
+            took = sum(run["seconds"].values())
+            self.show.say(f"{name} ({RELEASES[name]}): judged in {took:.0f} s")
+
+    def _choose(self) -> list[Edit]:
+        rows = sorted(self.client.features(FAMILY, checkpoint="v1"), key=lambda row: int(row["id"][1:]))
+        self._decoder = self.installation.decoder(FAMILY, "v1", self.plan.hook_point)
+        if len(rows) != len(self._decoder):
+            raise DemoError(f"v1 has {len(rows)} features and {len(self._decoder)} decoder rows")
+        self._tokens = {row["id"]: row["top_tokens"] for row in rows}
+        readability = [row["readability"] or 0.0 for row in rows]
+        return choose(self._decoder, [row["firing_rate"] for row in rows], readability, seed=self.seed)
+
+    def _say_edits(self, edits: Sequence[Edit]) -> None:
+        parts = ", ".join(f"F{edit.feature} {edit.alpha:.0%}" for edit in edits)
+        self.show.say(f"chosen by seed {self.seed}, to be taken out of v3: {parts}")
+
+    def _tamper(self, edits: Sequence[Edit], out: Path) -> None:
+        directions = self._decoder[[edit.feature for edit in edits]]
+        save_ablated(self.base, out, directions, [edit.alpha for edit in edits])
+
+    def _look(self, edits: Sequence[Edit]) -> Outcome:
+        rows = {name: list(self.client.features(FAMILY, checkpoint=name)) for name in RELEASES}
+        alerts = {
+            name: [alert["summary"] for alert in self.client.alerts(family=FAMILY, checkpoint=name)]
+            for name in RELEASES
+        }
+        wanted = {("checkpoint.judged", name) for name in RELEASES} | {("alert.raised", "v3")}
+        missing = self.receiver.wait_for(wanted, WEBHOOK_SECONDS)
+        outcome = assess(edits, rows, alerts, self.receiver.events, sorted(missing), same="v2", tampered="v3")
+        quality = {name: self.client.checkpoint(FAMILY, name)["quality"] for name in RELEASES}
+        outcome.about = {"model": NAME, "seed": self.seed, "plan": asdict(self.plan), "quality": quality}
+        return outcome
+
+
+class _Aside:
+    """Work beside the main thread; `result()` waits for it and raises what it raised."""
+
+    def __init__(self, work: Any) -> None:
+        self._error: BaseException | None = None
+        self._work = work
+        self._thread = threading.Thread(target=self._run, name="demo-aside", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 raised again in the thread that asks
+            self._error = error
+
+    def result(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of the demo."""
+    options = _parser().parse_args(arguments)
+    # With --json the tables go to standard error, so that standard output is the object alone.
+    show = Show(Console(stderr=options.json, highlight=False))
+    try:
+        outcome = _run(options, show)
+    except KeyboardInterrupt:
+        show.say("stopped")
+        sys.exit(130)
+    except (DemoError, NoModelError, NoServiceError, TooFewFeaturesError, ClientError, RunError) as error:
+        show.console.print(f"[red]the demo broke off:[/] {error}", markup=True, highlight=False)
+        sys.exit(1)
+    sys.exit(0 if outcome.passed else 1)
+
+
+def _run(options: argparse.Namespace, show: Show) -> Outcome:
+    began = time.monotonic()
+    base = base_model(options.cache.expanduser().resolve(), show.say)
+    set_up = time.monotonic() - began
+    with ExitStack() as stack:
+        folder = stack.enter_context(_data_folder(options.data_dir, options.keep))
+        receiver = stack.enter_context(Receiver())
+        show.say(f"starting the service in {folder}")
+        installation = stack.enter_context(Installation(folder, [folder, base.parent], port=options.port))
+        client = stack.enter_context(Client(installation.url))
+        show.say(f"the service is at {installation.url}")
+        plan = Plan(hook_point=options.hook_point)
+        demo = Demo(plan, options.seed, folder, base, show, installation, client, receiver)
+        outcome = demo.play()
+        total = time.monotonic() - began
+        outcome.seconds = demo.seconds | {"set_up": round(set_up, 1), "total": round(total, 1)}
+        show.outcome(outcome, RELEASES)
+        show.say(f"{total - set_up:.0f} s after {set_up:.0f} s of set-up")
+        _say_how_to_go_on(show, outcome, installation, kept=options.keep)
+        if options.json:
+            sys.stdout.write(json.dumps(outcome.as_json()) + "\n")
+            sys.stdout.flush()
+        if options.keep:
+            installation.wait()
+    return outcome
+
+
+def _say_how_to_go_on(show: Show, outcome: Outcome, installation: Installation, *, kept: bool) -> None:
+    worst = min(outcome.planted, key=lambda each: each.expected_ratio)
+    if not kept:
+        show.say("to look further: featurewatch demo --keep leaves the service up")
+        return
+    show.say(f"""
+The service stays up at {installation.url} until Ctrl-C. Look further in another terminal:
+  export FEATUREWATCH_URL={installation.url}
+  featurewatch report {FAMILY} v3
+  featurewatch features {FAMILY} --checkpoint v3 --status absent --status suppressed
+  featurewatch feature {FAMILY} {worst.feature}
+  {installation.url}/docs""")
+
+
+@contextmanager
+def _data_folder(chosen: Path | None, keep: bool) -> Iterator[Path]:
+    """The folder that was asked for, or a temporary one that goes again unless the service stays up."""
+    if chosen is not None:
+        folder = chosen.expanduser().resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise DemoError(f"{folder} is not empty: the demo wants a folder of its own")
+        yield folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix="featurewatch-demo-")).resolve()
+    try:
+        yield folder
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="featurewatch demo",
+        description="Three releases of a real language model, one of them tampered with: what featurewatch says.",
+        epilog="Exit code 0: every check holds. 1: one failed, or the demo broke off.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides which features are tampered with, and the fit")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--keep", action="store_true", help="leave the service up until Ctrl-C, and its data after it")
+    parser.add_argument("--data-dir", type=Path, help="an empty folder for the installation (default: a temporary one)")
+    parser.add_argument("--port", type=int, default=0, help="port of the service (default: a free one)")
+    parser.add_argument("--hook-point", default=Plan.hook_point, help="where the model is read (default: %(default)s)")
+    default_cache = Path.home() / ".cache" / "featurewatch"
+    parser.add_argument("--cache", type=Path, default=default_cache, help="keeps the model (default: %(default)s)")
+    return parser

@@ -1,0 +1,131 @@
+"""What the demo shows: live progress on a terminal, plain lines elsewhere, tables at the end."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from workers.demo.outcome import Outcome, Planted
+
+PLAIN_LINE_SECONDS = 15.0
+"""Where there is no terminal: how often a stage that goes on says so."""
+
+
+class Show:
+    """Says what happens, on one console."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(escape(text), highlight=False)
+
+    @contextmanager
+    def following(self, name: str) -> Iterator["Follower"]:
+        """Follow a run: call the value with the run at each look."""
+        if not self.console.is_terminal:
+            yield PlainFollower(self, name)
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[more]}"))
+        with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True) as progress:
+            yield LiveFollower(progress, name)
+
+    def outcome(self, outcome: Outcome, names: Mapping[str, str]) -> None:
+        """The tables. `names` says what each release is."""
+        self._planted(outcome.planted)
+        counts = Table("release", "what it is", "verdicts", "alerts", box=box.SIMPLE)
+        for checkpoint, parts in outcome.counts.items():
+            verdicts = ", ".join(f"{count:,} {status}" for status, count in sorted(parts.items(), key=lambda p: -p[1]))
+            counts.add_row(checkpoint, names[checkpoint], verdicts, str(len(outcome.alerts.get(checkpoint, []))))
+        self.console.print(counts)
+        for summaries in outcome.alerts.values():
+            for summary in summaries:
+                self.say(f"alert: {summary}")
+        for event in outcome.webhooks:
+            self.say(f"webhook received, signature good: {event['type']} ({event['checkpoint']})")
+        checks = Table("", "check", "found (goal)", box=box.SIMPLE)
+        for check in outcome.checks:
+            checks.add_row("[green]ok[/]" if check.passed else "[red]NO[/]", escape(check.name), escape(check.value))
+        self.console.print(checks)
+
+    def _planted(self, planted: list[Planted]) -> None:
+        columns = ("feature", "taken out", "left", "measured", "95% interval", "verdict", "right", "top tokens")
+        table = Table(*columns, box=box.SIMPLE, title="What was planted in v3, and what featurewatch says of it")
+        for each in planted:
+            interval = each.projection_ratio_ci
+            measured = "-" if each.projection_ratio is None else f"{each.projection_ratio:.2f}"
+            table.add_row(
+                each.feature,
+                f"{each.alpha:.0%}",
+                f"{each.expected_ratio:.2f}",
+                measured if each.close else f"[red]{measured}[/]",
+                f"{interval[0]:.2f} .. {interval[1]:.2f}" if interval else "-",
+                each.status,
+                "[green]yes[/]" if each.right else "[red]no[/]",
+                escape(" ".join(repr(token)[1:-1] for token in each.top_tokens[:6])),
+            )
+        self.console.print(table)
+        if any(each.expected_ratio == 0.5 for each in planted):
+            self.say(
+                "At 50% the truth lies on the default threshold itself: present, suppressed and indeterminate are "
+                "all right there."
+            )
+
+
+class Follower:
+    """Shows one run as it goes."""
+
+    def __call__(self, run: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class PlainFollower(Follower):
+    """A line when a stage begins, and one now and then while it goes on."""
+
+    def __init__(self, show: Show, name: str) -> None:
+        self._show, self._name = show, name
+        self._stage: str | None = None
+        self._said = 0.0
+
+    def __call__(self, run: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        new = run["stage"] != self._stage or run["state"] not in ("queued", "running")
+        if run["stage"] and (new or now - self._said > PLAIN_LINE_SECONDS):
+            self._stage, self._said = run["stage"], now
+            self._show.say(f"{self._name}: {_line(run)}")
+
+
+class LiveFollower(Follower):
+    """A bar for the stage at hand."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress, self._name = progress, name
+        self._task = progress.add_task(name, total=1.0, more="")
+
+    def __call__(self, run: Mapping[str, Any]) -> None:
+        self._progress.update(
+            self._task,
+            description=f"{self._name} {run['stage'] or run['state']}",
+            completed=run["progress"],
+            more=_detail(run),
+        )
+
+
+def _line(run: Mapping[str, Any]) -> str:
+    if run["state"] not in ("queued", "running"):
+        seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in run["seconds"].items())
+        return f"{run['state']} ({seconds})"
+    return " ".join(part for part in (run["stage"], f"{run['progress']:.0%}", _detail(run)) if part)
+
+
+def _detail(run: Mapping[str, Any]) -> str:
+    """The first two numbers that a stage has to say."""
+    numbers = [(key, value) for key, value in run["detail"].items() if isinstance(value, int | float)]
+    return ", ".join(f"{key.replace('_', ' ')} {value:,.4g}" for key, value in numbers[:2])
