@@ -22,6 +22,7 @@ from service.client_types import (
     AlertRule,
     Checkpoint,
     Delivery,
+    Example,
     Family,
     Feature,
     FeatureRow,
@@ -135,11 +136,13 @@ class Client(Transport):
 
     def trajectory(self, family: str, feature: str) -> list[Point]:
         """A feature's verdicts over all checkpoints."""
-        return list(self.pages(path_of("families", family, "features", feature, "trajectory")))
+        answer = self.json("GET", path_of("families", family, "features", feature, "trajectory"))
+        return cast(list[Point], answer["points"])
 
-    def examples(self, family: str, feature: str) -> list[dict[str, Any]]:
-        """The texts on which a feature fires most."""
-        return list(self.pages(path_of("families", family, "features", feature, "examples")))
+    def examples(self, family: str, feature: str, *, limit: int = 10) -> list[Example]:
+        """The places where a feature fires most, strongest first; at most 100."""
+        path = path_of("families", family, "features", feature, "examples")
+        return cast(list[Example], self.json("GET", path, params={"limit": limit})["data"])
 
     def update_feature(
         self,
@@ -158,14 +161,16 @@ class Client(Transport):
         """The features of any two checkpoints, largest change first; only those with one of `status`, where given."""
         return self.pages(path_of("families", family, "diff"), {"from": from_, "to": to, "status": list(status)})
 
-    def download_codes(self, family: str, path: Path) -> Path:
-        """Save the sparse code, rows positions and columns features, in the format of scipy's `save_npz`."""
-        path.write_bytes(self.send("GET", path_of("families", family, "codes"), headers={"Accept": "*/*"}).content)
+    def download_codes(self, family: str, path: Path, *, checkpoint: str | None = None) -> Path:
+        """Save the sparse code up to a checkpoint (the newest), positions x features, as scipy's `save_npz` does."""
+        params = given(checkpoint=checkpoint)
+        self.download(path_of("families", family, "codes"), path, params=params)
         return path
 
-    def code_ids(self, family: str) -> list[str]:
+    def code_ids(self, family: str, *, checkpoint: str | None = None) -> list[str]:
         """Feature ids of the code's columns, in their order."""
-        return cast(list[str], self.json("GET", path_of("families", family, "codes", "ids"))["feature_ids"])
+        path = path_of("families", family, "codes", "ids")
+        return cast(list[str], self.json("GET", path, params=given(checkpoint=checkpoint))["feature_ids"])
 
     # Runs
 
@@ -265,9 +270,9 @@ class Client(Transport):
         """Say that somebody has seen an alert."""
         return cast(Alert, self.json("POST", path_of("alerts", alert, "ack")))
 
-    def mute(self, alert: str, **body: Any) -> Alert:
-        """Mute an alert."""
-        return cast(Alert, self.json("POST", path_of("alerts", alert, "mute"), body=body))
+    def mute(self, alert: str, *, hours: float | None = None) -> Alert:
+        """Keep quiet about an alert, and new ones of its rule and family, for so long or until it is resolved."""
+        return cast(Alert, self.json("POST", path_of("alerts", alert, "mute"), body=given(hours=hours)))
 
     # Keys
 

@@ -5,6 +5,7 @@ import random
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
@@ -76,6 +77,23 @@ class Transport:
     def json(self, method: str, path: str, **options: Any) -> Any:
         """A request's answer as JSON; options as those of `send`."""
         return self.send(method, path, **options).json()
+
+    def download(self, path: str, to: Path, *, params: Mapping[str, Any] | None = None) -> None:
+        """A large answer into a file, which is there whole or not at all."""
+        part = to.with_name(f".{to.name}.part")
+        try:
+            with self._http.stream("GET", path, params=params, headers={"Accept": "*/*"}) as response:
+                if not response.is_success:
+                    response.read()
+                _checked(response)
+                with part.open("wb") as file:
+                    for piece in response.iter_bytes():
+                        file.write(piece)
+            part.replace(to)
+        except httpx.TransportError as error:
+            raise UnreachableError(f"{self.url} does not answer ({error})") from error
+        finally:
+            part.unlink(missing_ok=True)
 
     def send(
         self,

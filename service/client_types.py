@@ -66,6 +66,7 @@ class Checkpoint(TypedDict):
     quality: dict[str, Any] | None
     created_at: str
     judged_at: str | None
+    run: Run | None
 
 
 class Registration(TypedDict):
@@ -88,6 +89,7 @@ class Point(TypedDict):
     """A feature's verdict in one checkpoint, with its evidence. Intervals are `[low, high]`."""
 
     checkpoint: str
+    baseline: str | None
     status: Status
     previous_status: Status | None
     change: float
@@ -120,6 +122,17 @@ class Feature(TypedDict):
 
 class FeatureRow(Feature, Point):
     """A feature with its verdict in one checkpoint."""
+
+
+class Example(TypedDict):
+    """A place where a feature fires. Texts are None where the activations were brought along without them."""
+
+    document: int
+    position: int
+    text_before: str | None
+    token: str | None
+    text_after: str | None
+    activation: float
 
 
 class Webhook(TypedDict):
@@ -165,6 +178,7 @@ class Alert(TypedDict):
 
     id: str
     rule: str
+    rule_name: str
     family: str
     checkpoint: str
     state: str

@@ -89,7 +89,9 @@ def register(
     name: Name,
     uri: Annotated[str, typer.Argument(help="hf://org/model@revision, file:///folder, activations+file:///folder ...")],
     adapter: Annotated[str | None, typer.Option(help="URI of a PEFT adapter to put on the model.")] = None,
-    parent: Annotated[str | None, typer.Option(help="Checkpoint to compare with; default: the newest judged.")] = None,
+    parent: Annotated[
+        str | None, typer.Option(help="Checkpoint to compare with; default: the family's newest.")
+    ] = None,
     fit: Annotated[str, typer.Option(help="auto, extend or refit.")] = "auto",
     metadata: Annotated[list[str] | None, typer.Option(help="NAME=VALUE to keep with it. May be repeated.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the verdicts and show progress.")] = False,

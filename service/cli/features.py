@@ -35,7 +35,9 @@ def list_features(
     q: Annotated[str | None, typer.Option("--search", "-q", help="In labels and top tokens.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only those with this tag.")] = None,
     watched: Annotated[bool | None, typer.Option(help="Only those that are watched, or are not.")] = None,
-    sort: Annotated[str | None, typer.Option(help="Order, as the API names it.")] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="change (default), id, or a measurement such as projection_ratio.")
+    ] = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
@@ -94,14 +96,14 @@ def what(row: Any) -> str:
 def show_feature(
     family: Family,
     feature: FeatureId,
-    examples: Annotated[int, typer.Option(help="How many examples to show.", min=0)] = 5,
+    examples: Annotated[int, typer.Option(help="How many examples to show.", min=0, max=100)] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Show a feature: its course over the checkpoints, and where it fires."""
     with base.connect() as client:
         row = client.feature(family, feature)
         points = client.trajectory(family, feature)
-        shown = client.examples(family, feature)[:examples] if examples else []
+        shown = client.examples(family, feature, limit=examples) if examples else []
     if as_json:
         return base.show_json({"feature": row, "trajectory": points, "examples": shown})
     names = ("id", "label", "tags", "watched", "top_tokens", "born_in", "origin")
@@ -117,10 +119,18 @@ def show_feature(
         ("SUCCESSORS", lambda point: [f"{item['id']} {item['kind']}" for item in point["successors"]]),
     ]
     base.show_rows(points, columns, empty="No verdict yet.")
-    for example in shown:
+    if shown:
         base.out.print()
-        base.show_fields(example.items())
+        base.show_rows(shown, [("ACTIVATION", lambda e: e["activation"]), ("WHERE", _where)], empty="")
     return None
+
+
+def _where(example: Any) -> str:
+    """An example on one line, the token in ⟦ ⟧."""
+    if example["token"] is None:
+        return f"document {example['document']}, position {example['position']}"
+    text = f"{example['text_before'] or ''}⟦{example['token']}⟧{example['text_after'] or ''}"
+    return " ".join(text.split())
 
 
 @feature_app.command("set")
@@ -144,13 +154,14 @@ def set_feature(
 @export_app.command("codes")
 def export_codes(
     family: Family,
+    checkpoint: Annotated[str | None, typer.Option(help="Up to this checkpoint; default: the newest.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .npz.")] = Path("codes.npz"),
     as_json: AsJson = False,
 ) -> None:
     """Save the sparse code (positions x features) for scipy.sparse.load_npz, and the column ids beside it."""
     with base.connect() as client:
-        ids = client.code_ids(family)
-        client.download_codes(family, output)
+        ids = client.code_ids(family, checkpoint=checkpoint)
+        client.download_codes(family, output, checkpoint=checkpoint)
     names = output.with_suffix(".ids.txt")
     names.write_text("\n".join(ids) + "\n", encoding="utf-8")
     made = {"codes": str(output), "ids": str(names), "features": len(ids), "bytes": output.stat().st_size}

@@ -190,8 +190,12 @@ def acknowledge(alert: AlertId, as_json: AsJson = False) -> None:
 
 
 @alert_app.command("mute")
-def mute(alert: AlertId, as_json: AsJson = False) -> None:
-    """Mute an alert."""
+def mute(
+    alert: AlertId,
+    hours: Annotated[float | None, typer.Option(help="For so long; default: until it is resolved.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep quiet about an alert, and about new ones of the same rule and family."""
     with base.connect() as client:
-        row = client.mute(alert)
+        row = client.mute(alert, hours=hours)
     base.show_json(row) if as_json else base.show_fields([("state", row["state"])])
