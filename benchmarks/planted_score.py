@@ -7,8 +7,8 @@ and every one of its verdicts counts as wrong.
 **What is scored.** Each planted feature at each checkpoint from the second on, against its parent. The truth is
 `Lineage.truth(c).against_parent`: an event counts at its onset; a feature that was suppressed and stays at its level is
 `present` afterwards; one that was removed is `absent` at its onset *and at each later checkpoint* (absent then and
-absent now is still absent). Of a feature that is not born yet nothing is expected, and `present`, `suppressed` or `emerged`
-said of it is a false positive of that class.
+absent now is still absent). Of a feature that is not born yet nothing is expected, and `present`, `suppressed` or
+`emerged` said of it is a false positive of that class.
 
 **Latents without a planted feature.** One that is called `emerged` is a false positive, also where it is a second
 latent of a feature that did emerge. One that is called `suppressed` or `absent` is a false positive unless the planted
