@@ -54,11 +54,11 @@ class WorkerProcess:
 
     def _start(self) -> None:
         # A session of its own: an interrupt at the terminal reaches the service, which then ends the worker in order.
-        # The pipe ends the worker when the service is killed and can end nothing any more.
+        # Where the service is killed, and can end nothing any more, the worker ends by itself.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "workers"],
+            [sys.executable, "-m", "workers", "--exit-with-parent"],
             env=self.environment,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
 

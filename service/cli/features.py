@@ -11,7 +11,6 @@ from service.cli.base import AsJson
 from service.cli.checkpoints import Family
 from service.client_types import FeatureRow
 
-feature_app = typer.Typer(help="One feature: show, label, watch.", no_args_is_help=True)
 export_app = typer.Typer(help="Export data for other tools.", no_args_is_help=True)
 
 Statuses = Annotated[list[str] | None, typer.Option("--status", help="Only these verdicts. May be repeated.")]
@@ -22,7 +21,7 @@ FeatureId = Annotated[str, typer.Argument(help="Id of the feature, e.g. F42.")]
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the main one."""
     app.command("features")(list_features)
-    app.add_typer(feature_app, name="feature")
+    app.command("feature")(show_feature)
     app.command()(diff)
     app.add_typer(export_app, name="export")
 
@@ -92,16 +91,21 @@ def what(row: Any) -> str:
     return row["label"] or " ".join(repr(token)[1:-1] for token in row["top_tokens"][:6])
 
 
-@feature_app.command("show")
 def show_feature(
     family: Family,
     feature: FeatureId,
+    label: Annotated[str | None, typer.Option(help="Give it this label, a text for people.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Give it these tags, in place of its own.")] = None,
+    watch: Annotated[bool | None, typer.Option("--watch/--no-watch", help="Watch it, or do not.")] = None,
     examples: Annotated[int, typer.Option(help="How many examples to show.", min=0, max=100)] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Show a feature: its course over the checkpoints, and where it fires."""
+    """Show a feature: its course over the checkpoints, and where it fires. Or label, tag and watch it first."""
     with base.connect() as client:
-        row = client.feature(family, feature)
+        if label is not None or tag is not None or watch is not None:
+            row = client.update_feature(family, feature, label=label, tags=tag, watched=watch)
+        else:
+            row = client.feature(family, feature)
         points = client.trajectory(family, feature)
         shown = client.examples(family, feature, limit=examples) if examples else []
     if as_json:
@@ -131,24 +135,6 @@ def _where(example: Any) -> str:
         return f"document {example['document']}, position {example['position']}"
     text = f"{example['text_before'] or ''}⟦{example['token']}⟧{example['text_after'] or ''}"
     return " ".join(text.split())
-
-
-@feature_app.command("set")
-def set_feature(
-    family: Family,
-    feature: FeatureId,
-    label: Annotated[str | None, typer.Option(help="Text for people.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="Its tags from now on. May be repeated.")] = None,
-    watched: Annotated[bool | None, typer.Option("--watch/--no-watch", help="Whether to watch it.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Label, tag or watch a feature."""
-    if label is None and tag is None and watched is None:
-        raise base.UsageError("nothing to change; give --label, --tag, --watch or --no-watch")
-    with base.connect() as client:
-        row = client.update_feature(family, feature, label=label, tags=tag, watched=watched)
-    names = ("id", "label", "tags", "watched")
-    base.show_json(row) if as_json else base.show_fields((name, row.get(name)) for name in names)
 
 
 @export_app.command("codes")
