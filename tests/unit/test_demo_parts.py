@@ -122,8 +122,11 @@ def test_a_signed_delivery_is_kept_once():
         assert send(receiver, BODY) == 204
         assert [event["type"] for event in receiver.events] == ["checkpoint.judged"]
         assert receiver.wait_for({("checkpoint.judged", "v3")}, timeout=5) == set()
-        missing = {("alert.raised", "v3")}
-        assert receiver.wait_for(missing, timeout=0.05) == missing
+        alert = {("alert.raised", "v3")}
+        assert receiver.wait_for(alert, timeout=0.05) == alert
+        body = BODY.replace("checkpoint.judged", "alert.raised").replace('{"checkpoint"', '{"alert": {"checkpoint"')
+        assert send(receiver, body + "}", event_id="msg_2") == 204
+        assert receiver.wait_for(alert, timeout=5) == set()
 
 
 def test_forged_old_and_early_deliveries_are_refused():

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from workers.demo.receiver import checkpoint_of
 from workers.demo.selection import Edit
 
 RATIO_TOLERANCE = 0.15
@@ -118,7 +119,7 @@ def assess(
             not missing_events,
         ),
     ]
-    received = [{"type": event["type"], "checkpoint": event["data"].get("checkpoint")} for event in events]
+    received = [{"type": event["type"], "checkpoint": checkpoint_of(event)} for event in events]
     return Outcome(
         planted=planted,
         counts=counts,

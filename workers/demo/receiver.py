@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -58,7 +59,7 @@ class Receiver:
             return wanted - self._kinds()
 
     def _kinds(self) -> set[tuple[str, str]]:
-        return {(event["type"], str(event.get("data", {}).get("checkpoint"))) for event in self.events}
+        return {(str(event["type"]), checkpoint_of(event)) for event in self.events}
 
     def __enter__(self) -> "Receiver":
         self._thread.start()
@@ -70,6 +71,12 @@ class Receiver:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def checkpoint_of(event: Mapping[str, Any]) -> str:
+    """Name of the checkpoint that an event is about; empty where it is about none."""
+    data = event.get("data") or {}
+    return str(data.get("checkpoint") or (data.get("alert") or {}).get("checkpoint") or "")
 
 
 def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
