@@ -43,6 +43,11 @@ def make_app(settings: Settings) -> Celery:
             "socket_connect_timeout": BROKER_SECONDS,
             "socket_timeout": 2 * BROKER_SECONDS,
             "socket_keepalive": True,
+            # Of a publish; a worker's own connection is tried again for ever.
+            "max_retries": 1,
+            "interval_start": 0.1,
+            "interval_step": 0.1,
+            "interval_max": 0.1,
         },
         # In memory: the one entry is due every second, so there is nothing to remember over a restart.
         beat_scheduler="celery.beat:Scheduler",

@@ -1,0 +1,114 @@
+"""The deployment's doorbell: real Celery workers on Valkey and Postgres, and a broker that forgets."""
+
+import os
+import signal
+import time
+
+import pytest
+import redis
+from sqlalchemy import select
+
+from service.models import Bell, Run
+from service.runs import logic
+from tests.services import free_port
+from tests.workers.conftest import wait_for
+from tests.workers.toy import journal
+from workers.app import make_app, publish
+from workers.sweeps import Sweeper
+
+pytestmark = pytest.mark.parametrize("engine_kind", ["postgres"], indirect=True)
+
+QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING")
+
+
+@pytest.fixture
+def start_celery(start, broker_url):
+    """Starts `celery` with the settings of the installation."""
+
+    def start_celery(app, *arguments):
+        return start("celery", "-A", app, "worker", *arguments, *QUIET, FEATUREWATCH_BROKER_URL=broker_url)
+
+    return start_celery
+
+
+@pytest.fixture
+def start_runs(start_celery):
+    return lambda: start_celery(
+        "tests.workers.toy_celery", "-Q", "runs", "-c", "1", "-n", f"runs{time.monotonic_ns()}@%h"
+    )
+
+
+@pytest.fixture
+def start_sweeps(start_celery):
+    return lambda: start_celery("workers.app", "--beat", "-Q", "sweeps", "-c", "1", "-n", "sweeps@%h")
+
+
+def states(installation, run_ids):
+    return [installation.run(run_id).state for run_id in run_ids]
+
+
+def test_runs_are_done_although_the_broker_forgets_and_a_worker_dies(
+    installation, start_runs, start_sweeps, broker_url
+):
+    families = [installation.add_family("a"), installation.add_family("b")]
+    early = [installation.queue(family, seconds=0.1) for family in families for _ in range(2)]
+    start_sweeps()
+    # Rung, and nobody is there to hear it. Then the broker loses the messages.
+    wait_for(lambda: not unrung(installation))
+    broker = redis.Redis.from_url(broker_url)
+    assert broker.llen("runs") >= 2
+    broker.flushall()
+    first = start_runs()
+    wait_for(lambda: states(installation, early) == ["succeeded"] * 4, 60)
+    slow = installation.queue(families[0], steps=8, seconds=0.3)
+    wait_for((installation.folder_of(slow) / "harvest-1").exists)
+    broker.flushall()
+    kill_group(first)  # as a container goes: the pool's child with it
+    start_runs()
+    wait_for(lambda: states(installation, [slow]) == ["succeeded"], 60)
+    assert journal(installation.folder_of(slow))[-1] == "finished 2"
+
+
+def test_a_warm_shutdown_puts_the_run_back(installation, start_runs, start_sweeps):
+    run_id = installation.queue(installation.add_family(), steps=100, seconds=0.2)
+    start_sweeps()
+    worker = start_runs()
+    wait_for((installation.folder_of(run_id) / "harvest-1").exists)
+    began = time.monotonic()
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert time.monotonic() - began < 10, "it did not wait for the end of the run"
+    run = installation.run(run_id)
+    assert (run.state, run.max_attempts) == ("queued", 4)
+
+
+def test_a_broker_that_is_away_is_told_within_seconds_and_the_bell_stays(installation):
+    run_id = installation.queue(installation.add_family())
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    app = make_app(installation.settings.model_copy(update={"broker_url": url}))
+    sweeper = Sweeper(installation.settings, installation.database, lambda run: publish(app, run))
+    began = time.monotonic()
+    with pytest.raises(Exception, match="refused"):
+        sweeper.ring()
+    assert time.monotonic() - began < 5
+    assert unrung(installation) == [run_id]
+
+
+def test_a_cancelled_run_is_not_worked_on_when_its_bell_comes(installation, start_runs, start_sweeps):
+    family = installation.add_family()
+    cancelled, following = installation.queue(family), installation.queue(family)
+    with installation.database.write() as session:
+        logic.request_cancel(session, session.get_one(Run, cancelled))
+    start_sweeps()
+    start_runs()
+    wait_for(lambda: states(installation, [following]) == ["succeeded"], 60)
+    assert states(installation, [cancelled]) == ["cancelled"]
+
+
+def unrung(installation):
+    with installation.database.read() as session:
+        return session.scalars(select(Bell.run_id).where(Bell.rung_at.is_(None))).all()
+
+
+def kill_group(process):
+    os.killpg(process.pid, signal.SIGKILL)
