@@ -1,16 +1,17 @@
 """What all commands share: the connection, tables and JSON, progress, and exit codes."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from service import __version__
 from service.client import Client
@@ -34,8 +35,8 @@ STATUS_STYLES = {
     "open": "red",
 }
 
-# A pipe has no width: rows stay whole there. Colours and bars are for terminals, which rich finds out.
-out = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=2000)
+# Colours and bars are for terminals, which rich finds out.
+out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as the API gave it.")]
@@ -82,10 +83,15 @@ def connect() -> Client:
     return Client(_target.url, _target.key, retries=3)
 
 
+def say(text: str) -> None:
+    """A line for people, on the error output."""
+    err.print(text, markup=False, soft_wrap=True)
+
+
 def complain(text: str, code: int) -> int:
     """Say what went wrong, on the error output; returns the exit code."""
     err.print("[bold red]error:[/] ", end="")
-    err.print(text, markup=False, soft_wrap=True)
+    say(text)
     return code
 
 
@@ -98,25 +104,32 @@ def show_json(value: Any) -> None:
 
 def show_rows(rows: Iterable[Any], columns: Sequence[tuple[str, Callable[[Any], Any]]], *, empty: str) -> None:
     """Print an aligned table; `columns` are heading and function of the row. `empty` is said where there are none."""
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for heading, _ in columns:
-        table.add_column(heading, no_wrap=not out.is_terminal, overflow="fold")
-    count = 0
-    for row in rows:
-        count += 1
-        table.add_row(*(cell(value(row)) for _, value in columns))
-    if count:
-        out.print(table)
+    cells = [[cell(value(row)) for _, value in columns] for row in rows]
+    if cells:
+        _print_grid([heading for heading, _ in columns], cells)
     else:
-        err.print(empty, markup=False)
+        say(empty)
 
 
 def show_fields(pairs: Iterable[tuple[str, Any]]) -> None:
     """Print names and values, one pair a line; None is left out."""
-    table = Table.grid(padding=(0, 2))
-    for name, value in pairs:
-        if value is not None:
-            table.add_row(f"[bold]{name}[/]", cell(value))
+    _print_grid(None, [[name, cell(value)] for name, value in pairs if value is not None])
+
+
+def _print_grid(headings: list[str] | None, cells: list[list[str]]) -> None:
+    """Aligned columns: with colours and folded to the width on a terminal, whole lines elsewhere."""
+    if not out.is_terminal:
+        lines = [*([headings] if headings else []), *cells]
+        widths = [max(cell_len(line[i]) for line in lines) for i in range(len(lines[0]))] if lines else []
+        for line in lines:
+            padded = (text + " " * (width - cell_len(text)) for text, width in zip(line, widths, strict=True))
+            typer.echo("  ".join(padded).rstrip())
+        return
+    table = Table(box=None, pad_edge=False, show_edge=False, show_header=headings is not None, header_style="bold")
+    for number, heading in enumerate(headings or ["", ""]):
+        table.add_column(heading, overflow="fold", style=None if headings or number else "bold")
+    for line in cells:
+        table.add_row(*(Text(text, style=STATUS_STYLES.get(text, "")) for text in line))
     out.print(table)
 
 
@@ -132,8 +145,7 @@ def cell(value: Any) -> str:
         return ", ".join(map(cell, value)) or "-"
     if isinstance(value, dict):
         return " ".join(f"{name}={cell(item)}" for name, item in value.items()) or "-"
-    text = str(value).replace("[", r"\[")
-    return f"[{STATUS_STYLES[text]}]{text}[/]" if text in STATUS_STYLES else text
+    return str(value)
 
 
 def ratio(value: float | None, interval: Sequence[float | None] | None) -> str:
@@ -195,4 +207,4 @@ class _Lines:
         if stage == self.stage and now - self.said < 30:
             return
         self.stage, self.said = stage, now
-        err.print(f"{run['state']}: {stage} {run['progress']:.0%} {rate(run)}".rstrip(), markup=False)
+        say(f"{run['state']}: {stage} {run['progress']:.0%} {rate(run)}".rstrip())

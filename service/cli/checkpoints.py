@@ -111,7 +111,9 @@ def register(
         if not wait and rules is None:
             if as_json:
                 return base.show_json(made)
-            base.out.print(f"{name} of {family} is registered; run {run['id']} is {run['state']}", markup=False)
+            base.out.print(
+                f"{name} of {family} is registered; run {run['id']} is {run['state']}", markup=False, soft_wrap=True
+            )
             return None
         run = base.follow(client, run["id"], timeout)
         checkpoint = client.checkpoint(family, name)

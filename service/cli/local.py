@@ -52,14 +52,14 @@ def _run(settings: Settings, listener: socket.socket, worker: bool, as_json: boo
         server_header=False,
     )
     server = uvicorn.Server(config)
-    with WorkerProcess(settings, _say) if worker else nullcontext() as child:
+    with WorkerProcess(settings, base.say) if worker else nullcontext() as child:
         if as_json:
             where = {"url": url, "data_dir": str(settings.data_dir.resolve()), "worker": getattr(child, "pid", None)}
             typer.echo(json.dumps(where))
         else:
             keys = "needs API keys" if settings.require_keys else "needs no keys, and answers this machine only"
-            base.err.print(f"featurewatch is at [bold]{url}[/] ({keys}); the API's pages are at {url}/docs")
-            base.err.print(f"data in {settings.data_dir.resolve()}; Ctrl-C ends it")
+            base.say(f"featurewatch is at {url} ({keys}); the API's pages are at {url}/docs")
+            base.say(f"data in {settings.data_dir.resolve()}; Ctrl-C ends it")
         server.run(sockets=[listener])
     if not server.started:
         raise typer.Exit(base.UNAVAILABLE)
@@ -153,7 +153,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _say(text: str) -> None:
-    base.err.print(text, markup=False)

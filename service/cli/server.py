@@ -63,14 +63,14 @@ def demo(context: typer.Context) -> None:
 def upgrade_database() -> None:
     """Bring the database to this version's schema. Safe to run at each start: of several, one does it."""
     _local().upgrade(Settings())
-    base.err.print("the database's schema is up to date")
+    base.say("the database's schema is up to date")
 
 
 @db_app.command("check")
 def check_database() -> None:
     """Whether the database has this version's schema; exit code 2 if not."""
     _local().check(Settings())
-    base.err.print("the database's schema is up to date")
+    base.say("the database's schema is up to date")
 
 
 @key_app.command("create")
