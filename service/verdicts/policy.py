@@ -30,4 +30,6 @@ class Policy(BaseModel):
         2.0, gt=1, description="`fit: auto` re-fits when FVU exceeds this many times that of the anchor."
     )
     refit_every: int = Field(0, ge=0, description="`fit: auto` re-fits after so many extensions. 0: never by count.")
-    match_threshold: float = Field(0.6, gt=0, le=1, description="Correlation of codes that carries an id over a re-fit.")
+    match_threshold: float = Field(
+        0.6, gt=0, le=1, description="Correlation of codes that carries an id over a re-fit."
+    )

@@ -152,7 +152,9 @@ def _firing(z: Tensor, directions: Tensor, reach: float) -> Tensor:
     return output.where(output > reach, 0.0)
 
 
-def _refine(seeds: Tensor, z: Tensor, found: Tensor, accept: Callable[[Tensor], Tensor], rounds: int, reach: float) -> Tensor:
+def _refine(
+    seeds: Tensor, z: Tensor, found: Tensor, accept: Callable[[Tensor], Tensor], rounds: int, reach: float
+) -> Tensor:
     """Alternate: which rows fire, then the direction that explains them best, given what was found already.
 
     Seeds that are no features after a few rounds are dropped: they are most of the seeds, and of the cost.
@@ -193,10 +195,7 @@ def _accept(
         unit = torch.nn.functional.normalize
         new = (unit(written, dim=1) @ unit(taken, dim=1).T).amax(1) < config.alike
     return (
-        new
-        & (fires >= config.least_firings)
-        & (fires >= config.heavy * mirror)
-        & (size >= config.size * typical_size)
+        new & (fires >= config.least_firings) & (fires >= config.heavy * mirror) & (size >= config.size * typical_size)
     )
 
 

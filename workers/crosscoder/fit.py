@@ -255,7 +255,7 @@ class _Step:
         """Adam (0.9, 0.999), fused: one pass over each matrix."""
         parameters = state.model.parameters()
         steps = [torch.tensor(float(state.step), device=p.device) for p in parameters]
-        torch._fused_adam_(  # type: ignore[attr-defined]
+        torch._fused_adam_(
             parameters,
             gradients,
             [m[0] for m in state.moments],

@@ -26,7 +26,9 @@ class Readout(NamedTuple):
     """float32 [m], correlation at held-out positions; NaN where the feature does not fire there"""
 
 
-def solve_readout(read: Reader, code: Code, rows: Tensor, folds: Tensor, block: int = 8192, most: int = 8192) -> Readout:
+def solve_readout(
+    read: Reader, code: Code, rows: Tensor, folds: Tensor, block: int = 8192, most: int = 8192
+) -> Readout:
     """Read-out of a source from its normalised activations. Three folds in four solve it, the others judge it.
 
     rows, folds: int64 [r] as for the regression. most: positions that offsets and correlations are taken on.

@@ -1,0 +1,107 @@
+"""SQL of verdicts and measurements."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import delete, insert, select
+from sqlalchemy.orm import Session
+
+from service.models import Checkpoint, Code, Family, Feature, Measurement, Source, Verdict
+
+ALL_HOOKS = "*"
+
+
+def checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
+    """The checkpoint, which must be there."""
+    return session.get_one(Checkpoint, checkpoint_id)
+
+
+def family(session: Session, family_id: str) -> Family:
+    """The family, which must be there."""
+    return session.get_one(Family, family_id)
+
+
+def code(session: Session, checkpoint_id: str) -> Code | None:
+    """The code up to a checkpoint."""
+    return session.get(Code, checkpoint_id)
+
+
+def sources(session: Session, checkpoint_id: str) -> dict[str, Source]:
+    """Hook point -> source of a checkpoint."""
+    rows = session.scalars(select(Source).where(Source.checkpoint_id == checkpoint_id))
+    return {row.hook_point: row for row in rows}
+
+
+def parents(session: Session, family_id: str) -> dict[str, str | None]:
+    """Checkpoint id -> id of its parent, of a whole family."""
+    rows = session.execute(select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.family_id == family_id))
+    return {row[0]: row[1] for row in rows}
+
+
+def statuses(session: Session, checkpoint_id: str) -> dict[int, str]:
+    """Feature number -> status in a checkpoint."""
+    rows = session.execute(select(Verdict.feature, Verdict.status).where(Verdict.checkpoint_id == checkpoint_id))
+    return {row[0]: row[1] for row in rows}
+
+
+def verdicts(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> Sequence[Verdict]:
+    """Verdicts of these checkpoints with one of these statuses."""
+    statement = select(Verdict).where(Verdict.checkpoint_id.in_(checkpoint_ids), Verdict.status.in_(statuses))
+    return session.scalars(statement).all()
+
+
+def figures(session: Session, checkpoint_id: str) -> dict[int, tuple[int, float, float | None]]:
+    """Feature number -> (firings, firing rate, minimum detectable ratio) in a checkpoint."""
+    statement = select(Verdict.feature, Verdict.firings, Verdict.firing_rate, Verdict.minimum_detectable_ratio).where(
+        Verdict.checkpoint_id == checkpoint_id
+    )
+    return {row[0]: (row[1], row[2], row[3]) for row in session.execute(statement)}
+
+
+def born_in(session: Session, family_id: str, checkpoint_ids: Sequence[str]) -> dict[int, str]:
+    """Feature number -> origin, of the features that these checkpoints' runs gave an id."""
+    statement = select(Feature.number, Feature.origin).where(
+        Feature.family_id == family_id, Feature.born_in.in_(checkpoint_ids)
+    )
+    return {row[0]: row[1] for row in session.execute(statement)}
+
+
+def measurement(
+    session: Session, checkpoint_id: str, metric: str, hook_point: str = ALL_HOOKS
+) -> NDArray[np.float32] | None:
+    """One stored array, or None."""
+    row = session.get(Measurement, (checkpoint_id, hook_point, metric))
+    return None if row is None else np.frombuffer(row.data, dtype="<f4").reshape(row.shape)
+
+
+def clear(session: Session, checkpoint_id: str) -> None:
+    """Remove what an earlier judgement wrote of a checkpoint."""
+    for table in (Verdict, Measurement, Source, Code):
+        session.execute(delete(table).where(table.checkpoint_id == checkpoint_id))
+
+
+def add_features(session: Session, rows: list[dict[str, Any]]) -> None:
+    """Insert new features."""
+    if rows:
+        session.execute(insert(Feature), rows)
+
+
+def add_verdicts(session: Session, rows: list[dict[str, Any]]) -> None:
+    """Insert the verdicts of a checkpoint."""
+    if rows:
+        session.execute(insert(Verdict), rows)
+
+
+def add_measurement(
+    session: Session, checkpoint_id: str, metric: str, values: NDArray[np.float32], hook_point: str = ALL_HOOKS
+) -> None:
+    """Insert one array."""
+    data = np.ascontiguousarray(values, dtype="<f4")
+    session.add(
+        Measurement(
+            checkpoint_id=checkpoint_id, hook_point=hook_point, metric=metric, shape=list(data.shape),
+            data=data.tobytes(),
+        )
+    )  # fmt: skip

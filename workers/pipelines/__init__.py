@@ -1,0 +1,8 @@
+"""What a run does, step by step. A pipeline gets an Execution and ends by writing its result in one transaction."""
+
+from collections.abc import Callable
+
+from workers.pipelines.onboard import onboard
+from workers.runner import Execution
+
+PIPELINES: dict[str, Callable[[Execution], None]] = {"onboard": onboard}

@@ -1,0 +1,206 @@
+"""Stages fit and extend: the sparse code of the checkpoint, and the decoders that were solved on the way to it."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from workers.crosscoder.code import Code, concatenate_rows
+from workers.crosscoder.extend import (
+    ExtendConfig,
+    Innovation,
+    append_columns,
+    encode_new,
+    find_new_features,
+    repeats,
+    typical_size,
+)
+from workers.crosscoder.fit import FitConfig, FitState, fit
+from workers.crosscoder.regress import Regression, Solution, assign_folds, columns
+from workers.pipelines import files
+from workers.pipelines.sources import BLOCK, Activations
+from workers.pipelines.work import Work, device_of
+from workers.runner import Execution
+from workers.verdicts.measure import map_rows, procrustes
+
+FOLDS = 20
+SAVE_SECONDS = 20.0
+WEAK = 0.7
+"""An old feature whose projection falls below this gives its share back before new features are looked for."""
+
+
+@dataclass
+class Basis:
+    """What the stages after this one start from. `now` and `before` are None until somebody needs them."""
+
+    code: Code
+    numbers: Tensor
+    """int64 [m] feature numbers of the columns, ascending"""
+    born: Tensor
+    """bool [m] new in this checkpoint"""
+    artifact: str
+    regression: Regression | None = None
+    now: Solution | None = None
+    before: Solution | None = None
+
+
+def common_rows(activations: Activations, parent: Activations | None) -> tuple[Tensor, Tensor]:
+    """Positions valid here and in the parent, and the fold of each. Folds are the same for a whole family."""
+    folds = assign_folds(activations.document, FOLDS)
+    valid = activations.valid if parent is None else activations.valid & parent.valid
+    rows = valid.nonzero().squeeze(1)
+    device = activations.device
+    return rows.to(device), folds[rows].to(device)
+
+
+def fitted(execution: Execution, work: Work, activations: Activations, source: str) -> Basis:
+    """Stage fit: the family's first dictionary. Saves itself as it goes and resumes bit by bit."""
+    device = device_of(execution)
+    artifact = work.artifact("code", source=source, crosscoder=work.crosscoder, generation=work.generation)
+    if not execution.artifacts.exists(artifact):
+        state = _train(execution, work, activations, Path(artifact).stem)
+        rows = activations.valid.nonzero().squeeze(1)
+        code = _spread(
+            concatenate_rows([state.model.encode(activations(part)) for part in rows.split(BLOCK)]),
+            rows.to(device),
+            len(activations.valid),
+        )
+        numbers = torch.arange(work.n_features, work.n_features + code.m)
+        with execution.artifacts.create(artifact) as place:
+            files.save_code(place, code, numbers, torch.zeros(code.m, dtype=torch.bool))
+    code, numbers, born = files.load_code(execution.artifacts.path(artifact), device)
+    return Basis(code, numbers, born, artifact)
+
+
+def _train(execution: Execution, work: Work, activations: Activations, key: str) -> FitState:
+    options = work.crosscoder
+    config = FitConfig(
+        n_features=options["n_features"],
+        k=options["k"],
+        steps=options["steps"],
+        batch_size=options["batch_size"],
+        learning_rate=options["learning_rate"],
+        seed=options["seed"],
+    )
+    saved = execution.settings.data_dir / "partial" / f"{key}.fit"
+    device = device_of(execution)
+    rows = activations.valid.nonzero().squeeze(1)
+    state = files.load_state(saved, device) if saved.exists() else None
+    first = state.step if state else 0
+    began = last = time.monotonic()
+
+    def on_step(state: FitState) -> None:
+        nonlocal last
+        execution.check()
+        now = time.monotonic()
+        batch = min(config.batch_size, len(rows))
+        execution.progress(
+            state.step / config.steps,
+            step=state.step,
+            steps=config.steps,
+            loss=round(state.losses[-1], 4),
+            positions_per_second=round((state.step - first) * batch / max(now - began, 1e-9), 1),
+        )
+        if now - last > SAVE_SECONDS:
+            files.save_state(saved, state)
+            last = now
+
+    state = fit(
+        lambda picked: activations(rows[picked]),
+        len(rows),
+        activations.widths,
+        config,
+        state=state,
+        on_step=on_step,
+        device=device,
+    )
+    saved.unlink(missing_ok=True)
+    return state
+
+
+def _spread(code: Code, rows: Tensor, n: int) -> Code:
+    """A code of some rows as one of all n positions, empty at the others."""
+    counts = torch.zeros(n, dtype=torch.int64, device=rows.device)
+    counts[rows] = code.indptr.diff()
+    return Code(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), code.latents, code.values, code.m)
+
+
+def extended(
+    execution: Execution, work: Work, activations: Activations, parent: Activations, source: str, references: Tensor
+) -> Basis:
+    """Stage extend: the parent's code and, after its columns, what is new in this checkpoint.
+
+    references: [m, D_parent] decoder rows that features had where they were last there.
+    """
+    assert work.parent is not None
+    device = device_of(execution)
+    artifact = work.artifact(
+        "code", source=source, parent=work.parent.code, first=work.n_features, most=work.policy.new_features
+    )
+    if execution.artifacts.exists(artifact):
+        code, numbers, born = files.load_code(execution.artifacts.path(artifact), device)
+        return Basis(code, numbers, born, artifact)
+    old, numbers, _ = files.load_code(execution.artifacts.path(work.parent.code), device)
+    rows, folds = common_rows(activations, parent)
+    regression = Regression(old, rows, folds)
+    execution.progress(0.2)
+    before, now = regression.solve(parent), regression.solve(activations)
+    execution.progress(0.4)
+    execution.check()
+    new = _new_columns(work, regression, (activations, now), (parent, before), references)
+    execution.progress(0.9)
+    code = old
+    if new.m:
+        code = append_columns(old, new)
+        regression = regression.extended(code)
+        before, now = regression.solve(parent, before), regression.solve(activations, now)
+    numbers = torch.cat([numbers, torch.arange(work.n_features, work.n_features + new.m)])
+    born = torch.arange(code.m) >= old.m
+    with execution.artifacts.create(artifact) as place:
+        files.save_code(place, code, numbers, born)
+    return Basis(code, numbers, born, artifact, regression, now, before)
+
+
+def _new_columns(
+    work: Work,
+    regression: Regression,
+    now: tuple[Activations, Solution],
+    before: tuple[Activations, Solution],
+    references: Tensor,
+) -> Code:
+    """Code [n, j] of the features that are new in this checkpoint."""
+    energy = regression.energy.sum(0).float()
+    maps = [
+        procrustes(c, b, energy)
+        for c, b in zip(
+            now[1].decoder.split(now[0].widths, 1), before[1].decoder.split(before[0].widths, 1), strict=True
+        )
+    ]
+    was = map_rows(before[1].decoder, before[0].widths, maps)
+    fires = energy > 0
+    share = (now[1].decoder * was).sum(1) / was.square().sum(1).clamp_min(1e-30)
+    weakened = fires & (share < WEAK * share[fires].median())
+    weak = weakened.nonzero().squeeze(1)
+    innovation = Innovation(regression, now, before, weak)
+    # Not the weakened features' own rows here: where a successor fires in their place they hold its direction.
+    taken = torch.cat(
+        [now[1].decoder[fires & ~weakened], was[weak], map_rows(references, before[0].widths, maps)[fires]]
+    )
+    config = ExtendConfig(most=work.policy.new_features, least_firings=work.policy.min_firings)
+    size = typical_size(regression.code, before[1])
+    n = regression.code.n
+    if config.most == 0:
+        return Code(torch.zeros(n + 1, dtype=torch.int64, device=was.device), weak[:0], was.new_zeros(0), 0)
+    found = find_new_features(innovation, regression, size, taken, config)
+    rows = torch.cat(list(regression.blocks())).sort().values
+    new = encode_new(innovation, found, n, rows)
+    keep = (~repeats(regression.code, new)).nonzero().squeeze(1) if new.m else weak[:0]
+    parts = [columns(new, int(j), int(j) + 1) for j in keep]
+    if not parts:
+        return columns(new, 0, 0)
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = append_columns(joined, part)
+    return joined

@@ -1,0 +1,90 @@
+"""The tensors that pipelines keep in the artifact store: code, dictionaries, examples, states of a fit."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from workers.crosscoder.code import Code
+from workers.crosscoder.fit import FitState
+from workers.crosscoder.model import Crosscoder
+
+EXAMPLES = 16
+"""Top activating positions kept of each feature."""
+
+
+def save_code(path: Path, code: Code, numbers: Tensor, born: Tensor) -> None:
+    """CSR arrays, the feature number of each column [m], and which columns are new here [m]."""
+    save_file(
+        {
+            "indptr": code.indptr.cpu().contiguous(),
+            "indices": code.latents.cpu().int().contiguous(),
+            "values": code.values.cpu().float().contiguous(),
+            "feature_numbers": numbers.cpu().contiguous(),
+            "born": born.cpu().contiguous(),
+        },
+        path,
+    )
+
+
+def load_code(path: Path, device: torch.device) -> tuple[Code, Tensor, Tensor]:
+    """Code, feature numbers and which columns are new, as `save_code` took them."""
+    t = load_file(path, device=str(device))
+    code = Code(t["indptr"], t["indices"].long(), t["values"], len(t["feature_numbers"]))
+    return code, t["feature_numbers"].cpu(), t["born"].cpu()
+
+
+def save_examples(path: Path, code: Code) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the top positions of each feature; returns them: [m, EXAMPLES] int64 (-1: none), float32."""
+    rows = torch.arange(code.n).repeat_interleave(code.indptr.diff().cpu()).numpy()
+    latents, values = code.latents.cpu().numpy(), code.values.cpu().numpy()
+    order = np.lexsort((rows, -values, latents))
+    sorted_latents = latents[order]
+    first = np.searchsorted(sorted_latents, np.arange(code.m))
+    rank = np.arange(len(order)) - first[sorted_latents]
+    best = order[rank < EXAMPLES]
+    positions = np.full((code.m, EXAMPLES), -1, dtype=np.int64)
+    activations = np.zeros((code.m, EXAMPLES), dtype=np.float32)
+    place = (latents[best], rank[rank < EXAMPLES])
+    positions[place] = rows[best]
+    activations[place] = values[best]
+    save_file({"positions": torch.from_numpy(positions), "values": torch.from_numpy(activations)}, path)
+    return positions, activations
+
+
+def save_state(path: Path, state: FitState) -> None:
+    """Keep a fit that is under way: temporary file, fsync, rename."""
+    tensors = {f"parameter{i}": p for i, p in enumerate(state.model.parameters())}
+    for i, (first, second) in enumerate(state.moments):
+        tensors[f"first{i}"], tensors[f"second{i}"] = first, second
+    tensors |= {
+        "threshold": state.model.threshold,
+        "silent": state.silent,
+        "fired": state.fired,
+        "cut": torch.tensor([state.cut], dtype=torch.float64),
+        "step": torch.tensor([state.step]),
+        "losses": torch.tensor(state.losses, dtype=torch.float64),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    temporary.rename(path)
+
+
+def load_state(path: Path, device: torch.device) -> FitState:
+    """A fit as `save_state` left it."""
+    t = load_file(path, device=str(device))
+    return FitState(
+        model=Crosscoder(t["parameter0"], t["parameter1"], t["parameter2"], t["parameter3"], t["threshold"]),
+        moments=[(t[f"first{i}"], t[f"second{i}"]) for i in range(4)],
+        silent=t["silent"],
+        fired=t["fired"],
+        cut=float(t["cut"]),
+        step=int(t["step"]),
+        losses=t["losses"].tolist(),
+    )

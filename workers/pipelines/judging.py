@@ -1,0 +1,195 @@
+"""Stage judge: statuses from measurements, and the one transaction that writes everything."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from sqlalchemy.orm import Session
+
+from service.verdicts import logic as verdicts
+from service.verdicts.judge import Evidence, Judgement, Successor, judge
+from workers.activations import load_documents
+from workers.pipelines import files
+from workers.pipelines.dictionary import Basis
+from workers.pipelines.measuring import Measures, firing
+from workers.pipelines.sources import Activations
+from workers.pipelines.work import Work
+from workers.runner import Execution
+from workers.verdicts.succession import cofiring
+
+STRENGTHENED = 1.5
+"""A feature that grew by this may be the successor of one that weakened, beside those that are new."""
+TOP_TOKENS = 5
+
+
+def judged(
+    execution: Execution,
+    work: Work,
+    basis: Basis,
+    measures: Measures,
+    activations: Activations,
+    gone: list[int],
+) -> tuple[Evidence, Judgement]:
+    """Evidence and judgement of every feature. gone: numbers that are not there at the parent."""
+    firings, documents = firing(basis, activations.document)
+    replicates = {key: value.numpy() for key, value in measures.replicates.items()}
+    share, error = measures.born_share.numpy(), measures.born_share_se.numpy()
+    # Of the new columns those are new features that the parent does not hold as well: the others were there before.
+    born = basis.born.numpy() & (np.nan_to_num(share) + 2 * np.nan_to_num(error) < 0.5)
+    evidence = Evidence(
+        projection=replicates["projection"],
+        strength_ratio=replicates["strength_ratio"],
+        orthogonal=replicates["orthogonal"],
+        firings=firings,
+        documents=documents,
+        readability=measures.per_hook["readability"].amax(0).numpy(),
+        readability_before=_readability_before(execution, work, len(firings)),
+        baseline_z=measures.baseline_z.numpy(),
+        there_before=~np.isin(basis.numbers.numpy(), gone),
+        born_here=born,
+    )
+    first = judge(evidence, work.policy)
+    candidates = np.flatnonzero(born | (np.nan_to_num(first.projection) > STRENGTHENED))
+    shares = cofiring(basis.code.to_scipy(), np.flatnonzero(first.weakened), candidates)
+    evidence.successors = _successors(shares)
+    return evidence, judge(evidence, work.policy)
+
+
+def _successors(shares: dict[int, dict[int, float]]) -> dict[int, list[Successor]]:
+    """Name the kinds: one successor, one of several, or one that takes the place of several."""
+    taken = Counter(candidate for named in shares.values() for candidate in named)
+    return {
+        column: [
+            Successor(candidate, "merged" if taken[candidate] > 1 else "split" if len(named) > 1 else "replaced", share)
+            for candidate, share in sorted(named.items(), key=lambda item: -item[1])
+        ]
+        for column, named in shares.items()
+    }
+
+
+def _readability_before(execution: Execution, work: Work, m: int) -> np.ndarray:
+    known = np.full(m, np.nan, dtype=np.float32)
+    if work.parent is not None:
+        with execution.read() as session:
+            stored = verdicts.readability(session, work.parent.id)
+        known[: len(stored)] = stored
+    return known
+
+
+def outcome(
+    execution: Execution,
+    work: Work,
+    basis: Basis,
+    measures: Measures,
+    activations: Activations,
+    folder: str,
+    positions: dict[str, Any],
+    evidence: Evidence,
+    judgement: Judgement,
+) -> verdicts.Outcome:
+    """Everything that is written about the checkpoint, ready for one transaction."""
+    examples = work.artifact("examples", code=basis.artifact)
+    with execution.artifacts.create(examples) as place:
+        tops, values = files.save_examples(place, basis.code)
+    new = basis.numbers >= work.n_features
+    counts = Counter(str(status) for status in judgement.status)
+    fvu = measures.fvu.mean().item()
+    quality = {
+        "fvu": round(fvu, 5),
+        "l0": round(len(basis.code.values) / max(int(activations.valid.sum()), 1), 3),
+        "dead_share": round(float((evidence.firings == 0).mean()), 5),
+        "valid_share": round(float(activations.opened.valid.mean()), 5),
+        "size_factor": round(judgement.size_factor, 5),
+        "positions": basis.code.n,
+        "statuses": dict(counts),
+        "refit_advised": bool(
+            work.parent is not None and work.parent.fvu and fvu > work.policy.max_fvu_ratio * work.parent.fvu
+        ),
+    }
+    return verdicts.Outcome(
+        generation=work.generation,
+        positions=positions,
+        first_number=work.n_features,
+        numbers=basis.numbers.numpy(),
+        origins=_origins(work, basis, evidence),
+        top_tokens=_top_tokens(execution, positions, tops[new.numpy()], values[new.numpy()]),
+        code=basis.artifact,
+        examples=examples,
+        n_positions=basis.code.n,
+        sources=[
+            verdicts.SourceOutcome(
+                hook_point=hook,
+                d_model=width,
+                stats={"fvu": round(float(measures.fvu[s]), 5), "rms": activations.statistics()[s][1]},
+                dictionary=measures.dictionaries[hook],
+                activations=folder,
+            )
+            for s, (hook, width) in enumerate(zip(work.hook_points, activations.widths, strict=True))
+        ],
+        quality=quality,
+        evidence=evidence,
+        judgement=judgement,
+        strength=measures.replicates["strength"].numpy(),
+        cosine=measures.replicates["cosine"][0].numpy(),
+        per_hook={
+            hook: {key: value[s].numpy() for key, value in measures.per_hook.items()}
+            for s, hook in enumerate(work.hook_points)
+        },
+    )
+
+
+def _origins(work: Work, basis: Basis, evidence: Evidence) -> dict[int, str]:
+    """Feature number -> origin, of the features that are new in this run."""
+    new = np.flatnonzero(basis.numbers.numpy() >= work.n_features)
+    kind = "fitted" if work.parent is None else None
+    return {
+        int(basis.numbers[column]): kind or ("emerged" if evidence.born_here[column] else "discovered")
+        for column in new
+    }
+
+
+def _top_tokens(
+    execution: Execution, positions: dict[str, Any], tops: np.ndarray, values: np.ndarray
+) -> list[list[str]]:
+    """Tokens that each new feature fires on most, by summed activation over its top positions."""
+    if positions["documents"] is None or not len(tops):
+        return [[] for _ in tops]
+    place = load_file(execution.artifacts.path(positions["artifact"]))
+    document, start, end = (place[key].numpy() for key in ("document", "start", "end"))
+    texts = {d.id: d.text for d in load_documents(execution.artifacts.path(positions["documents"]))}
+    result = []
+    for rows, weights in zip(tops, values, strict=True):
+        tokens: dict[str, float] = {}
+        for row, weight in zip(rows[rows >= 0], weights[rows >= 0], strict=True):
+            token = texts[int(document[row])][start[row] : end[row]]
+            tokens[token] = tokens.get(token, 0.0) + float(weight)
+        result.append(sorted(tokens, key=lambda token: -tokens[token])[:TOP_TOKENS])
+    return result
+
+
+def write(execution: Execution, work: Work, result: verdicts.Outcome) -> None:
+    """Verdicts, measurements, alerts, events and the end of the run: all or nothing."""
+    with execution.write() as session:
+        record(execution, session, work, result)
+
+
+def record(execution: Execution, session: Session, work: Work, result: verdicts.Outcome) -> None:
+    """Inside the transaction: write the outcome and finish the run."""
+    summary = verdicts.record(session, checkpoint_id=work.checkpoint_id, run_id=execution.run_id, outcome=result)
+    execution.finish(session, summary)
+
+
+def gone_at_parent(execution: Execution, work: Work) -> list[int]:
+    """Numbers of the features that the parent lost, or had lost before."""
+    if work.parent is None:
+        return []
+    with execution.read() as session:
+        return verdicts.gone(session, work.parent.id)
+
+
+def threads(execution: Execution) -> None:
+    """As many CPU threads as the settings say."""
+    if execution.settings.threads:
+        torch.set_num_threads(execution.settings.threads)

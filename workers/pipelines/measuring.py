@@ -1,0 +1,196 @@
+"""Stage measure: dictionaries of the checkpoint's sources, and all that the verdicts are made from, as artifacts."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from workers.crosscoder.readout import solve_readout
+from workers.crosscoder.regress import Regression, Solution
+from workers.pipelines.dictionary import Basis, common_rows
+from workers.pipelines.sources import Activations
+from workers.pipelines.work import Work, device_of
+from workers.runner import Execution
+from workers.verdicts.measure import Products, Side, map_rows, procrustes, products, ratios
+
+
+@dataclass
+class Measures:
+    """Measurements of m features at h hook points; replicates first. All float32 on the CPU."""
+
+    replicates: dict[str, Tensor]
+    """projection, strength, strength_ratio, orthogonal, cosine: [K + 1, m] over all hook points"""
+    per_hook: dict[str, Tensor]
+    """the same names and readability: [h, m], estimates only"""
+    baseline_z: Tensor
+    """[m]"""
+    born_share: Tensor
+    """[m] projection of the parent on this checkpoint: 0 where a feature was not there before; and its error"""
+    born_share_se: Tensor
+    fvu: Tensor
+    """[h]"""
+    dictionaries: dict[str, str]
+    """hook point -> artifact"""
+
+
+@dataclass
+class References:
+    """What gone features are compared with: their decoder rows where they were last there."""
+
+    rows: Tensor
+    """[m, D_parent]"""
+    gone: Tensor
+    """bool [m], at the parent"""
+
+
+def load_references(execution: Execution, work: Work, gone: list[int]) -> References:
+    """References that the parent's dictionaries hold. gone: feature numbers that are not there at the parent."""
+    assert work.parent is not None
+    kept = [load_file(execution.artifacts.path(work.parent.dictionaries[hook])) for hook in work.hook_points]
+    code = load_file(execution.artifacts.path(work.parent.code))
+    rows = torch.cat([tensors["reference"] for tensors in kept], 1)
+    flags = torch.isin(code["feature_numbers"], torch.tensor(gone, dtype=torch.int64))
+    return References(rows.to(device_of(execution)), flags.to(device_of(execution)))
+
+
+def measured(
+    execution: Execution,
+    work: Work,
+    basis: Basis,
+    activations: Activations,
+    parent: Activations | None,
+    references: References | None,
+) -> Measures:
+    """Measure the checkpoint against its parent (against itself where it is the first)."""
+    name = work.artifact("measures", code=basis.artifact, checkpoint=work.checkpoint_id, parent=_parent_key(work))
+    names = {
+        hook: work.artifact("dictionary", hook=hook, code=basis.artifact, checkpoint=work.checkpoint_id)
+        for hook in work.hook_points
+    }
+    if not execution.artifacts.exists(name):
+        tensors = _measure(execution, work, basis, activations, parent, references, names)
+        with execution.artifacts.create(name) as place:
+            save_file({key: tensor.cpu().float().contiguous() for key, tensor in tensors.items()}, place)
+    tensors = load_file(execution.artifacts.path(name))
+
+    def named(prefix: str) -> dict[str, Tensor]:
+        return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+    plain = {key: tensors[key] for key in ("baseline_z", "born_share", "born_share_se", "fvu")}
+    return Measures(named("replicates."), named("hook."), **plain, dictionaries=names)
+
+
+def _parent_key(work: Work) -> Any:
+    return [work.parent.id, work.parent.dictionaries] if work.parent else None
+
+
+def _measure(
+    execution: Execution,
+    work: Work,
+    basis: Basis,
+    activations: Activations,
+    parent: Activations | None,
+    references: References | None,
+    names: dict[str, str],
+) -> dict[str, Tensor]:
+    rows, folds = common_rows(activations, parent)
+    regression = basis.regression or Regression(basis.code, rows, folds)
+    now = Side(activations, basis.now or regression.solve(activations))
+    before, fixed = now, None
+    if parent is not None and references is not None:
+        before = Side(parent, basis.before or regression.solve(parent))
+        fixed = torch.zeros(basis.code.m, dtype=torch.bool, device=activations.device)
+        fixed[: len(references.gone)] = references.gone
+        before.solution.decoder[fixed] = references.rows[references.gone]
+    execution.progress(0.2)
+    energy = regression.energy.sum(0).float()
+    widths_b = activations.widths if parent is None else parent.widths
+    pairs = zip(now.solution.decoder.split(activations.widths, 1),
+                before.solution.decoder.split(widths_b, 1), strict=True)  # fmt: skip
+    maps = [None if parent is None else procrustes(c, b, energy) for c, b in pairs]
+    widths = list(zip(widths_b, activations.widths, strict=True))
+    got = products(regression, now, before, widths, maps, fixed)
+    execution.progress(0.6)
+    # Where a feature is gone at a checkpoint, its children compare it with where it was last: its row before.
+    reference = map_rows(before.solution.decoder, widths_b, maps)
+    readability = _dictionaries(execution, work, basis, activations, now.solution, reference, rows, folds, names)
+    execution.progress(1.0)
+    return _tensors(got) | {"hook.readability": readability}
+
+
+def _tensors(got: Products) -> dict[str, Tensor]:
+    """Ratios over all hook points with replicates, and at each hook point."""
+    total = ratios(got.now.sum(1), got.before.sum(1), got.both.sum(1))
+    result = {f"replicates.{key}": value for key, value in total._asdict().items()}
+    for key, value in ratios(got.now[0], got.before[0], got.both[0])._asdict().items():
+        result[f"hook.{key}"] = value
+    k = len(got.now) - 1
+
+    def error(x: Tensor) -> Tensor:
+        return ((k - 1) / k * (x[1:] - x[1:].mean(0)).square().sum(0)).sqrt()
+
+    base = got.before.sum(1)
+    share = got.both.sum(1) / got.now.sum(1).where(got.now.sum(1) > 0, torch.nan)
+    result["baseline_z"] = base[0] / error(base).clamp_min(1e-9)
+    result["born_share"], result["born_share_se"] = share[0], error(share)
+    result["fvu"] = got.fvu
+    return result
+
+
+def _dictionaries(
+    execution: Execution,
+    work: Work,
+    basis: Basis,
+    activations: Activations,
+    solution: Solution,
+    reference: Tensor,
+    rows: Tensor,
+    folds: Tensor,
+    names: dict[str, str],
+) -> Tensor:
+    """Write the dictionary of each source; returns the readability of each, [h, m]."""
+    widths, readability, start = activations.widths, [], 0
+    parts = zip(
+        work.hook_points,
+        activations.statistics(),
+        solution.decoder.split(widths, 1),
+        solution.bias.split(widths),
+        reference.split(widths, 1),
+        strict=True,
+    )
+    for hook, (mean, rms), decoder, bias, where_last in parts:
+        columns = slice(start, start := start + len(mean))
+        readout = solve_readout(partial(_columns, activations, columns), basis.code, rows, folds)
+        tensors = {
+            "mean": mean,
+            "rms": torch.tensor(rms),
+            "decoder": decoder,
+            "bias": bias,
+            "readout": readout.weight,
+            "readout_bias": readout.bias,
+            "reference": where_last,
+        }
+        if not execution.artifacts.exists(names[hook]):
+            with execution.artifacts.create(names[hook]) as place:
+                save_file({key: tensor.cpu().float().contiguous() for key, tensor in tensors.items()}, place)
+        readability.append(readout.readability)
+    return torch.stack(readability)
+
+
+def _columns(activations: Activations, columns: slice, rows: Tensor) -> Tensor:
+    return activations(rows)[:, columns]
+
+
+def firing(basis: Basis, document: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Firings [m] and number of documents with firings [m] of each feature, int64."""
+    m = basis.code.m
+    latents = basis.code.latents.cpu().numpy()
+    rows = torch.arange(basis.code.n).repeat_interleave(basis.code.indptr.diff().cpu()).numpy()
+    _, index = np.unique(document.cpu().numpy(), return_inverse=True)
+    pairs = np.unique(latents.astype(np.int64) * (int(index.max(initial=0)) + 1) + index[rows])
+    documents = np.bincount(pairs // (int(index.max(initial=0)) + 1), minlength=m)
+    return np.bincount(latents, minlength=m), documents

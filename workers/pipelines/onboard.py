@@ -1,0 +1,37 @@
+"""Onboarding a checkpoint: harvest -> fit or extend -> measure -> judge.
+
+Every stage keeps its result under a name made from its inputs and is skipped where that is there: a run that was
+killed goes on where it stopped. Nothing of the family changes before the one transaction at the end.
+"""
+
+from workers.pipelines import judging
+from workers.pipelines.dictionary import extended, fitted
+from workers.pipelines.harvesting import harvest_activations
+from workers.pipelines.measuring import load_references, measured
+from workers.pipelines.sources import open_sources
+from workers.pipelines.work import load
+from workers.runner import Execution
+
+
+def onboard(execution: Execution) -> None:
+    """Read a checkpoint, bring it into the family's dictionary, and say what became of every feature."""
+    judging.threads(execution)
+    work = load(execution)
+    with execution.stage("harvest"):
+        folder, activations, positions = harvest_activations(execution, work)
+    parent = references = None
+    gone = judging.gone_at_parent(execution, work)
+    if work.parent is None:
+        with execution.stage("fit"):
+            basis = fitted(execution, work, activations, folder)
+    else:
+        parent = open_sources(execution, work, execution.artifacts.path(work.parent.activations[work.hook_points[0]]))
+        references = load_references(execution, work, gone)
+        with execution.stage("extend"):
+            basis = extended(execution, work, activations, parent, folder, references.rows)
+    with execution.stage("measure"):
+        measures = measured(execution, work, basis, activations, parent, references)
+    with execution.stage("judge"):
+        evidence, judgement = judging.judged(execution, work, basis, measures, activations, gone)
+        result = judging.outcome(execution, work, basis, measures, activations, folder, positions, evidence, judgement)
+        judging.write(execution, work, result)

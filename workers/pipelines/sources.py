@@ -1,0 +1,57 @@
+"""Activations of a checkpoint as the crosscoder reads them: hook points beside each other, normalised."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from workers.activations import ActivationSet, open_activations
+from workers.crosscoder.model import Moments, Normaliser
+from workers.pipelines.work import Work, device_of
+from workers.runner import Execution
+
+BLOCK = 16_384
+
+
+class Activations:
+    """Normalised activations of one checkpoint at some hook points.
+
+    Called with rows (sorted int64 [b]) it gives [b, D] float32 on the device; D is the sum of `widths`.
+    """
+
+    def __init__(self, opened: ActivationSet, hook_points: list[str], device: torch.device) -> None:
+        self.opened, self.hook_points, self.device = opened, hook_points, device
+        self.widths = [opened.hook_points[hook] for hook in hook_points]
+        self.valid = torch.from_numpy(opened.valid)
+        self.document = torch.from_numpy(opened.document)
+        self.normaliser: Normaliser | None = None
+
+    def raw(self, rows: Tensor) -> Tensor:
+        """Activations as stored, hook points beside each other: [b, D]."""
+        picked = rows.cpu().numpy()
+        parts = [self.opened.read(hook, picked).to(self.device) for hook in self.hook_points]
+        return parts[0] if len(parts) == 1 else torch.cat([part.float() for part in parts], 1)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        if self.normaliser is None:
+            moments = Moments(self.widths, self.device)
+            for block in self.valid.nonzero().squeeze(1).split(BLOCK):
+                moments.add(self.raw(block))
+            self.normaliser = moments.normaliser()
+        return self.normaliser(self.raw(rows))
+
+    def statistics(self) -> list[tuple[Tensor, float]]:
+        """(mean [d], rms) of each hook point."""
+        if self.normaliser is None:
+            self(torch.zeros(0, dtype=torch.int64))
+        assert self.normaliser is not None
+        means = self.normaliser.mean.split(self.widths)
+        scales = self.normaliser.scale.split(self.widths)
+        return [(m, d**0.5 / float(s[0])) for m, s, d in zip(means, scales, self.widths, strict=True)]
+
+
+def open_sources(execution: Execution, work: Work, folder: Path) -> Activations:
+    """The activations of a harvested or copied folder, checked against the family."""
+    count = work.positions["count"] if work.positions else None
+    opened = open_activations(folder, expected_positions=count, hook_points=work.hook_points)
+    return Activations(opened, work.hook_points, device_of(execution))
