@@ -7,7 +7,8 @@ from sqlalchemy import Connection
 
 from service import models
 from service.config import Settings
-from service.kit.db import Database, UtcDateTime
+from service.kit.db import UtcDateTime
+from service.migrate import migrating
 
 
 def render_item(kind: str, item: Any, _context: Any) -> str | bool:
@@ -34,7 +35,5 @@ given = context.config.attributes.get("connection")
 if given is not None:
     migrate(given)
 else:
-    database = Database(Settings().resolved_database_url)
-    with database.writer.begin() as own:
+    with migrating(Settings().resolved_database_url) as own:
         migrate(own)
-    database.close()

@@ -31,13 +31,13 @@ def upgrade(settings: Settings) -> None:
 
 def upgrade_url(url: str, revision: str = "head") -> None:
     """Bring the database at `url` to a revision; `base` and older revisions are reached by `downgrade_url`."""
-    with _migrating(url) as connection:
+    with migrating(url) as connection:
         command.upgrade(_config(connection), revision)
 
 
 def downgrade_url(url: str, revision: str) -> None:
     """Take the database at `url` back to a revision. Its newer tables, and what they hold, are lost."""
-    with _migrating(url) as connection:
+    with migrating(url) as connection:
         command.downgrade(_config(connection), revision)
 
 
@@ -84,7 +84,7 @@ def _config(connection: Connection) -> Config:
 
 
 @contextmanager
-def _migrating(url: str) -> Iterator[Connection]:
+def migrating(url: str) -> Iterator[Connection]:
     """A connection in one transaction that no second migrator can be in; all of it happens, or nothing."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.families.schemas import Corpus, CrosscoderOptions
 from service.kit.artifacts import ArtifactStore
 from service.kit.clock import utcnow
-from service.models import Checkpoint, Code, Family, Feature, Source, Verdict
+from service.models import Checkpoint, Code, Family, Feature, Measurement, Source, Verdict
 from service.verdicts.policy import Policy
 
 
@@ -153,6 +153,17 @@ def source(session: Session, at: Checkpoint, hook_point: str, d_model: int) -> S
     """A source of a checkpoint, without artifacts."""
     row = Source(
         checkpoint_id=at.id, hook_point=hook_point, d_model=d_model, stats={}, dictionary=None, activations=None
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def measurement(session: Session, at: Checkpoint, metric: str, values: np.ndarray) -> Measurement:
+    """A stored array over all hook points."""
+    values = values.astype("<f4")
+    row = Measurement(
+        checkpoint_id=at.id, hook_point="*", metric=metric, shape=list(values.shape), data=values.tobytes()
     )
     session.add(row)
     session.flush()

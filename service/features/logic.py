@@ -25,6 +25,7 @@ from service.features.sorting import Order
 from service.kit.ids import parse_feature_id
 from service.kit.problems import NotFoundError
 from service.models import Checkpoint, Family, Feature
+from service.verdicts import logic as verdicts
 
 
 @dataclass
@@ -56,7 +57,15 @@ def rows(
 ) -> list[tuple[VerdictRow, Feature]]:
     """Verdicts with their features; a row more than `limit` where there are more."""
     if asked.stored:
-        stored = queries.page(session, asked.checkpoint.id, wanted=wanted, keys=order.keys(), after=after, limit=limit)
+        stored = queries.page(
+            session,
+            family_id=asked.family.id,
+            checkpoint_id=asked.checkpoint.id,
+            wanted=wanted,
+            keys=order.keys(),
+            after=after,
+            limit=limit,
+        )
         return cast(list[tuple[VerdictRow, Feature]], list(stored))
     found = _select(compare(session, asked), session, asked.family, wanted)
     found.sort(key=lambda row: order.rank(order.values(row)))
@@ -72,8 +81,6 @@ def compare(session: Session, asked: Comparison) -> Sequence[VerdictRow]:
     """Verdicts of a checkpoint against any other one, from the stored measurements."""
     if asked.computed is None:
         assert asked.baseline is not None
-        from service.verdicts import logic as verdicts
-
         found = verdicts.compare(session, asked.family, asked.checkpoint, asked.baseline)
         asked.computed = cast(Sequence[VerdictRow], found)
     return asked.computed

@@ -14,6 +14,7 @@ from service.models import Checkpoint, Code, Feature, Verdict
 
 MAX_NUMBER = 2**31 - 1
 """The largest feature number that the column holds."""
+_FEW = 500
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Filter:
 
 def page(
     session: Session,
-    checkpoint_id: str,
     *,
+    family_id: str,
+    checkpoint_id: str,
     wanted: Filter,
     keys: Sequence[SortKey],
     after: Sequence[Any] | None,
@@ -48,14 +50,18 @@ def page(
     )
     if wanted.statuses:
         statement = statement.where(Verdict.status.in_(wanted.statuses))
-    statement = _narrow(statement, wanted)
+    if wanted.by_feature:
+        # In the order of changes, a rare tag would be looked for in every row; few features are looked up one by one.
+        found = matching(session, family_id, wanted, limit=_FEW + 1)
+        few = len(found) <= _FEW
+        statement = statement.where(Verdict.feature.in_(found)) if few else _narrow(statement, wanted)
     return [(row[0], row[1]) for row in session.execute(keyset(statement, keys, after, limit))]
 
 
-def matching(session: Session, family_id: str, wanted: Filter) -> set[int]:
+def matching(session: Session, family_id: str, wanted: Filter, limit: int | None = None) -> set[int]:
     """Numbers of the features of a family that fit the filter's questions about features."""
     statement = select(Feature.number).where(Feature.family_id == family_id)
-    return set(session.scalars(_narrow(statement, wanted)))
+    return set(session.scalars(_narrow(statement, wanted).limit(limit)))
 
 
 def by_numbers(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Feature]:
