@@ -37,7 +37,7 @@ lint: $(VENV)/.test ## ruff, mypy, and the direction of imports
 bench: $(VENV)/.worker ## the planted-truth benchmark: are the verdicts right, and how fast?
 	@$(BIN)/python -m benchmarks.planted --seed 0 --json $(ARGS)
 
-docs: $(VENV)/.test ## write the pages that come from the code: settings, commands, OpenAPI
+docs: $(VENV)/.test ## write the pages that come from the code: settings, commands
 	@$(BIN)/python docs/build.py
 
 clean: ## remove the environment and the caches (never data)

@@ -28,6 +28,8 @@ def serve(settings: Settings, *, host: str, port: int, worker: bool, as_json: bo
     """Upgrade the schema, then run API and worker until a signal ends them."""
     if is_loopback(host) and "require_keys" not in settings.model_fields_set:
         settings = settings.model_copy(update={"require_keys": False})
+    if base.err.is_terminal and "log_json" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"log_json": False})
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     upgrade(settings)
     if not settings.require_keys and not is_loopback(host):

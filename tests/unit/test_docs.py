@@ -1,0 +1,73 @@
+"""The docs say what the code does: settings, commands, paths and links."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.config import ClientSettings, Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").rglob("*.md")
+)
+
+
+@pytest.mark.parametrize("settings", [Settings, ClientSettings])
+def test_every_setting_is_documented(settings: type[Settings | ClientSettings]) -> None:
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    for name, field in settings.model_fields.items():
+        assert f"| `FEATUREWATCH_{name.upper()}` |" in page, f"run make docs: {name} is not in docs/configuration.md"
+        assert field.description, f"the setting {name} has no description"
+
+
+def test_no_page_names_a_setting_that_is_none() -> None:
+    known = {f"FEATUREWATCH_{name.upper()}" for name in [*Settings.model_fields, *ClientSettings.model_fields]}
+    known |= {"FEATUREWATCH_TEST_POSTGRES_URL", "FEATUREWATCH_TEST_REDIS_URL", "FEATUREWATCH_"}
+    for page in PAGES:
+        named = set(re.findall(r"FEATUREWATCH_[A-Z_]*", page.read_text(encoding="utf-8")))
+        assert named <= known, f"{page.name} names {sorted(named - known)}"
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    command = [sys.executable, "docs/build.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_commands_of_the_docs_exist() -> None:
+    """Every `featurewatch ...` line of README and guide is one of the commands of docs/cli.md."""
+    known = re.findall(r"^## featurewatch (.+)$", (ROOT / "docs/cli.md").read_text(encoding="utf-8"), re.M)
+    for name in ("README.md", "docs/guide.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        lines = re.findall(r"^    (?:docker compose exec api )?featurewatch (.+)$", text, re.M)
+        assert lines
+        for line in lines:
+            assert any(line == command or line.startswith(f"{command} ") for command in known), f"{name}: {line}"
+
+
+def test_options_of_the_docs_exist() -> None:
+    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    for name in ("README.md", "docs/guide.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for line in re.findall(r"^    featurewatch (.+)$", text, re.M):
+            heading = max((h for h in re.findall(r"^## featurewatch (.+)$", page, re.M) if line.startswith(h)), key=len)
+            section = page.partition(f"## featurewatch {heading}\n")[2].partition("\n## ")[0]
+            for option in re.findall(r"(?<= )--[a-z-]+", line):
+                assert f"`{option}`" in section, f"{name}: `featurewatch {heading}` has no {option}"
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"\bmake ([a-z]+)\b", readme):
+        assert re.search(rf"^{target}:", makefile, re.M), f"there is no `make {target}`"

@@ -1,0 +1,112 @@
+"""The house rules that no linter knows: sizes, who reads the environment, what an installation holds."""
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from setuptools import PEP420PackageFinder
+
+from tests import services
+
+ROOT = Path(__file__).parents[2]
+CODE = sorted(path for folder in ("service", "workers", "migrations") for path in (ROOT / folder).rglob("*.py"))
+MOST_LINES, MOST_FUNCTION_LINES = 400, 60
+
+
+def test_sizes() -> None:
+    """Files and functions that are too long: do two things live there?"""
+    found = []
+    for path in CODE:
+        name, text = path.relative_to(ROOT), path.read_text(encoding="utf-8")
+        if text.count("\n") > MOST_LINES:
+            found.append(f"{name} has {text.count(chr(10))} lines")
+        if "versions" in path.parts:
+            continue  # a migration is one list of tables
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                found += [f"{name}: {node.name} has {lines} lines"] if lines > MOST_FUNCTION_LINES else []
+    assert not found
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    """Names in os.environ that are ours come from service.config alone; others may pass the environment on."""
+    readers = set()
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.getenv", "os.environ.get"):
+                readers.add(str(path.relative_to(ROOT)))
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "os.environ":
+                readers.add(str(path.relative_to(ROOT)))
+    assert readers == set()
+
+
+def test_commits_happen_at_the_edge() -> None:
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "commit":
+                allowed = path.relative_to(ROOT).parts[:2] == ("service", "kit") or "middleware" in path.name
+                assert allowed, f"{path} commits; only the edge of a request or task may"
+
+
+def test_an_installation_holds_everything() -> None:
+    """Packages and data files that pyproject names cover every file that the code needs at run time."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = PEP420PackageFinder.find(str(ROOT), include=config["packages"]["find"]["include"])
+    for path in CODE:
+        assert ".".join(path.parent.relative_to(ROOT).parts) in packages, f"{path} would not be installed"
+    data = {path for name, globs in config["package-data"].items() for g in globs for path in (ROOT / name).glob(g)}
+    for folder in ("service", "migrations", "workers"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                assert path in data, f"{path} would not be installed"
+
+
+def test_the_service_starts_without_torch() -> None:
+    """What the API image does: import the application and the command where torch and transformers are not there."""
+    program = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('torch', 'transformers', 'accelerate', 'peft', 'gguf'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "import service.app, service.cli.local, service.migrate, workers.app, workers.tasks\n"
+        "print('fine')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_make_help_lists_every_command() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = [line.split()[1] for line in done.stdout.splitlines()]
+    assert {"setup", "demo", "run", "test", "lint", "bench", "docs"} <= set(listed)
+
+
+def test_servers_end_with_a_killed_session(tmp_path: Path) -> None:
+    """A test session that is killed leaves no Postgres and no Valkey behind."""
+    program = (
+        "import os, sys; from tests.services import postgres_server, valkey_server\n"
+        "with postgres_server(private=True) as p, valkey_server(private=True) as v:\n"
+        "    print(p.process.server.pid, v.process.server.pid, p.process.folder, v.process.folder, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    *pids, first, second = done.stdout.split()
+    services_gone = services.wait_until(
+        lambda: not any(_alive(int(pid)) for pid in pids) and not Path(first).exists() and not Path(second).exists(), 15
+    )
+    assert services_gone, f"still there: {[pid for pid in pids if _alive(int(pid))]}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
