@@ -1,0 +1,110 @@
+"""`/v1/webhooks`: secrets that are shown once, tests, deliveries, and URLs that are refused."""
+
+import base64
+
+import pytest
+
+from service.models import Delivery, Webhook
+from service.webhooks import logic
+
+URL = "https://ci.example.com/hooks/featurewatch?team=safety"
+KEY = "a key for the tests, long enough"
+
+
+@pytest.fixture
+def api_settings(api_settings):
+    return api_settings.model_copy(update={"secret_key": type(api_settings.secret_key)(KEY)})
+
+
+@pytest.fixture
+def webhook(client):
+    return client.post("/v1/webhooks", json={"url": URL}).json()
+
+
+def test_a_secret_is_shown_once_and_stored_encrypted(client, database):
+    made = client.post("/v1/webhooks", json={"url": URL, "event_types": ["checkpoint.judged", "run.failed"]})
+    assert made.status_code == 201
+    assert made.headers["Location"] == f"/v1/webhooks/{made.json()['id']}"
+    assert made.headers["Cache-Control"] == "no-store"
+    secret = made.json()["secret"]
+    assert len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) == 32
+    shown = client.get(made.headers["Location"]).json()
+    assert shown == {name: value for name, value in made.json().items() if name != "secret"}
+    assert (shown["url"], shown["event_types"], shown["enabled"]) == (URL, ["checkpoint.judged", "run.failed"], True)
+    with database.read() as session:
+        stored = session.get_one(Webhook, shown["id"]).secret
+    assert secret.encode() not in stored
+    assert base64.b64decode(secret.removeprefix("whsec_")) not in stored
+
+
+def test_an_own_secret_is_kept(client):
+    own = "whsec_" + base64.b64encode(b"s" * 32).decode()
+    assert client.post("/v1/webhooks", json={"url": URL, "secret": own}).json()["secret"] == own
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"url": "ftp://example.com/x"}, "invalid-request"),
+        ({"url": "https:///x"}, "invalid-request"),
+        ({"url": "https://user:word@example.com/"}, "invalid-request"),
+        ({"url": "https://example.com:99999/"}, "invalid-request"),
+        ({"url": URL, "event_types": ["checkpoint.jugged"]}, "invalid-request"),
+        ({"url": URL, "secret": "whsec_short"}, "invalid-request"),
+        ({"url": URL, "colour": "red"}, "invalid-request"),
+        ({"url": "http://169.254.169.254/latest"}, "address-not-allowed"),
+        ({"url": "http://[::ffff:10.0.0.1]/"}, "address-not-allowed"),
+    ],
+)
+def test_what_is_refused(client, body, code):
+    answer = client.post("/v1/webhooks", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+    assert client.get("/v1/webhooks").json()["data"] == []
+
+
+def test_change_and_remove(client, webhook, database):
+    url = f"/v1/webhooks/{webhook['id']}"
+    off = client.patch(url, json={"enabled": False}).json()
+    assert (off["enabled"], off["disabled_reason"]) == (False, "disabled by a user")
+    assert client.post(f"{url}/test").json()["code"] == "webhook-disabled"
+    on = client.patch(url, json={"enabled": True, "event_types": ["alert.raised"], "url": URL + "2"}).json()
+    assert (on["disabled_reason"], on["event_types"], on["url"]) == (None, ["alert.raised"], URL + "2")
+    assert client.patch(url, json={"url": "http://10.0.0.1/"}).status_code == 422
+    client.post(f"{url}/test")
+    assert client.delete(url).status_code == 204
+    assert client.get(url).json()["code"] == "unknown-webhook"
+    with database.read() as session:
+        assert session.query(Delivery).count() == 0
+
+
+def test_a_test_is_delivered_to_that_webhook_alone(client, webhook):
+    other = client.post("/v1/webhooks", json={"url": URL}).json()
+    made = client.post(f"/v1/webhooks/{webhook['id']}/test")
+    assert (made.status_code, made.json()["type"], made.json()["state"]) == (202, "webhook.test", "pending")
+    assert client.get(made.headers["Location"]).json() == made.json()
+    assert len(client.get(f"/v1/webhooks/{webhook['id']}/deliveries").json()["data"]) == 1
+    assert client.get(f"/v1/webhooks/{other['id']}/deliveries").json()["data"] == []
+
+
+def test_deliveries_show_their_attempts_and_can_be_sent_again(client, webhook, database):
+    base = f"/v1/webhooks/{webhook['id']}/deliveries"
+    for key in "ab":
+        with database.write() as session:
+            logic.emit(session, type="checkpoint.judged", family_id=None, data={"key": key}, key=key)
+    with database.write() as session:
+        parcels = logic.claim_due(session, limit=5)
+        logic.record(session, parcels[0], logic.Outcome(410, "status 410", 0.25, "no such hook"))
+    rows = client.get(f"{base}?limit=1")
+    assert len(rows.json()["data"]) == 1
+    assert "next" in rows.links
+    (failed, _) = client.get(f"{base}?state=failed").json()["data"]
+    assert failed["type"] == "checkpoint.judged"
+    logs = [row["log"] for row in client.get(base).json()["data"] if row["log"]]
+    assert [(entry["status"], entry["response"]) for (entry,) in logs] == [(410, "no such hook")]
+    assert client.post(f"{base}/{failed['id']}/redeliver").json()["code"] == "webhook-disabled"
+    client.patch(f"/v1/webhooks/{webhook['id']}", json={"enabled": True})
+    again = client.post(f"{base}/{failed['id']}/redeliver")
+    assert (again.status_code, again.json()["state"], again.json()["event"]) == (202, "pending", failed["event"])
+    with database.write() as session:
+        assert [parcel.delivery_id for parcel in logic.claim_due(session, limit=5)] == [failed["id"]]
+    assert client.post(f"{base}/dlv_none/redeliver").json()["code"] == "unknown-delivery"

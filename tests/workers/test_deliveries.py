@@ -1,0 +1,255 @@
+"""Webhooks from the outbox to a real receiver: signatures, retries, reservations, and what must not be reached."""
+
+import threading
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from sqlalchemy import select
+from standardwebhooks import Webhook as Verifier
+from standardwebhooks import WebhookVerificationError
+
+from service.kit import clock
+from service.kit.crypto import SecretKeyError
+from service.models import Delivery, Webhook
+from service.webhooks import logic
+from service.webhooks.schemas import WebhookCreate
+from workers.sweeps import Sweeper
+
+
+class Receiver:
+    """An HTTP server that keeps what it gets, and answers as it is told."""
+
+    def __init__(self, address="127.0.0.1"):
+        self.requests, self.answers, self.headers = [], [], {}
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.requests.append((self.path, dict(self.headers.items()), body))
+                status = receiver.answers.pop(0) if receiver.answers else 204
+                self.send_response(status)
+                for name, value in receiver.headers.items():
+                    self.send_header(name, value)
+                answer = b"" if status == 204 else b"told \0 you " * 200
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_GET = do_POST
+
+            def log_message(self, *_):
+                pass
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128  # more senders at once than the default of 5 lets wait
+
+        self.server = Server((address, 0), Handler)
+        self.url = f"http://{address}:{self.server.server_port}/hook?from=tests"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def receiver():
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture
+def sweeper(settings, database):
+    return Sweeper(settings, database, publish=None)
+
+
+@pytest.fixture
+def time_machine(monkeypatch):
+    """Moves the service's clock."""
+    real, ahead = clock.utcnow, timedelta()
+    monkeypatch.setattr(clock, "utcnow", lambda: real() + ahead)
+
+    def move(by):
+        nonlocal ahead
+        ahead += by
+
+    return move
+
+
+@pytest.fixture
+def register(settings, database):
+    def register(url, **more):
+        with database.write() as session:
+            webhook, secret = logic.create(session, settings, WebhookCreate(url=url, **more))
+            return webhook.id, secret
+
+    return register
+
+
+def emit(database, key="1", type_="checkpoint.judged", **data):
+    with database.write() as session:
+        return logic.emit(session, type=type_, family_id=None, data=data or {"checkpoint": "v2 – é"}, key=key).id
+
+
+def only(database, model=Delivery):
+    with database.read() as session:
+        return session.scalars(select(model)).one()
+
+
+def test_a_delivery_is_signed_as_the_standard_says(receiver, register, sweeper, database):
+    _, secret = register(receiver.url)
+    event_id = emit(database, ratio=float("nan"), nested=[{"x": float("inf")}, 0.1])
+    assert sweeper.deliver() == 1
+    (path, headers, body), *rest = receiver.requests
+    assert not rest
+    assert path == "/hook?from=tests"
+    assert headers["webhook-id"] == event_id
+    document = Verifier(secret).verify(body, headers)
+    assert document["type"] == "checkpoint.judged"
+    assert document["data"] == {"ratio": None, "nested": [{"x": None}, 0.1]}
+    assert abs(clock.utcnow() - datetime.fromisoformat(document["timestamp"])) < timedelta(minutes=1)
+    with pytest.raises(WebhookVerificationError):
+        Verifier(secret).verify(body.replace(b"0.1", b"0.2"), headers)
+    delivery = only(database)
+    assert (delivery.state, delivery.attempts, delivery.next_attempt_at) == ("delivered", 1, None)
+    assert sweeper.deliver() == 0
+
+
+def test_an_event_is_told_once_and_only_to_those_who_want_it(receiver, register, sweeper, database):
+    wanted, _ = register(receiver.url, event_types=["run.failed", "checkpoint.judged"])
+    register(receiver.url, event_types=["alert.raised"])
+    assert emit(database, key="a") == emit(database, key="a") != emit(database, key="b")
+    assert sweeper.deliver() == 2
+    with database.read() as session:
+        assert set(session.scalars(select(Delivery.webhook_id))) == {wanted}
+
+
+def test_retries_send_the_same_bytes_along_the_whole_schedule(receiver, register, sweeper, database, time_machine):
+    register(receiver.url)
+    emit(database)
+    receiver.answers = [500] * 20
+    waits = [5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400]
+    assert sweeper.deliver() == 1
+    for wait in waits:
+        left = (only(database).next_attempt_at - clock.utcnow()).total_seconds()
+        assert wait - 2 <= left <= wait * 1.1, "the wait of the schedule, up to a tenth longer"
+        time_machine(timedelta(seconds=left - 1))
+        assert sweeper.deliver() == 0, "not a second early"
+        time_machine(timedelta(seconds=2))
+        assert sweeper.deliver() == 1
+    delivery = only(database)
+    assert (delivery.state, delivery.attempts, delivery.next_attempt_at) == ("failed", 10, None)
+    assert len({body for _, _, body in receiver.requests}) == 1
+    assert len({headers["webhook-id"] for _, headers, _ in receiver.requests}) == 1
+    assert len({headers["webhook-timestamp"] for _, headers, _ in receiver.requests}) > 5, "the attempt's own time"
+    entry = delivery.log[0]
+    assert (entry["status"], entry["error"], len(entry["response"])) == (500, "status 500", logic.LOG_CHARACTERS)
+
+
+def test_gone_disables_the_webhook_and_gives_up_what_is_on_its_way(receiver, register, sweeper, database):
+    register(receiver.url)
+    emit(database, key="1")
+    receiver.answers = [410]
+    sweeper.deliver()
+    webhook = only(database, Webhook)
+    assert (webhook.enabled, webhook.disabled_reason) == (False, "the receiver answered 410 Gone")
+    emit(database, key="2")
+    assert only(database).state == "failed", "nothing new for a disabled webhook"
+    assert sweeper.deliver() == 0
+
+
+def test_two_sweepers_do_not_send_twice(receiver, register, settings, database):
+    register(receiver.url)
+    for n in range(20):
+        emit(database, key=str(n))
+    sweepers = [Sweeper(settings, database, publish=None) for _ in range(3)]
+    threads = [threading.Thread(target=each.deliver) for each in sweepers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ids = [headers["webhook-id"] for _, headers, _ in receiver.requests]
+    assert len(ids) == len(set(ids)) == 20
+
+
+def test_a_sender_that_died_leaves_a_delivery_that_comes_again(receiver, register, sweeper, database, time_machine):
+    register(receiver.url)
+    event_id = emit(database)
+    with database.write() as session:
+        (dead,) = logic.claim_due(session, limit=5)
+    outcome = logic.send(dead, sweeper._secrets(), sweeper.allow)
+    assert sweeper.deliver() == 0, "reserved"
+    time_machine(logic.RESERVED + timedelta(seconds=1))
+    assert sweeper.deliver() == 1
+    assert [headers["webhook-id"] for _, headers, _ in receiver.requests] == [event_id] * 2
+    with database.write() as session:
+        assert not logic.record(session, dead, outcome), "its reservation is over"
+    assert len(only(database).log) == 1
+
+
+def test_a_redirect_is_not_followed(receiver, register, sweeper, database):
+    inside = Receiver("127.0.0.2")
+    try:
+        register(receiver.url)
+        emit(database)
+        receiver.answers, receiver.headers = [307], {"Location": inside.url}
+        sweeper.deliver()
+        assert not inside.requests
+        assert only(database).log[0]["error"] == "status 307"
+    finally:
+        inside.close()
+
+
+def test_an_environment_proxy_is_not_used(receiver, register, sweeper, database, monkeypatch):
+    proxy = Receiver()
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.url)
+    try:
+        register(receiver.url)
+        emit(database)
+        sweeper.deliver()
+        assert len(receiver.requests) == 1
+        assert not proxy.requests
+    finally:
+        proxy.close()
+
+
+def test_a_name_that_leads_inside_is_refused_when_it_is_connected(receiver, register, settings, database):
+    closed = Sweeper(settings.model_copy(update={"webhook_allow": ""}), database, publish=None)
+    register(receiver.url.replace("127.0.0.1", "localhost"))
+    emit(database)
+    closed.deliver()
+    assert not receiver.requests
+    entry = only(database).log[0]
+    assert entry["error"] == "AddressRefusedError: localhost leads to an address that is not allowed"
+
+
+def test_another_secret_key_is_told_in_the_log_and_loses_nothing(receiver, register, settings, database, time_machine):
+    register(receiver.url)
+    emit(database)
+    other = settings.model_copy(update={"secret_key": type(settings.secret_key)("another key, also long enough")})
+    Sweeper(other, database, publish=None).deliver()
+    assert SecretKeyError.__name__ in only(database).log[0]["error"]
+    assert not receiver.requests
+    time_machine(timedelta(seconds=10))
+    Sweeper(settings, database, publish=None).deliver()
+    assert len(receiver.requests) == 1
+
+
+def test_an_event_and_its_transaction_share_their_fate(receiver, register, database):
+    register(receiver.url)
+
+    @contextmanager
+    def broken():
+        with database.write() as session:
+            yield session
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), broken() as session:
+        logic.emit(session, type="run.failed", family_id=None, data={}, key="1")
+    with database.read() as session:
+        assert session.scalars(select(Delivery)).all() == []
