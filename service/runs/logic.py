@@ -101,7 +101,8 @@ def heartbeat(
         lease_until=now + timedelta(seconds=lease_seconds),
         stage=stage,
         progress=progress,
-        detail=detail,
+        # A NaN in it would be refused by Postgres, beat after beat, until the lease is over.
+        detail=webhooks.plain(detail),
         seconds=seconds,
     )
 
@@ -127,7 +128,7 @@ def finish(
     """End a run that the caller holds. False: the fence is lost or the state machine forbids it; nothing is written."""
     if state not in FINAL:
         raise ValueError(f"a run does not finish as {state}")
-    values: dict[str, Any] = {"result": result, "error": error}
+    values: dict[str, Any] = {"result": webhooks.plain(result), "error": webhooks.plain(error)}
     if seconds is not None:
         values["seconds"] = seconds
     if state is RunState.SUCCEEDED:

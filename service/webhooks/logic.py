@@ -87,7 +87,7 @@ def emit(session: Session, *, type: str, family_id: str | None, data: dict[str, 
     known = session.get(Event, event_id)
     if known is not None:
         return known
-    event = Event(id=event_id, type=type, family_id=family_id, data=_finite(data), created_at=clock.utcnow())
+    event = Event(id=event_id, type=type, family_id=family_id, data=plain(data), created_at=clock.utcnow())
     try:
         with session.begin_nested():
             session.add(event)
@@ -270,11 +270,14 @@ def _box(settings: Settings) -> SecretBox:
         raise UnavailableError(str(error), code="secret-key-missing") from error
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: numpy scalars become Python's, and numbers that JSON lacks become null."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [plain(item) for item in value]
+    if not isinstance(value, str | int | float | None):
+        value = value.item() if hasattr(value, "item") else str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value

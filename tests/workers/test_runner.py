@@ -4,7 +4,9 @@ import pickle
 import signal
 import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import psycopg
 import pytest
 from sqlalchemy import select, update
@@ -39,6 +41,22 @@ def test_a_run_succeeds_with_its_stages_timed(installation):
     assert set(run.seconds) == {"harvest", "measure"}
     assert 0.1 <= run.seconds["harvest"] < 5
     assert installation.run_next() is None
+
+
+def test_numbers_that_json_lacks_do_not_stop_the_heart(installation):
+    run_id = installation.queue(installation.add_family())
+    seen = []
+
+    def odd(execution):
+        with execution.stage("fit"):
+            execution.progress(np.float32(0.5), loss=float("nan"), rate=np.float32(2.5), at=Path("/x"))
+            wait_for(lambda: (found := installation.run(run_id)).detail and seen.append(found) is None)
+        with execution.write() as session:
+            execution.finish(session, {"fvu": np.float64("inf"), "features": np.int64(3)})
+
+    installation.run_next(pipelines={"steps": odd})
+    assert (seen[0].progress, seen[0].detail) == (0.5, {"loss": None, "rate": 2.5, "at": "/x"})
+    assert installation.run(run_id).result == {"fvu": None, "features": 3}
 
 
 def test_a_pipeline_that_ends_without_a_word_has_succeeded(installation):
