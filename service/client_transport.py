@@ -4,7 +4,7 @@ import ipaddress
 import random
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,6 +46,7 @@ class Transport:
             raise ClientError(f"{url!r} is no URL of a service; one looks like http://127.0.0.1:8000")
         self.url = url.rstrip("/")
         self.retries = retries
+        self.pause: Callable[[float], object] = time.sleep
         headers = {"User-Agent": f"featurewatch/{__version__}", "Accept": "application/json"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -121,7 +122,7 @@ class Transport:
                 if response.status_code not in RETRIED or attempt == self.retries:
                     return _checked(response)
                 pause = max(pause, _retry_after(response))
-            time.sleep(pause)
+            self.pause(pause)
         raise AssertionError("unreachable")
 
 
