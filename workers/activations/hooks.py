@@ -155,7 +155,7 @@ def probe(model: nn.Module, points: list[HookPoint]) -> dict[str, int]:
 
 
 def _enter(layer: int, entered: dict[int, torch.Tensor]) -> Any:
-    def hook(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+    def hook(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         entered[layer] = (inputs[0] if inputs else named["hidden_states"]).clone()
 
     return hook

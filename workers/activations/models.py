@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import utils as hub_logging
+from huggingface_hub.utils.tqdm import disable_progress_bars as disable_hub_progress_bars
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -23,8 +23,8 @@ from workers.errors import RunError
 __all__ = ["compute_dtype", "list_hook_points", "load_model", "locate_model", "max_tokens"]
 
 # They draw progress bars on the error stream of a service.
-hub_logging.disable_progress_bars()
-transformers_logging.disable_progress_bar()
+disable_hub_progress_bars()
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError)
 
@@ -72,7 +72,8 @@ def load_model(
         model = merge_adapter(_load_body(folder, torch.float32), adapter_folder).to(dtype)
     else:
         model = _load_body(folder, dtype)
-    model.config.use_cache = False  # no keys and values are kept: nothing is generated
+    config: Any = model.config
+    config.use_cache = False  # no keys and values are kept: nothing is generated
     return model.requires_grad_(False).eval().to(device), _load_tokenizer(folder)
 
 
@@ -93,6 +94,9 @@ def max_tokens(model: nn.Module) -> int | None:
 
 
 def _load_body(folder: Path, dtype: torch.dtype) -> nn.Module:
+    # Its warning about weights that are not used is about the head, which is left out on purpose.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(
             folder,
@@ -105,6 +109,8 @@ def _load_body(folder: Path, dtype: torch.dtype) -> nn.Module:
     except _LOAD_ERRORS as error:
         code = "remote-code" if "trust_remote_code" in str(error) else "model-load-failed"
         raise RunError(code, f"{folder.name} could not be loaded: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     model, info = loaded
     # transformers fills what a file lacks with random numbers. A pooler is not read, so it may lack.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))

@@ -67,8 +67,8 @@ class Positions:
 class DocumentTokens(NamedTuple):
     """One document as a model reads it: `ids` int64 [t] with special tokens, and the places where its tokens end.
 
-    `token`, `start`, `end`: int64 [p], ends strictly ascending; `token` is the index in `ids` of the *last* token
-    that ends there (of the pieces of one multi-byte character only the last one has read all of it).
+    `token`, `start`, `end`: int64 [p], ends strictly ascending; `token` is the index in `ids` of the token that ends
+    there. Of the pieces of a multi-byte character only the last one ends a position, if it ends with the character.
     """
 
     ids: np.ndarray
@@ -138,19 +138,21 @@ def _document_tokens(text: str, encoding: Encoding) -> DocumentTokens:
     if not text.isascii():
         end = np.array([_past_joined(text, int(offset)) for offset in end], np.int64)
     texts = np.flatnonzero((np.array(encoding.special_tokens_mask, np.int64) == 0) & (end > start))
-    # Of equal ends the last one counts: unique of the reversed array gives the first index there.
-    ends, reverse = np.unique(end[texts][::-1], return_index=True)
-    token = texts[len(texts) - 1 - reverse]
-    if encoding.overflowing and len(token):
-        cut = _first_span(encoding.overflowing[0])
-        if cut is not None and _past_joined(text, cut[1]) <= ends[-1]:
-            token, ends = token[:-1], ends[:-1]  # the rest of this character was cut away
-    return DocumentTokens(np.array(encoding.ids, np.int64), token, start[token], ends)
+    # A token has read all of the character that it ends in when no later token begins before its end: the pieces of
+    # a multi-byte character overlap, and a piece may reach from one character into the next.
+    behind = np.append(start[texts][1:], _cut_at(encoding, len(text)))
+    whole = np.minimum.accumulate(behind[::-1])[::-1] >= end[texts]
+    token = texts[whole]
+    return DocumentTokens(np.array(encoding.ids, np.int64), token, start[token], end[token])
 
 
-def _first_span(encoding: Encoding) -> tuple[int, int] | None:
-    pairs = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-    return next((span for span, special in pairs if not special), None)
+def _cut_at(encoding: Encoding, length: int) -> int:
+    """Where the first token begins that truncation cut away; `length` where none was."""
+    if not encoding.overflowing:
+        return length
+    rest = encoding.overflowing[0]
+    pairs = zip(rest.offsets, rest.special_tokens_mask, strict=True)
+    return next((span[0] for span, special in pairs if not special), length)
 
 
 def _past_joined(text: str, offset: int) -> int:

@@ -65,7 +65,7 @@ def tokenize_corpus(
     positions: Positions | None,
     check: Callable[[], None],
 ) -> TokenizedCorpus:
-    """Tokenize, and align to the family's `positions`; None: define them. RunError `no-positions`, `wrong-positions`."""
+    """Tokenize and align to the family's `positions`; None: define them. RunError `no-positions`, `wrong-positions`."""
     texts = [document.text for document in documents]
     ids = [document.id for document in documents]
     tokens = reader.read(texts, context_length, check)

@@ -74,7 +74,9 @@ def _from_hub(uri: str, cache_dir: Path) -> Path:
         folder = snapshot_download(
             name, revision=revision or None, allow_patterns=list(SAFE_FILES), cache_dir=cache_dir / "hub"
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+    except HFValidationError as error:
+        raise RunError("uri-unsupported", f"{uri!r} names no hub model: {error}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise RunError("model-unavailable", f"{uri} could not be fetched from the hub: {error}") from error
     return Path(folder)
 
@@ -167,7 +169,7 @@ def _indexed(index: Path) -> list[Path]:
 
 
 def fingerprint(path: Path) -> str:
-    """Digest over names, sizes and times of a folder's safe files, or of one file: another one when they are replaced."""
+    """Digest over names, sizes and times of a folder's safe files, or of one file."""
     files = [path] if path.is_file() else sorted(f for f in path.iterdir() if any(f.match(kind) for kind in SAFE_FILES))
     state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:20]

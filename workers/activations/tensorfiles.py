@@ -10,7 +10,7 @@ import os
 import struct
 import uuid
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def _entry(name: str, fields: dict, data_start: int) -> TensorEntry:
+def _entry(name: str, fields: dict[str, Any], data_start: int) -> TensorEntry:
     begin, end = fields["data_offsets"]
     shape = tuple(fields["shape"])
     item = _ITEM_BYTES.get(fields["dtype"])
