@@ -76,7 +76,7 @@ class Execution:
                 self._seconds = self._seconds_now()
                 self._stage, self._stage_began, self._progress, self._detail = outer
 
-    def progress(self, fraction: float, **detail: Any) -> None:
+    def progress(self, fraction: float, /, **detail: Any) -> None:
         """How far the stage is (0 to 1), and what it has to say. Cheap, from any thread; the heartbeat writes it."""
         with self._lock:
             self._progress = min(max(float(fraction), 0.0), 1.0)
