@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.utils.tqdm import disable_progress_bars as disable_hub_progress_bars
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from workers.activations.adapters import check_adapter, merge_adapter
@@ -96,7 +96,7 @@ def max_tokens(model: nn.Module) -> int | None:
 def _load_body(folder: Path, dtype: torch.dtype) -> nn.Module:
     # Its warning about weights that are not used is about the head, which is left out on purpose.
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(
             folder,
@@ -122,9 +122,11 @@ def _load_body(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def _load_tokenizer(folder: Path) -> Any:
+    # A tokenizer.json says all; the classes of single models rebuild parts of it from what such models use to have.
+    loader: Any = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, use_fast=True)
-    except _LOAD_ERRORS as error:
+        return loader.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         raise RunError("tokenizer-missing", f"{folder.name} holds no tokenizer that can be loaded: {error}") from error
 
 

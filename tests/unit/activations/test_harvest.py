@@ -105,7 +105,7 @@ def test_another_tokenizer_is_aligned_to_the_familys_positions(tmp_path: Path, h
     activations = open_activations(tmp_path / "out", expected_positions=len(positions), hook_points=["resid_post.1"])
     expected = slow(folder, tokenizer, 1, positions, 200)
     assert (activations.valid == (expected != 0).any(dim=1).numpy()).all()
-    assert 0.1 < activations.valid.mean() < 0.9
+    assert 0.1 < activations.valid.mean() < 0.99
     assert summary.valid_share == activations.valid.mean()
     torch.testing.assert_close(activations.read("resid_post.1", slice(None)), expected, atol=5e-5, rtol=5e-5)
     again = Positions.load(tmp_path / "out" / "documents.safetensors")
@@ -188,7 +188,7 @@ def stop_after(calls: int) -> Callable[[], None]:
     return check
 
 
-@pytest.mark.parametrize("calls", [0, 3, 6, 12])
+@pytest.mark.parametrize("calls", [0, 3, 5, 8])
 def test_a_harvest_that_was_stopped_goes_on_to_the_same_bytes(
     tmp_path: Path, llama_folder: Path, harvested: Path, calls: int
 ) -> None:
@@ -231,7 +231,7 @@ def test_a_process_killed_in_the_middle_goes_on_to_the_same_bytes(
 def test_a_damaged_shard_of_a_killed_attempt_is_read_again(tmp_path: Path, llama_folder: Path, harvested: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(StopHereError):
-        harvest(spec_for(llama_folder), out, check=stop_after(9))
+        harvest(spec_for(llama_folder), out, check=stop_after(7))
     first = out / "resid_post.1-00000.safetensors"
     first.write_bytes(first.read_bytes()[:-50])
     (out / ".leftover.tmp").write_bytes(b"half a file")

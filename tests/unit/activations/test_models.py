@@ -136,6 +136,19 @@ def test_a_checkpoint_without_tokenizer_is_refused(tmp_path: Path, folder: Path)
     refused(f"file://{folder}", tmp_path, "tokenizer-missing")
 
 
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path, folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {}}')
+    refused(f"file://{folder}", tmp_path, "tokenizer-missing")
+
+
+def test_the_tokenizer_is_the_one_in_the_folder_not_one_made_up_for_the_architecture(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "qwen2", "qwen2")
+    _, tokenizer = load_model(
+        f"file://{folder}", None, roots=(tmp_path,), device="cpu", dtype=torch.float32, cache_dir=tmp_path
+    )
+    assert json.loads(tokenizer.backend_tokenizer.to_str()) == json.loads((folder / "tokenizer.json").read_text())
+
+
 def test_places_that_hold_no_model(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights.bin").write_bytes(b"x")

@@ -1,6 +1,7 @@
 """Tiny random models of every architecture, tiny tokenizers, and folders of brought-along activations."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -75,22 +76,22 @@ def make_model(name: str, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
-def byte_level(size: int = VOCABULARY, *, trim: bool = True) -> PreTrainedTokenizerFast:
+def _train_byte_level(size: int) -> Tokenizer:
     """As GPT-2 and Llama 3 have it: BPE over bytes, offsets trimmed of white space by default."""
     tokenizer = Tokenizer(tokenizer_models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    return tokenizer
 
 
-def word_piece(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+def _train_word_piece(size: int) -> Tokenizer:
     """As BERT has it: lower case, accents stripped, [CLS] and [SEP] around the text."""
     tokenizer = Tokenizer(tokenizer_models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -102,12 +103,10 @@ def word_piece(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    return tokenizer
 
 
-def metaspace(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+def _train_metaspace(size: int) -> Tokenizer:
     """As Llama 2 and Gemma have it: a beginning-of-sequence token, spaces as ▁, unknown characters as bytes."""
     tokenizer = Tokenizer(tokenizer_models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -117,7 +116,32 @@ def metaspace(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
         trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False),
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>")
+    return tokenizer
+
+
+@cache
+def _trained(name: str, size: int) -> str:
+    """Training settles ties by chance: once in a process, so that every test gets the same tokenizer."""
+    return {"byte_level": _train_byte_level, "word_piece": _train_word_piece, "metaspace": _train_metaspace}[name](
+        size
+    ).to_str()
+
+
+def _tokenizer(name: str, size: int, **special: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_trained(name, size)), **special)
+
+
+def byte_level(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    return _tokenizer("byte_level", size, eos_token="<|end|>")
+
+
+def word_piece(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return _tokenizer("word_piece", size, **special)
+
+
+def metaspace(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    return _tokenizer("metaspace", size, unk_token="<unk>", bos_token="<s>")
 
 
 TOKENIZERS = {"byte_level": byte_level, "word_piece": word_piece, "metaspace": metaspace}
