@@ -28,11 +28,11 @@ class ExtendConfig:
 
     most: int = 64
     """New features at most."""
-    sample: int = 65_536
+    sample: int = 40_000
     """Positions that directions are learnt on; their activations are held in memory."""
     reach: float = 4.0
     """A feature fires where its filter's output is over so many standard deviations of the noise."""
-    rounds: int = 12
+    rounds: int = 6
     size: float = 0.5
     """A new feature must write, where it fires, at least this share of what the median feature writes."""
     heavy: float = 2.0
@@ -148,8 +148,7 @@ def _seeds(z: Tensor, found: Tensor, config: ExtendConfig) -> Tensor:
 
 def _firing(z: Tensor, directions: Tensor, reach: float) -> Tensor:
     """Filter outputs over the reach, zeros elsewhere: [n, j]."""
-    output = z @ directions.T
-    return output.where(output > reach, 0.0)
+    return torch.nn.functional.threshold(z @ directions.T, reach, 0.0)
 
 
 def _refine(
@@ -184,9 +183,8 @@ def _accept(
     directions: Tensor, z: Tensor, e: Tensor, typical_size: float, taken: Tensor, config: ExtendConfig
 ) -> Tensor:
     """Which directions are features: they fire often enough, lopsidedly, write as much as features do, and anew."""
-    output = z @ directions.T
-    fires, mirror = (output > config.reach).sum(0), (output < -config.reach).sum(0)
-    f = output.where(output > config.reach, 0.0)
+    f = _firing(z, directions, config.reach)
+    fires, mirror = (f > 0).sum(0), (_firing(z, -directions, config.reach) > 0).sum(0)
     energy = f.square().sum(0).clamp_min(1e-30)
     written = (f.T @ e) / energy.unsqueeze(1)  # decoder row of each alone
     size = written.norm(dim=1) * (energy / fires.clamp_min(1)).sqrt()

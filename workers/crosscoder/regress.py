@@ -63,11 +63,18 @@ def take_rows(code: Code, rows: Tensor) -> Code:
     return Code(indptr, code.latents[entries], code.values[entries], code.m)
 
 
+def select(code: Code, keep: Tensor) -> Code:
+    """The latents where `keep` (bool [m]) holds, numbered anew."""
+    place = keep.cumsum(0) - 1
+    entries = keep[code.latents]
+    kept = torch.cat([entries.new_zeros(1, dtype=torch.int64), entries.cumsum(0)])
+    return Code(kept[code.indptr], place[code.latents[entries]], code.values[entries], int(keep.sum()))
+
+
 def columns(code: Code, start: int, stop: int) -> Code:
     """Latents start..stop of a code, numbered from 0."""
-    keep = (code.latents >= start) & (code.latents < stop)
-    kept = torch.cat([keep.new_zeros(1, dtype=torch.int64), keep.cumsum(0)])
-    return Code(kept[code.indptr], code.latents[keep] - start, code.values[keep], stop - start)
+    every = torch.arange(code.m, device=code.latents.device)
+    return select(code, (every >= start) & (every < stop))
 
 
 @dataclass

@@ -18,7 +18,7 @@ from workers.crosscoder.extend import (
     typical_size,
 )
 from workers.crosscoder.fit import FitConfig, FitState, fit
-from workers.crosscoder.regress import Regression, Solution, assign_folds, columns
+from workers.crosscoder.regress import Regression, Solution, assign_folds, select
 from workers.pipelines import files
 from workers.pipelines.sources import BLOCK, Activations
 from workers.pipelines.work import Work, device_of
@@ -29,6 +29,16 @@ FOLDS = 20
 SAVE_SECONDS = 20.0
 WEAK = 0.7
 """An old feature whose projection falls below this gives its share back before new features are looked for."""
+
+
+@dataclass
+class References:
+    """What gone features are compared with: their decoder rows where they were last there."""
+
+    rows: Tensor
+    """[m, D_parent]"""
+    gone: Tensor
+    """bool [m], at the parent"""
 
 
 @dataclass
@@ -128,12 +138,9 @@ def _spread(code: Code, rows: Tensor, n: int) -> Code:
 
 
 def extended(
-    execution: Execution, work: Work, activations: Activations, parent: Activations, source: str, references: Tensor
+    execution: Execution, work: Work, activations: Activations, parent: Activations, source: str, references: References
 ) -> Basis:
-    """Stage extend: the parent's code and, after its columns, what is new in this checkpoint.
-
-    references: [m, D_parent] decoder rows that features had where they were last there.
-    """
+    """Stage extend: the parent's code and, after its columns, what is new in this checkpoint."""
     assert work.parent is not None
     device = device_of(execution)
     artifact = work.artifact(
@@ -151,12 +158,10 @@ def extended(
     execution.check()
     new = _new_columns(work, regression, (activations, now), (parent, before), references)
     execution.progress(0.9)
-    code = old
+    code, size = old, ExtendConfig().size * typical_size(old, before)
     if new.m:
-        code = append_columns(old, new)
-        regression = regression.extended(code)
-        before, now = regression.solve(parent, before), regression.solve(activations, now)
-    numbers = torch.cat([numbers, torch.arange(work.n_features, work.n_features + new.m)])
+        code, regression, before, now = _joined(regression, new, (parent, before), (activations, now), size)
+    numbers = torch.cat([numbers, torch.arange(work.n_features, work.n_features + code.m - old.m)])
     born = torch.arange(code.m) >= old.m
     with execution.artifacts.create(artifact) as place:
         files.save_code(place, code, numbers, born)
@@ -168,7 +173,7 @@ def _new_columns(
     regression: Regression,
     now: tuple[Activations, Solution],
     before: tuple[Activations, Solution],
-    references: Tensor,
+    references: References,
 ) -> Code:
     """Code [n, j] of the features that are new in this checkpoint."""
     energy = regression.energy.sum(0).float()
@@ -179,28 +184,46 @@ def _new_columns(
         )
     ]
     was = map_rows(before[1].decoder, before[0].widths, maps)
-    fires = energy > 0
     share = (now[1].decoder * was).sum(1) / was.square().sum(1).clamp_min(1e-30)
-    weakened = fires & (share < WEAK * share[fires].median())
+    # Features that hardly fire are left alone: a row of theirs is whatever was written at a handful of positions.
+    solid = torch.bincount(regression.code.latents, minlength=regression.m) >= work.policy.min_firings
+    weakened = solid & (share < WEAK * share[solid].median())
     weak = weakened.nonzero().squeeze(1)
     innovation = Innovation(regression, now, before, weak)
     # Not the weakened features' own rows here: where a successor fires in their place they hold its direction.
-    taken = torch.cat(
-        [now[1].decoder[fires & ~weakened], was[weak], map_rows(references, before[0].widths, maps)[fires]]
-    )
+    gone = map_rows(references.rows, before[0].widths, maps)[references.gone]
+    taken = torch.cat([now[1].decoder[solid & ~weakened], was[weak], gone])
     config = ExtendConfig(most=work.policy.new_features, least_firings=work.policy.min_firings)
     size = typical_size(regression.code, before[1])
     n = regression.code.n
     if config.most == 0:
         return Code(torch.zeros(n + 1, dtype=torch.int64, device=was.device), weak[:0], was.new_zeros(0), 0)
     found = find_new_features(innovation, regression, size, taken, config)
-    rows = torch.cat(list(regression.blocks())).sort().values
-    new = encode_new(innovation, found, n, rows)
-    keep = (~repeats(regression.code, new)).nonzero().squeeze(1) if new.m else weak[:0]
-    parts = [columns(new, int(j), int(j) + 1) for j in keep]
-    if not parts:
-        return columns(new, 0, 0)
-    joined = parts[0]
-    for part in parts[1:]:
-        joined = append_columns(joined, part)
-    return joined
+    new = encode_new(innovation, found, n, torch.cat(list(regression.blocks())).sort().values)
+    return select(new, ~repeats(regression.code, new)) if new.m else new
+
+
+def _joined(
+    old: Regression,
+    new: Code,
+    parent: tuple[Activations, Solution],
+    checkpoint: tuple[Activations, Solution],
+    size: float,
+) -> tuple[Code, Regression, Solution, Solution]:
+    """The code with its new columns, and both decoders on it.
+
+    What a new column seemed to write may be what the old ones leave of a weakened feature. Solved together with them
+    it then writes little: only columns that still write as features do (`size`) are kept.
+    """
+    for _ in range(2):
+        code = append_columns(old.code, new)
+        regression = old.extended(code)
+        now = regression.solve(*checkpoint)
+        rms = (regression.energy.sum(0)[old.m :] / torch.bincount(new.latents, minlength=new.m).clamp_min(1)).sqrt()
+        keep = now.decoder[old.m :].norm(dim=1) * rms >= size
+        if bool(keep.all()):
+            break
+        new = select(new, keep)
+        if not new.m:
+            return old.code, old, parent[1], checkpoint[1]
+    return code, regression, regression.solve(*parent), now

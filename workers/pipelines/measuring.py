@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workers.crosscoder.readout import solve_readout
 from workers.crosscoder.regress import Regression, Solution
-from workers.pipelines.dictionary import Basis, common_rows
+from workers.pipelines.dictionary import Basis, References, common_rows
 from workers.pipelines.sources import Activations
 from workers.pipelines.work import Work, device_of
 from workers.runner import Execution
@@ -35,16 +35,6 @@ class Measures:
     """[h]"""
     dictionaries: dict[str, str]
     """hook point -> artifact"""
-
-
-@dataclass
-class References:
-    """What gone features are compared with: their decoder rows where they were last there."""
-
-    rows: Tensor
-    """[m, D_parent]"""
-    gone: Tensor
-    """bool [m], at the parent"""
 
 
 def load_references(execution: Execution, work: Work, gone: list[int]) -> References:

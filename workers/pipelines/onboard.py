@@ -28,7 +28,7 @@ def onboard(execution: Execution) -> None:
         parent = open_sources(execution, work, execution.artifacts.path(work.parent.activations[work.hook_points[0]]))
         references = load_references(execution, work, gone)
         with execution.stage("extend"):
-            basis = extended(execution, work, activations, parent, folder, references.rows)
+            basis = extended(execution, work, activations, parent, folder, references)
     with execution.stage("measure"):
         measures = measured(execution, work, basis, activations, parent, references)
     with execution.stage("judge"):
