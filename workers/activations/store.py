@@ -97,43 +97,40 @@ class ActivationSet:
             begin, stop, step = rows.indices(self.n_positions)
             if step != 1:
                 raise ValueError("rows must be a slice of step 1 or a sorted array")
-            parts = self._spans(source, begin, max(begin, stop))
-        else:
-            parts = self._gathers(source, np.asarray(rows, np.int64))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    @staticmethod
-    def _spans(source: _Source, begin: int, stop: int) -> list[torch.Tensor]:
-        parts = []
-        for shard, first, end in zip(source.shards, source.bounds[:-1], source.bounds[1:], strict=True):
-            low, high = max(begin, int(first)), min(stop, int(end))
-            if low < high:
-                parts.append(_tensor(np.array(shard.rows[low - first : high - first]), shard.dtype))
-        return parts or [_nothing(source)]
-
-    def _gathers(self, source: _Source, rows: np.ndarray) -> list[torch.Tensor]:
-        if len(rows) == 0:
-            return [_nothing(source)]
-        if len(rows) > 1 and (np.diff(rows) < 0).any():
-            raise ValueError("rows must be sorted")
-        if rows[0] < 0 or rows[-1] >= self.n_positions:
+            return _copy(source, begin, max(begin, stop))
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and (rows[0] < 0 or rows[-1] >= self.n_positions):
             raise IndexError(f"rows {rows[0]}..{rows[-1]} of {self.n_positions} positions")
-        cuts = np.searchsorted(rows, source.bounds)
-        parts = []
-        for index, shard in enumerate(source.shards):
-            chosen = rows[cuts[index] : cuts[index + 1]]
-            if len(chosen):
-                parts.append(_tensor(shard.rows.take(chosen - source.bounds[index], axis=0), shard.dtype))
-        return parts
+        if len(rows) > 1 and (rows[1:] < rows[:-1]).any():
+            raise ValueError("rows must be sorted")
+        return _gather(source, rows)
+
+
+def _copy(source: _Source, begin: int, stop: int) -> torch.Tensor:
+    """Rows `begin` to `stop`, from all shards that hold some of them."""
+    out = np.empty((stop - begin, source.d_model), source.shards[0].rows.dtype)
+    for shard, first, end in zip(source.shards, source.bounds[:-1].tolist(), source.bounds[1:].tolist(), strict=True):
+        low, high = max(begin, first), min(stop, end)
+        if low < high:
+            out[low - begin : high - begin] = shard.rows[low - first : high - first]
+    return _tensor(out, source.shards[0].dtype)
+
+
+def _gather(source: _Source, rows: np.ndarray) -> torch.Tensor:
+    """Sorted rows, shard by shard, so that each page of a file is touched once."""
+    out = np.empty((len(rows), source.d_model), source.shards[0].rows.dtype)
+    cuts = np.searchsorted(rows, source.bounds)
+    for index, shard in enumerate(source.shards):
+        low, high = cuts[index], cuts[index + 1]
+        if low < high:
+            # "clip" writes straight into `out`; the bounds were checked before.
+            shard.rows.take(rows[low:high] - source.bounds[index], axis=0, out=out[low:high], mode="clip")
+    return _tensor(out, source.shards[0].dtype)
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = torch.from_numpy(array)
     return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
-
-
-def _nothing(source: _Source) -> torch.Tensor:
-    return torch.empty(0, source.d_model, dtype=source.shards[0].dtype)
 
 
 def open_activations(
@@ -166,6 +163,8 @@ def open_activations(
             raise RunError(
                 "wrong-positions", f"the shards of {name} hold {source.bounds[-1]} rows; the manifest says {positions}"
             )
+        if len({shard.dtype for shard in source.shards}) > 1:
+            raise RunError("wrong-dtype", f"the shards of {name} are of different types; store all of them in one")
         sources[name] = source
     document, valid = _read_documents(path, manifest)
     widths = {name: source.d_model for name, source in sources.items()}

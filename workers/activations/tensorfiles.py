@@ -94,7 +94,7 @@ def map_tensor(path: Path, entry: TensorEntry) -> np.ndarray:
     dtype = _NUMPY[entry.dtype]
     if 0 in entry.shape:
         return np.empty(entry.shape, dtype)
-    return np.memmap(path, dtype, "r", entry.begin, entry.shape)
+    return np.asarray(np.memmap(path, dtype, "r", entry.begin, entry.shape))
 
 
 def load_arrays(path: Path, names: dict[str, str]) -> dict[str, np.ndarray]:

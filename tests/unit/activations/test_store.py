@@ -222,6 +222,11 @@ def test_a_type_that_is_no_activation(folder: Path, dtype: torch.dtype) -> None:
     refused(folder, "wrong-dtype", "odd.safetensors")
 
 
+def test_shards_of_different_types(folder: Path) -> None:
+    save_file({"activations": ARRAYS["mlp_out.2"][40:80].bfloat16()}, folder / "mlp_out.2-00001.safetensors")
+    refused(folder, "wrong-dtype", "mlp_out.2")
+
+
 def test_documents_of_another_type(folder: Path) -> None:
     save_file({"document": torch.zeros(100, dtype=torch.int32)}, folder / "documents.safetensors")
     refused(folder, "wrong-dtype", "I32")
