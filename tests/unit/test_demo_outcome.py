@@ -102,14 +102,15 @@ def test_what_is_shown_says_what_was_planted_and_what_failed(rows):
 def test_progress_is_plain_lines_without_a_terminal():
     out = io.StringIO()
     show = Show(Console(file=out, width=160))
-    run = {"state": "running", "stage": "fit", "progress": 0.25, "detail": {"steps_per_second": 17.51}, "seconds": {}}
+    run = {"state": "running", "stage": "fit", "progress": 0.25, "seconds": {}}
+    run["detail"] = {"step": 300, "steps": 1200, "positions_per_second": 1702.4, "loss": 0.3}
     with show.following("v1") as follower:
         follower(run)
         follower(run | {"progress": 0.26})
         follower(run | {"stage": "judge", "progress": 0.0, "detail": {}})
         follower(run | {"stage": "judge", "state": "succeeded", "seconds": {"fit": 90.04}})
     assert out.getvalue().splitlines() == [
-        "v1: fit 25% steps per second 17.51",
+        "v1: fit 25% step 300 of 1,200, 1,702 positions/s",
         "v1: judge 0%",
         "v1: succeeded (fit 90.0 s)",
     ]

@@ -92,8 +92,9 @@ class Demo:
 
     def _release(self, name: str, folder: Path, parent: str | None) -> None:
         uri = folder.resolve().as_uri()
+        self.show.say(f"registering {name}: {RELEASES[name]}")
         run = self.client.register(FAMILY, name=name, uri=uri, parent=parent)["run"]
-        with self.show.following(f"{name} ({RELEASES[name]})") as follower:
+        with self.show.following(name) as follower:
             run = self.client.wait(run["id"], on_progress=follower, interval=0.3)
         self.seconds[name] = run["seconds"]
         if run["state"] != "succeeded":
@@ -101,7 +102,7 @@ class Demo:
             raise DemoError(f"{name} was not judged: the run {run['state']}{why}")
         if self.show.console.is_terminal:
             took = sum(run["seconds"].values())
-            self.show.say(f"{name} ({RELEASES[name]}): judged in {took:.0f} s")
+            self.show.say(f"{name}: judged in {took:.0f} s")
 
     def _choose(self) -> list[Edit]:
         rows = sorted(self.client.features(FAMILY, checkpoint="v1"), key=lambda row: int(row["id"][1:]))

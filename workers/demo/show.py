@@ -25,7 +25,7 @@ class Show:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(escape(text), highlight=False)
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     @contextmanager
     def following(self, name: str) -> Iterator["Follower"]:
@@ -126,6 +126,10 @@ def _line(run: Mapping[str, Any]) -> str:
 
 
 def _detail(run: Mapping[str, Any]) -> str:
-    """The first two numbers that a stage has to say."""
-    numbers = [(key, value) for key, value in run["detail"].items() if isinstance(value, int | float)]
-    return ", ".join(f"{key.replace('_', ' ')} {value:,.4g}" for key, value in numbers[:2])
+    """How fast it goes, and how far a fit is, where the stage says so."""
+    detail, parts = run["detail"], []
+    if "step" in detail and "steps" in detail:
+        parts.append(f"step {detail['step']:,} of {detail['steps']:,}")
+    if detail.get("positions_per_second"):
+        parts.append(f"{detail['positions_per_second']:,.0f} positions/s")
+    return ", ".join(parts)
