@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="MODULE:NAME",
         help="a mapping kind -> pipeline; default: the real ones",
     )
-    parser.add_argument("--exit-with-parent", action="store_true", help="end with the process that started this one")
+    parser.add_argument(
+        "--exit-with-parent", metavar="PID", type=int, help="end with the process that started this one"
+    )
     options = parser.parse_args(arguments)
     settings = Settings()
     configure_logging(settings)
@@ -38,7 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _frame: _end(stop, got, _frame))
     if options.exit_with_parent:
-        threading.Thread(target=_watch_parent, args=(os.getppid(), stop), name="parent", daemon=True).start()
+        # Its number comes from the parent itself: it may have died while this process was still importing.
+        watch = threading.Thread(
+            target=_watch_parent, args=(options.exit_with_parent, stop), name="parent", daemon=True
+        )
+        watch.start()
     try:
         embedded.serve(settings, stop, pipelines=_load(options.pipelines) if options.pipelines else None)
     except SchemaError as error:

@@ -58,15 +58,21 @@ class Target:
 _target = Target("", "", False)
 
 
+def _print_version(on: bool) -> None:
+    if on:
+        typer.echo(f"featurewatch {__version__}")
+        raise typer.Exit
+
+
 def options(
     url: Annotated[str | None, typer.Option(help="Where the service is. (FEATUREWATCH_URL)")] = None,
     key: Annotated[str | None, typer.Option(help="API key. Better in the environment. (FEATUREWATCH_KEY)")] = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version),
+    ] = False,
 ) -> None:
     """Options before the command."""
-    if version:
-        typer.echo(f"featurewatch {__version__}")
-        raise typer.Exit
     settings = ClientSettings()
     _target.url = url or settings.url
     _target.key = key or settings.key.get_secret_value()

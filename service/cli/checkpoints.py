@@ -40,13 +40,17 @@ def create_family(
     features: Annotated[int | None, typer.Option(help="Features of the first dictionary.", min=1)] = None,
     k: Annotated[int | None, typer.Option(help="Features that fire at a position, on average.", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of a full fit.", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Positions of one step.", min=16)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the fit.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the fit.")] = None,
     policy: Annotated[Path | None, typer.Option(help="JSON file with thresholds of the verdicts.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a family. What is left out takes the service's defaults."""
     corpus_part = _given(uri=corpus, max_documents=documents, context_length=context)
-    crosscoder = _given(n_features=features, k=k, steps=steps, seed=seed)
+    crosscoder = _given(
+        n_features=features, k=k, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+    )
     with base.connect() as client:
         made = client.create_family(
             name,

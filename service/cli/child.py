@@ -22,7 +22,8 @@ class WorkerProcess:
     """`python -m workers` as a child. Use as a context manager; `say` gets a line when it has to be started again."""
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
-        self.environment = {**os.environ, **settings.environment()}
+        # Threads of torch that spin while they wait take the cores from each other, and from the API.
+        self.environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **settings.environment()}
         self.say = say
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
@@ -55,8 +56,8 @@ class WorkerProcess:
     def _start(self) -> None:
         # A session of its own: an interrupt at the terminal reaches the service, which then ends the worker in order.
         # Where the service is killed, and can end nothing any more, the worker ends by itself.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "workers", "--exit-with-parent"],
+        self._process = subprocess.Popen(  # noqa: S603 fixed arguments
+            [sys.executable, "-m", "workers", "--exit-with-parent", str(os.getpid())],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,

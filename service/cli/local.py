@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,23 @@ from service.kit.db import Database
 from service.kit.problems import ProblemError
 
 MOST_KEYS = 10_000
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal ends it with status 0, after which the worker is ended in order.
+
+    The original raises the signal once more at its end, which would end this process at once.
+    """
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, self.handle_exit) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
 
 def serve(settings: Settings, *, host: str, port: int, worker: bool, as_json: bool) -> None:
@@ -53,7 +71,7 @@ def _run(settings: Settings, listener: socket.socket, worker: bool, as_json: boo
         timeout_graceful_shutdown=5,  # an open event stream must not keep the service from ending
         server_header=False,
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
     with WorkerProcess(settings, base.say) if worker else nullcontext() as child:
         if as_json:
             where = {"url": url, "data_dir": str(settings.data_dir.resolve()), "worker": getattr(child, "pid", None)}

@@ -1,0 +1,268 @@
+"""The `featurewatch` command, against an embedded service in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scipy.sparse
+
+from benchmarks.planted_data import make_lineage, write_checkpoint
+from tests.services import free_port, wait_until
+
+SHAPE = {
+    "n_checkpoints": 2, "n_positions": 8000, "width": 64, "n_planted": 32,
+    "n_suppressed": 3, "n_removed": 4, "n_born": 0, "lowest_rate": 0.03,
+}  # fmt: skip
+FIT = ["--features", "40", "--k", "2", "--steps", "600", "--batch-size", "256", "--learning-rate", "0.003"]
+STRICT = "[counts]\nsuppressed = 0\nabsent = 0\nreplaced = 0\n"
+LENIENT = "[counts]\nsuppressed = 40\nabsent = 40\n[quality]\nfvu = 1.0\n"
+
+
+def command(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
+    """Run `featurewatch` to its end, with nothing of this shell's settings."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FEATUREWATCH_")}
+    return subprocess.run(
+        [sys.executable, "-c", "from service.cli import main; main()", *arguments],
+        env=clean | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+class Up:
+    """`featurewatch up` on a free port."""
+
+    def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("FEATUREWATCH_")}
+        start = [sys.executable, "-c", "from service.cli import main; main()", "up", "--json", "--port", "0"]
+        self.log = folder / "up.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*start, "--data-dir", str(folder / "data"), *arguments],
+                env=clean | {"FEATUREWATCH_POLL_SECONDS": "0.1"} | (env or {}),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line, self.log.read_text()
+        self.where: dict[str, Any] = json.loads(line)
+        self.url: str = self.where["url"].replace("0.0.0.0", "127.0.0.1")
+
+    def run(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        return command(*arguments, env={"FEATUREWATCH_URL": self.url} | (env or {}))
+
+    def json(self, *arguments: str) -> Any:
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=40)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with activations of two checkpoints, v1 and v2: some features are weaker or gone in v2."""
+    folder = tmp_path_factory.mktemp("planted")
+    lineage = make_lineage(3, **SHAPE)
+    for checkpoint in (1, 2):
+        write_checkpoint(lineage, checkpoint, folder / f"v{checkpoint}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    up = Up(tmp_path_factory.mktemp("service"), "--root", str(planted))
+    yield up
+    assert up.stop() == 0
+
+
+def test_from_registration_to_the_gate(service: Up, planted: Path, tmp_path: Path) -> None:
+    family = service.json("family", "create", "toy", "--hook-point", "resid_post.1", *FIT)
+    assert family["crosscoder"]["n_features"] == 40
+    first = service.run("checkpoint", "register", "toy", "v1", f"activations+file://{planted}/v1", "--wait")
+    assert first.returncode == 0, first.stderr
+    assert "v1 of toy is judged" in first.stdout
+    assert "\x1b[" not in first.stdout + first.stderr, "colours are for terminals"
+    rule = service.json("alert", "rule", "create", "loss", "--status", "absent", "--at-least", "1", "--family", "toy")
+    assert rule["condition"] == {"kind": "status_count", "status": "absent", "at_least": 1}
+
+    (tmp_path / "strict.toml").write_text(STRICT)
+    gate = ["checkpoint", "register", "toy", "v2", f"activations+file://{planted}/v2", "--parent", "v1", "--json"]
+    second = service.run(*gate, "--gate", str(tmp_path / "strict.toml"))
+    answer = json.loads(second.stdout)
+    assert second.returncode == 1, second.stderr
+    assert answer["gate"]["passed"] is False
+    assert any("absent" in reason for reason in answer["gate"]["failures"])
+    lost = {status: answer["report"]["counts"][status] for status in ("suppressed", "absent", "replaced")}
+    assert lost["absent"] >= 1
+
+    # The same registration again is the same run, and another gate lets it pass.
+    (tmp_path / "lenient.toml").write_text(LENIENT)
+    third = service.run(*gate, "--gate", str(tmp_path / "lenient.toml"))
+    assert third.returncode == 0, third.stderr
+    assert json.loads(third.stdout)["run"]["id"] == answer["run"]["id"]
+
+    _read_back(service, lost, tmp_path)
+
+
+def _read_back(service: Up, lost: dict[str, int], tmp_path: Path) -> None:
+    rows = service.json("features", "toy", "--checkpoint", "v2", "--status", "absent", "--limit", "0")
+    assert len(rows) == lost["absent"]
+    one = rows[0]["id"]
+    named = service.json("feature", "toy", one, "--label", "what v2 lost", "--tag", "lost", "--watch")
+    assert named["feature"]["watched"]
+    assert [point["checkpoint"] for point in named["trajectory"]] == ["v1", "v2"]
+    assert [row["id"] for row in service.json("features", "toy", "--tag", "lost")] == [one]
+    listed = service.run("features", "toy", "--status", "absent")
+    assert listed.stdout.splitlines()[0].split()[:2] == ["FEATURE", "STATUS"]
+    assert "what v2 lost" in listed.stdout
+    assert {row["id"] for row in service.json("diff", "toy", "v1", "v2", "--status", "absent")} == {
+        row["id"] for row in rows
+    }
+    assert "v2" in service.run("report", "toy", "v2").stdout
+    assert service.run("report", "toy", "v2", "--format", "html").stdout.lstrip().startswith("<!")
+    made = service.json("export", "codes", "toy", "-o", str(tmp_path / "codes.npz"))
+    codes = scipy.sparse.load_npz(tmp_path / "codes.npz")
+    assert codes.shape == (SHAPE["n_positions"], made["features"])
+    assert one in (tmp_path / "codes.ids.txt").read_text().split()
+    assert [alert["checkpoint"] for alert in service.json("alert", "list", "--family", "toy")] == ["v2"]
+    states = {run["checkpoint"]: run["state"] for run in service.json("run", "list", "--family", "toy")}
+    assert states == {"v1": "succeeded", "v2": "succeeded"}
+
+
+def test_errors_say_what_to_do(service: Up, tmp_path: Path) -> None:
+    done = service.run("family", "show", "nothing")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nothing" in done.stderr
+    done = service.run("family", "create", "bad name!", "--hook-point", "layer12")
+    assert done.returncode == 2
+    assert "resid_post.12" in done.stderr
+    done = service.run("checkpoint", "register", "x", "v1", "file:///etc", "--gate", str(tmp_path / "none.toml"))
+    assert done.returncode == 2
+    assert "none.toml" in done.stderr
+    (tmp_path / "bad.toml").write_text("[counts]\nsupressed = 0\n")
+    done = service.run("checkpoint", "register", "x", "v1", "file:///etc", "--gate", str(tmp_path / "bad.toml"))
+    assert done.returncode == 2
+    assert "supressed" in done.stderr
+    assert service.run("no-such-command").returncode == 2
+    done = service.run("webhook", "create", "http://127.0.0.1:9/x")
+    assert done.returncode == 2
+    assert "FEATUREWATCH_WEBHOOK_ALLOW" in done.stderr
+
+
+def test_nothing_answers() -> None:
+    done = command("--url", f"http://127.0.0.1:{free_port()}", "family", "list")
+    assert done.returncode == 3
+    assert "featurewatch up" in done.stderr
+
+
+def test_a_timeout_has_its_own_exit_code(planted: Path, tmp_path: Path) -> None:
+    up = Up(tmp_path, "--no-worker", "--root", str(planted))
+    try:
+        up.json("family", "create", "toy", "--hook-point", "resid_post.1")
+        uri = f"activations+file://{planted}/v1"
+        done = up.run("checkpoint", "register", "toy", "v1", uri, "--wait", "--timeout", "0.5")
+        assert done.returncode == 3
+        run = up.json("run", "list")[0]
+        assert run["id"] in done.stderr
+        assert up.run("run", "cancel", run["id"]).returncode == 0
+        assert up.run("run", "wait", run["id"]).returncode == 1, "a cancelled run is no success"
+    finally:
+        assert up.stop() == 0
+
+
+def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
+    refused = command("up", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path / "data"), "--no-worker")
+    assert refused.returncode == 2
+    assert "featurewatch key create" in refused.stderr
+    data = {"FEATUREWATCH_DATA_DIR": str(tmp_path / "data")}
+    made = command("key", "create", "ci", "--scope", "read", "--json", env=data)
+    key = json.loads(made.stdout)["key"]
+    up = Up(tmp_path, "--host", "0.0.0.0", "--no-worker")
+    try:
+        without = up.run("family", "list")
+        assert without.returncode == 2
+        assert "FEATUREWATCH_KEY" in without.stderr
+        assert up.run("family", "list", env={"FEATUREWATCH_KEY": key}).returncode == 0
+        writing = ["family", "create", "x", "--hook-point", "resid_post.1"]
+        assert "scope" in up.run(*writing, env={"FEATUREWATCH_KEY": key}).stderr
+        listed = json.loads(command("key", "list", "--json", env=data).stdout)
+        assert [row["name"] for row in listed] == ["ci"]
+        assert key not in json.dumps(listed)
+        assert command("key", "revoke", listed[0]["id"], env=data).returncode == 0
+        assert up.run("family", "list", env={"FEATUREWATCH_KEY": key}).returncode == 2
+    finally:
+        up.stop()
+
+
+def test_a_port_in_use_is_told(service: Up, tmp_path: Path) -> None:
+    done = command("up", "--port", service.url.rpartition(":")[2], "--data-dir", str(tmp_path), "--no-worker")
+    assert done.returncode == 2
+    assert "--port 0" in done.stderr
+
+
+def test_the_worker_is_started_again_and_ends_with_the_service(tmp_path: Path) -> None:
+    up = Up(tmp_path)
+    try:
+        first = up.where["worker"]
+        os.kill(first, signal.SIGKILL)
+        assert wait_until(lambda: bool(_workers(up) - {first}), 20), up.log.read_text()
+        second = (_workers(up) - {first}).pop()
+        up.process.kill()  # it can end nothing any more
+        up.process.wait()
+        assert wait_until(lambda: _state(second) in (None, "Z"), 20), "the worker outlives the service"
+    finally:
+        up.stop()
+
+
+def _workers(up: Up) -> set[int]:
+    """Children of the service that run."""
+    pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return {pid for pid in pids if _stat(pid)[1:] == [str(up.process.pid)] and _state(pid) != "Z"}
+
+
+def _state(pid: int) -> str | None:
+    """State of a process, as the kernel names it; None where there is none. Z: dead, and not collected yet."""
+    return _stat(pid)[0] if _stat(pid) else None
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return []
+
+
+def test_the_database_can_be_checked_and_upgraded(database_url: str, tmp_path: Path) -> None:
+    env = {"FEATUREWATCH_DATABASE_URL": database_url, "FEATUREWATCH_DATA_DIR": str(tmp_path / "data")}
+    assert command("db", "check", env=env).returncode == 0
+    assert command("db", "upgrade", env=env).returncode == 0
+    empty = {"FEATUREWATCH_DATABASE_URL": f"sqlite:///{tmp_path}/empty.db"}
+    done = command("db", "check", env=empty)
+    assert done.returncode == 2
+    assert "featurewatch db upgrade" in done.stderr
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    import service  # noqa: PLC0415
+
+    assert command("--version").stdout.split() == ["featurewatch", service.__version__]
+
+
+def test_the_demo_gets_its_options() -> None:
+    done = command("demo", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--keep" in done.stdout
