@@ -32,7 +32,7 @@ plistlib poplib pprint queue random re sched
 secrets selectors shelve shlex shutil signal smtplib
 socket socketserver statistics string struct subprocess tarfile
 tempfile textwrap threading timeit tokenize traceback types
-typing unittest unittest.mock urllib.parse urllib.request uuid warnings
+unittest unittest.mock urllib.parse urllib.request uuid warnings
 wave weakref xml.dom.minidom xml.etree.ElementTree xmlrpc.client zipfile
 """.split()  # noqa: SIM905 - a page of quoted names reads worse
 
