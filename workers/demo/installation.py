@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import httpx2
+import torch
 from safetensors.torch import load_file
 from sqlalchemy import select
 from torch import Tensor
@@ -19,9 +21,12 @@ from service.config import Settings
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.models import Checkpoint, Source
+from workers.activations.store import ActivationSet, open_activations
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
+BLOCK = 8192
+"""Positions that are read at once."""
 
 
 class NoServiceError(RuntimeError):
@@ -86,26 +91,25 @@ class Installation:
         if self._process is not None:
             self._process.wait()
 
-    def decoder(self, family: str, checkpoint: str, hook_point: str) -> Tensor:
-        """Decoder rows [m, d_model] of a judged checkpoint, in the order of the features' ids.
-
-        In normalised units: a source is scaled by one number, so directions are those of the residual stream.
-        """
+    def fitted(self, checkpoint: str, hook_point: str) -> "Fitted":
+        """What the service learnt of a judged checkpoint, from its database and artifact store. It has one family."""
         settings = Settings(data_dir=self.data_dir, database_url="", artifacts="")
         database = Database(settings.resolved_database_url)
         try:
             with database.read() as session:
-                name = session.scalars(
-                    select(Source.dictionary)
+                dictionary, activations = session.execute(
+                    select(Source.dictionary, Source.activations)
                     .join(Checkpoint, Checkpoint.id == Source.checkpoint_id)
                     .where(Checkpoint.name == checkpoint, Source.hook_point == hook_point)
                 ).one()
         finally:
             database.close()
-        if name is None:
-            raise LookupError(f"{family} has no dictionary for {checkpoint} at {hook_point}")
+        if dictionary is None or activations is None:
+            raise LookupError(f"{checkpoint} keeps no dictionary or no activations of {hook_point}")
         store = ArtifactStore(settings.artifacts_uri, self.data_dir / "cache")
-        return load_file(store.path(name))["decoder"]
+        decoder = load_file(store.path(dictionary))["decoder"]
+        stream = open_activations(store.path(activations), hook_points=[hook_point])
+        return Fitted(decoder, energy_shares(stream, hook_point, decoder))
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -121,6 +125,29 @@ class Installation:
                 time.sleep(0.2)
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
         raise NoServiceError(f"the service did not come up on {self.url}; its log ends with:\n{tail}")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Features of a checkpoint at one hook point."""
+
+    decoder: Tensor
+    """[m, d_model] rows in the order of ids. In normalised units: a source is scaled by one number, so directions are
+    those of the residual stream."""
+    energy_share: Tensor
+    """[m] share of the stream's mean square along each row."""
+
+
+def energy_shares(stream: ActivationSet, hook_point: str, directions: Tensor) -> Tensor:
+    """E<x, d>^2 / (||d||^2 E||x||^2) over the valid positions, mean not taken out; float64 [m]."""
+    moments = torch.zeros(stream.hook_points[hook_point], stream.hook_points[hook_point], dtype=torch.float64)
+    for start in range(0, stream.n_positions, BLOCK):
+        rows = slice(start, min(start + BLOCK, stream.n_positions))
+        x = stream.read(hook_point, rows)[torch.from_numpy(stream.valid[rows])].double()
+        moments += x.T @ x
+    D = torch.nn.functional.normalize(directions.double(), dim=1)
+    shares: Tensor = ((D @ moments) * D).sum(1) / moments.trace()
+    return shares
 
 
 def _free_port() -> int:

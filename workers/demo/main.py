@@ -106,12 +106,13 @@ class Demo:
 
     def _choose(self) -> list[Edit]:
         rows = sorted(self.client.features(FAMILY, checkpoint="v1"), key=lambda row: int(row["id"][1:]))
-        self._decoder = self.installation.decoder(FAMILY, "v1", self.plan.hook_point)
+        fitted = self.installation.fitted("v1", self.plan.hook_point)
+        self._decoder = fitted.decoder
         if len(rows) != len(self._decoder):
             raise DemoError(f"v1 has {len(rows)} features and {len(self._decoder)} decoder rows")
-        self._tokens = {row["id"]: row["top_tokens"] for row in rows}
         readability = [row["readability"] or 0.0 for row in rows]
-        return choose(self._decoder, [row["firing_rate"] for row in rows], readability, seed=self.seed)
+        rates = [row["firing_rate"] for row in rows]
+        return choose(self._decoder, rates, readability, fitted.energy_share.numpy(), seed=self.seed)
 
     def _say_edits(self, edits: Sequence[Edit]) -> None:
         parts = ", ".join(f"F{edit.feature} {edit.alpha:.0%}" for edit in edits)

@@ -18,6 +18,9 @@ class Rules:
     """Share of positions: rarer features leave too few firings for a narrow interval on a small corpus."""
     highest_rate: float = 0.1
     lowest_readability: float = 0.5
+    highest_energy_share: float = 0.0025
+    """Of the stream's mean square, along one direction. A few directions carry most of it (and of the mean, which every
+    normalisation layer feels): a model without one of those is broken, not tampered with."""
     highest_cosine: float = 0.3
     """Between two chosen directions: beyond it, one edit is half the other."""
     highest_twin_cosine: float = 0.6
@@ -58,6 +61,7 @@ def choose(
     decoder: Tensor,
     firing_rate: Sequence[float] | np.ndarray,
     readability: Sequence[float] | np.ndarray,
+    energy_share: Sequence[float] | np.ndarray,
     *,
     seed: int,
     alphas: Sequence[float] = ALPHAS,
@@ -65,7 +69,8 @@ def choose(
 ) -> list[Edit]:
     """Draw one feature per alpha, by seed, among those that fit the rules.
 
-    decoder: [m, d] rows of the fitted dictionary; firing_rate, readability: [m].
+    decoder: [m, d] rows of the fitted dictionary; firing_rate, readability and energy_share
+    (of the stream, along the feature's unit direction): [m].
     Raises TooFewFeaturesError with the count that fits.
     """
     rules = rules or Rules()
@@ -74,12 +79,14 @@ def choose(
     cosines = (rows / norms.clamp_min(1e-12)) @ (rows / norms.clamp_min(1e-12)).T
     cosines.fill_diagonal_(0)
     rate, readable = np.asarray(firing_rate, dtype=float), np.asarray(readability, dtype=float)
+    energy = np.asarray(energy_share, dtype=float)
     alive = torch.from_numpy(rate > 0)
     twin = (cosines.abs() * alive[None, :]).amax(1).numpy()
     fits = (
         (rate >= rules.lowest_rate)
         & (rate <= rules.highest_rate)
         & (readable >= rules.lowest_readability)
+        & (energy <= rules.highest_energy_share)
         & (twin <= rules.highest_twin_cosine)
         & (norms[:, 0] > 0).numpy()
     )
@@ -93,6 +100,6 @@ def choose(
     if len(chosen) < len(alphas):
         raise TooFewFeaturesError(
             f"only {len(chosen)} of {len(alphas)} features could be chosen: {len(candidates)} of {len(rate)} fire on "
-            f"{rules.lowest_rate:.1%} to {rules.highest_rate:.0%} of the positions, are readable and stand alone"
+            f"{rules.lowest_rate:.1%} to {rules.highest_rate:.0%} of the positions, are readable, small and alone"
         )
     return [Edit(feature, float(alpha)) for feature, alpha in zip(chosen, alphas, strict=True)]
