@@ -34,6 +34,10 @@ GONE = frozenset({Status.ABSENT, Status.REPLACED})
 """After these a feature is not there any more: its reference stays where it last was."""
 
 
+BASELINE_Z = 2.0
+"""A baseline strength that is not over its noise by so many standard errors is nothing to take a ratio against."""
+
+
 @dataclass
 class Evidence:
     """Measurements of m features in a checkpoint against a baseline; replicates [K + 1, m], the estimate first."""
@@ -63,6 +67,8 @@ class Successor(NamedTuple):
     """replaced, split (one of several) or merged (it takes the place of several)"""
     cofiring: float
     """Share of the predecessor's activation that falls on positions where this one fires"""
+    strength: float
+    """What this one writes there over what the predecessor wrote"""
 
 
 @dataclass
@@ -108,7 +114,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     e, k = evidence, len(evidence.projection) - 1
     reach = float(student.ppf(0.5 + policy.confidence / 2, k - 1))
     enough = (e.firings >= policy.min_firings) & (e.documents >= policy.min_documents)
-    solid = enough & (e.baseline_z >= 3) & np.isfinite(e.projection).all(0) & ~e.born_here
+    solid = enough & (e.baseline_z >= BASELINE_Z) & np.isfinite(e.projection).all(0) & ~e.born_here
     typical = solid & e.there_before
     size = _median_or_one(e.projection[0][typical])
     ratio, ratio_se = e.projection[0] / size, standard_error(e.projection) / abs(size)
@@ -127,7 +133,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     moved = weakened & readable & _moved(e, typical & ~low & ~high, size, reach)
     replaced = np.zeros(len(ratio), dtype=bool)
     for column, successors in e.successors.items():
-        replaced[column] = weakened[column] and _carried(successors) >= policy.successor_cofiring
+        replaced[column] = weakened[column] and _carried(successors, policy)
 
     status = np.full(len(ratio), Status.INDETERMINATE, dtype=object)
     inside = (lo >= policy.suppressed_below) & (hi <= policy.amplified_above)
@@ -186,9 +192,10 @@ def _moved(e: Evidence, unchanged: Bools, size: float, reach: float) -> Bools:
     return excess - reach * error >= 0.7
 
 
-def _carried(successors: list[Successor]) -> float:
-    """Share of the predecessor's activation that its successors carry together, at most."""
-    return min(1.0, sum(s.cofiring for s in successors))
+def _carried(successors: list[Successor], policy: Policy) -> bool:
+    """Whether the successors together fire where the predecessor did, and write enough there to stand in for it."""
+    fire = sum(s.cofiring for s in successors) >= policy.successor_cofiring
+    return fire and sum(s.strength for s in successors) >= policy.successor_strength
 
 
 def _median_or_one(values: Floats) -> float:

@@ -21,6 +21,9 @@ class Policy(BaseModel):
     successor_cofiring: float = Field(
         0.4, gt=0, le=1, description="Share of a weakened feature's activation that successors must carry: replaced."
     )
+    successor_strength: float = Field(
+        0.5, gt=0, description="What successors must write there together, over what the weakened feature wrote."
+    )
     new_features: int = Field(64, ge=0, description="Most new features that one extension may append.")
     max_norm_ratio: float = Field(
         10.0, gt=1, description="Positions whose norm is over this many medians (attention sinks) are masked out."

@@ -17,7 +17,7 @@ from workers.pipelines.measuring import Measures, firing
 from workers.pipelines.sources import Activations
 from workers.pipelines.work import Work
 from workers.runner import Execution
-from workers.verdicts.succession import cofiring
+from workers.verdicts.succession import Share, shares
 
 STRENGTHENED = 1.5
 """A feature that grew by this may be the successor of one that weakened, beside those that are new."""
@@ -52,21 +52,29 @@ def judged(
     )
     first = judge(evidence, work.policy)
     candidates = np.flatnonzero(born | (np.nan_to_num(first.projection) > STRENGTHENED))
-    shares = cofiring(basis.code.to_scipy(), np.flatnonzero(first.weakened), candidates)
-    evidence.successors = _successors(shares)
+    strength, ratio = replicates["strength"][0], replicates["strength_ratio"][0]
+    before = np.nan_to_num(strength / np.where(ratio > 0, ratio, np.nan))
+    carried = shares(basis.code.to_scipy(), np.flatnonzero(first.weakened), candidates, before, strength)
+    evidence.successors = _successors(carried)
     return evidence, judge(evidence, work.policy)
 
 
-def _successors(shares: dict[int, dict[int, float]]) -> dict[int, list[Successor]]:
+def _successors(carried: dict[int, dict[int, Share]]) -> dict[int, list[Successor]]:
     """Name the kinds: one successor, one of several, or one that takes the place of several."""
-    taken = Counter(candidate for named in shares.values() for candidate in named)
+    taken = Counter(candidate for named in carried.values() for candidate in named)
     return {
         column: [
-            Successor(candidate, "merged" if taken[candidate] > 1 else "split" if len(named) > 1 else "replaced", share)
-            for candidate, share in sorted(named.items(), key=lambda item: -item[1])
+            Successor(candidate, _kind(taken[candidate], len(named)), share.cofiring, share.strength)
+            for candidate, share in sorted(named.items(), key=lambda item: -item[1].cofiring)
         ]
-        for column, named in shares.items()
+        for column, named in carried.items()
     }
+
+
+def _kind(predecessors: int, successors: int) -> str:
+    if predecessors > 1:
+        return "merged"
+    return "split" if successors > 1 else "replaced"
 
 
 def _readability_before(execution: Execution, work: Work, m: int) -> np.ndarray:
