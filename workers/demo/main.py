@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -162,6 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     # With --json the tables go to standard error, so that standard output is the object alone.
     show = Show(Console(stderr=options.json, highlight=False))
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _interrupt)  # or the service would outlive the demo
     try:
         outcome = _run(options, show)
     except KeyboardInterrupt:
@@ -171,6 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show.console.print(f"[red]the demo broke off:[/] {error}", markup=True, highlight=False)
         sys.exit(1)
     sys.exit(0 if outcome.passed else 1)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _run(options: argparse.Namespace, show: Show) -> Outcome:
