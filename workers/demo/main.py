@@ -32,6 +32,7 @@ RELEASES = {
     "v3": "v1 with the directions of 8 features taken out",
 }
 WEBHOOK_SECONDS = 30.0
+LOG_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the demo."""
     options = _parser().parse_args(arguments)
     # With --json the tables go to standard error, so that standard output is the object alone.
-    show = Show(Console(stderr=options.json, highlight=False))
+    console = Console(stderr=options.json, highlight=False)
+    show = Show(console if console.is_terminal else Console(stderr=options.json, highlight=False, width=LOG_WIDTH))
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _interrupt)  # or the service would outlive the demo
     try:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from workers.demo.outcome import Outcome, Planted
 
+TOKENS_WIDTH = 32
 PLAIN_LINE_SECONDS = 15.0
 """Where there is no terminal: how often a stage that goes on says so."""
 
@@ -56,8 +57,9 @@ class Show:
         self.console.print(checks)
 
     def _planted(self, planted: list[Planted]) -> None:
-        columns = ("feature", "taken out", "left", "measured", "95% interval", "verdict", "right", "top tokens")
-        table = Table(*columns, box=box.SIMPLE, title="What was planted in v3, and what featurewatch says of it")
+        table = Table(box=box.SIMPLE, title="What was planted in v3, and what featurewatch says of it")
+        for column in ("feature", "taken out", "left", "measured", "95% interval", "verdict", "right", "top tokens"):
+            table.add_column(column, no_wrap=True)
         for each in planted:
             interval = each.projection_ratio_ci
             measured = "-" if each.projection_ratio is None else f"{each.projection_ratio:.2f}"
@@ -69,7 +71,7 @@ class Show:
                 f"{interval[0]:.2f} .. {interval[1]:.2f}" if interval else "-",
                 each.status,
                 "[green]yes[/]" if each.right else "[red]no[/]",
-                escape(" ".join(repr(token)[1:-1] for token in each.top_tokens[:6])),
+                escape(_tokens(each.top_tokens)),
             )
         self.console.print(table)
         if any(each.expected_ratio == 0.5 for each in planted):
@@ -116,6 +118,13 @@ class LiveFollower(Follower):
             completed=run["progress"],
             more=_detail(run),
         )
+
+
+def _tokens(tokens: list[str]) -> str:
+    """Tokens in a line of bounded length; those that differ only in blanks or capitals once."""
+    shown = {token.strip().lower(): repr(token.strip() or token)[1:-1] for token in reversed(tokens)}
+    text = " ".join(reversed(shown.values()))
+    return text if len(text) <= TOKENS_WIDTH else text[: TOKENS_WIDTH - 1] + "…"
 
 
 def _line(run: Mapping[str, Any]) -> str:
