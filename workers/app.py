@@ -73,12 +73,12 @@ def stopping() -> bool:
     return _stopping[:1] != b"\0"
 
 
-@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+@worker_shutting_down.connect
 def _on_shutdown(**_: Any) -> None:
     _stopping[:1] = b"\1"
 
 
-@setup_logging.connect  # type: ignore[untyped-decorator]
+@setup_logging.connect
 def _on_logging(**_: Any) -> None:
     configure_logging(Settings())
 

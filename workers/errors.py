@@ -13,7 +13,7 @@ class RunError(Exception):
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
-        self.title = title or code.replace(".", ": ").replace("_", " ").capitalize()
+        self.title = title or code.replace(".", ": ").replace("_", " ").replace("-", " ").capitalize()
 
     def as_dict(self) -> dict[str, Any]:
         """The run's `error`."""

@@ -10,7 +10,7 @@ from workers import runner
 from workers.sweeps import Sweeper
 
 
-@celery.app.task(name=celery.EXECUTE)  # type: ignore[untyped-decorator]
+@celery.app.task(name=celery.EXECUTE)
 def execute(run_id: str) -> None:
     """Work on the run, or on the one of its family whose turn is first; a run that is taken already is no error."""
     settings, database, artifacts = _resources()
@@ -25,7 +25,7 @@ def execute(run_id: str) -> None:
     )
 
 
-@celery.app.task(name=celery.SWEEP)  # type: ignore[untyped-decorator]
+@celery.app.task(name=celery.SWEEP)
 def sweep() -> None:
     """Ring bells, reap, deliver webhooks, tidy up."""
     _sweeper().sweep()

@@ -54,7 +54,7 @@ class CrosscoderOptions(BaseModel):
     decoder: Literal["per_source"] = Field("per_source", description="One decoder for each source.")
     steps: int = Field(2000, ge=1, le=10_000_000, description="Training steps of a full fit.")
     batch_size: int = Field(2048, ge=16, le=1_048_576, description="Positions of one step.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, allow_inf_nan=False, description="Peak learning rate of Adam.")
+    learning_rate: float = Field(2e-3, gt=0, le=1, allow_inf_nan=False, description="Peak learning rate of Adam.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Of initialisation and of the order of the data.")
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ class Feature(Base):
     tags: Mapped[list[str]]
     watched: Mapped[bool] = mapped_column(default=False)
     origin: Mapped[str]
-    """fitted (in a generation's fit), emerged (new in born_in) or discovered (was there before born_in, found later)."""
+    """fitted (in a generation's fit), emerged (new in born_in) or discovered (there before, found in born_in)."""
     born_in: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"))
     """The checkpoint whose run gave it its id."""
     generation: Mapped[int]

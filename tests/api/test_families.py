@@ -17,7 +17,7 @@ def test_make_with_defaults(client: TestClient) -> None:
     family = response.json()
     assert family["crosscoder"] == {
         "n_features": 4096, "k": 32, "sparsity": "batch_topk", "decoder": "per_source", "steps": 2000,
-        "batch_size": 2048, "learning_rate": 0.001, "seed": 0,
+        "batch_size": 2048, "learning_rate": 0.002, "seed": 0,
     }  # fmt: skip
     assert family["corpus"] == {"uri": "builtin:python-docs", "max_documents": 2000, "context_length": 128}
     assert family["policy"]["suppressed_below"] == 0.5

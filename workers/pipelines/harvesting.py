@@ -123,6 +123,7 @@ def _copy(execution: Execution, work: Work, partial: Path) -> None:
             (partial / shard).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / shard, partial / shard)
     manifest["documents"] = "documents.safetensors"
+    manifest.pop("positions_digest", None)  # ours to say, of what we harvested
     valid = opened.valid & _without_sinks(opened, work.hook_points, work.policy.max_norm_ratio)
     save_file(
         {"document": from_numpy(opened.document.copy()), "valid": from_numpy(valid)}, partial / manifest["documents"]
