@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 from service.verdicts.policy import Policy
 
@@ -112,7 +112,7 @@ def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:
 def judge(evidence: Evidence, policy: Policy) -> Judgement:
     """Judge every feature of one comparison."""
     e, k = evidence, len(evidence.projection) - 1
-    reach = float(student.ppf(0.5 + policy.confidence / 2, k - 1))
+    reach = float(stdtrit(k - 1, 0.5 + policy.confidence / 2))
     enough = (e.firings >= policy.min_firings) & (e.documents >= policy.min_documents)
     solid = enough & (e.baseline_z >= BASELINE_Z) & np.isfinite(e.projection).all(0) & ~e.born_here
     typical = solid & e.there_before
@@ -171,8 +171,8 @@ def _significance(
 ) -> tuple[NDArray[np.float64], Bools, Bools]:
     """q-values of "outside the band", and which features are significantly under and over it."""
     se = np.maximum(se, 1e-9)
-    p_low = student.cdf((ratio - policy.suppressed_below) / se, k - 1)
-    p_high = student.cdf((policy.amplified_above - ratio) / se, k - 1)
+    p_low = stdtr(k - 1, (ratio - policy.suppressed_below) / se)
+    p_high = stdtr(k - 1, (policy.amplified_above - ratio) / se)
     p = np.where(solid, np.minimum(1.0, 2 * np.minimum(p_low, p_high)), np.nan).astype(np.float64)
     q = benjamini_hochberg(p)
     significant = np.nan_to_num(q, nan=1.0) <= policy.fdr

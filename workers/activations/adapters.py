@@ -1,10 +1,12 @@
-"""PEFT adapters (LoRA and its kin): merged into the weights after loading, so that hooks stay plain."""
+"""PEFT adapters (LoRA and its kin): merged into the weights after loading, so that hooks stay plain.
+
+`peft` is imported where it is used: it takes seconds to load, and few checkpoints come with an adapter.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
@@ -43,6 +45,8 @@ def merge_adapter(body: nn.Module, folder: Path) -> nn.Module:
 
     Weights for a head are left out. RunErrors of `check_adapter`, and `adapter-unsupported`, `adapter-mismatch`.
     """
+    from peft import PeftModel, set_peft_model_state_dict  # noqa: PLC0415
+
     check_adapter(folder)
     config = _read_config(folder)
     weights = load_file(folder / WEIGHTS)
@@ -74,6 +78,8 @@ def _path(key: str) -> str:
 
 
 def _read_config(folder: Path) -> Any:
+    from peft import PeftConfig  # noqa: PLC0415
+
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except _PEFT_ERRORS as error:

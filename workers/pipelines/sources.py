@@ -11,6 +11,8 @@ from workers.pipelines.work import Work, device_of
 from workers.runner import Execution
 
 BLOCK = 16_384
+HELD_BYTES = 512 * 2**20
+"""Activations up to this size are normalised once and kept in memory; larger ones are read and normalised each time."""
 
 
 class Activations:
@@ -25,6 +27,7 @@ class Activations:
         self.valid = torch.from_numpy(opened.valid)
         self.document = torch.from_numpy(opened.document)
         self.normaliser: Normaliser | None = None
+        self.held: Tensor | None = None
 
     def raw(self, rows: Tensor) -> Tensor:
         """Activations as stored, hook points beside each other: [b, D]."""
@@ -33,20 +36,26 @@ class Activations:
         return parts[0] if len(parts) == 1 else torch.cat([part.float() for part in parts], 1)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        if self.normaliser is None:
-            moments = Moments(self.widths, self.device)
-            for block in self.valid.nonzero().squeeze(1).split(BLOCK):
-                moments.add(self.raw(block))
-            self.normaliser = moments.normaliser()
-        return self.normaliser(self.raw(rows))
+        normaliser = self.normaliser or self._measure()
+        if self.held is not None:
+            return self.held[rows]
+        return normaliser(self.raw(rows))
+
+    def _measure(self) -> Normaliser:
+        """Mean and scale of each source over the valid positions; one pass."""
+        moments = Moments(self.widths, self.device)
+        for block in self.valid.nonzero().squeeze(1).split(BLOCK):
+            moments.add(self.raw(block))
+        self.normaliser = moments.normaliser()
+        every = torch.arange(self.opened.n_positions)
+        if 4 * len(every) * sum(self.widths) <= HELD_BYTES:
+            self.held = torch.cat([self.normaliser(self.raw(block)) for block in every.split(BLOCK)])
+        return self.normaliser
 
     def statistics(self) -> list[tuple[Tensor, float]]:
         """(mean [d], rms) of each hook point."""
-        if self.normaliser is None:
-            self(torch.zeros(0, dtype=torch.int64))
-        assert self.normaliser is not None
-        means = self.normaliser.mean.split(self.widths)
-        scales = self.normaliser.scale.split(self.widths)
+        normaliser = self.normaliser or self._measure()
+        means, scales = normaliser.mean.split(self.widths), normaliser.scale.split(self.widths)
         return [(m, d**0.5 / float(s[0])) for m, s, d in zip(means, scales, self.widths, strict=True)]
 
 
