@@ -18,7 +18,7 @@ from typing import Any
 from scipy import sparse
 
 from benchmarks.planted_data import HOOK_POINT, Lineage, make_lineage, write_checkpoint
-from benchmarks.planted_score import Matching, id_stability, match, score
+from benchmarks.planted_score import Matching, id_stability, match, ratio_errors, score
 from service.client import Client
 from workers.demo.installation import Installation
 
@@ -63,13 +63,16 @@ def measure(lineage: Lineage, releases: Path, client: Client, *, log: Any) -> di
         print(f"v{checkpoint}: {stages}", file=log, flush=True)
     assert first is not None
     last = match_codes(lineage, client, releases)
-    verdicts = {
-        checkpoint: {int(row["id"][1:]): row["status"] for row in client.features(FAMILY, checkpoint=f"v{checkpoint}")}
+    rows = {
+        checkpoint: {int(row["id"][1:]): row for row in client.features(FAMILY, checkpoint=f"v{checkpoint}")}
         for checkpoint in range(2, lineage.shape.n_checkpoints + 1)
     }
+    verdicts = {checkpoint: {n: row["status"] for n, row in part.items()} for checkpoint, part in rows.items()}
+    ratios = {checkpoint: {n: row["projection_ratio"] for n, row in part.items()} for checkpoint, part in rows.items()}
     began = work_seconds(seconds[1])
     extensions = [work_seconds(seconds[c]) for c in range(2, lineage.shape.n_checkpoints + 1)]
     return score(lineage, verdicts, last) | {
+        "ratio_errors": ratio_errors(lineage, ratios, last),
         "id_stability": id_stability(first, last),
         "features": client.family(FAMILY)["n_features"],
         "fit_seconds": round(began, 2),

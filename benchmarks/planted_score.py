@@ -131,6 +131,24 @@ def onset_accuracy(lineage: Lineage, verdicts: Verdicts, matching: Matching) -> 
     return right / max(len(lineage.events), 1)
 
 
+def ratio_errors(
+    lineage: Lineage, ratios: Mapping[int, Mapping[int, float | None]], matching: Matching
+) -> dict[str, Any]:
+    """Measured projection ratio less the true level, at the onset of suppressions and removals.
+
+    ratios: checkpoint -> number of the feature -> projection ratio. `bias` is the mean, `largest` the largest size.
+    """
+    errors = []
+    for event in lineage.events:
+        ratio = ratios[event.checkpoint].get(int(matching.latent[event.feature]))
+        if event.kind != "born" and ratio is not None:
+            errors.append(ratio - event.level)
+    found = np.array(errors)
+    if not len(found):
+        return {"n": 0, "bias": None, "largest": None}
+    return {"n": len(found), "bias": float(found.mean()), "largest": float(np.abs(found).max())}
+
+
 def id_stability(before: Matching, after: Matching) -> float:
     """Share of the planted features that had a latent before and have the one of the same id now."""
     had = before.latent >= 0

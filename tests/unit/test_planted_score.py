@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from benchmarks.planted_data import UNBORN, make_lineage
-from benchmarks.planted_score import Matching, correlations, id_stability, match, score
+from benchmarks.planted_score import Matching, correlations, id_stability, match, ratio_errors, score
 
 N = 40
 
@@ -100,6 +100,17 @@ def test_latents_without_a_planted_feature(lineage, matching, perfect):
     result = score(lineage, perfect, matching)
     assert result["confusion"] == {"nothing -> absent": 1, "nothing -> emerged": 1}
     assert result["f1"]["suppressed"] == result["f1"]["present"] == 1
+
+
+def test_ratio_errors_are_those_at_the_onset(lineage, matching):
+    ratios = {checkpoint: dict.fromkeys(range(100, 100 + N), 1.0) for checkpoint in range(2, 6)}
+    lost = [each for each in lineage.events if each.kind != "born"]
+    for number, each in enumerate(lost):
+        ratios[each.checkpoint][100 + each.feature] = each.level + (0.2 if number == 0 else -0.01)
+    found = ratio_errors(lineage, ratios, matching)
+    assert found["n"] == len(lost) == 11
+    assert found["largest"] == pytest.approx(0.2)
+    assert found["bias"] == pytest.approx((0.2 - 10 * 0.01) / 11)
 
 
 def test_correlations_are_pearsons():
