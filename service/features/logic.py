@@ -25,7 +25,7 @@ from service.features.sorting import Order
 from service.kit.ids import parse_feature_id
 from service.kit.problems import NotFoundError
 from service.models import Checkpoint, Family, Feature
-from service.verdicts import logic as verdicts
+from service.verdicts import compare as verdicts
 
 
 @dataclass

@@ -1,0 +1,50 @@
+"""What a judgement says of each feature, as columns of the verdict table."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.kit.ids import feature_id
+from service.verdicts.judge import Evidence, Judgement
+
+
+def verdict_columns(
+    numbers: NDArray[np.int64], evidence: Evidence, judgement: Judgement, previous: dict[int, str]
+) -> list[dict[str, Any]]:
+    """What a judgement says of each feature, as columns of `Verdict`."""
+    arrays = {
+        "projection_ratio": judgement.projection,
+        "projection_ratio_lo": judgement.projection_lo,
+        "projection_ratio_hi": judgement.projection_hi,
+        "strength_ratio": judgement.strength_ratio,
+        "strength_ratio_lo": judgement.strength_lo,
+        "strength_ratio_hi": judgement.strength_hi,
+        "orthogonal_ratio": judgement.orthogonal,
+        "q_value": judgement.q_value,
+        "minimum_detectable_ratio": judgement.minimum_detectable,
+    }
+    columns = {name: numbers_of(values) for name, values in arrays.items()}
+    rows = []
+    for column, number in enumerate(numbers.tolist()):
+        successors = evidence.successors.get(column, []) if judgement.weakened[column] else []
+        rows.append(
+            {
+                "feature": number,
+                "status": str(judgement.status[column]),
+                "previous_status": previous.get(number),
+                "change": float(judgement.change[column]),
+                "firings": int(evidence.firings[column]),
+                "successors": [
+                    {"id": feature_id(int(numbers[s.column])), "kind": s.kind, "cofiring": round(s.cofiring, 4)}
+                    for s in successors
+                ],
+            }
+            | {name: values[column] for name, values in columns.items()}
+        )
+    return rows
+
+
+def numbers_of(values: NDArray[np.floating]) -> list[float | None]:
+    """Floats for the database, NaN as None."""
+    return [None if value != value else value for value in values.astype(np.float64).tolist()]  # noqa: PLR0124
