@@ -45,10 +45,12 @@ class ExtendConfig:
 
 @dataclass
 class NewFeatures:
-    """Filters of new features: f_j = relu(w_j . e - c_j) with e the innovation."""
+    """Filters of new features: f_j = w_j . (e - mean) where that is over the reach, else 0, with e the innovation."""
 
     filters: Tensor
     """[j, D]"""
+    mean: Tensor
+    """[D] of the innovation: what the weakened features, given back, write on average is in it"""
     reach: float
 
     def __len__(self) -> int:
@@ -82,7 +84,7 @@ class Innovation:
         if square is None or cross is None:
             raise ValueError("no positions to compare two checkpoints at")
         square = square.double()
-        square.diagonal().add_(ridge * float(square.diagonal().mean()))
+        square.diagonal().add_(ridge * float(square.diagonal().mean()) or 1.0)
         self.map = torch.linalg.solve(square, cross.double()).float()
 
     def _residuals(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +114,8 @@ def find_new_features(
     if len(rows) > config.sample:
         rows = rows[torch.randperm(len(rows), generator=generator)[: config.sample]].sort().values
     e = torch.cat([innovation(part) for part in rows.split(8192)])
-    e -= e.mean(0)
+    mean = e.mean(0)
+    e -= mean
     covariance = (e.T @ e).double() / len(e)
     values, vectors = torch.linalg.eigh(covariance)
     whiten = (vectors * values.clamp_min(1e-6 * float(values.max()) + 1e-30).rsqrt()).float()
@@ -127,7 +130,7 @@ def find_new_features(
         if not len(fresh):
             break
         found = _distinct(torch.cat([found, fresh]))[: config.most]
-    return NewFeatures((found @ whiten.T).contiguous(), config.reach)
+    return NewFeatures((found @ whiten.T).contiguous(), mean, config.reach)
 
 
 def _seeds(z: Tensor, found: Tensor, config: ExtendConfig) -> Tensor:
@@ -202,7 +205,7 @@ def encode_new(innovation: Innovation, new: NewFeatures, n: int, rows: Tensor) -
     device = new.filters.device
     found_rows, found_columns, found_values = [], [], []
     for part in rows.split(8192):
-        output = innovation(part) @ new.filters.T
+        output = (innovation(part) - new.mean) @ new.filters.T
         active = output > new.reach
         r, c = active.nonzero(as_tuple=True)
         found_rows.append(part[r])

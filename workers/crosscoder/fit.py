@@ -13,6 +13,7 @@ a fit, latents that hardly fire start anew from positions that are reconstructed
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -93,10 +94,15 @@ def rows_at(config: FitConfig, step: int, n: int) -> Tensor:
     """Rows of one step, sorted: passes over a shuffled order, as a function of seed and step alone."""
     batch = min(config.batch_size, n)
     per_pass = n // batch
-    order = torch.Generator().manual_seed(config.seed * 1_000_003 + step // per_pass)
-    permutation = torch.randperm(n, generator=order)
+    permutation = _permutation(config.seed * 1_000_003 + step // per_pass, n)
     place = step % per_pass
     return permutation[place * batch : (place + 1) * batch].sort().values
+
+
+@lru_cache(maxsize=1)
+def _permutation(seed: int, n: int) -> Tensor:
+    """A pass's order. Kept for the pass: to shuffle a million positions takes as long as some steps."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
@@ -141,9 +147,13 @@ def select(pre: Tensor, norms: Tensor, count: int, cut: float) -> tuple[Tensor, 
     scores = values * norms[latents]
     if len(scores) > count:
         threshold = scores.kthvalue(len(scores) - count + 1).values
-        keep = scores >= threshold
-        rows, latents, values = rows[keep], latents[keep], values[keep]
-        return rows, latents, values, float(threshold)
+        keep = (scores >= threshold).nonzero().squeeze(1)
+        if len(keep) > count:  # ties, as where the corpus repeats itself: the later ones of them go
+            tied = (scores[keep] == threshold).nonzero().squeeze(1)[count - len(keep) :]
+            kept = torch.ones_like(keep, dtype=torch.bool)
+            kept[tied] = False
+            keep = keep[kept]
+        return rows[keep], latents[keep], values[keep], float(threshold)
     return rows, latents, values, float(scores.min()) if len(scores) else 0.0
 
 
@@ -188,7 +198,7 @@ class _Step:
         state.fired += torch.bincount(latents, minlength=model.m)
         dead = (state.silent >= self.dead_after).nonzero().squeeze(1)
         if len(dead):
-            self._revive(model, pre, error, inputs, dead, gradients)
+            self._revive(model, pre, error, valid, inputs, dead, gradients)
         self._adam(state, gradients)
         self._threshold(state, cut)
         if self.resample_steps and (state.step + 1) % self.resample_steps == 0:
@@ -206,9 +216,16 @@ class _Step:
         return x.masked_fill(invalid, 0.0), valid, 1.0 / share.clamp_min(1e-6)
 
     def _revive(
-        self, model: Crosscoder, pre: Tensor, error: Tensor, x: Tensor, dead: Tensor, gradients: list[Tensor]
+        self,
+        model: Crosscoder,
+        pre: Tensor,
+        error: Tensor,
+        valid: Tensor | None,
+        x: Tensor,
+        dead: Tensor,
+        gradients: list[Tensor],
     ) -> None:
-        """AuxK: adds the gradient of aux_weight * mean ||xhat + decode(dead code) - x~||^2, with xhat held fixed.
+        """AuxK: adds the gradient of aux_weight * mean sum_s v_s ||xhat_s + dead_s - x~_s||^2 / d_s, xhat held fixed.
 
         The dead code is the most active k dead latents of each position. The first rows of a batch, which are a
         random sample, are an unbiased estimate of its mean and keep the cost small.
@@ -222,6 +239,8 @@ class _Step:
         indptr = torch.arange(0, b * k + 1, k, device=x.device)
         code = Code(indptr, latents, values, model.m)
         left = code.decode(model.decoder) + error[sample]
+        if valid is not None:
+            left *= valid[sample]
         upstream = left * self.weight * (self.config.aux_weight * 2 / b)
         slope = _row_dots(upstream, model.decoder, code) * (values > 0)
         by_latent = _ByLatent(latents, model.m)

@@ -48,12 +48,13 @@ class Moments:
 
     def normaliser(self) -> Normaliser:
         """The normaliser of all rows so far; a source that never varies is left at scale 1."""
-        mean = self.sum / max(self.count, 1)
-        variance = (self.squares / max(self.count, 1) - mean * mean).clamp_min(0)
-        scale = torch.cat(
-            [torch.full_like(v, (len(v) / v.sum().clamp_min(1e-24)).sqrt().item()) for v in variance.split(self.widths)]
-        )
-        scale[scale > 1e11] = 1.0
+        mean, second = self.sum / max(self.count, 1), self.squares / max(self.count, 1)
+        scale = torch.ones_like(mean)
+        sources = zip(*(t.split(self.widths) for t in (scale, second - mean * mean, second)), strict=True)
+        for part, variance, square in sources:
+            # Rounding leaves a variance of about 1e-16 of the square where there is none.
+            if float(variance.sum()) > 1e-12 * float(square.sum()):
+                part.fill_((len(part) / float(variance.sum())) ** 0.5)
         return Normaliser(mean.float(), scale.float())
 
 

@@ -23,7 +23,7 @@ class Readout(NamedTuple):
     bias: Tensor
     """float32 [m]"""
     readability: Tensor
-    """float32 [m], correlation at held-out positions; NaN where the feature does not fire there"""
+    """float32 [m], correlation at held-out positions; NaN where the code does not vary there"""
 
 
 def solve_readout(
@@ -46,7 +46,7 @@ def solve_readout(
     if square is None or cross is None:
         raise ValueError("no positions to solve a read-out on")
     square = square.double()
-    square.diagonal().add_(1e-3 * float(square.diagonal().mean()))
+    square.diagonal().add_(1e-3 * float(square.diagonal().mean()) or 1.0)
     weight = torch.linalg.solve(square, cross.T.double()).float()
     bias = _offsets(read, weight, code, _spread(train, most))
     return Readout(weight, bias, _correlation(read, weight, bias, code, _spread(test, most)))
@@ -75,4 +75,6 @@ def _correlation(read: Reader, weight: Tensor, bias: Tensor, code: Code, rows: T
         sums += torch.stack([term.sum(0).double() for term in terms])
     a, b, aa, bb, ab = sums / max(len(rows), 1)
     deviation = ((aa - a * a) * (bb - b * b)).clamp_min(0).sqrt()
-    return ((ab - a * b) / deviation).where(deviation > 1e-12, torch.nan).float()
+    # A read-out that never varies tells nothing: 0. Of a code that never varies there is nothing to tell: NaN.
+    correlation = ((ab - a * b) / deviation).where(deviation > 1e-12, 0.0)
+    return correlation.where(bb - b * b > 1e-12 * bb, torch.nan).float()

@@ -13,6 +13,7 @@ documents g contributes to the error of D is, to first order,
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
@@ -21,6 +22,9 @@ from workers.crosscoder.code import Code
 
 Reader = Callable[[Tensor], Tensor]
 """Rows (sorted int64 [b]) -> activations [b, D] of any float type."""
+
+LEAST_ROOM = 0.05
+"""Least 1 - h_g that is divided by: of a feature that fires in one fold alone nothing is left without it."""
 
 
 def transposed_product(code: Code, x: Tensor) -> Tensor:
@@ -42,8 +46,8 @@ def gram(code: Code) -> Tensor:
             dense = dense_rows(code.rows(start, min(start + 8192, code.n)))
             total += dense.T @ dense
         return total
-    matrix = code.to_scipy()
-    return torch.from_numpy((matrix.T @ matrix).toarray()).double()
+    matrix = code.to_scipy().astype(np.float64)
+    return torch.from_numpy((matrix.T @ matrix).toarray())
 
 
 def dense_rows(code: Code) -> Tensor:
@@ -186,7 +190,7 @@ class Regression:
                 squares += torch.stack([part.square().sum().double() for part in residual.split(widths, 1)])
                 score[: self.m] += transposed_product(piece, residual)
                 score[self.m] += residual.sum(0)
-            room = (1 - self.leverage[g]).clamp_min(0.05).float().unsqueeze(1)
+            room = (1 - self.leverage[g]).clamp_min(LEAST_ROOM).float().unsqueeze(1)
             yield (self.inverse @ score)[: self.m] / room, squares
 
 

@@ -1,12 +1,14 @@
 """What a checkpoint writes where each feature fires, against a baseline: strengths, projections, their replicates.
 
 For decoder rows D_c (checkpoint) and D_b (baseline, mapped by R into the checkpoint's space), both solved on the same
-code, and the errors e_g that fold g contributes to them:
+code, the errors e_g that fold g contributes to them, and h_g, the share of the feature's energy in fold g:
 
-    <x, y>       = x . y - sum_g e_g^x . e_g^y                    unbiased: noise does not count as strength
-    <x, y>_-g    = (x - e_g^x) . (y - e_g^y) - sum_{h != g} ...   the same without fold g
+    <x, y>       = x . y - sum_g (1 - h_g) e_g^x . e_g^y          unbiased: noise does not count as strength
+    <x, y>_-g    = (x - e_g^x) . (y - e_g^y) - sum_{f != g} (1 - h_f) e_f^x . e_f^y / (1 - h_g)^2    without fold g
 
-This is the cross-fold product over all pairs of folds instead of one split into halves. From it
+e_g is what leaving fold g out changes, which exceeds the fold's own error by 1 / (1 - h_g); without fold g the errors
+of the others weigh more by as much. This is the cross-fold product over all pairs of folds instead of one split
+into halves. From it
 
     projection ratio = <D_c, D_b> / <D_b, D_b>     strength = sqrt <D_c, D_c>     orthogonal^2 = <c,c>/<b,b> - ratio^2
 
@@ -18,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.crosscoder.regress import Reader, Regression, Solution
+from workers.crosscoder.regress import LEAST_ROOM, Reader, Regression, Solution
 
 
 class Side(NamedTuple):
@@ -47,8 +49,8 @@ class Products(NamedTuple):
 def procrustes(now: Tensor, before: Tensor, weight: Tensor) -> Tensor | None:
     """The orthonormal map R with `now ~ before R` ([d_b, d_c]), or None where the bases agree already.
 
-    now: [m, d_c], before: [m, d_b], weight: [m] >= 0. Bases agree where the weighted median cosine of rows is at
-    least 0.5. Fitted in rounds that leave out the rows that fit worst, because an edit must not be absorbed.
+    now: [m, d_c], before: [m, d_b], weight: [m] >= 0. Bases agree where the median cosine of rows of positive
+    weight is at least 0.5. Fitted in rounds that leave out the rows that fit worst: an edit must not be absorbed.
     """
     use = weight > 0
     if now.shape[1] == before.shape[1]:
@@ -64,7 +66,8 @@ def procrustes(now: Tensor, before: Tensor, weight: Tensor) -> Tensor | None:
         left, _, right = torch.linalg.svd((w * unit_before)[keep].T @ (w * unit_now)[keep], full_matrices=False)
         rotation = left @ right
         fit = (unit_before @ rotation * unit_now).sum(1)
-        keep = fit >= fit.quantile(0.2)
+        # A fifth at most, and no row that fits like the others: it may be all that pins some dimensions.
+        keep = fit >= torch.minimum(fit.quantile(0.2), 0.9 * fit.median())
     return rotation.float()
 
 
@@ -81,11 +84,13 @@ def products(
     widths: list[tuple[int, int]],
     maps: list[Tensor | None],
     fixed: Tensor | None = None,
+    reference: Tensor | None = None,
 ) -> Products:
     """Products of two checkpoints over the folds of the regression. One pass over the activations of each.
 
-    widths: (d_b, d_c) of each hook point; maps: R of each hook point. fixed: bool [m], features whose row of
-    `before.solution` is a reference from an earlier checkpoint and has no error in this regression.
+    widths: (d_b, d_c) of each hook point; maps: R of each hook point. fixed: bool [m], features whose row is that of
+    `reference` ([m, D_b]), from an earlier checkpoint, and has no error in this regression. `before.solution` is the
+    baseline's own all the same: what its residuals say of the other features is measured against what it does write.
     """
     h, m, folds = len(widths), regression.m, regression.n_folds
     split_b, split_c = [w[0] for w in widths], [w[1] for w in widths]
@@ -93,7 +98,10 @@ def products(
     def mapped(x: Tensor) -> list[Tensor]:
         return [x_s if r is None else x_s @ r for x_s, r in zip(x.split(split_b, 1), maps, strict=True)]
 
-    rows_c, rows_b = list(now.solution.decoder.split(split_c, 1)), mapped(before.solution.decoder)
+    decoder_b = before.solution.decoder
+    if fixed is not None and reference is not None:
+        decoder_b = torch.where(fixed.unsqueeze(1), reference, decoder_b)
+    rows_c, rows_b = list(now.solution.decoder.split(split_c, 1)), mapped(decoder_b)
     shape = (folds, h, m)
     terms = {pair: (torch.zeros(shape), torch.zeros(shape)) for pair in ("cc", "bb", "cb")}
     residual = torch.zeros(h, dtype=torch.float64)
@@ -114,15 +122,17 @@ def products(
         "bb": torch.stack([(b * b).sum(1) for b in rows_b]),
         "cb": torch.stack([(c * b).sum(1) for c, b in zip(rows_c, rows_b, strict=True)]),
     }
-    result = {pair: _replicates(plain[pair].cpu(), *terms[pair]) for pair in terms}
+    room = (1 - regression.leverage).clamp_min(LEAST_ROOM).float().cpu().unsqueeze(1)
+    result = {pair: _replicates(plain[pair].cpu(), *terms[pair], room) for pair in terms}
     total = torch.tensor([d * regression.count for d in split_c], dtype=torch.float64)
     return Products(result["cc"], result["bb"], result["cb"], (residual / total).float())
 
 
-def _replicates(plain: Tensor, cross: Tensor, own: Tensor) -> Tensor:
-    """[h, m], [K, h, m], [K, h, m] -> [K + 1, h, m]: over all folds, then without each."""
-    noise = own.sum(0)
-    return torch.cat([(plain - noise).unsqueeze(0), plain - cross + own - (noise - own)])
+def _replicates(plain: Tensor, cross: Tensor, own: Tensor, room: Tensor) -> Tensor:
+    """[h, m], [K, h, m], [K, h, m], 1 - h_g [K, 1, m] -> [K + 1, h, m]: over all folds, then without each."""
+    noise = own * room
+    left = (noise.sum(0) - noise) / room.square()
+    return torch.cat([(plain - noise.sum(0)).unsqueeze(0), plain - cross + own - left])
 
 
 class Ratios(NamedTuple):

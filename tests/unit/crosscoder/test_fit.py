@@ -1,0 +1,156 @@
+"""Fits of small planted data, and fits that stop and go on."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.unit.crosscoder.planted import Held, dense_code, directions, held
+from workers.crosscoder.fit import FitConfig, FitState, _Step, fit, start
+from workers.pipelines.files import load_state, save_state
+
+N, D, PLANTED, K = 8000, 32, 48, 3
+CONFIG = FitConfig(n_features=64, k=K, steps=600, batch_size=256, learning_rate=5e-3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def sources() -> tuple[Held, np.ndarray]:
+    """Two sources of width 32 that write 48 features, about 3 at a time; and the directions over both [48, 64]."""
+    rows = np.hstack([directions(PLANTED, D, seed) for seed in (1, 2)])
+    code = dense_code(N, PLANTED, K / PLANTED, seed=3)
+    x = code @ rows + 0.03 * np.random.default_rng(4).standard_normal((N, 2 * D))
+    return held((x - x.mean(0)) * np.sqrt(2 * D / (x - x.mean(0)).var(0).sum()), [D, D]), rows
+
+
+@pytest.fixture(scope="module")
+def fitted(sources: tuple[Held, np.ndarray]) -> FitState:
+    """A whole fit of them."""
+    read, _ = sources
+    return fit(read, N, read.widths, CONFIG)
+
+
+def _best_cosines(decoder: Tensor, rows: np.ndarray) -> np.ndarray:
+    found = torch.nn.functional.normalize(decoder, dim=1).double().numpy()
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True) @ found.T).max(1)
+
+
+def test_planted_directions_are_found(sources: tuple[Held, np.ndarray], fitted: FitState) -> None:
+    """At a random start the best of 64 latents has a cosine of about 0.3 with a direction of 64 dimensions."""
+    _, rows = sources
+    assert (_best_cosines(start(CONFIG, 2 * D).model.decoder, rows) > 0.9).mean() == 0
+    assert (_best_cosines(fitted.model.decoder, rows) > 0.9).mean() >= 0.95
+
+
+def test_inference_agrees_with_training(sources: tuple[Held, np.ndarray], fitted: FitState) -> None:
+    """The running threshold gives the L0 and the error of training's own selection: the two agree."""
+    read, _ = sources
+    code = fitted.model.encode(read.x)
+    assert len(code.values) / N == pytest.approx(K, rel=0.1)
+    assert bool((code.values > 0).all())
+    loss = float((fitted.model.reconstruct(code) - read.x).square().sum()) / N / D
+    step = _Step(CONFIG, read.widths, torch.full((2 * D,), 1 / D), N)
+    assert loss == pytest.approx(step(copy.deepcopy(fitted), read.x), rel=0.05)
+    # Batches of 256 that must all have the same L0 fit a little worse.
+    assert loss == pytest.approx(float(np.mean(fitted.losses[-20:])), rel=0.25)
+
+
+def test_a_position_s_code_depends_on_nothing_else(sources: tuple[Held, np.ndarray], fitted: FitState) -> None:
+    read, _ = sources
+    whole, part = fitted.model.encode(read.x), fitted.model.encode(read.x[1000:1100], block=7)
+    wanted = whole.rows(1000, 1100)
+    assert part.indptr.tolist() == wanted.indptr.tolist()
+    assert part.latents.tolist() == wanted.latents.tolist()
+    torch.testing.assert_close(part.values, wanted.values)
+
+
+def test_dead_latents_revive(sources: tuple[Held, np.ndarray]) -> None:
+    """Half of the latents start where they can't be selected. AuxK alone brings them back; without it they stay."""
+    read, _ = sources
+    alive = {}
+    for weight in (0.0, 1 / 4):
+        config = FitConfig(n_features=64, k=K, steps=300, batch_size=256, learning_rate=5e-3, resample_every=0.0,
+                           aux_weight=weight, dead_after=2000)  # fmt: skip
+        state = start(config, 2 * D)
+        state.model.encoder_bias[::2] = -1.0
+        state.model.decoder[::2] *= 0.05
+        state = fit(read, N, read.widths, config, state=state)
+        fires = torch.bincount(state.model.encode(read.x).latents, minlength=64)
+        alive[weight] = float((fires[::2] > 0).float().mean())
+    assert alive[0.0] < 0.2
+    assert alive[1 / 4] > 0.45  # the 32 others can't hold 48 features: a third of these must come back
+
+
+def test_latents_that_hardly_fire_start_anew(sources: tuple[Held, np.ndarray]) -> None:
+    """Resampling alone, in a fit too short for AuxK's dead ones to matter."""
+    read, rows = sources
+    found = {}
+    for every in (0.0, 0.1):
+        config = FitConfig(n_features=64, k=K, steps=300, batch_size=256, learning_rate=5e-3, aux_weight=0.0,
+                           resample_every=every)  # fmt: skip
+        state = start(config, 2 * D)
+        state.model.encoder_bias[16:] = -30.0
+        state = fit(read, N, read.widths, config, state=state)
+        found[every] = (_best_cosines(state.model.decoder, rows) > 0.9).mean()
+    assert found[0.0] < 0.4  # 16 living latents for 48 directions
+    assert found[0.1] > found[0.0] + 0.3
+
+
+class _StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stops", [[1], [9], [10], [11], [3, 10, 31, 59]], ids=str)
+def test_a_stopped_fit_ends_the_same_bit_by_bit(
+    sources: tuple[Held, np.ndarray], tmp_path: Path, stops: list[int]
+) -> None:
+    """Stops before, at and after a resampling (every 6 steps), with dead latents (AuxK) and a changed pass."""
+    read, _ = sources
+    config = FitConfig(n_features=64, k=K, steps=60, batch_size=500, learning_rate=5e-3, dead_after=2000)
+    path = tmp_path / "partial" / "x.fit"
+    whole = fit(read, 4000, read.widths, config)
+
+    def stop_at(step: int):
+        def on_step(state: FitState) -> None:
+            save_state(path, state)
+            if state.step == step:
+                raise _StoppedError
+
+        return on_step
+
+    state = None
+    for stop in stops:
+        with pytest.raises(_StoppedError):
+            fit(read, 4000, read.widths, config, state=state, on_step=stop_at(stop))
+        state = load_state(path, torch.device("cpu"))
+        assert state.step == stop
+    state = fit(read, 4000, read.widths, config, state=state)
+    assert state.losses == whole.losses
+    assert state.cut == whole.cut
+    pairs = [*zip(state.model.parameters(), whole.model.parameters(), strict=True)]
+    pairs += [(state.model.threshold, whole.model.threshold), (state.silent, whole.silent), (state.fired, whole.fired)]
+    pairs += [(a, b) for p, q in zip(state.moments, whole.moments, strict=True) for a, b in zip(p, q, strict=True)]
+    for a, b in pairs:
+        assert torch.equal(a, b)
+
+
+def test_the_same_seed_gives_the_same_fit_and_another_one_another(sources: tuple[Held, np.ndarray]) -> None:
+    read, _ = sources
+    losses = [fit(read, N, read.widths, FitConfig(n_features=32, k=K, steps=5, batch_size=128, seed=seed)).losses
+              for seed in (1, 1, 2)]  # fmt: skip
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_source_that_is_missing_at_some_positions_is_learnt_all_the_same(sources: tuple[Held, np.ndarray]) -> None:
+    """The second source lacks a third of the positions: its decoder is learnt from the others, not pulled to 0."""
+    read, rows = sources
+    x = read.x.clone()
+    x[::3, D:] = torch.nan
+    state = fit(Held(x, read.widths), N, read.widths, CONFIG)
+    assert (_best_cosines(state.model.decoder, rows) > 0.9).mean() >= 0.9
+    best = (torch.nn.functional.normalize(state.model.decoder, dim=1).double().numpy() @ rows.T).argmax(0)
+    written = state.model.decoder[best].norm(dim=1), state.model.decoder[best][:, D:].norm(dim=1)
+    # Both sources write all features alike: the second one's share of the norm is sqrt(1/2).
+    assert float((written[1] / written[0]).median()) == pytest.approx(0.5**0.5, abs=0.05)
