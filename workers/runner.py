@@ -10,212 +10,28 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from service.config import Settings
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
-from service.models import Run
 from service.runs import logic
 from service.runs.states import RunState
 from workers.errors import LeaseLostError, RunCancelledError, RunError, WorkerStoppingError
+from workers.execution import AWAY, RETRY_SECONDS, Execution
 
 log = structlog.get_logger("featurewatch.worker")
 
-Pipeline = Callable[["Execution"], None]
+Pipeline = Callable[[Execution], None]
 Answer = TypeVar("Answer")
-
-AWAY = (OperationalError, InterfaceError)
-"""What the driver raises when the database cannot be reached, or drops the connection."""
 
 BEAT_SECONDS = 0.5
 QUIET_BEAT_SECONDS = 2.0
-RETRY_SECONDS = 0.5
 _NEVER = threading.Event()
-
-
-class Execution:
-    """A claimed run, as its pipeline sees it."""
-
-    def __init__(
-        self, run: Run, *, settings: Settings, database: Database, artifacts: ArtifactStore, stop: Callable[[], bool]
-    ) -> None:
-        self.run_id, self.kind, self.attempt = run.id, run.kind, run.attempt
-        self.family_id, self.checkpoint_id = run.family_id, run.checkpoint_id
-        self.params: dict[str, Any] = dict(run.params)
-        self.settings, self.database, self.artifacts = settings, database, artifacts
-        self._stop = stop
-        self._lock = threading.Lock()
-        self._stage: str | None = None
-        self._stage_began = 0.0
-        self._progress, self._detail = 0.0, dict[str, Any]()
-        self._seconds: dict[str, float] = dict(run.seconds)
-        self._lease_until = time.monotonic() + settings.lease_seconds
-        self._cancelling = self._lost = self._writing = self._finishing = False
-        self.finished = False
-        """Whether the transaction that `finish` was part of has committed."""
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """A part of the run: shown while it lasts, its seconds are kept. Raises what `check` raises."""
-        self.check()
-        with self._lock:
-            outer = (self._stage, self._stage_began, self._progress, self._detail)
-            self._stage, self._stage_began, self._progress, self._detail = name, time.monotonic(), 0.0, {}
-        log.info("stage", run=self.run_id, stage=name)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._seconds = self._seconds_now()
-                self._stage, self._stage_began, self._progress, self._detail = outer
-
-    def progress(self, fraction: float, /, **detail: Any) -> None:
-        """How far the stage is (0 to 1), and what it has to say. Cheap, from any thread; the heartbeat writes it."""
-        with self._lock:
-            self._progress = min(max(float(fraction), 0.0), 1.0)
-            if detail:
-                self._detail = detail
-
-    def check(self) -> None:
-        """Stop here if the run is not to go on: LeaseLostError, RunCancelledError, or WorkerStoppingError."""
-        # Inside a `write()` the run's row is locked: no beat gets through, but nobody else either.
-        if self._lost or (self.lease_left() <= 0 and not self._writing):
-            raise LeaseLostError(f"run {self.run_id} is not held by attempt {self.attempt} any more")
-        if self._cancelling:
-            raise RunCancelledError(f"run {self.run_id} was cancelled")
-        if self._stop():
-            raise WorkerStoppingError("the worker was told to end")
-
-    @contextmanager
-    def read(self) -> Iterator[Session]:
-        """A session that only reads. It waits for a database that is away, as long as the lease lasts."""
-        with self._patiently(self.database.read, lambda session: session.connection()) as session:
-            yield session
-
-    @contextmanager
-    def write(self) -> Iterator[Session]:
-        """A transaction that counts only while this attempt holds the run; LeaseLostError where it does not.
-
-        The run's row stays locked until the end: nobody can take the run over while the transaction is open.
-        """
-        try:
-            with self._patiently(self.database.write, self._hold) as session:
-                self._writing = True
-                yield session
-                began = time.monotonic()
-                if not self._finishing:
-                    self._hold(session)  # the lease counts from the commit, however long the body took
-            self._lease_until = began + self.settings.lease_seconds
-            self.finished = self._finishing
-        finally:
-            self._writing = False
-            self._finishing = self.finished
-
-    def finish(self, session: Session, result: dict[str, Any]) -> None:
-        """Inside a `write()`, as its last act: the run has succeeded if and only if that transaction commits."""
-        with self._lock:
-            seconds = self._seconds_now()
-        # From here on the heartbeat may find the run ended, by us.
-        self._finishing = True
-        done = logic.finish(
-            session,
-            run_id=self.run_id,
-            attempt=self.attempt,
-            state=RunState.SUCCEEDED,
-            result=result,
-            seconds=seconds,
-        )
-        if not done:
-            raise LeaseLostError(f"run {self.run_id} ended before attempt {self.attempt} finished it")
-
-    def beat(self) -> bool:
-        """Renew the lease, write the progress and see what was asked for; whether beats are still wanted."""
-        with self._lock:
-            stage, progress, detail, seconds = self._stage, self._progress, self._detail, dict(self._seconds)
-        began = time.monotonic()
-        with self.database.write() as session:
-            state = logic.heartbeat(
-                session,
-                run_id=self.run_id,
-                attempt=self.attempt,
-                lease_seconds=self.settings.lease_seconds,
-                stage=stage,
-                progress=progress,
-                detail=detail,
-                seconds=seconds,
-            )
-        if state is None:
-            self._lost = not self._finishing
-            return False
-        self._lease_until = began + self.settings.lease_seconds
-        self._cancelling = state is RunState.CANCELLING
-        return True
-
-    def snapshot(self) -> tuple[Any, ...]:
-        """What a beat would write; the same twice: nothing new to tell."""
-        with self._lock:
-            return self._stage, self._progress, tuple(sorted(self._detail)), tuple(map(str, self._detail.values()))
-
-    def seconds(self) -> dict[str, float]:
-        """Stage -> seconds until now, the running stage with them."""
-        with self._lock:
-            return self._seconds_now()
-
-    def lease_left(self) -> float:
-        """Seconds until the lease is over, as far as this worker knows."""
-        return self._lease_until - time.monotonic()
-
-    def lose(self) -> None:
-        """Give the run up: its lease is over."""
-        self._lost = not self._finishing
-
-    def _seconds_now(self) -> dict[str, float]:
-        if self._stage is None:
-            return dict(self._seconds)
-        spent = time.monotonic() - self._stage_began
-        return self._seconds | {self._stage: round(self._seconds.get(self._stage, 0.0) + spent, 3)}
-
-    def _hold(self, session: Session) -> None:
-        held = logic.hold(session, run_id=self.run_id, attempt=self.attempt, lease_seconds=self.settings.lease_seconds)
-        if held is None:
-            self._lost = True
-            raise LeaseLostError(f"run {self.run_id} is not held by attempt {self.attempt} any more")
-
-    @contextmanager
-    def _patiently(
-        self, opening: Callable[[], AbstractContextManager[Session]], first: Callable[[Session], Any]
-    ) -> Iterator[Session]:
-        """A session whose first statement went through. Later statements are not repeated: they may have happened."""
-        while True:
-            manager = opening()
-            session = manager.__enter__()
-            try:
-                first(session)
-            except AWAY as error:
-                manager.__exit__(type(error), error, error.__traceback__)
-                if self.lease_left() <= RETRY_SECONDS:
-                    raise
-                log.warning("the database is away", run=self.run_id, error=str(error.orig))
-                time.sleep(RETRY_SECONDS)
-            except BaseException as error:
-                manager.__exit__(type(error), error, error.__traceback__)
-                raise
-            else:
-                break
-        try:
-            yield session
-        except BaseException as error:
-            if not manager.__exit__(type(error), error, error.__traceback__):
-                raise
-        else:
-            manager.__exit__(None, None, None)
 
 
 class Heart(threading.Thread):

@@ -18,7 +18,7 @@ from service.runs import logic
 from tests.workers.conftest import wait_for
 from tests.workers.toy import journal
 from workers.errors import LeaseLostError, RunError
-from workers.runner import Execution
+from workers.execution import Execution
 
 
 def in_thread(installation, **options):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from service.webhooks import logic as webhooks
 from workers.errors import RunError
-from workers.runner import Execution
+from workers.execution import Execution
 
 
 def steps(execution: Execution) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
+from workers.execution import Execution
 from workers.pipelines.onboard import onboard
-from workers.runner import Execution
 
 PIPELINES: dict[str, Callable[[Execution], None]] = {"onboard": onboard}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import from_numpy
 
 from service.kit.artifacts import content_key
@@ -25,9 +25,9 @@ from workers.activations import (
 )
 from workers.activations.sources import ACTIVATIONS_PREFIX
 from workers.errors import RunError
+from workers.execution import Execution
 from workers.pipelines.sources import BLOCK, Activations, open_sources
 from workers.pipelines.work import Work, device_of
-from workers.runner import Execution
 
 
 def harvest_activations(execution: Execution, work: Work) -> tuple[str, Activations, dict[str, Any]]:
@@ -103,7 +103,9 @@ def _copy(execution: Execution, work: Work, partial: Path) -> None:
     """
     folder = locate_activations(work.uri, execution.settings.root_dirs, execution.settings.data_dir / "cache")
     count = work.positions["count"] if work.positions else None
-    opened = open_activations(folder, expected_positions=count, hook_points=work.hook_points)
+    widths = work.parent.widths if work.parent else None
+    opened = open_activations(folder, expected_positions=count, expected_widths=widths, hook_points=work.hook_points)
+    document = _family_documents(execution, work, opened)
     began = time.monotonic()
 
     def progress(fraction: float) -> None:
@@ -125,10 +127,32 @@ def _copy(execution: Execution, work: Work, partial: Path) -> None:
     manifest["documents"] = "documents.safetensors"
     manifest.pop("positions_digest", None)  # ours to say, of what we harvested
     valid = opened.valid & _without_sinks(opened, work.hook_points, work.policy.max_norm_ratio)
-    save_file(
-        {"document": from_numpy(opened.document.copy()), "valid": from_numpy(valid)}, partial / manifest["documents"]
-    )
+    save_file({"document": from_numpy(document.copy()), "valid": from_numpy(valid)}, partial / manifest["documents"])
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _family_documents(execution: Execution, work: Work, opened: ActivationSet) -> np.ndarray:
+    """int64 [n] the family's documents, as its first checkpoint numbered them: folds are made from the numbers.
+
+    RunError where these activations are cut into documents elsewhere: then they are not of the same positions.
+    """
+    if work.positions is None:
+        return opened.document
+    known = load_file(execution.artifacts.path(work.positions["artifact"]))["document"].numpy()
+    differ = np.flatnonzero(_in_order(known) != _in_order(opened.document))
+    if len(differ):
+        raise RunError(
+            "wrong-positions",
+            f"position {differ[0]} belongs to another document than in the family's first checkpoint; bring the "
+            "activations of the same documents along, in the same order",
+        )
+    return known
+
+
+def _in_order(document: np.ndarray) -> np.ndarray:
+    """Documents numbered as they first appear, however they were numbered before."""
+    _, first, index = np.unique(document, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[index]
 
 
 def _without_sinks(opened: ActivationSet, hook_points: list[str], ratio: float) -> np.ndarray:

@@ -11,12 +11,12 @@ from sqlalchemy.orm import Session
 from service.verdicts import logic as verdicts
 from service.verdicts.judge import Evidence, Judgement, Successor, judge
 from workers.activations import load_documents
+from workers.execution import Execution
 from workers.pipelines import files
 from workers.pipelines.dictionary import Basis
 from workers.pipelines.measuring import Measures, firing
 from workers.pipelines.sources import Activations
 from workers.pipelines.work import Work
-from workers.runner import Execution
 from workers.verdicts.succession import Share, shares
 
 STRENGTHENED = 1.5

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from workers.crosscoder.readout import solve_readout
 from workers.crosscoder.regress import Regression, Solution
+from workers.execution import Execution
 from workers.pipelines.dictionary import Basis, References, common_rows
 from workers.pipelines.sources import Activations
 from workers.pipelines.work import Work, device_of
-from workers.runner import Execution
 from workers.verdicts.measure import Products, Side, map_rows, procrustes, products, ratios
 
 
@@ -90,23 +90,24 @@ def _measure(
     rows, folds = common_rows(activations, parent)
     regression = basis.regression or Regression(basis.code, rows, folds)
     now = Side(activations, basis.now or regression.solve(activations))
-    before, fixed = now, None
+    before, fixed, rows_b = now, None, now.solution.decoder
     if parent is not None and references is not None:
         before = Side(parent, basis.before or regression.solve(parent))
         fixed = torch.zeros(basis.code.m, dtype=torch.bool, device=activations.device)
         fixed[: len(references.gone)] = references.gone
-        before.solution.decoder[fixed] = references.rows[references.gone]
+        rows_b = before.solution.decoder.clone()
+        rows_b[fixed] = references.rows[references.gone]
     execution.progress(0.2)
     energy = regression.energy.sum(0).float()
     widths_b = activations.widths if parent is None else parent.widths
     pairs = zip(now.solution.decoder.split(activations.widths, 1),
-                before.solution.decoder.split(widths_b, 1), strict=True)  # fmt: skip
+                rows_b.split(widths_b, 1), strict=True)  # fmt: skip
     maps = [None if parent is None else procrustes(c, b, energy) for c, b in pairs]
     widths = list(zip(widths_b, activations.widths, strict=True))
-    got = products(regression, now, before, widths, maps, fixed)
+    got = products(regression, now, before, widths, maps, fixed, rows_b)
     execution.progress(0.6)
     # Where a feature is gone at a checkpoint, its children compare it with where it was last: its row before.
-    reference = map_rows(before.solution.decoder, widths_b, maps)
+    reference = map_rows(rows_b, widths_b, maps)
     readability = _dictionaries(execution, work, basis, activations, now.solution, reference, rows, folds, names)
     execution.progress(1.0)
     return _tensors(got) | {"hook.readability": readability}

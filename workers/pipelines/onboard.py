@@ -4,19 +4,22 @@ Every stage keeps its result under a name made from its inputs and is skipped wh
 killed goes on where it stopped. Nothing of the family changes before the one transaction at the end.
 """
 
-from workers.pipelines import judging
+from workers.execution import Execution
+from workers.pipelines import files, judging
 from workers.pipelines.dictionary import extended, fitted
 from workers.pipelines.harvesting import harvest_activations
 from workers.pipelines.measuring import load_references, measured
 from workers.pipelines.sources import open_sources
 from workers.pipelines.work import load
-from workers.runner import Execution
 
 
 def onboard(execution: Execution) -> None:
     """Read a checkpoint, bring it into the family's dictionary, and say what became of every feature."""
     judging.threads(execution)
     work = load(execution)
+    # The family's lease is ours: nobody else writes its artifacts now.
+    execution.artifacts.clear(work.family_id)
+    files.clear_partial(execution.settings.data_dir / "partial")
     with execution.stage("harvest"):
         folder, activations, positions = harvest_activations(execution, work)
     parent = references = None

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from workers.activations import ActivationSet, open_activations
 from workers.crosscoder.model import Moments, Normaliser
+from workers.execution import Execution
 from workers.pipelines.work import Work, device_of
-from workers.runner import Execution
 
 BLOCK = 16_384
 HELD_BYTES = 512 * 2**20

@@ -9,7 +9,7 @@ from service.kit.artifacts import content_key
 from service.verdicts import logic as verdicts
 from service.verdicts.policy import Policy
 from workers.errors import RunError
-from workers.runner import Execution
+from workers.execution import Execution
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Parent:
     id: str
     name: str
     hook_points: list[str]
+    widths: dict[str, int]
+    """hook point -> d_model"""
     activations: dict[str, str]
     """hook point -> artifact"""
     dictionaries: dict[str, str]
@@ -77,6 +79,7 @@ def load(execution: Execution) -> Work:
             id=parent.id,
             name=parent.name,
             hook_points=list(parent.hook_points),
+            widths={hook: source.d_model for hook, source in subject.sources.items()},
             activations={hook: str(source.activations) for hook, source in subject.sources.items()},
             dictionaries={hook: str(source.dictionary) for hook, source in subject.sources.items()},
             code=subject.code.artifact,
