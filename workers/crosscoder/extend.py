@@ -144,7 +144,7 @@ def _seeds(z: Tensor, found: Tensor, config: ExtendConfig) -> Tensor:
         if cover[candidate] < 0.5:
             chosen.append(candidate)
             cover = torch.maximum(cover, unit @ unit[candidate])
-            if len(chosen) >= 2 * config.most:
+            if len(chosen) >= config.most:
                 break
     return unit[chosen]
 

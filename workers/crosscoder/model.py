@@ -31,31 +31,37 @@ class Normaliser(NamedTuple):
 
 
 class Moments:
-    """Streams activations [n, D] once and gives the normaliser: sums in float64, so order hardly matters."""
+    """Streams activations [n, D] and gives the normaliser. Blocks are centred in float32 and combined in float64 (Chan
+    et al. 1983), so that neither order nor a large mean matters."""
 
     def __init__(self, widths: list[int], device: torch.device | str = "cpu") -> None:
         self.widths = widths
         self.count = 0
-        self.sum = torch.zeros(sum(widths), dtype=torch.float64, device=device)
-        self.squares = torch.zeros_like(self.sum)
+        self.mean = torch.zeros(sum(widths), dtype=torch.float64, device=device)
+        self.squares = torch.zeros_like(self.mean)
+        """sums of squared distances from the mean"""
 
     def add(self, x: Tensor) -> None:
         """Take in rows [n, D]."""
-        x = x.double()
-        self.count += len(x)
-        self.sum += x.sum(0)
-        self.squares += (x * x).sum(0)
+        if not len(x):
+            return
+        x = x.float()
+        mean = x.mean(0)
+        squares = (x - mean).square_().sum(0).double()
+        total, off = self.count + len(x), mean.double() - self.mean
+        self.squares += squares + off.square() * (self.count * len(x) / total)
+        self.mean += off * (len(x) / total)
+        self.count = total
 
     def normaliser(self) -> Normaliser:
         """The normaliser of all rows so far; a source that never varies is left at scale 1."""
-        mean, second = self.sum / max(self.count, 1), self.squares / max(self.count, 1)
-        scale = torch.ones_like(mean)
-        sources = zip(*(t.split(self.widths) for t in (scale, second - mean * mean, second)), strict=True)
-        for part, variance, square in sources:
-            # Rounding leaves a variance of about 1e-16 of the square where there is none.
-            if float(variance.sum()) > 1e-12 * float(square.sum()):
-                part.fill_((len(part) / float(variance.sum())) ** 0.5)
-        return Normaliser(mean.float(), scale.float())
+        variance = self.squares / max(self.count, 1)
+        scale = torch.ones_like(self.mean)
+        for part, spread, mean in zip(*(t.split(self.widths) for t in (scale, variance, self.mean)), strict=True):
+            # Rounding leaves a variance of about 1e-14 of the square where there is none.
+            if float(spread.sum()) > 1e-12 * float(mean.square().sum() + spread.sum()):
+                part.fill_((len(part) / float(spread.sum())) ** 0.5)
+        return Normaliser(self.mean.float(), scale.float())
 
 
 @dataclass

@@ -9,7 +9,7 @@ from workers.pipelines import files, judging
 from workers.pipelines.dictionary import extended, fitted
 from workers.pipelines.harvesting import harvest_activations
 from workers.pipelines.measuring import load_references, measured
-from workers.pipelines.sources import open_sources
+from workers.pipelines.sources import open_parent
 from workers.pipelines.work import load
 
 
@@ -28,9 +28,9 @@ def onboard(execution: Execution) -> None:
         with execution.stage("fit"):
             basis = fitted(execution, work, activations, folder)
     else:
-        parent = open_sources(execution, work, execution.artifacts.path(work.parent.activations[work.hook_points[0]]))
-        references = load_references(execution, work, gone)
         with execution.stage("extend"):
+            parent = open_parent(execution, work, work.parent)
+            references = load_references(execution, work, gone)
             basis = extended(execution, work, activations, parent, folder, references)
     with execution.stage("measure"):
         measures = measured(execution, work, basis, activations, parent, references)

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from workers.activations import ActivationSet, open_activations
 from workers.crosscoder.model import Moments, Normaliser
 from workers.execution import Execution
-from workers.pipelines.work import Work, device_of
+from workers.pipelines.work import Parent, Work, device_of
 
 BLOCK = 16_384
 HELD_BYTES = 512 * 2**20
@@ -46,7 +47,11 @@ class Activations:
         moments = Moments(self.widths, self.device)
         for block in self.valid.nonzero().squeeze(1).split(BLOCK):
             moments.add(self.raw(block))
-        self.normaliser = moments.normaliser()
+        return self.normalise_by(moments.normaliser())
+
+    def normalise_by(self, normaliser: Normaliser) -> Normaliser:
+        """Set the normaliser; small activations are normalised at once and held."""
+        self.normaliser = Normaliser(normaliser.mean.to(self.device), normaliser.scale.to(self.device))
         every = torch.arange(self.opened.n_positions)
         if 4 * len(every) * sum(self.widths) <= HELD_BYTES:
             self.held = torch.cat([self.normaliser(self.raw(block)) for block in every.split(BLOCK)])
@@ -64,3 +69,12 @@ def open_sources(execution: Execution, work: Work, folder: Path) -> Activations:
     count = work.positions["count"] if work.positions else None
     opened = open_activations(folder, expected_positions=count, hook_points=work.hook_points)
     return Activations(opened, work.hook_points, device_of(execution))
+
+
+def open_parent(execution: Execution, work: Work, parent: Parent) -> Activations:
+    """The parent's activations, with the normaliser that its dictionaries keep."""
+    activations = open_sources(execution, work, execution.artifacts.path(parent.activations[work.hook_points[0]]))
+    kept = [load_file(execution.artifacts.path(parent.dictionaries[hook])) for hook in work.hook_points]
+    scales = [torch.full_like(t["mean"], len(t["mean"]) ** 0.5 / float(t["rms"])) for t in kept]
+    activations.normalise_by(Normaliser(torch.cat([t["mean"] for t in kept]), torch.cat(scales)))
+    return activations
