@@ -37,6 +37,9 @@ class Settings(BaseSettings):
         "", description="Networks (CIDR, separated by commas) that webhooks may reach although they are private."
     )
     lease_seconds: float = Field(60.0, gt=0, description="How long a worker that falls silent keeps its run.")
+    save_seconds: float = Field(
+        20.0, gt=0, description="How often a fit under way saves itself: what a killed worker has to do again at most."
+    )
     poll_seconds: float = Field(1.0, gt=0, description="How often sweeps and polling workers look for work.")
     threads: int = Field(0, ge=0, description="CPU threads of a worker's torch. 0: as torch chooses.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`: where workers compute.")

@@ -16,6 +16,9 @@ from typing import Any
 
 import fsspec
 
+UNFINISHED = ".new"
+"""Ends the names of what is being written."""
+
 
 def content_key(**inputs: Any) -> str:
     """Digest (20 hex digits) of JSON-able inputs: the key of an artifact's name."""
@@ -65,7 +68,7 @@ class ArtifactStore:
         """
         local = self.cache / name
         local.parent.mkdir(parents=True, exist_ok=True)
-        temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
+        temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}{UNFINISHED}")
         try:
             yield temporary
             _fsync_tree(temporary)
@@ -74,6 +77,14 @@ class ArtifactStore:
                 self._upload(local, name)
         finally:
             _remove(temporary)
+
+    def clear(self, prefix: str) -> None:
+        """Remove what killed writers left on this machine under names that begin with `prefix`, a folder.
+
+        Only for who may write there alone: a writer that is still alive loses its file and fails.
+        """
+        for path in (self.cache / prefix).glob(f".*{UNFINISHED}"):
+            _remove(path)
 
     def remove(self, name: str) -> None:
         """Remove an artifact; one that is not there is no error."""

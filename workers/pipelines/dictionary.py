@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import torch
 from torch import Tensor
 
@@ -19,14 +20,15 @@ from workers.crosscoder.extend import (
 )
 from workers.crosscoder.fit import FitConfig, FitState, fit
 from workers.crosscoder.regress import Regression, Solution, assign_folds, select
+from workers.execution import Execution
 from workers.pipelines import files
 from workers.pipelines.sources import BLOCK, Activations
 from workers.pipelines.work import Work, device_of
-from workers.runner import Execution
 from workers.verdicts.measure import map_rows, procrustes
 
+log = structlog.get_logger("featurewatch.worker")
+
 FOLDS = 20
-SAVE_SECONDS = 20.0
 WEAK = 0.7
 """An old feature whose projection falls below this gives its share back before new features are looked for."""
 
@@ -69,8 +71,9 @@ def fitted(execution: Execution, work: Work, activations: Activations, source: s
     """Stage fit: the family's first dictionary. Saves itself as it goes and resumes bit by bit."""
     device = device_of(execution)
     artifact = work.artifact("code", source=source, crosscoder=work.crosscoder, generation=work.generation)
+    saved = execution.settings.data_dir / "partial" / f"{Path(artifact).stem}.fit"
     if not execution.artifacts.exists(artifact):
-        state = _train(execution, work, activations, Path(artifact).stem)
+        state = _train(execution, work, activations, saved)
         rows = activations.valid.nonzero().squeeze(1)
         code = _spread(
             concatenate_rows([state.model.encode(activations(part)) for part in rows.split(BLOCK)]),
@@ -80,11 +83,12 @@ def fitted(execution: Execution, work: Work, activations: Activations, source: s
         numbers = torch.arange(work.n_features, work.n_features + code.m)
         with execution.artifacts.create(artifact) as place:
             files.save_code(place, code, numbers, torch.zeros(code.m, dtype=torch.bool))
+    files.remove_state(saved)  # not before the code is there: a worker may be killed at any time
     code, numbers, born = files.load_code(execution.artifacts.path(artifact), device)
     return Basis(code, numbers, born, artifact)
 
 
-def _train(execution: Execution, work: Work, activations: Activations, key: str) -> FitState:
+def _train(execution: Execution, work: Work, activations: Activations, saved: Path) -> FitState:
     options = work.crosscoder
     config = FitConfig(
         n_features=options["n_features"],
@@ -94,11 +98,12 @@ def _train(execution: Execution, work: Work, activations: Activations, key: str)
         learning_rate=options["learning_rate"],
         seed=options["seed"],
     )
-    saved = execution.settings.data_dir / "partial" / f"{key}.fit"
     device = device_of(execution)
     rows = activations.valid.nonzero().squeeze(1)
     state = files.load_state(saved, device) if saved.exists() else None
     first = state.step if state else 0
+    if first:
+        log.info("the fit goes on", step=first, steps=config.steps)
     began = last = time.monotonic()
 
     def on_step(state: FitState) -> None:
@@ -113,11 +118,11 @@ def _train(execution: Execution, work: Work, activations: Activations, key: str)
             loss=round(state.losses[-1], 4),
             positions_per_second=round((state.step - first) * batch / max(now - began, 1e-9), 1),
         )
-        if now - last > SAVE_SECONDS:
+        if now - last > execution.settings.save_seconds:
             files.save_state(saved, state)
             last = now
 
-    state = fit(
+    return fit(
         lambda picked: activations(rows[picked]),
         len(rows),
         activations.widths,
@@ -126,8 +131,6 @@ def _train(execution: Execution, work: Work, activations: Activations, key: str)
         on_step=on_step,
         device=device,
     )
-    saved.unlink(missing_ok=True)
-    return state
 
 
 def _spread(code: Code, rows: Tensor, n: int) -> Code:

@@ -1,6 +1,9 @@
 """The tensors that pipelines keep in the artifact store: code, dictionaries, examples, states of a fit."""
 
 import os
+import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from workers.crosscoder.model import Crosscoder
 
 EXAMPLES = 16
 """Top activating positions kept of each feature."""
+PARTIAL_DAYS = 7
+"""A failed run can be retried so long and goes on where it stopped."""
 
 
 def save_code(path: Path, code: Code, numbers: Tensor, born: Tensor) -> None:
@@ -55,6 +60,19 @@ def save_examples(path: Path, code: Code) -> tuple[np.ndarray, np.ndarray]:
     return positions, activations
 
 
+def clear_partial(folder: Path) -> None:
+    """Remove harvests and fits that nobody went on with for PARTIAL_DAYS: their runs failed or were cancelled."""
+    oldest = time.time() - PARTIAL_DAYS * 86400
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):  # other workers move and remove what is theirs
+            if max(part.stat().st_mtime for part in [path, *path.rglob("*")]) >= oldest:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 def save_state(path: Path, state: FitState) -> None:
     """Keep a fit that is under way: temporary file, fsync, rename."""
     tensors = {f"parameter{i}": p for i, p in enumerate(state.model.parameters())}
@@ -74,6 +92,12 @@ def save_state(path: Path, state: FitState) -> None:
     with temporary.open("rb") as handle:
         os.fsync(handle.fileno())
     temporary.rename(path)
+
+
+def remove_state(path: Path) -> None:
+    """Remove a fit that `save_state` kept, and what a killed worker left of a save."""
+    for file in (path, path.with_suffix(".tmp")):
+        file.unlink(missing_ok=True)
 
 
 def load_state(path: Path, device: torch.device) -> FitState:
