@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from sqlalchemy.orm import Session
 
-from service.models import Checkpoint, Family
+from service.models import Checkpoint, Family, Verdict
 from service.verdicts import queries
 from service.verdicts.figures import numbers_of, verdict_columns
-from service.verdicts.judge import GONE, Evidence, Floats, Status, judge
+from service.verdicts.judge import GONE, Evidence, Floats, Status, judge, standard_error
 from service.verdicts.policy import Policy
 
 
@@ -45,47 +45,23 @@ def compare(session: Session, family: Family, checkpoint: Checkpoint, baseline: 
     Relocations and successions that took place between the two are those that were judged when they happened.
     """
     now, then = _stored(session, checkpoint), _stored(session, baseline)
-    column_of = {number: column for column, number in enumerate(then.numbers)}
-    columns = np.array([column_of.get(number, -1) for number in now.numbers])
-    known = columns >= 0
-    between = _path(session, family, checkpoint, baseline)
+    parents = queries.parents(session, family.id)
+    between = _path(parents, checkpoint, baseline)
     births = queries.born_in(session, family.id, between)
-    born = np.array([births.get(number) == "emerged" for number in now.numbers]) & ~known
-    shared = min(len(now.level), len(then.level))
-
-    def before(values: Floats) -> Floats:
-        picked = values[:, np.maximum(columns, 0)].astype(np.float32)
-        picked[:, ~known] = np.nan
-        return picked
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        projection = now.level[:shared] / before(then.reference[:shared])
-        strength = now.strength[:shared] / before(then.strength[:shared])
-        orthogonal = np.sqrt(np.maximum(strength**2 - projection**2, 0))
-    evidence = Evidence(
-        projection=projection,
-        strength_ratio=strength,
-        orthogonal=orthogonal,
-        firings=np.array([now.figures[number][0] for number in now.numbers], dtype=np.int64),
-        documents=now.documents.astype(np.int64),
-        readability=now.readability,
-        readability_before=before(then.readability[None])[0],
-        baseline_z=np.where(known, np.inf, 0).astype(np.float32),
-        there_before=np.array([then.statuses.get(number) not in GONE for number in now.numbers]),
-        born_here=born,
-    )
+    # Discovered one step after the baseline: that step measured them there, as the level 1 that they start from.
+    follows = bool(between) and parents[between[-1]] == baseline.id
+    found = set(queries.born_in(session, family.id, between[-1:])) if follows else set()
+    # Where the baseline builds on this checkpoint, it goes on from the directions that features were relocated to here.
+    evidence = _evidence(now, then, births, found, ahead=checkpoint.id not in between)
     judgement = judge(evidence, Policy.model_validate(family.policy))
     rows = verdict_columns(np.array(now.numbers, dtype=np.int64), evidence, judgement, then.statuses)
-    happened = {
-        verdict.feature: verdict for verdict in queries.verdicts(session, between, [Status.RELOCATED, Status.REPLACED])
-    }
+    happened = _happened(session, between)
     strengths, readabilities = numbers_of(now.strength[0]), numbers_of(now.readability)
     result = []
     for column, row in enumerate(rows):
-        event = happened.get(row["feature"])
-        if event is not None and (event.status == Status.REPLACED) == (
-            row["status"] in (Status.ABSENT, Status.SUPPRESSED)
-        ):
+        wanted = _EVENT_OF.get(row["status"])
+        event = happened.get((row["feature"], wanted)) if wanted else None
+        if event is not None:
             row["status"], row["successors"] = event.status, event.successors
         result.append(
             Row(
@@ -97,6 +73,75 @@ def compare(session: Session, family: Family, checkpoint: Checkpoint, baseline: 
             )
         )
     return result
+
+
+def _evidence(now: "_Stored", then: "_Stored", births: dict[int, str], found: set[int], *, ahead: bool) -> Evidence:
+    """What two checkpoints hold against each other, columns in the order of `now`.
+
+    births: origin of the features that came between them; found: those that start from level 1 at the baseline; ahead:
+    the baseline builds on the checkpoint.
+    """
+    column_of = {number: column for column, number in enumerate(then.numbers)}
+    columns = np.array([column_of.get(number, -1) for number in now.numbers])
+    known = columns >= 0
+    born = np.array([births.get(number) == "emerged" for number in now.numbers]) & ~known
+    there = np.array([then.statuses.get(number) not in GONE for number in now.numbers])
+    shared = min(len(now.level), len(then.level))
+
+    def before(values: Floats) -> Floats:
+        picked = values[:, np.maximum(columns, 0)].astype(np.float32)
+        picked[:, ~known] = np.nan
+        return picked
+
+    reference = before(then.reference[:shared])
+    discovered = np.array([number in found for number in now.numbers]) & ~known
+    reference[:, discovered] = 1.0
+
+    level = now.level
+    if ahead:
+        moved = np.array([now.statuses.get(number) == Status.RELOCATED for number in now.numbers])
+        level = np.where(moved, now.reference, level)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
+        projection = level[:shared] / reference
+        strength = now.strength[:shared] / before(then.strength[:shared])
+        orthogonal = np.sqrt(np.maximum(strength**2 - projection**2, 0))
+    # What is gone at the baseline is held against where it was last: its strength there is not at issue.
+    z = np.where(known, np.where(there, before(_strength_z(then)[None])[0], np.inf), np.where(discovered, np.inf, 0.0))
+    return Evidence(
+        projection=projection,
+        strength_ratio=strength,
+        orthogonal=orthogonal,
+        firings=np.array([now.figures[number][0] for number in now.numbers], dtype=np.int64),
+        documents=now.documents.astype(np.int64),
+        readability=now.readability,
+        readability_before=before(then.readability[None])[0],
+        baseline_z=z.astype(np.float32),
+        there_before=there,
+        born_here=born,
+    )
+
+
+_EVENT_OF = {
+    Status.ABSENT: Status.REPLACED,
+    Status.SUPPRESSED: Status.REPLACED,
+    Status.PRESENT: Status.RELOCATED,
+    Status.RELOCATED: Status.RELOCATED,
+}
+"""What the levels say of a feature -> what happened to it on the way, if it did. Levels of a relocated feature go on
+with its new direction: it counts as present."""
+
+
+def _happened(session: Session, between: Sequence[str]) -> dict[tuple[int, str], Verdict]:
+    """(feature, status) -> its last relocation or succession on the way."""
+    found = queries.verdicts(session, between, [Status.RELOCATED, Status.REPLACED])
+    latest_last = sorted(found, key=lambda verdict: -between.index(verdict.checkpoint_id))
+    return {(verdict.feature, verdict.status): verdict for verdict in latest_last}
+
+
+def _strength_z(stored: "_Stored") -> Floats:
+    """Strength^2 of each feature over its standard error: [m]."""
+    square = stored.strength.astype(np.float64) ** 2
+    return (square[0] / np.maximum(standard_error(square), 1e-9)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -133,9 +178,8 @@ def _stored(session: Session, checkpoint: Checkpoint) -> _Stored:
     )
 
 
-def _path(session: Session, family: Family, checkpoint: Checkpoint, baseline: Checkpoint) -> Sequence[str]:
-    """Checkpoints after the two have parted from their common ancestor, on the side of `checkpoint`."""
-    parents = queries.parents(session, family.id)
+def _path(parents: dict[str, str | None], checkpoint: Checkpoint, baseline: Checkpoint) -> Sequence[str]:
+    """Checkpoints after the two have parted from their common ancestor, on the side of `checkpoint`, latest first."""
 
     def ancestry(start: str) -> list[str]:
         chain: list[str] = []

@@ -36,6 +36,8 @@ GONE = frozenset({Status.ABSENT, Status.REPLACED})
 
 BASELINE_Z = 2.0
 """A baseline strength that is not over its noise by so many standard errors is nothing to take a ratio against."""
+LARGEST = 1e6
+"""Nor is one that leaves ratios as large as this, in any replicate."""
 
 
 @dataclass
@@ -90,9 +92,11 @@ class Judgement:
     """Significantly under `suppressed_below` (absent ones too), or gone and still gone"""
     strengthened: Bools
     size_factor: float
+    strength_size: float
+    """The same of the strength ratios"""
 
 
-def standard_error(replicates: Floats) -> Floats:
+def standard_error(replicates: NDArray[np.floating]) -> Floats:
     """Jackknife standard error of replicates [K + 1, ...]: row 0 is the estimate, row g + 1 leaves fold g out."""
     left_out = replicates[1:].astype(np.float64)
     k = len(left_out)
@@ -114,12 +118,13 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     e, k = evidence, len(evidence.projection) - 1
     reach = float(stdtrit(k - 1, 0.5 + policy.confidence / 2))
     enough = (e.firings >= policy.min_firings) & (e.documents >= policy.min_documents)
-    solid = enough & (e.baseline_z >= BASELINE_Z) & np.isfinite(e.projection).all(0) & ~e.born_here
+    solid = enough & (e.baseline_z >= BASELINE_Z) & _sizes(e.projection) & ~e.born_here
     typical = solid & e.there_before
-    size = _median_or_one(e.projection[0][typical])
-    ratio, ratio_se = e.projection[0] / size, standard_error(e.projection) / abs(size)
-    strength_size = _median_or_one(e.strength_ratio[0][typical])
-    strength, strength_se = e.strength_ratio[0] / strength_size, standard_error(e.strength_ratio) / strength_size
+    projection, strengths = _known(solid, e.projection), _known(solid, e.strength_ratio)
+    size = _median_or_one(projection[0][typical])
+    ratio, ratio_se = projection[0] / size, standard_error(projection) / abs(size)
+    strength_size = _median_or_one(strengths[0][typical])
+    strength, strength_se = strengths[0] / strength_size, standard_error(strengths) / strength_size
     lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se
 
     q, low, high = _significance(ratio, ratio_se, solid, k, policy)
@@ -130,7 +135,8 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     still_gone = solid & ~e.there_before & (lo < policy.absent_below)
     strengthened = solid & high & e.there_before
     back = solid & ~e.there_before & (lo >= policy.suppressed_below)
-    moved = weakened & readable & _moved(e, typical & ~low & ~high, size, reach)
+    orthogonal = _known(solid, e.orthogonal) / abs(size)
+    moved = weakened & readable & _moved(orthogonal, typical & ~low & ~high, reach)
     replaced = np.zeros(len(ratio), dtype=bool)
     for column, successors in e.successors.items():
         replaced[column] = weakened[column] and _carried(successors, policy)
@@ -156,14 +162,25 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         strength_ratio=_where(solid, strength),
         strength_lo=_where(solid, np.maximum(strength - reach * strength_se, 0)),
         strength_hi=_where(solid, strength + reach * strength_se),
-        orthogonal=_where(solid, e.orthogonal[0] / abs(size)),
+        orthogonal=_where(solid, orthogonal[0]),
         q_value=q.astype(np.float32),
         change=np.where(changed, size_of_change, 0.0).astype(np.float32),
         minimum_detectable=_where(solid & (least > 0), least),
         weakened=weakened,
         strengthened=strengthened,
         size_factor=float(size),
+        strength_size=float(strength_size),
     )
+
+
+def _sizes(replicates: Floats) -> Bools:
+    """Features whose ratios can be reckoned with: [m]. What is divided by next to nothing says nothing."""
+    return np.abs(replicates).max(0) < LARGEST
+
+
+def _known(solid: Bools, replicates: Floats) -> Floats:
+    """Replicates of the features that can be reckoned with, NaN for the others, so that no arithmetic meets them."""
+    return np.where(solid & _sizes(replicates), replicates, np.float32(np.nan))
 
 
 def _significance(
@@ -179,16 +196,16 @@ def _significance(
     return q, significant & (ratio < policy.suppressed_below), significant & (ratio > policy.amplified_above)
 
 
-def _moved(e: Evidence, unchanged: Bools, size: float, reach: float) -> Bools:
+def _moved(ratio: Floats, unchanged: Bools, reach: float) -> Bools:
     """Written about as strongly as before, along another direction: more than what turns in unchanged features.
 
-    The part of the orthogonal ratio that exceeds nearly all unchanged features must, with its whole interval, make up
-    most of the former strength.
+    The part of the orthogonal ratio ([K + 1, m]) that exceeds nearly all unchanged features must, with its whole
+    interval, make up most of the former strength.
     """
-    orthogonal = np.nan_to_num(e.orthogonal[0]) / abs(size)
+    orthogonal = np.nan_to_num(ratio[0])
     usual = float(np.quantile(orthogonal[unchanged], 0.99)) if unchanged.any() else 0.0
     excess = np.sqrt(np.maximum(orthogonal**2 - usual**2, 0))
-    error = standard_error(np.nan_to_num(e.orthogonal)) / abs(size)
+    error = standard_error(np.nan_to_num(ratio))
     return excess - reach * error >= 0.7
 
 
@@ -199,7 +216,8 @@ def _carried(successors: list[Successor], policy: Policy) -> bool:
 
 
 def _median_or_one(values: Floats) -> float:
-    """Median; 1 where there is nothing to take it of, or it is no size."""
+    """Median of what is known; 1 where there is nothing to take it of, or it is no size."""
+    values = values[np.isfinite(values)]
     middle = float(np.median(values)) if len(values) else 1.0
     return middle if np.isfinite(middle) and abs(middle) > 1e-6 else 1.0
 

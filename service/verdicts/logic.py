@@ -130,6 +130,8 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
 
 
 def _write_features(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> None:
+    if outcome.origins and set(queries.born_in(session, family.id, [checkpoint.id])) == set(outcome.origins):
+        return  # recorded before
     if family.n_features != outcome.first_number:
         raise RuntimeError(
             f"the family has {family.n_features} features, but the run counted from {outcome.first_number}"
@@ -193,7 +195,8 @@ def _write_measurements(session: Session, checkpoint: Checkpoint, outcome: Outco
     moved = np.array([status == Status.RELOCATED for status in judgement.status])
     level[:, evidence.born_here] = 1.0
     # The chain goes on with the direction that a relocated feature has now, at the strength that it has there.
-    reference = np.where(lost, base, np.where(moved, evidence.strength_ratio * base, level))
+    reference = np.where(lost, base, level)
+    reference[:, moved] = evidence.strength_ratio[:, moved] / judgement.strength_size * base[:, moved]
     arrays = {
         "level": level,
         "reference_level": reference,
