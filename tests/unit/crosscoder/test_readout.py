@@ -47,7 +47,8 @@ def test_a_code_of_few_held_out_positions_says_so(code: np.ndarray) -> None:
 
 def test_equals_ridge_offsets_and_correlation_in_float64(code: np.ndarray) -> None:
     got, x, folds = _solve(code, np.full(M, 0.3), most=N)
-    train, test = (folds % 4 != 3).numpy(), (folds % 4 == 3).numpy()
+    held_out = (folds % 4 == 3).numpy()
+    train, test = ~held_out, held_out
     square = x[train].T @ x[train]
     square += 1e-3 * np.diag(square).mean() * np.eye(D)
     weight = np.linalg.solve(square, x[train].T @ code[train])

@@ -123,7 +123,7 @@ def test_a_rotation_of_the_activations_rotates_the_decoder(dense: np.ndarray, x:
     turn = rotation(D, 3)
     regression = Regression(code_of(dense), ROWS, FOLDS)
     plain, turned = regression.solve(held(x)), regression.solve(held(x @ turn))
-    np.testing.assert_allclose(plain.decoder.double() @ turn, turned.decoder, atol=5e-5)
+    np.testing.assert_allclose(plain.decoder.double().numpy() @ turn, turned.decoder, atol=5e-5)
 
 
 def test_folds_keep_documents_whole_and_come_out_alike() -> None:
