@@ -102,15 +102,27 @@ class _StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stops", [[1], [9], [10], [11], [3, 10, 31, 59]], ids=str)
+@pytest.mark.parametrize("stops", [[1], [17], [18], [19], [3, 10, 31, 59]], ids=str)
 def test_a_stopped_fit_ends_the_same_bit_by_bit(
     sources: tuple[Held, np.ndarray], tmp_path: Path, stops: list[int]
 ) -> None:
-    """Stops before, at and after a resampling (every 6 steps), with dead latents (AuxK) and a changed pass."""
+    """Stops before, at and after a resampling (every 18 steps), with latents that are silent from the start and dead
+    (AuxK) from step 4 on, and in several passes (of 8 steps)."""
     read, _ = sources
-    config = FitConfig(n_features=64, k=K, steps=60, batch_size=500, learning_rate=5e-3, dead_after=2000)
+    config = FitConfig(n_features=64, k=K, steps=60, batch_size=500, learning_rate=5e-3, dead_after=2000,
+                       resample_every=0.3)  # fmt: skip
     path = tmp_path / "partial" / "x.fit"
-    whole = fit(read, 4000, read.widths, config)
+
+    def quiet() -> FitState:
+        state = start(config, 2 * D)
+        state.model.encoder_bias[::2] = -1.0
+        state.model.decoder[::2] *= 0.05
+        return state
+
+    silent = []
+    whole = fit(read, 4000, read.widths, config, state=quiet(), on_step=lambda s: silent.append(int(s.silent.max())))
+    assert max(silent[:17]) >= 8000
+    assert max(silent[18:24]) < 8000  # started anew
 
     def stop_at(step: int):
         def on_step(state: FitState) -> None:
@@ -120,7 +132,7 @@ def test_a_stopped_fit_ends_the_same_bit_by_bit(
 
         return on_step
 
-    state = None
+    state = quiet()
     for stop in stops:
         with pytest.raises(_StoppedError):
             fit(read, 4000, read.widths, config, state=state, on_step=stop_at(stop))

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from service.kit.db import Database
 from service.models import Alert, AlertRule, Checkpoint, Event, Family, Feature, Measurement, Verdict
 from service.verdicts import logic, queries
-from service.verdicts.compare import Row, compare
+from service.verdicts.compare import Row, _happened, compare
 from service.verdicts.judge import GONE, Evidence, Status, Successor, judge
 from service.verdicts.policy import Policy
 from tests import factories
@@ -291,6 +291,21 @@ def test_numbers_are_not_given_out_twice(database: Database) -> None:
         stray = factories.checkpoint(session, lineage.family, "stray", parent=lineage.checkpoints["v1"])
         with pytest.raises(RuntimeError, match="counted from 43"):
             logic.record(session, checkpoint_id=stray.id, run_id="r", outcome=lineage.outcomes["b2"])
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)], ids=str)
+def test_of_two_successions_on_the_way_the_later_one_counts(database: Database, order: tuple[int, int]) -> None:
+    """A feature that was replaced, came back and was replaced again; whatever order the database answers in."""
+    with database.write() as session:
+        family = factories.family(session)
+        chain = [factories.checkpoint(session, family, "v0")]
+        for number in (1, 2):
+            chain.append(factories.checkpoint(session, family, f"v{number}", parent=chain[-1]))
+        feature = factories.feature(session, family, 7, chain[0])
+        for number in order:
+            factories.verdict(session, chain[number], feature, "replaced", successors=[{"id": f"F{number}"}])
+        found = _happened(session, [chain[2].id, chain[1].id])
+        assert found[7, "replaced"].successors == [{"id": "F2"}]
 
 
 def test_gone_are_the_absent_and_the_replaced(database: Database) -> None:
