@@ -165,7 +165,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         orthogonal=_where(solid, orthogonal[0]),
         q_value=q.astype(np.float32),
         change=np.where(changed, size_of_change, 0.0).astype(np.float32),
-        minimum_detectable=_where(solid & (least > 0), least),
+        minimum_detectable=_where(solid & (ratio_se > 0) & (least > 0), least),
         weakened=weakened,
         strengthened=strengthened,
         size_factor=float(size),

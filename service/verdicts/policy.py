@@ -26,7 +26,7 @@ class Policy(BaseModel):
     )
     new_features: int = Field(64, ge=0, description="Most new features that one extension may append.")
     max_norm_ratio: float = Field(
-        10.0, gt=1, description="Positions whose norm is over this many medians (attention sinks) are masked out."
+        4.0, gt=1, description="Positions whose norm is over this many medians (attention sinks) are masked out."
     )
     skip_tokens: int = Field(1, ge=0, description="Tokens at the start of a document that are masked out.")
     max_fvu_ratio: float = Field(

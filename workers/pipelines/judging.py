@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from sqlalchemy.orm import Session
 
 from service.verdicts import logic as verdicts
-from service.verdicts.judge import Evidence, Judgement, Successor, judge
+from service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, judge, standard_error
 from workers.activations import load_documents
 from workers.execution import Execution
 from workers.pipelines import files
@@ -36,15 +36,20 @@ def judged(
     firings, documents = firing(basis, activations.document)
     replicates = {key: value.numpy() for key, value in measures.replicates.items()}
     share, error = measures.born_share.numpy(), measures.born_share_se.numpy()
-    # Of the new columns those are new features that the parent does not hold as well: the others were there before.
-    born = basis.born.numpy() & (np.nan_to_num(share) + 2 * np.nan_to_num(error) < 0.5)
+    readability = measures.per_hook["readability"].amax(0).numpy()
+    squared = replicates["strength"] ** 2
+    written = squared[0] >= BASELINE_Z * standard_error(squared)
+    readable = np.nan_to_num(readability) >= work.policy.min_readability
+    # Of the new columns those are new features that are surely written here, can be read here, and are not held by
+    # the parent as well: those that it holds were there before.
+    born = basis.born.numpy() & written & readable & (np.nan_to_num(share) + 2 * np.nan_to_num(error) < 0.5)
     evidence = Evidence(
         projection=replicates["projection"],
         strength_ratio=replicates["strength_ratio"],
         orthogonal=replicates["orthogonal"],
         firings=firings,
         documents=documents,
-        readability=measures.per_hook["readability"].amax(0).numpy(),
+        readability=readability,
         readability_before=_readability_before(execution, work, len(firings)),
         baseline_z=measures.baseline_z.numpy(),
         there_before=~np.isin(basis.numbers.numpy(), gone),
