@@ -218,15 +218,13 @@ def _joined(
     What a new column seemed to write may be what the old ones leave of a weakened feature. Solved together with them
     it then writes little: only columns that still write as features do (`size`) are kept.
     """
-    for _ in range(2):
+    while new.m:
         code = append_columns(old.code, new)
         regression = old.extended(code)
         now = regression.solve(*checkpoint)
         rms = (regression.energy.sum(0)[old.m :] / torch.bincount(new.latents, minlength=new.m).clamp_min(1)).sqrt()
         keep = now.decoder[old.m :].norm(dim=1) * rms >= size
         if bool(keep.all()):
-            break
+            return code, regression, regression.solve(*parent), now
         new = select(new, keep)
-        if not new.m:
-            return old.code, old, parent[1], checkpoint[1]
-    return code, regression, regression.solve(*parent), now
+    return old.code, old, parent[1], checkpoint[1]
