@@ -1,7 +1,8 @@
-"""Fixtures of the tests that run everything: an installation for each module and each kind of database."""
+"""Fixtures of the tests that run everything: installations that several tests share, on each kind of database."""
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,9 @@ import pytest
 from tests.e2e.parts import Service
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def module_database(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, str]]:
-    """A folder for an installation, and the URL of its fresh, migrated database."""
-    folder = tmp_path_factory.mktemp(f"installation-{request.param}")
+@contextmanager
+def _installation(request: pytest.FixtureRequest, folders: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    folder = folders.mktemp(f"installation-{request.param}-")
     if request.param == "sqlite":
         shutil.copyfile(request.getfixturevalue("sqlite_template"), folder / "featurewatch.db")
         yield folder, f"sqlite:///{folder}/featurewatch.db"
@@ -25,8 +23,17 @@ def module_database(
     server.drop(name)
 
 
-@pytest.fixture(scope="module")
-def service(module_database: tuple[Path, str]) -> Iterator[Service]:
-    """`featurewatch up` with its worker; only files in its folder may be read."""
-    with Service(*module_database) as running:
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def module_database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, str]]:
+    """A folder for an installation of this module, and the URL of its fresh, migrated database."""
+    with _installation(request, tmp_path_factory) as made:
+        yield made
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """`featurewatch up` with its worker; only files in its folder may be read. Each test has families of its own."""
+    with _installation(request, tmp_path_factory) as made, Service(*made) as running:
         yield running

@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import Table, select
+from sqlalchemy.engine import make_url
 
 from benchmarks.planted_data import Lineage, write_checkpoint
 from service.client import Client
@@ -73,10 +76,27 @@ class Service:
         """The worker stands still in the block: what is registered there waits in the queue."""
         assert self.worker
         os.kill(self.worker, signal.SIGSTOP)
+        while self._locked():  # in the middle of a transaction it would hold up everybody
+            os.kill(self.worker, signal.SIGCONT)
+            time.sleep(0.05)
+            os.kill(self.worker, signal.SIGSTOP)
         try:
             yield
         finally:
             os.kill(self.worker, signal.SIGCONT)
+
+    def _locked(self) -> bool:
+        """Whether somebody holds the lock of the whole database, which only SQLite has."""
+        url = make_url(self.database_url)
+        if url.get_backend_name() != "sqlite":
+            return False
+        with closing(sqlite3.connect(str(url.database), timeout=0, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            connection.execute("ROLLBACK")
+        return False
 
     def register(self, family: str, name: str, uri: str, **options: Any) -> Run:
         """Register a checkpoint and wait for the end of its run, however it ends."""

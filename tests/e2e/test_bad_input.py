@@ -29,7 +29,7 @@ from service.models import (
     Source,
     Verdict,
 )
-from tests.e2e.parts import HOOK_POINT, Service, rows_of, unfinished
+from tests.e2e.parts import HOOK_POINT, WAIT_SECONDS, Service, rows_of, unfinished
 from tests.unit.activations.tiny import save_checkpoint, weights_of, write_activations
 
 POSITIONS, WIDTH = 1200, 16
@@ -219,7 +219,7 @@ def test_refused_by_the_worker(families: Families, service: Service, case: Case)
         run = families.client.register(family, name=name, uri=uri, parent="v1")["run"]
         if not case.late:
             case.spoil(folder)
-    run = families.client.wait(run["id"], timeout=60, interval=0.02)
+    run = families.client.wait(run["id"], timeout=WAIT_SECONDS, interval=0.02)
     assert run["state"] == "failed", run
     assert run["error"]
     assert run["error"]["code"] == case.code, run["error"]
@@ -237,7 +237,7 @@ def test_refused_by_the_worker(families: Families, service: Service, case: Case)
         service.judge(family, name, uri, parent="v1")
     else:
         families.client.retry(run["id"])
-        assert families.client.wait(run["id"], timeout=60, interval=0.02)["state"] == "succeeded"
+        assert families.client.wait(run["id"], timeout=WAIT_SECONDS, interval=0.02)["state"] == "succeeded"
     assert families.client.checkpoint(family, name)["state"] == "judged"
     assert unfinished(service.folder / "data") == []
 

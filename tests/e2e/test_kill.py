@@ -16,7 +16,7 @@ import pytest
 from benchmarks.planted_data import make_lineage
 from service.client_types import Run
 from service.models import Event, Verdict
-from tests.e2e.parts import HOOK_POINT, Service, Worker, rows_of, unfinished, write_lineage
+from tests.e2e.parts import HOOK_POINT, WAIT_SECONDS, Service, Worker, rows_of, unfinished, write_lineage
 from tests.unit.activations.tiny import save_checkpoint
 
 SHAPE = {
@@ -51,7 +51,7 @@ class Installation:
         return self.client.register(family, name=name, uri=uri)["run"]
 
     def finished(self, run: Run, worker: Worker) -> Run:
-        ended = self.client.wait(run["id"], timeout=120, interval=0.05)
+        ended = self.client.wait(run["id"], timeout=WAIT_SECONDS, interval=0.05)
         assert ended["state"] == "succeeded", f"{ended['error']}\n{worker.log()[-3000:]}"
         return ended
 
@@ -100,8 +100,8 @@ class Installation:
 
 
 def soon(condition: Callable[[], bool]) -> bool:
-    """Whether a condition comes true within a minute. Looks often: what is waited for may be over quickly."""
-    deadline = time.monotonic() + 60
+    """Whether a condition comes true in time. Looks often: what is waited for may be over quickly."""
+    deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         if time.monotonic() > deadline:
             return False
@@ -124,6 +124,11 @@ def installation(module_database: tuple[Path, str]) -> Iterator[Installation]:
                 worker.kill()
 
 
+# Before anything is written about a run, the kind of database makes no difference: on SQLite alone.
+before_writing = pytest.mark.parametrize("module_database", ["sqlite"], indirect=True)
+
+
+@before_writing
 def test_killed_in_harvest(installation: Installation) -> None:
     """A model is read again from its last whole shard on."""
     model = save_checkpoint(installation.folder / "model", "llama")
@@ -162,6 +167,7 @@ def test_killed_in_harvest(installation: Installation) -> None:
     assert installation.verdicts("model-killed") == installation.verdicts("model-quiet")
 
 
+@before_writing
 def test_killed_in_fit(installation: Installation) -> None:
     family = installation.family("first")
     worker = installation.worker()
@@ -208,7 +214,7 @@ def test_killed_while_it_judges(installation: Installation) -> None:
     assert installation.verdicts(family) == {"v1": []}
 
     worker = installation.worker("--pipelines", "tests.e2e.dying:PIPELINES")
-    assert worker.process.wait(timeout=60) == -signal.SIGKILL, worker.log()
+    assert worker.process.wait(timeout=WAIT_SECONDS) == -signal.SIGKILL, worker.log()
     assert [line["stage"] for line in worker.lines("stage")][-1] == "judge"
     assert installation.verdicts(family) == {"v1": []}
     assert installation.events(run) == {}
