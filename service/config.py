@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(1.0, gt=0, description="How often sweeps and polling workers look for work.")
     threads: int = Field(0, ge=0, description="CPU threads of a worker's torch. 0: as torch chooses.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`: where workers compute.")
+    fit_processes: int = Field(
+        0, ge=0, description="Processes that share a fit. 0: one for each GPU that the worker has, one on a CPU."
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_json: bool = Field(True, description="Logs as JSON lines; false: for people.")
     max_body_bytes: int = Field(1_000_000, gt=0, description="Largest request body that the API reads.")

@@ -50,8 +50,32 @@ class CrosscoderOptions(BaseModel):
 
     n_features: int = Field(4096, ge=8, le=1_048_576, description="Latents of the first fit; extensions append more.")
     k: int = Field(32, ge=1, le=4096, description="Latents that fire at a position, on average.")
-    sparsity: Literal["batch_topk"] = Field("batch_topk", description="How the code is made sparse.")
-    decoder: Literal["per_source"] = Field("per_source", description="One decoder for each source.")
+    sparsity: Literal["batch_topk", "topk", "l1", "jumprelu"] = Field(
+        "batch_topk",
+        description="How the code is made sparse: the largest of a batch, the largest of each position, a penalty on "
+        "norms, or thresholds that are learnt.",
+    )
+    sparsity_weight: float | None = Field(
+        None, gt=0, allow_inf_nan=False,
+        description="Weight of the penalty of `l1` and `jumprelu`. null: adjusted so that k latents fire on average.",
+    )  # fmt: skip
+    decoder: Literal["per_source", "shared"] = Field(
+        "per_source", description="A decoder for each source, or one for all through orthonormal maps."
+    )
+    source_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Chance that a source is hidden from the encoder at a position of the fit."
+    )
+    prefixes: list[Annotated[int, Field(ge=1)]] = Field(
+        default_factory=list, max_length=32,
+        description="Matryoshka: the first so many latents reconstruct by themselves too. Ascending.",
+    )  # fmt: skip
+    designated: int = Field(0, ge=0, description="Latents that are shared by design: one norm in all sources.")
+    designated_discount: float = Field(
+        0.2, gt=0, le=1, description="What a designated latent pays for being active, over what the others pay."
+    )
+    dedicated: int = Field(
+        0, ge=0, description="Latents of each checkpoint's own, in fits over several; the others' decoders are zero."
+    )
     steps: int = Field(2000, ge=1, le=10_000_000, description="Training steps of a full fit.")
     batch_size: int = Field(2048, ge=16, le=1_048_576, description="Positions of one step.")
     learning_rate: float = Field(2e-3, gt=0, le=1, allow_inf_nan=False, description="Peak learning rate of Adam.")
@@ -61,6 +85,14 @@ class CrosscoderOptions(BaseModel):
     def _sparse(self) -> Self:
         if self.k > self.n_features:
             raise ValueError("k is larger than n_features: more latents would have to fire than there are")
+        if self.prefixes != sorted({p for p in self.prefixes if p < self.n_features}):
+            raise ValueError("prefixes must ascend and stay under n_features")
+        if self.designated + self.dedicated > self.n_features:
+            raise ValueError("more designated and dedicated latents than n_features")
+        if self.decoder == "shared" and (self.designated or self.dedicated):
+            raise ValueError("a shared decoder writes every latent in all sources: no designated or dedicated ones")
+        if self.sparsity_weight is not None and self.sparsity not in ("l1", "jumprelu"):
+            raise ValueError(f"sparsity_weight is for l1 and jumprelu; {self.sparsity} has no penalty")
         return self
 
 

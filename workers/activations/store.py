@@ -5,6 +5,7 @@ A folder holds `manifest.json`, safetensors shards with the tensor `activations`
 Harvested folders also hold `start` and `end` (character offsets) and `valid` there; readers accept both.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -52,6 +53,8 @@ class _Shard:
     path: Path
     rows: np.ndarray
     dtype: torch.dtype
+    begin: int
+    """of the rows in the file, in bytes"""
 
 
 @dataclass
@@ -104,6 +107,20 @@ class ActivationSet:
         if len(rows) > 1 and (rows[1:] < rows[:-1]).any():
             raise ValueError("rows must be sorted")
         return _gather(source, rows)
+
+    def read_ahead(self, begins: np.ndarray, count: int) -> None:
+        """Tell the system that `count` positions from each of `begins` on are wanted soon: it reads them meanwhile."""
+        if not hasattr(os, "posix_fadvise"):  # a hint; not every system takes it
+            return
+        begins = np.sort(begins)
+        for source in self._sources.values():
+            for shard, first in zip(source.shards, source.bounds[:-1].tolist(), strict=True):
+                inside = begins[(begins + count > first) & (begins < first + len(shard.rows))]
+                width = source.d_model * shard.rows.itemsize
+                with shard.path.open("rb") as file:
+                    for begin in inside.tolist():
+                        place = shard.begin + max(0, begin - first) * width
+                        os.posix_fadvise(file.fileno(), place, count * width, os.POSIX_FADV_WILLNEED)
 
 
 def _copy(source: _Source, begin: int, stop: int) -> torch.Tensor:
@@ -206,7 +223,7 @@ def _open_shard(path: Path, hook_point: str, name: str, width: int) -> _Shard:
         raise RunError("wrong-dtype", f"{name} is {entry.dtype}; activations are float32, bfloat16 or float16")
     if len(entry.shape) != 2 or entry.shape[1] != width:
         raise RunError("wrong-width", f"{name} has shape {list(entry.shape)}; {hook_point} is {width} wide")
-    return _Shard(file, map_tensor(file, entry), entry.torch_dtype)
+    return _Shard(file, map_tensor(file, entry), entry.torch_dtype, entry.begin)
 
 
 def _read_documents(path: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:

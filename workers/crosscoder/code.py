@@ -14,7 +14,7 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta"
 
 
 class Code(NamedTuple):
-    """A sparse [n, m] matrix by rows (CSR). Activations are positive."""
+    """A sparse [n, m] matrix by rows (CSR). Activations are positive. A batch's code in a fit has int32 indices."""
 
     indptr: Tensor
     """int64 [n + 1]"""
@@ -67,5 +67,5 @@ class Code(NamedTuple):
 def concatenate_rows(parts: list[Code]) -> Code:
     """Codes of consecutive positions as one."""
     counts = torch.cat([part.indptr.diff() for part in parts])
-    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return Code(indptr, torch.cat([p.latents for p in parts]), torch.cat([p.values for p in parts]), parts[0].m)
+    indptr = torch.cat([counts.new_zeros(1), counts]).cumsum(0)
+    return Code(indptr, torch.cat([p.latents for p in parts]).long(), torch.cat([p.values for p in parts]), parts[0].m)

@@ -1,10 +1,8 @@
 """Stages fit and extend: the sparse code of the checkpoint, and the decoders that were solved on the way to it."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
 import torch
 from torch import Tensor
 
@@ -18,15 +16,13 @@ from workers.crosscoder.extend import (
     repeats,
     typical_size,
 )
-from workers.crosscoder.fit import FitConfig, FitState, fit
 from workers.crosscoder.regress import Regression, Solution, assign_folds, select
 from workers.execution import Execution
 from workers.pipelines import files
+from workers.pipelines.fitting import Members, trained
 from workers.pipelines.sources import BLOCK, Activations
 from workers.pipelines.work import Work, device_of
 from workers.verdicts.measure import map_rows, procrustes
-
-log = structlog.get_logger("featurewatch.worker")
 
 FOLDS = 20
 WEAK = 0.7
@@ -73,12 +69,13 @@ def fitted(execution: Execution, work: Work, activations: Activations, source: s
     artifact = work.artifact("code", source=source, crosscoder=work.crosscoder, generation=work.generation)
     saved = execution.settings.data_dir / "partial" / f"{Path(artifact).stem}.fit"
     if not execution.artifacts.exists(artifact):
-        state = _train(execution, work, activations, saved)
-        rows = activations.valid.nonzero().squeeze(1)
+        members = Members([activations])
+        model = trained(execution, work, members, saved)
+        rows = members.valid.nonzero().squeeze(1)
         code = _spread(
-            concatenate_rows([state.model.encode(activations(part)) for part in rows.split(BLOCK)]),
+            concatenate_rows([model.encode(members(part)) for part in rows.split(BLOCK)]),
             rows.to(device),
-            len(activations.valid),
+            len(members.valid),
         )
         numbers = torch.arange(work.n_features, work.n_features + code.m)
         with execution.artifacts.create(artifact) as place:
@@ -86,51 +83,6 @@ def fitted(execution: Execution, work: Work, activations: Activations, source: s
     files.remove_state(saved)  # not before the code is there: a worker may be killed at any time
     code, numbers, born = files.load_code(execution.artifacts.path(artifact), device)
     return Basis(code, numbers, born, artifact)
-
-
-def _train(execution: Execution, work: Work, activations: Activations, saved: Path) -> FitState:
-    options = work.crosscoder
-    config = FitConfig(
-        n_features=options["n_features"],
-        k=options["k"],
-        steps=options["steps"],
-        batch_size=options["batch_size"],
-        learning_rate=options["learning_rate"],
-        seed=options["seed"],
-    )
-    device = device_of(execution)
-    rows = activations.valid.nonzero().squeeze(1)
-    state = files.load_state(saved, device) if saved.exists() else None
-    first = state.step if state else 0
-    if first:
-        log.info("the fit goes on", step=first, steps=config.steps)
-    began = last = time.monotonic()
-
-    def on_step(state: FitState) -> None:
-        nonlocal last
-        execution.check()
-        now = time.monotonic()
-        batch = min(config.batch_size, len(rows))
-        execution.progress(
-            state.step / config.steps,
-            step=state.step,
-            steps=config.steps,
-            loss=round(state.losses[-1], 4),
-            positions_per_second=round((state.step - first) * batch / max(now - began, 1e-9), 1),
-        )
-        if now - last > execution.settings.save_seconds:
-            files.save_state(saved, state)
-            last = now
-
-    return fit(
-        lambda picked: activations(rows[picked]),
-        len(rows),
-        activations.widths,
-        config,
-        state=state,
-        on_step=on_step,
-        device=device,
-    )
 
 
 def _spread(code: Code, rows: Tensor, n: int) -> Code:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workers.crosscoder.code import Code
+from workers.crosscoder.config import FitConfig, Layout
 from workers.crosscoder.fit import FitState
 from workers.crosscoder.model import Crosscoder
 
@@ -78,11 +79,12 @@ def save_state(path: Path, state: FitState) -> None:
     tensors = {f"parameter{i}": p for i, p in enumerate(state.model.parameters())}
     for i, (first, second) in enumerate(state.moments):
         tensors[f"first{i}"], tensors[f"second{i}"] = first, second
+    tensors |= {f"map{i}": p for i, p in enumerate(state.model.maps)}
     tensors |= {
-        "threshold": state.model.threshold,
+        "threshold": state.model.threshold.clone(),
         "silent": state.silent,
         "fired": state.fired,
-        "cut": torch.tensor([state.cut], dtype=torch.float64),
+        "scalars": torch.tensor([state.cut, state.penalty], dtype=torch.float64),
         "step": torch.tensor([state.step]),
         "losses": torch.tensor(state.losses, dtype=torch.float64),
     }
@@ -100,15 +102,20 @@ def remove_state(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def load_state(path: Path, device: torch.device) -> FitState:
+def load_state(path: Path, config: FitConfig, layout: Layout, device: torch.device) -> FitState:
     """A fit as `save_state` left it."""
     t = load_file(path, device=str(device))
+    maps = tuple(t[f"map{i}"] for i in range(sum(name.startswith("map") for name in t)))
+    learnt = (t["parameter0"], t["parameter1"], t["parameter2"], t["parameter3"])
+    model = Crosscoder(config, layout, *learnt, t["threshold"], maps)
+    cut, penalty = t["scalars"].tolist()
     return FitState(
-        model=Crosscoder(t["parameter0"], t["parameter1"], t["parameter2"], t["parameter3"], t["threshold"]),
-        moments=[(t[f"first{i}"], t[f"second{i}"]) for i in range(4)],
+        model=model,
+        moments=[(t[f"first{i}"], t[f"second{i}"]) for i in range(len(model.parameters()))],
         silent=t["silent"],
         fired=t["fired"],
-        cut=float(t["cut"]),
+        cut=cut,
+        penalty=penalty,
         step=int(t["step"]),
         losses=t["losses"].tolist(),
     )

@@ -36,14 +36,17 @@ class Activations:
         parts = [self.opened.read(hook, picked).to(self.device) for hook in self.hook_points]
         return parts[0] if len(parts) == 1 else torch.cat([part.float() for part in parts], 1)
 
+    def normalised(self) -> Normaliser:
+        """What normalises these activations: as set, or measured in one pass over the valid positions."""
+        return self.normaliser or self._measure()
+
     def __call__(self, rows: Tensor) -> Tensor:
-        normaliser = self.normaliser or self._measure()
+        normaliser = self.normalised()
         if self.held is not None:
             return self.held[rows]
         return normaliser(self.raw(rows))
 
     def _measure(self) -> Normaliser:
-        """Mean and scale of each source over the valid positions; one pass."""
         moments = Moments(self.widths, self.device)
         for block in self.valid.nonzero().squeeze(1).split(BLOCK):
             moments.add(self.raw(block))
@@ -59,7 +62,7 @@ class Activations:
 
     def statistics(self) -> list[tuple[Tensor, float]]:
         """(mean [d], rms) of each hook point."""
-        normaliser = self.normaliser or self._measure()
+        normaliser = self.normalised()
         means, scales = normaliser.mean.split(self.widths), normaliser.scale.split(self.widths)
         return [(m, d**0.5 / float(s[0])) for m, s, d in zip(means, scales, self.widths, strict=True)]
 

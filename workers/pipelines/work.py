@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from service.families.schemas import CrosscoderOptions
 from service.kit.artifacts import content_key
 from service.verdicts import logic as verdicts
 from service.verdicts.policy import Policy
@@ -95,7 +96,8 @@ def load(execution: Execution) -> Work:
         digest=checkpoint.digest,
         hook_points=list(checkpoint.hook_points),
         corpus=dict(family.corpus),
-        crosscoder=dict(family.crosscoder),
+        # Options that were added after the family was made take their defaults.
+        crosscoder=CrosscoderOptions.model_validate(family.crosscoder).model_dump(),
         policy=Policy.model_validate(family.policy),
         positions=family.positions,
         n_features=family.n_features,

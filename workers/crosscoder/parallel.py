@@ -1,0 +1,108 @@
+"""A fit over several processes: positions are dealt to some, latents to others, and the result is one process's.
+
+The ranks stand in a grid of `data` rows and `latent` columns. A rank holds the latents of its column, and of every
+batch it sees the positions of its row. Per step it sends: candidates' scores (selection), reconstructions [b, D] over
+its row's latents, gradients over its column's positions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Parallel:
+    """Where this process stands in the grid, and what it exchanges. One process alone exchanges nothing."""
+
+    def __init__(self, data: int = 1, latent: int = 1) -> None:
+        """ValueError where the process group has another size than data x latent."""
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        if data * latent != world:
+            raise ValueError(f"{data} x {latent} ranks were asked for, the process group has {world}")
+        rank = dist.get_rank() if world > 1 else 0
+        self.rank, self.data, self.latent = rank, data, latent
+        self.data_rank, self.latent_rank = divmod(rank, latent)
+        self._over_data = self._over_latents = self._world = None
+        if world > 1:
+            self._world = dist.group.WORLD
+            for column in range(latent):
+                group = dist.new_group([row * latent + column for row in range(data)])
+                if column == self.latent_rank:
+                    self._over_data = group
+            for row in range(data):
+                group = dist.new_group([row * latent + column for column in range(latent)])
+                if row == self.data_rank:
+                    self._over_latents = group
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only process."""
+        return self.data * self.latent == 1
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """This rank's share of a batch: every `data`-th position."""
+        return rows[self.data_rank :: self.data]
+
+    def latents(self, m: int) -> slice:
+        """This rank's latents of m. ValueError where they can't be dealt evenly."""
+        if m % self.latent:
+            raise ValueError(f"{m} latents can't be dealt to {self.latent} processes evenly")
+        share = m // self.latent
+        return slice(share * self.latent_rank, share * (self.latent_rank + 1))
+
+    def sum_over_data(self, *tensors: Tensor) -> None:
+        """Adds up, in place, over the ranks that hold the same latents."""
+        if self.data > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor, group=self._over_data)
+
+    def sum_over_latents(self, tensor: Tensor) -> Tensor:
+        """Adds up, in place, over the ranks that see the same positions."""
+        if self.latent > 1:
+            dist.all_reduce(tensor, group=self._over_latents)
+        return tensor
+
+    def total(self, value: float) -> float:
+        """Sum of a number over all ranks."""
+        if self.alone:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=self._device)
+        dist.all_reduce(tensor)
+        return float(tensor)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Entries [n_r] of all ranks, one after the other."""
+        return values if self.alone else _gather(values, self._world, self.data * self.latent)
+
+    def over_data(self, values: Tensor) -> Tensor:
+        """Entries [n_r, ...] of the ranks that hold the same latents, in the order of the batch (see `rows`)."""
+        if self.data == 1:
+            return values
+        parts = _gather(values, self._over_data, self.data)
+        return parts.unflatten(0, (self.data, -1)).transpose(0, 1).flatten(0, 1)
+
+    def over_latents(self, values: Tensor, dim: int = 0) -> Tensor:
+        """The parts of the ranks that see the same positions, beside each other along `dim`."""
+        if self.latent == 1:
+            return values
+        parts: Sequence[Tensor] = [torch.empty_like(values) for _ in range(self.latent)]
+        dist.all_gather(list(parts), values.contiguous(), group=self._over_latents)
+        return torch.cat(list(parts), dim)
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def _gather(values: Tensor, group: dist.ProcessGroup | None, size: int) -> Tensor:
+    """Tensors whose first dimensions differ, one after the other: padded to the longest on the way."""
+    count = torch.tensor([len(values)], device=values.device)
+    counts = [torch.zeros_like(count) for _ in range(size)]
+    dist.all_gather(counts, count, group=group)
+    longest = max(int(c) for c in counts)
+    padded = values.new_zeros(longest, *values.shape[1:])
+    padded[: len(values)] = values
+    parts = [torch.empty_like(padded) for _ in range(size)]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])

@@ -1,0 +1,177 @@
+"""Which latents are active: the sparsity functions, each as a selection from a batch's pre-activations.
+
+The encoder's product is made in blocks of rows, and each block is looked through before the next is made, so that the
+pre-activations of a large batch never are in memory as a whole. A batch is never sorted.
+
+    batch_topk  the n k largest f_i ||d_i|| / price_i of the whole batch (Bussmann et al. 2024)
+    topk        the k largest of each position (Gao et al. 2024)
+    l1          all that are positive (Lindsey et al. 2024); a penalty makes them few
+    jumprelu    those where f_i ||d_i|| is over the latent's own threshold (Rajamanoharan et al. 2024)
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workers.crosscoder.code import Code
+from workers.crosscoder.kernels import active_entries, kth_largest
+from workers.crosscoder.parallel import Parallel
+
+BLOCK_BYTES = 2**28
+"""Pre-activations of one block."""
+LEAST_BLOCK = 64
+"""Rows of a block at least: a product of fewer is not efficient."""
+HEAD = 256
+"""Rows whose pre-activations are kept: AuxK looks at those of the dead."""
+
+
+class Found(NamedTuple):
+    """Entries of a batch's pre-activations."""
+
+    places: Tensor
+    """int64 [nnz], ascending: row * m + latent"""
+    values: Tensor
+    """[nnz]"""
+    head: Tensor
+    """[h, m] pre-activations of the first rows, h = HEAD or fewer"""
+
+
+class Scratch:
+    """Memory for a block's pre-activations that is used again in every step: fresh memory costs more than the product
+    of a few rows, as the system clears it page by page."""
+
+    def __init__(self) -> None:
+        self.pre = self.over = torch.empty(0)
+
+    def fit(self, rows: int, m: int, like: Tensor) -> None:
+        """Make room for [rows, m]."""
+        if self.pre.shape != (rows, m):
+            self.pre = like.new_empty(rows, m)
+            self.over = like.new_empty(rows, m, dtype=torch.bool)
+
+
+class PreActivations:
+    """`x encoder' + bias` of a batch [n, D], made block by block: [n, m]."""
+
+    def __init__(self, x: Tensor, encoder: Tensor, bias: Tensor, scratch: Scratch) -> None:
+        self.x, self.encoder, self.bias, self.scratch = x, encoder, bias, scratch
+        self.n, self.m = len(x), len(encoder)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """[c, m] of consecutive rows; each is gone when the next is asked for."""
+        size = min(self.n, max(LEAST_BLOCK, BLOCK_BYTES // (4 * self.m)))
+        self.scratch.fit(size, self.m, self.x)
+        transposed = self.encoder.T
+        for part in self.x.split(size):
+            yield torch.addmm(self.bias, part, transposed, out=self.scratch.pre[: len(part)])
+
+    def head(self, rows: int) -> Tensor:
+        """Of the first rows alone: [rows, m]."""
+        return torch.addmm(self.bias, self.x[:rows], self.encoder.T)
+
+    def search(self, floor: Tensor) -> Found:
+        """Entries over `floor` [m] (at least 0)."""
+        places, values, head, rows = [], [], [], 0
+        for pre in self.blocks():
+            found = active_entries(torch.gt(pre, floor, out=self.scratch.over[: len(pre)]))
+            values.append(pre.flatten().index_select(0, found))
+            places.append(found + rows * self.m if rows else found)
+            if rows < HEAD:
+                head.append(pre[: HEAD - rows] if len(pre) == self.n else pre[: HEAD - rows].clone())
+            rows += len(pre)
+        return Found(torch.cat(places), torch.cat(values), torch.cat(head))
+
+    def code(self, places: Tensor, values: Tensor, latents: Tensor | None = None) -> Code:
+        """Entries (flat places, ascending) as a code with int32 indices. latents: `places % m`, where that is known."""
+        bounds = torch.arange(self.n + 1, device=places.device) * self.m
+        latents = places % self.m if latents is None else latents
+        return Code(torch.searchsorted(places, bounds, out_int32=True), latents.int(), values, self.m)
+
+
+class Chosen(NamedTuple):
+    """What a selection found."""
+
+    code: Code
+    """Active entries; of `jumprelu` those near their threshold as well, with the value 0."""
+    pre: Tensor
+    """[nnz] pre-activations of the entries"""
+    cut: float
+    """The smallest score that was selected: where the next search starts"""
+    head: Tensor
+    """[h, m] pre-activations of the first rows, h = HEAD or fewer"""
+
+
+def batch_topk(pre: PreActivations, weights: Tensor, count: int, cut: float, parallel: Parallel) -> Chosen:
+    """The `count` largest positive `pre_i weights_i` over the batches of all ranks.
+
+    The last step's threshold is nearly this one's, so entries a little below it are the only candidates. Where they
+    are too few, or nothing is known yet, the search goes deeper.
+    """
+    if cut <= 0.0:
+        cut = _guess(pre, weights, count, parallel)
+    for factor in (0.97, 0.8, 0.5, 0.0):
+        places, values, head = pre.search((cut * factor) / weights)
+        if int(parallel.total(len(places))) >= count:
+            break
+    latents = (places % pre.m).int()
+    scores = values * weights.index_select(0, latents)
+    pool = parallel.gather(scores)
+    if len(pool) > count:
+        cut = kth_largest(pool, count)
+        keep = active_entries(scores >= cut)
+        if parallel.alone and len(keep) > count:
+            keep = _without_late_ties(scores, keep, cut, count)
+        places, latents, values = (t.index_select(0, keep) for t in (places, latents, values))
+    else:
+        cut = float(pool.min()) if len(pool) else 0.0
+    return Chosen(pre.code(places, values, latents), values, cut, head)
+
+
+def _guess(pre: PreActivations, weights: Tensor, count: int, parallel: Parallel) -> float:
+    """The threshold of a few rows, for the first step."""
+    sample = pre.head(64)
+    pool = parallel.gather((sample * weights).flatten())
+    share = len(sample) / pre.n
+    return max(0.0, kth_largest(pool, max(1, min(len(pool), round(count * share)))))
+
+
+def _without_late_ties(scores: Tensor, keep: Tensor, threshold: float, count: int) -> Tensor:
+    """Ties at the threshold, as where a corpus repeats itself: the later ones of them go."""
+    tied = (scores[keep] == threshold).nonzero().squeeze(1)[count - len(keep) :]
+    kept = torch.ones_like(keep, dtype=torch.bool)
+    kept[tied] = False
+    return keep[kept]
+
+
+def topk(pre: PreActivations, weights: Tensor, k: int, parallel: Parallel) -> Chosen:
+    """The k largest positive `pre_i weights_i` of each position."""
+    places, values, head, rows = [], [], [], 0
+    for block in pre.blocks():
+        top = (block * weights).topk(min(k, pre.m), dim=1)
+        kept = top.values > 0
+        if parallel.latent > 1:
+            every = parallel.over_latents(top.values, dim=1)
+            kept &= top.values >= every.topk(k, dim=1).values[:, -1:]
+        flat = top.indices + torch.arange(len(block), device=kept.device).unsqueeze(1) * pre.m
+        found = flat[kept].sort().values
+        values.append(block.flatten().index_select(0, found))
+        places.append(found + rows * pre.m)
+        if rows < HEAD:
+            head.append(block[: HEAD - rows].clone())
+        rows += len(block)
+    return Chosen(pre.code(torch.cat(places), torch.cat(values)), torch.cat(values), 0.0, torch.cat(head))
+
+
+def relu(pre: PreActivations) -> Chosen:
+    """All positive entries."""
+    places, values, head = pre.search(torch.zeros_like(pre.bias))
+    return Chosen(pre.code(places, values), values, 0.0, head)
+
+
+def jumprelu(pre: PreActivations, floor: Tensor, bandwidth: float) -> Chosen:
+    """Entries over `floor` [m] (the threshold in units of the pre-activation), and those within half a kernel below."""
+    places, values, head = pre.search(floor * (1 - bandwidth / 2))
+    latents = places % pre.m
+    return Chosen(pre.code(places, values * (values > floor[latents]), latents), values, 0.0, head)
