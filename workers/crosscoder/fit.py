@@ -119,10 +119,7 @@ class Step:
     def __call__(self, state: FitState, x: Tensor) -> None:
         """Take one step on normalised activations [b, D] of this rank."""
         config, model, parallel = self.config, state.model, self.parallel
-        generator = None
-        if config.source_dropout:
-            generator = torch.Generator().manual_seed((config.seed * 1_000_003 + state.step) * 64 + parallel.data_rank)
-        batch = view(model, x, generator)
+        batch = view(model, x, self.draw(state.step))
         pre = PreActivations(batch.inputs, model.encoder, model.encoder_bias, self.scratch)
         if state.step == 0 and config.sparsity in ("l1", "jumprelu"):
             self._begin_sparse(state, pre)
@@ -147,6 +144,13 @@ class Step:
             self._resample(state, found.error)
         state.losses.append(parallel.total(found.loss) / parallel.latent)
         state.step += 1
+
+    def draw(self, step: int) -> Tensor | None:
+        """What decides which sources are hidden from the encoder: [b, S] of this rank, uniform in 0 .. 1."""
+        if not self.config.source_dropout:
+            return None
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        return self.parallel.rows(torch.rand(self.batch, len(self.layout.widths), generator=generator))
 
     def _begin_sparse(self, state: FitState, pre: PreActivations) -> None:
         """`l1` and `jumprelu` start with k active latents, not with half of them: thresholds where a BatchTopK cuts.
@@ -190,7 +194,7 @@ class Step:
             first[weak] = 0.0
             second[weak] = 0.0
         if config.sparsity == "jumprelu":
-            state.model.threshold[weak] = state.model.threshold.median()
+            state.model.threshold[weak] = self.parallel.over_latents(state.model.threshold).median()
 
     def _adam(self, state: FitState, gradients: list[Tensor]) -> None:
         """Adam (0.9, 0.999), fused: one pass over each matrix."""

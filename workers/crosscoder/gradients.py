@@ -50,8 +50,9 @@ class Result(NamedTuple):
     """[b, D] of all latents together"""
 
 
-def view(model: Crosscoder, x: Tensor, generator: torch.Generator | None) -> View:
-    """NaN columns become absent sources; with a generator, further ones are hidden from the encoder."""
+def view(model: Crosscoder, x: Tensor, draw: Tensor | None) -> View:
+    """NaN columns become absent sources. draw: [b, S]; the encoder doesn't see sources under `source_dropout`, but for
+    the position's last one, the highest of those that are valid."""
     widths = model.layout.widths
     spread = torch.tensor(widths, device=x.device)
     valid = None
@@ -59,8 +60,8 @@ def view(model: Crosscoder, x: Tensor, generator: torch.Generator | None) -> Vie
         valid = ~x[:, model.layout.starts].isnan()
         x = x.masked_fill(~valid.repeat_interleave(spread, 1), 0.0)
     seen = valid
-    if generator is not None and len(widths) > 1:
-        draw = torch.rand(len(x), len(widths), generator=generator).to(x.device)
+    if draw is not None and len(widths) > 1:
+        draw = draw.to(x.device)
         seen = draw >= model.config.source_dropout
         if valid is not None:
             seen &= valid

@@ -20,12 +20,14 @@ class Order:
     def __init__(self, n: int, batch: int, seed: int, window: int) -> None:
         self.n, self.seed = n, seed
         self.batch = min(batch, n)
-        self.windows = max(1, -(-n // max(window, self.batch)))
         runs = -(-n // RUN)
+        # Each window has to fill a batch, whichever runs it got.
+        most = max(1, runs // (-(-self.batch // RUN) + 1))
+        self.windows = min(-(-n // max(window, 1)), most)
         # The windows of a pass: bounds among its shuffled runs.
         self.cuts = [runs * w // self.windows for w in range(self.windows + 1)]
         # Every window holds so many whole batches, whichever runs it got: only the last run may be short.
-        self.steps = [max(1, self._least(w) // self.batch) for w in range(self.windows)]
+        self.steps = [self._least(w) // self.batch for w in range(self.windows)]
         self.per_pass = sum(self.steps)
 
     def _least(self, window: int) -> int:

@@ -73,14 +73,15 @@ class Parallel:
 
     def gather(self, values: Tensor) -> Tensor:
         """Entries [n_r] of all ranks, one after the other."""
-        return values if self.alone else _gather(values, self._world, self.data * self.latent)
+        return values if self.alone else torch.cat(_gather(values, self._world, self.data * self.latent))
 
     def over_data(self, values: Tensor) -> Tensor:
         """Entries [n_r, ...] of the ranks that hold the same latents, in the order of the batch (see `rows`)."""
         if self.data == 1:
             return values
         parts = _gather(values, self._over_data, self.data)
-        return parts.unflatten(0, (self.data, -1)).transpose(0, 1).flatten(0, 1)
+        # The first ranks may hold one position more: what the others' were padded with comes last.
+        return torch.stack([_padded(part, len(parts[0])) for part in parts], 1).flatten(0, 1)[: sum(map(len, parts))]
 
     def over_latents(self, values: Tensor, dim: int = 0) -> Tensor:
         """The parts of the ranks that see the same positions, beside each other along `dim`."""
@@ -95,14 +96,20 @@ class Parallel:
         return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
-def _gather(values: Tensor, group: dist.ProcessGroup | None, size: int) -> Tensor:
-    """Tensors whose first dimensions differ, one after the other: padded to the longest on the way."""
+def _gather(values: Tensor, group: dist.ProcessGroup | None, size: int) -> list[Tensor]:
+    """Each rank's tensor, whose first dimensions differ: padded to the longest on the way."""
     count = torch.tensor([len(values)], device=values.device)
     counts = [torch.zeros_like(count) for _ in range(size)]
     dist.all_gather(counts, count, group=group)
     longest = max(int(c) for c in counts)
-    padded = values.new_zeros(longest, *values.shape[1:])
-    padded[: len(values)] = values
+    padded = _padded(values, longest)
     parts = [torch.empty_like(padded) for _ in range(size)]
     dist.all_gather(parts, padded, group=group)
-    return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])
+    return [part[: int(c)] for part, c in zip(parts, counts, strict=True)]
+
+
+def _padded(values: Tensor, length: int) -> Tensor:
+    """Zeros after the entries, up to a length."""
+    padded = values.new_zeros(length, *values.shape[1:])
+    padded[: len(values)] = values
+    return padded

@@ -133,7 +133,7 @@ def _guess(pre: PreActivations, weights: Tensor, count: int, parallel: Parallel)
     """The threshold of a few rows, for the first step."""
     sample = pre.head(64)
     pool = parallel.gather((sample * weights).flatten())
-    share = len(sample) / pre.n
+    share = parallel.total(len(sample)) / parallel.total(pre.n)
     return max(0.0, kth_largest(pool, max(1, min(len(pool), round(count * share)))))
 
 
