@@ -2,9 +2,10 @@
 
 from workers.activations.corpus import Document, load_corpus, load_documents, save_documents
 from workers.activations.gguf import convert_gguf
-from workers.activations.harvest import HarvestSpec, HarvestSummary, harvest
+from workers.activations.harvest import HarvestSummary, harvest
 from workers.activations.models import compute_dtype, list_hook_points, load_model, locate_model
 from workers.activations.positions import Positions
+from workers.activations.shards import HarvestSpec
 from workers.activations.sources import locate_activations
 from workers.activations.store import ActivationSet, check_finite, open_activations
 
