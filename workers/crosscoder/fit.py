@@ -83,9 +83,12 @@ def fit(
     on_step: Callable[[FitState], None] = lambda state: None,
     read_ahead: Callable[[Tensor], None] = lambda runs: None,
     parallel: Parallel | None = None,
+    encode_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> FitState:
     """Fit a crosscoder on n positions; goes on from `state` where one is given.
+
+    encode_dtype: of the encoder's product, which is most of the work; all else is float32.
 
     maps: of a shared decoder. on_step is called after every step: for progress, saving, and for raising to stop.
     read_ahead is told, of data that is streamed, the first positions of the runs (of `order.RUN`) that come next.
@@ -93,7 +96,7 @@ def fit(
     parallel = parallel or Parallel()
     state = state or start(config, layout, maps=maps, parallel=parallel, device=device)
     order = Order(n, config.batch_size, config.seed, config.window)
-    step = Step(config, layout, order.batch, parallel, device)
+    step = Step(config, layout, order.batch, parallel, device, encode_dtype)
     while state.step < config.steps:
         runs = order.next_window(state.step)
         if runs is not None:
@@ -107,10 +110,16 @@ class Step:
     """One step of the fit, with what stays the same over steps. batch: positions of a step over all ranks."""
 
     def __init__(
-        self, config: FitConfig, layout: Layout, batch: int, parallel: Parallel, device: torch.device | str = "cpu"
+        self,
+        config: FitConfig,
+        layout: Layout,
+        batch: int,
+        parallel: Parallel,
+        device: torch.device | str = "cpu",
+        encode_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config, self.layout, self.batch, self.parallel = config, layout, batch, parallel
-        self.weight, self.scratch = layout.weight(device), Scratch()
+        self.weight, self.scratch = layout.weight(device), Scratch(encode_dtype)
         owned = config.owned(layout, device)
         self.owned = None if owned is None else owned[parallel.latents(config.n_features)]
         self.dead_after = min(config.dead_after, config.steps * batch // 4)

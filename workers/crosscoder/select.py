@@ -40,9 +40,13 @@ class Found(NamedTuple):
 
 class Scratch:
     """Memory for a block's pre-activations that is used again in every step: fresh memory costs more than the product
-    of a few rows, as the system clears it page by page."""
+    of a few rows, as the system clears it page by page.
 
-    def __init__(self) -> None:
+    dtype: in which the product is made; it is kept in float32. bfloat16 pays where the hardware computes in it.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
         self.pre = self.over = torch.empty(0)
 
     def fit(self, rows: int, m: int, like: Tensor) -> None:
@@ -63,9 +67,13 @@ class PreActivations:
         """[c, m] of consecutive rows; each is gone when the next is asked for."""
         size = min(self.n, max(LEAST_BLOCK, BLOCK_BYTES // (4 * self.m)))
         self.scratch.fit(size, self.m, self.x)
-        transposed = self.encoder.T
-        for part in self.x.split(size):
-            yield torch.addmm(self.bias, part, transposed, out=self.scratch.pre[: len(part)])
+        x, transposed = self.x.to(self.scratch.dtype), self.encoder.to(self.scratch.dtype).T
+        for part in x.split(size):
+            out = self.scratch.pre[: len(part)]
+            if part.dtype == torch.float32:
+                yield torch.addmm(self.bias, part, transposed, out=out)
+            else:
+                yield torch.add(part @ transposed, self.bias, out=out)
 
     def head(self, rows: int) -> Tensor:
         """Of the first rows alone: [rows, m]."""

@@ -13,6 +13,7 @@ import torch.multiprocessing as processes
 from torch import Tensor
 
 from workers.activations import open_activations
+from workers.activations.models import compute_dtype
 from workers.crosscoder.config import FitConfig, Layout
 from workers.crosscoder.dealing import collected, dealt
 from workers.crosscoder.fit import FitState, fit
@@ -102,6 +103,7 @@ def trained(execution: Execution, work: Work, members: Members, saved: Path) -> 
         maps=maps,
         on_step=on_step,
         read_ahead=lambda runs: members.read_ahead(rows[runs]),
+        encode_dtype=compute_dtype(device.type),
         device=device,
     )
     return state.model
@@ -270,6 +272,7 @@ def _rank(rank: int, job: _Job, sender: Any) -> None:
         on_step=on_step,
         read_ahead=lambda runs: members.read_ahead(rows[runs]),
         parallel=parallel,
+        encode_dtype=compute_dtype(device.type),
         device=device,
     )
     dist.destroy_process_group()
