@@ -82,9 +82,9 @@ def choose(model: Crosscoder, pre: PreActivations, cut: float, n: int, parallel:
     config, norms = model.config, model.norms()
     match config.sparsity:
         case "batch_topk":
-            return select.batch_topk(pre, norms / model.prices, n * config.k, cut, parallel)
+            return select.batch_topk(pre, norms / model.prices.sqrt(), n * config.k, cut, parallel)
         case "topk":
-            return select.topk(pre, norms / model.prices, config.k, parallel)
+            return select.topk(pre, norms / model.prices.sqrt(), config.k, parallel)
         case "l1":
             return select.relu(pre)
         case "jumprelu":

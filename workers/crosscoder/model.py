@@ -84,7 +84,7 @@ class Crosscoder:
     decoder_bias: Tensor
     """[D]"""
     threshold: Tensor
-    """`batch_topk`: [], a latent is active where f_i ||d_i|| / price_i is over it; the mean over batches. `jumprelu`:
+    """`batch_topk`: [], a latent is active where f_i ||d_i|| / sqrt(price_i) is over it; the mean over batches. `jumprelu`:
     [m], the logarithm of what f_i ||d_i|| must exceed; learnt. The other two need none: []."""
     maps: tuple[Tensor, ...] = ()
     """P_s of a shared decoder: [d, d_s] each"""
@@ -148,13 +148,13 @@ class Crosscoder:
         pre, norms = select.PreActivations(x, encoder, self.encoder_bias, scratch), self.norms()
         match self.config.sparsity:
             case "topk":
-                return select.topk(pre, norms / self.prices, self.config.k, Parallel()).code
+                return select.topk(pre, norms / self.prices.sqrt(), self.config.k, Parallel()).code
             case "l1":
                 return select.relu(pre).code
             case "jumprelu":
                 floor = self.threshold.exp() / norms
             case "batch_topk":
-                floor = self.threshold * self.prices / norms
+                floor = self.threshold * self.prices.sqrt() / norms
         places, values, _ = pre.search(floor)
         return pre.code(places, values)
 

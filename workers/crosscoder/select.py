@@ -3,10 +3,13 @@
 The encoder's product is made in blocks of rows, and each block is looked through before the next is made, so that the
 pre-activations of a large batch never are in memory as a whole. A batch is never sorted.
 
-    batch_topk  the n k largest f_i ||d_i|| / price_i of the whole batch (Bussmann et al. 2024)
+    batch_topk  the n k largest f_i ||d_i|| / sqrt(price_i) of the whole batch (Bussmann et al. 2024)
     topk        the k largest of each position (Gao et al. 2024)
     l1          all that are positive (Lindsey et al. 2024); a penalty makes them few
     jumprelu    those where f_i ||d_i|| is over the latent's own threshold (Rajamanoharan et al. 2024)
+
+A selection is a penalty on the number of active latents, and what one saves is the square of its score: so a latent of
+another price competes by the price's root, as the thresholds of `jumprelu` would come out.
 """
 
 from collections.abc import Iterator
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor
 
 from workers.crosscoder.code import Code
-from workers.crosscoder.kernels import active_entries, kth_largest
+from workers.crosscoder.kernels import active_entries, kth_largest, kth_largest_of_rows
 from workers.crosscoder.parallel import Parallel
 
 BLOCK_BYTES = 2**28
@@ -154,16 +157,16 @@ def _without_late_ties(scores: Tensor, keep: Tensor, threshold: float, count: in
 
 
 def topk(pre: PreActivations, weights: Tensor, k: int, parallel: Parallel) -> Chosen:
-    """The k largest positive `pre_i weights_i` of each position."""
+    """The k largest positive `pre_i weights_i` of each position; of several that are equal there, all."""
     places, values, head, rows = [], [], [], 0
     for block in pre.blocks():
-        top = (block * weights).topk(min(k, pre.m), dim=1)
-        kept = top.values > 0
-        if parallel.latent > 1:
-            every = parallel.over_latents(top.values, dim=1)
-            kept &= top.values >= every.topk(k, dim=1).values[:, -1:]
-        flat = top.indices + torch.arange(len(block), device=kept.device).unsqueeze(1) * pre.m
-        found = flat[kept].sort().values
+        scores = block * weights
+        if parallel.latent == 1:
+            least = kth_largest_of_rows(scores, min(k, pre.m))
+        else:
+            every = parallel.over_latents(scores.topk(min(k, pre.m), dim=1).values, dim=1)
+            least = every.topk(min(k, every.shape[1]), dim=1).values[:, -1:]
+        found = active_entries((scores >= least) & (scores > 0))
         values.append(block.flatten().index_select(0, found))
         places.append(found + rows * pre.m)
         if rows < HEAD:

@@ -82,7 +82,7 @@ def reference(
         f, gate = Jump.apply(pre, norms, log_threshold[0], config.bandwidth)
         cost = (gate * prices).sum(1).mean()
     else:
-        f = pre * active(config, pre, pre * norms / prices)
+        f = pre * active(config, pre, pre * norms / prices.sqrt())
         written = torch.stack([part.norm(dim=1) for part in rows]).sum(0)
         cost = (f * prices * written).sum(1).mean() if config.sparsity == "l1" else torch.zeros(())
 

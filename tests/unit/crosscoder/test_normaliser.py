@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.unit.crosscoder.planted import held
-from workers.crosscoder.fit import FitConfig, fit
+from workers.crosscoder.config import FitConfig, Layout
+from workers.crosscoder.fit import fit
 from workers.crosscoder.model import Moments, Normaliser
 
 WIDTHS = [5, 3, 8]
@@ -90,7 +91,7 @@ def test_a_loud_source_is_reconstructed_no_better_than_a_quiet_one() -> None:
     code = np.where(rng.random((n, m)) < 0.08, 1 + rng.random((n, m)), 0)
     x = np.hstack([code @ rng.standard_normal((m, d)) * 1e3, code @ rng.standard_normal((m, d))]).astype(np.float32)
     read = held(_normaliser(x, [d, d])(torch.from_numpy(x)).numpy())
-    state = fit(read, n, [d, d], FitConfig(n_features=48, k=3, steps=300, batch_size=256, learning_rate=5e-3))
+    state = fit(read, n, Layout((d, d)), FitConfig(n_features=48, k=3, steps=300, batch_size=256, learning_rate=5e-3))
     error = (state.model.reconstruct(state.model.encode(read.x)) - read.x).square().mean(0)
     loud, quiet = float(error[:d].mean()), float(error[d:].mean())
     # Unnormalised, the quiet source would be left as it is (share unexplained 1, against 0.05 of the loud one).

@@ -1,4 +1,4 @@
-"""One step of the fit: what it does with gradients, Adam, the schedule, dead latents, and the penalty that follows k."""
+"""One step of the fit: gradients and AuxK, Adam, the schedule, silence, and options that are no fit."""
 
 import numpy as np
 import pytest
@@ -98,9 +98,21 @@ def test_lambda_stays_where_it_was_set(sparsity: str) -> None:
     assert penalties == [0.7] * 10
 
 
-@pytest.mark.parametrize("options", [{"k": 0}, {"k": 31}, {"prefixes": (5, 5)}, {"prefixes": (0,)}, {"prefixes": (30,)},
-                                     {"designated": 20, "dedicated": (6, 5)}, {"decoder": "shared", "designated": 1},
-                                     {"decoder": "shared", "dedicated": (1,)}, {"source_dropout": 1.0}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"k": 0},
+        {"k": 31},
+        {"prefixes": (5, 5)},
+        {"prefixes": (0,)},
+        {"prefixes": (30,)},
+        {"designated": 20, "dedicated": (6, 5)},
+        {"decoder": "shared", "designated": 1},
+        {"decoder": "shared", "dedicated": (1,)},
+        {"source_dropout": 1.0},
+    ],
+    ids=str,
+)
 def test_options_that_contradict_each_other(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"k is|prefixes|designated|source_dropout"):
         FitConfig(**{"n_features": 30, "k": 3} | options)  # type: ignore[arg-type]

@@ -145,8 +145,8 @@ def test_dedicated_latents_write_to_their_own_checkpoint_alone(sparsity: dict[st
 
 
 def test_a_designated_latent_pays_its_discount() -> None:
-    """With equal scores, the threshold of a selection is that much lower for it, in training and in inference."""
-    config = config_of(n_features=2, k=1, designated=1, designated_discount=0.1)
+    """Its threshold is lower by the root of what it pays, in inference as in training."""
+    config = config_of(n_features=2, k=1, designated=1, designated_discount=0.01)
     state = start(config, Layout((2,)))
     state.model.encoder, state.model.decoder = torch.eye(2), torch.eye(2)
     state.model.prices  # noqa: B018 - computed once, from the configuration
