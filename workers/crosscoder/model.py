@@ -84,8 +84,8 @@ class Crosscoder:
     decoder_bias: Tensor
     """[D]"""
     threshold: Tensor
-    """`batch_topk`: [], a latent is active where f_i ||d_i|| / sqrt(price_i) is over it; the mean over batches. `jumprelu`:
-    [m], the logarithm of what f_i ||d_i|| must exceed; learnt. The other two need none: []."""
+    """`batch_topk`: [], a latent is active where f_i ||d_i|| / sqrt(price_i) is over it; the mean over batches.
+    `jumprelu`: [m], the logarithm of what f_i ||d_i|| must exceed; learnt. The other two need none: []."""
     maps: tuple[Tensor, ...] = ()
     """P_s of a shared decoder: [d, d_s] each"""
     first: int = 0
