@@ -26,7 +26,8 @@ def create(session: Session, settings: Settings, body: FamilyIn) -> tuple[Family
         "policy": body.policy.model_dump(mode="json"),
     }
     if found is not None:
-        other = [name for name, value in content.items() if getattr(found, name) != value]
+        there = FamilyIn.model_validate({"name": found.name} | {name: getattr(found, name) for name in content})
+        other = [name for name in content if getattr(there, name) != getattr(body, name)]
         if other:
             raise ConflictError(
                 f"The name {body.name} is used by a family with other {', '.join(other)}.", code="name-used"

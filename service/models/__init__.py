@@ -6,11 +6,13 @@ from service.models.alert import Alert, AlertRule
 from service.models.checkpoint import Checkpoint, Source
 from service.models.family import Family
 from service.models.feature import Code, Feature
+from service.models.lineage import Lineage
 from service.models.run import Bell, Run
+from service.models.shard import Shard
 from service.models.verdict import Measurement, Verdict
 from service.models.webhook import Delivery, Event, Webhook
 
 __all__ = [
     "Alert", "AlertRule", "ApiKey", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery", "Event",
-    "Family", "Feature", "IdempotencyRecord", "Measurement", "Run", "Source", "Verdict", "Webhook",
+    "Family", "Feature", "IdempotencyRecord", "Lineage", "Measurement", "Run", "Shard", "Source", "Verdict", "Webhook",
 ]  # fmt: skip

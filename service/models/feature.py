@@ -26,7 +26,7 @@ class Feature(Base):
     """The checkpoint whose run gave it its id."""
     generation: Mapped[int]
     retired_in: Mapped[int | None]
-    """Generation that no longer carries it; None while it lives."""
+    """Generation that carries it no longer; None while it lives. `Lineage` says what became of it."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 
@@ -45,3 +45,4 @@ class Code(Base):
     n_positions: Mapped[int]
     n_features: Mapped[int]
     extra: Mapped[dict[str, Any]]
+    """`{fitted: true}` where the dictionary was fitted on this checkpoint, not extended onto it."""

@@ -47,7 +47,11 @@ class Verdict(Base):
 
 
 class Measurement(Base):
-    """One metric of all features at one source: a float32 array in the order of the code's columns."""
+    """One metric of all features at one source: a float32 array whose last dimension is the feature's number.
+
+    It ends with the highest number of the checkpoint's code, and is NaN where the code has no such feature (retired, or
+    of another branch), so that any two checkpoints can be compared whatever became of ids between them.
+    """
 
     __tablename__ = "measurement"
 

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from service.models import Checkpoint, Family, Verdict
 from service.verdicts import queries
+from service.verdicts.arrays import by_column
 from service.verdicts.figures import numbers_of, verdict_columns
 from service.verdicts.judge import GONE, Evidence, Floats, Status, judge, standard_error
 from service.verdicts.policy import Policy
@@ -54,9 +55,10 @@ def compare(session: Session, family: Family, checkpoint: Checkpoint, baseline: 
     # Where the baseline builds on this checkpoint, it goes on from the directions that features were relocated to here.
     evidence = _evidence(now, then, births, found, ahead=checkpoint.id not in between)
     judgement = judge(evidence, Policy.model_validate(family.policy))
-    rows = verdict_columns(np.array(now.numbers, dtype=np.int64), evidence, judgement, then.statuses)
+    numbers = np.array(now.numbers, dtype=np.int64)
+    rows = verdict_columns(numbers, evidence, judgement, then.statuses)
     happened = _happened(session, between)
-    strengths, readabilities = numbers_of(now.strength[0]), numbers_of(now.readability)
+    strengths, readabilities = (numbers_of(by_column(stored, numbers)) for stored in (now.strength[0], now.readability))
     result = []
     for column, row in enumerate(rows):
         wanted = _EVENT_OF.get(row["status"])
@@ -81,40 +83,37 @@ def _evidence(now: "_Stored", then: "_Stored", births: dict[int, str], found: se
     births: origin of the features that came between them; found: those that start from level 1 at the baseline; ahead:
     the baseline builds on the checkpoint.
     """
-    column_of = {number: column for column, number in enumerate(then.numbers)}
-    columns = np.array([column_of.get(number, -1) for number in now.numbers])
-    known = columns >= 0
+    numbers = np.array(now.numbers, dtype=np.int64)
+    known = np.isin(numbers, then.numbers)
     born = np.array([births.get(number) == "emerged" for number in now.numbers]) & ~known
     there = np.array([then.statuses.get(number) not in GONE for number in now.numbers])
     shared = min(len(now.level), len(then.level))
 
-    def before(values: Floats) -> Floats:
-        picked = values[:, np.maximum(columns, 0)].astype(np.float32)
-        picked[:, ~known] = np.nan
-        return picked
+    def of(stored: Floats) -> Floats:
+        return by_column(stored, numbers)
 
-    reference = before(then.reference[:shared])
+    reference = of(then.reference[:shared])
     discovered = np.array([number in found for number in now.numbers]) & ~known
     reference[:, discovered] = 1.0
 
-    level = now.level
+    level = of(now.level)
     if ahead:
         moved = np.array([now.statuses.get(number) == Status.RELOCATED for number in now.numbers])
-        level = np.where(moved, now.reference, level)
+        level = np.where(moved, of(now.reference), level)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
         projection = level[:shared] / reference
-        strength = now.strength[:shared] / before(then.strength[:shared])
+        strength = of(now.strength[:shared]) / of(then.strength[:shared])
         orthogonal = np.sqrt(np.maximum(strength**2 - projection**2, 0))
     # What is gone at the baseline is held against where it was last: its strength there is not at issue.
-    z = np.where(known, np.where(there, before(_strength_z(then)[None])[0], np.inf), np.where(discovered, np.inf, 0.0))
+    z = np.where(known, np.where(there, of(_strength_z(then)), np.inf), np.where(discovered, np.inf, 0.0))
     return Evidence(
         projection=projection,
         strength_ratio=strength,
         orthogonal=orthogonal,
         firings=np.array([now.figures[number][0] for number in now.numbers], dtype=np.int64),
-        documents=now.documents.astype(np.int64),
-        readability=now.readability,
-        readability_before=before(then.readability[None])[0],
+        documents=of(now.documents).astype(np.int64),
+        readability=of(now.readability),
+        readability_before=of(then.readability),
         baseline_z=z.astype(np.float32),
         there_before=there,
         born_here=born,
@@ -146,7 +145,10 @@ def _strength_z(stored: "_Stored") -> Floats:
 
 @dataclass(frozen=True)
 class _Stored:
+    """Arrays are by feature number in the last dimension."""
+
     numbers: list[int]
+    """ascending, of the features that the checkpoint's code has"""
     level: Floats
     reference: Floats
     strength: Floats

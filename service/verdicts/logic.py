@@ -5,8 +5,9 @@ against that. It is kept with its jackknife replicates, so the ratio of any two 
 quotient of two stored arrays, and a direction that turns a little in every version is followed all the way.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ from service.alerts import logic as alerts
 from service.kit.clock import utcnow
 from service.models import Checkpoint, Code, Family, Source
 from service.verdicts import queries
+from service.verdicts.arrays import by_column, by_number
 from service.verdicts.figures import numbers_of, verdict_columns
+from service.verdicts.generations import Ancestor, ancestry
 from service.verdicts.judge import GONE, Evidence, Floats, Judgement, Status
 from service.webhooks import logic as webhooks
 
@@ -27,11 +30,8 @@ class Subject:
 
     checkpoint: Checkpoint
     family: Family
-    parent: Checkpoint | None
-    sources: dict[str, Source]
-    """of the parent"""
-    code: Code | None
-    """of the parent"""
+    ancestors: list[Ancestor]
+    """The parent first."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ class SourceOutcome:
     stats: dict[str, float]
     dictionary: str
     activations: str
+
+
+class Link(NamedTuple):
+    """What a re-fit made of a feature, as `service.models.Lineage` has it."""
+
+    old: int | None
+    new: int | None
+    kind: str
+    score: float
 
 
 @dataclass(frozen=True)
@@ -68,16 +77,16 @@ class Outcome:
     cosine: Floats
     """[m]"""
     per_hook: dict[str, dict[str, Floats]]
+    fitted: bool = False
+    """Whether the dictionary was fitted on this checkpoint, not extended onto it"""
+    lineage: Sequence[Link] = ()
+    """from the last generation, where it was re-fitted"""
 
 
 def subject(session: Session, checkpoint_id: str) -> Subject:
     """What judging a checkpoint starts from."""
     checkpoint = queries.checkpoint(session, checkpoint_id)
-    family = queries.family(session, checkpoint.family_id)
-    if checkpoint.parent_id is None:
-        return Subject(checkpoint, family, None, {}, None)
-    parent = queries.checkpoint(session, checkpoint.parent_id)
-    return Subject(checkpoint, family, parent, queries.sources(session, parent.id), queries.code(session, parent.id))
+    return Subject(checkpoint, queries.family(session, checkpoint.family_id), ancestry(session, checkpoint))
 
 
 def gone(session: Session, checkpoint_id: str) -> list[int]:
@@ -85,10 +94,9 @@ def gone(session: Session, checkpoint_id: str) -> list[int]:
     return [number for number, status in queries.statuses(session, checkpoint_id).items() if status in GONE]
 
 
-def readability(session: Session, checkpoint_id: str) -> Floats:
-    """Readability of every feature in a checkpoint, best hook point: [m]."""
-    found = queries.measurement(session, checkpoint_id, "readability")
-    return np.zeros(0, dtype=np.float32) if found is None else found
+def readability(session: Session, checkpoint_id: str, numbers: NDArray[np.int64]) -> Floats:
+    """Readability of features in a checkpoint, best hook point: [m], NaN of those that it does not have."""
+    return by_column(_measurement(session, checkpoint_id, "readability"), numbers)
 
 
 def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcome) -> dict[str, Any]:
@@ -100,12 +108,13 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
     family = queries.family(session, checkpoint.family_id)
     queries.clear(session, checkpoint_id)
     _write_features(session, family, checkpoint, outcome)
+    _write_lineage(session, family, checkpoint, outcome)
     _write_sources(session, family, checkpoint, outcome)
-    _write_measurements(session, checkpoint, outcome)
     previous = queries.statuses(session, checkpoint.parent_id) if checkpoint.parent_id else {}
+    _write_measurements(session, checkpoint, outcome, previous)
     queries.add_verdicts(session, _verdict_rows(family, checkpoint, outcome, previous))
     family.positions = family.positions or outcome.positions
-    family.generation = outcome.generation
+    family.generation = max(family.generation, outcome.generation)
     checkpoint.state, checkpoint.generation = "judged", outcome.generation
     checkpoint.quality, checkpoint.judged_at = outcome.quality, utcnow()
     session.flush()
@@ -117,6 +126,7 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
         "statuses": outcome.quality["statuses"],
         "new_features": len(outcome.origins),
         "fvu": outcome.quality["fvu"],
+        "fit": outcome.quality.get("fit"),
         "alerts": len(raised),
     }
     webhooks.emit(
@@ -156,6 +166,13 @@ def _write_features(session: Session, family: Family, checkpoint: Checkpoint, ou
     family.n_features += len(rows)
 
 
+def _write_lineage(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> None:
+    shared = {"family_id": family.id, "checkpoint_id": checkpoint.id, "generation": outcome.generation}
+    queries.add_lineage(session, [shared | link._asdict() for link in outcome.lineage])
+    ended = sorted({link.old for link in outcome.lineage if link.old is not None and link.old != link.new})
+    queries.retire(session, family.id, ended, outcome.generation)
+
+
 def _write_sources(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> None:
     for source in outcome.sources:
         session.add(
@@ -177,19 +194,21 @@ def _write_sources(session: Session, family: Family, checkpoint: Checkpoint, out
             examples=outcome.examples,
             n_positions=outcome.n_positions,
             n_features=len(outcome.numbers),
-            extra={},
+            extra={"fitted": True} if outcome.fitted else {},
         )
     )
 
 
-def _write_measurements(session: Session, checkpoint: Checkpoint, outcome: Outcome) -> None:
-    evidence, judgement = outcome.evidence, outcome.judgement
+def _write_measurements(session: Session, checkpoint: Checkpoint, outcome: Outcome, previous: dict[int, str]) -> None:
+    evidence, judgement, numbers = outcome.evidence, outcome.judgement, outcome.numbers
     level = (evidence.projection / judgement.size_factor).astype(np.float32)
     base = np.ones_like(level)
     if checkpoint.parent_id is not None:
-        stored = queries.measurement(session, checkpoint.parent_id, "reference_level")
-        if stored is not None and len(stored) == len(base):
-            base[:, : stored.shape[1]] = stored
+        stored = _measurement(session, checkpoint.parent_id, "reference_level")
+        if len(stored) == len(base):
+            # What the parent has no level of starts here at 1: it was not in the parent's code.
+            there = np.isin(numbers, list(previous))
+            base[:, there] = by_column(stored, numbers[there])
     level = level * base
     lost = np.array([status in GONE for status in judgement.status])
     moved = np.array([status == Status.RELOCATED for status in judgement.status])
@@ -205,10 +224,15 @@ def _write_measurements(session: Session, checkpoint: Checkpoint, outcome: Outco
         "documents": evidence.documents,
     }
     for metric, values in arrays.items():
-        queries.add_measurement(session, checkpoint.id, metric, values.astype(np.float32))
+        queries.add_measurement(session, checkpoint.id, metric, by_number(values, numbers))
     for hook, metrics in outcome.per_hook.items():
         for metric, values in metrics.items():
-            queries.add_measurement(session, checkpoint.id, metric, values, hook)
+            queries.add_measurement(session, checkpoint.id, metric, by_number(values, numbers), hook)
+
+
+def _measurement(session: Session, checkpoint_id: str, metric: str) -> Floats:
+    found = queries.measurement(session, checkpoint_id, metric)
+    return np.zeros(0, dtype=np.float32) if found is None else found
 
 
 def _verdict_rows(

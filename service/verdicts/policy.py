@@ -30,9 +30,12 @@ class Policy(BaseModel):
     )
     skip_tokens: int = Field(1, ge=0, description="Tokens at the start of a document that are masked out.")
     max_fvu_ratio: float = Field(
-        2.0, gt=1, description="`fit: auto` re-fits when FVU exceeds this many times that of the anchor."
+        2.0,
+        gt=1,
+        description="`fit: auto` re-fits when the parent's FVU is over so many times that of the fit.",
     )
     refit_every: int = Field(0, ge=0, description="`fit: auto` re-fits after so many extensions. 0: never by count.")
+    anchors: int = Field(2, ge=1, le=16, description="Earlier checkpoints that a re-fit trains on beside the newest.")
     match_threshold: float = Field(
         0.6, gt=0, le=1, description="Correlation of codes that carries an id over a re-fit."
     )

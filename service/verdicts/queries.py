@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from service.models import Checkpoint, Code, Family, Feature, Measurement, Source, Verdict
+from service.models import Checkpoint, Code, Family, Feature, Lineage, Measurement, Source, Verdict
 
 ALL_HOOKS = "*"
 
@@ -78,7 +78,7 @@ def measurement(
 
 def clear(session: Session, checkpoint_id: str) -> None:
     """Remove what an earlier judgement wrote of a checkpoint."""
-    for table in (Verdict, Measurement, Source, Code):
+    for table in (Verdict, Measurement, Source, Code, Lineage):
         session.execute(delete(table).where(table.checkpoint_id == checkpoint_id))
 
 
@@ -86,6 +86,26 @@ def add_features(session: Session, rows: list[dict[str, Any]]) -> None:
     """Insert new features."""
     if rows:
         session.execute(insert(Feature), rows)
+
+
+def add_lineage(session: Session, rows: list[dict[str, Any]]) -> None:
+    """Insert the links of a re-fit."""
+    if rows:
+        session.execute(insert(Lineage), rows)
+
+
+def retire(session: Session, family_id: str, numbers: Sequence[int], generation: int) -> None:
+    """Mark features as carried no longer from a generation on; those that are marked already stay as they are."""
+    for start in range(0, len(numbers), 500):  # SQLite takes so many variables in one statement
+        session.execute(
+            update(Feature)
+            .where(
+                Feature.family_id == family_id,
+                Feature.number.in_(numbers[start : start + 500]),
+                Feature.retired_in.is_(None),
+            )
+            .values(retired_in=generation)
+        )
 
 
 def add_verdicts(session: Session, rows: list[dict[str, Any]]) -> None:

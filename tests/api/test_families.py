@@ -4,6 +4,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.kit.db import Database
+from service.models import Family
 from tests import factories
 from tests.api.test_errors import check_problem
 
@@ -16,8 +17,9 @@ def test_make_with_defaults(client: TestClient) -> None:
     assert response.headers["location"] == "/v1/families/smol"
     family = response.json()
     assert family["crosscoder"] == {
-        "n_features": 4096, "k": 32, "sparsity": "batch_topk", "decoder": "per_source", "steps": 2000,
-        "batch_size": 2048, "learning_rate": 0.002, "seed": 0,
+        "n_features": 4096, "k": 32, "sparsity": "batch_topk", "sparsity_weight": None, "decoder": "per_source",
+        "source_dropout": 0.0, "prefixes": [], "designated": 0, "designated_discount": 0.2, "dedicated": 0,
+        "steps": 2000, "batch_size": 2048, "learning_rate": 0.002, "seed": 0,
     }  # fmt: skip
     assert family["corpus"] == {"uri": "builtin:python-docs", "max_documents": 2000, "context_length": 128}
     assert family["policy"]["suppressed_below"] == 0.5
@@ -33,6 +35,19 @@ def test_same_content_again_is_the_same_family(client: TestClient) -> None:
     assert "crosscoder" in check_problem(other, 409, "name-used")["detail"]
 
 
+def test_options_that_came_later_are_no_other_content(client: TestClient, database: Database) -> None:
+    """A family that was made before an option existed has its default."""
+    first = client.post("/v1/families", json=BODY).json()
+    with database.write() as session:
+        family = session.get_one(Family, first["id"])
+        family.policy = {name: value for name, value in family.policy.items() if name != "anchors"}
+        family.crosscoder = {name: value for name, value in family.crosscoder.items() if name != "prefixes"}
+    again = client.post("/v1/families", json=BODY)
+    assert again.status_code == 200
+    assert again.json()["policy"]["anchors"] == 2
+    check_problem(client.post("/v1/families", json=BODY | {"policy": {"anchors": 3}}), 409, "name-used")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -40,8 +55,9 @@ def test_same_content_again_is_the_same_family(client: TestClient) -> None:
         {"hook_points": ["resid_post.1", "resid_post.1"]},
         {"hook_points": ["resid_post.01"]},
         {"name": "../x"},
-        {"crosscoder": {"sparsity": "l1"}},
-        {"crosscoder": {"decoder": "shared"}},
+        {"crosscoder": {"sparsity": "l2"}},
+        {"crosscoder": {"sparsity_weight": 0.1}},
+        {"crosscoder": {"decoder": "shared", "designated": 8}},
         {"crosscoder": {"k": 64, "n_features": 32}},
         {"crosscoder": {"learning_rate": 0}},
         {"policy": {"fdr": 2}},

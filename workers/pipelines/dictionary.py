@@ -1,6 +1,6 @@
 """Stages fit and extend: the sparse code of the checkpoint, and the decoders that were solved on the way to it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,8 @@ from workers.crosscoder.extend import (
     repeats,
     typical_size,
 )
+from workers.crosscoder.gradients import view
+from workers.crosscoder.matching import Link
 from workers.crosscoder.regress import Regression, Solution, assign_folds, select
 from workers.execution import Execution
 from workers.pipelines import files
@@ -31,7 +33,10 @@ WEAK = 0.7
 
 @dataclass
 class References:
-    """What gone features are compared with: their decoder rows where they were last there."""
+    """What gone features are compared with: their decoder rows where they were last there.
+
+    They are those of the code's first columns, as many as the parent's code has, or of all after a re-fit.
+    """
 
     rows: Tensor
     """[m, D_parent]"""
@@ -52,6 +57,8 @@ class Basis:
     regression: Regression | None = None
     now: Solution | None = None
     before: Solution | None = None
+    lineage: list[Link] = field(default_factory=list)
+    """between feature numbers, where this is a new generation"""
 
 
 def common_rows(activations: Activations, parent: Activations | None) -> tuple[Tensor, Tensor]:
@@ -69,20 +76,22 @@ def fitted(execution: Execution, work: Work, activations: Activations, source: s
     artifact = work.artifact("code", source=source, crosscoder=work.crosscoder, generation=work.generation)
     saved = execution.settings.data_dir / "partial" / f"{Path(artifact).stem}.fit"
     if not execution.artifacts.exists(artifact):
-        members = Members([activations])
-        model = trained(execution, work, members, saved)
-        rows = members.valid.nonzero().squeeze(1)
-        code = _spread(
-            concatenate_rows([model.encode(members(part)) for part in rows.split(BLOCK)]),
-            rows.to(device),
-            len(members.valid),
-        )
+        code = fitted_code(execution, work, Members([activations]), saved)
         numbers = torch.arange(work.n_features, work.n_features + code.m)
         with execution.artifacts.create(artifact) as place:
             files.save_code(place, code, numbers, torch.zeros(code.m, dtype=torch.bool))
     files.remove_state(saved)  # not before the code is there: a worker may be killed at any time
     code, numbers, born = files.load_code(execution.artifacts.path(artifact), device)
     return Basis(code, numbers, born, artifact)
+
+
+def fitted_code(execution: Execution, work: Work, members: Members, saved: Path) -> Code:
+    """Code of a full fit of these checkpoints, at all positions that are valid in one of them at least."""
+    model = trained(execution, work, members, saved)
+    rows = members.valid.nonzero().squeeze(1)
+    # What a checkpoint cannot be read at, the others stand in for.
+    parts = [model.encode(view(model, members(part), None).inputs) for part in rows.split(BLOCK)]
+    return _spread(concatenate_rows(parts), rows.to(device_of(execution)), len(members.valid))
 
 
 def _spread(code: Code, rows: Tensor, n: int) -> Code:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from workers.crosscoder.code import Code
 from workers.crosscoder.config import FitConfig, Layout
 from workers.crosscoder.fit import FitState
+from workers.crosscoder.matching import KINDS, Link
 from workers.crosscoder.model import Crosscoder
 
 EXAMPLES = 16
@@ -41,6 +43,29 @@ def load_code(path: Path, device: torch.device) -> tuple[Code, Tensor, Tensor]:
     t = load_file(path, device=str(device))
     code = Code(t["indptr"], t["indices"].long(), t["values"], len(t["feature_numbers"]))
     return code, t["feature_numbers"].cpu(), t["born"].cpu()
+
+
+def save_lineage(path: Path, links: Sequence[Link]) -> None:
+    """Links of a re-fit between feature numbers."""
+    save_file(
+        {
+            "old": torch.tensor([-1 if link.old is None else link.old for link in links], dtype=torch.int64),
+            "new": torch.tensor([-1 if link.new is None else link.new for link in links], dtype=torch.int64),
+            "kind": torch.tensor([KINDS.index(link.kind) for link in links], dtype=torch.int64),
+            "score": torch.tensor([link.score for link in links], dtype=torch.float64),
+        },
+        path,
+    )
+
+
+def load_lineage(path: Path) -> list[Link]:
+    """Links as `save_lineage` took them."""
+    t = load_file(path)
+    columns = (t[name].tolist() for name in ("old", "new", "kind", "score"))
+    return [
+        Link(old if old >= 0 else None, new if new >= 0 else None, KINDS[kind], score)
+        for old, new, kind, score in zip(*columns, strict=True)
+    ]
 
 
 def save_examples(path: Path, code: Code) -> tuple[np.ndarray, np.ndarray]:

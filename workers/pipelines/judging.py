@@ -50,7 +50,7 @@ def judged(
         firings=firings,
         documents=documents,
         readability=readability,
-        readability_before=_readability_before(execution, work, len(firings)),
+        readability_before=_readability_before(execution, work, basis),
         baseline_z=measures.baseline_z.numpy(),
         there_before=~np.isin(basis.numbers.numpy(), gone),
         born_here=born,
@@ -82,13 +82,11 @@ def _kind(predecessors: int, successors: int) -> str:
     return "split" if successors > 1 else "replaced"
 
 
-def _readability_before(execution: Execution, work: Work, m: int) -> np.ndarray:
-    known = np.full(m, np.nan, dtype=np.float32)
-    if work.parent is not None:
-        with execution.read() as session:
-            stored = verdicts.readability(session, work.parent.id)
-        known[: len(stored)] = stored
-    return known
+def _readability_before(execution: Execution, work: Work, basis: Basis) -> np.ndarray:
+    if work.parent is None:
+        return np.full(basis.code.m, np.nan, dtype=np.float32)
+    with execution.read() as session:
+        return verdicts.readability(session, work.parent.id, basis.numbers.numpy())
 
 
 def outcome(
@@ -117,8 +115,9 @@ def outcome(
         "size_factor": round(judgement.size_factor, 5),
         "positions": basis.code.n,
         "statuses": dict(counts),
+        "fit": work.why,
         "refit_advised": bool(
-            work.parent is not None and work.parent.fvu and fvu > work.policy.max_fvu_ratio * work.parent.fvu
+            work.fit == "extend" and work.fitted_fvu and fvu > work.policy.max_fvu_ratio * work.fitted_fvu
         ),
     }
     return verdicts.Outcome(
@@ -150,17 +149,16 @@ def outcome(
             hook: {key: value[s].numpy() for key, value in measures.per_hook.items()}
             for s, hook in enumerate(work.hook_points)
         },
+        fitted=work.fit != "extend",
+        lineage=[verdicts.Link(*link) for link in basis.lineage],
     )
 
 
 def _origins(work: Work, basis: Basis, evidence: Evidence) -> dict[int, str]:
     """Feature number -> origin, of the features that are new in this run."""
     new = np.flatnonzero(basis.numbers.numpy() >= work.n_features)
-    kind = "fitted" if work.parent is None else None
-    return {
-        int(basis.numbers[column]): kind or ("emerged" if evidence.born_here[column] else "discovered")
-        for column in new
-    }
+    otherwise = "discovered" if work.fit == "extend" else "fitted"
+    return {int(basis.numbers[column]): "emerged" if evidence.born_here[column] else otherwise for column in new}
 
 
 def _top_tokens(

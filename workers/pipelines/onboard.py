@@ -1,4 +1,4 @@
-"""Onboarding a checkpoint: harvest -> fit or extend -> measure -> judge.
+"""Onboarding a checkpoint: harvest -> fit, extend or refit -> measure -> judge.
 
 Every stage keeps its result under a name made from its inputs and is skipped where that is there: a run that was
 killed goes on where it stopped. Nothing of the family changes before the one transaction at the end.
@@ -9,7 +9,8 @@ from workers.pipelines import files, judging
 from workers.pipelines.dictionary import extended, fitted
 from workers.pipelines.harvesting import harvest_activations
 from workers.pipelines.measuring import load_references, measured
-from workers.pipelines.sources import open_parent
+from workers.pipelines.refitting import carried_references, refitted
+from workers.pipelines.sources import open_kept
 from workers.pipelines.work import load
 
 
@@ -28,10 +29,14 @@ def onboard(execution: Execution) -> None:
         with execution.stage("fit"):
             basis = fitted(execution, work, activations, folder)
     else:
-        with execution.stage("extend"):
-            parent = open_parent(execution, work, work.parent)
+        with execution.stage(work.fit):
+            parent = open_kept(execution, work, work.parent)
             references = load_references(execution, work, gone)
-            basis = extended(execution, work, activations, parent, folder, references)
+            if work.fit == "refit":
+                basis = refitted(execution, work, activations, parent, folder)
+                references = carried_references(execution, work, basis, references)
+            else:
+                basis = extended(execution, work, activations, parent, folder, references)
     with execution.stage("measure"):
         measures = measured(execution, work, basis, activations, parent, references)
     with execution.stage("judge"):

@@ -9,7 +9,7 @@ from torch import Tensor
 from workers.activations import ActivationSet, open_activations
 from workers.crosscoder.model import Moments, Normaliser
 from workers.execution import Execution
-from workers.pipelines.work import Parent, Work, device_of
+from workers.pipelines.work import Kept, Work, device_of
 
 BLOCK = 16_384
 HELD_BYTES = 512 * 2**20
@@ -74,10 +74,10 @@ def open_sources(execution: Execution, work: Work, folder: Path) -> Activations:
     return Activations(opened, work.hook_points, device_of(execution))
 
 
-def open_parent(execution: Execution, work: Work, parent: Parent) -> Activations:
-    """The parent's activations, with the normaliser that its dictionaries keep."""
-    activations = open_sources(execution, work, execution.artifacts.path(parent.activations[work.hook_points[0]]))
-    kept = [load_file(execution.artifacts.path(parent.dictionaries[hook])) for hook in work.hook_points]
-    scales = [torch.full_like(t["mean"], len(t["mean"]) ** 0.5 / float(t["rms"])) for t in kept]
-    activations.normalise_by(Normaliser(torch.cat([t["mean"] for t in kept]), torch.cat(scales)))
+def open_kept(execution: Execution, work: Work, kept: Kept) -> Activations:
+    """The activations of an earlier checkpoint, with the normaliser that its dictionaries keep."""
+    activations = open_sources(execution, work, execution.artifacts.path(kept.activations[work.hook_points[0]]))
+    tensors = [load_file(execution.artifacts.path(kept.dictionaries[hook])) for hook in work.hook_points]
+    scales = [torch.full_like(t["mean"], len(t["mean"]) ** 0.5 / float(t["rms"])) for t in tensors]
+    activations.normalise_by(Normaliser(torch.cat([t["mean"] for t in tensors]), torch.cat(scales)))
     return activations

@@ -1,21 +1,23 @@
 """What an onboarding is about: plain copies of the rows it needs, read once at its start."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 
 from service.families.schemas import CrosscoderOptions
 from service.kit.artifacts import content_key
+from service.models import Checkpoint
 from service.verdicts import logic as verdicts
+from service.verdicts.generations import Ancestor, anchors, fitted_fvu, why_refit
 from service.verdicts.policy import Policy
 from workers.errors import RunError
 from workers.execution import Execution
 
 
 @dataclass(frozen=True)
-class Parent:
-    """The checkpoint that is extended and compared with."""
+class Kept:
+    """A judged checkpoint whose activations and dictionaries are kept."""
 
     id: str
     name: str
@@ -25,8 +27,14 @@ class Parent:
     activations: dict[str, str]
     """hook point -> artifact"""
     dictionaries: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Parent(Kept):
+    """The checkpoint that is extended and compared with."""
+
     code: str
-    fvu: float | None
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,15 @@ class Work:
     positions: dict[str, Any] | None
     n_features: int
     generation: int
+    """of the dictionary that this run judges with"""
+    fit: Literal["fit", "extend", "refit"]
+    why: str
+    """What is done and, of a re-fit, why: "refit: 8 extensions"."""
     parent: Parent | None
+    anchors: list[Kept] = field(default_factory=list)
+    """What a re-fit trains on beside this checkpoint"""
+    fitted_fvu: float | None = None
+    """FVU of the parent's generation where it was fitted"""
 
     def artifact(self, kind: str, suffix: str = ".safetensors", **inputs: Any) -> str:
         """Name of an artifact of this family that is made from these inputs."""
@@ -58,34 +74,15 @@ def load(execution: Execution) -> Work:
     """Read what the run is about. RunError where the parent has no verdicts to extend, or `fit` cannot be had."""
     with execution.read() as session:
         subject = verdicts.subject(session, str(execution.checkpoint_id))
-    checkpoint, family, parent = subject.checkpoint, subject.family, subject.parent
-    if checkpoint.fit == "extend" and parent is None:
-        raise RunError("nothing-to-extend", f"{checkpoint.name} is the first checkpoint: there is no dictionary yet")
-    if checkpoint.fit == "refit" and parent is not None:
-        raise RunError(
-            "refit-unavailable",
-            "re-fits of a family that has a dictionary are not in this version; register with fit: extend or auto",
-        )
-    base = None
-    if parent is not None:
-        if parent.state != "judged" or subject.code is None:
-            raise RunError("parent-not-judged", f"the parent {parent.name} is {parent.state}; retry when it is judged")
-        missing = [hook for hook in checkpoint.hook_points if hook not in subject.sources]
-        if missing:
-            raise RunError("parent-lacks-hook-point", f"the parent {parent.name} was not read at {', '.join(missing)}")
-        gone = [hook for hook in checkpoint.hook_points if subject.sources[hook].activations is None]
-        if gone:
-            raise RunError("parent-activations-gone", f"retention removed the activations of {parent.name}; retry it")
-        base = Parent(
-            id=parent.id,
-            name=parent.name,
-            hook_points=list(parent.hook_points),
-            widths={hook: source.d_model for hook, source in subject.sources.items()},
-            activations={hook: str(source.activations) for hook, source in subject.sources.items()},
-            dictionaries={hook: str(source.dictionary) for hook, source in subject.sources.items()},
-            code=subject.code.artifact,
-            fvu=(parent.quality or {}).get("fvu"),
-        )
+    checkpoint, family, ancestors = subject.checkpoint, subject.family, subject.ancestors
+    # Options that were added after the family was made take their defaults.
+    policy = Policy.model_validate(family.policy)
+    fit, why = _what_to_do(checkpoint, ancestors, policy)
+    parent, anchored = None, []
+    if ancestors:
+        parent = _parent(ancestors[0], checkpoint.hook_points)
+    if fit == "refit":
+        anchored = anchors(ancestors, checkpoint.hook_points, policy.anchors)
     return Work(
         family_id=family.id,
         family_name=family.name,
@@ -96,14 +93,60 @@ def load(execution: Execution) -> Work:
         digest=checkpoint.digest,
         hook_points=list(checkpoint.hook_points),
         corpus=dict(family.corpus),
-        # Options that were added after the family was made take their defaults.
         crosscoder=CrosscoderOptions.model_validate(family.crosscoder).model_dump(),
-        policy=Policy.model_validate(family.policy),
+        policy=policy,
         positions=family.positions,
         n_features=family.n_features,
-        generation=max(family.generation, 1),
-        parent=base,
+        generation=parent.generation if parent and fit == "extend" else family.generation + 1,
+        fit=fit,
+        why=why,
+        parent=parent,
+        anchors=[Kept(**_kept(one)) for one in anchored],
+        fitted_fvu=fitted_fvu(ancestors),
     )
+
+
+def _what_to_do(
+    checkpoint: Checkpoint, ancestors: list[Ancestor], policy: Policy
+) -> tuple[Literal["fit", "extend", "refit"], str]:
+    """What the registration asks for, or the policy; and why."""
+    if not ancestors:
+        if checkpoint.fit == "extend":
+            raise RunError(
+                "nothing-to-extend", f"{checkpoint.name} is the first checkpoint: there is no dictionary yet"
+            )
+        return "fit", "fit"
+    if checkpoint.fit == "refit":
+        return "refit", "refit: asked for"
+    reason = why_refit(ancestors, policy) if checkpoint.fit == "auto" else None
+    return ("refit", f"refit: {reason}") if reason else ("extend", "extend")
+
+
+def _parent(ancestor: Ancestor, hook_points: list[str]) -> Parent:
+    parent = ancestor.checkpoint
+    if parent.state != "judged" or ancestor.code is None:
+        raise RunError("parent-not-judged", f"the parent {parent.name} is {parent.state}; retry when it is judged")
+    missing = [hook for hook in hook_points if hook not in ancestor.sources]
+    if missing:
+        raise RunError("parent-lacks-hook-point", f"the parent {parent.name} was not read at {', '.join(missing)}")
+    if not ancestor.readable(hook_points):
+        raise RunError(
+            "parent-activations-gone",
+            f"the activations of {parent.name} were removed; register it again under another name, as a child of its "
+            "own parent, and compare with that one",
+        )
+    return Parent(**_kept(ancestor), code=ancestor.code.artifact, generation=ancestor.code.generation)
+
+
+def _kept(ancestor: Ancestor) -> dict[str, Any]:
+    return {
+        "id": ancestor.checkpoint.id,
+        "name": ancestor.checkpoint.name,
+        "hook_points": list(ancestor.checkpoint.hook_points),
+        "widths": {hook: source.d_model for hook, source in ancestor.sources.items()},
+        "activations": {hook: str(source.activations) for hook, source in ancestor.sources.items()},
+        "dictionaries": {hook: str(source.dictionary) for hook, source in ancestor.sources.items()},
+    }
 
 
 def device_of(execution: Execution) -> torch.device:

@@ -1,0 +1,20 @@
+"""Stored arrays are by feature number, those of a judgement by column of a code: there and back."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def by_number(values: NDArray[np.floating], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Values [..., m] of the features `numbers` [m] -> [..., highest number + 1], NaN where there is no feature."""
+    length = int(numbers.max()) + 1 if len(numbers) else 0
+    spread = np.full((*values.shape[:-1], length), np.nan, dtype=np.float32)
+    spread[..., numbers] = values
+    return spread
+
+
+def by_column(stored: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The inverse for any features: [..., l] -> [..., m], NaN for those that the array does not reach."""
+    known = numbers < stored.shape[-1]
+    picked = np.full((*stored.shape[:-1], len(numbers)), np.nan, dtype=np.float32)
+    picked[..., known] = stored[..., numbers[known]]
+    return picked

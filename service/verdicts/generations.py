@@ -1,0 +1,89 @@
+"""Generations of a family's dictionary: which checkpoints a re-fit trains on, and when one is due.
+
+A checkpoint is *fitted* where a generation's dictionary was trained on it: the first one of a lineage, and those whose
+runs re-fitted. The anchors of the next re-fit are the first of them, where the lineage's features come from, and the
+latest others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from sqlalchemy.orm import Session
+
+from service.models import Checkpoint, Code, Source
+from service.verdicts import queries
+from service.verdicts.policy import Policy
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A checkpoint that another one comes from, with what is kept of it."""
+
+    checkpoint: Checkpoint
+    code: Code | None
+    sources: dict[str, Source]
+    """by hook point"""
+    fitted: bool
+
+    def readable(self, hook_points: Sequence[str]) -> bool:
+        """Whether its activations at all these hook points are kept."""
+        return all(h in self.sources and self.sources[h].activations is not None for h in hook_points)
+
+    @property
+    def fvu(self) -> float | None:
+        """Of the dictionary on it."""
+        return (self.checkpoint.quality or {}).get("fvu")
+
+
+def ancestry(session: Session, checkpoint: Checkpoint) -> list[Ancestor]:
+    """The checkpoints that this one comes from, its parent first."""
+    parents = queries.parents(session, checkpoint.family_id)
+    ids, current = [], checkpoint.parent_id
+    while current is not None:
+        ids.append(current)
+        current = parents.get(current)
+    rows = [(queries.checkpoint(session, one), queries.code(session, one)) for one in ids]
+    generations = [code.generation if code else None for _, code in rows]
+    return [
+        Ancestor(
+            checkpoint=row,
+            code=code,
+            sources=queries.sources(session, row.id),
+            fitted=code is not None and (code.generation != before or bool(code.extra.get("fitted"))),
+        )
+        for (row, code), before in zip(rows, [*generations[1:], None], strict=False)
+    ]
+
+
+def anchors(ancestors: Sequence[Ancestor], hook_points: Sequence[str], most: int) -> list[Ancestor]:
+    """What a re-fit trains on beside the newest checkpoint, oldest first: at most `most`, activations of all kept.
+
+    Where nothing is kept of those that were fitted on, it is the parent.
+    """
+    fitted = [one for one in reversed(ancestors) if one.fitted and one.readable(hook_points)]
+    latest = fitted[1:][-(most - 1) :] if most > 1 else []
+    return fitted[:1] + latest if fitted else list(ancestors[:1])
+
+
+def fitted_fvu(ancestors: Sequence[Ancestor]) -> float | None:
+    """FVU of the parent's generation on the checkpoint that it was fitted on last."""
+    return next((one.fvu for one in _generation(ancestors) if one.fitted), None)
+
+
+def why_refit(ancestors: Sequence[Ancestor], policy: Policy) -> str | None:
+    """Why `fit: auto` is to re-fit now, from how well the dictionary does on the parent; None: it is to extend."""
+    ours = _generation(ancestors)
+    extensions = sum(not one.fitted for one in ours)
+    if policy.refit_every and extensions >= policy.refit_every:
+        return f"{extensions} extension{'s' * (extensions > 1)}"
+    fvu, first = ours[0].fvu if ours else None, fitted_fvu(ancestors)
+    if fvu is not None and first and fvu > policy.max_fvu_ratio * first:
+        return f"fvu {fvu:.3g} over {policy.max_fvu_ratio:g} x {first:.3g}"
+    return None
+
+
+def _generation(ancestors: Sequence[Ancestor]) -> list[Ancestor]:
+    """Those that were judged with the parent's generation, the parent first."""
+    current = ancestors[0].code.generation if ancestors and ancestors[0].code else None
+    return list(takewhile(lambda one: one.code is not None and one.code.generation == current, ancestors))

@@ -1,0 +1,107 @@
+"""Stage refit: the next generation of a family's dictionary, whose features go on under the ids of the last one's."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.crosscoder.code import Code
+from workers.crosscoder.matching import Link, match
+from workers.crosscoder.regress import take_rows
+from workers.execution import Execution
+from workers.pipelines import files
+from workers.pipelines.dictionary import Basis, References, common_rows, fitted_code
+from workers.pipelines.fitting import Members
+from workers.pipelines.sources import Activations, open_kept
+from workers.pipelines.work import Work, device_of
+
+
+def refitted(execution: Execution, work: Work, activations: Activations, parent: Activations, source: str) -> Basis:
+    """A full fit over the anchors and the newest checkpoint, its columns in the order of feature numbers.
+
+    Columns that go on with an id have the units of the last generation's, so that strengths compare over generations.
+    """
+    assert work.parent is not None
+    inputs: dict[str, Any] = {
+        "source": source,
+        "anchors": [anchor.activations[work.hook_points[0]] for anchor in work.anchors],
+        "crosscoder": work.crosscoder,
+        "generation": work.generation,
+        "parent": work.parent.code,
+        "first": work.n_features,
+        "threshold": work.policy.match_threshold,
+    }
+    artifact, lineage = work.artifact("code", **inputs), work.artifact("lineage", **inputs)
+    saved = execution.settings.data_dir / "partial" / f"{Path(artifact).stem}.fit"
+    device = device_of(execution)
+    if not execution.artifacts.exists(artifact):
+        anchors = [parent if one.id == work.parent.id else open_kept(execution, work, one) for one in work.anchors]
+        code = fitted_code(execution, work, Members([*anchors, activations]), saved)
+        execution.check()
+        old, old_numbers, _ = files.load_code(execution.artifacts.path(work.parent.code), device)
+        rows, _ = common_rows(activations, parent)
+        pair = take_rows(old, rows), take_rows(code, rows)
+        columns = match(pair[0].to_scipy(), pair[1].to_scipy(), work.policy.match_threshold)
+        numbers = _numbers(columns, old_numbers, code.m, work.n_features)
+        code = _in_former_units(code, pair, columns)
+        with execution.artifacts.create(lineage) as place:
+            files.save_lineage(place, _between_numbers(columns, old_numbers, numbers))
+        with execution.artifacts.create(artifact) as place:  # last: where it is there, all is
+            order = numbers.argsort()
+            ordered = Code.from_scipy(code.to_scipy()[:, order.numpy()], device)
+            files.save_code(place, ordered, numbers[order], numbers[order] >= work.n_features)
+    files.remove_state(saved)
+    code, numbers, born = files.load_code(execution.artifacts.path(artifact), device)
+    return Basis(code, numbers, born, artifact, lineage=files.load_lineage(execution.artifacts.path(lineage)))
+
+
+def _numbers(columns: list[Link], old_numbers: Tensor, m: int, first: int) -> Tensor:
+    """Feature number of each new column: the old one's where it was carried, else the next free one, from `first`."""
+    numbers = torch.full((m,), -1)
+    for link in columns:
+        if link.kind == "carried":
+            numbers[link.new] = old_numbers[link.old]
+    fresh = numbers < 0
+    numbers[fresh] = torch.arange(first, first + int(fresh.sum()))
+    return numbers
+
+
+def _in_former_units(code: Code, pair: tuple[Code, Code], columns: list[Link]) -> Code:
+    """The code with carried columns as large as they were, by the root mean square over the rows of the pair."""
+    former, now = (_energy(part).sqrt() for part in pair)
+    units = torch.ones(code.m, device=code.values.device)
+    for link in columns:
+        if link.kind == "carried":
+            units[link.new] = former[link.old] / now[link.new]
+    return code._replace(values=code.values * units[code.latents])
+
+
+def _between_numbers(columns: list[Link], old_numbers: Tensor, numbers: Tensor) -> list[Link]:
+    """Links between columns as links between feature numbers."""
+    return [
+        link._replace(
+            old=None if link.old is None else int(old_numbers[link.old]),
+            new=None if link.new is None else int(numbers[link.new]),
+        )
+        for link in columns
+    ]
+
+
+def _energy(code: Code) -> Tensor:
+    """Sum of f^2 of each column: [m]."""
+    return torch.zeros(code.m, device=code.values.device).index_add_(0, code.latents, code.values.square())
+
+
+def carried_references(execution: Execution, work: Work, basis: Basis, references: References) -> References:
+    """The parent's references as those of the new generation's columns; a new column has none."""
+    assert work.parent is not None
+    _, old_numbers, _ = files.load_code(execution.artifacts.path(work.parent.code), torch.device("cpu"))
+    _, column, before = np.intersect1d(basis.numbers.numpy(), old_numbers.numpy(), return_indices=True)
+    device = references.rows.device
+    here, there = torch.from_numpy(column).to(device), torch.from_numpy(before).to(device)
+    rows = references.rows.new_zeros(basis.code.m, references.rows.shape[1])
+    gone = torch.zeros(basis.code.m, dtype=torch.bool, device=device)
+    rows[here], gone[here] = references.rows[there], references.gone[there]
+    return References(rows, gone)
