@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint bench docs clean
+.PHONY: help setup demo run test lint bench planted docs clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +34,10 @@ lint: $(VENV)/.test ## ruff, mypy, and the direction of imports
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(VENV)/.worker ## the planted-truth benchmark: are the verdicts right, and how fast?
+bench: $(VENV)/.worker ## our trainer against public ones: speed, quality, memory (about 10 minutes; ARGS=--quick)
+	@$(BIN)/python -m benchmarks.fit $(ARGS)
+
+planted: $(VENV)/.worker ## the planted-truth benchmark: are the verdicts right, and how fast?
 	@$(BIN)/python -m benchmarks.planted --seed 0 --json $(ARGS)
 
 docs: $(VENV)/.test ## write the pages that come from the code: settings, commands

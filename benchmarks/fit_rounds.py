@@ -1,0 +1,123 @@
+"""Runs the trainers of `benchmarks.fit`: the environment of the public ones, one process each, turns and rounds."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.peers.participant import Job
+
+ROOT = Path(__file__).parents[1]
+REQUIREMENTS = ROOT / "benchmarks/peers/requirements.txt"
+LONE_REQUIREMENTS = ROOT / "benchmarks/peers/requirements-alone.txt"
+OURS, FLOOR = "featurewatch", "floor"
+PEERS = {
+    "dictionary-learning": "benchmarks.peers.dictionary_learning",
+    "eai-sparsify": "benchmarks.peers.sparsify",
+    "sae-lens": "benchmarks.peers.sae_lens",
+}
+MODULES = {OURS: "benchmarks.peers.ours", FLOOR: "benchmarks.peers.floor", **PEERS}
+
+
+class Results(NamedTuple):
+    """Of a run, by trainer."""
+
+    seconds: dict[str, list[float]]
+    """of one step, in every round"""
+    quality: dict[str, dict[str, Any]]
+    """what the trainers answered at the end; none of the floor"""
+
+
+def peers_environment(folder: Path) -> Path:
+    """The Python of an environment with the public trainers, made where there is none or another one.
+
+    It sees this environment's packages, so that all trainers run on one build of torch; what it adds or needs in
+    another version comes first.
+    """
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    wanted = "\n".join(
+        [sys.version, sysconfig.get_path("purelib"), REQUIREMENTS.read_text(), LONE_REQUIREMENTS.read_text()]
+    )
+    stamp = folder / "made-of.txt"
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return python
+    print(f"installing the public trainers into {folder} (once, some minutes)", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", folder], check=True)
+    command = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+    (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-c", ROOT / "constraints.txt", "-r", REQUIREMENTS], check=True)
+    subprocess.run([*pip, "--no-deps", "-r", LONE_REQUIREMENTS], check=True)
+    stamp.write_text(wanted, encoding="utf-8")
+    return python
+
+
+class Runner:
+    """A trainer's process and the pipe to it."""
+
+    def __init__(self, name: str, python: Path, job: Job) -> None:
+        self.name = name
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # closed below
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(job.threads), "OMP_WAIT_POLICY": "PASSIVE",
+            "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+        self.process = subprocess.Popen(
+            [python, "-m", "benchmarks.peers", MODULES[name], json.dumps(asdict(job))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, cwd=ROOT, env=environment, text=True,
+        )  # fmt: skip
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        """Send a command and wait for the answer. RuntimeError with the end of its log: the trainer has ended."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self.log.seek(0)
+            raise RuntimeError(f"{self.name} ended; --peers leaves it out. Its last words:\n{self.log.read()[-3000:]}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+        self.log.close()
+
+
+def run_rounds(job: Job, peers: list[str], rounds: int, python: Path, say: Callable[[str], None]) -> Results:
+    """All trainers take their steps in turns: in every round each of them, the first of a round last in the next.
+
+    The first step of each is not timed: it makes what all later ones use.
+    """
+    names = [OURS, FLOOR, *peers]
+    sizes = [(job.steps - 1) * (r + 1) // rounds - (job.steps - 1) * r // rounds for r in range(rounds)]
+    runners: dict[str, Runner] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    try:
+        for name in names:
+            runners[name] = Runner(name, python if name in PEERS else Path(sys.executable), job)
+        for name in names:
+            runners[name].ask(steps=1)
+        for r, size in enumerate(sizes):
+            for name in [*names[r % len(names) :], *names[: r % len(names)]]:
+                seconds[name].append(runners[name].ask(steps=size)["seconds"] / size)
+            times = ", ".join(f"{name} {1000 * seconds[name][-1]:.0f}" for name in names)
+            say(f"round {r + 1} of {rounds}, ms a step: {times}")
+        quality = {name: runners[name].ask(evaluate=True) for name in names}
+        del quality[FLOOR]
+    finally:
+        for runner in runners.values():
+            runner.close()
+    return Results(seconds, quality)

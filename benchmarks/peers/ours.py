@@ -1,0 +1,40 @@
+"""featurewatch's own fit: a crosscoder with BatchTopK, every option at its default."""
+
+from importlib.metadata import version
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.participant import Participant, Trained
+from workers.crosscoder.config import FitConfig, Layout
+from workers.crosscoder.fit import fit
+from workers.crosscoder.gradients import choose
+from workers.crosscoder.parallel import Parallel
+from workers.crosscoder.select import PreActivations, Scratch
+
+
+def train(participant: Participant) -> Trained:
+    """`fit`, its rows read from memory."""
+    job = participant.job
+    layout = Layout(job.widths, tuple(range(len(job.widths))))
+    own = {} if job.rate is None else {"learning_rate": job.rate}
+    config = FitConfig(job.latents, k=job.k, steps=job.steps, batch_size=job.batch, seed=job.seed, **own)
+    state = fit(
+        lambda rows: participant.next(),
+        job.positions,
+        layout,
+        config,
+        encode_dtype=job.dtype,
+        device=job.device,
+    )
+    model, scratch = state.model, Scratch()
+
+    def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
+        pre = PreActivations(x, model.encoder, model.encoder_bias, scratch)
+        code = choose(model, pre, state.cut, len(x), Parallel()).code
+        dense = torch.zeros(len(x), job.latents, device=x.device)
+        rows = torch.arange(len(x), device=x.device).repeat_interleave(code.indptr.diff())
+        dense[rows, code.latents.long()] = code.values
+        return model.reconstruct(code), dense
+
+    return Trained(evaluate, f"featurewatch {version('featurewatch')}", "crosscoder, BatchTopK", config.learning_rate)
