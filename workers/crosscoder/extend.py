@@ -18,8 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.crosscoder.code import Code
-from workers.crosscoder.regress import Reader, Regression, Solution, take_rows, transposed_product
+from workers.crosscoder.code import Code, concatenate_rows
+from workers.crosscoder.kernels import active_entries
+from workers.crosscoder.regress import Reader, Regression, Solution, gram, take_rows, transposed_product
+
+HELD_BYTES = 512 * 2**20
+"""An innovation up to this size is held in memory (with twice as much while it is made); of a larger one every row is
+made anew each time."""
 
 
 @dataclass(frozen=True)
@@ -75,29 +80,37 @@ class Innovation:
         self.now, self.before = now, before
         self.kept = now[1].decoder.clone()
         self.kept[weakened] = 0.0
-        self.map: Tensor | None = None
-        square = cross = None
-        for rows in regression.blocks():
-            old, new = self._residuals(rows)
-            square = old.T @ old if square is None else square.add_(old.T @ old)
-            cross = old.T @ new if cross is None else cross.add_(old.T @ new)
-        if square is None or cross is None:
-            raise ValueError("no positions to compare two checkpoints at")
+        (d_b, d_c), device = (len(before[1].bias), len(now[1].bias)), self.kept.device
+        hold = 4 * regression.count * d_c <= HELD_BYTES
+        held: list[tuple[Tensor, Tensor]] = []
+        square, cross = torch.zeros(d_b, d_b, device=device), torch.zeros(d_b, d_c, device=device)
+        for block in regression.parts:
+            old, new = self._residuals(block.rows, block.code)
+            square.addmm_(old.T, old)
+            cross.addmm_(old.T, new)
+            if hold:
+                held.append((old, new))
         square = square.double()
         square.diagonal().add_(ridge * float(square.diagonal().mean()) or 1.0)
         self.map = torch.linalg.solve(square, cross.double()).float()
+        self.held: Tensor | None = None
+        if hold:
+            self.held = torch.cat([new.addmm_(old, self.map, alpha=-1) for old, new in held])
+            self.place = torch.zeros(self.code.n, dtype=torch.int64, device=device)
+            self.place[torch.cat(list(regression.blocks()))] = torch.arange(regression.count, device=device)
 
-    def _residuals(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        piece = take_rows(self.code, rows)
+    def _residuals(self, rows: Tensor, code: Code) -> tuple[Tensor, Tensor]:
         (read_c, solution_c), (read_b, solution_b) = self.now, self.before
-        old = read_b(rows) - piece.decode(solution_b.decoder) - solution_b.bias
-        new = read_c(rows) - piece.decode(self.kept) - solution_c.bias
+        old = (read_b(rows) - solution_b.bias).sub_(code.decode(solution_b.decoder))
+        new = (read_c(rows) - solution_c.bias).sub_(code.decode(self.kept))
         return old, new
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """E at rows (sorted int64 [b]): [b, D]."""
-        old, new = self._residuals(rows)
-        return new if self.map is None else new - old @ self.map
+        """E at rows (sorted int64 [b]) of the regression's: [b, D]."""
+        if self.held is not None:
+            return self.held[self.place[rows]]
+        old, new = self._residuals(rows, take_rows(self.code, rows))
+        return new.addmm_(old, self.map, alpha=-1)
 
 
 def find_new_features(
@@ -135,7 +148,7 @@ def find_new_features(
 
 def _seeds(z: Tensor, found: Tensor, config: ExtendConfig) -> Tensor:
     """Rows of the largest norm after what was found is taken out, no two alike: [s, D] of norm 1."""
-    left = z - _firing(z, found, config.reach) @ found if len(found) else z
+    left = z - _over(z @ found.T, config.reach).decode(found) if len(found) else z
     top = left.norm(dim=1).topk(min(len(z), 16 * config.most)).indices
     unit = torch.nn.functional.normalize(left[top], dim=1)
     chosen: list[int] = []
@@ -149,9 +162,11 @@ def _seeds(z: Tensor, found: Tensor, config: ExtendConfig) -> Tensor:
     return unit[chosen]
 
 
-def _firing(z: Tensor, directions: Tensor, reach: float) -> Tensor:
-    """Filter outputs over the reach, zeros elsewhere: [n, j]."""
-    return torch.nn.functional.threshold(z @ directions.T, reach, 0.0)
+def _over(outputs: Tensor, reach: float) -> Code:
+    """Filter outputs [n, j] over the reach. They are few, so what is made of them costs next to nothing."""
+    (n, j), entries = outputs.shape, active_entries(outputs > reach)
+    indptr = torch.searchsorted(entries, torch.arange(0, n * j + 1, max(j, 1), device=outputs.device))
+    return Code(indptr, entries % max(j, 1), outputs.flatten()[entries], j)
 
 
 def _refine(
@@ -164,10 +179,10 @@ def _refine(
     directions = seeds
     for done in range(1, rounds + 1):
         joint = torch.cat([found, directions])
-        f = _firing(z, joint, reach)
-        square = f.T @ f
+        f = _over(z @ joint.T, reach)
+        square = gram(f).float()
         square.diagonal().add_(1e-2 * float(square.diagonal().mean()) + 1e-6)
-        solved = torch.linalg.solve(square, f.T @ z)[len(found) :]
+        solved = torch.linalg.solve(square, transposed_product(f, z))[len(found) :]
         directions = _distinct(torch.nn.functional.normalize(solved, dim=1))
         if done in (3, rounds):
             directions = directions[accept(directions)]
@@ -186,10 +201,11 @@ def _accept(
     directions: Tensor, z: Tensor, e: Tensor, typical_size: float, taken: Tensor, config: ExtendConfig
 ) -> Tensor:
     """Which directions are features: they fire often enough, lopsidedly, write as much as features do, and anew."""
-    f = _firing(z, directions, config.reach)
-    fires, mirror = (f > 0).sum(0), (_firing(z, -directions, config.reach) > 0).sum(0)
-    energy = f.square().sum(0).clamp_min(1e-30)
-    written = (f.T @ e) / energy.unsqueeze(1)  # decoder row of each alone
+    outputs = z @ directions.T
+    f = _over(outputs, config.reach)
+    fires, mirror = torch.bincount(f.latents, minlength=f.m), (outputs < -config.reach).sum(0)
+    energy = torch.zeros(f.m, device=z.device).index_add_(0, f.latents, f.values.square()).clamp_min(1e-30)
+    written = transposed_product(f, e) / energy.unsqueeze(1)  # decoder row of each alone
     size = written.norm(dim=1) * (energy / fires.clamp_min(1)).sqrt()
     new = torch.ones(len(directions), dtype=torch.bool, device=z.device)
     if len(taken):
@@ -203,18 +219,11 @@ def _accept(
 def encode_new(innovation: Innovation, new: NewFeatures, n: int, rows: Tensor) -> Code:
     """Activations of new features at all n positions, nothing at positions outside `rows`: [n, j]."""
     device = new.filters.device
-    found_rows, found_columns, found_values = [], [], []
-    for part in rows.split(8192):
-        output = (innovation(part) - new.mean) @ new.filters.T
-        active = output > new.reach
-        r, c = active.nonzero(as_tuple=True)
-        found_rows.append(part[r])
-        found_columns.append(c)
-        found_values.append(output[active])
-    all_rows = torch.cat(found_rows)
-    indptr = torch.zeros(n + 1, dtype=torch.int64, device=device)
-    torch.cumsum(torch.bincount(all_rows, minlength=n), 0, out=indptr[1:])
-    return Code(indptr, torch.cat(found_columns), torch.cat(found_values), len(new))
+    offset, parts = new.filters @ new.mean, rows.split(8192)
+    found = concatenate_rows([_over(innovation(part) @ new.filters.T - offset, new.reach) for part in parts])
+    counts = torch.zeros(n, dtype=torch.int64, device=device)
+    counts[rows] = found.indptr.diff()
+    return Code(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), found.latents, found.values, len(new))
 
 
 def append_columns(code: Code, new: Code) -> Code:

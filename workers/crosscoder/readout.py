@@ -8,11 +8,12 @@ the correlation of f^s with the code at positions that had no part in either.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from workers.crosscoder.code import Code
-from workers.crosscoder.regress import Reader, dense_rows, take_rows, transposed_product
+from workers.crosscoder.regress import Reader, select, take_rows, transposed_product
 
 
 class Readout(NamedTuple):
@@ -27,7 +28,7 @@ class Readout(NamedTuple):
 
 
 def solve_readout(
-    read: Reader, code: Code, rows: Tensor, folds: Tensor, block: int = 8192, most: int = 8192
+    read: Reader, code: Code, rows: Tensor, folds: Tensor, block: int = 4096, most: int = 8192
 ) -> Readout:
     """Read-out of a source from its normalised activations. Three folds in four solve it, the others judge it.
 
@@ -38,18 +39,23 @@ def solve_readout(
         held_out = folds == folds.max()
     train, test = rows[~held_out], rows[held_out]
     square = cross = None
-    for part in train.split(block):
-        x = read(part)
-        product = transposed_product(take_rows(code, part), x)
-        square = x.T @ x if square is None else square.add_(x.T @ x)
+    for some in train.split(block):
+        x = read(some)
+        product = transposed_product(take_rows(code, some), x)
+        square = x.T @ x if square is None else square.addmm_(x.T, x)
         cross = product if cross is None else cross.add_(product)
     if square is None or cross is None:
         raise ValueError("no positions to solve a read-out on")
     square = square.double()
     square.diagonal().add_(1e-3 * float(square.diagonal().mean()) or 1.0)
     weight = torch.linalg.solve(square, cross.T.double()).float()
-    bias = _offsets(read, weight, code, _spread(train, most))
-    return Readout(weight, bias, _correlation(read, weight, bias, code, _spread(test, most)))
+    fires = torch.bincount(code.latents, minlength=code.m) > 0
+    live, firing = fires.nonzero().squeeze(1), select(code, fires)
+    part = weight[:, live].contiguous()
+    bias, readability = weight.new_zeros(code.m), weight.new_full((code.m,), torch.nan)
+    bias[live] = _offsets(read, part, firing, _spread(train, most))
+    readability[live] = _correlation(read, part, bias[live], firing, _spread(test, most))
+    return Readout(weight, bias, readability)
 
 
 def _spread(rows: Tensor, most: int) -> Tensor:
@@ -59,20 +65,27 @@ def _spread(rows: Tensor, most: int) -> Tensor:
 
 def _offsets(read: Reader, weight: Tensor, code: Code, rows: Tensor) -> Tensor:
     """Offsets [m] with which each read-out fires as often at the rows as the code does."""
-    output = read(rows) @ weight
+    output = weight.T @ read(rows).T  # [m, r]
     fires = torch.bincount(take_rows(code, rows).latents, minlength=code.m).clamp(1, len(rows))
-    ranked = output.T.contiguous().topk(int(fires.max()), dim=1).values
-    return -ranked.gather(1, fires.unsqueeze(1) - 1).squeeze(1)
+    if output.is_cuda:
+        ranked = output.topk(int(fires.max()), dim=1).values
+        return -ranked.gather(1, fires.unsqueeze(1) - 1).squeeze(1)
+    places = (len(rows) - fires).tolist()
+    # Each latent has a rank of its own, and one place of an order is found faster than the order.
+    return -torch.tensor([np.partition(row, k)[k] for row, k in zip(output.numpy(), places, strict=True)])
 
 
 def _correlation(read: Reader, weight: Tensor, bias: Tensor, code: Code, rows: Tensor) -> Tensor:
     """Correlation [m] of relu(x R + c) with the code over the rows."""
     sums = torch.zeros(5, code.m, dtype=torch.float64, device=weight.device)
-    for part in rows.split(2048):
-        output = (read(part) @ weight + bias).relu_()
-        truth = dense_rows(take_rows(code, part))
-        terms = (output, truth, output * output, truth * truth, output * truth)
-        sums += torch.stack([term.sum(0).double() for term in terms])
+    for part in rows.split(1024):  # what a cache holds
+        output, truth = torch.addmm(bias, read(part), weight).relu_(), take_rows(code, part)
+        at = torch.arange(truth.n, device=bias.device).repeat_interleave(truth.indptr.diff())
+        values, read_there = truth.values.double(), output[at, truth.latents]
+        for place, term in ((1, values), (3, values.square()), (4, values * read_there)):
+            sums[place].index_add_(0, truth.latents, term)
+        sums[0] += output.sum(0)
+        sums[2] += output.square_().sum(0)
     a, b, aa, bb, ab = sums / max(len(rows), 1)
     deviation = ((aa - a * a) * (bb - b * b)).clamp_min(0).sqrt()
     # A read-out that never varies tells nothing: 0. Of a code that never varies there is nothing to tell: NaN.

@@ -12,16 +12,22 @@ documents g contributes to the error of D is, to first order,
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
-from workers.crosscoder.code import Code
+from workers.crosscoder.cg import SAMPLE, ConjugateGradient
+from workers.crosscoder.code import Code, concatenate_rows
+from workers.crosscoder.kernels import ByLatent
 
 Reader = Callable[[Tensor], Tensor]
 """Rows (sorted int64 [b]) -> activations [b, D] of any float type."""
+
+CHOLESKY_UP_TO = 16_384
+"""Latents up to which the Gram is formed; docs/scale.md has the measurements. Its matrices take 28 bytes m^2."""
+GRAM_ROWS = 2048
 
 LEAST_ROOM = 0.05
 """Least 1 - h_g that is divided by: of a feature that fires in one fold alone nothing is left without it."""
@@ -29,13 +35,7 @@ LEAST_ROOM = 0.05
 
 def transposed_product(code: Code, x: Tensor) -> Tensor:
     """`F' X`: [m, D]. Touches active entries only."""
-    rows = torch.arange(code.n, device=x.device).repeat_interleave(code.indptr.diff())
-    order = code.latents.argsort(stable=True)
-    offsets = torch.zeros(code.m + 1, dtype=torch.int64, device=x.device)
-    torch.cumsum(torch.bincount(code.latents, minlength=code.m), 0, out=offsets[1:])
-    return embedding_bag(
-        rows[order], x, offsets, mode="sum", per_sample_weights=code.values[order], include_last_offset=True
-    )
+    return ByLatent(code).sum_rows(x, code.values.to(x.dtype))
 
 
 def gram(code: Code) -> Tensor:
@@ -47,7 +47,10 @@ def gram(code: Code) -> Tensor:
             total += dense.T @ dense
         return total
     matrix = code.to_scipy().astype(np.float64)
-    return torch.from_numpy((matrix.T @ matrix).toarray())
+    by_latent, filled = matrix.T.tocsr(), np.empty((code.m, code.m))
+    for start in range(0, code.m, GRAM_ROWS):  # a sparse product of all would take as much again
+        filled[start : start + GRAM_ROWS] = (by_latent[start : start + GRAM_ROWS] @ matrix).toarray()
+    return torch.from_numpy(filled)
 
 
 def dense_rows(code: Code) -> Tensor:
@@ -77,8 +80,10 @@ def select(code: Code, keep: Tensor) -> Code:
 
 def columns(code: Code, start: int, stop: int) -> Code:
     """Latents start..stop of a code, numbered from 0."""
-    every = torch.arange(code.m, device=code.latents.device)
-    return select(code, (every >= start) & (every < stop))
+    entries = ((code.latents >= start) & (code.latents < stop)).nonzero().squeeze(1)
+    return Code(
+        torch.searchsorted(entries, code.indptr), code.latents[entries] - start, code.values[entries], stop - start
+    )
 
 
 @dataclass
@@ -93,105 +98,181 @@ class Solution:
     """float64 [m + 1, D]: the right side it was solved from, kept so that more columns cost only themselves"""
 
 
+class Block:
+    """Some positions of one fold, with their code by position and by latent."""
+
+    def __init__(self, code: Code, rows: Tensor, fold: int) -> None:
+        self.rows, self.fold = rows, fold
+        self.code = take_rows(code, rows)
+
+    @cached_property
+    def by_latent(self) -> ByLatent:
+        return ByLatent(self.code)
+
+    def transposed(self, x: Tensor) -> Tensor:
+        """`F' X`: [b, D] -> [m, D]."""
+        return self.by_latent.sum_rows(x, self.code.values.to(x.dtype))
+
+
+class Cholesky:
+    """Left side of the regression, factorised. square: `[F 1]' [F 1]` float64, without the ridge.
+
+    Latents that never fire have decoders of zeros, and take no time.
+    """
+
+    def __init__(self, square: Tensor, ridge: float) -> None:
+        self.square = square
+        self.live = (square.diagonal() > 0).nonzero().squeeze(1)
+        ridged = square[self.live[:, None], self.live]
+        ridged.diagonal()[:-1].add_(ridge)
+        self.factor = torch.linalg.cholesky(ridged, out=ridged)
+
+    def solve(self, right: Tensor, start: Tensor | None = None) -> Tensor:
+        """[m + 1, D] float64, the intercept's last -> decoder and bias. It needs no start."""
+        return torch.zeros_like(right).index_copy_(0, self.live, torch.cholesky_solve(right[self.live], self.factor))
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """(F' F + ridge)^-1 of the latents that fire and the intercept, float32. Errors need no more digits."""
+        return torch.cholesky_inverse(self.factor).float()
+
+    def errors(self, score: Tensor) -> Tensor:
+        """[m + 1, D] float32 -> what it changes in the decoder, [m, D]."""
+        errors = torch.zeros_like(score).index_copy_(0, self.live, self.inverse @ score[self.live])
+        return errors[:-1]
+
+
 class Regression:
-    """The left side of the regression, factorised once for any number of right sides.
+    """The left side of the regression, made ready once for any number of right sides.
 
     `rows`: int64 [r] positions that count (valid in every source compared), ascending. `folds`: int64 [r], the fold
     of each of them; all positions of a document are in one fold. The intercept is one more column of the code.
+    `dense_up_to`: latents up to which the Gram is formed and factorised; more are solved by conjugate gradient.
     """
 
-    def __init__(self, code: Code, rows: Tensor, folds: Tensor, ridge: float = 1e-4, block: int = 8192) -> None:
-        self.ridge, self.block, self.n_folds = ridge, block, int(folds.max()) + 1
-        self.rows_of = [rows[folds == g] for g in range(self.n_folds)]
-        self._set(code, *self._moments(code))
+    def __init__(
+        self,
+        code: Code,
+        rows: Tensor,
+        folds: Tensor,
+        ridge: float = 1e-4,
+        block: int = 4096,
+        dense_up_to: int = CHOLESKY_UP_TO,
+    ) -> None:
+        self.ridge, self.dense_up_to, self.n_folds = ridge, dense_up_to, int(folds.max()) + 1
+        parts = [(part, g) for g in range(self.n_folds) for part in rows[folds == g].split(block)]
+        self._begin(code, parts)
+        self._set_left(None if self.m > dense_up_to else gram(code if len(rows) == code.n else take_rows(code, rows)))
 
     def extended(self, wide: Code) -> "Regression":
         """The same positions and folds for a code that has more columns after the old ones."""
         fresh = object.__new__(Regression)
-        fresh.ridge, fresh.block, fresh.n_folds, fresh.rows_of = self.ridge, self.block, self.n_folds, self.rows_of
-        new = columns(wide, self.m, wide.m)
-        square, energy = self._moments(new)
-        total = torch.zeros(wide.m + 1, wide.m + 1, dtype=torch.float64, device=square.device)
-        old = torch.tensor([*range(self.m), wide.m], device=square.device)
-        added = torch.arange(self.m, wide.m + 1, device=square.device)
-        total[old[:, None], old] = self.square
-        total[added[:, None], added] = square
-        for rows in self.blocks():
-            cross = transposed_product(take_rows(self.code, rows), dense_rows(take_rows(new, rows))).double()
-            total[: self.m, self.m : wide.m] += cross
-        total[self.m : wide.m, : self.m] = total[: self.m, self.m : wide.m].T
-        fresh._set(wide, total, torch.cat([self.energy, energy], 1))
+        fresh.ridge, fresh.dense_up_to, fresh.n_folds = self.ridge, self.dense_up_to, self.n_folds
+        fresh._begin(wide, [(block.rows, block.fold) for block in self.parts])
+        square = None
+        if isinstance(self.left, Cholesky) and wide.m <= self.dense_up_to:
+            square = torch.zeros(wide.m, wide.m, dtype=torch.float64, device=wide.values.device)
+            square[: self.m, : self.m] = self.left.square[: self.m, : self.m]
+            for block in fresh.parts:
+                square[:, self.m :] += block.transposed(dense_rows(columns(block.code, self.m, wide.m)))
+            square[self.m :, : self.m] = square[: self.m, self.m :].T
+        fresh._set_left(square)
         return fresh
 
-    def _moments(self, code: Code) -> tuple[Tensor, Tensor]:
-        """`[F 1]' [F 1]` [m + 1, m + 1] and the sums of f^2 by fold [K, m], float64."""
-        m, device = code.m, code.values.device
-        square = torch.zeros(m + 1, m + 1, dtype=torch.float64, device=device)
-        energy = torch.zeros(self.n_folds, m, dtype=torch.float64, device=device)
-        for g, part in enumerate(self.rows_of):
-            piece = take_rows(code, part)
-            square[:m, :m] += gram(piece)
-            square[:m, m].index_add_(0, piece.latents, piece.values.double())
-            energy[g].index_add_(0, piece.latents, piece.values.double().square())
-        square[m, :m] = square[:m, m]
-        square[m, m] = sum(len(part) for part in self.rows_of)
-        return square, energy
-
-    def _set(self, code: Code, square: Tensor, energy: Tensor) -> None:
-        self.code, self.m, self.square, self.energy = code, code.m, square, energy
-        self.count = int(square[-1, -1])
-        ridged = square.clone()
-        diagonal = ridged.diagonal()[:-1]
-        diagonal += self.ridge * float(diagonal[diagonal > 0].mean()) if bool((diagonal > 0).any()) else 1.0
-        self.factor = torch.linalg.cholesky(ridged)
-        self._inverse: Tensor | None = None
-        self.leverage = energy / energy.sum(0).clamp_min(1e-30)
+    def _begin(self, code: Code, parts: list[tuple[Tensor, int]]) -> None:
+        """Sums over positions: of f [m], and of f^2 by fold [K, m], float64."""
+        self.code, self.m, device = code, code.m, code.values.device
+        self.parts = [Block(code, rows, fold) for rows, fold in parts]
+        self.count = sum(len(rows) for rows, _ in parts)
+        self.sums = torch.zeros(code.m, dtype=torch.float64, device=device)
+        self.energy = torch.zeros(self.n_folds, code.m, dtype=torch.float64, device=device)
+        for block in self.parts:
+            latents, values = block.code.latents, block.code.values.double()
+            self.sums.index_add_(0, latents, values)
+            self.energy[block.fold].index_add_(0, latents, values.square())
+        self.leverage = self.energy / self.energy.sum(0).clamp_min(1e-30)
         """h: [K, m], the share of each feature's energy in each fold"""
 
-    def blocks(self, fold: int | None = None) -> Iterator[Tensor]:
-        """Rows in blocks, of one fold or of all."""
-        for part in self.rows_of if fold is None else [self.rows_of[fold]]:
-            yield from part.split(self.block)
+    def _set_left(self, square: Tensor | None) -> None:
+        """square: `F' F` float64 [m, m]. None: it is not formed."""
+        energy = self.energy.sum(0)
+        ridge = self.ridge * float(energy[energy > 0].mean()) if bool((energy > 0).any()) else 1.0
+        self.left: Cholesky | ConjugateGradient
+        if square is not None:
+            bordered = torch.empty(self.m + 1, self.m + 1, dtype=torch.float64, device=square.device)
+            bordered[:-1, :-1] = square
+            bordered[:-1, -1] = bordered[-1, :-1] = self.sums
+            bordered[-1, -1] = self.count
+            self.left = Cholesky(bordered, ridge)
+            return
+        sample: list[Code] = []
+        for block in self.parts:  # folds are a shuffle of the documents, so the first ones stand for all
+            sample.append(block.code)
+            if sum(part.n for part in sample) >= SAMPLE:
+                break
+        rows = concatenate_rows(sample).to_scipy()
+        self.left = ConjugateGradient(self.product, rows, energy, self.sums, self.count, ridge)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Rows in blocks, each of one fold."""
+        return (block.rows for block in self.parts)
+
+    def product(self, v: Tensor) -> Tensor:
+        """`F' F V`: [m, D] -> [m, D]. Two passes over the active entries."""
+        total = torch.zeros_like(v)
+        for block in self.parts:
+            total += block.transposed(block.code.decode(v))
+        return total
 
     def solve(self, read: Reader, known: Solution | None = None) -> Solution:
         """Decoder and bias for activations [., D]; one pass over them.
 
         known: the solution on the first columns of this code, whose right side is not computed again.
         """
-        first = 0 if known is None else len(known.right) - 1
-        code = self.code if known is None else columns(self.code, first, self.m)
-        right: Tensor | None = None
-        for rows in self.blocks():
-            x = read(rows)
-            piece = torch.cat([transposed_product(take_rows(code, rows), x), x.sum(0, keepdim=True)]).double()
-            right = piece if right is None else right.add_(piece)
-        if right is None:
+        if not self.parts:
             raise ValueError("no positions to solve a decoder on")
-        if known is not None:
-            right = torch.cat([known.right[:-1], right])
-        solved = torch.cholesky_solve(right, self.factor).float()
+        right = self._right(read) if known is None else self._more(read, known.right)
+        solved = self.left.solve(right, None if known is None else known.decoder).float()
         return Solution(solved[: self.m].contiguous(), solved[self.m].contiguous(), right)
 
-    @property
-    def inverse(self) -> Tensor:
-        """(F' F + ridge)^-1 with the intercept: float32 [m + 1, m + 1]. Errors need no more digits."""
-        if self._inverse is None:
-            self._inverse = torch.cholesky_inverse(self.factor).float()
-        return self._inverse
+    def _right(self, read: Reader) -> Tensor:
+        """`[F 1]' X`: [m + 1, D] float64."""
+        right: Tensor | None = None
+        for block in self.parts:
+            x = read(block.rows)
+            if right is None:
+                right = torch.zeros(self.m + 1, x.shape[1], dtype=torch.float64, device=x.device)
+            right[:-1] += block.transposed(x)
+            right[-1] += x.sum(0)
+        assert right is not None
+        return right
+
+    def _more(self, read: Reader, known: Tensor) -> Tensor:
+        """The same where the first rows and the last are known: reads positions where one of the others fires."""
+        first = len(known) - 1
+        right = torch.cat([known[:-1], known.new_zeros(self.m - first, known.shape[1]), known[-1:]])
+        for block in self.parts:
+            new = columns(block.code, first, self.m)
+            fires = new.indptr.diff().nonzero().squeeze(1)
+            if len(fires):
+                right[first:-1] += transposed_product(take_rows(new, fires), read(block.rows[fires]))
+        return right
 
     def influences(self, read: Reader, solution: Solution, widths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each fold: e_g [m, D], and the sum of squared residuals of each source [s]. One more pass."""
         for g in range(self.n_folds):
             score = torch.zeros(self.m + 1, solution.decoder.shape[1], device=solution.decoder.device)
             squares = torch.zeros(len(widths), dtype=torch.float64, device=score.device)
-            for rows in self.blocks(g):
-                piece = take_rows(self.code, rows)
-                residual = read(rows) - piece.decode(solution.decoder) - solution.bias
-                squares += torch.stack([part.square().sum().double() for part in residual.split(widths, 1)])
-                score[: self.m] += transposed_product(piece, residual)
-                score[self.m] += residual.sum(0)
+            for block in self.parts:
+                if block.fold != g:
+                    continue
+                residual = (read(block.rows) - solution.bias).sub_(block.code.decode(solution.decoder))
+                norms = [part.norm(dim=1) for part in residual.split(widths, 1)]
+                squares += torch.stack([norm.double().square().sum() for norm in norms])
+                score[:-1] += block.transposed(residual)
+                score[-1] += residual.sum(0)
             room = (1 - self.leverage[g]).clamp_min(LEAST_ROOM).float().unsqueeze(1)
-            yield (self.inverse @ score)[: self.m] / room, squares
+            yield self.left.errors(score) / room, squares
 
 
 def assign_folds(document: Tensor, n_folds: int) -> Tensor:
