@@ -46,6 +46,14 @@ class Settings(BaseSettings):
     fit_processes: int = Field(
         0, ge=0, description="Processes that share a fit. 0: one for each GPU that the worker has, one on a CPU."
     )
+    share_harvests: bool = Field(
+        True, description="Whether idle workers help with the harvests of others. Needs a broker."
+    )
+    shard_positions: int = Field(
+        16_384,
+        gt=0,
+        description="Positions of a shard: what a harvest holds in memory, loses by a kill, and gives to a helper.",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_json: bool = Field(True, description="Logs as JSON lines; false: for people.")
     max_body_bytes: int = Field(1_000_000, gt=0, description="Largest request body that the API reads.")

@@ -1,4 +1,4 @@
-"""The Celery app: `celery -A workers.app worker -Q runs -c 1`, and `... worker --beat -Q sweeps -c 1`.
+"""The Celery app: `celery -A workers.app worker -Q runs,shards -c 1`, and `... worker --beat -Q sweeps -c 1`.
 
 Messages are doorbells and nothing else. They are acknowledged before the work starts: Redis hands a message that is
 acknowledged late to a second worker when the work outlives the visibility timeout. What must not be lost is in SQL.
@@ -9,11 +9,13 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import setup_logging, worker_shutting_down
+from kombu.exceptions import ChannelError
 
 from service.config import Settings
 from service.kit.logs import configure_logging
 
 EXECUTE = "workers.tasks.execute"
+HELP = "workers.tasks.help_others"
 SWEEP = "workers.tasks.sweep"
 BROKER_SECONDS = 3.0
 
@@ -31,7 +33,7 @@ def make_app(settings: Settings) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_default_queue="runs",
-        task_routes={EXECUTE: {"queue": "runs"}, SWEEP: {"queue": "sweeps"}},
+        task_routes={EXECUTE: {"queue": "runs"}, HELP: {"queue": "shards"}, SWEEP: {"queue": "sweeps"}},
         task_publish_retry=False,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
@@ -40,6 +42,8 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
+            # A worker listens to its queues in the order in which it names them: runs before shards.
+            "queue_order_strategy": "priority",
             "socket_connect_timeout": BROKER_SECONDS,
             "socket_timeout": 2 * BROKER_SECONDS,
             "socket_keepalive": True,
@@ -66,6 +70,17 @@ def make_app(settings: Settings) -> Celery:
 def publish(app: Celery, run_id: str) -> None:
     """Ring the bell of a run; raises within seconds where the broker is away."""
     app.send_task(EXECUTE, args=[run_id], queue="runs", retry=False)
+
+
+def call_helper(app: Celery) -> None:
+    """Ask an idle worker to help with a harvest, unless the last call waits yet, as it does where all are busy."""
+    with app.producer_or_acquire() as producer:
+        try:
+            waiting = producer.channel.queue_declare("shards", passive=True).message_count
+        except ChannelError:  # an empty queue is not there
+            waiting = 0
+        if not waiting:
+            app.send_task(HELP, queue="shards", retry=False, producer=producer)
 
 
 def stopping() -> bool:

@@ -17,55 +17,22 @@ import structlog
 from sqlalchemy.orm import Session
 
 from service.config import Settings
+from service.kit import clock
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.runs import logic
 from service.runs.states import RunState
+from service.shards import queries as shards
 from workers.errors import LeaseLostError, RunCancelledError, RunError, WorkerStoppingError
 from workers.execution import AWAY, RETRY_SECONDS, Execution
+from workers.heart import Heart
 
 log = structlog.get_logger("featurewatch.worker")
 
 Pipeline = Callable[[Execution], None]
 Answer = TypeVar("Answer")
 
-BEAT_SECONDS = 0.5
-QUIET_BEAT_SECONDS = 2.0
 _NEVER = threading.Event()
-
-
-class Heart(threading.Thread):
-    """Beats for one execution until it is stopped, the run is lost, or the run has ended."""
-
-    def __init__(self, execution: Execution) -> None:
-        super().__init__(name=f"heartbeat-{execution.run_id}", daemon=True)
-        self.execution = execution
-        self._stopped = threading.Event()
-        self._longest = min(QUIET_BEAT_SECONDS, execution.settings.lease_seconds / 3)
-
-    def run(self) -> None:
-        told, spoke = self.execution.snapshot(), time.monotonic()
-        step = min(BEAT_SECONDS, self._longest)
-        while not self._stopped.wait(step):
-            news = self.execution.snapshot()
-            if news == told and time.monotonic() - spoke + step / 2 < self._longest:
-                continue
-            try:
-                if not self.execution.beat():
-                    return
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next beat may succeed
-                if self.execution.lease_left() <= 0:
-                    log.error("the lease ran out", run=self.execution.run_id, error=str(error))
-                    self.execution.lose()
-                    return
-                log.warning("missed a beat", run=self.execution.run_id, error=str(error))
-                continue
-            told, spoke = news, time.monotonic()
-
-    def stop(self) -> None:
-        """Stop beating, and wait for a beat that is under way."""
-        self._stopped.set()
-        self.join()
 
 
 def worker_name() -> str:
@@ -102,6 +69,23 @@ def run_next(
         finally:
             heart.stop()
     return run.id
+
+
+def help_others(
+    *,
+    settings: Settings,
+    database: Database,
+    artifacts: ArtifactStore,
+    worker: str | None = None,
+    stop: Callable[[], bool] = _NEVER.is_set,
+) -> int:
+    """Do groups of harvests that other workers lead, until none waits or a run does; how many were done."""
+    with database.read() as session:
+        if not shards.any_free(session, clock.utcnow()):
+            return 0
+    from workers.pipelines.helping import Helper  # noqa: PLC0415 - loads torch
+
+    return Helper(settings, database, artifacts, worker=worker or worker_name(), stop=stop).help()
 
 
 def _execute(execution: Execution, pipelines: Mapping[str, Pipeline] | None) -> None:

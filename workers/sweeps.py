@@ -21,6 +21,7 @@ from service.kit.crypto import SecretBox
 from service.kit.db import Database
 from service.runs import logic as runs
 from service.runs import queries as run_queries
+from service.shards import queries as shards
 from service.webhooks import logic as webhooks
 from service.webhooks import queries as webhook_queries
 
@@ -38,17 +39,27 @@ BELLS_KEPT = timedelta(days=1)
 
 
 class Sweeper:
-    """The sweeps of one process. `publish` None: there is no broker, workers poll the database."""
+    """The sweeps of one process. `publish` None: there is no broker, workers poll the database.
 
-    def __init__(self, settings: Settings, database: Database, publish: Publish | None) -> None:
-        self.settings, self.database, self.publish = settings, database, publish
+    `call_helper` asks one idle worker to help with harvests.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        publish: Publish | None,
+        *,
+        call_helper: Callable[[], None] | None = None,
+    ) -> None:
+        self.settings, self.database, self.publish, self.call_helper = settings, database, publish, call_helper
         self.allow = outbound.parse_networks(settings.webhook_allow)
         self._box: SecretBox | None = None
         self._tidied = float("-inf")
 
     def sweep(self) -> None:
         """Everything once. A step that fails is logged and does not keep the others from their work."""
-        for step in (self.ring, self.reap, self.deliver, self.tidy):
+        for step in (self.ring, self.call, self.reap, self.deliver, self.tidy):
             with _guarded(step.__name__):
                 step()
 
@@ -80,6 +91,16 @@ class Sweeper:
                 with self.database.write() as session:
                     run_queries.mark_rung(session, marked, clock.utcnow())
         return len(marked)
+
+    def call(self) -> bool:
+        """Call one more worker to the harvests of others, while groups of them wait; whether it did."""
+        if self.call_helper is None:
+            return False
+        with self.database.read() as session:
+            if not shards.any_free(session, clock.utcnow()):
+                return False
+        self.call_helper()
+        return True
 
     def reap(self) -> list[str]:
         """Put the runs of silent workers back into the queue, or end them; their ids."""

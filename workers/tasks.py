@@ -25,6 +25,13 @@ def execute(run_id: str) -> None:
     )
 
 
+@celery.app.task(name=celery.HELP)
+def help_others() -> None:
+    """Do groups of harvests that other workers lead, while no run waits."""
+    settings, database, artifacts = _resources()
+    runner.help_others(settings=settings, database=database, artifacts=artifacts, stop=celery.stopping)
+
+
 @celery.app.task(name=celery.SWEEP)
 def sweep() -> None:
     """Ring bells, reap, deliver webhooks, tidy up."""
@@ -42,4 +49,9 @@ def _resources() -> tuple[Settings, Database, ArtifactStore]:
 @cache
 def _sweeper() -> Sweeper:
     settings, database, _ = _resources()
-    return Sweeper(settings, database, lambda run_id: celery.publish(celery.app, run_id))
+    return Sweeper(
+        settings,
+        database,
+        lambda run_id: celery.publish(celery.app, run_id),
+        call_helper=lambda: celery.call_helper(celery.app),
+    )

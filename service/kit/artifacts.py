@@ -92,6 +92,11 @@ class ArtifactStore:
             self.fs.rm(self._remote(name), recursive=True)
         _remove(self.cache / name)
 
+    def forget(self, name: str) -> None:
+        """Remove this machine's copy of an artifact of a remote store."""
+        if not self.is_local:
+            _remove(self.cache / name)
+
     def _remote(self, name: str) -> str:
         return f"{self.base.rstrip('/')}/{name}"
 

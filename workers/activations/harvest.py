@@ -78,6 +78,7 @@ def harvest(
     if _is_finished(out, plan):
         return _summarize(out, HarvestSummary())
     shards = open_shards(spec, check)
+    check()  # after what may have taken long: `out` may be another attempt's by now
     _start(out, plan)
     summary = _write(shards, out, sharing=sharing, on_progress=on_progress, check=check)
     _finish(shards, out)

@@ -13,12 +13,10 @@ from torch import from_numpy
 from service.kit.artifacts import content_key
 from workers.activations import (
     ActivationSet,
-    HarvestSpec,
     Positions,
     check_finite,
     harvest,
     load_corpus,
-    load_documents,
     locate_activations,
     open_activations,
     save_documents,
@@ -26,6 +24,7 @@ from workers.activations import (
 from workers.activations.sources import ACTIVATIONS_PREFIX
 from workers.errors import RunError
 from workers.execution import Execution
+from workers.pipelines.sharing import Shared, Task
 from workers.pipelines.sources import BLOCK, Activations, open_sources
 from workers.pipelines.work import Work, device_of
 
@@ -43,7 +42,7 @@ def harvest_activations(execution: Execution, work: Work) -> tuple[str, Activati
         masking=[work.policy.skip_tokens, work.policy.max_norm_ratio],
     )
     if not execution.artifacts.exists(f"{name}/manifest.json"):
-        partial = execution.settings.data_dir / "partial" / Path(name).name
+        partial = execution.settings.data_dir / "partial" / name.replace("/", "-")
         if work.uri.startswith(ACTIVATIONS_PREFIX):
             _copy(execution, work, partial)
         else:
@@ -57,34 +56,27 @@ def harvest_activations(execution: Execution, work: Work) -> tuple[str, Activati
 
 
 def _harvest(execution: Execution, work: Work, partial: Path) -> None:
-    positions = None
-    if work.positions:
-        path = execution.artifacts.path(work.positions["artifact"])
-        if work.positions["documents"] is None:
-            raise RunError(
-                "positions-without-text",
-                "the family's positions came with activations and have no text, so no model can be read at them; "
-                "bring activations of this checkpoint along too",
-            )
-        positions = Positions.load(path)
-        corpus = load_documents(execution.artifacts.path(work.positions["documents"]))
-    else:
-        corpus = _corpus(execution, work)
-    cache = execution.settings.data_dir / "cache"
-    spec = HarvestSpec(
+    if work.positions and work.positions["documents"] is None:
+        raise RunError(
+            "positions-without-text",
+            "the family's positions came with activations and have no text, so no model can be read at them; "
+            "bring activations of this checkpoint along too",
+        )
+    settings = execution.settings
+    task = Task(
         uri=work.uri,
         adapter=work.adapter,
         hook_points=work.hook_points,
-        corpus=corpus,
-        context_length=work.corpus["context_length"],
-        positions=positions,
-        roots=execution.settings.root_dirs,
-        device=str(device_of(execution)),
-        cache_dir=cache,
+        corpus=work.corpus,
+        positions=work.positions,
         skip_tokens=work.policy.skip_tokens,
         max_norm_ratio=work.policy.max_norm_ratio,
+        shard_positions=settings.shard_positions,
     )
-    harvest(spec, partial, on_progress=execution.progress, check=execution.check)
+    spec = task.spec(settings, execution.artifacts, str(device_of(execution)))
+    # Without a broker nobody could be told to help.
+    sharing = Shared(execution, task) if settings.broker_url and settings.share_harvests else None
+    harvest(spec, partial, on_progress=execution.progress, check=execution.check, sharing=sharing)
 
 
 def _corpus(execution: Execution, work: Work) -> Any:

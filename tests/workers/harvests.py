@@ -1,0 +1,33 @@
+"""Runs that harvest a tiny model and do nothing else, slow enough that others can help; and their Celery app."""
+
+import time
+from typing import Any
+
+from tests.workers.toy import PIPELINES as TOYS
+from workers.activations import shards
+from workers.app import app
+from workers.execution import Execution
+from workers.pipelines.harvesting import harvest_activations
+from workers.pipelines.work import load
+
+BATCH_SECONDS = 0.1
+_read_batch = shards.read_batch
+
+
+def read_slowly(*arguments: Any, **named: Any) -> int:
+    """A batch takes as long as one of a larger model."""
+    time.sleep(BATCH_SECONDS)
+    return _read_batch(*arguments, **named)
+
+
+def harvest(execution: Execution) -> None:
+    """The first stage of an onboarding."""
+    shards.read_batch = read_slowly
+    with execution.stage("harvest"):
+        name, _, _ = harvest_activations(execution, load(execution))
+    with execution.write() as session:
+        execution.finish(session, {"activations": name})
+
+
+PIPELINES = TOYS | {"harvest": harvest}
+app.conf.featurewatch_pipelines = PIPELINES

@@ -1,0 +1,325 @@
+"""Harvests that several workers share: the same bytes whoever does what, and nobody waits for who does not come."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from service.config import Settings
+from service.kit import clock
+from service.kit.artifacts import ArtifactStore
+from service.kit.db import Database
+from service.models import Run, Shard
+from service.runs import logic as runs
+from service.shards import logic, queries
+from tests import factories
+from tests.unit.activations.tiny import TEXTS, save_checkpoint
+from tests.workers.conftest import Installation, wait_for
+from tests.workers.harvests import PIPELINES
+from workers import runner
+from workers.activations import shards as shard_files
+from workers.pipelines import helping
+
+POSITIONS = 100
+"""Of a shard."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and, beside it, a corpus of some 24 groups. Read only."""
+    folder = tmp_path_factory.mktemp("models")
+    save_checkpoint(folder / "llama")
+    texts = [f"{number}: {text}" for number in range(16) for text in TEXTS]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return folder / "llama"
+
+
+@pytest.fixture
+def settings(settings: Settings, model: Path, broker_url: str) -> Settings:
+    return settings.model_copy(
+        update={"broker_url": broker_url, "shard_positions": POSITIONS, "roots": str(model.parent), "threads": 1}
+    )
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helping, "_declined", {})
+    monkeypatch.setattr(shard_files, "read_batch", shard_files.read_batch)  # the pipeline puts a slow one there
+
+
+def queue(installation: Installation, model: Path, name: str = "smol") -> str:
+    """A run that harvests the model, of a family of its own."""
+    with installation.database.write() as session:
+        family = factories.family(session, name, ("resid_post.1", "mlp_out.0"))
+        family.corpus = {"uri": f"file://{model.parent}/corpus.jsonl", "max_documents": 500, "context_length": 64}
+        one = factories.checkpoint(session, family, "v1", state="registered", uri=f"file://{model}")
+        return runs.create(session, family_id=family.id, checkpoint_id=one.id, kind="harvest", params={}).id
+
+
+def harvested(installation: Installation, run_id: str) -> dict[str, bytes]:
+    """File -> bytes of the activations that a run has made. Nothing else of the harvest is left."""
+    run = installation.run(run_id)
+    assert run.state == "succeeded", run.error
+    folder = installation.artifacts.path(run.result["activations"])
+    assert not list(folder.parent.glob("shards-*"))
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def rows(installation: Installation, run_id: str) -> list[Shard]:
+    with installation.database.read() as session:
+        return list(queries.of_run(session, run_id))
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path, tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> dict[str, bytes]:
+    """What an embedded installation makes of the model; it has no rows of shards."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "data").mkdir()
+    (folder / "data" / "featurewatch.db").write_bytes(sqlite_template.read_bytes())
+    settings = Settings(data_dir=folder / "data", roots=str(model.parent), shard_positions=POSITIONS, threads=1)
+    installation = Installation(settings, Database(settings.resolved_database_url), folder)
+    run_id = queue(installation, model)
+    assert installation.run_next(pipelines=PIPELINES) == run_id
+    assert rows(installation, run_id) == []
+    made = harvested(installation, run_id)
+    assert len(made) > 40, "two hook points, many groups"
+    installation.database.close()
+    return made
+
+
+class Coordinator(threading.Thread):
+    """The run's own worker, in a thread of this process."""
+
+    def __init__(self, installation: Installation) -> None:
+        super().__init__()
+        self.installation = installation
+
+    def run(self) -> None:
+        self.installation.run_next(pipelines=PIPELINES, worker="own")
+
+    def __enter__(self) -> "Coordinator":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.join()
+
+
+def offered(installation: Installation, run_id: str) -> list[Shard]:
+    """The run's rows, as soon as there are any."""
+    return wait_for(lambda: rows(installation, run_id), 60)
+
+
+def test_two_workers_do_one_harvest(installation: Installation, model: Path, alone: dict[str, bytes]) -> None:
+    run_id = queue(installation, model)
+    with Coordinator(installation):
+        offered(installation, run_id)
+        helped = help_with(installation)
+    done = rows(installation, run_id)
+    assert helped > 3
+    assert [row.worker for row in done].count("helper") == helped
+    assert {row.worker for row in done} == {"own", "helper"}
+    assert all(row.done_at and row.read == row.size and row.attempt == 1 for row in done)
+    assert harvested(installation, run_id) == alone
+    told = installation.run(run_id).detail
+    assert told["total"] == sum(row.size for row in done) >= told["positions"]
+    assert told["positions"] > sum(row.size for row in done if row.worker == "own"), "progress is that of all"
+
+
+def help_with(installation: Installation, **options: object) -> int:
+    named = {"settings": installation.settings, "database": installation.database, "artifacts": installation.artifacts}
+    return runner.help_others(**(named | {"worker": "helper"} | options))
+
+
+def test_workers_on_two_machines_share_an_object_store(
+    installation: Installation, model: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Each has a data folder of its own, and the model a path with other times on each."""
+    installation.artifacts = ArtifactStore("memory://sharing", tmp_path / "own-cache")
+    here = installation.settings.model_copy(update={"data_dir": tmp_path / "other"})
+    run_id = queue(installation, model)
+    stamps = {file: file.stat().st_mtime_ns for file in model.iterdir()}
+    with Coordinator(installation):
+        offered(installation, run_id)
+        for file in stamps:
+            os.utime(file)
+        helped = help_with(
+            installation, settings=here, artifacts=ArtifactStore("memory://sharing", tmp_path / "other-cache")
+        )
+    for file, stamp in stamps.items():
+        os.utime(file, ns=(stamp, stamp))
+    assert helped > 3
+    assert harvested(installation, run_id) == alone
+    assert not list(tmp_path.glob("*-cache/*/shards-*/*/*")), "no copy stays on either machine"
+
+
+def test_what_a_dead_helper_held_is_done_by_the_runs_own_worker(
+    installation: Installation, model: Path, alone: dict[str, bytes]
+) -> None:
+    """Also what it said was done, and is not there whole."""
+    run_id = queue(installation, model)
+    with Coordinator(installation):
+        offered(installation, run_id)
+        with installation.database.write() as session:
+            dead = logic.claim(session, run_id, worker="dead", lease_seconds=0.5)
+            liar = logic.claim(session, run_id, worker="liar", lease_seconds=60)
+            assert logic.finish(session, liar)
+    done = {row.number: row for row in rows(installation, run_id)}
+    assert (done[dead.number].worker, done[dead.number].attempt) == ("own", 2)
+    assert (done[liar.number].worker, done[liar.number].attempt) == ("own", 2)
+    assert harvested(installation, run_id) == alone
+
+
+@pytest.mark.parametrize("how", ["cancelled", "lost"])
+def test_helpers_stop_when_the_run_does(installation: Installation, model: Path, how: str) -> None:
+    run_id = queue(installation, model)
+    with Coordinator(installation):
+        offered(installation, run_id)
+        helper = threading.Thread(target=help_with, args=(installation,))
+        helper.start()
+        wait_for(lambda: any(row.worker == "helper" for row in rows(installation, run_id)))
+        with installation.database.write() as session:
+            if how == "cancelled":
+                runs.request_cancel(session, session.get_one(Run, run_id))
+            else:
+                session.execute(update(Run).where(Run.id == run_id).values(attempt=Run.attempt + 1))
+        helper.join(10)
+        assert not helper.is_alive()
+    left = rows(installation, run_id)
+    assert any(row.done_at is None for row in left)
+    with installation.database.write() as session:
+        assert not queries.any_free(session, clock.utcnow() + timedelta(days=1)), "nobody else comes for the rest"
+        assert logic.claim(session, run_id, worker="late", lease_seconds=60) is None
+
+
+def test_a_next_attempt_takes_over_what_helpers_have_done(
+    installation: Installation, model: Path, alone: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = queue(installation, model)
+    stop = threading.Event()
+    own = threading.Thread(target=installation.run_next, kwargs={"pipelines": PIPELINES, "stop": stop.is_set})
+    own.start()
+    offered(installation, run_id)
+    helper = threading.Thread(target=help_with, args=(installation,))
+    helper.start()
+    wait_for(lambda: any(row.worker == "helper" and row.done_at for row in rows(installation, run_id)))
+    stop.set()
+    own.join()
+    helper.join()
+    before = rows(installation, run_id)
+    assert installation.run(run_id).state == "queued"
+    assert installation.run_next(pipelines=PIPELINES) == run_id
+    after = rows(installation, run_id)
+    done = {row.number for row in before if row.done_at}
+    assert len(after) == len(before) - len(done)
+    assert not {row.id for row in after} & {row.id for row in before}, "a helper of the first attempt matches nothing"
+    assert not {row.number for row in after} & done
+    assert harvested(installation, run_id) == alone
+
+
+def test_a_helper_that_cannot_leaves_it_to_others(
+    installation: Installation, model: Path, alone: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = queue(installation, model)
+    elsewhere = installation.settings.model_copy(update={"roots": str(tmp_path / "nothing")})
+    with Coordinator(installation):
+        offered(installation, run_id)
+        assert help_with(installation, settings=elsewhere) == 0
+        assert help_with(installation, settings=elsewhere) == 0, "and does not try again at once"
+    assert {row.worker for row in rows(installation, run_id)} == {"own"}
+    assert harvested(installation, run_id) == alone
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("cannot help") == 1
+
+
+def test_a_helper_with_other_weights_is_found_out(
+    installation: Installation, model: Path, alone: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same path on another machine, with another model at it."""
+    run_id = queue(installation, model)
+    kept = (model / "model.safetensors").read_bytes()
+    with Coordinator(installation):
+        offered(installation, run_id)
+        save_checkpoint(tmp_path / "other", seed=5)
+        stamp = (model / "model.safetensors").stat().st_mtime_ns
+        (tmp_path / "other" / "model.safetensors").replace(model / "model.safetensors")
+        try:
+            assert help_with(installation) == 0
+        finally:
+            (model / "model.safetensors").write_bytes(kept)
+            os.utime(model / "model.safetensors", ns=(stamp, stamp))
+    said = capsys.readouterr()
+    assert "other files than the run's own" in said.out + said.err
+    assert harvested(installation, run_id) == alone
+
+
+def test_a_run_that_waits_goes_before_helping(installation: Installation, model: Path) -> None:
+    run_id = queue(installation, model)
+    with Coordinator(installation):
+        offered(installation, run_id)
+        waiting = installation.queue(installation.add_family("other"))
+        assert help_with(installation) == 0
+        assert installation.run_next(worker="helper") == waiting
+        assert help_with(installation) > 0
+
+
+# Real processes, on Postgres and Valkey.
+
+
+@pytest.fixture
+def start_workers(start, settings: Settings, model: Path):  # type: ignore[no-untyped-def]
+    """Sweeps and two workers; once each has done a harvest, so that both have loaded what takes seconds."""
+
+    def start_workers(installation: Installation) -> list[subprocess.Popen[bytes]]:
+        more = {"broker_url", "shard_positions", "roots", "threads"}
+        environment = {f"FEATUREWATCH_{name.upper()}": str(getattr(settings, name)) for name in more}
+        names = {"sweeps": ("workers.app", "--beat", "-Q", "sweeps")}
+        names |= dict.fromkeys(("one", "two"), ("tests.workers.harvests", "-Q", "runs,shards"))
+        quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING")
+        started = [
+            start("celery", "-A", app, "worker", *options, "-c", "1", "-n", f"{name}@%h", *quiet, **environment)
+            for name, (app, *options) in names.items()
+        ]
+        early = [queue(installation, model, name) for name in "ab"]
+        wait_for(lambda: all(installation.run(run_id).state == "running" for run_id in early), 90)
+        wait_for(lambda: all(installation.run(run_id).state == "succeeded" for run_id in early), 60)
+        return started[1:]
+
+    return start_workers
+
+
+def group_of(row: Shard | Run) -> int:
+    """Process group of the worker that holds it: that of the `celery` that was started."""
+    return os.getpgid(int(str(row.worker).split(":")[1]))
+
+
+@pytest.mark.parametrize("engine_kind", ["postgres"], indirect=True)
+def test_celery_workers_share_and_one_is_killed(
+    installation: Installation, model: Path, alone: dict[str, bytes], start_workers
+) -> None:
+    workers = {process.pid for process in start_workers(installation)}
+    run_id = queue(installation, model, "shared")
+    wait_for(lambda: installation.run(run_id).state == "succeeded", 120)
+    done = rows(installation, run_id)
+    assert {group_of(row) for row in done} == workers, "both did some"
+    assert harvested(installation, run_id) == alone
+
+    run_id = queue(installation, model, "killed")
+    own = group_of(wait_for(lambda: (run := installation.run(run_id)).worker and run, 60))
+    (helper,) = workers - {own}
+    held = wait_for(lambda: [row for row in rows(installation, run_id) if row.lease_until and not row.done_at], 60)[0]
+    os.killpg(helper, signal.SIGKILL)
+    wait_for(lambda: installation.run(run_id).state == "succeeded", 120)
+    done = rows(installation, run_id)
+    assert all(row.done_at for row in done)
+    again = next(row for row in done if row.id == held.id)
+    if again.lease_until is None:
+        assert (group_of(again), again.attempt) == (own, 2), "it was done by the one that is left"
+    assert installation.run(run_id).attempt == 1
+    assert harvested(installation, run_id) == alone
