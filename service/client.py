@@ -27,6 +27,7 @@ from service.client_types import (
     Feature,
     FeatureRow,
     Key,
+    Link,
     Point,
     Registration,
     Run,
@@ -160,6 +161,10 @@ class Client(Transport):
     def diff(self, family: str, from_: str, to: str, *, status: Sequence[str] = ()) -> Iterator[FeatureRow]:
         """The features of any two checkpoints, largest change first; only those with one of `status`, where given."""
         return self.pages(path_of("families", family, "diff"), {"from": from_, "to": to, "status": list(status)})
+
+    def lineage(self, family: str, *, generation: int | None = None, kind: str | None = None) -> Iterator[Link]:
+        """What re-fits made of the features, generation by generation; only links of one kind, where given."""
+        return self.pages(path_of("families", family, "lineage"), given(generation=generation, kind=kind))
 
     def download_codes(self, family: str, path: Path, *, checkpoint: str | None = None) -> Path:
         """Save the sparse code up to a checkpoint (the newest), positions x features, as scipy's `save_npz` does."""

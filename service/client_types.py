@@ -118,6 +118,20 @@ class Feature(TypedDict):
     top_tokens: list[str]
     born_in: str
     origin: str
+    generation: int
+    retired_in: int | None
+    lineage: NotRequired[list["Link"]]
+
+
+class Link(TypedDict):
+    """What a re-fit made of a feature. `kind` is carried, retired, split, merged or new."""
+
+    generation: int
+    checkpoint: str
+    kind: str
+    old: str | None
+    new: str | None
+    score: float
 
 
 class FeatureRow(Feature, Point):

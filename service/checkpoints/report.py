@@ -15,6 +15,8 @@ from service.features.queries import Filter
 from service.features.schemas import STATUSES, FeatureRow, Status
 from service.features.sorting import order_of
 from service.kit.problems import NotAcceptableError
+from service.lineage import logic as lineage
+from service.lineage.schemas import LINK_KINDS, Refit
 from service.models import Family
 
 LARGEST = 50
@@ -44,6 +46,7 @@ class Report(BaseModel):
     features: int = Field(description="How many were judged.")
     counts: dict[Status, int]
     changes: list[FeatureRow] = Field(description=f"The largest, at most {LARGEST}.")
+    refit: Refit | None = Field(description="What became of the features, where its run fitted a new generation.")
     quality: dict[str, Any]
     alerts: list[ReportAlert]
 
@@ -65,6 +68,7 @@ def report(session: Session, family: Family, checkpoint: str, baseline: str | No
         features=sum(counts.values()),
         counts={status: counts.get(status, 0) for status in STATUSES},
         changes=features.show(session, asked, found[:LARGEST]),
+        refit=lineage.refit(session, asked.checkpoint),
         quality=asked.checkpoint.quality or {},
         alerts=[
             ReportAlert(id=alert.id, rule=rule, state=alert.state, summary=alert.summary, created_at=alert.created_at)
@@ -93,7 +97,17 @@ def choose_format(asked: str | None, accept: str) -> Format:
 def render(document: Report, form: Format) -> str:
     """The report as Markdown or as an HTML page that needs nothing else."""
     template = "report.md" if form == "markdown" else "report.html"
-    return _templates.get_template(template).render(report=document, figures=_figures(document.quality))
+    return _templates.get_template(template).render(
+        report=document, figures=_figures(document.quality), refit_counts=_refit_counts(document.refit)
+    )
+
+
+def _refit_counts(refit: Refit | None) -> str:
+    """Of the last generation's features and of this one's, for people."""
+    if refit is None:
+        return ""
+    counted = ", ".join(f"{getattr(refit, kind):,} {kind}" for kind in LINK_KINDS)
+    return f"Re-fit: {counted}"
 
 
 def _by_preference(accept: str) -> list[str]:

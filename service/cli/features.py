@@ -1,5 +1,6 @@
-"""`featurewatch features`, `feature`, `diff`, `export`."""
+"""`featurewatch features`, `feature`, `diff`, `lineage`, `export`."""
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("features")(list_features)
     app.command("feature")(show_feature)
     app.command()(diff)
+    app.command()(lineage)
     app.add_typer(export_app, name="export")
 
 
@@ -70,6 +72,31 @@ def diff(
     _show(rows, as_json)
 
 
+def lineage(
+    family: Family,
+    generation: Annotated[int | None, typer.Option(help="Only what led to this one; default: all.", min=1)] = None,
+    kind: Annotated[str | None, typer.Option(help="carried, retired, split, merged or new.")] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """What re-fits made of the features: which ids were carried, and what became of the others."""
+    with base.connect() as client:
+        rows = list(islice(client.lineage(family, generation=generation, kind=kind), limit or None))
+    if as_json:
+        return base.show_json(rows)
+    return base.show_rows(rows, _LINK_COLUMNS, empty="No re-fit yet.")
+
+
+_LINK_COLUMNS: list[tuple[str, Callable[[Any], Any]]] = [
+    ("GENERATION", lambda link: link["generation"]),
+    ("CHECKPOINT", lambda link: link["checkpoint"]),
+    ("KIND", lambda link: link["kind"]),
+    ("FROM", lambda link: link["old"]),
+    ("TO", lambda link: link["new"]),
+    ("SCORE", lambda link: link["score"]),
+]
+
+
 def _show(rows: list[FeatureRow], as_json: bool) -> None:
     if as_json:
         return base.show_json(rows)
@@ -110,7 +137,7 @@ def show_feature(
         shown = client.examples(family, feature, limit=examples) if examples else []
     if as_json:
         return base.show_json({"feature": row, "trajectory": points, "examples": shown})
-    names = ("id", "label", "tags", "watched", "top_tokens", "born_in", "origin")
+    names = ("id", "label", "tags", "watched", "top_tokens", "born_in", "origin", "generation", "retired_in")
     base.show_fields((name, row.get(name)) for name in names)
     base.out.print()
     columns = [
@@ -123,6 +150,9 @@ def show_feature(
         ("SUCCESSORS", lambda point: [f"{item['id']} {item['kind']}" for item in point["successors"]]),
     ]
     base.show_rows(points, columns, empty="No verdict yet.")
+    if row.get("lineage"):
+        base.out.print()
+        base.show_rows(row["lineage"], _LINK_COLUMNS, empty="")
     if shown:
         base.out.print()
         base.show_rows(shown, [("ACTIVATION", lambda e: e["activation"]), ("WHERE", _where)], empty="")

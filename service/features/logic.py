@@ -24,6 +24,7 @@ from service.features.schemas import (
 from service.features.sorting import Order
 from service.kit.ids import parse_feature_id
 from service.kit.problems import NotFoundError
+from service.lineage import logic as lineage
 from service.models import Checkpoint, Family, Feature
 from service.verdicts import compare as verdicts
 
@@ -122,7 +123,7 @@ def detail(session: Session, family: Family, feature: Feature) -> FeatureDetail:
     """A feature with its newest verdict."""
     points = trajectory(session, family, feature)
     born = checkpoint_queries.names(session, [feature.born_in])[feature.born_in]
-    return feature_detail(feature, born, points[-1] if points else None)
+    return feature_detail(feature, born, points[-1] if points else None, lineage.of_feature(session, feature))
 
 
 def patch(feature: Feature, body: FeaturePatch) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.kit.ids import feature_id
+from service.lineage.schemas import LineageLink
 from service.models import Feature
 
 Status = Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
@@ -84,7 +85,7 @@ class FeatureOut(BaseModel):
     origin: str = Field(description="fitted, emerged or discovered.")
     top_tokens: list[str]
     generation: int
-    retired_in: int | None = Field(description="Generation that no longer carries it.")
+    retired_in: int | None = Field(description="Generation that carries it no longer; its `lineage` says why.")
 
 
 class FeatureRow(FeatureOut, Point):
@@ -96,6 +97,7 @@ class FeatureDetail(FeatureOut):
 
     created_at: datetime
     last: Point | None = Field(description="The verdict of the newest checkpoint that has one.")
+    lineage: list[LineageLink] = Field(description="What re-fits made of it, oldest first.")
 
 
 class FeaturePatch(BaseModel):
@@ -163,9 +165,9 @@ def feature_row(row: VerdictRow, feature: Feature, born_in: str, checkpoint: str
     return FeatureRow(**_feature_fields(feature, born_in), **_point_fields(row, checkpoint, baseline))
 
 
-def feature_detail(feature: Feature, born_in: str, last: Point | None) -> FeatureDetail:
+def feature_detail(feature: Feature, born_in: str, last: Point | None, lineage: list[LineageLink]) -> FeatureDetail:
     """A feature as the API shows it alone."""
-    return FeatureDetail(**_feature_fields(feature, born_in), created_at=feature.created_at, last=last)
+    return FeatureDetail(**_feature_fields(feature, born_in), created_at=feature.created_at, last=last, lineage=lineage)
 
 
 def _feature_fields(feature: Feature, born_in: str) -> dict[str, Any]:

@@ -105,21 +105,6 @@ def outcome(
     with execution.artifacts.create(examples) as place:
         tops, values = files.save_examples(place, basis.code)
     new = basis.numbers >= work.n_features
-    counts = Counter(str(status) for status in judgement.status)
-    fvu = measures.fvu.mean().item()
-    quality = {
-        "fvu": round(fvu, 5),
-        "l0": round(len(basis.code.values) / max(int(activations.valid.sum()), 1), 3),
-        "dead_share": round(float((evidence.firings == 0).mean()), 5),
-        "valid_share": round(float(activations.opened.valid.mean()), 5),
-        "size_factor": round(judgement.size_factor, 5),
-        "positions": basis.code.n,
-        "statuses": dict(counts),
-        "fit": work.why,
-        "refit_advised": bool(
-            work.fit == "extend" and work.fitted_fvu and fvu > work.policy.max_fvu_ratio * work.fitted_fvu
-        ),
-    }
     return verdicts.Outcome(
         generation=work.generation,
         positions=positions,
@@ -140,7 +125,7 @@ def outcome(
             )
             for s, (hook, width) in enumerate(zip(work.hook_points, activations.widths, strict=True))
         ],
-        quality=quality,
+        quality=_quality(work, basis, measures, activations, evidence, judgement),
         evidence=evidence,
         judgement=judgement,
         strength=measures.replicates["strength"].numpy(),
@@ -152,6 +137,31 @@ def outcome(
         fitted=work.fit != "extend",
         lineage=[verdicts.Link(*link) for link in basis.lineage],
     )
+
+
+def _quality(
+    work: Work,
+    basis: Basis,
+    measures: Measures,
+    activations: Activations,
+    evidence: Evidence,
+    judgement: Judgement,
+) -> dict[str, Any]:
+    """How well the dictionary does on the checkpoint, and how it came about."""
+    fvu = measures.fvu.mean().item()
+    return {
+        "fvu": round(fvu, 5),
+        "l0": round(len(basis.code.values) / max(int(activations.valid.sum()), 1), 3),
+        "dead_share": round(float((evidence.firings == 0).mean()), 5),
+        "valid_share": round(float(activations.opened.valid.mean()), 5),
+        "size_factor": round(judgement.size_factor, 5),
+        "positions": basis.code.n,
+        "statuses": dict(Counter(str(status) for status in judgement.status)),
+        "fit": work.why,
+        "refit_advised": bool(
+            work.fit == "extend" and work.fitted_fvu and fvu > work.policy.max_fvu_ratio * work.fitted_fvu
+        ),
+    }
 
 
 def _origins(work: Work, basis: Basis, evidence: Evidence) -> dict[int, str]:
