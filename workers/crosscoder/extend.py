@@ -165,7 +165,7 @@ def _seeds(z: Tensor, found: Tensor, config: ExtendConfig) -> Tensor:
 def _over(outputs: Tensor, reach: float) -> Code:
     """Filter outputs [n, j] over the reach. They are few, so what is made of them costs next to nothing."""
     (n, j), entries = outputs.shape, active_entries(outputs > reach)
-    indptr = torch.searchsorted(entries, torch.arange(0, n * j + 1, max(j, 1), device=outputs.device))
+    indptr = torch.searchsorted(entries, torch.arange(n + 1, device=outputs.device) * j)
     return Code(indptr, entries % max(j, 1), outputs.flatten()[entries], j)
 
 
