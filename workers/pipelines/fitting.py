@@ -1,9 +1,13 @@
 """Training a dictionary: over one checkpoint or several together, in this process or one for each GPU."""
 
 import math
+import multiprocessing
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM, Signals
 from typing import Any
 
 import structlog
@@ -204,31 +208,71 @@ def _on_processes(
         cuda=device_of(execution).type == "cuda",
         threads=max(1, torch.get_num_threads() // world),
     )
-    spawn = processes.get_context("spawn")
-    receiver, sender = spawn.Pipe(duplex=False)
-    ranks = processes.start_processes(_rank, (job, sender), nprocs=world, join=False, start_method="spawn")
+    with _allowed_children():
+        receiver, sender = processes.get_context("spawn").Pipe(duplex=False)
+        ranks = processes.start_processes(_rank, (job, sender), nprocs=world, join=False, start_method="spawn")
     sender.close()
     try:
         while not ranks.join(timeout=0.2):
             execution.check()
-            while receiver.poll():
-                step, loss, began = receiver.recv()
-                if began:
-                    watch.begin(step)
-                else:
-                    watch(step, loss)
-    except EOFError:
-        ranks.join()
+            _listen(receiver, watch)
+    except (processes.ProcessExitedException, processes.ProcessRaisedException) as error:
+        _listen(receiver, watch)  # what went wrong may have been told: a loss that is no number
+        killed = [-code for code in (p.exitcode for p in ranks.processes) if code and code < 0 and code != -SIGTERM]
+        if killed:
+            raise RunError(
+                "fit-process-killed",
+                f"a process of the fit was ended from outside ({Signals(killed[0]).name}), often for want of memory: "
+                "give the worker more or the fit smaller batches, and retry the run; it goes on where it was saved",
+            ) from error
+        raise
     finally:
         for process in ranks.processes:
-            process.terminate()
+            process.kill()
             process.join()
         meeting.unlink(missing_ok=True)
     return files.load_state(saved, config, members.layout, device_of(execution)).model
 
 
+def _listen(receiver: Any, watch: _Watch) -> None:
+    """Report what rank 0 has said so far; raises what a rank could not go on for."""
+    while receiver.poll():
+        try:
+            heard = receiver.recv()
+        except EOFError:  # all of them have ended
+            return
+        if isinstance(heard, RunError):
+            raise heard
+        step, loss, began = heard
+        if began:
+            watch.begin(step)
+        else:
+            watch(step, loss)
+
+
+@contextmanager
+def _allowed_children() -> Iterator[None]:
+    """Celery marks its processes as daemons, which may have no children. Ours end with the run, and torch has the
+    system end them with this process."""
+    marks = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    daemon = marks.get("daemon", False)
+    marks["daemon"] = False
+    try:
+        yield
+    finally:
+        marks["daemon"] = daemon
+
+
 def _rank(rank: int, job: _Job, sender: Any) -> None:
-    """One process of the fit."""
+    """One process of the fit. It tells the one that started it what a run is to fail with."""
+    try:
+        _fit_rank(rank, job, sender)
+    except RunError as error:
+        sender.send(error)
+        raise
+
+
+def _fit_rank(rank: int, job: _Job, sender: Any) -> None:
     torch.set_num_threads(job.threads)
     device = torch.device("cuda", rank) if job.cuda else torch.device("cpu")
     if job.cuda:
