@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
@@ -62,11 +62,23 @@ def change(session: Session, shard_id: str, attempt: int, **values: Any) -> bool
     return _changed(session, held.values(**values))
 
 
-def of_run(session: Session, run_id: str) -> Sequence[Shard]:
-    """All shards of a run, in order."""
-    return session.scalars(
-        select(Shard).where(Shard.run_id == run_id).order_by(Shard.number).execution_options(populate_existing=True)
-    ).all()
+class Done(NamedTuple):
+    """A group that a helper has put into the store."""
+
+    id: str
+    number: int
+    worker: str | None
+
+
+def done_by_helpers(session: Session, run_id: str, folder: str) -> Sequence[Done]:
+    """What other workers than the run's own have done in a folder, in order."""
+    rows = session.execute(
+        select(Shard.id, Shard.number, Shard.worker)
+        .where(Shard.run_id == run_id, Shard.folder == folder)
+        .where(Shard.done_at.is_not(None), Shard.lease_until.is_not(None))
+        .order_by(Shard.number)
+    )
+    return [Done(*row) for row in rows]
 
 
 def read_by_helpers(session: Session, run_id: str) -> int:

@@ -130,9 +130,9 @@ class Shared:
     def _collect(self, shards: Shards, folder: str, left: dict[int, Group], out: Path) -> None:
         """Move groups that helpers have done into `out`, and out of `left`."""
         with self.execution.read() as session:
-            rows = queries.of_run(session, self.execution.run_id)
-        for row in rows:
-            if row.done_at is None or row.folder != folder or row.number not in left:
+            done = queries.done_by_helpers(session, self.execution.run_id, folder)
+        for row in done:
+            if row.number not in left:
                 continue
             self._fetch(shards, part(folder, row.number), left[row.number], out)
             if shards.are_whole(left[row.number], out):
