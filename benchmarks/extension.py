@@ -1,0 +1,234 @@
+"""An extension against a re-fit of the same checkpoint: `python -m benchmarks.extension --seed 1 --json`.
+
+A dictionary is fitted on the parent. Then, on the same positions:
+
+- *extension*: all that the stages extend and measure compute for the new checkpoint (regressions, new features,
+  products with the errors of all folds, read-out);
+- *re-fit*: a fit of parent and new checkpoint together with the same options, and what is measured after it.
+
+FVU of the new checkpoint: of the extended code with decoders by ridge regression, of the re-fit's code by the same
+route, and of the re-fit with the decoder that it trained.
+
+The data are two planted checkpoints (`planted_data`), and with `--model` also SmolLM2-135M-Instruct and a copy with
+directions ablated: the demo's model, fetched once.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from benchmarks.planted_data import make_lineage
+from service.verdicts.policy import Policy
+from workers.activations import HarvestSpec, Positions, harvest, load_corpus, open_activations
+from workers.crosscoder.code import Code, concatenate_rows
+from workers.crosscoder.config import FitConfig, Layout
+from workers.crosscoder.extend import ExtendConfig, typical_size
+from workers.crosscoder.fit import fit
+from workers.crosscoder.model import Crosscoder, Moments
+from workers.crosscoder.readout import solve_readout
+from workers.crosscoder.regress import Regression, assign_folds
+from workers.demo.main import Plan
+from workers.demo.models import base_model, save_ablated
+from workers.pipelines.dictionary import FOLDS, References, _joined, _new_columns
+from workers.verdicts.measure import Side, procrustes, products
+
+T = TypeVar("T")
+
+ALPHAS = (1.0, 1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25)
+"""Of `--model`: how much of eight decoder directions is taken out."""
+
+
+@dataclass
+class Checkpoint:
+    """Normalised activations in memory, read as a worker reads them."""
+
+    x: Tensor
+    """[n, D]"""
+    widths: list[int]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.x[rows]
+
+
+@dataclass
+class Pair:
+    """Two checkpoints at the same positions."""
+
+    parent: Checkpoint
+    now: Checkpoint
+    document: Tensor
+    """int64 [n]"""
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="An extension against a re-fit on the same positions.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--positions", type=int, default=60_000)
+    parser.add_argument("--steps", type=int, default=2000, help="of both fits")
+    parser.add_argument("--features", type=int, default=1024)
+    parser.add_argument("--k", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument("--model", action="store_true", help="SmolLM2 as well, with the demo's options")
+    parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    log = sys.stderr if options.json else sys.stdout
+    result: dict[str, Any] = {"seed": options.seed, "threads": torch.get_num_threads()}
+    config = FitConfig(options.features, options.k, steps=options.steps, seed=options.seed)
+    pair = planted(options.seed, options.positions)
+    result["planted"] = compare(pair, fitted([pair.parent], config), config, log, "planted")
+    if options.model:
+        config = FitConfig(**Plan().crosscoder, seed=options.seed)
+        pair, first = smollm(config, log)
+        result["smollm2"] = compare(pair, first, config, log, "SmolLM2")
+    print(json.dumps(result))
+
+
+def planted(seed: int, n: int) -> Pair:
+    """The first two checkpoints of a planted lineage."""
+    lineage = make_lineage(seed, n_positions=n)
+    parent, now = (_normalised(torch.from_numpy(lineage.activations(c))) for c in (1, 2))
+    return Pair(parent, now, torch.from_numpy(lineage.document))
+
+
+def smollm(config: FitConfig, log: Any) -> tuple[Pair, Crosscoder]:
+    """The demo's model, a dictionary of it, and a copy from which some directions of that were ablated."""
+    plan, cache = Plan(), Path.home() / ".cache" / "featurewatch"
+
+    def say(text: str) -> None:
+        print(text, file=log, flush=True)
+
+    base = base_model(cache, say)
+    with tempfile.TemporaryDirectory(prefix="featurewatch-extension-") as folder:
+        corpus = load_corpus(plan.corpus["uri"], plan.corpus["max_documents"], (), context_length=128)
+
+        def read(model: Path, name: str, positions: Positions | None) -> Path:
+            spec = HarvestSpec(
+                uri=model.resolve().as_uri(), hook_points=[plan.hook_point], corpus=corpus, cache_dir=cache,
+                context_length=128, positions=positions, roots=(model.resolve().parent,),
+                max_norm_ratio=plan.policy["max_norm_ratio"],
+            )  # fmt: skip
+            harvest(spec, Path(folder, name))
+            return Path(folder, name)
+
+        def opened(place: Path, rows: Tensor) -> Checkpoint:
+            return _normalised(open_activations(place).read(plan.hook_point, rows.numpy()).float())
+
+        first = read(base, "v1", None)
+        document = torch.from_numpy(open_activations(first).document)
+        valid = torch.from_numpy(open_activations(first).valid)
+        model = fitted([opened(first, valid.nonzero().squeeze(1))], config)
+        spread = torch.linspace(0, config.n_features - 1, len(ALPHAS)).long()
+        save_ablated(base, Path(folder, "edited"), model.rows()[spread], ALPHAS)
+        second = read(Path(folder, "edited"), "v2", Positions.load(first / "documents.safetensors"))
+        rows = (valid & torch.from_numpy(open_activations(second).valid)).nonzero().squeeze(1)
+        return Pair(opened(first, rows), opened(second, rows), document[rows]), model
+
+
+def _normalised(x: Tensor) -> Checkpoint:
+    moments = Moments([x.shape[1]])
+    moments.add(x)
+    return Checkpoint(moments.normaliser()(x), [x.shape[1]])
+
+
+def fitted(checkpoints: list[Checkpoint], config: FitConfig) -> Crosscoder:
+    """A crosscoder of all of them together."""
+    layout = Layout(tuple(c.widths[0] for c in checkpoints), tuple(range(len(checkpoints))))
+    return fit(lambda rows: _beside(checkpoints, rows), len(checkpoints[0].x), layout, config).model
+
+
+def _beside(checkpoints: list[Checkpoint], rows: Tensor) -> Tensor:
+    return torch.cat([c(rows) for c in checkpoints], 1)
+
+
+def encoded(checkpoints: list[Checkpoint], model: Crosscoder) -> Code:
+    """Code of all positions."""
+    every = torch.arange(len(checkpoints[0].x))
+    return concatenate_rows([model.encode(_beside(checkpoints, rows)) for rows in every.split(16_384)])
+
+
+def compare(pair: Pair, model: Crosscoder, config: FitConfig, log: Any, name: str) -> dict[str, Any]:
+    """Seconds and FVU of both ways. model: the parent's crosscoder."""
+    code = encoded([pair.parent], model)
+    extend(pair, code)  # what is slow once only (libraries, memory) is no part of either
+    extension, (new, fvu) = timed(lambda: extend(pair, code))
+    print(f"{name}: extension {extension:.2f} s, FVU {fvu:.4f}", file=log, flush=True)
+    seconds, joint = timed(lambda: fitted([pair.parent, pair.now], config))
+    after, (by_ridge, trained) = timed(lambda: measure_refit(pair, joint))
+    print(f"{name}: re-fit {seconds:.1f} s + {after:.1f} s, FVU {by_ridge:.4f}", file=log, flush=True)
+    return {
+        "positions": len(pair.document),
+        "width": pair.now.widths[0],
+        "latents": config.n_features,
+        "steps": config.steps,
+        "extension_seconds": round(extension, 3),
+        "refit_seconds": round(seconds + after, 3),
+        "share": round(extension / (seconds + after), 4),
+        "new_features": new,
+        "extension_fvu": round(fvu, 5),
+        "refit_fvu": round(by_ridge, 5),
+        "refit_fvu_trained_decoder": round(trained, 5),
+        "fvu_ratio": round(fvu / by_ridge, 4),
+    }
+
+
+def extend(pair: Pair, old: Code) -> tuple[int, float]:
+    """The stages extend and measure, without files: number of new features, and FVU of the checkpoint."""
+    parent, now = pair.parent, pair.now
+    rows, folds = torch.arange(old.n), assign_folds(pair.document, FOLDS)
+    regression = Regression(old, rows, folds)
+    before, after = regression.solve(parent), regression.solve(now)
+    references = References(before.decoder, torch.zeros(old.m, dtype=torch.bool))
+    work: Any = SimpleNamespace(policy=Policy())
+    new = _new_columns(work, regression, (now, after), (parent, before), references)  # type: ignore[arg-type]
+    size, code = ExtendConfig().size * typical_size(old, before), old
+    if new.m:
+        code, regression, before, after = _joined(regression, new, (parent, before), (now, after), size)  # type: ignore[arg-type]
+    rotation = procrustes(after.decoder, before.decoder, regression.energy.sum(0).float())
+    widths = [(parent.widths[0], now.widths[0])]
+    got = products(regression, Side(now, after), Side(parent, before), widths, [rotation])
+    solve_readout(now, code, rows, folds)
+    return code.m - old.m, float(got.fvu[0])
+
+
+def measure_refit(pair: Pair, model: Crosscoder) -> tuple[float, float]:
+    """What follows a re-fit, as after an extension: FVU of the new checkpoint by ridge and with the trained decoder."""
+    code = encoded([pair.parent, pair.now], model)
+    rows, folds = torch.arange(code.n), assign_folds(pair.document, FOLDS)
+    regression = Regression(code, rows, folds)
+    sides = [Side(read, regression.solve(read)) for read in (pair.now, pair.parent)]
+    got = products(regression, *sides, [(pair.parent.widths[0], pair.now.widths[0])], [None])
+    solve_readout(pair.now, code, rows, folds)
+    own = slice(pair.parent.widths[0], None)
+    decoder, bias = model.rows()[:, own].contiguous(), model.decoder_bias[own]
+    error = sum(float((pair.now(part) - bias - code_rows.decode(decoder)).square().sum())
+                for part, code_rows in _blocks(code))  # fmt: skip
+    return float(got.fvu[0]), error / float(pair.now.x.square().sum())
+
+
+def _blocks(code: Code) -> list[tuple[Tensor, Code]]:
+    starts = range(0, code.n, 8192)
+    return [(torch.arange(s, min(s + 8192, code.n)), code.rows(s, min(s + 8192, code.n))) for s in starts]
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds, and what it gives."""
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+if __name__ == "__main__":
+    main()
