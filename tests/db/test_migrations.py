@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -11,6 +12,8 @@ from service import migrate
 from service.config import Settings
 from service.kit.db import Database
 from service.models import Base
+from service.verdicts import queries
+from tests import factories
 
 
 def test_autogenerate_finds_no_difference(database: Database) -> None:
@@ -46,6 +49,32 @@ def test_down_and_up_again(database: Database) -> None:
     database.close()
     migrate.upgrade_url(url)
     assert "verdict" in inspect(database.writer).get_table_names()
+
+
+def test_measurements_are_turned_to_feature_numbers_and_back(database: Database) -> None:
+    """0001 had them in the order of the code's columns, which skips numbers on a branch."""
+    url = database.url.render_as_string(hide_password=False)
+    by_number = np.array([[1, np.nan, np.nan, 2], [3, np.nan, np.nan, 4]], dtype="<f4")
+    with database.write() as session:
+        family = factories.family(session)
+        checkpoint = factories.checkpoint(session, family, "b2")
+        for number in (0, 3):
+            factories.verdict(session, checkpoint, factories.feature(session, family, number, checkpoint))
+        factories.measurement(session, checkpoint, "level", by_number)
+        id_ = checkpoint.id
+    database.close()
+
+    def stored() -> np.ndarray:
+        with database.read() as session:
+            found = queries.measurement(session, id_, "level")
+            assert found is not None
+            return found.copy()
+
+    migrate.downgrade_url(url, "0001")
+    np.testing.assert_array_equal(stored(), by_number[:, [0, 3]])
+    database.close()
+    migrate.upgrade_url(url)
+    np.testing.assert_array_equal(stored(), by_number)
 
 
 def test_check_says_what_to_do(database: Database) -> None:

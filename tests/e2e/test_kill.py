@@ -187,6 +187,33 @@ def test_killed_in_fit(installation: Installation) -> None:
     assert installation.verdicts(family)["v1"] == installation.verdicts("quiet")["v1"], "bit by bit"
 
 
+@before_writing
+def test_killed_in_refit(installation: Installation) -> None:
+    """A re-fit goes on bit by bit too, and its ids and their lineage are those of one that nobody disturbed."""
+
+    def start(family: str) -> Run:
+        installation.finished(installation.register(installation.family(family), "v1"), installation.worker())
+        return installation.client.register(family, name="v2", uri=installation.uris[1], fit="refit")["run"]
+
+    def links(family: str) -> list[tuple[Any, ...]]:
+        return [(link["kind"], link["old"], link["new"], link["score"]) for link in installation.client.lineage(family)]
+
+    installation.finished(start("refit-quiet"), installation.worker())
+    run, worker = start("refit-killed"), installation.worker()
+    saved = installation.folder / "data" / "partial"
+    assert soon(lambda: any(saved.glob("*.fit"))), worker.log()
+    assert soon(lambda: 0.2 < installation.client.run(run["id"])["progress"] < 0.9)
+    installation.kill_in("refit", run, worker)
+    worker = installation.worker()
+    assert installation.finished(run, worker)["attempt"] == 2
+    assert [line["steps"] for line in worker.lines("the fit goes on")] == [OPTIONS["steps"]]
+    assert installation.verdicts("refit-killed") == installation.verdicts("refit-quiet")
+    assert links("refit-killed") == links("refit-quiet")
+    assert sum(kind == "carried" for kind, *_ in links("refit-quiet")) >= 30, "37 of the planted ones were in v1"
+    assert installation.events(run) == {"checkpoint.judged": 1}
+    assert unfinished(installation.folder / "data") == []
+
+
 def test_killed_in_extend_and_measure(installation: Installation) -> None:
     """A run has three attempts: two are killed, and the third one must do."""
     family = installation.family("second")
