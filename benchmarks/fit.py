@@ -40,7 +40,7 @@ def main() -> None:
         write_activations(planted, job.positions + options.held_out, Path(folder, "activations.npy"))
         order = Order(job.positions, job.batch, job.seed, FitConfig.window)
         np.save(Path(folder, "rows.npy"), torch.stack([order.rows(s) for s in range(job.steps)]).numpy())
-        results = run_rounds(job, options.peers, options.rounds, python, say)
+        results = run_rounds(job, options.peers, options.rounds, python, say, options.rates)
     result = {"configuration": configuration(job, planted, options), "machine": machine()} | figures(results, job)
     if not options.quick:
         write_page(result, options.docs)
@@ -68,6 +68,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peers", default=",".join(PEERS), help="which public trainers, with commas; empty: none")
+    parser.add_argument("--rates", type=json.loads, default={}, help='learning rates as JSON, {"featurewatch": 0.004}')
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parser.add_argument("--environment", type=Path, default=cache / "featurewatch/public-trainers")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder for page, plot and raw figures")

@@ -135,6 +135,8 @@ def section(result: Result) -> str:
     facts = f"{c['steps']} steps each, {c['rounds']} rounds, seed {c['seed']}; {where}, torch {m['torch']}."
     image = f"![Positions per second and FVU of each trainer](benchmarks/{key(result)}.svg)"
     raw = f"Every round's times: [{key(result)}.json](benchmarks/{key(result)}.json)."
+    rates = ", ".join(f"{name} {trainer['rate']:g}" for name, trainer in result["trainers"].items())
+    facts = f"{facts} Learning rates: {rates}."
     parts = [f"### {title(result)}", facts, markdown(rows(result)), image, goals_table(result), raw]
     return "\n\n".join(parts)
 

@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,10 +96,18 @@ class Runner:
         self.log.close()
 
 
-def run_rounds(job: Job, peers: list[str], rounds: int, python: Path, say: Callable[[str], None]) -> Results:
+def run_rounds(
+    job: Job,
+    peers: list[str],
+    rounds: int,
+    python: Path,
+    say: Callable[[str], None],
+    rates: dict[str, float] | None = None,
+) -> Results:
     """All trainers take their steps in turns: in every round each of them, the first of a round last in the next.
 
-    The first step of each is not timed: it makes what all later ones use.
+    The first step of each is not timed: it makes what all later ones use. rates: learning rates that are not the
+    trainers' own.
     """
     names = [OURS, FLOOR, *peers]
     sizes = [(job.steps - 1) * (r + 1) // rounds - (job.steps - 1) * r // rounds for r in range(rounds)]
@@ -107,7 +115,8 @@ def run_rounds(job: Job, peers: list[str], rounds: int, python: Path, say: Calla
     seconds: dict[str, list[float]] = {name: [] for name in names}
     try:
         for name in names:
-            runners[name] = Runner(name, python if name in PEERS else Path(sys.executable), job)
+            own = replace(job, rate=(rates or {}).get(name))
+            runners[name] = Runner(name, python if name in PEERS else Path(sys.executable), own)
         for name in names:
             runners[name].ask(steps=1)
         for r, size in enumerate(sizes):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.peers.participant import Participant, Trained
 
-RATE = 1e-3
+RATE = 6e-3
 
 
 def train(participant: Participant) -> Trained:
