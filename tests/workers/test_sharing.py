@@ -5,10 +5,14 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
+import redis
+from kombu.exceptions import OperationalError
 from sqlalchemy import select, update
 
 from service.config import Settings
@@ -19,12 +23,15 @@ from service.models import Run, Shard
 from service.runs import logic as runs
 from service.shards import logic, queries
 from tests import factories
+from tests.services import free_port
 from tests.unit.activations.tiny import TEXTS, save_checkpoint
 from tests.workers.conftest import Installation, wait_for
 from tests.workers.harvests import PIPELINES
 from workers import runner
 from workers.activations import shards as shard_files
+from workers.app import call_helper, make_app
 from workers.pipelines import helping
+from workers.sweeps import Sweeper
 
 POSITIONS = 100
 """Of a shard."""
@@ -267,6 +274,32 @@ def test_a_run_that_waits_goes_before_helping(installation: Installation, model:
         assert help_with(installation) == 0
         assert installation.run_next(worker="helper") == waiting
         assert help_with(installation) > 0
+
+
+@pytest.mark.parametrize("engine_kind", ["postgres"], indirect=True)
+def test_helpers_are_called_while_groups_wait_and_one_call_waits_at_a_time(
+    installation: Installation, model: Path, broker_url: str
+) -> None:
+    def sweeper(url: str) -> Sweeper:
+        app = make_app(installation.settings.model_copy(update={"broker_url": url}))
+        return Sweeper(
+            installation.settings, installation.database, lambda _: None, call_helper=partial(call_helper, app)
+        )
+
+    run_id = queue(installation, model)
+    broker = redis.Redis.from_url(broker_url)
+    idle = sweeper(broker_url)
+    assert not idle.call()
+    with Coordinator(installation):
+        offered(installation, run_id)
+        assert [idle.call(), idle.call(), broker.llen("shards")] == [True, True, 1]
+        broker.flushall()
+        assert [idle.call(), broker.llen("shards")] == [True, 1], "whoever took it, the next one may come too"
+        began = time.monotonic()
+        with pytest.raises(OperationalError, match="refused"):
+            sweeper(f"redis://127.0.0.1:{free_port()}/0").call()
+        assert time.monotonic() - began < 5
+    assert not idle.call(), "the harvest is over"
 
 
 # Real processes, on Postgres and Valkey.
