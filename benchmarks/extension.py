@@ -24,12 +24,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.planted_data import make_lineage
 from service.verdicts.policy import Policy
-from workers.activations import HarvestSpec, Positions, harvest, load_corpus, open_activations
+from workers.activations import ActivationSet, HarvestSpec, Positions, harvest, load_corpus, open_activations
 from workers.crosscoder.code import Code, concatenate_rows
 from workers.crosscoder.config import FitConfig, Layout
 from workers.crosscoder.extend import ExtendConfig, typical_size
@@ -114,27 +115,25 @@ def smollm(config: FitConfig, log: Any) -> tuple[Pair, Crosscoder]:
     with tempfile.TemporaryDirectory(prefix="featurewatch-extension-") as folder:
         corpus = load_corpus(plan.corpus["uri"], plan.corpus["max_documents"], (), context_length=128)
 
-        def read(model: Path, name: str, positions: Positions | None) -> Path:
+        def read(model: Path, name: str, positions: Positions | None) -> ActivationSet:
             spec = HarvestSpec(
                 uri=model.resolve().as_uri(), hook_points=[plan.hook_point], corpus=corpus, cache_dir=cache,
                 context_length=128, positions=positions, roots=(model.resolve().parent,),
                 max_norm_ratio=plan.policy["max_norm_ratio"],
             )  # fmt: skip
             harvest(spec, Path(folder, name))
-            return Path(folder, name)
+            return open_activations(Path(folder, name), hook_points=[plan.hook_point])
 
-        def opened(place: Path, rows: Tensor) -> Checkpoint:
-            return _normalised(open_activations(place).read(plan.hook_point, rows.numpy()).float())
+        def taken(activations: ActivationSet, rows: np.ndarray) -> Checkpoint:
+            return _normalised(activations.read(plan.hook_point, rows).float())
 
         first = read(base, "v1", None)
-        document = torch.from_numpy(open_activations(first).document)
-        valid = torch.from_numpy(open_activations(first).valid)
-        model = fitted([opened(first, valid.nonzero().squeeze(1))], config)
+        model = fitted([taken(first, np.flatnonzero(first.valid))], config)
         spread = torch.linspace(0, config.n_features - 1, len(ALPHAS)).long()
         save_ablated(base, Path(folder, "edited"), model.rows()[spread], ALPHAS)
-        second = read(Path(folder, "edited"), "v2", Positions.load(first / "documents.safetensors"))
-        rows = (valid & torch.from_numpy(open_activations(second).valid)).nonzero().squeeze(1)
-        return Pair(opened(first, rows), opened(second, rows), document[rows]), model
+        second = read(Path(folder, "edited"), "v2", Positions.load(first.path / "documents.safetensors"))
+        rows = np.flatnonzero(first.valid & second.valid)
+        return Pair(taken(first, rows), taken(second, rows), torch.from_numpy(first.document[rows])), model
 
 
 def _normalised(x: Tensor) -> Checkpoint:
