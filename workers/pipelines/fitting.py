@@ -1,7 +1,7 @@
 """Training a dictionary: over one checkpoint or several together, in this process or one for each GPU."""
 
 import math
-import multiprocessing
+import multiprocessing.process
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -252,15 +252,17 @@ def _listen(receiver: Any, watch: _Watch) -> None:
 
 @contextmanager
 def _allowed_children() -> Iterator[None]:
-    """Celery marks its processes as daemons, which may have no children. Ours end with the run, and torch has the
-    system end them with this process."""
-    marks = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    daemon = marks.get("daemon", False)
-    marks["daemon"] = False
+    """Celery puts a process object of its own in the place of multiprocessing's, marked as a daemon that may have no
+    children, with a key that can't be sent to any. Ours end with the run, and with this process (torch sees to it)."""
+    current = multiprocessing.process.current_process()
+    marks: dict[str, Any] = current._config  # type: ignore[attr-defined]
+    theirs = dict(marks)
+    marks.update(daemon=False, authkey=multiprocessing.process.AuthenticationString(bytes(theirs["authkey"])))  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        marks["daemon"] = daemon
+        marks.clear()
+        marks.update(theirs)
 
 
 def _rank(rank: int, job: _Job, sender: Any) -> None:
