@@ -51,7 +51,7 @@ class Run(TypedDict):
 
 
 class Checkpoint(TypedDict):
-    """One set of weights of a family. `state` is registered, judged or failed."""
+    """One set of weights of a family. `state` is registered, harvested, judged or failed."""
 
     id: str
     name: str

@@ -17,7 +17,7 @@ from service.models import Checkpoint, Family, Run
 from service.runs import logic as runs
 
 KIND = "onboard"
-_USABLE = ("registered", "judged")
+_USABLE = ("registered", "harvested", "judged")
 
 
 def get(session: Session, family: Family, name: str) -> Checkpoint:
@@ -122,9 +122,10 @@ def _hook_points(family: Family, body: CheckpointIn) -> list[str]:
     if body.hook_points is None:
         return family.hook_points
     foreign = [name for name in body.hook_points if name not in family.hook_points]
-    if foreign:
+    if foreign and len(body.hook_points) != len(family.hook_points):
         raise UnprocessableError(
-            f"{', '.join(foreign)}: not among the family's hook points, {', '.join(family.hook_points)}.",
+            f"{', '.join(foreign)}: not among the family's hook points, {', '.join(family.hook_points)}. A model of "
+            "another size names as many as the family has; they are compared by their place.",
             code="hook-point-not-in-family",
             title="Hook point that the family has not",
         )

@@ -9,7 +9,7 @@ from service.families.schemas import HookPoints, Name
 from service.models import Checkpoint
 from service.runs.schemas import RunView
 
-CheckpointState = Literal["registered", "judged", "failed"]
+CheckpointState = Literal["registered", "harvested", "judged", "failed"]
 
 
 class CheckpointIn(BaseModel):
@@ -28,8 +28,16 @@ class CheckpointIn(BaseModel):
     parent: str | None = Field(
         None, description="Name of the checkpoint that it comes from. Left out: the newest one of the family."
     )
-    hook_points: HookPoints | None = Field(None, description="Some of the family's; left out: all.")
-    fit: Literal["auto", "extend", "refit"] = Field("auto", description="`auto`: the family's policy decides.")
+    hook_points: HookPoints | None = Field(
+        None,
+        description="Some of the family's; or as many others, for a model of another size: they are compared by their "
+        "place in the list. Left out: the family's.",
+    )
+    fit: Literal["auto", "extend", "refit", "later"] = Field(
+        "auto",
+        description="`auto`: the family's policy decides. `later`, before a family's first fit: only read it; the "
+        "first fit is made over it and those that follow, and judges them all.",
+    )
     metadata: dict[str, Any] = Field(default_factory=dict, description="Kept as it comes, e.g. commit and CI job.")
 
 

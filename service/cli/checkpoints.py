@@ -96,7 +96,10 @@ def register(
     parent: Annotated[
         str | None, typer.Option(help="Checkpoint to compare with; default: the family's newest.")
     ] = None,
-    fit: Annotated[str, typer.Option(help="auto, extend or refit.")] = "auto",
+    hook_point: Annotated[
+        list[str] | None, typer.Option(help="Where to read it, if not at the family's hook points. May be repeated.")
+    ] = None,
+    fit: Annotated[str, typer.Option(help="auto, extend, refit or later.")] = "auto",
     metadata: Annotated[list[str] | None, typer.Option(help="NAME=VALUE to keep with it. May be repeated.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the verdicts and show progress.")] = False,
     gate_policy: Annotated[
@@ -109,7 +112,14 @@ def register(
     rules = gate.load(gate_policy) if gate_policy else None
     with base.connect() as client:
         made = client.register(
-            family, name=name, uri=uri, adapter=adapter, parent=parent, fit=fit, metadata=_pairs(metadata) or None
+            family,
+            name=name,
+            uri=uri,
+            adapter=adapter,
+            parent=parent,
+            hook_points=hook_point or None,
+            fit=fit,
+            metadata=_pairs(metadata) or None,
         )
         run = made["run"]
         if not wait and rules is None:

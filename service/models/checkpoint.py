@@ -24,13 +24,14 @@ class Checkpoint(Base):
     hook_points: Mapped[list[str]]
     """The family's, unless the registration named others."""
     fit: Mapped[str]
-    """As asked for: auto, extend or refit."""
+    """As asked for: auto, extend, refit or later."""
     details: Mapped[dict[str, Any]]
     """`metadata` of the registration, kept as it came."""
     digest: Mapped[str]
     """SHA-256 over the registration and, where the files are in sight, over their content: same digest, same run."""
     state: Mapped[str] = mapped_column(default="registered")
-    """registered, judged or failed. Only a judged checkpoint can be a parent or a baseline."""
+    """registered, harvested (it waits for the family's first fit), judged or failed. Only a judged one can be a
+    baseline."""
     generation: Mapped[int | None]
     """Generation of the dictionary that it was judged with."""
     quality: Mapped[dict[str, Any] | None]

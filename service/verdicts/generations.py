@@ -26,9 +26,20 @@ class Ancestor:
     """by hook point"""
     fitted: bool
 
+    def hooks(self, hook_points: Sequence[str]) -> list[str] | None:
+        """Its own hook points for those of another checkpoint: the same names where it has them all, else by place.
+
+        None where it has neither: sizes of a model are compared at as many places each.
+        """
+        own = self.checkpoint.hook_points
+        if set(hook_points) <= set(own):
+            return list(hook_points)
+        return list(own) if len(own) == len(hook_points) else None
+
     def readable(self, hook_points: Sequence[str]) -> bool:
-        """Whether its activations at all these hook points are kept."""
-        return all(h in self.sources and self.sources[h].activations is not None for h in hook_points)
+        """Whether its activations at all these hook points, by name or by place, are kept."""
+        own = self.hooks(hook_points)
+        return own is not None and all(h in self.sources and self.sources[h].activations is not None for h in own)
 
     @property
     def fvu(self) -> float | None:

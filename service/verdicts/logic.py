@@ -39,7 +39,8 @@ class SourceOutcome:
     hook_point: str
     d_model: int
     stats: dict[str, float]
-    dictionary: str
+    dictionary: str | None
+    """None before the first fit"""
     activations: str
 
 
@@ -109,7 +110,8 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
     queries.clear(session, checkpoint_id)
     _write_features(session, family, checkpoint, outcome)
     _write_lineage(session, family, checkpoint, outcome)
-    _write_sources(session, family, checkpoint, outcome)
+    _write_sources(session, checkpoint, outcome.sources)
+    _write_code(session, family, checkpoint, outcome)
     previous = queries.statuses(session, checkpoint.parent_id) if checkpoint.parent_id else {}
     _write_measurements(session, checkpoint, outcome, previous)
     queries.add_verdicts(session, _verdict_rows(family, checkpoint, outcome, previous))
@@ -137,6 +139,20 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
         key=f"{checkpoint.id}:{run_id}",
     )
     return result
+
+
+def keep(
+    session: Session, *, checkpoint_id: str, positions: dict[str, Any], sources: Sequence[SourceOutcome]
+) -> dict[str, Any]:
+    """Write that a checkpoint was harvested and waits for the family's first fit. Returns the run's result."""
+    checkpoint = queries.checkpoint(session, checkpoint_id)
+    family = queries.family(session, checkpoint.family_id)
+    queries.clear(session, checkpoint_id)
+    _write_sources(session, checkpoint, sources)
+    family.positions = family.positions or positions
+    checkpoint.state = "harvested"
+    parent = queries.checkpoint(session, checkpoint.parent_id).name if checkpoint.parent_id else None
+    return {"family": family.name, "checkpoint": checkpoint.name, "parent": parent, "fit": "later"}
 
 
 def _write_features(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> None:
@@ -173,8 +189,8 @@ def _write_lineage(session: Session, family: Family, checkpoint: Checkpoint, out
     queries.retire(session, family.id, ended, outcome.generation)
 
 
-def _write_sources(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> None:
-    for source in outcome.sources:
+def _write_sources(session: Session, checkpoint: Checkpoint, sources: Sequence[SourceOutcome]) -> None:
+    for source in sources:
         session.add(
             Source(
                 checkpoint_id=checkpoint.id,
@@ -185,6 +201,9 @@ def _write_sources(session: Session, family: Family, checkpoint: Checkpoint, out
                 activations=source.activations,
             )
         )
+
+
+def _write_code(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> None:
     session.add(
         Code(
             checkpoint_id=checkpoint.id,

@@ -70,13 +70,13 @@ def common_rows(activations: Activations, parent: Activations | None) -> tuple[T
     return rows.to(device), folds[rows].to(device)
 
 
-def fitted(execution: Execution, work: Work, activations: Activations, source: str) -> Basis:
-    """Stage fit: the family's first dictionary. Saves itself as it goes and resumes bit by bit."""
+def fitted(execution: Execution, work: Work, members: list[Activations], sources: list[str]) -> Basis:
+    """Stage fit: the first dictionary, over one checkpoint or several. Saves itself as it goes, resumes bit by bit."""
     device = device_of(execution)
-    artifact = work.artifact("code", source=source, crosscoder=work.crosscoder, generation=work.generation)
+    artifact = work.artifact("code", sources=sources, crosscoder=work.crosscoder, generation=work.generation)
     saved = execution.settings.data_dir / "partial" / f"{Path(artifact).stem}.fit"
     if not execution.artifacts.exists(artifact):
-        code = fitted_code(execution, work, Members([activations]), saved)
+        code = fitted_code(execution, work, Members(members), saved)
         numbers = torch.arange(work.n_features, work.n_features + code.m)
         with execution.artifacts.create(artifact) as place:
             files.save_code(place, code, numbers, torch.zeros(code.m, dtype=torch.bool))

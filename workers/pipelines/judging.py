@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from sqlalchemy.orm import Session
 
 from service.verdicts import logic as verdicts
 from service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, judge, standard_error
@@ -25,14 +24,17 @@ TOP_TOKENS = 5
 
 
 def judged(
-    execution: Execution,
     work: Work,
     basis: Basis,
     measures: Measures,
     activations: Activations,
     gone: list[int],
+    readability_before: np.ndarray,
 ) -> tuple[Evidence, Judgement]:
-    """Evidence and judgement of every feature. gone: numbers that are not there at the parent."""
+    """Evidence and judgement of every feature.
+
+    gone: numbers that are not there at the parent; readability_before: [m] at the parent, NaN where it has none.
+    """
     firings, documents = firing(basis, activations.document)
     replicates = {key: value.numpy() for key, value in measures.replicates.items()}
     share, error = measures.born_share.numpy(), measures.born_share_se.numpy()
@@ -50,7 +52,7 @@ def judged(
         firings=firings,
         documents=documents,
         readability=readability,
-        readability_before=_readability_before(execution, work, basis),
+        readability_before=readability_before,
         baseline_z=measures.baseline_z.numpy(),
         there_before=~np.isin(basis.numbers.numpy(), gone),
         born_here=born,
@@ -82,7 +84,8 @@ def _kind(predecessors: int, successors: int) -> str:
     return "split" if successors > 1 else "replaced"
 
 
-def _readability_before(execution: Execution, work: Work, basis: Basis) -> np.ndarray:
+def readability_at_parent(execution: Execution, work: Work, basis: Basis) -> np.ndarray:
+    """[m] of the basis' features, NaN of those that the parent's code does not have."""
     if work.parent is None:
         return np.full(basis.code.m, np.nan, dtype=np.float32)
     with execution.read() as session:
@@ -190,16 +193,28 @@ def _top_tokens(
     return result
 
 
-def write(execution: Execution, work: Work, result: verdicts.Outcome) -> None:
-    """Verdicts, measurements, alerts, events and the end of the run: all or nothing."""
+def write(execution: Execution, outcomes: list[tuple[str, verdicts.Outcome]]) -> None:
+    """Verdicts, measurements, alerts, events and the end of the run: all or nothing.
+
+    outcomes: (checkpoint, what was found out about it), parents first; the run's result is the last one's.
+    """
     with execution.write() as session:
-        record(execution, session, work, result)
+        for checkpoint_id, found in outcomes:
+            summary = verdicts.record(session, checkpoint_id=checkpoint_id, run_id=execution.run_id, outcome=found)
+        execution.finish(session, summary)
 
 
-def record(execution: Execution, session: Session, work: Work, result: verdicts.Outcome) -> None:
-    """Inside the transaction: write the outcome and finish the run."""
-    summary = verdicts.record(session, checkpoint_id=work.checkpoint_id, run_id=execution.run_id, outcome=result)
-    execution.finish(session, summary)
+def wait_for_fit(
+    execution: Execution, work: Work, activations: Activations, folder: str, positions: dict[str, Any]
+) -> None:
+    """Write that the checkpoint was harvested, and end the run: a later one's fit will judge it."""
+    sources = [
+        verdicts.SourceOutcome(hook, width, {}, None, folder)
+        for hook, width in zip(work.hook_points, activations.widths, strict=True)
+    ]
+    with execution.write() as session:
+        result = verdicts.keep(session, checkpoint_id=work.checkpoint_id, positions=positions, sources=sources)
+        execution.finish(session, result)
 
 
 def gone_at_parent(execution: Execution, work: Work) -> list[int]:

@@ -40,7 +40,8 @@ class Measures:
 def load_references(execution: Execution, work: Work, gone: list[int]) -> References:
     """References that the parent's dictionaries hold. gone: feature numbers that are not there at the parent."""
     assert work.parent is not None
-    kept = [load_file(execution.artifacts.path(work.parent.dictionaries[hook])) for hook in work.hook_points]
+    parent = work.parent
+    kept = [load_file(execution.artifacts.path(parent.dictionaries[hook])) for hook in parent.hook_points]
     code = load_file(execution.artifacts.path(work.parent.code))
     rows = torch.cat([tensors["reference"] for tensors in kept], 1)
     flags = torch.isin(code["feature_numbers"], torch.tensor(gone, dtype=torch.int64))

@@ -11,6 +11,7 @@ from workers.pipelines.harvesting import harvest_activations
 from workers.pipelines.measuring import load_references, measured
 from workers.pipelines.refitting import carried_references, refitted
 from workers.pipelines.sources import open_kept
+from workers.pipelines.together import fit_together
 from workers.pipelines.work import load
 
 
@@ -23,11 +24,15 @@ def onboard(execution: Execution) -> None:
     files.clear_partial(execution.settings.data_dir / "partial")
     with execution.stage("harvest"):
         folder, activations, positions = harvest_activations(execution, work)
+    if work.fit == "later":
+        return judging.wait_for_fit(execution, work, activations, folder, positions)
+    if work.together:
+        return fit_together(execution, work, activations, folder, positions)
     parent = references = None
     gone = judging.gone_at_parent(execution, work)
     if work.parent is None:
         with execution.stage("fit"):
-            basis = fitted(execution, work, activations, folder)
+            basis = fitted(execution, work, [activations], [folder])
     else:
         with execution.stage(work.fit):
             parent = open_kept(execution, work, work.parent)
@@ -40,6 +45,8 @@ def onboard(execution: Execution) -> None:
     with execution.stage("measure"):
         measures = measured(execution, work, basis, activations, parent, references)
     with execution.stage("judge"):
-        evidence, judgement = judging.judged(execution, work, basis, measures, activations, gone)
-        result = judging.outcome(execution, work, basis, measures, activations, folder, positions, evidence, judgement)
-        judging.write(execution, work, result)
+        before = judging.readability_at_parent(execution, work, basis)
+        evidence, judgement = judging.judged(work, basis, measures, activations, gone, before)
+        found = judging.outcome(execution, work, basis, measures, activations, folder, positions, evidence, judgement)
+        judging.write(execution, [(work.checkpoint_id, found)])
+    return None

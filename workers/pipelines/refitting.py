@@ -26,7 +26,7 @@ def refitted(execution: Execution, work: Work, activations: Activations, parent:
     assert work.parent is not None
     inputs: dict[str, Any] = {
         "source": source,
-        "anchors": [anchor.activations[work.hook_points[0]] for anchor in work.anchors],
+        "anchors": [anchor.activations[anchor.hook_points[0]] for anchor in work.anchors],
         "crosscoder": work.crosscoder,
         "generation": work.generation,
         "parent": work.parent.code,

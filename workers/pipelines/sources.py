@@ -67,17 +67,21 @@ class Activations:
         return [(m, d**0.5 / float(s[0])) for m, s, d in zip(means, scales, self.widths, strict=True)]
 
 
-def open_sources(execution: Execution, work: Work, folder: Path) -> Activations:
-    """The activations of a harvested or copied folder, checked against the family."""
+def open_sources(execution: Execution, work: Work, folder: Path, hook_points: list[str] | None = None) -> Activations:
+    """The activations of a harvested or copied folder, checked against the family. hook_points: None: the work's."""
+    hooks = hook_points or work.hook_points
     count = work.positions["count"] if work.positions else None
-    opened = open_activations(folder, expected_positions=count, hook_points=work.hook_points)
-    return Activations(opened, work.hook_points, device_of(execution))
+    opened = open_activations(folder, expected_positions=count, hook_points=hooks)
+    return Activations(opened, hooks, device_of(execution))
 
 
 def open_kept(execution: Execution, work: Work, kept: Kept) -> Activations:
-    """The activations of an earlier checkpoint, with the normaliser that its dictionaries keep."""
-    activations = open_sources(execution, work, execution.artifacts.path(kept.activations[work.hook_points[0]]))
-    tensors = [load_file(execution.artifacts.path(kept.dictionaries[hook])) for hook in work.hook_points]
+    """The activations of an earlier checkpoint, with the normaliser that its dictionaries keep, if it has any."""
+    folder = execution.artifacts.path(kept.activations[kept.hook_points[0]])
+    activations = open_sources(execution, work, folder, kept.hook_points)
+    if not kept.dictionaries:
+        return activations
+    tensors = [load_file(execution.artifacts.path(kept.dictionaries[hook])) for hook in kept.hook_points]
     scales = [torch.full_like(t["mean"], len(t["mean"]) ** 0.5 / float(t["rms"])) for t in tensors]
     activations.normalise_by(Normaliser(torch.cat([t["mean"] for t in tensors]), torch.cat(scales)))
     return activations

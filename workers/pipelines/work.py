@@ -17,11 +17,12 @@ from workers.execution import Execution
 
 @dataclass(frozen=True)
 class Kept:
-    """A judged checkpoint whose activations and dictionaries are kept."""
+    """An earlier checkpoint whose activations are kept; and its dictionaries, where it was judged."""
 
     id: str
     name: str
     hook_points: list[str]
+    """its own, in the order of this run's: by name, or by place where they have other names"""
     widths: dict[str, int]
     """hook point -> d_model"""
     activations: dict[str, str]
@@ -56,12 +57,14 @@ class Work:
     n_features: int
     generation: int
     """of the dictionary that this run judges with"""
-    fit: Literal["fit", "extend", "refit"]
+    fit: Literal["fit", "extend", "refit", "later"]
     why: str
     """What is done and, of a re-fit, why: "refit: 8 extensions"."""
     parent: Parent | None
     anchors: list[Kept] = field(default_factory=list)
     """What a re-fit trains on beside this checkpoint"""
+    together: list[Kept] = field(default_factory=list)
+    """Checkpoints that wait for the first fit, oldest first: it is made over them and this one, and judges them all"""
     fitted_fvu: float | None = None
     """FVU of the parent's generation where it was fitted"""
 
@@ -79,7 +82,8 @@ def load(execution: Execution) -> Work:
     policy = Policy.model_validate(family.policy)
     fit, why = _what_to_do(checkpoint, ancestors, policy)
     parent, anchored = None, []
-    if ancestors:
+    waiting = bool(ancestors) and all(one.checkpoint.state == "harvested" for one in ancestors)
+    if ancestors and not waiting:
         parent = _parent(ancestors[0], checkpoint.hook_points)
     if fit == "refit":
         anchored = anchors(ancestors, checkpoint.hook_points, policy.anchors)
@@ -101,21 +105,27 @@ def load(execution: Execution) -> Work:
         fit=fit,
         why=why,
         parent=parent,
-        anchors=[Kept(**_kept(one)) for one in anchored],
+        anchors=[Kept(**_kept(one, checkpoint.hook_points)) for one in anchored],
+        together=[Kept(**_kept(one, checkpoint.hook_points)) for one in reversed(ancestors)] if waiting else [],
         fitted_fvu=fitted_fvu(ancestors),
     )
 
 
 def _what_to_do(
     checkpoint: Checkpoint, ancestors: list[Ancestor], policy: Policy
-) -> tuple[Literal["fit", "extend", "refit"], str]:
+) -> tuple[Literal["fit", "extend", "refit", "later"], str]:
     """What the registration asks for, or the policy; and why."""
-    if not ancestors:
+    if checkpoint.fit == "later":
+        if any(one.code is not None for one in ancestors):
+            raise RunError("dictionary-is-there", "`fit: later` is for before a family's first fit; use auto or extend")
+        return "later", "later"
+    if all(one.checkpoint.state == "harvested" for one in ancestors):
         if checkpoint.fit == "extend":
             raise RunError(
                 "nothing-to-extend", f"{checkpoint.name} is the first checkpoint: there is no dictionary yet"
             )
-        return "fit", "fit"
+        names = [*(one.checkpoint.name for one in reversed(ancestors)), checkpoint.name]
+        return "fit", f"fit over {', '.join(names)}" if ancestors else "fit"
     if checkpoint.fit == "refit":
         return "refit", "refit: asked for"
     reason = why_refit(ancestors, policy) if checkpoint.fit == "auto" else None
@@ -126,7 +136,8 @@ def _parent(ancestor: Ancestor, hook_points: list[str]) -> Parent:
     parent = ancestor.checkpoint
     if parent.state != "judged" or ancestor.code is None:
         raise RunError("parent-not-judged", f"the parent {parent.name} is {parent.state}; retry when it is judged")
-    missing = [hook for hook in hook_points if hook not in ancestor.sources]
+    own = ancestor.hooks(hook_points)
+    missing = hook_points if own is None else [hook for hook in own if hook not in ancestor.sources]
     if missing:
         raise RunError("parent-lacks-hook-point", f"the parent {parent.name} was not read at {', '.join(missing)}")
     if not ancestor.readable(hook_points):
@@ -135,17 +146,23 @@ def _parent(ancestor: Ancestor, hook_points: list[str]) -> Parent:
             f"the activations of {parent.name} were removed; register it again under another name, as a child of its "
             "own parent, and compare with that one",
         )
-    return Parent(**_kept(ancestor), code=ancestor.code.artifact, generation=ancestor.code.generation)
+    return Parent(**_kept(ancestor, hook_points), code=ancestor.code.artifact, generation=ancestor.code.generation)
 
 
-def _kept(ancestor: Ancestor) -> dict[str, Any]:
+def _kept(ancestor: Ancestor, hook_points: list[str]) -> dict[str, Any]:
+    own = ancestor.hooks(hook_points)
+    if own is None or not ancestor.readable(hook_points):
+        raise RunError(
+            "other-hook-points",
+            f"{ancestor.checkpoint.name} was not read at {', '.join(hook_points)}, nor at as many other hook points",
+        )
     return {
         "id": ancestor.checkpoint.id,
         "name": ancestor.checkpoint.name,
-        "hook_points": list(ancestor.checkpoint.hook_points),
+        "hook_points": own,
         "widths": {hook: source.d_model for hook, source in ancestor.sources.items()},
         "activations": {hook: str(source.activations) for hook, source in ancestor.sources.items()},
-        "dictionaries": {hook: str(source.dictionary) for hook, source in ancestor.sources.items()},
+        "dictionaries": {hook: source.dictionary for hook, source in ancestor.sources.items() if source.dictionary},
     }
 
 

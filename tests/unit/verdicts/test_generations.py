@@ -17,7 +17,7 @@ def _ancestors(*described: tuple[int, float, bool], without: tuple[int, ...] = (
     """v1, v2, ... as (generation, FVU, fitted), given oldest first; `without`: whose activations are gone."""
     made = [
         Ancestor(
-            checkpoint=Checkpoint(name=f"v{number}", quality={"fvu": fvu}),
+            checkpoint=Checkpoint(name=f"v{number}", hook_points=[HOOK], quality={"fvu": fvu}),
             code=Code(generation=generation, extra={}),
             sources={HOOK: Source(hook_point=HOOK, activations=None if number in without else "folder")},
             fitted=fitted,
