@@ -25,8 +25,9 @@ from workers.crosscoder.kernels import ByLatent
 Reader = Callable[[Tensor], Tensor]
 """Rows (sorted int64 [b]) -> activations [b, D] of any float type."""
 
-CHOLESKY_UP_TO = 16_384
-"""Latents up to which the Gram is formed; docs/scale.md has the measurements. Its matrices take 28 bytes m^2."""
+CHOLESKY_UP_TO = 8192
+"""Latents up to which the Gram is formed. There, at 60,000 positions x 256, both ways take as long for an extension,
+and the Gram's way four times the memory (28 bytes m^2); `python -m benchmarks.scale` measures it."""
 GRAM_ROWS = 2048
 
 LEAST_ROOM = 0.05
