@@ -109,6 +109,8 @@ def register(
     as_json: AsJson = False,
 ) -> None:
     """Register a checkpoint, as a CI job does after training."""
+    if gate_policy and fit == "later":
+        raise base.UsageError("--gate needs verdicts, and --fit later leaves them to a later checkpoint's run")
     rules = gate.load(gate_policy) if gate_policy else None
     with base.connect() as client:
         made = client.register(
@@ -140,10 +142,13 @@ def _conclude(
 ) -> None:
     """Print how it went, and end with the exit code that says so. `failed` is None where there is no gate."""
     succeeded = run["state"] == "succeeded"
-    summary = client.report(family, checkpoint["name"]) if succeeded else None
+    waits = succeeded and checkpoint["state"] == "harvested"
+    summary = client.report(family, checkpoint["name"]) if succeeded and not waits else None
     if as_json:
         verdict = None if failed is None or not succeeded else {"passed": not failed, "failures": failed}
         base.show_json({"checkpoint": checkpoint, "run": run, "report": summary, "gate": verdict})
+    elif waits:
+        base.out.print(f"{checkpoint['name']} of {family} is read and waits for the first fit", markup=False)
     elif summary is not None:
         seconds = sum(run["seconds"].values())
         base.out.print(f"{checkpoint['name']} of {family} is judged ({seconds:.0f} s)", markup=False)

@@ -25,16 +25,19 @@ def lineage() -> Lineage:
 
 
 class Onboarded:
-    """v1 fitted, v2 extended, v3 re-fitted, v4 extended; and which feature each planted one is before and after."""
+    """v1 fitted, v2 extended, v3 re-fitted as the policy wants it, v4 extended.
+
+    And which feature each planted one is, after each of them.
+    """
 
     def __init__(self, service: Service) -> None:
         self.client = service.client
-        self.client.create_family("refitted", [HOOK_POINT], crosscoder=OPTIONS)
+        self.client.create_family("refitted", [HOOK_POINT], crosscoder=OPTIONS, policy={"refit_every": 1})
         self.results: dict[str, dict[str, Any]] = {}
         self.matchings: dict[str, Matching] = {}
         uris = write_lineage(lineage(), service.folder / "refitted")
-        for name, uri, fit in zip(("v1", "v2", "v3", "v4"), uris, ("auto", "auto", "refit", "auto"), strict=True):
-            self.results[name] = service.judge("refitted", name, uri, fit=fit)["result"] or {}
+        for name, uri in zip(("v1", "v2", "v3", "v4"), uris, strict=True):
+            self.results[name] = service.judge("refitted", name, uri)["result"] or {}
             path = self.client.download_codes("refitted", service.folder / "codes.npz")
             numbers = [int(feature[1:]) for feature in self.client.code_ids("refitted")]
             self.matchings[name] = match(lineage().codes, sparse.csr_array(sparse.load_npz(path)), numbers)
@@ -60,7 +63,7 @@ def test_planted_features_keep_their_ids(onboarded: Onboarded) -> None:
     assert (before[had] == after[had]).mean() >= 0.95
     assert (onboarded.matchings["v4"].latent == after).mean() >= 0.95
     assert [onboarded.results[name]["fit"] for name in ("v1", "v2", "v3", "v4")] == [
-        "fit", "extend", "refit: asked for", "extend",
+        "fit", "extend", "refit: 1 extension", "extend",
     ]  # fmt: skip
     assert onboarded.client.family("refitted")["generation"] == 2
     assert [c["generation"] for c in onboarded.client.checkpoints("refitted")] == [1, 1, 2, 2]
@@ -87,6 +90,16 @@ def test_history_goes_on(onboarded: Onboarded) -> None:
     ]  # fmt: skip
     retired = [row for row in onboarded.client.features("refitted", checkpoint="v2") if row["retired_in"] == 2]
     assert retired, "latents without a planted feature hardly go on"
+    lineage_of = {row["id"]: onboarded.client.feature("refitted", row["id"])["lineage"] for row in retired}
+    assert {link["kind"] for links in lineage_of.values() for link in links} <= {"retired", "split", "merged"}
+    assert all(link["old"] == name for name, links in lineage_of.items() for link in links)
+    kept = onboarded.client.feature("refitted", suppressed)["lineage"]
+    assert [(link["kind"], link["new"], link["checkpoint"]) for link in kept] == [("carried", suppressed, "v3")]
+    assert kept[0]["score"] > 0.8
+    refit = onboarded.client.report("refitted", "v3")["refit"]
+    assert refit["why"] == "refit: 1 extension"
+    assert refit["retired"] + refit["split"] + refit["merged"] == len(retired)
+    assert refit["carried"] + len(retired) == len(onboarded.statuses(checkpoint="v2"))
     points = onboarded.client.trajectory("refitted", retired[0]["id"])
     assert [point["checkpoint"] for point in points] == ["v1", "v2"]
     assert not {row["id"] for row in retired} & set(onboarded.statuses(checkpoint="v3"))

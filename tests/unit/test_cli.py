@@ -143,6 +143,18 @@ def _read_back(service: Up, lost: dict[str, int], tmp_path: Path) -> None:
     assert states == {"v1": "succeeded", "v2": "succeeded"}
 
 
+def test_a_checkpoint_that_waits_for_the_first_fit(service: Up, planted: Path) -> None:
+    service.json("family", "create", "later", "--hook-point", "resid_post.1", *FIT)
+    register = ["checkpoint", "register", "later", "v1", f"activations+file://{planted}/v1", "--fit", "later"]
+    gated = service.run(*register, "--gate", "default")
+    assert gated.returncode == 2
+    assert "--gate needs verdicts" in gated.stderr
+    done = service.run(*register, "--wait")
+    assert (done.returncode, done.stdout.strip()) == (0, "v1 of later is read and waits for the first fit"), done.stderr
+    assert "No re-fit yet." in service.run("lineage", "later").stderr
+    assert service.json("lineage", "later", "--kind", "split") == []
+
+
 def test_errors_say_what_to_do(service: Up, tmp_path: Path) -> None:
     done = service.run("family", "show", "nothing")
     assert (done.returncode, done.stdout) == (2, "")
