@@ -48,7 +48,7 @@ class CrosscoderOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    n_features: int = Field(4096, ge=8, le=1_048_576, description="Latents of the first fit; extensions append more.")
+    n_features: int = Field(4096, ge=8, le=1_048_576, description="Latents of a full fit; extensions append more.")
     k: int = Field(32, ge=1, le=4096, description="Latents that fire at a position, on average.")
     sparsity: Literal["batch_topk", "topk", "l1", "jumprelu"] = Field(
         "batch_topk",

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from service.alerts import logic as alerts
 from service.kit.clock import utcnow
+from service.kit.ids import feature_id
 from service.models import Checkpoint, Code, Family, Source
 from service.verdicts import queries
 from service.verdicts.arrays import by_column, by_number
@@ -109,7 +110,7 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
     family = queries.family(session, checkpoint.family_id)
     queries.clear(session, checkpoint_id)
     _write_features(session, family, checkpoint, outcome)
-    _write_lineage(session, family, checkpoint, outcome)
+    ended = _write_lineage(session, family, checkpoint, outcome)
     _write_sources(session, checkpoint, outcome.sources)
     _write_code(session, family, checkpoint, outcome)
     previous = queries.statuses(session, checkpoint.parent_id) if checkpoint.parent_id else {}
@@ -131,6 +132,10 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
         "fit": outcome.quality.get("fit"),
         "alerts": len(raised),
     }
+    if outcome.lineage:
+        # Nothing will be said of them from here on, so whoever watches one must hear of it.
+        lost = queries.watched(session, family.id, ended)
+        result |= {"ended_features": len(ended), "ended_watched": [feature_id(number) for number in lost]}
     webhooks.emit(
         session,
         type="checkpoint.judged",
@@ -182,11 +187,13 @@ def _write_features(session: Session, family: Family, checkpoint: Checkpoint, ou
     family.n_features += len(rows)
 
 
-def _write_lineage(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> None:
+def _write_lineage(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> list[int]:
+    """Returns the numbers of the features that do not go on."""
     shared = {"family_id": family.id, "checkpoint_id": checkpoint.id, "generation": outcome.generation}
     queries.add_lineage(session, [shared | link._asdict() for link in outcome.lineage])
     ended = sorted({link.old for link in outcome.lineage if link.old is not None and link.old != link.new})
     queries.retire(session, family.id, ended, outcome.generation)
+    return ended
 
 
 def _write_sources(session: Session, checkpoint: Checkpoint, sources: Sequence[SourceOutcome]) -> None:

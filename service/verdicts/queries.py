@@ -108,6 +108,12 @@ def retire(session: Session, family_id: str, numbers: Sequence[int], generation:
         )
 
 
+def watched(session: Session, family_id: str, numbers: Sequence[int]) -> list[int]:
+    """Those of the features that people watch, ascending."""
+    found = session.scalars(select(Feature.number).where(Feature.family_id == family_id, Feature.watched.is_(True)))
+    return sorted(set(found) & set(numbers))
+
+
 def add_verdicts(session: Session, rows: list[dict[str, Any]]) -> None:
     """Insert the verdicts of a checkpoint."""
     if rows:

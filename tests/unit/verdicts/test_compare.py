@@ -1,6 +1,7 @@
 """Verdicts written and compared on both databases: the parent gives what is stored, the first what it adds up to."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.kit.db import Database
 from service.models import Alert, AlertRule, Checkpoint, Event, Family, Feature, Measurement, Verdict
+from service.models import Lineage as LineageRow
 from service.verdicts import logic, queries
 from service.verdicts.compare import Row, _happened, compare
 from service.verdicts.judge import GONE, Evidence, Status, Successor, judge
@@ -282,6 +284,52 @@ def _check_again(lineage: Lineage) -> None:
     assert set(session.scalars(select(Event.id))) == events
     assert {name: _statuses(lineage.stored(name)) for name in NAMES} == verdicts
     assert lineage.family.n_features == n_features
+
+
+def test_a_re_fit_is_recorded_once(database: Database) -> None:
+    """v3 again as a new generation without 12 and 13; 13 went into 14, and people watch it."""
+    with database.write() as session:
+        lineage = Lineage(session)
+        before = lineage.compare("v3", "v1")
+        session.get_one(Feature, (lineage.family.id, 13)).watched = True
+        outcome = lineage.outcomes["v3"]
+        keep = ~np.isin(outcome.numbers, (12, 13))
+        evidence = replace(outcome.evidence, **{
+            name: value[..., keep] for name, value in vars(outcome.evidence).items() if isinstance(value, np.ndarray)
+        })  # fmt: skip
+        lineage.outcomes["v3"] = replace(
+            outcome,
+            generation=2,
+            numbers=outcome.numbers[keep],
+            evidence=evidence,
+            judgement=judge(evidence, Policy()),
+            strength=outcome.strength[:, keep],
+            cosine=outcome.cosine[keep],
+            per_hook={"resid_post.12": {"readability": evidence.readability}},
+            lineage=[
+                *(logic.Link(number, number, "carried", 0.9) for number in outcome.numbers[keep].tolist()),
+                logic.Link(12, None, "retired", 0.1),
+                logic.Link(13, 14, "merged", 0.5),
+            ],
+        )
+        for _ in range(2):
+            result = lineage.record("v3")
+            assert (result["ended_features"], result["ended_watched"]) == (2, ["F13"])
+            session.flush()
+            kinds = Counter(session.scalars(select(LineageRow.kind)))
+            assert kinds == {"carried": keep.sum(), "retired": 1, "merged": 1}
+            retired = select(Feature.number).where(Feature.retired_in == 2).order_by(Feature.number)
+            assert list(session.scalars(retired)) == [12, 13]
+        assert lineage.family.generation == 2
+        # Columns are not numbers any more, and every other feature is compared as before.
+        after = lineage.compare("v3", "v1")
+        assert set(before) - set(after) == {12, 13}
+        for number, row in after.items():
+            assert (row.status, row.successors) == (before[number].status, before[number].successors)
+            assert row.projection_ratio == pytest.approx(before[number].projection_ratio, abs=1e-3)
+        assert {row.status for number, row in lineage.compare("v1", "v3").items() if number in (12, 13)} == {
+            "indeterminate"
+        }
 
 
 def test_numbers_are_not_given_out_twice(database: Database) -> None:
