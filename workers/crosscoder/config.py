@@ -85,9 +85,9 @@ class FitConfig:
     aux_weight: float = 1 / 32
     dead_after: int = 200_000
     """A latent that was silent for so many positions, or a quarter of the fit where that is shorter, is dead."""
-    resample_every: float = 0.1
+    resample_every: float = 0.05
     """Share of the steps between two resamplings; 0: never."""
-    resample_until: float = 0.6
+    resample_until: float = 0.8
     """Share of the steps after which none takes place, so that what was started can settle."""
     resample_below: float = 0.03
     """A latent that fires less often than this share of the mean rate k / m starts anew."""

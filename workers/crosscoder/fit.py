@@ -182,7 +182,7 @@ class Step:
     def _follow(self, state: FitState, fired: Tensor) -> None:
         """Inference's threshold (`batch_topk`: the running mean of the batches'), and lambda, which follows k."""
         if self.config.sparsity == "batch_topk":
-            keep = min(0.99, 1 - 1 / (state.step + 1))
+            keep = min(0.9, 1 - 1 / (state.step + 1))
             state.model.threshold.mul_(keep).add_((1 - keep) * state.cut)
         elif self.config.sparsity in ("l1", "jumprelu") and self.config.sparsity_weight is None:
             active = float(self.parallel.sum_over_latents(fired.sum())) / self.batch
