@@ -148,7 +148,7 @@ class Crosscoder:
         pre, norms = select.PreActivations(x, encoder, self.encoder_bias, scratch), self.norms()
         match self.config.sparsity:
             case "topk":
-                return select.topk(pre, norms / self.prices.sqrt(), self.config.k, Parallel()).code
+                return select.topk(pre, norms / self.prices.sqrt(), self.config.k, Parallel.one()).code
             case "l1":
                 return select.relu(pre).code
             case "jumprelu":

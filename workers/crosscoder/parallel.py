@@ -35,6 +35,14 @@ class Parallel:
                 if row == self.data_rank:
                     self._over_latents = group
 
+    @classmethod
+    def one(cls) -> "Parallel":
+        """A process by itself, also inside a process group."""
+        parallel = object.__new__(cls)
+        parallel.rank = parallel.data_rank = parallel.latent_rank = 0
+        parallel.data = parallel.latent = 1
+        return parallel
+
     @property
     def alone(self) -> bool:
         """Whether this is the only process."""

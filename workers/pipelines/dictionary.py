@@ -1,7 +1,6 @@
 """Stages fit and extend: the sparse code of the checkpoint, and the decoders that were solved on the way to it."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -74,7 +73,7 @@ def fitted(execution: Execution, work: Work, members: list[Activations], sources
     """Stage fit: the first dictionary, over one checkpoint or several. Saves itself as it goes, resumes bit by bit."""
     device = device_of(execution)
     artifact = work.artifact("code", sources=sources, crosscoder=work.crosscoder, generation=work.generation)
-    saved = execution.settings.data_dir / "partial" / f"{Path(artifact).stem}.fit"
+    saved = files.partial_fit(execution.settings.data_dir, artifact)
     if not execution.artifacts.exists(artifact):
         code = fitted_code(execution, work, Members(members), saved)
         numbers = torch.arange(work.n_features, work.n_features + code.m)

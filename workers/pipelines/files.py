@@ -99,6 +99,11 @@ def clear_partial(folder: Path) -> None:
                 path.unlink()
 
 
+def partial_fit(data_dir: Path, artifact: str) -> Path:
+    """Where the fit that an artifact will be made from saves itself as it goes. Artifacts' names begin with a family."""
+    return data_dir / "partial" / f"{artifact.removesuffix('.safetensors').replace('/', '-')}.fit"
+
+
 def save_state(path: Path, state: FitState) -> None:
     """Keep a fit that is under way: temporary file, fsync, rename."""
     tensors = {f"parameter{i}": p for i, p in enumerate(state.model.parameters())}

@@ -1,6 +1,5 @@
 """Stage refit: the next generation of a family's dictionary, whose features go on under the ids of the last one's."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ def refitted(execution: Execution, work: Work, activations: Activations, parent:
         "threshold": work.policy.match_threshold,
     }
     artifact, lineage = work.artifact("code", **inputs), work.artifact("lineage", **inputs)
-    saved = execution.settings.data_dir / "partial" / f"{Path(artifact).stem}.fit"
+    saved = files.partial_fit(execution.settings.data_dir, artifact)
     device = device_of(execution)
     if not execution.artifacts.exists(artifact):
         anchors = [parent if one.id == work.parent.id else open_kept(execution, work, one) for one in work.anchors]
