@@ -100,7 +100,7 @@ def clear_partial(folder: Path) -> None:
 
 
 def partial_fit(data_dir: Path, artifact: str) -> Path:
-    """Where the fit that an artifact will be made from saves itself as it goes. Artifacts' names begin with a family."""
+    """Where the fit that an artifact will be made from saves itself as it goes; artifacts are named by family."""
     return data_dir / "partial" / f"{artifact.removesuffix('.safetensors').replace('/', '-')}.fit"
 
 
