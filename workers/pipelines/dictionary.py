@@ -1,6 +1,7 @@
 """Stages fit and extend: the sparse code of the checkpoint, and the decoders that were solved on the way to it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
