@@ -190,7 +190,7 @@ def _on_processes(
 ) -> Crosscoder:
     """Fit on several processes, one for each GPU, which share the latents (the positions where they can't be shared).
 
-    This process never touches CUDA: it waits, reports, and ends them when the run is to stop.
+    They are spawned, so this one may hold a GPU too: it waits, reports, and ends them when the run is to stop.
     """
     saved.parent.mkdir(parents=True, exist_ok=True)
     meeting = saved.with_suffix(".meeting")
