@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -230,8 +231,19 @@ def test_a_next_attempt_takes_over_what_helpers_have_done(
     assert harvested(installation, run_id) == alone
 
 
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """What was logged: on a stream, or, where logging was configured in this process before, as records."""
+
+    def text() -> str:
+        streams = capsys.readouterr()
+        return caplog.text or streams.out + streams.err
+
+    return text
+
+
 def test_a_helper_that_cannot_leaves_it_to_others(
-    installation: Installation, model: Path, alone: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    installation: Installation, model: Path, alone: dict[str, bytes], tmp_path: Path, said: Callable[[], str]
 ) -> None:
     run_id = queue(installation, model)
     elsewhere = installation.settings.model_copy(update={"roots": str(tmp_path / "nothing")})
@@ -241,12 +253,11 @@ def test_a_helper_that_cannot_leaves_it_to_others(
         assert help_with(installation, settings=elsewhere) == 0, "and does not try again at once"
     assert {row.worker for row in rows(installation, run_id)} == {"own"}
     assert harvested(installation, run_id) == alone
-    said = capsys.readouterr()
-    assert (said.out + said.err).count("cannot help") == 1
+    assert said().count("cannot help") == 1
 
 
 def test_a_helper_with_other_weights_is_found_out(
-    installation: Installation, model: Path, alone: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    installation: Installation, model: Path, alone: dict[str, bytes], tmp_path: Path, said: Callable[[], str]
 ) -> None:
     """The same path on another machine, with another model at it."""
     run_id = queue(installation, model)
@@ -261,8 +272,7 @@ def test_a_helper_with_other_weights_is_found_out(
         finally:
             (model / "model.safetensors").write_bytes(kept)
             os.utime(model / "model.safetensors", ns=(stamp, stamp))
-    said = capsys.readouterr()
-    assert "other files than the run's own" in said.out + said.err
+    assert "other files than the run's own" in said()
     assert harvested(installation, run_id) == alone
 
 
