@@ -141,7 +141,7 @@ class Step:
         state.fired += fired
         dead = (state.silent >= self.dead_after).nonzero().squeeze(1)
         if config.aux_weight and parallel.over_latents(state.silent).max() >= self.dead_after:
-            add_auxk(model, batch, chosen.head, found.error, dead, found.gradients, self.weight, parallel)
+            add_auxk(model, batch, found.error, dead, found.gradients, self.weight, parallel)
         parallel.sum_over_data(*found.gradients)
         if self.owned is not None:
             found.gradients[2] *= self.owned

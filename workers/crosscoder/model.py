@@ -155,8 +155,7 @@ class Crosscoder:
                 floor = self.threshold.exp() / norms
             case "batch_topk":
                 floor = self.threshold * self.prices.sqrt() / norms
-        places, values, _ = pre.search(floor)
-        return pre.code(places, values)
+        return pre.code(*pre.search(floor))
 
     @torch.no_grad()
     def reconstruct(self, code: Code) -> Tensor:

@@ -8,8 +8,9 @@ from workers.crosscoder.gradients import View
 from workers.crosscoder.kernels import ByLatent, row_dots
 from workers.crosscoder.model import Crosscoder, tie_designated
 from workers.crosscoder.parallel import Parallel
-from workers.crosscoder.select import HEAD
 
+HEAD = 256
+"""Positions of a batch over all ranks that the dead reconstruct: a random sample, and enough for its mean."""
 MOST = 256
 """Dead latents that a position's rest is reconstructed from, at most."""
 
@@ -17,7 +18,6 @@ MOST = 256
 def add_auxk(
     model: Crosscoder,
     batch: View,
-    head: Tensor,
     error: Tensor,
     dead: Tensor,
     gradients: list[Tensor],
@@ -28,18 +28,19 @@ def add_auxk(
 
     The dead code is the most active k dead latents of each position, k half the width. The first rows of a batch,
     which are a random sample, are an unbiased estimate of its mean and keep the cost small. dead: int64, those of this
-    rank; head: their pre-activations among others [h, m]; error: [b, D].
+    rank; error: [b, D].
     """
-    b = len(head) if parallel.data == 1 else min(len(head), HEAD // parallel.data)
+    b = min(len(error), HEAD // parallel.data)
     n_dead = int(parallel.sum_over_latents(torch.tensor(len(dead), device=dead.device)))
     k = min(n_dead, max(1, model.decoder.shape[1] // 2), MOST)
     own = min(k, len(dead))
-    top = head[:b, dead].relu().topk(own, dim=1)
+    pre = torch.addmm(model.encoder_bias[dead], batch.inputs[:b], model.encoder[dead].T)
+    top = pre.relu().topk(own, dim=1)
     kept = torch.ones_like(top.values, dtype=torch.bool)
     if parallel.latent > 1:
         padded = torch.nn.functional.pad(top.values, (0, k - own))
         kept = top.values >= parallel.over_latents(padded, dim=1).topk(k, dim=1).values[:, -1:]
-    indptr = torch.zeros(b + 1, dtype=torch.int64, device=head.device)
+    indptr = torch.zeros(b + 1, dtype=torch.int64, device=error.device)
     torch.cumsum(kept.sum(1), 0, out=indptr[1:])
     latents, values = dead[top.indices[kept]], top.values[kept]
     code = Code(indptr, latents, values, model.m)

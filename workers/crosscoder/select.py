@@ -26,8 +26,6 @@ BLOCK_BYTES = 2**28
 """Pre-activations of one block."""
 LEAST_BLOCK = 64
 """Rows of a block at least: a product of fewer is not efficient."""
-HEAD = 256
-"""Rows whose pre-activations are kept: AuxK looks at those of the dead."""
 
 
 class Found(NamedTuple):
@@ -35,10 +33,10 @@ class Found(NamedTuple):
 
     places: Tensor
     """int64 [nnz], ascending: row * m + latent"""
+    latents: Tensor
+    """int32 [nnz]"""
     values: Tensor
     """[nnz]"""
-    head: Tensor
-    """[h, m] pre-activations of the first rows, h = HEAD or fewer"""
 
 
 class Scratch:
@@ -51,6 +49,8 @@ class Scratch:
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
         self.pre = self.over = torch.empty(0)
+        self.holds: object = None
+        """Whose pre-activations are in it, all of them"""
 
     def fit(self, rows: int, m: int, like: Tensor) -> None:
         """Make room for [rows, m]."""
@@ -60,23 +60,34 @@ class Scratch:
 
 
 class PreActivations:
-    """`x encoder' + bias` of a batch [n, D], made block by block: [n, m]."""
+    """`x encoder' + bias` of a batch [n, D], made block by block: [n, m].
+
+    Blocks come without the bias: to add it to the few entries that are looked at is cheaper than to all.
+    """
 
     def __init__(self, x: Tensor, encoder: Tensor, bias: Tensor, scratch: Scratch) -> None:
         self.x, self.encoder, self.bias, self.scratch = x, encoder, bias, scratch
         self.n, self.m = len(x), len(encoder)
+        self.token = object()
 
     def blocks(self) -> Iterator[Tensor]:
-        """[c, m] of consecutive rows; each is gone when the next is asked for."""
+        """`x encoder'` of consecutive rows [c, m], to be read only; each is gone when the next is asked for.
+
+        What fits into one block is made once, however often it is asked for.
+        """
         size = min(self.n, max(LEAST_BLOCK, BLOCK_BYTES // (4 * self.m)))
-        self.scratch.fit(size, self.m, self.x)
-        x, transposed = self.x.to(self.scratch.dtype), self.encoder.to(self.scratch.dtype).T
-        for part in x.split(size):
-            out = self.scratch.pre[: len(part)]
-            if part.dtype == torch.float32:
-                yield torch.addmm(self.bias, part, transposed, out=out)
-            else:
-                yield torch.add(part @ transposed, self.bias, out=out)
+        made = self.scratch.holds is self.token and size == self.n
+        if not made:
+            self.scratch.holds = None
+            self.scratch.fit(size, self.m, self.x)
+            x, transposed = self.x.to(self.scratch.dtype), self.encoder.to(self.scratch.dtype).T
+        for start in range(0, self.n, size):
+            out = self.scratch.pre[: min(size, self.n - start)]
+            if not made:
+                part = x[start : start + size]
+                torch.mm(part, transposed, out=out) if part.dtype == out.dtype else out.copy_(part @ transposed)
+            yield out
+        self.scratch.holds = self.token
 
     def head(self, rows: int) -> Tensor:
         """Of the first rows alone: [rows, m]."""
@@ -84,21 +95,20 @@ class PreActivations:
 
     def search(self, floor: Tensor) -> Found:
         """Entries over `floor` [m] (at least 0)."""
-        places, values, head, rows = [], [], [], 0
-        for pre in self.blocks():
-            found = active_entries(torch.gt(pre, floor, out=self.scratch.over[: len(pre)]))
-            values.append(pre.flatten().index_select(0, found))
+        places, values, rows, floor = [], [], 0, floor - self.bias
+        for product in self.blocks():
+            found = active_entries(torch.gt(product, floor, out=self.scratch.over[: len(product)]))
+            values.append(product.flatten().index_select(0, found))
             places.append(found + rows * self.m if rows else found)
-            if rows < HEAD:
-                head.append(pre[: HEAD - rows] if len(pre) == self.n else pre[: HEAD - rows].clone())
-            rows += len(pre)
-        return Found(torch.cat(places), torch.cat(values), torch.cat(head))
+            rows += len(product)
+        every = torch.cat(places)
+        latents = (every % self.m).int()
+        return Found(every, latents, torch.cat(values).add_(self.bias.index_select(0, latents)))
 
-    def code(self, places: Tensor, values: Tensor, latents: Tensor | None = None) -> Code:
-        """Entries (flat places, ascending) as a code with int32 indices. latents: `places % m`, where that is known."""
+    def code(self, places: Tensor, latents: Tensor, values: Tensor) -> Code:
+        """Entries (flat places, ascending, and their latents) as a code with int32 indices."""
         bounds = torch.arange(self.n + 1, device=places.device) * self.m
-        latents = places % self.m if latents is None else latents
-        return Code(torch.searchsorted(places, bounds, out_int32=True), latents.int(), values, self.m)
+        return Code(torch.searchsorted(places, bounds, out_int32=True), latents, values, self.m)
 
 
 class Chosen(NamedTuple):
@@ -110,8 +120,6 @@ class Chosen(NamedTuple):
     """[nnz] pre-activations of the entries"""
     cut: float
     """The smallest score that was selected: where the next search starts"""
-    head: Tensor
-    """[h, m] pre-activations of the first rows, h = HEAD or fewer"""
 
 
 def batch_topk(pre: PreActivations, weights: Tensor, count: int, cut: float, parallel: Parallel) -> Chosen:
@@ -123,10 +131,9 @@ def batch_topk(pre: PreActivations, weights: Tensor, count: int, cut: float, par
     if cut <= 0.0:
         cut = _guess(pre, weights, count, parallel)
     for factor in (0.97, 0.8, 0.5, 0.0):
-        places, values, head = pre.search((cut * factor) / weights)
+        places, latents, values = pre.search((cut * factor) / weights)
         if int(parallel.total(len(places))) >= count:
             break
-    latents = (places % pre.m).int()
     scores = values * weights.index_select(0, latents)
     pool = parallel.gather(scores)
     if len(pool) > count:
@@ -137,7 +144,7 @@ def batch_topk(pre: PreActivations, weights: Tensor, count: int, cut: float, par
         places, latents, values = (t.index_select(0, keep) for t in (places, latents, values))
     else:
         cut = float(pool.min()) if len(pool) else 0.0
-    return Chosen(pre.code(places, values, latents), values, cut, head)
+    return Chosen(pre.code(places, latents, values), values, cut)
 
 
 def _guess(pre: PreActivations, weights: Tensor, count: int, parallel: Parallel) -> float:
@@ -158,31 +165,31 @@ def _without_late_ties(scores: Tensor, keep: Tensor, threshold: float, count: in
 
 def topk(pre: PreActivations, weights: Tensor, k: int, parallel: Parallel) -> Chosen:
     """The k largest positive `pre_i weights_i` of each position; of several that are equal there, all."""
-    places, values, head, rows = [], [], [], 0
-    for block in pre.blocks():
-        scores = block * weights
+    places, values, rows = [], [], 0
+    for product in pre.blocks():
+        scores = torch.add(product, pre.bias).mul_(weights)
         if parallel.latent == 1:
             least = kth_largest_of_rows(scores, min(k, pre.m))
         else:
             every = parallel.over_latents(scores.topk(min(k, pre.m), dim=1).values, dim=1)
             least = every.topk(min(k, every.shape[1]), dim=1).values[:, -1:]
         found = active_entries((scores >= least) & (scores > 0))
-        values.append(block.flatten().index_select(0, found))
+        values.append(product.flatten().index_select(0, found))
         places.append(found + rows * pre.m)
-        if rows < HEAD:
-            head.append(block[: HEAD - rows].clone())
-        rows += len(block)
-    return Chosen(pre.code(torch.cat(places), torch.cat(values)), torch.cat(values), 0.0, torch.cat(head))
+        rows += len(product)
+    found = torch.cat(places)
+    latents = (found % pre.m).int()
+    chosen = torch.cat(values).add_(pre.bias.index_select(0, latents))
+    return Chosen(pre.code(found, latents, chosen), chosen, 0.0)
 
 
 def relu(pre: PreActivations) -> Chosen:
     """All positive entries."""
-    places, values, head = pre.search(torch.zeros_like(pre.bias))
-    return Chosen(pre.code(places, values), values, 0.0, head)
+    places, latents, values = pre.search(torch.zeros_like(pre.bias))
+    return Chosen(pre.code(places, latents, values), values, 0.0)
 
 
 def jumprelu(pre: PreActivations, floor: Tensor, bandwidth: float) -> Chosen:
     """Entries over `floor` [m] (the threshold in units of the pre-activation), and those within half a kernel below."""
-    places, values, head = pre.search(floor * (1 - bandwidth / 2))
-    latents = places % pre.m
-    return Chosen(pre.code(places, values * (values > floor[latents]), latents), values, 0.0, head)
+    places, latents, values = pre.search(floor * (1 - bandwidth / 2))
+    return Chosen(pre.code(places, latents, values * (values > floor[latents])), values, 0.0)

@@ -109,7 +109,4 @@ def test_blocks_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> No
     for a, b in zip(whole, all_of_them(), strict=True):
         assert entries(a) == entries(b)
         torch.testing.assert_close(a.code.values, b.code.values)
-        torch.testing.assert_close(a.head, b.head)
-        assert len(a.head) == min(rows, select.HEAD)
-        torch.testing.assert_close(a.head, x[: select.HEAD] @ encoder.T + pre.bias)
         assert a.cut == pytest.approx(b.cut)
