@@ -18,6 +18,7 @@ from workers.activations.corpus import Document, corpus_digest
 from workers.activations.hooks import HookPoint, choose_hook_points, drop_later_layers, probe
 from workers.activations.positions import Positions, Reader
 from workers.activations.reading import Buffers, Group, TokenizedCorpus, batches, groups, read_batch, tokenize_corpus
+from workers.activations.rounding import Rounding, round_weights
 from workers.activations.sources import SAFE_FILES, fingerprint, locate
 from workers.activations.tensorfiles import read_header, write_tensors
 from workers.errors import RunError
@@ -54,6 +55,8 @@ class HarvestSpec:
     """float32, bfloat16 or float16, of the shards."""
     compute_dtype: str | None = None
     """None: bfloat16 where the hardware computes in it, else float32."""
+    weights: Rounding | None = None
+    """What the weights are rounded to before anything is read; None: they stay as they are."""
     shard_positions: int = 16_384
     """About how many positions a shard holds: what is in memory at once, and what a kill can cost."""
     batch_tokens: int = 4_096
@@ -109,6 +112,8 @@ def open_shards(spec: HarvestSpec, check: Callable[[], None]) -> Shards:
     model, tokenizer = models.load_model(
         spec.uri, spec.adapter, roots=spec.roots, device=spec.device, dtype=dtype, cache_dir=spec.cache_dir
     )
+    if spec.weights:
+        round_weights(model, spec.weights)
     points = choose_hook_points(model, spec.hook_points)
     drop_later_layers(model, points)
     widths = probe(model, points)
@@ -135,7 +140,7 @@ def plan(spec: HarvestSpec) -> dict[str, Any]:
         "compute": [str(_compute_dtype(spec)), torch.device(spec.device).type],
         "settings": [spec.context_length, spec.skip_tokens, spec.max_norm_ratio, spec.store_dtype],
         "layout": [spec.shard_positions, spec.batch_tokens],
-    }
+    } | ({"weights": spec.weights} if spec.weights else {})
 
 
 def plan_text(spec: HarvestSpec) -> str:

@@ -87,7 +87,7 @@ class FitConfig:
     """A latent that was silent for so many positions, or a quarter of the fit where that is shorter, is dead."""
     resample_every: float = 0.05
     """Share of the steps between two resamplings; 0: never."""
-    resample_until: float = 0.8
+    resample_until: float = 0.9
     """Share of the steps after which none takes place, so that what was started can settle."""
     resample_below: float = 0.03
     """A latent that fires less often than this share of the mean rate k / m starts anew."""

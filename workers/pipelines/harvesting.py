@@ -55,15 +55,15 @@ def harvest_activations(execution: Execution, work: Work) -> tuple[str, Activati
     return name, activations, work.positions or _positions(execution, work, folder, activations)
 
 
-def _harvest(execution: Execution, work: Work, partial: Path) -> None:
+def harvest_task(execution: Execution, work: Work) -> Task:
+    """What reading the checkpoint's model takes. RunError where the family's positions have no text to read."""
     if work.positions and work.positions["documents"] is None:
         raise RunError(
             "positions-without-text",
             "the family's positions came with activations and have no text, so no model can be read at them; "
             "bring activations of this checkpoint along too",
         )
-    settings = execution.settings
-    task = Task(
+    return Task(
         uri=work.uri,
         adapter=work.adapter,
         hook_points=work.hook_points,
@@ -71,8 +71,12 @@ def _harvest(execution: Execution, work: Work, partial: Path) -> None:
         positions=work.positions,
         skip_tokens=work.policy.skip_tokens,
         max_norm_ratio=work.policy.max_norm_ratio,
-        shard_positions=settings.shard_positions,
+        shard_positions=execution.settings.shard_positions,
     )
+
+
+def _harvest(execution: Execution, work: Work, partial: Path) -> None:
+    settings, task = execution.settings, harvest_task(execution, work)
     spec = task.spec(settings, execution.artifacts, str(device_of(execution)))
     # Without a broker nobody could be told to help.
     sharing = Shared(execution, task) if settings.broker_url and settings.share_harvests else None

@@ -9,7 +9,7 @@ from service.families.schemas import CrosscoderOptions
 from service.kit.artifacts import content_key
 from service.models import Checkpoint
 from service.verdicts import logic as verdicts
-from service.verdicts.generations import Ancestor, anchors, fitted_fvu, why_refit
+from service.verdicts.generations import Ancestor, anchors, fitted_fvu, itself, why_refit
 from service.verdicts.policy import Policy
 from workers.errors import RunError
 from workers.execution import Execution
@@ -108,6 +108,33 @@ def load(execution: Execution) -> Work:
         anchors=[Kept(**_kept(one, checkpoint.hook_points)) for one in anchored],
         together=[Kept(**_kept(one, checkpoint.hook_points)) for one in reversed(ancestors)] if waiting else [],
         fitted_fvu=fitted_fvu(ancestors),
+    )
+
+
+def load_against_itself(execution: Execution) -> Work:
+    """A judged checkpoint as a child of its own that is extended onto. Its artifacts stand apart, in the run's folder."""
+    with execution.read() as session:
+        subject = verdicts.subject(session, str(execution.checkpoint_id))
+        parent = _parent(itself(session, subject.checkpoint), subject.checkpoint.hook_points)
+    checkpoint, family = subject.checkpoint, subject.family
+    return Work(
+        family_id=f"{family.id}/calibrations/{execution.run_id}",
+        family_name=family.name,
+        checkpoint_id=checkpoint.id,
+        name=checkpoint.name,
+        uri=checkpoint.uri,
+        adapter=checkpoint.adapter,
+        digest=checkpoint.digest,
+        hook_points=list(checkpoint.hook_points),
+        corpus=dict(family.corpus),
+        crosscoder=CrosscoderOptions.model_validate(family.crosscoder).model_dump(),
+        policy=Policy.model_validate(family.policy),
+        positions=family.positions,
+        n_features=family.n_features,
+        generation=parent.generation,
+        fit="extend",
+        why="extend",
+        parent=parent,
     )
 
 

@@ -43,7 +43,7 @@ class Products(NamedTuple):
     both: Tensor
     """<D_c, R D_b>"""
     fvu: Tensor
-    """[h] share of the checkpoint's variance that the code does not explain"""
+    """[h] share of the checkpoint's variance that the code's latents, read anew from it, do not explain"""
 
 
 def procrustes(now: Tensor, before: Tensor, weight: Tensor) -> Tensor | None:
