@@ -17,36 +17,41 @@ from typing import Any
 
 from scipy import sparse
 
-from benchmarks.planted_data import HOOK_POINT, Lineage, make_lineage, write_checkpoint
+from benchmarks.planted_data import HOOK_POINT, SCENARIOS, Lineage, make_lineage, scenario, write_checkpoint
 from benchmarks.planted_score import Matching, id_stability, match, ratio_errors, score
 from service.client import Client
 from workers.demo.installation import Installation
 
 FAMILY = "planted"
 CROSSCODER = {"n_features": 1024, "k": 12, "steps": 2000, "batch_size": 2048}
+SMALL_CROSSCODER = {"n_features": 256, "k": 6, "steps": 600, "batch_size": 1024}
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description="Verdicts on a planted lineage, scored against the truth.")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scenario", choices=SCENARIOS, default="plain")
+    parser.add_argument(
+        "--small", action="store_true", help="a quarter of the features and of the width, for a quick look"
+    )
     parser.add_argument("--checkpoints", type=int, default=6)
-    parser.add_argument("--positions", type=int, default=60_000)
+    parser.add_argument("--positions", type=int, help="60000, or 12000 with --small")
     parser.add_argument("--crosscoder", type=json.loads, default={}, help="options of the family's crosscoder, as JSON")
     parser.add_argument("--policy", type=json.loads, default={}, help="thresholds of the family's policy, as JSON")
     parser.add_argument("--shape", type=json.loads, default={}, help="fields of planted_data.Shape, as JSON")
     parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
     options = parser.parse_args()
-    shape = {"n_checkpoints": options.checkpoints, "n_positions": options.positions} | options.shape
-    lineage = make_lineage(options.seed, **shape)
-    crosscoder = CROSSCODER | {"seed": options.seed} | options.crosscoder
+    sizes = {"n_checkpoints": options.checkpoints} | ({"n_positions": options.positions} if options.positions else {})
+    lineage = make_lineage(options.seed, scenario(options.scenario, small=options.small, **(sizes | options.shape)))
+    crosscoder = (SMALL_CROSSCODER if options.small else CROSSCODER) | {"seed": options.seed} | options.crosscoder
     with tempfile.TemporaryDirectory(prefix="featurewatch-planted-") as folder:
         data_dir, releases = Path(folder, "data"), Path(folder, "releases")
         data_dir.mkdir()
         with Installation(data_dir, [releases]) as installation, Client(installation.url) as client:
             client.create_family(FAMILY, [HOOK_POINT], crosscoder=crosscoder, policy=options.policy)
             result = measure(lineage, releases, client, log=sys.stderr if options.json else sys.stdout)
-    print(json.dumps({"seed": options.seed, "crosscoder": crosscoder} | result))
+    print(json.dumps({"seed": options.seed, "scenario": options.scenario, "crosscoder": crosscoder} | result))
 
 
 def measure(lineage: Lineage, releases: Path, client: Client, *, log: Any) -> dict[str, Any]:

@@ -5,32 +5,48 @@ pairs are taken greedily, best first, one to one. Under a correlation of 0.5 the
 and every one of its verdicts counts as wrong.
 
 **What is scored.** Each planted feature at each checkpoint from the second on, against its parent. The truth is
-`Lineage.truth(c).against_parent`: an event counts at its onset; a feature that was suppressed and stays at its level is
-`present` afterwards; one that was removed is `absent` at its onset *and at each later checkpoint* (absent then and
-absent now is still absent). Of a feature that is not born yet nothing is expected, and `present`, `suppressed` or
-`emerged` said of it is a false positive of that class.
+`Lineage.truth(c).against_parent`: an event counts at its onset; a feature that was suppressed, amplified or relocated
+and stays so is `present` afterwards. What is gone is `absent` (removed) or `replaced` at its onset, and stays `absent`
+at each later checkpoint; of what was replaced `replaced` is as right then. Of a feature that is not born yet nothing is
+expected: to call it `absent` or `indeterminate` costs nothing, every other status is a false positive of its class.
 
 **Latents without a planted feature.** One that is called `emerged` is a false positive, also where it is a second
-latent of a feature that did emerge. One that is called `suppressed` or `absent` is a false positive unless the planted
-feature that it follows most closely (correlation at least 0.3) has that status there.
+latent of a feature that did emerge. One with another status that is a change is a false positive unless that is right
+for the planted feature that it follows most closely (correlation at least 0.3).
 
-**Macro-F1**: mean of the F1 of present, suppressed, absent and emerged, each over all scored pairs of all checkpoints.
+**Macro-F1**: mean of the F1 of present, suppressed, absent, relocated, replaced and emerged, of those that the lineage
+has, each over all scored pairs of all checkpoints. Amplified is reported beside them.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from benchmarks.planted_data import ABSENT, EMERGED, PRESENT, SUPPRESSED, UNBORN, Lineage
+from benchmarks.planted_data import Lineage
+from benchmarks.planted_shape import (
+    ABSENT,
+    AMPLIFIED,
+    EMERGED,
+    EVENT_STATUS,
+    PRESENT,
+    RELOCATED,
+    REPLACED,
+    SUCCEEDED,
+    SUPPRESSED,
+    UNBORN,
+)
 
-CLASSES = (PRESENT, SUPPRESSED, ABSENT, EMERGED)
+CLASSES = (PRESENT, SUPPRESSED, ABSENT, RELOCATED, REPLACED, EMERGED)
+CHANGES = (SUPPRESSED, AMPLIFIED, ABSENT, RELOCATED, REPLACED, EMERGED)
+MISSED = "missed"
+"""What is said of a planted feature that has no latent."""
 MATCHED_CORRELATION = 0.5
 FOLLOWS_CORRELATION = 0.3
-EVENT_STATUS = {"suppressed": SUPPRESSED, "removed": ABSENT, "born": EMERGED}
 
 Verdicts = Mapping[int, Mapping[int, str]]
 """Checkpoint (from 2) -> number of the feature -> status."""
@@ -46,6 +62,11 @@ class Matching:
     """float [n_planted]: of the greedy pair, also under the threshold; 0 where no latent was left."""
     follows: dict[int, int]
     """Number of an unmatched feature -> the planted one that it follows, where it follows any."""
+
+    @cached_property
+    def numbers(self) -> set[int]:
+        """Features that are some planted one."""
+        return set(self.latent.tolist())
 
 
 def correlations(planted: sparse.csr_array, codes: sparse.csr_array) -> np.ndarray:
@@ -85,50 +106,101 @@ def match(planted: sparse.csr_array, codes: sparse.csr_array, numbers: Sequence[
     return Matching(latent, best, follows)
 
 
-def score(lineage: Lineage, verdicts: Verdicts, matching: Matching) -> dict[str, Any]:
-    """F1 by class, macro-F1, onset accuracy, and what went wrong most. See the module's docstring for the rules."""
-    hits: Counter[str] = Counter()
-    false_positives: Counter[str] = Counter()
-    false_negatives: Counter[str] = Counter()
-    confusion: Counter[str] = Counter()
-    for checkpoint, said_of in verdicts.items():
-        truth = lineage.truth(checkpoint).against_parent
+Matchings = Matching | Mapping[int, Matching]
+"""One for the whole lineage, or one for each checkpoint: where each step has a dictionary of its own."""
+
+
+def score(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[str, Any]:
+    """Precision, recall and F1 by class, macro-F1, onset accuracy, and what went wrong most.
+
+    `macro_f1_matched` leaves missed features out: what a dictionary of another size would say of what it holds.
+    See the module's docstring for the rules.
+    """
+    tally, missed = _Tally(), 0
+    for checkpoint, said_of in sorted(verdicts.items()):
+        truth, at = lineage.truth(checkpoint).against_parent, _at(matching, checkpoint)
+        succeeded = _succeeded_before(lineage, checkpoint)
         for feature, right in enumerate(truth):
-            said = _said(said_of, int(matching.latent[feature]))
-            if said == right:
-                hits[right] += 1
-                continue
-            if right != UNBORN:
-                false_negatives[right] += 1
-            elif said == ABSENT:
-                continue  # what is not born yet is not there
-            false_positives[said] += 1
-            if said in CLASSES or right != UNBORN:
-                confusion[f"{right} -> {said}"] += 1
-        for status, count in _unmatched_false_positives(said_of, matching, truth).items():
-            false_positives[status] += count
-            confusion[f"nothing -> {status}"] += count
-    f1 = {
-        status: 2 * hits[status] / max(2 * hits[status] + false_positives[status] + false_negatives[status], 1)
-        for status in CLASSES
-    }
+            tally.add(right, _said(said_of, int(at.latent[feature])), feature in succeeded)
+        for number, status in said_of.items():
+            if status in CHANGES and number not in at.numbers:
+                follows = at.follows.get(number)
+                accepted = follows is not None and _right(truth[follows], status, follows in succeeded)
+                if status == EMERGED or not accepted:
+                    tally.add_unmatched(status)
+        missed = int((at.latent < 0).sum())
+    found = tally.classes()
+    scored = [status for status in CLASSES if found[status]["support"]]
     return {
-        "macro_f1": sum(f1.values()) / len(f1),
-        "f1": f1,
-        "confusion": dict(confusion.most_common()),
-        "missed": int((matching.latent < 0).sum()),
-        "onset_accuracy": onset_accuracy(lineage, verdicts, matching),
+        "macro_f1": _mean([found[status]["f1"] for status in scored]),
+        "macro_f1_matched": _mean([found[status]["f1_matched"] for status in scored]),
+        "f1": {status: found[status]["f1"] for status in found},
+        "classes": found,
+        "confusion": dict(tally.confusion.most_common()),
+        "missed": missed,
+        "onset_accuracy": _mean(list(_onsets(lineage, verdicts, matching).values())),
+        "onset_by_kind": onset_by_kind(lineage, verdicts, matching),
     }
 
 
-def onset_accuracy(lineage: Lineage, verdicts: Verdicts, matching: Matching) -> float:
-    """Share of events whose status is first said at the checkpoint where it happened. A missed feature is wrong."""
-    right = 0
-    for event in lineage.events:
-        latent = int(matching.latent[event.feature])
-        said_at = [c for c in sorted(verdicts) if _said(verdicts[c], latent) == EVENT_STATUS[event.kind]]
-        right += bool(said_at) and said_at[0] == event.checkpoint
-    return right / max(len(lineage.events), 1)
+class _Tally:
+    """Counts of right and wrong statuses."""
+
+    def __init__(self) -> None:
+        self.hits: Counter[str] = Counter()
+        self.false_positives: Counter[str] = Counter()
+        self.false_negatives: Counter[str] = Counter()
+        self.missed: Counter[str] = Counter()
+        self.confusion: Counter[str] = Counter()
+
+    def add(self, right: str, said: str, succeeded: bool) -> None:
+        if _right(right, said, succeeded):
+            self.hits[right] += 1
+            return
+        if right != UNBORN:
+            self.false_negatives[right] += 1
+            self.missed[right] += said == MISSED
+        elif said == ABSENT:
+            return  # what is not born yet is not there
+        self.false_positives[said] += 1
+        if right != UNBORN or said in CHANGES or said == PRESENT:
+            self.confusion[f"{right} -> {said}"] += 1
+
+    def add_unmatched(self, status: str) -> None:
+        self.false_positives[status] += 1
+        self.confusion[f"nothing -> {status}"] += 1
+
+    def classes(self) -> dict[str, dict[str, float]]:
+        found = {}
+        for status in (*CLASSES, AMPLIFIED):
+            hits, wrong, lost = self.hits[status], self.false_positives[status], self.false_negatives[status]
+            found[status] = {
+                "precision": hits / max(hits + wrong, 1),
+                "recall": hits / max(hits + lost, 1),
+                "f1": 2 * hits / max(2 * hits + wrong + lost, 1),
+                "f1_matched": 2 * hits / max(2 * hits + wrong + lost - self.missed[status], 1),
+                "support": hits + lost,
+            }
+        return found
+
+
+def onset_by_kind(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[str, float]:
+    """Share of events whose status is first said at the checkpoint where it happened, by kind of event."""
+    right = _onsets(lineage, verdicts, matching)
+    kinds = dict.fromkeys(event.kind for event in lineage.events)
+    return {kind: _mean([right[n] for n, e in enumerate(lineage.events) if e.kind == kind]) for kind in kinds}
+
+
+def _onsets(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[int, float]:
+    """Number of the event -> 1 where its status is first said at its onset, else 0. A missed feature is wrong."""
+    born = {e.feature: e.checkpoint for e in lineage.events if EVENT_STATUS[e.kind] == EMERGED}
+    right = {}
+    for number, event in enumerate(lineage.events):
+        checkpoints = [c for c in sorted(verdicts) if c >= born.get(event.feature, 0)]
+        latents = {c: int(_at(matching, c).latent[event.feature]) for c in checkpoints}
+        said_at = [c for c in checkpoints if _said(verdicts[c], latents[c]) == EVENT_STATUS[event.kind]]
+        right[number] = float(bool(said_at) and said_at[0] == event.checkpoint)
+    return right
 
 
 def ratio_errors(
@@ -155,17 +227,41 @@ def id_stability(before: Matching, after: Matching) -> float:
     return float((before.latent[had] == after.latent[had]).mean()) if had.any() else 0.0
 
 
+def successors_named(
+    lineage: Lineage, named: Mapping[int, Mapping[int, Sequence[int]]], matching: Matching
+) -> dict[str, Any]:
+    """Whether the latents of the planted successors are among those that are named at the onset.
+
+    named: checkpoint -> number of the predecessor -> numbers of its successors. `right` is the share of replaced,
+    split and merged features all of whose planted successors are named; `extra` the mean number of others named.
+    """
+    right, extra = [], []
+    for event in lineage.events:
+        if event.kind in SUCCEEDED:
+            told = set(named.get(event.checkpoint, {}).get(int(matching.latent[event.feature]), ()))
+            planted = {int(matching.latent[i]) for i in event.successors}
+            right.append(float(-1 not in planted and planted <= told))
+            extra.append(float(len(told - planted)))
+    return {"n": len(right), "right": _mean(right), "extra": _mean(extra)}
+
+
+def _at(matching: Matchings, checkpoint: int) -> Matching:
+    return matching if isinstance(matching, Matching) else matching[checkpoint]
+
+
 def _said(said_of: Mapping[int, str], latent: int) -> str:
-    """Status of a planted feature's latent; `unborn` where the service does not know the latent yet."""
-    return "missed" if latent < 0 else said_of.get(latent, UNBORN)
+    """Status of a planted feature's latent; `unborn` where it is not known yet."""
+    return MISSED if latent < 0 else said_of.get(latent, UNBORN)
 
 
-def _unmatched_false_positives(said_of: Mapping[int, str], matching: Matching, truth: Sequence[str]) -> Counter[str]:
-    matched, wrong = set(matching.latent.tolist()), Counter[str]()
-    for number, status in said_of.items():
-        if number in matched or status not in (SUPPRESSED, ABSENT, EMERGED):
-            continue
-        follows = matching.follows.get(number)
-        if status == EMERGED or follows is None or truth[follows] != status:
-            wrong[status] += 1
-    return wrong
+def _right(truth: str, said: str, succeeded: bool) -> bool:
+    """succeeded: the feature was replaced at an earlier checkpoint."""
+    return said == truth or (succeeded and truth == ABSENT and said == REPLACED)
+
+
+def _succeeded_before(lineage: Lineage, checkpoint: int) -> set[int]:
+    return {e.feature for e in lineage.events if e.kind in SUCCEEDED and e.checkpoint < checkpoint}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else 0.0
