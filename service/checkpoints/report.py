@@ -10,10 +10,12 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from service.checkpoints import queries
+from service.features import findings
 from service.features import logic as features
 from service.features.queries import Filter
-from service.features.schemas import STATUSES, FeatureRow, Status
+from service.features.schemas import STATUSES, FeatureRow, Status, Summary
 from service.features.sorting import order_of
+from service.kit.artifacts import ArtifactStore
 from service.kit.problems import NotAcceptableError
 from service.lineage import logic as lineage
 from service.lineage.schemas import LINK_KINDS, Refit
@@ -22,7 +24,6 @@ from service.models import Family
 LARGEST = 50
 Format = Literal["json", "markdown", "html"]
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "markdown": "text/markdown", "html": "text/html"}
-_CHANGED: tuple[Status, ...] = ("suppressed", "amplified", "absent", "relocated", "replaced", "emerged")
 
 
 class ReportAlert(BaseModel):
@@ -35,7 +36,7 @@ class ReportAlert(BaseModel):
     created_at: datetime
 
 
-class Report(BaseModel):
+class Report(Summary):
     """What changed in one checkpoint against a baseline."""
 
     family: str
@@ -45,21 +46,33 @@ class Report(BaseModel):
     generation: int | None
     features: int = Field(description="How many were judged.")
     counts: dict[Status, int]
-    changes: list[FeatureRow] = Field(description=f"The largest, at most {LARGEST}.")
+    changes: list[FeatureRow] = Field(description=f"The largest, at most {LARGEST}; `findings` has them in words.")
     refit: Refit | None = Field(description="What became of the features, where its run fitted a new generation.")
     quality: dict[str, Any]
     alerts: list[ReportAlert]
 
 
-def report(session: Session, family: Family, checkpoint: str, baseline: str | None) -> Report:
-    """The report of a judged checkpoint against its parent or any other judged one. Raises 404 and 409."""
+def report(
+    session: Session,
+    artifacts: ArtifactStore,
+    family: Family,
+    checkpoint: str,
+    baseline: str | None,
+    wanted: Filter | None = None,
+) -> Report:
+    """The report of a judged checkpoint against its parent or any other judged one. Raises 404 and 409.
+
+    `wanted` chooses among the changes and findings; counts are of all features.
+    """
     asked = features.comparison(session, family, checkpoint, baseline)
+    wanted = wanted or Filter()
     counts = features.counts(session, asked)
-    found = features.rows(
-        session, asked, wanted=Filter(_CHANGED), order=order_of("change", None), after=None, limit=LARGEST
-    )
+    told = findings.summary(session, artifacts, asked, counts, wanted)
+    order = order_of("change", None)
+    found = features.rows(session, asked, wanted=findings.changed(wanted), order=order, after=None, limit=LARGEST)
     alerts = queries.alerts(session, asked.checkpoint.id)
     return Report(
+        **dict(told),
         family=family.name,
         checkpoint=asked.checkpoint.name,
         baseline=asked.baseline.name if asked.baseline else None,

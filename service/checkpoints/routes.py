@@ -10,8 +10,9 @@ from service.checkpoints import logic, queries
 from service.checkpoints.report import MEDIA_TYPES, Report, choose_format, render, report
 from service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointState, Registration, view
 from service.families import logic as families
+from service.features.queries import Filter
 from service.kit.pages import Page, Paging
-from service.kit.sessions import AppSettings, ReadSession, WriteSession
+from service.kit.sessions import AppArtifacts, AppSettings, ReadSession, WriteSession
 from service.models import Checkpoint, Family
 from service.runs import schemas as run_schemas
 
@@ -66,12 +67,21 @@ def get_report(
     family: str,
     name: str,
     session: ReadSession,
+    artifacts: AppArtifacts,
     baseline: Annotated[str | None, Query(description="Left out: the checkpoint's parent.")] = None,
+    min_change: Annotated[
+        float | None, Query(ge=0, description="Only findings of at least this `change`: 1 is halved or doubled.")
+    ] = None,
+    max_q: Annotated[
+        float | None,
+        Query(ge=0, le=1, description="Only findings with a `q_value` up to this; what is new has none."),
+    ] = None,
     form: Annotated[str | None, Query(alias="format", description="json, markdown or html.")] = None,
     accept: Annotated[str, Header()] = "*/*",
 ) -> Response:
     chosen = choose_format(form, accept)
-    document = report(session, families.get(session, family), name, baseline)
+    wanted = Filter(min_change=min_change, max_q=max_q)
+    document = report(session, artifacts, families.get(session, family), name, baseline, wanted)
     text = document.model_dump_json() if chosen == "json" else render(document, chosen)
     return Response(text, media_type=MEDIA_TYPES[chosen])
 

@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,26 @@ def examples(
         if len(columns):
             return checkpoint, _examples(artifacts, family, code, int(columns[0]), limit)
     raise NotFoundError(f"No code holds the feature F{feature.number} (yet).", code="no-code")
+
+
+def examples_of(
+    session: Session, artifacts: ArtifactStore, family: Family, numbers: Sequence[int], limit: int
+) -> dict[int, list[Example]]:
+    """Feature number -> its top examples, of many features at once; empty where nothing is kept of them (any more)."""
+    found: dict[int, list[Example]] = {number: [] for number in numbers}
+    wanted = set(numbers)
+    for code, _ in queries.codes(session, family.id):
+        if not wanted:
+            break
+        try:
+            columns = feature_numbers(artifacts, code)
+            here = {int(columns[column]): int(column) for column in np.flatnonzero(np.isin(columns, list(wanted)))}
+            for number, column in here.items():
+                found[number] = _examples(artifacts, family, code, column, limit)
+        except (FileNotFoundError, NotFoundError):
+            continue  # a report is worth having without them
+        wanted -= set(here)
+    return found
 
 
 def _examples(artifacts: ArtifactStore, family: Family, code: Code, column: int, limit: int) -> list[Example]:

@@ -1,7 +1,7 @@
 """Features: lists for a checkpoint and a baseline, single ones, and what people say of them."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -87,11 +87,36 @@ def compare(session: Session, asked: Comparison) -> Sequence[VerdictRow]:
     return asked.computed
 
 
-def counts(session: Session, asked: Comparison) -> dict[str, int]:
-    """Status -> how many features have it."""
+def counts(session: Session, asked: Comparison, wanted: Filter | None = None) -> dict[str, int]:
+    """Status -> how many features have it; of those that fit the filter."""
     if asked.stored:
-        return queries.counts(session, asked.checkpoint.id)
-    return dict(Counter(str(row.status) for row in compare(session, asked)))
+        return queries.counts(session, asked.family.id, asked.checkpoint.id, wanted)
+    found = compare(session, asked)
+    if wanted is not None:
+        found = _select(found, session, asked.family, wanted)
+    return dict(Counter(str(row.status) for row in found))
+
+
+def of_numbers(session: Session, asked: Comparison, numbers: Sequence[int]) -> list[tuple[VerdictRow, Feature]]:
+    """Verdicts of a few features, with these, in the order of `numbers`; those that have none are left out."""
+    if asked.stored:
+        stored = queries.of_numbers(session, asked.family.id, asked.checkpoint.id, numbers)
+        found = {feature.number: cast(tuple[VerdictRow, Feature], (row, feature)) for row, feature in stored}
+    else:
+        wanted = set(numbers)
+        features = queries.by_numbers(session, asked.family.id, numbers)
+        found = {n: (row, features[n]) for row in compare(session, asked) if (n := int(row.feature)) in wanted}
+    return [found[number] for number in numbers if number in found]
+
+
+def intervals(
+    session: Session, asked: Comparison, wanted: Filter
+) -> Sequence[tuple[int, int, float | None, float | None]]:
+    """(number, firings, ends of the projection ratio's interval) of the features that fit the filter."""
+    if asked.stored:
+        return queries.intervals(session, asked.family.id, asked.checkpoint.id, wanted)
+    found = _select(compare(session, asked), session, asked.family, wanted)
+    return [(int(row.feature), row.firings, row.projection_ratio_lo, row.projection_ratio_hi) for row in found]
 
 
 def show(session: Session, asked: Comparison, found: Sequence[tuple[VerdictRow, Feature]]) -> list[FeatureRow]:
@@ -137,8 +162,16 @@ def patch(feature: Feature, body: FeaturePatch) -> None:
 
 
 def _select(found: Sequence[VerdictRow], session: Session, family: Family, wanted: Filter) -> list[VerdictRow]:
-    keep: Callable[[VerdictRow], bool] = lambda row: not wanted.statuses or row.status in wanted.statuses  # noqa: E731
-    chosen = [row for row in found if keep(row)]
+    """What `queries.page` selects in SQL."""
+    chosen = list(found)
+    if wanted.statuses:
+        chosen = [row for row in chosen if row.status in wanted.statuses]
+    if wanted.min_change is not None:
+        chosen = [row for row in chosen if row.change >= wanted.min_change]
+    if wanted.max_q is not None:
+        chosen = [row for row in chosen if row.q_value is not None and row.q_value <= wanted.max_q]
+    if wanted.changed:
+        chosen = [row for row in chosen if row.status != "absent" or row.change > 0]
     if wanted.by_feature:
         numbers = queries.matching(session, family.id, wanted)
         chosen = [row for row in chosen if int(row.feature) in numbers]

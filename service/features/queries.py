@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Text, cast, func, or_, select
+from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from service.kit.ids import parse_feature_id
@@ -25,6 +25,11 @@ class Filter:
     q: str | None = None
     tag: str | None = None
     watched: bool | None = None
+    min_change: float | None = None
+    max_q: float | None = None
+    """Features without a q-value are left out."""
+    changed: bool = False
+    """Without those that were gone at the baseline already and still are."""
 
     @property
     def by_feature(self) -> bool:
@@ -48,8 +53,7 @@ def page(
         .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
         .where(Verdict.checkpoint_id == checkpoint_id)
     )
-    if wanted.statuses:
-        statement = statement.where(Verdict.status.in_(wanted.statuses))
+    statement = statement.where(*_by_verdict(wanted))
     if wanted.by_feature:
         # In the order of changes, a rare tag would be looked for in every row; few features are looked up one by one.
         found = matching(session, family_id, wanted, limit=_FEW + 1)
@@ -60,8 +64,7 @@ def page(
 
 def matching(session: Session, family_id: str, wanted: Filter, limit: int | None = None) -> set[int]:
     """Numbers of the features of a family that fit the filter's questions about features."""
-    statement = select(Feature.number).where(Feature.family_id == family_id)
-    return set(session.scalars(_narrow(statement, wanted).limit(limit)))
+    return set(session.scalars(_narrow(_numbers(family_id), wanted).limit(limit)))
 
 
 def by_numbers(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Feature]:
@@ -75,12 +78,44 @@ def get(session: Session, family_id: str, number: int) -> Feature | None:
     return session.get(Feature, (family_id, number))
 
 
-def counts(session: Session, checkpoint_id: str) -> dict[str, int]:
-    """Status -> how many features have it in a checkpoint, against its parent."""
+def counts(session: Session, family_id: str, checkpoint_id: str, wanted: Filter | None = None) -> dict[str, int]:
+    """Status -> how many features have it in a checkpoint, against its parent; of those that fit the filter."""
+    wanted = wanted or Filter()
+    statement = select(Verdict.status, func.count()).where(Verdict.checkpoint_id == checkpoint_id, *_by_verdict(wanted))
+    if wanted.by_feature:
+        statement = statement.where(Verdict.feature.in_(_narrow(_numbers(family_id), wanted)))
+    return {row[0]: row[1] for row in session.execute(statement.group_by(Verdict.status))}
+
+
+def of_numbers(
+    session: Session, family_id: str, checkpoint_id: str, numbers: Sequence[int]
+) -> Sequence[tuple[Verdict, Feature]]:
+    """Stored verdicts of a few features, with these."""
     statement = (
-        select(Verdict.status, func.count()).where(Verdict.checkpoint_id == checkpoint_id).group_by(Verdict.status)
+        select(Verdict, Feature)
+        .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
+        .where(Verdict.family_id == family_id, Verdict.checkpoint_id == checkpoint_id, Verdict.feature.in_(numbers))
     )
-    return {row[0]: row[1] for row in session.execute(statement)}
+    return [(row[0], row[1]) for row in session.execute(statement)]
+
+
+def intervals(
+    session: Session, family_id: str, checkpoint_id: str, wanted: Filter
+) -> Sequence[tuple[int, int, float | None, float | None]]:
+    """(number, firings, ends of the projection ratio's interval) of the stored verdicts that fit the filter."""
+    columns = (Verdict.feature, Verdict.firings, Verdict.projection_ratio_lo, Verdict.projection_ratio_hi)
+    statement = select(*columns).where(Verdict.checkpoint_id == checkpoint_id, *_by_verdict(wanted))
+    if wanted.by_feature:
+        statement = statement.where(Verdict.feature.in_(_narrow(_numbers(family_id), wanted)))
+    return [(row[0], row[1], row[2], row[3]) for row in session.execute(statement)]
+
+
+def mean_cosine(session: Session, checkpoint_id: str) -> float | None:
+    """Mean direction cosine of a checkpoint's features against its parent, of those that are there in both."""
+    statement = select(func.avg(Verdict.direction_cosine)).where(
+        Verdict.checkpoint_id == checkpoint_id, Verdict.status.in_(("present", "amplified"))
+    )
+    return session.scalar(statement)
 
 
 def course(session: Session, family_id: str, number: int) -> Sequence[tuple[Verdict, str, str | None]]:
@@ -105,6 +140,24 @@ def codes(session: Session, family_id: str) -> Sequence[tuple[Code, str]]:
         .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
     )
     return [(row[0], row[1]) for row in session.execute(statement)]
+
+
+def _numbers(family_id: str) -> Select[int]:
+    return select(Feature.number).where(Feature.family_id == family_id)
+
+
+def _by_verdict(wanted: Filter) -> list[ColumnElement[bool]]:
+    """The filter's conditions on the verdict table."""
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.statuses:
+        conditions.append(Verdict.status.in_(wanted.statuses))
+    if wanted.min_change is not None:
+        conditions.append(Verdict.change >= wanted.min_change)
+    if wanted.max_q is not None:
+        conditions.append(Verdict.q_value <= wanted.max_q)
+    if wanted.changed:
+        conditions.append(or_(Verdict.status != "absent", Verdict.change > 0))
+    return conditions
 
 
 def _narrow(statement: Statement, wanted: Filter) -> Statement:

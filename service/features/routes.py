@@ -7,7 +7,7 @@ from starlette.responses import StreamingResponse
 
 from service.auth.guard import BY_METHOD
 from service.families import logic as families
-from service.features import codes, logic
+from service.features import codes, findings, logic
 from service.features.queries import Filter
 from service.features.schemas import (
     STATUSES,
@@ -31,7 +31,18 @@ StatusQuery = Annotated[list[Status] | None, Query(description="May be given sev
 TextQuery = Annotated[str | None, Query(max_length=200, description="Part of a label or of a top token, or an id.")]
 TagQuery = Annotated[str | None, Query(max_length=64)]
 WatchedQuery = Annotated[bool | None, Query()]
-SortQuery = Annotated[SortName, Query(description="Missing values go last.")]
+SortQuery = Annotated[
+    SortName,
+    Query(description="Missing values go last. `least_change`: by the smallest change that the interval allows."),
+]
+MinChangeQuery = Annotated[
+    float | None,
+    Query(ge=0, description="Least `change`: factors of two, so 1 is halved or doubled. What is in the band has 0."),
+]
+MaxQQuery = Annotated[
+    float | None,
+    Query(ge=0, le=1, description="Largest `q_value`. Features that have none (new ones) are left out."),
+]
 OrderQuery = Annotated[Direction | None, Query(description="Left out: what is natural for the sort key.")]
 
 
@@ -46,19 +57,22 @@ def list_features(
     q: TextQuery = None,
     tag: TagQuery = None,
     watched: WatchedQuery = None,
+    min_change: MinChangeQuery = None,
+    max_q: MaxQQuery = None,
     sort: SortQuery = "change",
     order: OrderQuery = None,
 ) -> Page[FeatureRow]:
     asked = logic.comparison(session, families.get(session, family), checkpoint, baseline)
-    wanted = Filter(tuple(status or ()), q, tag, watched)
+    wanted = Filter(tuple(status or ()), q, tag, watched, min_change, max_q)
     data, cursor = _page(session, paging, asked, wanted, sort, order)
     return Page(data=data, next_cursor=cursor)
 
 
-@router.get("/diff", summary="Any two checkpoints, feature by feature", response_model_by_alias=True)
+@router.get("/diff", summary="Any two checkpoints, in words and feature by feature", response_model_by_alias=True)
 def diff(
     family: str,
     session: ReadSession,
+    artifacts: AppArtifacts,
     paging: Paging,
     from_: Annotated[str, Query(alias="from", description="The baseline.")],
     to: Annotated[str, Query(description="The checkpoint that is judged.")],
@@ -66,15 +80,18 @@ def diff(
     q: TextQuery = None,
     tag: TagQuery = None,
     watched: WatchedQuery = None,
+    min_change: MinChangeQuery = None,
+    max_q: MaxQQuery = None,
     sort: SortQuery = "change",
     order: OrderQuery = None,
 ) -> Diff:
     asked = logic.comparison(session, families.get(session, family), to, from_)
-    wanted = Filter(tuple(status or ()), q, tag, watched)
+    wanted = Filter(tuple(status or ()), q, tag, watched, min_change, max_q)
     data, cursor = _page(session, paging, asked, wanted, sort, order)
     found = logic.counts(session, asked)
     counts = {name: found.get(name, 0) for name in STATUSES}
-    return Diff(**{"from": from_}, to=to, counts=counts, data=data, next_cursor=cursor)
+    told = findings.summary(session, artifacts, asked, found, wanted)
+    return Diff(**dict(told), **{"from": from_}, to=to, counts=counts, data=data, next_cursor=cursor)
 
 
 def _page(

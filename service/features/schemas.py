@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.kit.ids import feature_id
 from service.lineage.schemas import LineageLink
 from service.models import Feature
+from service.verdicts.reasons import Reason
 
 Status = Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
 STATUSES: tuple[Status, ...] = (
@@ -145,8 +146,55 @@ class CodeColumns(BaseModel):
     feature_ids: list[str]
 
 
-class Diff(BaseModel):
-    """Any two checkpoints, feature by feature."""
+class Finding(BaseModel):
+    """One change, in plain words, with the figures and places behind it."""
+
+    feature: FeatureRow
+    what: str = Field(description="What happened to it, how much of it is left, and who took over.")
+    how_sure: str = Field(description="The q-value in words, or what else it was judged by.")
+    examples: list[Example] = Field(description="Where it fires most strongly.")
+
+
+class ReasonCount(BaseModel):
+    """How many features could not be judged for one reason."""
+
+    reason: Reason
+    text: str
+    features: int
+
+
+class Unjudged(BaseModel):
+    """A feature that could not be judged."""
+
+    feature: FeatureRow
+    reason: Reason
+    why: str = Field(description="The reason with its figures.")
+    detectable: str = Field(description="What could have been seen: the minimum detectable ratio in words.")
+
+
+class NotJudged(BaseModel):
+    """What could not be judged, and why."""
+
+    features: int
+    watched: int
+    reasons: list[ReasonCount] = Field(description="Most frequent first.")
+    named: list[Unjudged] = Field(description="Watched ones first, then those that fire most.")
+
+
+class Summary(BaseModel):
+    """What changed between two checkpoints, in plain words, in the order in which one should look at it."""
+
+    headline: str
+    findings: list[Finding] = Field(
+        description="Watched features first, then by status (absent, replaced, suppressed, relocated, amplified, "
+        "emerged) and by the smallest change that the interval allows."
+    )
+    not_judged: NotJudged
+    caveats: list[str] = Field(description="What stands against relying on these verdicts.")
+
+
+class Diff(Summary):
+    """Any two checkpoints, in words and feature by feature."""
 
     from_: str = Field(serialization_alias="from", validation_alias="from")
     to: str

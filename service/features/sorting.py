@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import func
+from sqlalchemy import ColumnElement, and_, case, func
 
 from service.features.schemas import VerdictRow
 from service.kit.pages import SortKey
@@ -11,7 +11,7 @@ from service.models import Verdict
 
 SortName = Literal[
     "change", "id", "projection_ratio", "strength_ratio", "orthogonal_ratio", "strength", "readability",
-    "direction_cosine", "q_value", "firing_rate", "firings",
+    "direction_cosine", "q_value", "firing_rate", "firings", "least_change", "minimum_detectable_ratio",
 ]  # fmt: skip
 Direction = Literal["asc", "desc"]
 
@@ -19,11 +19,13 @@ Direction = Literal["asc", "desc"]
 _NATURAL: dict[SortName, Direction] = {
     "change": "desc", "id": "asc", "projection_ratio": "asc", "strength_ratio": "asc", "orthogonal_ratio": "desc",
     "strength": "desc", "readability": "desc", "direction_cosine": "asc", "q_value": "asc", "firing_rate": "desc",
-    "firings": "desc",
+    "firings": "desc", "least_change": "desc", "minimum_detectable_ratio": "desc",
 }  # fmt: skip
 _FARTHEST = 1e308
 """Stands for a missing value, which goes last in either direction."""
-_NEVER_MISSING = ("change", "id", "firing_rate", "firings")
+_NEVER_MISSING = ("change", "id", "firing_rate", "firings", "least_change")
+_MOST = 100.0
+"""Factor beyond which changes are alike, as in the judge; what emerged has it too."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Order:
         number = SortKey(Verdict.feature, descending=self.descending if self.name == "id" else False)
         if self.name == "id":
             return [number]
-        column: Any = getattr(Verdict, self.name)
+        column: Any = _least_change_column() if self.name == "least_change" else getattr(Verdict, self.name)
         if self.name not in _NEVER_MISSING:
             column = func.coalesce(column, self._missing)
         return [SortKey(column, self.descending), number]
@@ -52,7 +54,7 @@ class Order:
         """A row's sort values, for cursors."""
         if self.name == "id":
             return (int(row.feature),)
-        value = getattr(row, self.name)
+        value = least_change(row) if self.name == "least_change" else getattr(row, self.name)
         return (self._missing if value is None else value, int(row.feature))
 
     def rank(self, values: tuple[Any, ...] | list[Any]) -> tuple[Any, ...]:
@@ -68,3 +70,30 @@ class Order:
 def order_of(name: SortName, direction: Direction | None) -> Order:
     """The order of a request; without a direction the one that is natural for the key."""
     return Order(name, direction or _NATURAL[name])
+
+
+def least_change(row: VerdictRow) -> float:
+    """The smallest factor of change that a feature's interval allows, 1 to 100: effect and certainty in one number.
+
+    1: the interval holds "as before". `_least_change_column` is the same in SQL.
+    """
+    low, high = row.projection_ratio_lo, row.projection_ratio_hi
+    if low is None or high is None:
+        return _MOST if row.status == "emerged" and row.projection_ratio is None else 1.0
+    if low > 1:
+        return float(min(low, _MOST))
+    if high < 1:
+        return 1.0 / high if high > 1 / _MOST else _MOST
+    return 1.0
+
+
+def _least_change_column() -> ColumnElement[float]:
+    low, high = Verdict.projection_ratio_lo, Verdict.projection_ratio_hi
+    return case(
+        (low > _MOST, _MOST),
+        (low > 1, low),
+        (high <= 1 / _MOST, _MOST),
+        (high < 1, 1.0 / high),
+        (and_(Verdict.status == "emerged", Verdict.projection_ratio.is_(None)), _MOST),
+        else_=1.0,
+    )

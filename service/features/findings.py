@@ -1,0 +1,230 @@
+"""What changed between two checkpoints, in plain words: which findings come first, and what could not be judged.
+
+One place for `report` and `diff`. The words are in `service.features.words`; here it is chosen what they are said of.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from service.features import codes, logic, queries, words
+from service.features.logic import Comparison
+from service.features.queries import Filter
+from service.features.schemas import (
+    FeatureRow,
+    Finding,
+    NotJudged,
+    ReasonCount,
+    Status,
+    Summary,
+    Unjudged,
+    VerdictRow,
+)
+from service.features.sorting import least_change, order_of
+from service.features.words import SEVERITY
+from service.kit.artifacts import ArtifactStore
+from service.kit.ids import feature_id, parse_feature_id
+from service.models import Checkpoint, Feature
+from service.verdicts import queries as verdict_queries
+from service.verdicts.arrays import by_column
+from service.verdicts.generations import ancestry, fitted_fvu
+from service.verdicts.policy import Policy
+from service.verdicts.reasons import Figures, Reason, reasons
+
+FINDINGS = 20
+PLACES = 3
+"""Findings that each status has for sure, so that hundreds of one do not hide the only one of another."""
+EXAMPLES = 3
+NAMED = 5
+_IN_HEADLINE = 3
+_LOW_VALID_SHARE, _TURNED = 0.8, 0.8
+_SCALE = 1.5
+
+Pair = tuple[VerdictRow, Feature]
+
+
+def summary(
+    session: Session, artifacts: ArtifactStore, asked: Comparison, counts: dict[str, int], wanted: Filter | None = None
+) -> Summary:
+    """What a comparison found, in words. counts: of all its features by status; `wanted` chooses among the findings."""
+    policy = Policy.model_validate(asked.family.policy)
+    wanted = wanted or Filter()
+    chosen = _choose(session, asked, wanted)
+    rows = logic.show(session, asked, chosen)
+    names = _names(session, asked, rows)
+    examples = codes.examples_of(session, artifacts, asked.family, [int(row.feature) for row, _ in chosen], EXAMPLES)
+    findings = [
+        Finding(
+            feature=row,
+            what=words.what_happened(row, names, policy),
+            how_sure=words.how_sure(row, policy),
+            examples=examples[parse_feature_id(row.id)],
+        )
+        for row in rows
+    ]
+    not_judged = _not_judged(session, asked, wanted, policy)
+    shown = [words.in_short(row, names, policy) for row in rows[:_IN_HEADLINE]]
+    return Summary(
+        headline=_headline(session, asked, counts, wanted, shown),
+        findings=findings,
+        not_judged=not_judged,
+        caveats=_caveats(session, asked, policy),
+    )
+
+
+def changed(wanted: Filter) -> Filter:
+    """The filter, of features that changed alone."""
+    statuses: list[Status] = [status for status in SEVERITY if not wanted.statuses or status in wanted.statuses]
+    return replace(wanted, statuses=tuple(statuses), changed=True)
+
+
+def _choose(session: Session, asked: Comparison, wanted: Filter) -> list[Pair]:
+    """The findings, what to look at first before the others."""
+    every = changed(wanted)
+    order = order_of("least_change", None)
+
+    def first(part: Filter) -> list[Pair]:
+        return logic.rows(session, asked, wanted=part, order=order, after=None, limit=FINDINGS)[:FINDINGS]
+
+    if not every.statuses:
+        return []
+    watched = [] if wanted.watched is False else first(replace(every, watched=True))
+    groups = [first(replace(every, statuses=(status,))) for status in every.statuses]
+    certain = [pair for group in groups for pair in group[:PLACES]]
+    others = [pair for group in groups for pair in group[PLACES:]]
+    taken = {feature.number: (row, feature) for row, feature in [*watched, *certain, *others][::-1]}
+    ranked = list(reversed(taken.values()))[:FINDINGS]
+    return sorted(ranked, key=lambda pair: _place(*pair))
+
+
+def _place(row: VerdictRow, feature: Feature) -> tuple[bool, int, float, int]:
+    return not feature.watched, SEVERITY.index(row.status), -least_change(row), feature.number
+
+
+def _names(session: Session, asked: Comparison, rows: Sequence[FeatureRow]) -> dict[str, str]:
+    """Feature id -> how sentences name it, of these features and their successors."""
+    own = {row.id: words.name_of(row.id, row.label, row.top_tokens) for row in rows}
+    others = {successor.id for row in rows for successor in row.successors} - set(own)
+    found = queries.by_numbers(session, asked.family.id, [parse_feature_id(one) for one in others])
+    return own | {
+        feature_id(number): words.name_of(feature_id(number), feature.label, feature.top_tokens)
+        for number, feature in found.items()
+    }
+
+
+def _not_judged(session: Session, asked: Comparison, wanted: Filter, policy: Policy) -> NotJudged:
+    part = Filter(("indeterminate",), wanted.q, wanted.tag, wanted.watched)
+    found = logic.intervals(session, asked, part)
+    if not found:
+        return NotJudged(features=0, watched=0, reasons=[], named=[])
+    numbers = np.array([row[0] for row in found], dtype=np.int64)
+    measured = verdict_queries.measurement(session, asked.checkpoint.id, "documents")
+    documents = np.full(len(found), np.nan) if measured is None else by_column(measured, numbers)
+    ends = np.array([row[2:] for row in found], dtype=np.float64)
+    figures = Figures(np.array([row[1] for row in found], dtype=np.int64), documents, ends[:, 0], ends[:, 1])
+    why = reasons(figures, policy)
+    watching = queries.matching(session, asked.family.id, Filter(watched=True))
+    watched = np.array([number in watching for number in numbers.tolist()])
+    order = np.lexsort((numbers, -figures.firings, ~watched))[:NAMED].tolist()
+    column = {int(numbers[place]): place for place in order}
+    named = logic.show(session, asked, logic.of_numbers(session, asked, list(column)))
+    return NotJudged(
+        features=len(found),
+        watched=int(watched.sum()),
+        reasons=[
+            ReasonCount(reason=reason, text=words.REASONS[reason], features=count)
+            for reason, count in Counter(why).most_common()
+        ],
+        named=[_unjudged(row, why[place], documents[place], policy) for row, place in zip(named, order, strict=True)],
+    )
+
+
+def _unjudged(row: FeatureRow, reason: Reason, documents: float, policy: Policy) -> Unjudged:
+    known = None if np.isnan(documents) else int(documents)
+    return Unjudged(
+        feature=row,
+        reason=reason,
+        why=words.why_not(row, reason, known, policy),
+        detectable=words.detectable(row.minimum_detectable_ratio),
+    )
+
+
+def _headline(session: Session, asked: Comparison, counts: dict[str, int], wanted: Filter, shown: Sequence[str]) -> str:
+    total, present, unsure = sum(counts.values()), counts.get("present", 0), counts.get("indeterminate", 0)
+    rest = f"{present:,} {'is' if present == 1 else 'are'} present"
+    rest += f", {unsure:,} could not be judged" if unsure else ""
+    if asked.baseline is None:
+        first = f"{asked.checkpoint.name} is the first of its lineage: there is nothing to compare it with"
+        return f"{first}. Of {total:,} features {rest}."
+    news = sum(logic.counts(session, asked, changed(Filter())).values())
+    before = sum(counts.get(status, 0) for status in SEVERITY) - news
+    rest += f", {before:,} {'was' if before == 1 else 'were'} gone before" if before else ""
+    if not news:
+        against = f"of {total:,} features, against {asked.baseline.name}"
+        return f"Nothing changed that can be told: {against}, {rest}."
+    said = f"{news:,} of {total:,} features changed against {asked.baseline.name}"
+    fitting = sum(logic.counts(session, asked, changed(wanted)).values()) if wanted != Filter() else news
+    if fitting != news:
+        said += f", of which {fitting:,} {'fits' if fitting == 1 else 'fit'} what was asked for"
+    more = f" and {fitting - len(shown):,} more" if fitting > len(shown) > 0 else ""
+    listed = f": {'; '.join(shown)}{more}" if shown else ""
+    return f"{said}{listed}. {rest[0].upper()}{rest[1:]}.{_watched(session, asked)}"
+
+
+def _watched(session: Session, asked: Comparison) -> str:
+    """A sentence about the watched features, where there are any."""
+    every = logic.counts(session, asked, Filter(watched=True))
+    total, unsure = sum(every.values()), every.get("indeterminate", 0)
+    if not total:
+        return ""
+    news = sum(logic.counts(session, asked, changed(Filter(watched=True))).values())
+    said = f" Of {total:,} watched {'feature' if total == 1 else 'features'} {news:,} changed"
+    return said + (f", {unsure:,} could not be judged." if unsure else ".")
+
+
+def _caveats(session: Session, asked: Comparison, policy: Policy) -> list[str]:
+    """What stands against relying on the verdicts, a sentence each."""
+    here = asked.checkpoint
+    found = _of_dictionary(session, here, policy)
+    for one in filter(None, (here, asked.baseline)):
+        share = (one.quality or {}).get("valid_share")
+        if share is not None and share < _LOW_VALID_SHARE:
+            found.append(
+                f"Only {share:.0%} of the positions can be compared at {one.name}: its tokens end elsewhere, or "
+                "attention sinks were masked out. Verdicts are about these positions alone."
+            )
+    if asked.baseline is None:
+        return found
+    if asked.stored:
+        cosine, size = queries.mean_cosine(session, here.id), (here.quality or {}).get("size_factor")
+        if cosine is not None and cosine < _TURNED:
+            found.append(
+                f"Directions turned on the whole (mean cosine {cosine:.2f} over the features that are there in both): "
+                "a change of basis, or training that reached all of the model. Ratios of single features are less sure."
+            )
+        if size and not 1 / _SCALE <= size <= _SCALE:
+            found.append(
+                f"Everything is written at {words.share(size)} of the former scale; ratios are relative to that."
+            )
+    if here.generation != asked.baseline.generation:
+        found.append(
+            f"{here.name} and {asked.baseline.name} were judged with dictionaries of different generations "
+            f"({here.generation} and {asked.baseline.generation}): they are compared over the features that both have."
+        )
+    return found
+
+
+def _of_dictionary(session: Session, here: Checkpoint, policy: Policy) -> list[str]:
+    """Whether the dictionary describes the checkpoint about as well as what it was fitted on."""
+    quality = here.quality or {}
+    if not quality.get("refit_advised"):
+        return []
+    first, fvu = fitted_fvu(ancestry(session, here)), quality.get("fvu")
+    figures = f" (FVU {fvu:.3g}, {first:.3g} where it was fitted)" if fvu is not None and first else ""
+    return [
+        f"The dictionary leaves more than {policy.max_fvu_ratio:g} times as much of {here.name} unexplained as of what "
+        f"it was fitted on{figures}: what it misses cannot be judged. A re-fit is advised."
+    ]

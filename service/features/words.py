@@ -1,0 +1,206 @@
+"""What happened to a feature and how sure that is, in plain words. Pure text, the same for `report` and `diff`.
+
+Labels and tokens come from outside: control and format characters are taken out here, and whoever shows a text as
+Markdown or HTML escapes it.
+"""
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+from service.features.schemas import FeatureRow, Status
+from service.verdicts.policy import Policy
+from service.verdicts.reasons import Reason
+
+SEVERITY: tuple[Status, ...] = ("absent", "replaced", "suppressed", "relocated", "amplified", "emerged")
+"""Statuses that are a change, what a reader should look at first before the others."""
+_GONE = ("absent", "replaced")
+_MOST_LETTERS = 80
+_TOKENS = 3
+
+
+def plain(text: str, most: int = _MOST_LETTERS) -> str:
+    """Text on one line, without characters that act on a terminal or turn the direction of writing; at most so long."""
+    shown = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
+    flat = " ".join(shown.split())
+    return flat if len(flat) <= most else flat[: most - 1] + "…"
+
+
+def about(label: str | None, top_tokens: Sequence[str]) -> str:
+    """What a feature is about: its label, else the tokens that it fires on most; empty where there is neither."""
+    if label and plain(label):
+        return f"“{plain(label)}”"
+    tokens = [f"“{plain(token)}”" for token in top_tokens if plain(token)]
+    return f"on {', '.join(dict.fromkeys(tokens[:_TOKENS]))}" if tokens else ""
+
+
+def name_of(feature_id: str, label: str | None, top_tokens: Sequence[str]) -> str:
+    """A feature as a sentence names it: `F17 (“promises”)`, `F17 (on “stop”, “halt”)` or `F17`."""
+    what = about(label, top_tokens)
+    return f"{feature_id} ({what})" if what else feature_id
+
+
+def share(value: float) -> str:
+    """A ratio as people say it: 24%, 3.1 times. Less than nothing is noise around nothing."""
+    if value >= 2:
+        return f"{value:.2g} times" if value < 10 else f"{value:.0f} times"
+    return f"{max(value, 0.0):.0%}"
+
+
+def with_interval(value: float | None, interval: Sequence[float | None] | None, confidence: float) -> str:
+    """`24% (95% interval 18 to 31%)`."""
+    if value is None:
+        return "an unknown part"
+    if not interval or interval[0] is None or interval[1] is None:
+        return share(value)
+    low, high = share(interval[0]), share(interval[1])
+    for unit in ("%", " times"):
+        if low.endswith(unit) and high.endswith(unit):
+            low = low.removesuffix(unit)
+    return f"{share(value)} ({confidence:.0%} interval {low} to {high})"
+
+
+def what_happened(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> str:
+    """A sentence: what became of the feature, how much is left, and of successors, who they are.
+
+    names: id -> `name_of` of the feature and of its successors.
+    """
+    left = with_interval(row.projection_ratio, row.projection_ratio_ci, policy.confidence)
+    if row.previous_status in _GONE and row.status in ("suppressed", "emerged"):
+        weakly = ", but suppressed" if row.status == "suppressed" else ""
+        said = f"is back{weakly}: it is written at {left} of what it was when it was last there."
+    elif row.status == "suppressed":
+        said = f"was suppressed: {left} of its own direction is still written.{_not_enough(row, names)}"
+    elif row.status == "absent":
+        others = _not_enough(row, names) or " No other feature took over."
+        said = f"is absent: {left} of its own direction is still written.{others}"
+    elif row.status == "replaced":
+        said = f"was {_replaced(row, names)} Of its own direction {left} is still written."
+    elif row.status == "relocated":
+        said = f"was relocated: {_relocated(row, left, policy)}"
+    elif row.status == "amplified":
+        said = f"was amplified: its own direction is written at {left} of its former strength."
+    elif row.status == "emerged":
+        where = f"{_rate(row.firing_rate)} of the positions ({row.firings:,} firings)"
+        said = f"emerged: {row.baseline or 'the baseline'} does not write it. It fires on {where}."
+    else:
+        said = f"is {row.status}."
+    return f"{names.get(row.id, row.id)} {said}"
+
+
+def in_short(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> str:
+    """The same as a part of a sentence, for headlines."""
+    name = names.get(row.id, row.id)
+    left = with_interval(row.projection_ratio, row.projection_ratio_ci, policy.confidence)
+    if row.previous_status in _GONE and row.status in ("suppressed", "emerged"):
+        return f"{name} is back at {left}"
+    if row.status in ("suppressed", "amplified"):
+        return f"{name} was {row.status} to {left}"
+    if row.status == "absent":
+        return f"{name} is absent, {left} is left"
+    if row.status == "replaced" and row.successors:
+        return f"{name} was replaced by {_listed([successor.id for successor in row.successors])}"
+    return f"{name} {'emerged' if row.status == 'emerged' else f'was {row.status}'}"
+
+
+def how_sure(row: FeatureRow, policy: Policy) -> str:
+    """The q-value in words: what the false discovery rate says of the findings, never of this one alone."""
+    q = row.q_value
+    if q is not None and q <= policy.fdr:
+        said = f"q = {q:.2g}" if q >= 1e-6 else "q under 0.000001"
+        return f"{said}: of all findings here that are at least this sure, {_odds(q)} are expected to be false."
+    if row.status == "emerged" and row.projection_ratio is None:
+        return (
+            "No q-value: it is called new because it is surely written and can be read here, while the baseline "
+            "surely holds less than half of it."
+        )
+    if row.status == "relocated":
+        return "Judged at the checkpoint where it happened, on the way here."
+    return "By its interval alone: it was gone at the baseline, and coming back has no test of its own."
+
+
+def why_not(row: FeatureRow, reason: Reason, documents: int | None, policy: Policy) -> str:
+    """Why a feature could not be judged, with its figures."""
+    if reason == Reason.FEW_FIRINGS:
+        return f"it fires on {row.firings:,} positions of the probe corpus; {policy.min_firings} are needed"
+    if reason == Reason.FEW_DOCUMENTS:
+        return f"it fires in {documents or 0} documents; {policy.min_documents} are needed for an interval"
+    if reason == Reason.NO_BASELINE:
+        return f"its strength at {row.baseline or 'the baseline'} is not over its noise, so there is no ratio to take"
+    interval = with_interval(row.projection_ratio, row.projection_ratio_ci, policy.confidence)
+    if reason == Reason.WIDE_INTERVAL:
+        low, high = row.projection_ratio_ci or (None, None)
+        lines = [policy.suppressed_below, policy.amplified_above]
+        crossed = [share(line) for line in lines if low is not None and high is not None and low <= line <= high]
+        return f"{interval} is still written: that reaches across {' and '.join(crossed) or 'a threshold'}"
+    if reason == Reason.NOT_SIGNIFICANT:
+        q = "" if row.q_value is None else f": q = {row.q_value:.2g}, over {policy.fdr:g}"
+        return f"{interval} is still written, but among so many features that may be chance{q}"
+    found = "" if row.readability is None else f" (readability {row.readability:.2f})"
+    return f"{interval} is still written, but the checkpoint's own encoder does not find it{found}"
+
+
+def detectable(minimum: float | None) -> str:
+    """What could have been seen."""
+    if minimum is None:
+        return "With these data no change of it could have been told."
+    return f"A fall to {share(minimum)} or less could have been told from no change."
+
+
+REASONS: dict[Reason, str] = {
+    Reason.FEW_FIRINGS: "too few firings on the probe corpus",
+    Reason.FEW_DOCUMENTS: "firings in too few documents",
+    Reason.NO_BASELINE: "no strength at the baseline that is over its noise",
+    Reason.WIDE_INTERVAL: "an interval that crosses a threshold",
+    Reason.NOT_SIGNIFICANT: "outside the band, but not significantly among so many features",
+    Reason.UNREADABLE: "written, but not found by the checkpoint's own encoder",
+}
+
+
+def _odds(q: float) -> str:
+    if q < 0.001:
+        return "fewer than 1 in 1,000"
+    if q < 0.01:
+        return f"at most {math.ceil(q * 1000 - 1e-9)} in 1,000"
+    return f"at most {math.ceil(q * 100 - 1e-9)} in 100"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.1%}" if rate >= 0.001 else f"{rate:.2%}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _replaced(row: FeatureRow, names: Mapping[str, str]) -> str:
+    """`replaced by F20, which fires on 92% of its activation.`"""
+    successors = row.successors
+    if not successors:
+        return "replaced."
+    if len(successors) > 1:
+        listed = _listed([names.get(successor.id, successor.id) for successor in successors])
+        shares = [f"{successor.cofiring:.0%}" for successor in successors if successor.cofiring is not None]
+        rest = f", which fire on {_listed(shares)} of its activation" if len(shares) == len(successors) else ""
+        return f"replaced by {listed} together{rest}."
+    one = successors[0]
+    rest = "" if one.cofiring is None else f", which fires on {one.cofiring:.0%} of its activation"
+    also = " and takes the place of other features too" if one.kind == "merged" else ""
+    return f"replaced by {names.get(one.id, one.id)}{rest}{also}."
+
+
+def _not_enough(row: FeatureRow, names: Mapping[str, str]) -> str:
+    """Features that fire in its place but do not carry enough to be called successors."""
+    if not row.successors:
+        return ""
+    listed = _listed([names.get(successor.id, successor.id) for successor in row.successors[:_TOKENS]])
+    return f" Where it fired, {listed} fires now, but carries too little of it to have replaced it."
+
+
+def _relocated(row: FeatureRow, left: str, policy: Policy) -> str:
+    low = row.projection_ratio_ci[0] if row.projection_ratio_ci else None
+    if low is not None and low >= policy.suppressed_below:
+        # Any two checkpoints: the levels go on with the direction that it has had since then.
+        return f"it is written along another direction than at {row.baseline or 'the baseline'}, and no weaker."
+    moved = "" if row.strength_ratio is None else f", at {share(row.strength_ratio)} of its former strength"
+    return f"{left} of its own direction is still written; the rest goes along another direction{moved}."
