@@ -11,6 +11,7 @@ from service.audit.middleware import Transactions
 from service.audit.routes import router as audit
 from service.auth.middleware import Authentication
 from service.auth.routes import router as keys
+from service.calibrations.routes import router as calibrations
 from service.checkpoints.routes import router as checkpoints
 from service.config import Settings
 from service.families.routes import router as families
@@ -26,7 +27,7 @@ from service.runs.routes import router as runs
 from service.status.routes import router as status
 from service.webhooks.routes import router as webhooks
 
-ROUTERS = (families, checkpoints, features, lineage, runs, webhooks, alerts, keys, audit, status)
+ROUTERS = (families, checkpoints, features, lineage, calibrations, runs, webhooks, alerts, keys, audit, status)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

@@ -20,6 +20,7 @@ from service.client_transport import ApiError, ClientError, Transport, Unreachab
 from service.client_types import (
     Alert,
     AlertRule,
+    Calibration,
     Checkpoint,
     Delivery,
     Example,
@@ -112,6 +113,32 @@ class Client(Transport):
         path = path_of("families", family, "checkpoints", checkpoint, "report")
         accept = {"Accept": "text/markdown" if format == "markdown" else "text/html"}
         return self.send("GET", path, params=given(baseline=baseline, format=format), headers=accept).text
+
+    # Calibrations
+
+    def calibrate(
+        self,
+        family: str,
+        *,
+        checkpoint: str | None = None,
+        nulls: Sequence[str] | None = None,
+        splits: int | None = None,
+        seed: int | None = None,
+        finetune: Mapping[str, Any] | None = None,
+    ) -> Calibration:
+        """Ask how often the family's thresholds raise a false alarm. It is a run: `wait` for its id."""
+        body = given(checkpoint=checkpoint, splits=splits, seed=seed, finetune=finetune)
+        if nulls is not None:
+            body["nulls"] = list(nulls)
+        return cast(Calibration, self.json("POST", path_of("families", family, "calibrations"), body=body))
+
+    def calibrations(self, family: str) -> Iterator[Calibration]:
+        """Calibrations of a family, newest first."""
+        return self.pages(path_of("families", family, "calibrations"))
+
+    def calibration(self, family: str, calibration: str) -> Calibration:
+        """One calibration."""
+        return cast(Calibration, self.json("GET", path_of("families", family, "calibrations", calibration)))
 
     # Features
 

@@ -19,6 +19,7 @@ class Family(TypedDict):
     policy: dict[str, Any]
     generation: int
     n_features: int
+    calibration: dict[str, Any] | None
     created_at: str
 
 
@@ -47,6 +48,22 @@ class Run(TypedDict):
     error: RunFault | None
     created_at: str
     started_at: str | None
+    finished_at: str | None
+
+
+class Calibration(TypedDict):
+    """What the thresholds of a family say of versions of a checkpoint in which nothing changed. `id` is its run's."""
+
+    id: str
+    family: str
+    checkpoint: str | None
+    state: RunStateName
+    stage: str | None
+    progress: float
+    asked: dict[str, Any]
+    result: dict[str, Any] | None
+    error: RunFault | None
+    created_at: str
     finished_at: str | None
 
 

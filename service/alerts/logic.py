@@ -5,6 +5,7 @@ alert is of one (rule, checkpoint). It is resolved when its checkpoint is judged
 when all features that raised it have come back in a later checkpoint of the same lineage.
 """
 
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -116,11 +117,37 @@ def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint) -> lis
     return [alert for alert in raised if alert is not None]
 
 
+def rehearse(
+    session: Session, *, family_id: str, came: Mapping[int, tuple[str | None, str]]
+) -> list[tuple[AlertRule, int]]:
+    """The family's rules that would fire if features came from one status into another, and on how many of them.
+
+    came: feature number -> (status before, status now). Writes nothing.
+    """
+    known = queries.features(session, family_id, sorted(came))
+    changes = [
+        (Verdict(feature=number, status=now), known.get(number) or Feature(number=number, tags=[], watched=False))
+        for number, (before, now) in came.items()
+        if before != now and (before is not None or now != "present")
+    ]
+    met = []
+    for rule in queries.rules_for(session, family_id):
+        condition = CONDITION.validate_python(rule.condition)
+        of_these = [change for change in changes if change[0].status in condition.statuses]
+        if matching := _meeting(condition, of_these):
+            met.append((rule, len(matching)))
+    return met
+
+
 def _matching(session: Session, condition: Condition, family: Family, checkpoint: Checkpoint) -> list[Change]:
     """Transitions that meet the condition, largest first; empty where it does not hold."""
     if checkpoint.parent_id is None:
         return []  # nothing to have changed from
-    changes = queries.transitions(session, family.id, checkpoint.id, condition.statuses)
+    return _meeting(condition, queries.transitions(session, family.id, checkpoint.id, condition.statuses))
+
+
+def _meeting(condition: Condition, changes: Sequence[Change]) -> list[Change]:
+    """Of transitions into the condition's statuses those that meet it; empty where it does not hold."""
     match condition:
         case FeatureCondition():
             number = parse_feature_id(condition.feature)

@@ -157,12 +157,12 @@ def _conclude(
             base.out.print("gate: [red]failed[/]" if failed else "gate: [green]passed[/]")
             for reason in failed:
                 base.out.print(f"  {reason}", markup=False, soft_wrap=True)
-    _end_as(run)
+    end_as(run)
     if failed:
         raise typer.Exit(base.FAILED)
 
 
-def _end_as(run: Run) -> None:
+def end_as(run: Run) -> None:
     """Exit code 1 and the reason where a run did not succeed."""
     if run["state"] == "succeeded":
         return
@@ -235,7 +235,7 @@ def wait_for_run(run: RunId, timeout: Timeout = None, as_json: AsJson = False) -
     with base.connect() as client:
         row = base.follow(client, run, timeout)
     base.show_json(row) if as_json else base.show_fields([("state", row["state"]), ("seconds", row["seconds"])])
-    _end_as(row)
+    end_as(row)
 
 
 @run_app.command("cancel")

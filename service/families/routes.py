@@ -1,12 +1,17 @@
 """`/v1/families`."""
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Response
+from sqlalchemy.orm import Session
 
 from service.auth.guard import BY_METHOD
+from service.calibrations import logic as calibrations
 from service.families import logic, queries
 from service.families.schemas import FamilyIn, FamilyOut
 from service.kit.pages import Page, Paging
 from service.kit.sessions import AppSettings, ReadSession, WriteSession
+from service.models import Family
 
 router = APIRouter(prefix="/v1/families", tags=["families"], dependencies=[BY_METHOD])
 
@@ -17,16 +22,21 @@ def create_family(body: FamilyIn, session: WriteSession, settings: AppSettings, 
     if not created:
         response.status_code = 200
     response.headers["Location"] = f"/v1/families/{family.name}"
-    return FamilyOut.model_validate(family)
+    return _show(session, [family])[0]
 
 
 @router.get("", summary="All families, by name")
 def list_families(session: ReadSession, paging: Paging) -> Page[FamilyOut]:
     found = queries.page(session, after=paging.after("families"), limit=paging.limit)
     rows, cursor = paging.page(found, "families", lambda row: (row.name,))
-    return Page(data=[FamilyOut.model_validate(row) for row in rows], next_cursor=cursor)
+    return Page(data=_show(session, rows), next_cursor=cursor)
 
 
 @router.get("/{family}", summary="One family")
 def get_family(family: str, session: ReadSession) -> FamilyOut:
-    return FamilyOut.model_validate(logic.get(session, family))
+    return _show(session, [logic.get(session, family)])[0]
+
+
+def _show(session: Session, rows: Sequence[Family]) -> list[FamilyOut]:
+    last = calibrations.latest(session, rows)
+    return [FamilyOut.model_validate(row).model_copy(update={"calibration": last.get(row.id)}) for row in rows]

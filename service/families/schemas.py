@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from service.calibrations.schemas import CalibrationSummary
 from service.verdicts.policy import Policy
 
 _HOOK_POINT = re.compile(r"(resid_post|mlp_out|attn_out)\.(0|[1-9]\d{0,3})")
@@ -122,5 +123,8 @@ class FamilyOut(BaseModel):
     generation: int = Field(description="Full fits so far.")
     n_features: int = Field(description="Feature ids handed out so far.")
     positions: dict[str, Any] | None = Field(description="Digest and count; null before the first checkpoint.")
+    calibration: CalibrationSummary | None = Field(
+        None, description="The last calibration: how often its thresholds gave a false alarm. Null: there was none."
+    )
     created_at: datetime
     updated_at: datetime

@@ -25,7 +25,9 @@ class RunView(BaseModel):
     id: str
     family: str
     checkpoint: str | None
-    kind: str = Field(description="`onboard`: extend the dictionary onto a checkpoint, or re-fit it.")
+    kind: str = Field(
+        description="`onboard`: extend the dictionary onto a checkpoint, or re-fit it. `calibrate`: judge nulls."
+    )
     state: RunState
     stage: str | None = Field(description="What the worker is at.")
     progress: float = Field(description="Of the stage, 0 to 1.", ge=0, le=1)

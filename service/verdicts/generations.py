@@ -67,6 +67,12 @@ def ancestry(session: Session, checkpoint: Checkpoint) -> list[Ancestor]:
     ]
 
 
+def itself(session: Session, checkpoint: Checkpoint) -> Ancestor:
+    """A checkpoint as what a child of it would come from."""
+    code = queries.code(session, checkpoint.id)
+    return Ancestor(checkpoint, code, queries.sources(session, checkpoint.id), bool(code and code.extra.get("fitted")))
+
+
 def anchors(ancestors: Sequence[Ancestor], hook_points: Sequence[str], most: int) -> list[Ancestor]:
     """What a re-fit trains on beside the newest checkpoint, oldest first: at most `most`, activations of all kept.
 

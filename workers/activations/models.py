@@ -20,7 +20,15 @@ from workers.activations.sources import locate, weight_files
 from workers.activations.tensorfiles import read_header
 from workers.errors import RunError
 
-__all__ = ["compute_dtype", "list_hook_points", "load_model", "locate_model", "max_tokens"]
+__all__ = [
+    "check_memory",
+    "compute_dtype",
+    "list_hook_points",
+    "load_model",
+    "load_tokenizer",
+    "locate_model",
+    "max_tokens",
+]
 
 # They draw progress bars on the error stream of a service.
 disable_hub_progress_bars()
@@ -64,7 +72,7 @@ def load_model(
     `locate_model`, and `model-load-failed`, `remote-code`, `weights-missing`, `out-of-memory`, `adapter-mismatch`.
     """
     folder = locate_model(uri, roots=roots, cache_dir=cache_dir)
-    _check_memory(folder, device, dtype)
+    check_memory(folder, device, dtype)
     if adapter:
         adapter_folder = locate(adapter, roots, cache_dir)
         check_adapter(adapter_folder)
@@ -74,7 +82,7 @@ def load_model(
         model = _load_body(folder, dtype)
     config: Any = model.config
     config.use_cache = False  # no keys and values are kept: nothing is generated
-    return model.requires_grad_(False).eval().to(device), _load_tokenizer(folder)
+    return model.requires_grad_(False).eval().to(device), load_tokenizer(folder)
 
 
 def max_tokens(model: nn.Module) -> int | None:
@@ -121,7 +129,8 @@ def _load_body(folder: Path, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a folder. RunError `tokenizer-missing`."""
     # A tokenizer.json says all; the classes of single models rebuild parts of it from what such models use to have.
     loader: Any = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
     try:
@@ -130,10 +139,10 @@ def _load_tokenizer(folder: Path) -> Any:
         raise RunError("tokenizer-missing", f"{folder.name} holds no tokenizer that can be loaded: {error}") from error
 
 
-def _check_memory(folder: Path, device: str, dtype: torch.dtype) -> None:
-    """RunError `out-of-memory`, with the number, before a load that cannot end well."""
+def check_memory(folder: Path, device: str, dtype: torch.dtype, *, copies: int = 1) -> None:
+    """RunError `out-of-memory`, with the number, before a load that cannot end well. copies: of the weights."""
     entries = [entry for file in weight_files(folder) for entry in read_header(file).values()]
-    needed = int(sum(math.prod(entry.shape) for entry in entries) * dtype.itemsize * 1.1)
+    needed = int(sum(math.prod(entry.shape) for entry in entries) * dtype.itemsize * copies * 1.1)
     available = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else _available_memory()
     if available is not None and needed > available:
         raise RunError(

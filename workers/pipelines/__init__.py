@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from workers.execution import Execution
+from workers.pipelines.calibrating import calibrate
 from workers.pipelines.onboard import onboard
 
-PIPELINES: dict[str, Callable[[Execution], None]] = {"onboard": onboard}
+PIPELINES: dict[str, Callable[[Execution], None]] = {"onboard": onboard, "calibrate": calibrate}

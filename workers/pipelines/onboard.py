@@ -5,7 +5,7 @@ killed goes on where it stopped. Nothing of the family changes before the one tr
 """
 
 from workers.execution import Execution
-from workers.pipelines import files, judging
+from workers.pipelines import calibrating, files, judging
 from workers.pipelines.dictionary import extended, fitted
 from workers.pipelines.harvesting import harvest_activations
 from workers.pipelines.measuring import load_references, measured
@@ -21,6 +21,7 @@ def onboard(execution: Execution) -> None:
     work = load(execution)
     # The family's lease is ours: nobody else writes its artifacts now.
     execution.artifacts.clear(work.family_id)
+    calibrating.clear(execution)
     files.clear_partial(execution.settings.data_dir / "partial")
     with execution.stage("harvest"):
         folder, activations, positions = harvest_activations(execution, work)

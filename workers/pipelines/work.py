@@ -112,7 +112,7 @@ def load(execution: Execution) -> Work:
 
 
 def load_against_itself(execution: Execution) -> Work:
-    """A judged checkpoint as a child of its own that is extended onto. Its artifacts stand apart, in the run's folder."""
+    """A judged checkpoint as a child of its own, to be extended onto. Its artifacts go to a folder of the run."""
     with execution.read() as session:
         subject = verdicts.subject(session, str(execution.checkpoint_id))
         parent = _parent(itself(session, subject.checkpoint), subject.checkpoint.hook_points)

@@ -1,0 +1,44 @@
+"""Calibrations: asking for one and finding them. A worker does the rest (`workers.pipelines.calibrating`)."""
+
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from service.calibrations import queries
+from service.calibrations.schemas import CalibrationIn, CalibrationSummary, summary
+from service.checkpoints import logic as checkpoints
+from service.families import logic as families
+from service.kit.problems import ConflictError, NotFoundError
+from service.models import Family, Run
+from service.runs import logic as runs
+from service.verdicts import queries as verdicts
+
+
+def create(session: Session, family_name: str, body: CalibrationIn) -> tuple[Run, str]:
+    """Queue a calibration; its run and the name of the checkpoint.
+
+    Raises 404 for the family and the checkpoint, 409 where that is not judged or its activations are not kept.
+    """
+    family = families.get(session, family_name)
+    checkpoint = checkpoints.get_judged(session, family, body.checkpoint)
+    if any(source.activations is None for source in verdicts.sources(session, checkpoint.id).values()):
+        raise ConflictError(
+            f"The activations of {checkpoint.name} were removed; name a checkpoint that has them.",
+            code="activations-gone",
+        )
+    params = body.model_copy(update={"checkpoint": checkpoint.name}).model_dump(mode="json")
+    run = runs.create(session, family_id=family.id, checkpoint_id=checkpoint.id, kind=queries.KIND, params=params)
+    return run, checkpoint.name
+
+
+def get(session: Session, family_name: str, run_id: str) -> tuple[Run, str, str | None]:
+    """A calibration of a family with the names of family and checkpoint, or 404."""
+    found = queries.one(session, families.get(session, family_name).name, run_id)
+    if found is None:
+        raise NotFoundError(f"The family {family_name} has no calibration {run_id}.", code="unknown-calibration")
+    return found
+
+
+def latest(session: Session, rows: Sequence[Family]) -> dict[str, CalibrationSummary]:
+    """Family id -> its last calibration in short, of the families that have one."""
+    return {id_: summary(run) for id_, run in queries.latest(session, [row.id for row in rows]).items()}
