@@ -8,7 +8,7 @@ A dictionary is fitted on the parent. Then, on the same positions:
 
 FVU of the new checkpoint, the share of its variance that is not reconstructed:
 
-- *extension*: cached code, decoder by ridge regression, activations read anew from the checkpoint (`left_unread`): what
+- *extension*: cached code, decoder by ridge regression, activations read anew from the checkpoint (`pursuit`): what
   the service reports of every checkpoint;
 - *re-fit*: the code of its joint encoder, which sees the new checkpoint, with the decoder that it trained. And by the
   service's route: with activations read anew as well.
@@ -40,6 +40,7 @@ from workers.crosscoder.config import FitConfig, Layout
 from workers.crosscoder.extend import ExtendConfig, typical_size
 from workers.crosscoder.fit import fit
 from workers.crosscoder.model import Crosscoder, Moments
+from workers.crosscoder.pursuit import pursued
 from workers.crosscoder.readout import solve_readout
 from workers.crosscoder.regress import Regression, assign_folds
 from workers.demo.main import Plan
@@ -159,7 +160,7 @@ def _beside(checkpoints: list[Checkpoint], rows: Tensor) -> Tensor:
 def encoded(checkpoints: list[Checkpoint], model: Crosscoder) -> Code:
     """Code of all positions."""
     every = torch.arange(len(checkpoints[0].x))
-    return concatenate_rows([model.encode(_beside(checkpoints, rows)) for rows in every.split(16_384)])
+    return concatenate_rows([pursued(model, _beside(checkpoints, rows)) for rows in every.split(16_384)])
 
 
 def compare(pair: Pair, model: Crosscoder, config: FitConfig, log: Any, name: str) -> dict[str, Any]:

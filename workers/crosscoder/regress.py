@@ -20,7 +20,8 @@ from torch import Tensor
 
 from workers.crosscoder.cg import SAMPLE, ConjugateGradient
 from workers.crosscoder.code import Code, concatenate_rows
-from workers.crosscoder.kernels import ByLatent, row_dots
+from workers.crosscoder.kernels import ByLatent
+from workers.crosscoder.pursuit import read_anew
 
 Reader = Callable[[Tensor], Tensor]
 """Rows (sorted int64 [b]) -> activations [b, D] of any float type."""
@@ -85,21 +86,6 @@ def columns(code: Code, start: int, stop: int) -> Code:
     return Code(
         torch.searchsorted(entries, code.indptr), code.latents[entries] - start, code.values[entries], stop - start
     )
-
-
-def left_unread(residual: Tensor, code: Code, decoder: Tensor) -> Tensor:
-    """What is left of residuals [b, D] when the active latents are read anew from what they are residuals of: [b, D].
-
-    The code was read from another checkpoint, whose noise is in it. One step of projected gradient on the active
-    latents alone, each scaled by its decoder row's square, with the best length for every position; activations stay
-    positive. One is enough: three more take off a fiftieth of what it leaves.
-    """
-    step = row_dots(residual, decoder, code)
-    step /= decoder.square().sum(1).clamp_min(1e-30)[code.latents]
-    step = torch.maximum(step, -code.values)
-    written = Code(code.indptr, code.latents, step, code.m).decode(decoder)
-    length = (residual * written).sum(1) / written.square().sum(1).clamp_min(1e-30)
-    return torch.addcmul(residual, written, length.clamp(0, 1).unsqueeze(1), value=-1)
 
 
 @dataclass
@@ -276,7 +262,7 @@ class Regression:
 
     def influences(self, read: Reader, solution: Solution, widths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each fold: e_g [m, D], and the sum of squares that each source [s] keeps where its activations are read
-        anew (`left_unread`). One more pass."""
+        anew (`pursuit`). One more pass."""
         for g in range(self.n_folds):
             score = torch.zeros(self.m + 1, solution.decoder.shape[1], device=solution.decoder.device)
             squares = torch.zeros(len(widths), dtype=torch.float64, device=score.device)
@@ -284,7 +270,7 @@ class Regression:
                 if block.fold != g:
                     continue
                 residual = (read(block.rows) - solution.bias).sub_(block.code.decode(solution.decoder))
-                left = left_unread(residual, block.code, solution.decoder)
+                _, left = read_anew(residual, block.code, solution.decoder)
                 norms = [part.norm(dim=1) for part in left.split(widths, 1)]
                 squares += torch.stack([norm.double().square().sum() for norm in norms])
                 score[:-1] += block.transposed(residual)

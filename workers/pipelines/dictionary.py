@@ -16,8 +16,8 @@ from workers.crosscoder.extend import (
     repeats,
     typical_size,
 )
-from workers.crosscoder.gradients import view
 from workers.crosscoder.matching import Link
+from workers.crosscoder.pursuit import pursued
 from workers.crosscoder.regress import Regression, Solution, assign_folds, select
 from workers.execution import Execution
 from workers.pipelines import files
@@ -90,7 +90,7 @@ def fitted_code(execution: Execution, work: Work, members: Members, saved: Path)
     model = trained(execution, work, members, saved)
     rows = members.valid.nonzero().squeeze(1)
     # What a checkpoint cannot be read at, the others stand in for.
-    parts = [model.encode(view(model, members(part), None).inputs) for part in rows.split(BLOCK)]
+    parts = [pursued(model, members(part)) for part in rows.split(BLOCK)]
     return _spread(concatenate_rows(parts), rows.to(device_of(execution)), len(members.valid))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.unit.crosscoder.planted import code_of, dense_code, directions, documents, held, rotation
-from workers.crosscoder.regress import Regression, Solution, assign_folds, columns, left_unread
+from workers.crosscoder.regress import Regression, Solution, assign_folds, columns
 
 N, M, D = 3000, 20, 12
 
@@ -129,18 +129,6 @@ def _read_anew(error: np.ndarray, dense: np.ndarray, decoder: np.ndarray) -> np.
         written = np.maximum(own, -row[active]) @ decoder[active]
         left[p] -= np.clip(error[p] @ written / max(written @ written, 1e-30), 0, 1) * written
     return left
-
-
-def test_activations_read_anew_find_what_another_reader_got_wrong(dense: np.ndarray) -> None:
-    """The same latents, their activations 30% off: that is no variance which the decoder leaves unexplained."""
-    random = np.random.default_rng(0)
-    decoder = random.standard_normal((dense.shape[1], 64))
-    off = dense * np.exp(0.3 * random.standard_normal(dense.shape))
-    error = torch.from_numpy((dense - off) @ decoder).float()
-    left = left_unread(error, code_of(off), torch.from_numpy(decoder).float())
-    assert left.square().sum() < 0.2 * error.square().sum()
-    truth = torch.zeros(len(dense), 64)
-    assert torch.equal(left_unread(truth, code_of(dense), torch.from_numpy(decoder).float()), truth)
 
 
 def test_a_rotation_of_the_activations_rotates_the_decoder(dense: np.ndarray, x: np.ndarray) -> None:

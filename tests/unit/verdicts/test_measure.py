@@ -6,7 +6,8 @@ import torch
 
 from tests.unit.crosscoder.planted import Held, code_of, dense_code, directions, documents, held, rotation
 from workers.crosscoder.code import Code
-from workers.crosscoder.regress import Regression, assign_folds, left_unread
+from workers.crosscoder.pursuit import read_anew
+from workers.crosscoder.regress import Regression, assign_folds
 from workers.verdicts.measure import Products, Side, map_rows, procrustes, products, ratios
 
 N, M, D, FOLDS = 4000, 30, 40, 10
@@ -60,7 +61,7 @@ def test_products_equal_the_formula_in_float64(dense: np.ndarray) -> None:
                 np.testing.assert_allclose(result[g + 1, s], left - noise, atol=1e-4)
     solution = regression.solve(now)
     code = code_of(dense)
-    residual = left_unread(now.x - solution.bias - code.decode(solution.decoder), code, solution.decoder)
+    _, residual = read_anew(now.x - solution.bias - code.decode(solution.decoder), code, solution.decoder)
     wanted = [residual[:, :15].square().mean(), residual[:, 15:].square().mean()]
     np.testing.assert_allclose(got.fvu, wanted, rtol=1e-4)
 
