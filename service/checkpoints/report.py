@@ -1,5 +1,6 @@
 """The report of one checkpoint: what changed, how good the dictionary is on it, which alerts it raised."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,10 +11,10 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from service.checkpoints import queries
-from service.features import findings
+from service.features import findings, words
 from service.features import logic as features
 from service.features.queries import Filter
-from service.features.schemas import STATUSES, FeatureRow, Status, Summary
+from service.features.schemas import STATUSES, Example, FeatureRow, Status, Summary
 from service.features.sorting import order_of
 from service.kit.artifacts import ArtifactStore
 from service.kit.problems import NotAcceptableError
@@ -22,6 +23,8 @@ from service.lineage.schemas import LINK_KINDS, Refit
 from service.models import Family
 
 LARGEST = 50
+_MOST_LETTERS = 4000
+"""Of one text in a document: far more than any sentence has."""
 Format = Literal["json", "markdown", "html"]
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "markdown": "text/markdown", "html": "text/html"}
 
@@ -111,7 +114,10 @@ def render(document: Report, form: Format) -> str:
     """The report as Markdown or as an HTML page that needs nothing else."""
     template = "report.md" if form == "markdown" else "report.html"
     return _templates.get_template(template).render(
-        report=document, figures=_figures(document.quality), refit_counts=_refit_counts(document.refit)
+        report=document,
+        figures=_figures(document.quality),
+        refit_counts=_refit_counts(document.refit),
+        unnamed=document.changed - len(document.findings),
     )
 
 
@@ -157,11 +163,24 @@ def _interval(values: Sequence[float | None] | None) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text for a cell of a Markdown table: no line breaks, no column marks, nothing that becomes HTML."""
-    flat = " ".join(text.split())
-    for mark in "\\`*_{}[]<>|#&":
+    """Text for Markdown, also in a table: no line breaks, no marks, nothing that becomes HTML, a mention or a link."""
+    flat = words.plain(text, most=_MOST_LETTERS)
+    for mark in "\\`*_{}[]<>|#&~$":
         flat = flat.replace(mark, "\\" + mark)
+    # GitHub looks for these in the rendered text, where an escape does not help: a space of no width does.
+    for word in ("@", "://", "www."):
+        flat = flat.replace(word, word[0] + "\u200b" + word[1:])
     return flat
+
+
+def _code(example: Example) -> str:
+    """An example as Markdown code, in which nothing else is a mark; its token stands in ⟦ ⟧."""
+    place = words.passage(example)
+    if place is None:
+        return f"document {example.document}, position {example.position}"
+    text = f"{place[0]}⟦{place[1]}⟧{place[2]}"
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}"
 
 
 _templates = jinja2.Environment(
@@ -172,4 +191,11 @@ _templates = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_templates.filters |= {"number": _number, "interval": _interval, "cell": _cell}
+_templates.filters |= {
+    "number": _number,
+    "interval": _interval,
+    "cell": _cell,
+    "code": _code,
+    "passage": words.passage,
+    "named": lambda row: words.name_of(row.id, row.label, row.top_tokens),
+}

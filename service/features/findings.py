@@ -65,12 +65,13 @@ def summary(
         )
         for row in rows
     ]
-    not_judged = _not_judged(session, asked, wanted, policy)
+    fitting = sum(logic.counts(session, asked, changed(wanted)).values())
     shown = [words.in_short(row, names, policy) for row in rows[:_IN_HEADLINE]]
     return Summary(
-        headline=_headline(session, asked, counts, wanted, shown),
+        headline=_headline(session, asked, counts, fitting, shown),
+        changed=fitting,
         findings=findings,
-        not_judged=not_judged,
+        not_judged=_not_judged(session, asked, wanted, policy),
         caveats=_caveats(session, asked, policy),
     )
 
@@ -152,7 +153,7 @@ def _unjudged(row: FeatureRow, reason: Reason, documents: float, policy: Policy)
     )
 
 
-def _headline(session: Session, asked: Comparison, counts: dict[str, int], wanted: Filter, shown: Sequence[str]) -> str:
+def _headline(session: Session, asked: Comparison, counts: dict[str, int], fitting: int, shown: Sequence[str]) -> str:
     total, present, unsure = sum(counts.values()), counts.get("present", 0), counts.get("indeterminate", 0)
     rest = f"{present:,} {'is' if present == 1 else 'are'} present"
     rest += f", {unsure:,} could not be judged" if unsure else ""
@@ -166,7 +167,6 @@ def _headline(session: Session, asked: Comparison, counts: dict[str, int], wante
         against = f"of {total:,} features, against {asked.baseline.name}"
         return f"Nothing changed that can be told: {against}, {rest}."
     said = f"{news:,} of {total:,} features changed against {asked.baseline.name}"
-    fitting = sum(logic.counts(session, asked, changed(wanted)).values()) if wanted != Filter() else news
     if fitting != news:
         said += f", of which {fitting:,} {'fits' if fitting == 1 else 'fit'} what was asked for"
     more = f" and {fitting - len(shown):,} more" if fitting > len(shown) > 0 else ""

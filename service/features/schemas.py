@@ -185,9 +185,10 @@ class Summary(BaseModel):
     """What changed between two checkpoints, in plain words, in the order in which one should look at it."""
 
     headline: str
+    changed: int = Field(description="How many features changed, of those that fit the filter.")
     findings: list[Finding] = Field(
-        description="Watched features first, then by status (absent, replaced, suppressed, relocated, amplified, "
-        "emerged) and by the smallest change that the interval allows."
+        description="The first of them: watched features, then by status (absent, replaced, suppressed, relocated, "
+        "amplified, emerged) and by the smallest change that the interval allows."
     )
     not_judged: NotJudged
     caveats: list[str] = Field(description="What stands against relying on these verdicts.")

@@ -5,10 +5,11 @@ Markdown or HTML escapes it.
 """
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-from service.features.schemas import FeatureRow, Status
+from service.features.schemas import Example, FeatureRow, Status
 from service.verdicts.policy import Policy
 from service.verdicts.reasons import Reason
 
@@ -17,12 +18,13 @@ SEVERITY: tuple[Status, ...] = ("absent", "replaced", "suppressed", "relocated",
 _GONE = ("absent", "replaced")
 _MOST_LETTERS = 80
 _TOKENS = 3
+_TIMES = 2.0
+"""From here on a ratio is said in times, not in per cent."""
 
 
 def plain(text: str, most: int = _MOST_LETTERS) -> str:
     """Text on one line, without characters that act on a terminal or turn the direction of writing; at most so long."""
-    shown = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
-    flat = " ".join(shown.split())
+    flat = _visible(text).strip()
     return flat if len(flat) <= most else flat[: most - 1] + "…"
 
 
@@ -40,9 +42,22 @@ def name_of(feature_id: str, label: str | None, top_tokens: Sequence[str]) -> st
     return f"{feature_id} ({what})" if what else feature_id
 
 
+def passage(example: Example, letters: int = 60) -> tuple[str, str, str] | None:
+    """Text before, at and after an example's token, on one line, for people; None where the family has no text."""
+    if example.token is None:
+        return None
+    before, token, after = (_visible(text or "") for text in (example.text_before, example.token, example.text_after))
+    inner = token.strip() or "␣"
+    gap = " " if token[:1].isspace() and token.strip() else ""
+    tail = " " if token[-1:].isspace() and token.strip() else ""
+    begin = before if len(before) <= letters else "…" + before[-letters:]
+    end = after if len(after) <= letters else after[:letters] + "…"
+    return begin.lstrip() + gap, inner, tail + end.rstrip()
+
+
 def share(value: float) -> str:
     """A ratio as people say it: 24%, 3.1 times. Less than nothing is noise around nothing."""
-    if value >= 2:
+    if value >= _TIMES:
         return f"{value:.2g} times" if value < 10 else f"{value:.0f} times"
     return f"{max(value, 0.0):.0%}"
 
@@ -68,7 +83,7 @@ def what_happened(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> 
     left = with_interval(row.projection_ratio, row.projection_ratio_ci, policy.confidence)
     if row.previous_status in _GONE and row.status in ("suppressed", "emerged"):
         weakly = ", but suppressed" if row.status == "suppressed" else ""
-        said = f"is back{weakly}: it is written at {left} of what it was when it was last there."
+        said = f"is back{weakly}: it is written at {left}{_of(row)} what it was when it was last there."
     elif row.status == "suppressed":
         said = f"was suppressed: {left} of its own direction is still written.{_not_enough(row, names)}"
     elif row.status == "absent":
@@ -79,7 +94,7 @@ def what_happened(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> 
     elif row.status == "relocated":
         said = f"was relocated: {_relocated(row, left, policy)}"
     elif row.status == "amplified":
-        said = f"was amplified: its own direction is written at {left} of its former strength."
+        said = f"was amplified: its own direction is written at {left}{_of(row)} its former strength."
     elif row.status == "emerged":
         where = f"{_rate(row.firing_rate)} of the positions ({row.firings:,} firings)"
         said = f"emerged: {row.baseline or 'the baseline'} does not write it. It fires on {where}."
@@ -107,7 +122,7 @@ def how_sure(row: FeatureRow, policy: Policy) -> str:
     """The q-value in words: what the false discovery rate says of the findings, never of this one alone."""
     q = row.q_value
     if q is not None and q <= policy.fdr:
-        said = f"q = {q:.2g}" if q >= 1e-6 else "q under 0.000001"
+        said = f"q = {q:.2g}" if q >= 0.0001 else "q under 0.0001"
         return f"{said}: of all findings here that are at least this sure, {_odds(q)} are expected to be false."
     if row.status == "emerged" and row.projection_ratio is None:
         return (
@@ -155,6 +170,17 @@ REASONS: dict[Reason, str] = {
     Reason.NOT_SIGNIFICANT: "outside the band, but not significantly among so many features",
     Reason.UNREADABLE: "written, but not found by the checkpoint's own encoder",
 }
+
+
+def _visible(text: str) -> str:
+    """Blanks, and what cannot be seen or acts on a terminal, as single spaces."""
+    shown = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
+    return re.sub(r"\s+", " ", shown)
+
+
+def _of(row: FeatureRow) -> str:
+    """24% of it, but 3.1 times it."""
+    return "" if (row.projection_ratio or 0.0) >= _TIMES else " of"
 
 
 def _odds(q: float) -> str:
