@@ -17,8 +17,9 @@ from typing import Any
 
 from scipy import sparse
 
+from benchmarks.planted_calibration import coverage, q_values
 from benchmarks.planted_data import HOOK_POINT, SCENARIOS, Lineage, make_lineage, scenario, write_checkpoint
-from benchmarks.planted_score import Matching, id_stability, match, ratio_errors, score
+from benchmarks.planted_score import Matching, id_stability, match, ratio_errors, score, successors_named
 from service.client import Client
 from workers.demo.installation import Installation
 
@@ -74,10 +75,17 @@ def measure(lineage: Lineage, releases: Path, client: Client, *, log: Any) -> di
     }
     verdicts = {checkpoint: {n: row["status"] for n, row in part.items()} for checkpoint, part in rows.items()}
     ratios = {checkpoint: {n: row["projection_ratio"] for n, row in part.items()} for checkpoint, part in rows.items()}
+    named = {
+        checkpoint: {n: [int(s["id"][1:]) for s in row["successors"]] for n, row in part.items()}
+        for checkpoint, part in rows.items()
+    }
     began = work_seconds(seconds[1])
     extensions = [work_seconds(seconds[c]) for c in range(2, lineage.shape.n_checkpoints + 1)]
     return score(lineage, verdicts, last) | {
+        "successors_named": successors_named(lineage, named, last),
         "ratio_errors": ratio_errors(lineage, ratios, last),
+        "coverage": coverage(lineage, rows, last),
+        "q_values": q_values(lineage, rows, last, client.family(FAMILY)["policy"]["fdr"]),
         "id_stability": id_stability(first, last),
         "features": client.family(FAMILY)["n_features"],
         "fit_seconds": round(began, 2),

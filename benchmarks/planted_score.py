@@ -133,7 +133,9 @@ def score(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[str
     scored = [status for status in CLASSES if found[status]["support"]]
     return {
         "macro_f1": _mean([found[status]["f1"] for status in scored]),
-        "macro_f1_matched": _mean([found[status]["f1_matched"] for status in scored]),
+        "macro_f1_matched": _mean(
+            [found[status]["f1_matched"] for status in scored if found[status]["support"] > tally.missed[status]]
+        ),
         "f1": {status: found[status]["f1"] for status in found},
         "classes": found,
         "confusion": dict(tally.confusion.most_common()),
@@ -206,15 +208,16 @@ def _onsets(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[i
 def ratio_errors(
     lineage: Lineage, ratios: Mapping[int, Mapping[int, float | None]], matching: Matching
 ) -> dict[str, Any]:
-    """Measured projection ratio less the true level, at the onset of suppressions and removals.
+    """Measured projection ratio less the true one, at the onset of events that leave or take something (no births).
 
     ratios: checkpoint -> number of the feature -> projection ratio. `bias` is the mean, `largest` the largest size.
     """
     errors = []
     for event in lineage.events:
         ratio = ratios[event.checkpoint].get(int(matching.latent[event.feature]))
-        if event.kind != "born" and ratio is not None:
-            errors.append(ratio - event.level)
+        truth = lineage.ratios(event.checkpoint, event.checkpoint - 1)[event.feature]
+        if np.isfinite(truth) and ratio is not None:
+            errors.append(ratio - truth)
     found = np.array(errors)
     if not len(found):
         return {"n": 0, "bias": None, "largest": None}
