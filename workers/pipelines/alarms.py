@@ -24,7 +24,7 @@ from service.calibrations.schemas import (
 from service.verdicts.judge import Bools, Evidence, Judgement, Status, judge
 from service.verdicts.policy import Policy
 
-BANDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+BANDS = (0.5, 0.7, 0.8, 0.9, 0.95)
 """`suppressed_below` of the grid; `amplified_above` is its inverse."""
 RATES = (0.01, 0.05, 0.1)
 """`fdr` of the grid."""
