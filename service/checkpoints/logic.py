@@ -15,6 +15,7 @@ from service.kit.clock import utcnow
 from service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from service.models import Checkpoint, Family, Run
 from service.runs import logic as runs
+from service.verdicts.generations import kinds
 
 KIND = "onboard"
 _USABLE = ("registered", "harvested", "judged")
@@ -121,11 +122,12 @@ def _fill(checkpoint: Checkpoint, family: Family, body: CheckpointIn, parent: Ch
 def _hook_points(family: Family, body: CheckpointIn) -> list[str]:
     if body.hook_points is None:
         return family.hook_points
-    foreign = [name for name in body.hook_points if name not in family.hook_points]
-    if foreign and len(body.hook_points) != len(family.hook_points):
+    as_many = len(body.hook_points) == len(family.hook_points)
+    if not as_many and not kinds(body.hook_points) & kinds(family.hook_points):
         raise UnprocessableError(
-            f"{', '.join(foreign)}: not among the family's hook points, {', '.join(family.hook_points)}. A model of "
-            "another size names as many as the family has; they are compared by their place.",
+            f"{', '.join(body.hook_points)}: none of a kind that the family has, {', '.join(family.hook_points)}. A "
+            "model of another size names hook points of the family's kinds, or as many as the family has, which are "
+            "compared by their place.",
             code="hook-point-not-in-family",
             title="Hook point that the family has not",
         )

@@ -30,8 +30,8 @@ class CheckpointIn(BaseModel):
     )
     hook_points: HookPoints | None = Field(
         None,
-        description="Some of the family's; or as many others, for a model of another size: they are compared by their "
-        "place in the list. Left out: the family's.",
+        description="For a model of another size, or to read more or less of it. As many as the parent's are compared "
+        "by name, or else by their place in the list; of another number, those most alike. Left out: the family's.",
     )
     fit: Literal["auto", "extend", "refit", "later"] = Field(
         "auto",

@@ -21,6 +21,7 @@ from service.features.schemas import (
     Trajectory,
 )
 from service.features.sorting import Direction, SortName, order_of
+from service.features.sources import FeatureSources, of_feature
 from service.kit.ids import feature_id
 from service.kit.pages import Page, Paging
 from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
@@ -123,6 +124,12 @@ def trajectory(family: str, feature: str, session: ReadSession) -> Trajectory:
     found = families.get(session, family)
     row = logic.get(session, found, feature)
     return Trajectory(id=feature_id(row.number), label=row.label, points=logic.trajectory(session, found, row))
+
+
+@router.get("/features/{feature}/sources", summary="One feature at every hook point of every checkpoint")
+def sources(family: str, feature: str, session: ReadSession) -> FeatureSources:
+    found = families.get(session, family)
+    return of_feature(session, found, logic.get(session, found, feature))
 
 
 @router.get("/features/{feature}/examples", summary="Where a feature fires most strongly")

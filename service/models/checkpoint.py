@@ -49,7 +49,7 @@ class Source(Base):
     hook_point: Mapped[str] = mapped_column(primary_key=True)
     d_model: Mapped[int]
     stats: Mapped[dict[str, Any]]
-    """`{rms, fvu, valid_share, size_factor}`: floats."""
+    """`{rms, fvu}`: floats; `paired_with`: the parent's hook point that it was held against, None: none."""
     dictionary: Mapped[str | None]
     """safetensors with `mean` [d], `rms` [], `decoder` [m, d], `bias` [d], `readout` [d, m], `readout_bias` [m]."""
     activations: Mapped[str | None]

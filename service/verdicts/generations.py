@@ -27,14 +27,15 @@ class Ancestor:
     fitted: bool
 
     def hooks(self, hook_points: Sequence[str]) -> list[str] | None:
-        """Its own hook points for those of another checkpoint: the same names where it has them all, else by place.
+        """Its own hook points for those of another checkpoint.
 
-        None where it has neither: sizes of a model are compared at as many places each.
+        Of as many: the same names where it has them all, else by place. Of another number: all of its own, which a
+        worker pairs when it has read the checkpoint; None where no two are of one kind.
         """
         own = self.checkpoint.hook_points
-        if set(hook_points) <= set(own):
-            return list(hook_points)
-        return list(own) if len(own) == len(hook_points) else None
+        if len(own) == len(hook_points):
+            return list(hook_points) if set(hook_points) == set(own) else list(own)
+        return list(own) if kinds(own) & kinds(hook_points) else None
 
     def readable(self, hook_points: Sequence[str]) -> bool:
         """Whether its activations at all these hook points, by name or by place, are kept."""
@@ -45,6 +46,11 @@ class Ancestor:
     def fvu(self) -> float | None:
         """Of the dictionary on it."""
         return (self.checkpoint.quality or {}).get("fvu")
+
+
+def kinds(hook_points: Sequence[str]) -> set[str]:
+    """Kinds of hook points: `resid_post` of `resid_post.12`."""
+    return {hook.partition(".")[0] for hook in hook_points}
 
 
 def ancestry(session: Session, checkpoint: Checkpoint) -> list[Ancestor]:

@@ -39,7 +39,7 @@ class Subject:
 class SourceOutcome:
     hook_point: str
     d_model: int
-    stats: dict[str, float]
+    stats: dict[str, Any]
     dictionary: str | None
     """None before the first fit"""
     activations: str

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import LargeBinary, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from service.models import Checkpoint, Code, Family, Feature, Lineage, Measurement, Source, Verdict
@@ -74,6 +74,34 @@ def measurement(
     """One stored array, or None."""
     row = session.get(Measurement, (checkpoint_id, hook_point, metric))
     return None if row is None else np.frombuffer(row.data, dtype="<f4").reshape(row.shape)
+
+
+def at_hooks(
+    session: Session, family_id: str, number: int, metrics: Sequence[str]
+) -> Sequence[tuple[str, str, str, bytes]]:
+    """(checkpoint id, hook point, metric, float32 as bytes) of one feature at all hook points of a family.
+
+    Only the four bytes of each array leave the database; none where the array ends before the feature.
+    """
+    value = func.substr(Measurement.data, 4 * number + 1, 4, type_=LargeBinary)
+    statement = (
+        select(Measurement.checkpoint_id, Measurement.hook_point, Measurement.metric, value)
+        .join(Checkpoint, Checkpoint.id == Measurement.checkpoint_id)
+        .where(Checkpoint.family_id == family_id, Measurement.hook_point != ALL_HOOKS, Measurement.metric.in_(metrics))
+    )
+    return [(row[0], row[1], row[2], bytes(row[3])) for row in session.execute(statement)]
+
+
+def judged(session: Session, family_id: str) -> Sequence[Checkpoint]:
+    """The judged checkpoints of a family, parents before their children."""
+    statement = select(Checkpoint).where(Checkpoint.family_id == family_id, Checkpoint.state == "judged")
+    return session.scalars(statement.order_by(Checkpoint.created_at, Checkpoint.id)).all()
+
+
+def status(session: Session, checkpoint_id: str, number: int) -> str | None:
+    """Status of one feature in a checkpoint."""
+    statement = select(Verdict.status).where(Verdict.checkpoint_id == checkpoint_id, Verdict.feature == number)
+    return session.scalar(statement)
 
 
 def clear(session: Session, checkpoint_id: str) -> None:

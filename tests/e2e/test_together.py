@@ -57,7 +57,7 @@ def test_two_sizes_are_fitted_together(service: Service, lineage: Lineage) -> No
     with pytest.raises(ApiError, match="harvested, not judged"):
         client.report("sizes", "v1")
     with pytest.raises(ApiError, match="compared by their place"):
-        client.register("sizes", name="v2", uri=uris[1], hook_points=[LARGER, "mlp_out.2"])
+        client.register("sizes", name="v2", uri=uris[1], hook_points=["mlp_out.1", "mlp_out.2"])
 
     both = service.judge("sizes", "v2", uris[1], hook_points=[LARGER])
     assert (both["result"] or {})["fit"] == "fit over v1, v2"

@@ -122,7 +122,11 @@ def outcome(
             verdicts.SourceOutcome(
                 hook_point=hook,
                 d_model=width,
-                stats={"fvu": round(float(measures.fvu[s]), 5), "rms": activations.statistics()[s][1]},
+                stats={
+                    "fvu": round(float(measures.fvu[s]), 5),
+                    "rms": activations.statistics()[s][1],
+                    "paired_with": dict(enumerate(work.parent.hook_points)).get(s) if work.parent else None,
+                },
                 dictionary=measures.dictionaries[hook],
                 activations=folder,
             )

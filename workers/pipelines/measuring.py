@@ -90,6 +90,10 @@ def _measure(
 ) -> dict[str, Tensor]:
     rows, folds = common_rows(activations, parent)
     regression = basis.regression or Regression(basis.code, rows, folds)
+    # The first ones are paired with the parent's; what is left over is read, but held against nothing.
+    n_paired = len(activations.hook_points if parent is None else parent.hook_points)
+    left_over = activations.hook_points[n_paired:]
+    everything, activations = activations, activations.at(activations.hook_points[:n_paired])
     now = Side(activations, basis.now or regression.solve(activations))
     before, fixed, rows_b = now, None, now.solution.decoder
     if parent is not None and references is not None:
@@ -110,8 +114,25 @@ def _measure(
     # Where a feature is gone at a checkpoint, its children compare it with where it was last: its row before.
     reference = map_rows(rows_b, widths_b, maps)
     readability = _dictionaries(execution, work, basis, activations, now.solution, reference, rows, folds, names)
+    tensors = _tensors(got) | {"hook.readability": readability}
+    if left_over:
+        rest = everything.at(left_over)
+        solution = regression.solve(rest)
+        more = _read_alone(regression, Side(rest, solution), rest.widths)
+        more["hook.readability"] = _dictionaries(
+            execution, work, basis, rest, solution, solution.decoder.clone(), rows, folds, names
+        )
+        tensors |= {key: torch.cat([tensors[key].cpu(), value.cpu()]) for key, value in more.items()}
     execution.progress(1.0)
-    return _tensors(got) | {"hook.readability": readability}
+    return tensors
+
+
+def _read_alone(regression: Regression, side: Side, widths: list[int]) -> dict[str, Tensor]:
+    """Strength and FVU at hook points that nothing is held against, [h, m] and [h]; their ratios are NaN."""
+    got = products(regression, side, side, [(d, d) for d in widths], [None] * len(widths))
+    found = ratios(got.now[0], got.before[0], got.both[0])._asdict()
+    nothing = torch.full_like(found["strength"], torch.nan)
+    return {f"hook.{key}": value if key == "strength" else nothing for key, value in found.items()} | {"fvu": got.fvu}
 
 
 def _tensors(got: Products) -> dict[str, Tensor]:
@@ -147,7 +168,7 @@ def _dictionaries(
     """Write the dictionary of each source; returns the readability of each, [h, m]."""
     widths, readability, start = activations.widths, [], 0
     parts = zip(
-        work.hook_points,
+        activations.hook_points,
         activations.statistics(),
         solution.decoder.split(widths, 1),
         solution.bias.split(widths),

@@ -9,6 +9,7 @@ from workers.pipelines import calibrating, files, judging
 from workers.pipelines.dictionary import extended, fitted
 from workers.pipelines.harvesting import harvest_activations
 from workers.pipelines.measuring import load_references, measured
+from workers.pipelines.pairing import pair
 from workers.pipelines.refitting import carried_references, refitted
 from workers.pipelines.sources import open_kept
 from workers.pipelines.together import fit_together
@@ -36,13 +37,14 @@ def onboard(execution: Execution) -> None:
             basis = fitted(execution, work, [activations], [folder])
     else:
         with execution.stage(work.fit):
-            parent = open_kept(execution, work, work.parent)
+            work, activations, parent = pair(work, activations, open_kept(execution, work, work.parent))
             references = load_references(execution, work, gone)
             if work.fit == "refit":
                 basis = refitted(execution, work, activations, parent, folder)
                 references = carried_references(execution, work, basis, references)
             else:
-                basis = extended(execution, work, activations, parent, folder, references)
+                compared = activations.at(activations.hook_points[: len(parent.hook_points)])
+                basis = extended(execution, work, compared, parent, folder, references)
     with execution.stage("measure"):
         measures = measured(execution, work, basis, activations, parent, references)
     with execution.stage("judge"):

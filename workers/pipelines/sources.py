@@ -60,6 +60,16 @@ class Activations:
             self.held = torch.cat([self.normaliser(self.raw(block)) for block in every.split(BLOCK)])
         return self.normaliser
 
+    def at(self, hook_points: list[str]) -> "Activations":
+        """The same at some of these hook points, in the order given."""
+        if hook_points == self.hook_points:
+            return self
+        normaliser, part = self.normalised(), Activations(self.opened, hook_points, self.device)
+        place = torch.arange(sum(self.widths), device=self.device).split(self.widths)
+        columns = torch.cat([place[self.hook_points.index(hook)] for hook in hook_points])
+        part.normalise_by(Normaliser(normaliser.mean[columns], normaliser.scale[columns]))
+        return part
+
     def statistics(self) -> list[tuple[Tensor, float]]:
         """(mean [d], rms) of each hook point."""
         normaliser = self.normalised()

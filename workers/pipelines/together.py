@@ -11,6 +11,7 @@ from workers.execution import Execution
 from workers.pipelines import judging
 from workers.pipelines.dictionary import Basis, fitted
 from workers.pipelines.measuring import load_references, measured
+from workers.pipelines.pairing import pair
 from workers.pipelines.sources import Activations, open_kept
 from workers.pipelines.work import Kept, Parent, Work
 
@@ -55,10 +56,11 @@ def _judged(
     last: tuple[Activations, Evidence, Judgement] | None,
 ) -> tuple[verdicts.Outcome, tuple[Activations, Evidence, Judgement], dict[str, str]]:
     """One checkpoint's outcome, what its child is judged against, and its dictionaries. last: of its parent."""
-    parent, references, gone = None, None, list[int]()
+    parent, references, gone, own = None, None, list[int](), read
     before = np.full(basis.code.m, np.nan, dtype=np.float32)
     if last is not None:
-        parent, before = last[0], last[1].readability
+        work, read, parent = pair(work, read, last[0])
+        before = last[1].readability
         lost = np.array([status in GONE for status in last[2].status], dtype=bool)
         gone = basis.numbers[lost].tolist()
         references = load_references(execution, work, gone)
@@ -72,4 +74,4 @@ def _judged(
             basis = replace(basis, born=little | (measures.baseline_z < BASELINE_Z))
         evidence, judgement = judging.judged(work, basis, measures, read, gone, before)
         outcome = judging.outcome(execution, work, basis, measures, read, folder, positions, evidence, judgement)
-    return outcome, (read, evidence, judgement), measures.dictionaries
+    return outcome, (own, evidence, judgement), measures.dictionaries

@@ -22,7 +22,7 @@ class Kept:
     id: str
     name: str
     hook_points: list[str]
-    """its own, in the order of this run's: by name, or by place where they have other names"""
+    """its own: in the order of this run's where they are as many, else all of them until they are paired"""
     widths: dict[str, int]
     """hook point -> d_model"""
     activations: dict[str, str]
@@ -164,10 +164,10 @@ def _parent(ancestor: Ancestor, hook_points: list[str]) -> Parent:
     if parent.state != "judged" or ancestor.code is None:
         raise RunError("parent-not-judged", f"the parent {parent.name} is {parent.state}; retry when it is judged")
     own = ancestor.hooks(hook_points)
-    missing = hook_points if own is None else [hook for hook in own if hook not in ancestor.sources]
+    missing = [] if own is None else [hook for hook in own if hook not in ancestor.sources]
     if missing:
         raise RunError("parent-lacks-hook-point", f"the parent {parent.name} was not read at {', '.join(missing)}")
-    if not ancestor.readable(hook_points):
+    if own is not None and not ancestor.readable(hook_points):
         raise RunError(
             "parent-activations-gone",
             f"the activations of {parent.name} were removed; register it again under another name, as a child of its "
@@ -179,9 +179,11 @@ def _parent(ancestor: Ancestor, hook_points: list[str]) -> Parent:
 def _kept(ancestor: Ancestor, hook_points: list[str]) -> dict[str, Any]:
     own = ancestor.hooks(hook_points)
     if own is None or not ancestor.readable(hook_points):
+        theirs = ", ".join(ancestor.checkpoint.hook_points)
         raise RunError(
             "other-hook-points",
-            f"{ancestor.checkpoint.name} was not read at {', '.join(hook_points)}, nor at as many other hook points",
+            f"{ancestor.checkpoint.name} was read at {theirs}, none of them of the kinds of {', '.join(hook_points)}; "
+            "name one of a kind that it has, or as many as it has, to be paired by their place",
         )
     return {
         "id": ancestor.checkpoint.id,

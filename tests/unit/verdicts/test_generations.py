@@ -59,7 +59,7 @@ def test_anchors_whose_activations_are_gone() -> None:
 
     assert names(1) == ["v4"]
     assert names(1, 4) == ["v5"], "the parent stands in where none is left"
-    assert names(hooks=(HOOK, "mlp_out.3")) == ["v5"]
+    assert names(hooks=("mlp_out.2", "mlp_out.3")) == ["v5"]
 
 
 def test_fvu_of_the_fit() -> None:

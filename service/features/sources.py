@@ -1,0 +1,95 @@
+"""A feature at every place that its family is read at: which layer of which checkpoint carries it, and how well."""
+
+import math
+import struct
+from collections.abc import Sequence
+
+from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
+
+from service.kit.ids import feature_id
+from service.models import Checkpoint, Family, Feature
+from service.verdicts import queries
+
+METRICS = ("readability", "strength", "projection", "cosine")
+
+
+class FeatureAtSource(BaseModel):
+    """A feature at one hook point of a checkpoint."""
+
+    hook_point: str
+    d_model: int
+    paired_with: str | None = Field(
+        description="The parent's hook point that this one is held against; null where it is read only."
+    )
+    readability: float | None = Field(description="Correlation of this source's own read-out with the code.")
+    strength: float | None = Field(description="Norm of the decoder row, in units of the source's own scale.")
+    projection_ratio: float | None = Field(description="Against `paired_with`, over the checkpoint's size factor.")
+    direction_cosine: float | None
+
+
+class FeatureInCheckpoint(BaseModel):
+    """A feature at all hook points of a checkpoint."""
+
+    checkpoint: str
+    status: str | None
+    best: str | None = Field(description="The hook point that it is read best at.")
+    sources: list[FeatureAtSource]
+
+
+class FeatureSources(BaseModel):
+    """A feature at every source of its family, parents before their children."""
+
+    id: str
+    label: str | None
+    data: list[FeatureInCheckpoint]
+
+
+def of_feature(session: Session, family: Family, feature: Feature) -> FeatureSources:
+    """Every checkpoint whose code has the feature."""
+    found: dict[str, dict[tuple[str, str], float | None]] = {}
+    for checkpoint_id, hook, metric, value in queries.at_hooks(session, family.id, feature.number, METRICS):
+        found.setdefault(checkpoint_id, {})[hook, metric] = _number(value)
+    data = [
+        _in_checkpoint(session, checkpoint, feature.number, found[checkpoint.id])
+        for checkpoint in queries.judged(session, family.id)
+        if any(one is not None for one in found.get(checkpoint.id, {}).values())
+    ]
+    return FeatureSources(id=feature_id(feature.number), label=feature.label, data=data)
+
+
+def _in_checkpoint(
+    session: Session, checkpoint: Checkpoint, number: int, values: dict[tuple[str, str], float | None]
+) -> FeatureInCheckpoint:
+    size = (checkpoint.quality or {}).get("size_factor") or 1.0
+    sources = queries.sources(session, checkpoint.id)
+    rows = []
+    for hook in [name for name in checkpoint.hook_points if name in sources]:
+        readability, strength, projection, cosine = (values.get((hook, metric)) for metric in METRICS)
+        rows.append(
+            FeatureAtSource(
+                hook_point=hook,
+                d_model=sources[hook].d_model,
+                paired_with=sources[hook].stats.get("paired_with"),
+                readability=readability,
+                strength=strength,
+                projection_ratio=None if projection is None else round(projection / size, 6),
+                direction_cosine=cosine,
+            )
+        )
+    verdict = queries.status(session, checkpoint.id, number)
+    return FeatureInCheckpoint(checkpoint=checkpoint.name, status=verdict, best=_best(rows), sources=rows)
+
+
+def _best(rows: Sequence[FeatureAtSource]) -> str | None:
+    """The earliest of those that are read best."""
+    read = [(row.readability, row.hook_point) for row in rows if row.readability is not None]
+    return max(read, key=lambda pair: pair[0])[1] if read else None
+
+
+def _number(data: bytes) -> float | None:
+    """One float32 as it lies in a stored array; None beyond its end, and for NaN."""
+    if len(data) < 4:
+        return None
+    value = float(struct.unpack("<f", data)[0])
+    return None if math.isnan(value) else value
