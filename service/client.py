@@ -103,16 +103,34 @@ class Client(Transport):
         response = self.send("POST", path_of("families", family, "checkpoints"), body=body)
         return cast(Registration, response.json() | {"created": response.status_code != HTTPStatus.OK})
 
-    def report(self, family: str, checkpoint: str, *, baseline: str | None = None) -> dict[str, Any]:
-        """What changed in a checkpoint: counts by status, largest changes, quality, alerts."""
+    def report(
+        self,
+        family: str,
+        checkpoint: str,
+        *,
+        baseline: str | None = None,
+        min_change: float | None = None,
+        max_q: float | None = None,
+    ) -> dict[str, Any]:
+        """What changed in a checkpoint: `headline`, `findings`, `not_judged`, `caveats` in words; counts, quality."""
         path = path_of("families", family, "checkpoints", checkpoint, "report")
-        return self.json("GET", path, params=given(baseline=baseline))
+        return self.json("GET", path, params=given(baseline=baseline, min_change=min_change, max_q=max_q))
 
-    def report_text(self, family: str, checkpoint: str, *, format: str, baseline: str | None = None) -> str:
+    def report_text(
+        self,
+        family: str,
+        checkpoint: str,
+        *,
+        format: str,
+        baseline: str | None = None,
+        min_change: float | None = None,
+        max_q: float | None = None,
+    ) -> str:
         """The report as a document; `format` is markdown or html."""
         path = path_of("families", family, "checkpoints", checkpoint, "report")
         accept = {"Accept": "text/markdown" if format == "markdown" else "text/html"}
-        return self.send("GET", path, params=given(baseline=baseline, format=format), headers=accept).text
+        params = given(baseline=baseline, min_change=min_change, max_q=max_q, format=format)
+        return self.send("GET", path, params=params, headers=accept).text
 
     # Calibrations
 
@@ -152,11 +170,17 @@ class Client(Transport):
         q: str | None = None,
         tag: str | None = None,
         watched: bool | None = None,
+        min_change: float | None = None,
+        max_q: float | None = None,
         sort: str | None = None,
     ) -> Iterator[FeatureRow]:
-        """Features with their verdicts in a checkpoint. Of several statuses, any counts."""
+        """Features with their verdicts in a checkpoint. Of several statuses, any counts.
+
+        min_change: least size of the change, in factors of two; max_q: largest q-value.
+        """
         params = given(checkpoint=checkpoint, baseline=baseline, q=q, tag=tag, watched=watched, sort=sort)
-        return self.pages(path_of("families", family, "features"), params | {"status": list(status)})
+        params |= given(min_change=min_change, max_q=max_q) | {"status": list(status)}
+        return self.pages(path_of("families", family, "features"), params)
 
     def feature(self, family: str, feature: str) -> Feature:
         """One feature."""
@@ -185,9 +209,23 @@ class Client(Transport):
         body = given(label=label, tags=None if tags is None else list(tags), watched=watched)
         return cast(Feature, self.json("PATCH", path_of("families", family, "features", feature), body=body))
 
-    def diff(self, family: str, from_: str, to: str, *, status: Sequence[str] = ()) -> Iterator[FeatureRow]:
-        """The features of any two checkpoints, largest change first; only those with one of `status`, where given."""
-        return self.pages(path_of("families", family, "diff"), {"from": from_, "to": to, "status": list(status)})
+    def diff(
+        self, family: str, from_: str, to: str, *, status: Sequence[str] = (), **query: Any
+    ) -> Iterator[FeatureRow]:
+        """The features of any two checkpoints, largest change first; only those with one of `status`, where given.
+
+        query: `min_change`, `max_q`, `tag`, `watched`, `q`, `sort` as of `features`.
+        """
+        params = given(**query) | {"from": from_, "to": to, "status": list(status)}
+        return self.pages(path_of("families", family, "diff"), params)
+
+    def compare(self, family: str, from_: str, to: str, *, status: Sequence[str] = (), **query: Any) -> dict[str, Any]:
+        """Any two checkpoints in words, as `report` says it, with the first of the features that `diff` lists.
+
+        query: as of `diff`, and `limit`, how many features.
+        """
+        params = given(**query) | {"from": from_, "to": to, "status": list(status)}
+        return self.json("GET", path_of("families", family, "diff"), params=params)
 
     def lineage(self, family: str, *, generation: int | None = None, kind: str | None = None) -> Iterator[Link]:
         """What re-fits made of the features, generation by generation; only links of one kind, where given."""

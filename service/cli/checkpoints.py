@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markdown import Markdown
 
-from service.cli import base, gate
+from service.cli import base, gate, told
 from service.cli.base import AsJson
+from service.cli.told import MaxQ, MinChange
 from service.client import Client
 from service.client_types import Checkpoint, Run
+from service.features.words import plain
 
 family_app = typer.Typer(help="Families: the models that are tracked together.", no_args_is_help=True)
 checkpoint_app = typer.Typer(help="Checkpoints: register, list, show.", no_args_is_help=True)
@@ -152,6 +153,9 @@ def _conclude(
     elif summary is not None:
         seconds = sum(run["seconds"].values())
         base.out.print(f"{checkpoint['name']} of {family} is judged ({seconds:.0f} s)", markup=False)
+        base.out.print(plain(summary["headline"], most=4000), markup=False, soft_wrap=not base.out.is_terminal)
+        for caveat in summary["caveats"]:
+            base.out.print(f"! {plain(caveat, most=4000)}", markup=False, soft_wrap=not base.out.is_terminal)
         base.show_fields((status, count) for status, count in summary["counts"].items() if count)
         if failed is not None:
             base.out.print("gate: [red]failed[/]" if failed else "gate: [green]passed[/]")
@@ -258,23 +262,29 @@ def report(
     family: Family,
     name: Name,
     baseline: Annotated[str | None, typer.Option(help="Compare with this checkpoint; default: its parent.")] = None,
+    min_change: MinChange = None,
+    max_q: MaxQ = None,
     form: Annotated[str, typer.Option("--format", help="text, markdown, html or json.")] = "text",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What changed in a checkpoint."""
+    """What changed in a checkpoint, how sure that is, and what could not be judged."""
     form = "json" if as_json else form
     if form not in ("text", "markdown", "html", "json"):
         raise base.UsageError(f"there is no format {form!r}; choose text, markdown, html or json")
+    query: dict[str, Any] = {"baseline": baseline, "min_change": min_change, "max_q": max_q}
     with base.connect() as client:
-        if form == "json":
-            text = json.dumps(client.report(family, name, baseline=baseline), indent=2)
+        if form == "json" or (form == "text" and not output):
+            answer = client.report(family, name, **query)
         else:
-            text = client.report_text(family, name, format="html" if form == "html" else "markdown", baseline=baseline)
+            answer = {}
+            text = client.report_text(family, name, format="html" if form == "html" else "markdown", **query)
+    if form == "json":
+        text = json.dumps(answer, indent=2)
     if output:
         output.write_text(text + "\n", encoding="utf-8")
-    elif form == "text" and base.out.is_terminal:
-        base.out.print(Markdown(text))
+    elif form == "text":
+        told.show(answer, f"{family}: {name}" + (f" against {answer['baseline']}" if answer["baseline"] else ""))
     else:
         typer.echo(text)
 

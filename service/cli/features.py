@@ -7,10 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base
+from service.cli import base, told
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family
+from service.cli.told import MaxQ, MinChange
 from service.client_types import FeatureRow
+from service.features.words import plain
+
+_PAGE = 500
+"""Most rows of one answer of the API."""
 
 export_app = typer.Typer(help="Export data for other tools.", no_args_is_help=True)
 
@@ -36,8 +41,14 @@ def list_features(
     q: Annotated[str | None, typer.Option("--search", "-q", help="In labels and top tokens.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only those with this tag.")] = None,
     watched: Annotated[bool | None, typer.Option(help="Only those that are watched, or are not.")] = None,
+    min_change: MinChange = None,
+    max_q: MaxQ = None,
     sort: Annotated[
-        str | None, typer.Option(help="change (default), id, or a measurement such as projection_ratio.")
+        str | None,
+        typer.Option(
+            help="change (default), q_value, projection_ratio or another measurement, id, or least_change: by the "
+            "smallest change that the interval allows."
+        ),
     ] = None,
     limit: Limit = 50,
     as_json: AsJson = False,
@@ -52,6 +63,8 @@ def list_features(
             q=q,
             tag=tag,
             watched=watched,
+            min_change=min_change,
+            max_q=max_q,
             sort=sort,
         )
         rows = list(islice(found, limit or None))
@@ -63,13 +76,28 @@ def diff(
     from_: Annotated[str, typer.Argument(metavar="FROM", help="Checkpoint to compare with.")],
     to: Annotated[str, typer.Argument(metavar="TO", help="Checkpoint to look at.")],
     status: Statuses = None,
+    min_change: MinChange = None,
+    max_q: MaxQ = None,
+    rows: Annotated[bool, typer.Option("--rows", help="List the features too; with --status they are.")] = False,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """Compare any two checkpoints, largest change first."""
+    """Compare any two checkpoints: what changed, how sure that is, and what could not be judged."""
+    query: dict[str, Any] = {"status": status or (), "min_change": min_change, "max_q": max_q}
     with base.connect() as client:
-        rows = list(islice(client.diff(family, from_, to, status=status or ()), limit or None))
-    _show(rows, as_json)
+        answer = client.compare(family, from_, to, **query, limit=min(limit or _PAGE, _PAGE))
+        if answer["next_cursor"] and not 0 < limit <= _PAGE:
+            answer |= {
+                "data": list(islice(client.diff(family, from_, to, **query), limit or None)),
+                "next_cursor": None,
+            }
+    if as_json:
+        return base.show_json(answer)
+    told.show(answer, f"{family}: {to} against {from_}")
+    if rows or status:
+        base.out.print()
+        _show(answer["data"], as_json=False)
+    return None
 
 
 def lineage(
@@ -106,6 +134,7 @@ def _show(rows: list[FeatureRow], as_json: bool) -> None:
         ("WAS", lambda row: row["previous_status"]),
         ("PROJECTION", lambda row: base.ratio(row["projection_ratio"], row["projection_ratio_ci"])),
         ("STRENGTH", lambda row: base.ratio(row["strength_ratio"], None)),
+        ("Q", lambda row: row["q_value"]),
         ("FIRINGS", lambda row: row["firings"]),
         ("SUCCESSORS", lambda row: [item["id"] for item in row["successors"]]),
         ("WHAT", what),
@@ -115,7 +144,7 @@ def _show(rows: list[FeatureRow], as_json: bool) -> None:
 
 def what(row: Any) -> str:
     """What a feature is about: its label, else its top tokens."""
-    return row["label"] or " ".join(repr(token)[1:-1] for token in row["top_tokens"][:6])
+    return plain(row["label"] or "") or " ".join(repr(token)[1:-1] for token in row["top_tokens"][:6])
 
 
 def show_feature(

@@ -68,11 +68,16 @@ def with_interval(value: float | None, interval: Sequence[float | None] | None, 
         return "an unknown part"
     if not interval or interval[0] is None or interval[1] is None:
         return share(value)
-    low, high = share(interval[0]), share(interval[1])
+    return f"{share(value)} ({confidence:.0%} interval {between(interval[0], interval[1])})"
+
+
+def between(low: float, high: float) -> str:
+    """`18 to 31%`, `2.8 to 3.4 times`, `90% to 2.1 times`."""
+    first, last = share(low), share(high)
     for unit in ("%", " times"):
-        if low.endswith(unit) and high.endswith(unit):
-            low = low.removesuffix(unit)
-    return f"{share(value)} ({confidence:.0%} interval {low} to {high})"
+        if first.endswith(unit) and last.endswith(unit):
+            first = first.removesuffix(unit)
+    return f"{first} to {last}"
 
 
 def what_happened(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> str:

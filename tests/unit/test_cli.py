@@ -118,6 +118,24 @@ def test_from_registration_to_the_gate(service: Up, planted: Path, tmp_path: Pat
     _read_back(service, lost, tmp_path)
 
 
+def _in_words(service: Up, watched: str, absent: set[str]) -> None:
+    """The report and the comparison say the same, the watched feature first."""
+    answer = service.json("diff", "toy", "v1", "v2", "--status", "absent")
+    assert {row["id"] for row in answer["data"]} == absent
+    assert answer["findings"][0]["feature"]["id"] == watched
+    report = service.json("report", "toy", "v2")
+    assert report["findings"][0] == answer["findings"][0]
+    lines = service.run("report", "toy", "v2").stdout.splitlines()
+    assert lines[0] == "toy: v2 against v1" and lines[1] == report["headline"]
+    assert next(line for line in lines if line.startswith("F")).split()[:2] == [watched, "absent"]
+    assert "watched  “what v2 lost”" in next(line for line in lines if line.startswith("F"))
+    listed = service.run("diff", "toy", "v1", "v2", "--status", "absent").stdout
+    assert "FEATURE" in listed and listed.splitlines()[0] == lines[0]
+    strict = service.json("report", "toy", "v2", "--max-q", "0", "--min-change", "6")
+    assert strict["changed"] < report["changed"] and "what was asked for" in strict["headline"]
+    assert "q_value" in service.json("features", "toy", "--sort", "q_value", "--max-q", "0.05")[0]
+
+
 def _read_back(service: Up, lost: dict[str, int], tmp_path: Path) -> None:
     rows = service.json("features", "toy", "--checkpoint", "v2", "--status", "absent", "--limit", "0")
     assert len(rows) == lost["absent"]
@@ -129,10 +147,7 @@ def _read_back(service: Up, lost: dict[str, int], tmp_path: Path) -> None:
     listed = service.run("features", "toy", "--status", "absent")
     assert listed.stdout.splitlines()[0].split()[:2] == ["FEATURE", "STATUS"]
     assert "what v2 lost" in listed.stdout
-    assert {row["id"] for row in service.json("diff", "toy", "v1", "v2", "--status", "absent")} == {
-        row["id"] for row in rows
-    }
-    assert "v2" in service.run("report", "toy", "v2").stdout
+    _in_words(service, one, {row["id"] for row in rows})
     assert service.run("report", "toy", "v2", "--format", "html").stdout.lstrip().startswith("<!")
     made = service.json("export", "codes", "toy", "-o", str(tmp_path / "codes.npz"))
     codes = scipy.sparse.load_npz(tmp_path / "codes.npz")
@@ -141,6 +156,28 @@ def _read_back(service: Up, lost: dict[str, int], tmp_path: Path) -> None:
     assert [alert["checkpoint"] for alert in service.json("alert", "list", "--family", "toy")] == ["v2"]
     states = {run["checkpoint"]: run["state"] for run in service.json("run", "list", "--family", "toy")}
     assert states == {"v1": "succeeded", "v2": "succeeded"}
+
+
+def test_a_family_is_calibrated(service: Up, planted: Path) -> None:
+    service.json("family", "create", "quiet", "--hook-point", "resid_post.1", *FIT)
+    nothing = service.run("calibrate", "quiet")
+    assert nothing.returncode == 2
+    assert "judged" in nothing.stderr
+    done = service.run("checkpoint", "register", "quiet", "v1", f"activations+file://{planted}/v1", "--wait")
+    assert done.returncode == 0, done.stderr
+    later = service.run("calibrate", "quiet", "--null", "repeat", "--no-wait")
+    assert later.returncode == 0, later.stderr
+    assert service.json("run", "list", "--family", "quiet")[0]["id"] in later.stdout
+    shown = service.run("calibrate", "quiet", "--null", "halves", "--null", "finetune", "--splits", "3")
+    assert shown.returncode == 0, shown.stderr
+    halves = next(line.split() for line in shown.stdout.splitlines() if line.startswith("halves"))
+    assert halves[1:4] == ["0", "of", "3"]
+    assert "finetune: not to be had" in shown.stderr
+    assert "the family's" in shown.stdout
+    answer = service.json("calibrate", "quiet", "--null", "int8")
+    assert (answer["state"], answer["checkpoint"], answer["result"]["features"]["alarms"]) == ("succeeded", "v1", 0)
+    assert service.json("family", "show", "quiet")["calibration"]["id"] == answer["id"]
+    assert service.run("calibrate", "quiet", "--null", "finetune").returncode == 1
 
 
 def test_a_checkpoint_that_waits_for_the_first_fit(service: Up, planted: Path) -> None:

@@ -1,0 +1,111 @@
+"""A report or a comparison in words, on the terminal: a line and an example for each finding, aligned."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.cells import cell_len
+from rich.text import Text
+
+from service.cli import base
+from service.features.schemas import Example, FeatureRow
+from service.features.words import about, between, passage, plain, share
+
+MinChange = Annotated[
+    float | None, typer.Option(help="Least size of the change, in factors of two: 1 is halved or doubled.", min=0)
+]
+MaxQ = Annotated[
+    float | None,
+    typer.Option("--max-q", help="Largest q-value; new features have none, and are left out.", min=0, max=1),
+]
+
+_NAMED_SUCCESSORS = 3
+
+
+def show(answer: Mapping[str, Any], title: str) -> None:
+    """Print what the API says of two checkpoints, what to look at first before the rest."""
+    _say(title, style="bold")
+    _say(plain(answer["headline"], most=4000))
+    for caveat in answer["caveats"]:
+        _say(f"! {plain(caveat, most=4000)}", style="yellow")
+    findings = answer["findings"]
+    if findings:
+        _say("")
+        _show_findings(findings)
+    if answer["changed"] > len(findings):
+        _say(f"and {answer['changed'] - len(findings):,} more: featurewatch features")
+    _show_not_judged(answer["not_judged"])
+    for alert in answer.get("alerts", []):
+        _say(f"alert {plain(alert['rule'])} ({alert['state']}): {plain(alert['summary'], most=400)}", style="red")
+
+
+def _show_findings(findings: list[Mapping[str, Any]]) -> None:
+    rows = [FeatureRow.model_validate(finding["feature"]) for finding in findings]
+    cells = [[row.id, row.status, _left(row), _q(row), _what(row)] for row in rows]
+    widths = [max(cell_len(line[place]) for line in cells) for place in range(4)]
+    for row, line, finding in zip(rows, cells, findings, strict=True):
+        text = Text()
+        for place, (value, width) in enumerate(zip(line[:4], widths, strict=True)):
+            text.append(value, style=base.STATUS_STYLES.get(row.status, "") if place == 1 else "")
+            text.append(" " * (width - cell_len(value) + 2))
+        text.append(line[4])
+        _line(text)
+        for example in finding["examples"][:1]:
+            place_of = passage(Example.model_validate(example))
+            if place_of:
+                before, token, after = place_of
+                _line(Text.assemble(" " * (widths[0] + 2), (before, "dim"), f"⟦{token}⟧", (after, "dim")))
+
+
+def _show_not_judged(unjudged: Mapping[str, Any]) -> None:
+    if not unjudged["features"]:
+        return
+    _say("")
+    watched = f", {unjudged['watched']:,} watched" if unjudged["watched"] else ""
+    _say(f"{unjudged['features']:,} could not be judged{watched}", style="bold")
+    width = max(len(f"{reason['features']:,}") for reason in unjudged["reasons"])
+    for reason in unjudged["reasons"]:
+        _say(f"{reason['features']:>{width},}  {reason['text']}")
+    for one in unjudged["named"]:
+        row = FeatureRow.model_validate(one["feature"])
+        mark = " (watched)" if row.watched else ""
+        why = f"{plain(one['why'], most=400)}. {one['detectable']}"
+        _say(f"{row.id}{mark} {about(row.label, row.top_tokens)}".rstrip() + f": {why}")
+
+
+def _left(row: FeatureRow) -> str:
+    """`24% (18 to 31%)`."""
+    if row.projection_ratio is None:
+        return "new" if row.status == "emerged" else "-"
+    low, high = row.projection_ratio_ci or (None, None)
+    if low is None or high is None:
+        return share(row.projection_ratio)
+    return f"{share(row.projection_ratio)} ({between(low, high)})"
+
+
+def _q(row: FeatureRow) -> str:
+    if row.q_value is None:
+        return "-"
+    return f"q {row.q_value:.2g}" if row.q_value >= 0.0001 else "q <0.0001"
+
+
+def _what(row: FeatureRow) -> str:
+    """Whether somebody watches it, what took its place, what it is about."""
+    parts = ["watched"] if row.watched else []
+    if row.status == "replaced" and row.successors:
+        names = [successor.id for successor in row.successors]
+        parts.append("by " + ", ".join(names[:_NAMED_SUCCESSORS]) + (" ..." if len(names) > _NAMED_SUCCESSORS else ""))
+    return "  ".join([*parts, about(row.label, row.top_tokens)]).rstrip()
+
+
+def _say(text: str, style: str = "") -> None:
+    """A sentence: wrapped on a terminal, one line elsewhere."""
+    base.out.print(Text(text, style=style), soft_wrap=not base.out.is_terminal)
+
+
+def _line(text: Text) -> None:
+    """A line of a table: cut to the terminal's width, whole elsewhere."""
+    if base.out.is_terminal:
+        base.out.print(text, no_wrap=True, overflow="ellipsis")
+    else:
+        base.out.print(Text(text.plain.rstrip()), soft_wrap=True)
