@@ -70,7 +70,7 @@ class Successor(NamedTuple):
     cofiring: float
     """Share of the predecessor's activation that falls on positions where this one fires"""
     strength: float
-    """What this one writes there over what the predecessor wrote"""
+    """What this one writes there over what the predecessor wrote, as a size (not its square)"""
 
 
 @dataclass
@@ -129,7 +129,8 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
 
     q, low, high = _significance(ratio, ratio_se, solid, k, policy)
     readable = (e.readability >= policy.min_readability) | (e.readability >= 0.5 * e.readability_before)
-    readable |= np.isnan(e.readability)
+    # What could not be read at the baseline either has not become unreadable.
+    readable |= np.isnan(e.readability) | (e.readability_before < policy.min_readability)
     weakened = solid & low & e.there_before
     absent = solid & (hi < policy.absent_below)
     still_gone = solid & ~e.there_before & (lo < policy.absent_below)
@@ -212,7 +213,7 @@ def _moved(ratio: Floats, unchanged: Bools, reach: float) -> Bools:
 def _carried(successors: list[Successor], policy: Policy) -> bool:
     """Whether the successors together fire where the predecessor did, and write enough there to stand in for it."""
     fire = sum(s.cofiring for s in successors) >= policy.successor_cofiring
-    return fire and sum(s.strength for s in successors) >= policy.successor_strength
+    return fire and sum(s.strength**2 for s in successors) >= policy.successor_strength**2
 
 
 def _median_or_one(values: Floats) -> float:

@@ -36,7 +36,10 @@ class ExtendConfig:
     sample: int = 40_000
     """Positions that directions are learnt on; their activations are held in memory."""
     reach: float = 4.0
-    """A feature fires where its filter's output is over so many standard deviations of the noise."""
+    """While directions are learnt, a feature fires where its filter's output is over so many standard deviations."""
+    least_reach: float = 2.0
+    """In the code it may fire from here on: where the mirror image of its filter fires `false_firings` as often."""
+    false_firings: float = 0.05
     rounds: int = 6
     size: float = 0.5
     """A new feature must write, where it fires, at least this share of what the median feature writes."""
@@ -50,13 +53,14 @@ class ExtendConfig:
 
 @dataclass
 class NewFeatures:
-    """Filters of new features: f_j = w_j . (e - mean) where that is over the reach, else 0, with e the innovation."""
+    """Filters of new features: f_j = w_j . (e - mean) where that is over reach_j, else 0, with e the innovation."""
 
     filters: Tensor
     """[j, D]"""
     mean: Tensor
     """[D] of the innovation: what the weakened features, given back, write on average is in it"""
-    reach: float
+    reach: Tensor
+    """[j]"""
 
     def __len__(self) -> int:
         return len(self.filters)
@@ -143,7 +147,7 @@ def find_new_features(
         if not len(fresh):
             break
         found = _distinct(torch.cat([found, fresh]))[: config.most]
-    return NewFeatures((found @ whiten.T).contiguous(), mean, config.reach)
+    return NewFeatures((found @ whiten.T).contiguous(), mean, _reaches(z @ found.T, config))
 
 
 def _seeds(z: Tensor, found: Tensor, config: ExtendConfig) -> Tensor:
@@ -162,7 +166,20 @@ def _seeds(z: Tensor, found: Tensor, config: ExtendConfig) -> Tensor:
     return unit[chosen]
 
 
-def _over(outputs: Tensor, reach: float) -> Code:
+def _reaches(outputs: Tensor, config: ExtendConfig) -> Tensor:
+    """How far down each filter's output [n, j] is a firing: [j].
+
+    Noise has no sign, so what fires under the mirrored filter tells how many firings are false. A fixed reach that is
+    safe for a rare feature misses half of the firings of a frequent one, and then it seems to follow nobody.
+    """
+    grid = torch.arange(config.least_reach, config.reach, 0.1, device=outputs.device)
+    fires, mirror = (torch.stack([(sign * outputs > g).sum(0) for g in grid]) for sign in (1, -1))
+    safe = (mirror <= config.false_firings * fires).flip(0).cummin(0).values.flip(0)
+    reach = torch.where(safe, grid.unsqueeze(1), config.reach)
+    return reach.amin(0)
+
+
+def _over(outputs: Tensor, reach: float | Tensor) -> Code:
     """Filter outputs [n, j] over the reach. They are few, so what is made of them costs next to nothing."""
     (n, j), entries = outputs.shape, active_entries(outputs > reach)
     indptr = torch.searchsorted(entries, torch.arange(n + 1, device=outputs.device) * j)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from workers.crosscoder.code import Code, concatenate_rows
+from workers.crosscoder.duplicates import ROWS, merge_duplicates
 from workers.crosscoder.extend import (
     ExtendConfig,
     Innovation,
@@ -89,9 +90,17 @@ def fitted_code(execution: Execution, work: Work, members: Members, saved: Path)
     """Code of a full fit of these checkpoints, at all positions that are valid in one of them at least."""
     model = trained(execution, work, members, saved)
     rows = members.valid.nonzero().squeeze(1)
+    merge_duplicates(model, concatenate_rows([pursued(model, members(part)) for part in _some(rows).split(BLOCK)]))
     # What a checkpoint cannot be read at, the others stand in for.
     parts = [pursued(model, members(part)) for part in rows.split(BLOCK)]
     return _spread(concatenate_rows(parts), rows.to(device_of(execution)), len(members.valid))
+
+
+def _some(rows: Tensor) -> Tensor:
+    """Rows that stand for all, in runs of neighbours: a position of its own is a read of its own."""
+    runs = rows.split(256)
+    step = max(1, -(-len(rows) // ROWS))
+    return torch.cat(runs[::step])
 
 
 def _spread(code: Code, rows: Tensor, n: int) -> Code:

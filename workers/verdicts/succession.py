@@ -18,7 +18,7 @@ class Share(NamedTuple):
     cofiring: float
     """share of the weakened one's activation that falls on positions where the candidate fires"""
     strength: float
-    """what the candidate writes there, over what the weakened one wrote before (sums of f^2 ||d||^2)"""
+    """what the candidate writes there, over what the weakened one wrote before (roots of sums of f^2 ||d||^2)"""
 
 
 def shares(
@@ -44,7 +44,7 @@ def shares(
     rate = np.asarray(fires.mean(0)).ravel()
     written = np.asarray((old.astype(bool).astype(np.float32).T @ new.multiply(new)).todense(), dtype=np.float64)
     wrote = np.asarray(old.multiply(old).sum(0)).ravel() * norm_before[weakened] ** 2
-    strength = written * norm_now[candidates][None, :] ** 2 / np.maximum(wrote[:, None], 1e-12)
+    strength = np.sqrt(written * norm_now[candidates][None, :] ** 2 / np.maximum(wrote[:, None], 1e-12))
     named = (share >= LEAST_COFIRING) & (share >= LEAST_LIFT * rate[None, :])
     return {
         int(column): {
