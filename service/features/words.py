@@ -47,12 +47,13 @@ def passage(example: Example, letters: int = 60) -> tuple[str, str, str] | None:
     if example.token is None:
         return None
     before, token, after = (_visible(text or "") for text in (example.text_before, example.token, example.text_after))
-    inner = token.strip() or "␣"
-    gap = " " if token[:1].isspace() and token.strip() else ""
-    tail = " " if token[-1:].isspace() and token.strip() else ""
+    inner = token.strip()
+    if inner != token and inner:
+        before = before.rstrip() + " " if token[:1].isspace() else before
+        after = " " + after.lstrip() if token[-1:].isspace() else after
     begin = before if len(before) <= letters else "…" + before[-letters:]
     end = after if len(after) <= letters else after[:letters] + "…"
-    return begin.lstrip() + gap, inner, tail + end.rstrip()
+    return begin.lstrip(), inner or "␣", end.rstrip()
 
 
 def share(value: float) -> str:
@@ -225,7 +226,8 @@ def _not_enough(row: FeatureRow, names: Mapping[str, str]) -> str:
     if not row.successors:
         return ""
     listed = _listed([names.get(successor.id, successor.id) for successor in row.successors[:_TOKENS]])
-    return f" Where it fired, {listed} fires now, but carries too little of it to have replaced it."
+    verbs = ("fires", "carries") if len(row.successors) == 1 else ("fire", "carry")
+    return f" Where it fired, {listed} {verbs[0]} now, but {verbs[1]} too little of it to have replaced it."
 
 
 def _relocated(row: FeatureRow, left: str, policy: Policy) -> str:
