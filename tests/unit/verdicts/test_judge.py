@@ -86,6 +86,7 @@ TABLE = {
     "no ratio": (Case(ratio=NAN), Status.INDETERMINATE),
     "written, but read no longer": (Case(readability=0.1), Status.INDETERMINATE),
     "never read well": (Case(readability=0.1, readability_before=0.15), Status.PRESENT),
+    "never read at all": (Case(readability=0.0, readability_before=0.03), Status.PRESENT),
     "readability not measured": (Case(readability=NAN), Status.PRESENT),
     "readability not measured before": (Case(readability=0.5, readability_before=NAN), Status.PRESENT),
     "relocated": (Case(ratio=0.1, orthogonal=0.95), Status.RELOCATED),
@@ -122,7 +123,12 @@ ONE = [Successor(1, "replaced", cofiring=0.8, strength=0.9)]
 SUCCESSIONS = {
     "one": (0.0, ONE, Status.REPLACED),
     "of a suppressed one": (0.3, ONE, Status.REPLACED),
-    "split": (0.0, [Successor(1, "split", 0.25, 0.3), Successor(2, "split", 0.25, 0.3)], Status.REPLACED),
+    "split": (0.0, [Successor(1, "split", 0.25, 0.4), Successor(2, "split", 0.25, 0.4)], Status.REPLACED),
+    "split into two that write little": (
+        0.0,
+        [Successor(1, "split", 0.25, 0.3), Successor(2, "split", 0.25, 0.3)],
+        Status.ABSENT,
+    ),
     "merged": (0.0, [Successor(1, "merged", 0.5, 0.6)], Status.REPLACED),
     "fires there too rarely": (0.0, [Successor(1, "replaced", 0.39, 0.9)], Status.ABSENT),
     "writes too little there": (0.0, [Successor(1, "replaced", 0.8, 0.49)], Status.ABSENT),
