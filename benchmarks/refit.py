@@ -5,6 +5,10 @@
 - **Extensions**: how many of the planted features that had an id in v1 have the same one after so many extensions in a
   row (`--extensions`).
 
+- **A real model** (`--model`): SmolLM2-135M-Instruct is fitted with the demo's options, its weights in bfloat16 extend
+  it, and a copy with eight directions ablated re-fits over all of them. Nobody knows its true features, so what is
+  reported is the share of the live features that are carried, and how well their codes correlate.
+
 A planted feature has the id of the latent whose code correlates most with its true magnitudes (`planted_score.match`).
 The last line of output is one JSON object.
 """
@@ -18,14 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import sparse
 
 from benchmarks.planted_data import HOOK_POINT, Lineage, make_lineage, write_checkpoint
 from benchmarks.planted_score import Matching, id_stability, match
 from service.client import Client
 from workers.demo.installation import Installation
+from workers.demo.main import Plan
+from workers.demo.models import base_model, save_ablated, save_rounded
 
 CROSSCODER = {"n_features": 1024, "k": 12, "steps": 2000, "batch_size": 2048}
+ALPHAS = (1.0, 1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25)
+"""Of the real model's last version: how much of eight random directions is taken out."""
+WIDTH = 576
 
 
 def main() -> None:
@@ -36,6 +46,7 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=60_000)
     parser.add_argument("--crosscoder", type=json.loads, default={}, help="options of the family's crosscoder, as JSON")
     parser.add_argument("--shape", type=json.loads, default={}, help="fields of planted_data.Shape, as JSON")
+    parser.add_argument("--model", action="store_true", help="SmolLM2 as well")
     parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
     options = parser.parse_args()
     shape = {"n_checkpoints": options.extensions + 1, "n_positions": options.positions} | options.shape
@@ -46,13 +57,16 @@ def main() -> None:
         data_dir.mkdir()
         for checkpoint in range(1, options.extensions + 2):
             write_checkpoint(lineage, checkpoint, releases / f"v{checkpoint}")
-        with Installation(data_dir, [releases]) as installation, Client(installation.url) as client:
+        cache = Path.home() / ".cache" / "featurewatch"
+        with Installation(data_dir, [releases, cache]) as installation, Client(installation.url) as client:
             families = Families(lineage, client, releases, CROSSCODER | options.crosscoder, log)
             result = {
                 "seed": options.seed,
                 "refits": [families.refit(seed) for seed in (options.seed, options.seed + 1)],
                 "extensions": families.extend(options.seed, options.extensions),
             }
+            if options.model:
+                result["smollm2"] = families.smollm(options.seed, cache)
     print(json.dumps(result))
 
 
@@ -71,14 +85,40 @@ class Families:
         before = self._matching(name)
         seconds = self._judge(name, 3, "refit")
         after = self._matching(name)
-        links = list(self.client.lineage(name))
-        scores = [link["score"] for link in links if link["kind"] == "carried"]
         return {
             "seed": seed,
             "planted_carried": id_stability(before, after),
             "planted_before": int((before.latent >= 0).sum()),
+        } | self._identity(name, seconds)
+
+    def smollm(self, seed: int, cache: Path) -> dict[str, Any]:
+        """The base fitted, its weights in bfloat16 extended, a copy with ablated directions re-fitted."""
+        plan, name = Plan(), "smollm2"
+        base = base_model(cache, lambda text: print(text, file=self.log, flush=True))
+        rounded, edited = self.releases / "rounded", self.releases / "edited"
+        save_rounded(base, rounded)
+        crosscoder = plan.crosscoder | {"seed": seed}
+        self.client.create_family(
+            name, [plan.hook_point], corpus=plan.corpus, crosscoder=crosscoder, policy=plan.policy
+        )
+        self._register(name, "v1", base.as_uri(), "auto")
+        self._register(name, "v2", rounded.resolve().as_uri(), "extend")
+        code = sparse.load_npz(self.client.download_codes(name, self.releases / "smollm2.npz"))
+        live = int((np.bincount(code.indices, minlength=code.shape[1]) > 0).sum())
+        directions = torch.nn.functional.normalize(
+            torch.randn(len(ALPHAS), WIDTH, generator=torch.Generator().manual_seed(seed)), dim=1
+        )
+        save_ablated(base, edited, directions, ALPHAS)
+        seconds = self._register(name, "v3", edited.resolve().as_uri(), "refit")
+        result = self._identity(name, seconds)
+        return result | {"live_before": live, "carried": round(result["links"]["carried"] / live, 4)}
+
+    def _identity(self, name: str, seconds: dict[str, float]) -> dict[str, Any]:
+        links = list(self.client.lineage(name))
+        scores = [link["score"] for link in links if link["kind"] == "carried"]
+        return {
             "links": Counter(link["kind"] for link in links),
-            "carried_scores": {f"q{q:02d}": round(float(np.quantile(scores, q / 100)), 4) for q in (5, 50, 95)},
+            "carried_scores": {f"q{q:02d}": round(float(np.quantile(scores, q / 100)), 4) for q in (5, 25, 50, 75, 95)},
             "seconds": seconds,
             "fvu": [c["quality"]["fvu"] for c in self.client.checkpoints(name) if c["quality"]],
         }
@@ -101,7 +141,9 @@ class Families:
     def _judge(self, family: str, checkpoint: int, fit: str) -> dict[str, float]:
         """Register a checkpoint and wait for its verdicts; seconds by stage."""
         name = f"v{checkpoint}"
-        uri = f"activations+{(self.releases / name).resolve().as_uri()}"
+        return self._register(family, name, f"activations+{(self.releases / name).resolve().as_uri()}", fit)
+
+    def _register(self, family: str, name: str, uri: str, fit: str) -> dict[str, float]:
         run = self.client.register(family, name=name, uri=uri, fit=fit)["run"]
         run = self.client.wait(run["id"], timeout=3600, interval=0.2)
         if run["state"] != "succeeded":
