@@ -20,7 +20,7 @@ from workers.errors import RunError
 
 COPIES = 4
 """Of the weights that training holds: themselves, gradients, and Adam's two moments."""
-LOSS_DOCUMENTS = 64
+LOSS_DOCUMENTS = 32
 """Documents at most that a loss is measured on."""
 SUMMARY = "finetune.json"
 """Written last: where it is there, the model is whole."""
@@ -55,7 +55,7 @@ def fine_tune(
     """Train a checkpoint on `texts[0]` and save it at `out`, a Hugging Face folder; a finished one there is kept.
 
     Returns the mean loss per token before and after, of `texts[0]` and of `texts[1]`, which are not trained on (at
-    most LOSS_DOCUMENTS of each). `check` is called before each step and may raise. RunErrors of `models.load_model`,
+    most LOSS_DOCUMENTS of each). `check` is called after each batch and may raise. RunErrors of `models.load_model`,
     and `no-causal-head`, `no-text`, `training-diverged`.
     """
     if (out / SUMMARY).is_file():
@@ -76,14 +76,19 @@ def fine_tune(
         raise RunError("no-text", "the probe corpus has too few documents to train on one half of them")
     _require_causal(model, trained_on[0])
 
-    def losses() -> tuple[float, float]:
-        return _loss(model, trained_on, training.batch_documents, check), _loss(
-            model, held_out, training.batch_documents, check
-        )
+    parts, size = [part[:LOSS_DOCUMENTS] for part in (trained_on, held_out)], training.batch_documents
+    # A step goes forwards and backwards: three times as much work as to measure the loss of as many documents.
+    work, done = 2 * sum(map(len, parts)) + 3 * training.steps * size, 0
 
-    before = losses()
-    _train(model, trained_on, training, on_progress, check)
-    after = losses()
+    def worked(documents: int, **detail: Any) -> None:
+        nonlocal done
+        done += documents
+        on_progress(done / work, **detail)
+        check()
+
+    before = [_loss(model, part, size, worked) for part in parts]
+    _train(model, trained_on, training, worked)
+    after = [_loss(model, part, size, worked) for part in parts]
     if not all(map(math.isfinite, after)):
         raise RunError("training-diverged", "the loss is no number after the fine-tune; use a smaller learning rate")
     names = ("loss_before", "held_out_loss_before", "loss_after", "held_out_loss_after")
@@ -124,18 +129,11 @@ def _require_causal(model: Any, ids: list[int]) -> None:
         raise RunError("no-causal-head", "the model reads text in both directions; there is no causal loss to train by")
 
 
-def _train(
-    model: Any,
-    documents: list[list[int]],
-    training: Training,
-    on_progress: Callable[..., None],
-    check: Callable[[], None],
-) -> None:
+def _train(model: Any, documents: list[list[int]], training: Training, worked: Callable[..., None]) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(training.seed)
     order: list[int] = []
     for step in range(training.steps):
-        check()
         while len(order) < training.batch_documents:
             order += torch.randperm(len(documents), generator=generator).tolist()
         batch, order = order[: training.batch_documents], order[training.batch_documents :]
@@ -144,19 +142,18 @@ def _train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        on_progress((step + 1) / training.steps, step=step + 1, loss=round(float(loss.detach()), 4))
+        worked(3 * len(batch), step=step + 1, steps=training.steps, loss=round(float(loss.detach()), 4))
 
 
-def _loss(model: Any, documents: list[list[int]], batch: int, check: Callable[[], None]) -> float:
+def _loss(model: Any, documents: list[list[int]], size: int, worked: Callable[..., None]) -> float:
     """Mean over tokens."""
-    documents = documents[:LOSS_DOCUMENTS]
     total, tokens = 0.0, 0
     with torch.no_grad():
-        for start in range(0, len(documents), batch):
-            check()
-            part = documents[start : start + batch]
+        for start in range(0, len(documents), size):
+            part = documents[start : start + size]
             count = sum(len(ids) - 1 for ids in part)
             total, tokens = total + float(_forward(model, part)) * count, tokens + count
+            worked(len(part))
     return total / tokens
 
 
