@@ -5,6 +5,7 @@ still written where the feature fires. Intervals are jackknife intervals over fo
 Benjamini-Hochberg over the features of the comparison.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -61,6 +62,8 @@ class Evidence:
     """[m] new in this checkpoint and not at the baseline"""
     successors: dict[int, list["Successor"]] = field(default_factory=dict)
     """Column of a weakened feature -> those that fire in its place"""
+    comparison: int = 1
+    """Which one of its lineage this is: 1 is the second checkpoint against the first. One that was asked for is 1."""
 
 
 class Successor(NamedTuple):
@@ -94,6 +97,8 @@ class Judgement:
     size_factor: float
     strength_size: float
     """The same of the strength ratios"""
+    level: float
+    """q-values up to it count as significant"""
 
 
 def standard_error(replicates: NDArray[np.floating]) -> Floats:
@@ -113,6 +118,17 @@ def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return q
 
 
+def spending(comparison: int) -> float:
+    """Share of the false discovery rate that the t-th comparison of a lineage may use: 0.59 / (t (1 + ln t)^2).
+
+    The shares of all t >= 1 sum to 1 (alpha spending). Where nothing ever changes, q <= level happens by chance in a
+    comparison with probability of at most its level (Benjamini and Hochberg 1995), so in the whole lineage, however
+    long, with at most the policy's `fdr`. The hundredth comparison still has 1/5,000 of it: what is truly gone has
+    q-values of 1e-10.
+    """
+    return 0.59 / (comparison * (1 + math.log(comparison)) ** 2)
+
+
 def judge(evidence: Evidence, policy: Policy) -> Judgement:
     """Judge every feature of one comparison."""
     e, k = evidence, len(evidence.projection) - 1
@@ -127,7 +143,8 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     strength, strength_se = strengths[0] / strength_size, standard_error(strengths) / strength_size
     lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se
 
-    q, low, high = _significance(ratio, ratio_se, solid, k, policy)
+    level = policy.fdr * (spending(e.comparison) if policy.sequential else 1.0)
+    q, low, high = _significance(ratio, ratio_se, solid, k, policy, level)
     readable = (e.readability >= policy.min_readability) | (e.readability >= 0.5 * e.readability_before)
     # What could not be read at the baseline either has not become unreadable.
     readable |= np.isnan(e.readability) | (e.readability_before < policy.min_readability)
@@ -171,6 +188,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         strengthened=strengthened,
         size_factor=float(size),
         strength_size=float(strength_size),
+        level=level,
     )
 
 
@@ -185,7 +203,7 @@ def _known(solid: Bools, replicates: Floats) -> Floats:
 
 
 def _significance(
-    ratio: Floats, se: Floats, solid: Bools, k: int, policy: Policy
+    ratio: Floats, se: Floats, solid: Bools, k: int, policy: Policy, level: float
 ) -> tuple[NDArray[np.float64], Bools, Bools]:
     """q-values of "outside the band", and which features are significantly under and over it."""
     se = np.maximum(se, 1e-9)
@@ -193,7 +211,7 @@ def _significance(
     p_high = stdtr(k - 1, (policy.amplified_above - ratio) / se)
     p = np.where(solid, np.minimum(1.0, 2 * np.minimum(p_low, p_high)), np.nan).astype(np.float64)
     q = benjamini_hochberg(p)
-    significant = np.nan_to_num(q, nan=1.0) <= policy.fdr
+    significant = np.nan_to_num(q, nan=1.0) <= level
     return q, significant & (ratio < policy.suppressed_below), significant & (ratio > policy.amplified_above)
 
 

@@ -12,6 +12,11 @@ class Policy(BaseModel):
     amplified_above: float = Field(2.0, gt=1, description="Projection ratio significantly over it: amplified.")
     absent_below: float = Field(0.1, gt=0, lt=1, description="Upper end of the interval under it: absent.")
     fdr: float = Field(0.05, gt=0, lt=1, description="False discovery rate (Benjamini-Hochberg) of one comparison.")
+    sequential: bool = Field(
+        True,
+        description="Spend `fdr` over the checkpoints of a lineage, so that false alarms do not pile up with every "
+        "version. False: every comparison may use all of it.",
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the reported intervals.")
     min_firings: int = Field(30, ge=1, description="Fewer firings on the probe corpus: indeterminate.")
     min_documents: int = Field(5, ge=2, description="Firings in fewer documents: indeterminate.")

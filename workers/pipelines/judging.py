@@ -56,6 +56,7 @@ def judged(
         baseline_z=measures.baseline_z.numpy(),
         there_before=~np.isin(basis.numbers.numpy(), gone),
         born_here=born,
+        comparison=work.comparison,
     )
     first = judge(evidence, work.policy)
     candidates = np.flatnonzero(born | (np.nan_to_num(first.projection) > STRENGTHENED))
@@ -162,6 +163,7 @@ def _quality(
         "dead_share": round(float((evidence.firings == 0).mean()), 5),
         "valid_share": round(float(activations.opened.valid.mean()), 5),
         "size_factor": round(judgement.size_factor, 5),
+        "fdr_level": float(f"{judgement.level:.3g}"),
         "positions": basis.code.n,
         "statuses": dict(Counter(str(status) for status in judgement.status)),
         "fit": work.why,

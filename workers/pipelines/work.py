@@ -65,6 +65,8 @@ class Work:
     """What a re-fit trains on beside this checkpoint"""
     together: list[Kept] = field(default_factory=list)
     """Checkpoints that wait for the first fit, oldest first: it is made over them and this one, and judges them all"""
+    comparison: int = 1
+    """Which one of its lineage: how many judged checkpoints came before this one"""
     fitted_fvu: float | None = None
     """FVU of the parent's generation where it was fitted"""
 
@@ -107,6 +109,7 @@ def load(execution: Execution) -> Work:
         parent=parent,
         anchors=[Kept(**_kept(one, checkpoint.hook_points)) for one in anchored],
         together=[Kept(**_kept(one, checkpoint.hook_points)) for one in reversed(ancestors)] if waiting else [],
+        comparison=max(1, len(ancestors)),
         fitted_fvu=fitted_fvu(ancestors),
     )
 

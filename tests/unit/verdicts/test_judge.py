@@ -10,7 +10,16 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 from scipy.stats import false_discovery_control, t
 
-from service.verdicts.judge import Evidence, Judgement, Status, Successor, benjamini_hochberg, judge, standard_error
+from service.verdicts.judge import (
+    Evidence,
+    Judgement,
+    Status,
+    Successor,
+    benjamini_hochberg,
+    judge,
+    spending,
+    standard_error,
+)
 from service.verdicts.policy import Policy
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -151,6 +160,23 @@ def test_successions(name: str) -> None:
 def test_relocated_is_said_before_replaced_and_gone_ones_have_no_successor() -> None:
     assert _judge(Case(ratio=0.1, orthogonal=0.95), successors=ONE).status[0] == Status.RELOCATED
     assert _judge(Case(ratio=0.0, there_before=False), successors=ONE).status[0] == Status.ABSENT
+
+
+def test_levels_are_spent_over_a_lineage() -> None:
+    """What is significant at first is not at the hundredth comparison, unless it is clear; the shares sum to 1."""
+    assert sum(spending(t) for t in range(1, 10_000)) < 1 < sum(spending(t) for t in range(1, 10_000)) + 0.59 / 9
+    assert all(spending(t + 1) < spending(t) for t in range(1, 100))
+    faint, clear = Case(ratio=0.4, error=0.025), Case(ratio=0.2, error=0.02)
+    for comparison, sequential, said in (
+        (1, True, "suppressed"),
+        (100, True, "indeterminate"),
+        (100, False, "suppressed"),
+    ):
+        evidence = _evidence([faint, clear])
+        evidence.comparison = comparison
+        got = judge(evidence, Policy(sequential=sequential))
+        assert got.status[:2] == [said, "suppressed"]
+        assert got.level == pytest.approx(0.05 * (spending(comparison) if sequential else 1))
 
 
 def test_figures() -> None:
