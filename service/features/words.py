@@ -69,6 +69,8 @@ def with_interval(value: float | None, interval: Sequence[float | None] | None, 
         return "an unknown part"
     if not interval or interval[0] is None or interval[1] is None:
         return share(value)
+    if share(value) == share(interval[1]) == "0%":
+        return f"under 1% (all of the {confidence:.0%} interval)"
     return f"{share(value)} ({confidence:.0%} interval {between(interval[0], interval[1])})"
 
 
@@ -143,9 +145,9 @@ def how_sure(row: FeatureRow, policy: Policy) -> str:
 def why_not(row: FeatureRow, reason: Reason, documents: int | None, policy: Policy) -> str:
     """Why a feature could not be judged, with its figures."""
     if reason == Reason.FEW_FIRINGS:
-        return f"it fires on {row.firings:,} positions of the probe corpus; {policy.min_firings} are needed"
+        return f"it fires on {_many(row.firings, 'position')} of the probe corpus; {policy.min_firings} are needed"
     if reason == Reason.FEW_DOCUMENTS:
-        return f"it fires in {documents or 0} documents; {policy.min_documents} are needed for an interval"
+        return f"it fires in {_many(documents or 0, 'document')}; {policy.min_documents} are needed for an interval"
     if reason == Reason.NO_BASELINE:
         return f"its strength at {row.baseline or 'the baseline'} is not over its noise, so there is no ratio to take"
     interval = with_interval(row.projection_ratio, row.projection_ratio_ci, policy.confidence)
@@ -187,6 +189,10 @@ def _visible(text: str) -> str:
 def _of(row: FeatureRow) -> str:
     """24% of it, but 3.1 times it."""
     return "" if (row.projection_ratio or 0.0) >= _TIMES else " of"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _odds(q: float) -> str:

@@ -15,7 +15,7 @@ from service.verdicts.judge import GONE, Evidence, Floats, Status, judge, standa
 from service.verdicts.policy import Policy
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
     """A verdict that was computed on request, with the attributes of `service.models.Verdict`."""
 
@@ -65,6 +65,8 @@ def compare(session: Session, family: Family, checkpoint: Checkpoint, baseline: 
         event = happened.get((row["feature"], wanted)) if wanted else None
         if event is not None:
             row["status"], row["successors"] = event.status, event.successors
+            # Its level went on along the new direction, so the ratio does not show it.
+            row["change"] = max(row["change"], event.change)
         result.append(
             Row(
                 **row,
@@ -155,12 +157,12 @@ class _Stored:
     readability: Floats
     documents: Floats
     statuses: dict[int, str]
-    figures: dict[int, tuple[int, float, float | None]]
+    figures: dict[int, tuple[int, float]]
+    """number -> (firings, firing rate)"""
 
 
 def _stored(session: Session, checkpoint: Checkpoint) -> _Stored:
-    figures = queries.figures(session, checkpoint.id)
-    numbers = sorted(figures)
+    standing = queries.standing(session, checkpoint.id)
 
     def array(metric: str) -> Floats:
         found = queries.measurement(session, checkpoint.id, metric)
@@ -169,14 +171,14 @@ def _stored(session: Session, checkpoint: Checkpoint) -> _Stored:
         return found
 
     return _Stored(
-        numbers=numbers,
+        numbers=[row[0] for row in standing],
         level=array("level"),
         reference=array("reference_level"),
         strength=array("strength"),
         readability=array("readability"),
         documents=array("documents"),
-        statuses=queries.statuses(session, checkpoint.id),
-        figures=figures,
+        statuses={row[0]: row[1] for row in standing},
+        figures={row[0]: (row[2], row[3]) for row in standing},
     )
 
 

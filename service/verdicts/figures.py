@@ -24,25 +24,23 @@ def verdict_columns(
         "q_value": judgement.q_value,
         "minimum_detectable_ratio": judgement.minimum_detectable,
     }
-    columns = {name: numbers_of(values) for name, values in arrays.items()}
-    rows = []
-    for column, number in enumerate(numbers.tolist()):
-        successors = evidence.successors.get(column, []) if judgement.weakened[column] else []
-        rows.append(
-            {
-                "feature": number,
-                "status": str(judgement.status[column]),
-                "previous_status": previous.get(number),
-                "change": float(judgement.change[column]),
-                "firings": int(evidence.firings[column]),
-                "successors": [
-                    {"id": feature_id(int(numbers[s.column])), "kind": s.kind, "cofiring": round(s.cofiring, 4)}
-                    for s in successors
-                ],
-            }
-            | {name: values[column] for name, values in columns.items()}
-        )
-    return rows
+    successors = [
+        [
+            {"id": feature_id(int(numbers[s.column])), "kind": s.kind, "cofiring": round(s.cofiring, 4)}
+            for s in (evidence.successors.get(column, ()) if weakened else ())
+        ]
+        for column, weakened in enumerate(judgement.weakened.tolist())
+    ]
+    ids = numbers.tolist()
+    columns: dict[str, list[Any]] = {
+        "feature": ids,
+        "status": [str(status) for status in judgement.status],
+        "previous_status": [previous.get(number) for number in ids],
+        "change": judgement.change.astype(np.float64).tolist(),
+        "firings": evidence.firings.tolist(),
+        "successors": successors,
+    } | {name: numbers_of(values) for name, values in arrays.items()}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def numbers_of(values: NDArray[np.floating]) -> list[float | None]:

@@ -52,12 +52,11 @@ def verdicts(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence
     return session.scalars(statement).all()
 
 
-def figures(session: Session, checkpoint_id: str) -> dict[int, tuple[int, float, float | None]]:
-    """Feature number -> (firings, firing rate, minimum detectable ratio) in a checkpoint."""
-    statement = select(Verdict.feature, Verdict.firings, Verdict.firing_rate, Verdict.minimum_detectable_ratio).where(
-        Verdict.checkpoint_id == checkpoint_id
-    )
-    return {row[0]: (row[1], row[2], row[3]) for row in session.execute(statement)}
+def standing(session: Session, checkpoint_id: str) -> list[tuple[int, str, int, float]]:
+    """(number, status, firings, firing rate) of a checkpoint's features, ascending."""
+    columns = (Verdict.feature, Verdict.status, Verdict.firings, Verdict.firing_rate)
+    rows = session.execute(select(*columns).where(Verdict.checkpoint_id == checkpoint_id))
+    return sorted((row[0], row[1], row[2], row[3]) for row in rows)
 
 
 def born_in(session: Session, family_id: str, checkpoint_ids: Sequence[str]) -> dict[int, str]:

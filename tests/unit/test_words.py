@@ -93,6 +93,7 @@ def test_names() -> None:
     assert words.name_of("F1", None, [" x", "\n", "x", " y", " z"]) == "F1 (on “x”, “y”)"
     assert words.name_of("F1", "\u200b", []) == "F1"
     assert len(words.name_of("F1", "a" * 500, [])) < 100
+    assert words.with_interval(-0.02, (-0.04, 0.004), 0.95) == "under 1% (all of the 95% interval)"
     assert words.between(0.9, 2.5) == "90% to 2.5 times"
 
 

@@ -210,6 +210,7 @@ def _check_against_first(lineage: Lineage) -> None:
     assert compared[2].projection_ratio == pytest.approx(0.4, abs=1e-3)
     assert compared[41].projection_ratio == pytest.approx(0.2 / 0.9, abs=1e-3)
     assert compared[6].successors[0]["id"] == "F40"
+    assert compared[7].change >= lineage.stored("v2")[7].change > 0, "it is a change, whatever the new level says"
     assert compared[1].previous_status == "present"
     assert {row.status for number, row in compared.items() if number not in LEVELS} == {"present"}
 
