@@ -38,7 +38,7 @@ bench: $(VENV)/.worker ## our trainer against public ones: speed, quality, memor
 	@env -u OMP_WAIT_POLICY $(BIN)/python -m benchmarks.fit $(ARGS)
 
 planted: $(VENV)/.worker ## the planted-truth benchmark: are the verdicts right, and how fast?
-	@$(BIN)/python -m benchmarks.planted --seed 0 --json $(ARGS)
+	@$(BIN)/python -m benchmarks.planted --scenario all --seed 0 --json $(ARGS)
 
 docs: $(VENV)/.test ## write the pages that come from the code: settings, commands
 	@$(BIN)/python docs/build.py

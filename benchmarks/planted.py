@@ -1,7 +1,11 @@
-"""Verdicts on planted lineages through the real service: `python -m benchmarks.planted --seed 1 --json`.
+"""Verdicts on planted lineages through the real service: `python -m benchmarks.planted --scenario all --seed 1 --json`.
 
 Writes a planted lineage, starts an embedded installation in a temporary folder, registers the checkpoints one after the
-other over REST, and scores the verdicts (`planted_score` has the rules). The last line of output is one JSON object.
+other over REST, and scores the verdicts (`planted_score` has the rules). The last line of output is one JSON object: of
+the lineage, or, where there are several (`--seeds`, several scenarios), `{"lineages": [...], "means": {...}}`.
+
+`--baselines` scores the methods of the literature on the same lineages. `--results FILE` keeps what was found, an entry
+for each scenario and seed, and `--write-docs` makes docs/planted.md of docs/benchmarks/planted.json, running nothing.
 
 Time is that of the runs' stages without `harvest` (checking and copying what was brought along): the first checkpoint's
 for the fit, each later one's for an extension.
@@ -12,17 +16,22 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from scipy import sparse
 
+from benchmarks.planted_baselines import baselines
 from benchmarks.planted_calibration import coverage, q_values
 from benchmarks.planted_data import HOOK_POINT, SCENARIOS, Lineage, make_lineage, scenario, write_checkpoint
+from benchmarks.planted_report import page, summary
 from benchmarks.planted_score import Matching, id_stability, match, ratio_errors, score, successors_named
 from service.client import Client
 from workers.demo.installation import Installation
 
+DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = DOCS / "benchmarks" / "planted.json"
 FAMILY = "planted"
 CROSSCODER = {"n_features": 1024, "k": 12, "steps": 2000, "batch_size": 2048}
 SMALL_CROSSCODER = {"n_features": 256, "k": 6, "steps": 600, "batch_size": 1024}
@@ -30,29 +39,57 @@ SMALL_CROSSCODER = {"n_features": 256, "k": 6, "steps": 600, "batch_size": 1024}
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description="Verdicts on a planted lineage, scored against the truth.")
+    parser = argparse.ArgumentParser(description="Verdicts on planted lineages, scored against the truth.")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--scenario", choices=SCENARIOS, default="plain")
-    parser.add_argument(
-        "--small", action="store_true", help="a quarter of the features and of the width, for a quick look"
-    )
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], help="several: 1,2,3")
+    parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=["plain"])
+    parser.add_argument("--small", action="store_true", help="a quarter of features and width, for a quick look")
     parser.add_argument("--checkpoints", type=int, default=6)
     parser.add_argument("--positions", type=int, help="60000, or 12000 with --small")
     parser.add_argument("--crosscoder", type=json.loads, default={}, help="options of the family's crosscoder, as JSON")
     parser.add_argument("--policy", type=json.loads, default={}, help="thresholds of the family's policy, as JSON")
-    parser.add_argument("--shape", type=json.loads, default={}, help="fields of planted_data.Shape, as JSON")
+    parser.add_argument("--shape", type=json.loads, default={}, help="fields of planted_shape.Shape, as JSON")
+    parser.add_argument("--baselines", action="store_true", help="also what the methods of the literature say")
+    parser.add_argument("--results", type=Path, help="file of results to add to")
+    parser.add_argument("--write-docs", action="store_true", help=f"write docs/planted.md of {RESULTS.name}; no run")
     parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
     options = parser.parse_args()
+    if options.write_docs:
+        (DOCS / "planted.md").write_text(page(json.loads(RESULTS.read_text())))
+        return
+    results = []
+    for name in options.scenario:
+        for seed in options.seeds or [options.seed]:
+            results.append(run(name, seed, options))
+            if options.results:
+                keep(results[-1], options.results)
+    print(json.dumps(results[0] if len(results) == 1 else {"lineages": results, "means": summary(results)}))
+
+
+def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One lineage through an installation of its own; the baselines where they are asked for."""
+    log = sys.stderr if options.json else sys.stdout
+    print(f"{name}, seed {seed}", file=log, flush=True)
     sizes = {"n_checkpoints": options.checkpoints} | ({"n_positions": options.positions} if options.positions else {})
-    lineage = make_lineage(options.seed, scenario(options.scenario, small=options.small, **(sizes | options.shape)))
-    crosscoder = (SMALL_CROSSCODER if options.small else CROSSCODER) | {"seed": options.seed} | options.crosscoder
+    lineage = make_lineage(seed, scenario(name, small=options.small, **(sizes | options.shape)))
+    crosscoder = (SMALL_CROSSCODER if options.small else CROSSCODER) | {"seed": seed} | options.crosscoder
     with tempfile.TemporaryDirectory(prefix="featurewatch-planted-") as folder:
         data_dir, releases = Path(folder, "data"), Path(folder, "releases")
         data_dir.mkdir()
         with Installation(data_dir, [releases]) as installation, Client(installation.url) as client:
             client.create_family(FAMILY, [HOOK_POINT], crosscoder=crosscoder, policy=options.policy)
-            result = measure(lineage, releases, client, log=sys.stderr if options.json else sys.stdout)
-    print(json.dumps({"seed": options.seed, "scenario": options.scenario, "crosscoder": crosscoder} | result))
+            result = measure(lineage, releases, client, log=log)
+    if options.baselines:
+        result["baselines"] = baselines(lineage, crosscoder, lambda line: print(line, file=log, flush=True))
+    return {"seed": seed, "scenario": name, "shape": asdict(lineage.shape), "crosscoder": crosscoder} | result
+
+
+def keep(result: dict[str, Any], path: Path) -> None:
+    """Put a result into a file of results, in the place of an earlier one of the same scenario and seed."""
+    known = json.loads(path.read_text()) if path.exists() else []
+    others = [r for r in known if (r["scenario"], r["seed"]) != (result["scenario"], result["seed"])]
+    short = {key: value for key, value in result.items() if key not in ("quality", "seconds")}
+    path.write_text(json.dumps([*others, short], indent=1) + "\n")
 
 
 def measure(lineage: Lineage, releases: Path, client: Client, *, log: Any) -> dict[str, Any]:

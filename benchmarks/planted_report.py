@@ -1,0 +1,160 @@
+"""The page that `benchmarks.planted` writes of its results: docs/planted.md."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from benchmarks.planted_score import CLASSES
+from benchmarks.planted_shape import AMPLIFIED, SCENARIOS, scenario
+
+Result = dict[str, Any]
+"""What the benchmark says of one lineage: a line of its output."""
+
+WHAT = {
+    "plain": "features suppressed to 0.1 to 0.4 of their size, removed, born; directions turn by 4 degrees on average "
+    "from one checkpoint to the next, each to its own side; scale and mean wander; topics make features fire together",
+    "kinds": "the same, and features amplified 2.5 to 4 times, relocated to an orthogonal direction, replaced, split, "
+    "merged, and written by one checkpoint alone (at 0.5% of the positions)",
+    "rotating": "all kinds of events while everything turns by 10 degrees a checkpoint",
+    "replaced-basis": "all kinds; from v4 on everything is seen through a random orthogonal map",
+    "widths": "all kinds; from v4 on 384 dimensions instead of 256",
+    "sinks": "all kinds; 3 positions in 1,000 have 30 to 50 times the median norm, along one direction",
+    "hierarchy": "all kinds; 48 features fire only where another one does",
+    "rare": "all kinds; rates from 0.05% instead of 0.2%",
+    "incomplete": "all kinds; 1,536 planted features for 1,024 latents",
+    "all": "all kinds, common rotation by 5 degrees, sinks, 24 children: the headline figure",
+}
+
+MEASURES = """
+## What the columns mean
+
+Truth is against the parent. An event counts at its onset; afterwards the feature is `present` at its new level, and
+what is gone stays `absent`. A planted feature is the latent whose code correlates with it most (0.5 at least), one
+to one; one that has none is *missed*, and counts as wrong at every checkpoint. A latent that is no planted feature
+counts as a false positive where it is called `emerged`, or anything else that is not so of the planted feature it
+follows.
+
+- **macro-F1**: mean of the F1 of present, suppressed, absent, relocated, replaced and emerged; **amplified** stands
+  beside it. `replaced` covers one successor, several (split), and one for several (merged).
+- **onset**: share of all events whose status is first said at the checkpoint where it happened.
+- **one model only**: share of the features that a single checkpoint writes, found there.
+- **successors**: share of the replaced features whose planted successors are all named at the onset.
+- **cover**: share of the 95% intervals of the projection ratio that hold the true ratio, of all features that the
+  parent writes; **cover, suppressed**: at the onset of suppressions.
+- **false**: of the features with q at most the policy's FDR, those whose true ratio is inside the band;
+  **unchanged**: share of the truly present features with such a q.
+- **ids**: share of the planted features that had a latent after the first fit and are still under its id at the end.
+- **missed**: planted features without a latent at the end.
+"""
+
+BASELINES = """
+The same lineages, as many latents, active latents and steps, but a dictionary for each step
+(`benchmarks/planted_baselines.py` has the rules, which are read in the methods' favour: planted features are matched
+anew at each step, sinks are masked). None of them knows `replaced`: *simple* is the mean F1 of present, suppressed,
+absent and emerged with `replaced` counted as another word for absent, over the planted features alone.
+"""
+
+
+def page(results: Sequence[Result]) -> str:
+    """The page as Markdown. results: in any order; those of another shape than their scenario's are left out."""
+    results = [r for r in results if r["shape"] == asdict(scenario(r["scenario"]))]
+    names = [name for name in SCENARIOS if any(r["scenario"] == name for r in results)]
+    by_name = {name: [r for r in results if r["scenario"] == name] for name in names}
+    lines = [
+        "# Verdicts on planted lineages",
+        "",
+        "Written by `python -m benchmarks.planted --write-docs` from "
+        "[benchmarks/planted.json](benchmarks/planted.json). Activations of several checkpoints are made of features "
+        "that are known, and so is what becomes of each; the service is given the activations, one checkpoint after "
+        "the other over REST, and its verdicts are scored.",
+        "",
+        "    python -m benchmarks.planted --scenario all --seeds 1,2,3 --baselines --json",
+        "    python -m benchmarks.planted_data --scenario all --seed 1 --out DIR    # the data and its truth",
+        "",
+        "512 planted features that fire on 0.2 to 5% of 60,000 positions (about 8 at a position), 256 dimensions, 6 "
+        "checkpoints (`--checkpoints 12` for more), 1,024 latents, unless the scenario says otherwise:",
+        "",
+        *(f"- `{name}`: {text}." for name, text in WHAT.items()),
+        "",
+        "## The service",
+        "",
+        *_table(["scenario", "seeds", *SERVICE], [[f"`{n}`", *_row(by_name[n], SERVICE)] for n in names]),
+        "",
+        *MEASURES.strip().splitlines(),
+    ]
+    with_baselines = [name for name in names if any("baselines" in r for r in by_name[name])]
+    if with_baselines:
+        lines += ["", "## Beside the methods of the literature", "", *BASELINES.strip().splitlines(), ""]
+        rows = []
+        for name in with_baselines:
+            part = [r for r in by_name[name] if "baselines" in r]
+            methods = {"featurewatch": part} | {
+                method: [r["baselines"][method] for r in part] for method in part[0]["baselines"]
+            }
+            rows += [[f"`{name}`", method, *_row(found, METHOD)] for method, found in methods.items()]
+        lines += _table(["scenario", "method", "seeds", *METHOD], rows)
+    return "\n".join([*lines, ""])
+
+
+def summary(results: Sequence[Result]) -> dict[str, Any]:
+    """Means over lineages by scenario, under the names of the page's columns, and the lowest macro-F1."""
+    found = {}
+    for name in dict.fromkeys(r["scenario"] for r in results):
+        part = [r for r in results if r["scenario"] == name]
+        found[name] = {"seeds": [r["seed"] for r in part], "lowest macro-F1": min(r["macro_f1"] for r in part)}
+        found[name] |= {column: _mean(part, value) for column, value in SERVICE.items()}
+        if all("baselines" in r for r in part):
+            found[name]["baselines"] = {
+                method: {c: _mean([r["baselines"][method] for r in part], value) for c, value in METHOD.items()}
+                for method in part[0]["baselines"]
+            }
+    return found
+
+
+def _of_class(status: str) -> Callable[[Result], float | None]:
+    return lambda r: r["f1"][status] if r["classes"][status]["support"] else None
+
+
+F1 = {status: _of_class(status) for status in (*CLASSES, AMPLIFIED)}
+METHOD: dict[str, Callable[[Result], float | None]] = {
+    "macro-F1": lambda r: r["macro_f1"],
+    "simple": lambda r: r["macro_f1_simple"],
+    **F1,
+    "onset": lambda r: r["onset_accuracy"],
+    "one model only": lambda r: r["onset_by_kind"].get("exclusive"),
+    "missed": lambda r: r["missed"],
+}
+SERVICE: dict[str, Callable[[Result], float | None]] = {
+    "macro-F1": lambda r: r["macro_f1"],
+    **F1,
+    "onset": lambda r: r["onset_accuracy"],
+    "one model only": lambda r: r["onset_by_kind"].get("exclusive"),
+    "successors": lambda r: r["successors_named"]["right"] if r["successors_named"]["n"] else None,
+    "cover": lambda r: r["coverage"]["all"]["covered"],
+    "cover, suppressed": lambda r: r["coverage"]["suppressed"]["covered"],
+    "false": lambda r: r["q_values"]["false_share"],
+    "unchanged": lambda r: r["q_values"]["unchanged_share"],
+    "ids": lambda r: r["id_stability"],
+    "missed": lambda r: r["missed"],
+}
+"""Columns, and where their figures are in a result; None: the scenario has none of it."""
+
+
+def _mean(results: Sequence[Result], value: Callable[[Result], float | None]) -> float | None:
+    known = [found for found in map(value, results) if found is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _row(results: Sequence[Result], columns: dict[str, Callable[[Result], float | None]]) -> list[str]:
+    cells = [str(len(results))]
+    for column, value in columns.items():
+        mean = _mean(results, value)
+        digits = {"missed": 1, "unchanged": 4}.get(column, 3)
+        cells.append("" if mean is None else f"{mean:.{digits}f}")
+    return cells
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
