@@ -37,6 +37,8 @@ GONE = frozenset({Status.ABSENT, Status.REPLACED})
 
 BASELINE_Z = 2.0
 """A baseline strength that is not over its noise by so many standard errors is nothing to take a ratio against."""
+LEAST_CHANGE = 0.1
+"""The code's errors weigh at least as much as with so much of a change: neighbours of a feature change too."""
 LARGEST = 1e6
 """Nor is one that leaves ratios as large as this, in any replicate."""
 
@@ -139,6 +141,8 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     projection, strengths = _known(solid, e.projection), _known(solid, e.strength_ratio)
     size = _median_or_one(projection[0][typical])
     ratio, ratio_se = projection[0] / size, standard_error(projection) / abs(size)
+    # Resampled documents share the code's errors, so the jackknife does not see them.
+    ratio_se = np.hypot(ratio_se, policy.code_error * np.maximum(np.abs(1 - ratio), LEAST_CHANGE))
     strength_size = _median_or_one(strengths[0][typical])
     strength, strength_se = strengths[0] / strength_size, standard_error(strengths) / strength_size
     lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se

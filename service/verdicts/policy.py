@@ -18,6 +18,13 @@ class Policy(BaseModel):
         "version. False: every comparison may use all of it.",
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the reported intervals.")
+    code_error: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="Standard error that a ratio has from the code's own errors, as a share of the change that it "
+        "tells of. Intervals hold it beside what documents vary by.",
+    )
     min_firings: int = Field(30, ge=1, description="Fewer firings on the probe corpus: indeterminate.")
     min_documents: int = Field(5, ge=2, description="Firings in fewer documents: indeterminate.")
     min_readability: float = Field(

@@ -174,7 +174,7 @@ def test_levels_are_spent_over_a_lineage() -> None:
     ):
         evidence = _evidence([faint, clear])
         evidence.comparison = comparison
-        got = judge(evidence, Policy(sequential=sequential))
+        got = judge(evidence, Policy(sequential=sequential, code_error=0))
         assert got.status[:2] == [said, "suppressed"]
         assert got.level == pytest.approx(0.05 * (spending(comparison) if sequential else 1))
 
@@ -182,12 +182,13 @@ def test_levels_are_spent_over_a_lineage() -> None:
 def test_figures() -> None:
     """Estimate, interval, change and what could have been detected, from the definitions."""
     got = _judge(Case(ratio=0.3, error=0.04, orthogonal=0.1))
-    reach = t.ppf(0.975, FOLDS - 1) * 0.04
+    error = np.hypot(0.04, Policy().code_error * 0.7)
+    reach = t.ppf(0.975, FOLDS - 1) * error
     assert got.projection[0] == pytest.approx(0.3)
     assert (got.projection_lo[0], got.projection_hi[0]) == pytest.approx((0.3 - reach, 0.3 + reach), abs=1e-6)
     assert got.change[0] == pytest.approx(np.log2(1 / 0.3), rel=1e-5)
     assert got.minimum_detectable[0] == pytest.approx(1 - 2 * reach, abs=1e-6)
-    p = 2 * t.cdf((0.3 - 0.5) / 0.04, FOLDS - 1)
+    p = 2 * t.cdf((0.3 - 0.5) / error, FOLDS - 1)
     assert got.q_value[0] == pytest.approx(p * (BACKGROUND + 1), rel=1e-3)
     assert got.orthogonal[0] == pytest.approx(0.1)
     assert got.size_factor == pytest.approx(1.0)

@@ -18,7 +18,7 @@ CASES: list[tuple[tuple[float, float, int, int, float, float], Reason]] = [
     ((0.55, 0.10, 500, 50, 0.8, 50.0), Reason.WIDE_INTERVAL),
     ((1.8, 0.30, 500, 50, 0.8, 50.0), Reason.WIDE_INTERVAL),
     ((1.2, 0.80, 500, 50, 0.8, 50.0), Reason.WIDE_INTERVAL),
-    ((0.45, 0.022, 500, 50, 0.8, 50.0), Reason.NOT_SIGNIFICANT),
+    ((0.44, 0.022, 500, 50, 0.8, 50.0), Reason.NOT_SIGNIFICANT),
     ((1.0, 0.03, 500, 50, 0.05, 50.0), Reason.UNREADABLE),
 ]
 
