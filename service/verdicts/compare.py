@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.models import Checkpoint, Family, Verdict
 from service.verdicts import queries
 from service.verdicts.arrays import by_column
-from service.verdicts.figures import numbers_of, verdict_columns
+from service.verdicts.figures import columns_of, numbers_of
 from service.verdicts.judge import GONE, Evidence, Floats, Status, judge, standard_error
 from service.verdicts.policy import Policy
 
@@ -56,27 +56,24 @@ def compare(session: Session, family: Family, checkpoint: Checkpoint, baseline: 
     evidence = _evidence(now, then, births, found, ahead=checkpoint.id not in between)
     judgement = judge(evidence, Policy.model_validate(family.policy))
     numbers = np.array(now.numbers, dtype=np.int64)
-    rows = verdict_columns(numbers, evidence, judgement, then.statuses)
+    columns = columns_of(numbers, evidence, judgement, then.statuses)
+    columns |= {
+        "strength": numbers_of(by_column(now.strength[0], numbers)),
+        "direction_cosine": [None] * len(numbers),
+        "readability": numbers_of(by_column(now.readability, numbers)),
+        "firing_rate": [now.figures[number][1] for number in now.numbers],
+    }
+    # Tens of thousands of rows: by place, not by name.
+    rows = [Row(*values) for values in zip(*(columns[name] for name in Row.__slots__), strict=True)]
     happened = _happened(session, between)
-    strengths, readabilities = (numbers_of(by_column(stored, numbers)) for stored in (now.strength[0], now.readability))
-    result = []
-    for column, row in enumerate(rows):
-        wanted = _EVENT_OF.get(row["status"])
-        event = happened.get((row["feature"], wanted)) if wanted else None
+    for row in rows if happened else ():
+        wanted = _EVENT_OF.get(Status(row.status))
+        event = happened.get((row.feature, wanted)) if wanted else None
         if event is not None:
-            row["status"], row["successors"] = event.status, event.successors
+            row.status, row.successors = event.status, event.successors
             # Its level went on along the new direction, so the ratio does not show it.
-            row["change"] = max(row["change"], event.change)
-        result.append(
-            Row(
-                **row,
-                strength=strengths[column],
-                direction_cosine=None,
-                readability=readabilities[column],
-                firing_rate=now.figures[row["feature"]][1],
-            )
-        )
-    return result
+            row.change = max(row.change, event.change)
+    return rows
 
 
 def _evidence(now: "_Stored", then: "_Stored", births: dict[int, str], found: set[int], *, ahead: bool) -> Evidence:

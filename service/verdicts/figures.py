@@ -12,7 +12,15 @@ from service.verdicts.judge import Evidence, Judgement
 def verdict_columns(
     numbers: NDArray[np.int64], evidence: Evidence, judgement: Judgement, previous: dict[int, str]
 ) -> list[dict[str, Any]]:
-    """What a judgement says of each feature, as columns of `Verdict`."""
+    """What a judgement says of each feature, a row of `Verdict` each."""
+    columns = columns_of(numbers, evidence, judgement, previous)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def columns_of(
+    numbers: NDArray[np.int64], evidence: Evidence, judgement: Judgement, previous: dict[int, str]
+) -> dict[str, list[Any]]:
+    """The same, a list of all features' values for each column of `Verdict`."""
     arrays = {
         "projection_ratio": judgement.projection,
         "projection_ratio_lo": judgement.projection_lo,
@@ -32,7 +40,7 @@ def verdict_columns(
         for column, weakened in enumerate(judgement.weakened.tolist())
     ]
     ids = numbers.tolist()
-    columns: dict[str, list[Any]] = {
+    return {
         "feature": ids,
         "status": [str(status) for status in judgement.status],
         "previous_status": [previous.get(number) for number in ids],
@@ -40,7 +48,6 @@ def verdict_columns(
         "firings": evidence.firings.tolist(),
         "successors": successors,
     } | {name: numbers_of(values) for name, values in arrays.items()}
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def numbers_of(values: NDArray[np.floating]) -> list[float | None]:
