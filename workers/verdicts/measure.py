@@ -23,6 +23,11 @@ from torch import Tensor
 from workers.crosscoder.regress import LEAST_ROOM, Reader, Regression, Solution
 
 
+LEFT_OUT = 0.01
+"""Weight of rows that are left out of a Procrustes map: enough to pin dimensions that no other row reaches, which would
+be mapped anywhere else."""
+
+
 class Side(NamedTuple):
     """A checkpoint's half of a comparison: its activations (normalised) and the decoder solved on them."""
 
@@ -63,7 +68,8 @@ def procrustes(now: Tensor, before: Tensor, weight: Tensor) -> Tensor | None:
     keep = torch.ones(len(w), dtype=torch.bool, device=w.device)
     rotation = torch.zeros(before.shape[1], now.shape[1], dtype=torch.float64, device=w.device)
     for _ in range(5):
-        left, _, right = torch.linalg.svd((w * unit_before)[keep].T @ (w * unit_now)[keep], full_matrices=False)
+        share = torch.where(keep, 1.0, LEFT_OUT).unsqueeze(1)
+        left, _, right = torch.linalg.svd((share * w * unit_before).T @ (w * unit_now), full_matrices=False)
         rotation = left @ right
         fit = (unit_before @ rotation * unit_now).sum(1)
         # A fifth at most, and no row that fits like the others: it may be all that pins some dimensions.
