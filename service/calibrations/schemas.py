@@ -105,7 +105,7 @@ class NullResult(BaseModel):
     features: Rate = Field(
         description="Features whose verdict is neither `present` nor `indeterminate`, of those judged."
     )
-    significant: int = Field(0, description="Features with q <= fdr and a ratio outside the band.")
+    significant: int = Field(0, description="Features with q at most the level, and a ratio outside the band.")
     emerged: int = Field(0, description="New features that were called emerged.")
     discovered: int = Field(0, description="New features that the baseline holds as well: no alarm.")
     statuses: dict[str, int] = Field(default_factory=dict)

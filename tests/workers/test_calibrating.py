@@ -127,7 +127,8 @@ def test_nothing_is_said_of_nulls_and_nothing_changes(installation: Installation
 def test_false_alarms_are_counted_by_thresholds_and_rules_but_not_raised(
     installation: Installation, tmp_path: Path
 ) -> None:
-    planted(installation, tmp_path, suppressed_below=0.999, amplified_above=1.001, fdr=0.9)
+    thresholds = {"suppressed_below": 0.999, "amplified_above": 1.001, "fdr": 0.9}
+    planted(installation, tmp_path, **thresholds, sequential=False, code_error=0)
     with installation.database.write() as session:
         for name, condition in {
             "weaker": {"kind": "status_count", "status": "suppressed", "at_least": 1},

@@ -135,7 +135,7 @@ def _holds_one(judgement: Judgement) -> Bools:
 def _significant(one: Comparison, policy: Policy) -> int:
     ratio, q = one.judgement.projection, np.nan_to_num(one.judgement.q_value, nan=1.0)
     outside = (ratio < policy.suppressed_below) | (ratio > policy.amplified_above)
-    return int((_known(one) & (q <= policy.fdr) & outside).sum())
+    return int((_known(one) & (q <= one.judgement.level) & outside).sum())
 
 
 def _grid(policy: Policy) -> list[tuple[Thresholds, bool]]:
