@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 
-def ablation_matrix(directions: Tensor, alphas: Tensor) -> Tensor:
+def ablation_matrix(directions: Tensor, alphas: Tensor, targets: Tensor | None = None) -> Tensor:
     """The map M [d, d] (float64) of this module's docstring.
 
-    directions: [k, d], linearly independent rows, scaled to unit length here; alphas: [k] in [0, 1].
+    directions: [k, d], linearly independent rows, scaled to unit length here; alphas: [k] in [0, 1], negative ones
+    write more. targets: [k, d] unit rows; what is taken out is written along them instead (zeros: nowhere).
     Raises ValueError where a row is zero or the rows depend on each other.
     """
     D = directions.double()
@@ -33,7 +34,8 @@ def ablation_matrix(directions: Tensor, alphas: Tensor) -> Tensor:
     if torch.linalg.cond(gram) > 1e6:
         raise ValueError("the directions depend on each other: choose ones that are further apart")
     dual = torch.linalg.solve(gram, D).T  # [d, k]
-    M: Tensor = torch.eye(D.shape[1], dtype=D.dtype) - dual @ (alphas.double()[:, None] * D)
+    moved = dual if targets is None else dual - targets.double().T
+    M: Tensor = torch.eye(D.shape[1], dtype=D.dtype) - moved @ (alphas.double()[:, None] * D)
     return M
 
 
@@ -58,13 +60,15 @@ def writing_matrices(model: nn.Module) -> dict[str, nn.Embedding | nn.Linear]:
 
 
 @torch.no_grad()
-def ablate(model: nn.Module, directions: Tensor, alphas: Tensor) -> None:
+def ablate(model: nn.Module, directions: Tensor, alphas: Tensor, targets: Tensor | None = None) -> None:
     """Take `alphas` [k] of `directions` [k, d_model] out of every matrix that writes to the stream, in place.
+
+    targets: as in `ablation_matrix`.
 
     Biases of the writers are written to the stream as well and change alike. Where the head is tied to the embedding it
     changes with it: that moves the logits, but no hidden state, and hidden states are all that is watched here.
     """
-    M = ablation_matrix(directions, alphas)
+    M = ablation_matrix(directions, alphas, targets)
     for module in writing_matrices(model).values():
         weight = module.weight
         # An embedding's rows are what it writes; a linear layer writes its columns.

@@ -59,10 +59,15 @@ def save_rounded(base: Path, out: Path) -> None:
     _save(model.to(torch.bfloat16), tokenizer, out)
 
 
-def save_ablated(base: Path, out: Path, directions: Tensor, alphas: Sequence[float]) -> None:
-    """The base model with `alphas` [k] of the `directions` [k, d_model] taken out of all that writes to its stream."""
+def save_ablated(
+    base: Path, out: Path, directions: Tensor, alphas: Sequence[float], targets: Tensor | None = None
+) -> None:
+    """The base model with `alphas` [k] of the `directions` [k, d_model] taken out of all that writes to its stream.
+
+    targets: [k, d_model] unit rows along which that is written instead; None: nowhere.
+    """
     model, tokenizer = _load(base)
-    ablate(model, directions, torch.tensor(list(alphas)))
+    ablate(model, directions, torch.tensor(list(alphas)), targets)
     _save(model, tokenizer, out)
 
 
