@@ -26,11 +26,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-NORM = 8.0
+NORM = 12.0
 """of every embedding; a concept has 1"""
 NOISE = 0.2
 """Norm of what a token's embedding has of its own"""
-STEEP, THRESHOLD = 20.0, 1.5
+STEEP, THRESHOLD = 20.0, 1.3
 """of the neurons that join two concepts"""
 SHARPNESS = 150.0
 """of the head: neighbours of the place that it looks at get less than 1 part in 10^6"""

@@ -35,7 +35,7 @@ from workers.demo.installation import Installation
 
 FAMILY, CONTEXT = "tokenizers", 128
 HOOKS = {"v1": ["resid_post.0", "resid_post.2"], "v2": ["resid_post.0", "resid_post.2", "resid_post.4"]}
-CROSSCODER = {"n_features": 96, "k": 4, "steps": 2500, "batch_size": 1024, "learning_rate": 0.002}
+CROSSCODER = {"n_features": 72, "k": 3, "steps": 2500, "batch_size": 1024, "learning_rate": 0.002}
 SMALL = {"last": 10, "groups": 5, "pairs": 4, "free": 2, "own": 2}
 FULL = {"last": 18, "groups": 9, "pairs": 16, "free": 6, "own": 6}
 

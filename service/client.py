@@ -191,6 +191,11 @@ class Client(Transport):
         answer = self.json("GET", path_of("families", family, "features", feature, "trajectory"))
         return cast(list[Point], answer["points"])
 
+    def sources(self, family: str, feature: str) -> list[dict[str, Any]]:
+        """A feature at every hook point of every checkpoint, and the one of each that it is read `best` at."""
+        answer = self.json("GET", path_of("families", family, "features", feature, "sources"))
+        return cast(list[dict[str, Any]], answer["data"])
+
     def examples(self, family: str, feature: str, *, limit: int = 10) -> list[Example]:
         """The places where a feature fires most, strongest first; at most 100."""
         path = path_of("families", family, "features", feature, "examples")

@@ -153,6 +153,7 @@ def show_feature(
     label: Annotated[str | None, typer.Option(help="Give it this label, a text for people.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Give it these tags, in place of its own.")] = None,
     watch: Annotated[bool | None, typer.Option("--watch/--no-watch", help="Watch it, or do not.")] = None,
+    sources: Annotated[bool, typer.Option("--sources", help="Show at which hook points it is read, and best.")] = False,
     examples: Annotated[int, typer.Option(help="How many examples to show.", min=0, max=100)] = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -164,8 +165,10 @@ def show_feature(
             row = client.feature(family, feature)
         points = client.trajectory(family, feature)
         shown = client.examples(family, feature, limit=examples) if examples else []
+        places = client.sources(family, feature) if sources else []
     if as_json:
-        return base.show_json({"feature": row, "trajectory": points, "examples": shown})
+        found = {"feature": row, "trajectory": points, "examples": shown}
+        return base.show_json(found | ({"sources": places} if sources else {}))
     names = ("id", "label", "tags", "watched", "top_tokens", "born_in", "origin", "generation", "retired_in")
     base.show_fields((name, row.get(name)) for name in names)
     base.out.print()
@@ -179,6 +182,8 @@ def show_feature(
         ("SUCCESSORS", lambda point: [f"{item['id']} {item['kind']}" for item in point["successors"]]),
     ]
     base.show_rows(points, columns, empty="No verdict yet.")
+    if sources:
+        _show_sources(places)
     if row.get("lineage"):
         base.out.print()
         base.show_rows(row["lineage"], _LINK_COLUMNS, empty="")
@@ -186,6 +191,24 @@ def show_feature(
         base.out.print()
         base.show_rows(shown, [("ACTIVATION", lambda e: e["activation"]), ("WHERE", _where)], empty="")
     return None
+
+
+def _show_sources(places: list[Any]) -> None:
+    """A line that names the best hook point of each checkpoint, and a row for every one."""
+    best = [f"at {place['best']} in {place['checkpoint']}" for place in places if place["best"]]
+    base.out.print()
+    base.out.print(f"best {', '.join(best)}" if best else "nowhere read yet", highlight=False)
+    rows = [place | source for place in places for source in place["sources"]]
+    columns: list[tuple[str, Callable[[Any], Any]]] = [
+        ("CHECKPOINT", lambda row: row["checkpoint"]),
+        ("HOOK POINT", lambda row: row["hook_point"]),
+        ("READABILITY", lambda row: row["readability"]),
+        ("STRENGTH", lambda row: row["strength"]),
+        ("PROJECTION", lambda row: row["projection_ratio"]),
+        ("COSINE", lambda row: row["direction_cosine"]),
+        ("AGAINST", lambda row: row["paired_with"]),
+    ]
+    base.show_rows(rows, columns, empty="")
 
 
 def _where(example: Any) -> str:
