@@ -157,8 +157,8 @@ def why_not(row: FeatureRow, reason: Reason, documents: int | None, policy: Poli
         crossed = [share(line) for line in lines if low is not None and high is not None and low <= line <= high]
         return f"{interval} is still written: that reaches across {' and '.join(crossed) or 'a threshold'}"
     if reason == Reason.NOT_SIGNIFICANT:
-        q = "" if row.q_value is None else f": q = {row.q_value:.2g}, over {policy.fdr:g}"
-        return f"{interval} is still written, but among so many features that may be chance{q}"
+        q = "" if row.q_value is None else f": q = {row.q_value:.2g}"
+        return f"{interval} is still written, but among so many features and versions that may be chance{q}"
     found = "" if row.readability is None else f" (readability {row.readability:.2f})"
     return f"{interval} is still written, but the checkpoint's own encoder does not find it{found}"
 
