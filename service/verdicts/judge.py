@@ -149,9 +149,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
 
     level = policy.fdr * (spending(e.comparison) if policy.sequential else 1.0)
     q, low, high = _significance(ratio, ratio_se, solid, k, policy, level)
-    readable = (e.readability >= policy.min_readability) | (e.readability >= 0.5 * e.readability_before)
-    # What could not be read at the baseline either has not become unreadable.
-    readable |= np.isnan(e.readability) | (e.readability_before < policy.min_readability)
+    readable = _readable(e, policy)
     weakened = solid & low & e.there_before
     absent = solid & (hi < policy.absent_below)
     still_gone = solid & ~e.there_before & (lo < policy.absent_below)
@@ -194,6 +192,12 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         strength_size=float(strength_size),
         level=level,
     )
+
+
+def _readable(e: Evidence, policy: Policy) -> Bools:
+    """[m] not lost to the source's read-out. What could not be read at the baseline has not become unreadable."""
+    kept = (e.readability >= policy.min_readability) | (e.readability >= 0.5 * e.readability_before)
+    return kept | np.isnan(e.readability) | (e.readability_before < policy.min_readability)
 
 
 def _sizes(replicates: Floats) -> Bools:
