@@ -36,16 +36,16 @@ def test_pairs_make_the_largest_sum() -> None:
 
 
 def test_a_row_that_alone_reaches_a_dimension_is_mapped() -> None:
-    """Fewer rows than dimensions: each pins one. One that fits a little worse than the others must not be lost."""
+    """Fewer rows than dimensions: each pins one. One that fits worse than the others, since what it writes has come
+    near to what another writes, must not be mapped anywhere."""
     generator = torch.Generator().manual_seed(1)
     before = torch.linalg.qr(torch.randn(30, 30, generator=generator))[0][:20]
     turn = torch.linalg.qr(torch.randn(40, 40, generator=generator))[0][:30]
-    stray = torch.linalg.qr(torch.randn(40, 40, generator=generator))[0]
     now = before @ turn
-    now[:4] = 0.6 * now[:4] + 0.8 * stray[:4]
+    now[:4] = 0.6 * now[:4] + 0.8 * now[4:8]
     rotation = procrustes(now, before, torch.ones(20))
     assert rotation is not None
     mapped = before @ rotation
     cosine = torch.nn.functional.cosine_similarity(now, mapped, dim=1)
-    assert float(cosine.min()) > 0.5
-    assert float(cosine[4:].min()) > 0.95
+    assert float(cosine[:4].min()) > 0.5
+    assert float(cosine[8:].min()) > 0.95
