@@ -157,9 +157,8 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     back = solid & ~e.there_before & (lo >= policy.suppressed_below)
     orthogonal = _known(solid, e.orthogonal) / abs(size)
     moved = weakened & readable & _moved(orthogonal, typical & ~low & ~high, reach)
-    replaced = np.zeros(len(ratio), dtype=bool)
-    for column, successors in e.successors.items():
-        replaced[column] = weakened[column] and _carried(successors, policy)
+    carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
+    replaced = weakened & np.isin(np.arange(len(ratio)), carried)
 
     status = np.full(len(ratio), Status.INDETERMINATE, dtype=object)
     inside = (lo >= policy.suppressed_below) & (hi <= policy.amplified_above)
