@@ -6,6 +6,7 @@ it is decided in its favour:
 - attention sinks (norms over four medians) are masked; every source is normalised: scale and offset are no change;
 - the planted features are matched to the latents anew at each step, so that identity over steps costs nothing;
 - what neither of the two checkpoints writes has no latent: its absence is taken as said;
+- a latent that fires on fewer than 30 positions is not judged, as in the product;
 - a latent whose two decoder rows are alike in length (to a factor of 2) but have a cosine under 0.5 is `relocated`.
   Where the two bases do not agree the rows are compared after the same orthogonal map as in the product
   (`workers.verdicts.measure.procrustes`).
@@ -50,6 +51,7 @@ NO_ERROR = 0.2
 SAME_CORRELATION, SAME_COSINE = 0.5, 0.7
 """Two latents of independent dictionaries are one where codes, or decoder rows, agree by so much."""
 TURNED = 0.5
+LEAST_FIRINGS = 30
 
 
 class Step(NamedTuple):
@@ -237,7 +239,8 @@ def _scored(lineage: Lineage, steps: Mapping[int, Step]) -> dict[str, Any]:
     verdicts: dict[int, dict[int, str]] = {}
     for checkpoint, step in steps.items():
         found = match(lineage.codes, step.code, range(len(step.status)))
-        said = dict(enumerate(step.status))
+        often = np.bincount(step.code.indices, minlength=len(step.status)) >= LEAST_FIRINGS
+        said = {n: status if often[n] else "indeterminate" for n, status in enumerate(step.status)}
         neither = (lineage.levels(checkpoint) == 0) & (lineage.levels(checkpoint - 1) == 0)
         born = np.array(lineage.truth(checkpoint).against_parent) != UNBORN
         for number, feature in enumerate(np.flatnonzero((found.latent < 0) & neither & born).tolist()):
