@@ -12,7 +12,7 @@ there. Each is written to the residual stream along a direction of the model's o
 The head attends by position alone: with k = 1 and q = exp(-i theta delta) in each pair of rotary dimensions its logits
 are sum cos theta (distance - delta), largest at distance delta; delta is 1 for tokens of one character and 0 for the
 others, whose embedding takes away beforehand what the head then adds. All embeddings have one norm, so that RMSNorm
-only scales. What is left of the weights is small and random.
+only scales. What is left of the weights is small and random, and writes beside the planted directions.
 """
 
 from collections.abc import Iterable, Sequence
@@ -176,6 +176,9 @@ def _plant(model: LlamaForCausalLM, tokenizer: Tokenizer, concepts: Concepts, pl
     if m + 2 > width:
         raise ValueError(f"{m} concepts need a width of more than {m + 2}")
     written, own, single, filler, rest = directions.split([n, m - n, 1, 1, width - m - 2])
+    for layer in body.layers:  # what is random stays out of the way of what is planted
+        for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+            weight.sub_(written.T @ (written @ weight))
     strength = torch.tensor(plan.strength, dtype=torch.float32)
     model.model.embed_tokens.weight.copy_(
         _embedding(tokenizer, concepts, plan, written, own, single[0], filler[0], rest)
