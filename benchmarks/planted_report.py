@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import chain
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -80,7 +82,10 @@ def page(results: Sequence[Result]) -> str:
         "",
         "## The service",
         "",
-        *_table(["scenario", "seeds", *SERVICE], [[f"`{n}`", *_row(by_name[n], SERVICE)] for n in names]),
+        *_table(
+            ["scenario", "seeds", *SERVICE],
+            [[f"`{n}`", _seeds(by_name[n]), *_row(by_name[n], SERVICE)] for n in names],
+        ),
         "",
         *MEASURES.strip().splitlines(),
     ]
@@ -93,9 +98,9 @@ def page(results: Sequence[Result]) -> str:
             methods = {"featurewatch": part} | {
                 method: [r["baselines"][method] for r in part] for method in part[0]["baselines"]
             }
-            rows += [[f"`{name}`", method, *_row(found, METHOD)] for method, found in methods.items()]
+            rows += [[f"`{name}`", method, _seeds(part), *_row(found, METHOD)] for method, found in methods.items()]
         lines += _table(["scenario", "method", "seeds", *METHOD], rows)
-    return "\n".join([*lines, ""])
+    return "\n".join(chain.from_iterable(_wrapped(line) for line in [*lines, ""]))
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
@@ -148,12 +153,23 @@ def _mean(results: Sequence[Result], value: Callable[[Result], float | None]) ->
 
 
 def _row(results: Sequence[Result], columns: dict[str, Callable[[Result], float | None]]) -> list[str]:
-    cells = [str(len(results))]
+    cells = []
     for column, value in columns.items():
         mean = _mean(results, value)
         digits = {"missed": 1, "unchanged": 4}.get(column, 3)
         cells.append("" if mean is None else f"{mean:.{digits}f}")
     return cells
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line as lines of 120 characters at most; tables and commands stay as they are."""
+    if line.startswith(("|", " ")):
+        return [line]
+    return wrap(line, 120, subsequent_indent="  " if line.startswith("- ") else "", break_on_hyphens=False) or [line]
+
+
+def _seeds(results: Sequence[Result]) -> str:
+    return ", ".join(str(seed) for seed in sorted(r["seed"] for r in results))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
