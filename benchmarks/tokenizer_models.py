@@ -30,6 +30,8 @@ NORM = 12.0
 """of every embedding; a concept has 1"""
 NOISE = 0.2
 """Norm of what a token's embedding has of its own"""
+FLAG = 0.2
+"""What an embedding has of the direction that says that its token is a single character"""
 STEEP, THRESHOLD = 20.0, 1.3
 """of the neurons that join two concepts"""
 SHARPNESS = 150.0
@@ -202,7 +204,7 @@ def _embedding(
         if last is not None:
             rows[token] += float(plan.strength[last]) * written[last]
         if len(text) == 1:
-            rows[token] += single
+            rows[token] += FLAG * single
             continue
         before = concepts.group(text[-2])
         if before is not None:
@@ -231,7 +233,7 @@ def _plant_head(
     step = torch.cat([theta.cos(), -theta.sin()]) * there
     attention.k_proj.bias[:half] = 1
     attention.q_proj.bias[:size] = stay
-    attention.q_proj.weight[:size] = torch.outer(step - stay, single) * unit
+    attention.q_proj.weight[:size] = torch.outer(step - stay, single) * unit / FLAG
     first = len(concepts.last)
     for i in range(first):
         group = i % concepts.groups

@@ -119,7 +119,7 @@ def make(
     weaker, stronger = free.reshape(2, -1)
     strengths[1][weaker], strengths[1][stronger] = 0.25, 3.0
     own = [_own(one, tokenizer, own_count, rng) for one, tokenizer in zip(read, tokenizers, strict=True)]
-    shape = {"v1": (80, 3, 1), "v2": (112, 5, 3)}
+    shape = {"v1": (56, 3, 1), "v2": (72, 5, 3)}
     for index, (version, (width, depth, late)) in enumerate(shape.items()):
         plan = Plan(width, depth, late, strengths[index], own[index], seed=2 * seed + index)
         save_model(folder / version, tokenizers[index], concepts, plan)
