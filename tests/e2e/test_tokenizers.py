@@ -71,5 +71,5 @@ def test_shared_concepts_are_carried(service: Service, two: tuple[Path, Pair]) -
     assert paired["resid_post.4"] == "resid_post.2"
     assert sorted(filter(None, paired.values())) == ["resid_post.0", "resid_post.2"]
     read = result["readability"]
-    assert read["v1"]["resid_post.2"]["late"] > 0.9
-    assert read["v2"]["resid_post.4"]["late"] > 0.9
+    assert read["v1"]["resid_post.2"]["late"] > 0.8
+    assert read["v2"]["resid_post.4"]["late"] > 0.8
