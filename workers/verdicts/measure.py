@@ -22,7 +22,6 @@ from torch import Tensor
 
 from workers.crosscoder.regress import LEAST_ROOM, Reader, Regression, Solution
 
-
 LEFT_OUT = 0.01
 """Weight of rows that are left out of a Procrustes map: enough to pin dimensions that no other row reaches, which would
 be mapped anywhere else."""
