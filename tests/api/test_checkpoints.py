@@ -155,7 +155,7 @@ def test_failed_name_is_free_for_other_content(client: TestClient, database: Dat
         ({"uri": "hf://org/../x"}, "uri-unsupported"),
         ({"uri": "activations+s3://b/x", "adapter": "hf://a/b"}, "uri-unsupported"),
         ({"adapter": "file:///etc"}, "path-refused"),
-        ({"hook_points": ["mlp_out.7"]}, "hook-point-not-in-family"),
+        ({"hook_points": ["attn_out.7"]}, "hook-point-not-in-family"),
         ({"hook_points": ["nonsense"]}, "invalid-request"),
         ({"fit": "never"}, "invalid-request"),
         ({"colour": 1}, "invalid-request"),
