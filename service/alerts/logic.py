@@ -26,6 +26,7 @@ from service.alerts.schemas import (
     view,
 )
 from service.families import logic as families
+from service.features import queries as features
 from service.kit import clock
 from service.kit.ids import feature_id, parse_feature_id
 from service.kit.problems import ConflictError, NotFoundError
@@ -124,7 +125,7 @@ def rehearse(
 
     came: feature number -> (status before, status now). Writes nothing.
     """
-    known = queries.features(session, family_id, sorted(came))
+    known = features.by_numbers(session, family_id, sorted(came))
     changes = [
         (Verdict(feature=number, status=now), known.get(number) or Feature(number=number, tags=[], watched=False))
         for number, (before, now) in came.items()

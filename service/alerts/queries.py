@@ -152,17 +152,6 @@ def statuses_of(session: Session, checkpoint_id: str, features: Collection[int])
     return {row[0]: row[1] for row in rows}
 
 
-def features(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Feature]:
-    """Number -> feature, of those that there are."""
-    found: dict[int, Feature] = {}
-    for start in range(0, len(numbers), 500):  # SQLite takes so many variables in one statement
-        rows = session.scalars(
-            select(Feature).where(Feature.family_id == family_id, Feature.number.in_(numbers[start : start + 500]))
-        )
-        found |= {row.number: row for row in rows}
-    return found
-
-
 def parents(session: Session, family_id: str) -> dict[str, str | None]:
     """Checkpoint -> parent, of the whole family."""
     rows = session.execute(select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.family_id == family_id))

@@ -68,9 +68,13 @@ def matching(session: Session, family_id: str, wanted: Filter, limit: int | None
 
 
 def by_numbers(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Feature]:
-    """Number -> feature."""
-    statement = select(Feature).where(Feature.family_id == family_id, Feature.number.in_(numbers))
-    return {feature.number: feature for feature in session.scalars(statement)}
+    """Number -> feature, of those that there are."""
+    found: dict[int, Feature] = {}
+    for start in range(0, len(numbers), 500):  # SQLite takes so many variables in one statement
+        chosen = Feature.number.in_(numbers[start : start + 500])
+        rows = session.scalars(select(Feature).where(Feature.family_id == family_id, chosen))
+        found |= {feature.number: feature for feature in rows}
+    return found
 
 
 def get(session: Session, family_id: str, number: int) -> Feature | None:

@@ -37,10 +37,10 @@ GONE = frozenset({Status.ABSENT, Status.REPLACED})
 
 BASELINE_Z = 2.0
 """A baseline strength that is not over its noise by so many standard errors is nothing to take a ratio against."""
-LEAST_CHANGE = 0.1
-"""The code's errors weigh at least as much as with so much of a change: neighbours of a feature change too."""
 LARGEST = 1e6
 """Nor is one that leaves ratios as large as this, in any replicate."""
+LEAST_CHANGE = 0.1
+"""The code's errors weigh at least as much as with so much of a change: neighbours of a feature change too."""
 
 
 @dataclass

@@ -15,7 +15,16 @@ from workers.execution import Execution
 from workers.pipelines.dictionary import Basis, References, common_rows
 from workers.pipelines.sources import Activations
 from workers.pipelines.work import Work, device_of
-from workers.verdicts.measure import Products, Side, map_rows, procrustes, products, ratios
+from workers.verdicts.measure import (
+    Products,
+    Side,
+    jackknife_error,
+    map_rows,
+    over_noise,
+    procrustes,
+    products,
+    ratios,
+)
 
 
 @dataclass
@@ -141,15 +150,9 @@ def _tensors(got: Products) -> dict[str, Tensor]:
     result = {f"replicates.{key}": value for key, value in total._asdict().items()}
     for key, value in ratios(got.now[0], got.before[0], got.both[0])._asdict().items():
         result[f"hook.{key}"] = value
-    k = len(got.now) - 1
-
-    def error(x: Tensor) -> Tensor:
-        return ((k - 1) / k * (x[1:] - x[1:].mean(0)).square().sum(0)).sqrt()
-
-    base = got.before.sum(1)
     share = got.both.sum(1) / got.now.sum(1).where(got.now.sum(1) > 0, torch.nan)
-    result["baseline_z"] = base[0] / error(base).clamp_min(1e-9)
-    result["born_share"], result["born_share_se"] = share[0], error(share)
+    result["baseline_z"] = over_noise(got.before.sum(1))
+    result["born_share"], result["born_share_se"] = share[0], jackknife_error(share)
     result["fvu"] = got.fvu
     return result
 

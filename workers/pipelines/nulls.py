@@ -29,7 +29,7 @@ from workers.pipelines.measuring import Measures, load_references, measured
 from workers.pipelines.sources import Activations, open_kept, open_sources
 from workers.pipelines.work import Work, device_of
 from workers.verdicts.halves import Half, products_of_halves
-from workers.verdicts.measure import Side, ratios
+from workers.verdicts.measure import Side, over_noise, ratios
 
 LEAST_DOCUMENTS = 8
 """Fewer cannot be dealt into halves with folds of their own."""
@@ -166,14 +166,12 @@ class Bench:
         rows_b[fixed] = references.rows[references.gone]
         got = products_of_halves(halves[0], halves[1], self.kept.widths, fixed, rows_b)
         total = ratios(got.now.sum(1), got.before.sum(1), got.both.sum(1))
-        base, k = got.before.sum(1), len(got.before) - 1
-        error = ((k - 1) / k * (base[1:] - base[1:].mean(0)).square().sum(0)).sqrt()
         basis = Basis(only(code, first.to(device)), numbers, torch.zeros(code.m, dtype=torch.bool), self.parent.code)
         before = judging.readability_at_parent(self.execution, self.work, basis)
         measures = Measures(
             replicates=total._asdict(),
             per_hook={"readability": torch.from_numpy(np.asarray(before)[None])},
-            baseline_z=base[0] / error.clamp_min(1e-9),
+            baseline_z=over_noise(got.before.sum(1)),
             born_share=torch.ones(code.m),
             born_share_se=torch.zeros(code.m),
             fvu=got.fvu,

@@ -7,7 +7,7 @@ import torch
 
 from service.families.schemas import CrosscoderOptions
 from service.kit.artifacts import content_key
-from service.models import Checkpoint
+from service.models import Checkpoint, Family
 from service.verdicts import logic as verdicts
 from service.verdicts.generations import Ancestor, anchors, fitted_fvu, itself, why_refit
 from service.verdicts.policy import Policy
@@ -80,7 +80,6 @@ def load(execution: Execution) -> Work:
     with execution.read() as session:
         subject = verdicts.subject(session, str(execution.checkpoint_id))
     checkpoint, family, ancestors = subject.checkpoint, subject.family, subject.ancestors
-    # Options that were added after the family was made take their defaults.
     policy = Policy.model_validate(family.policy)
     fit, why = _what_to_do(checkpoint, ancestors, policy)
     parent, anchored = None, []
@@ -90,19 +89,8 @@ def load(execution: Execution) -> Work:
     if fit == "refit":
         anchored = anchors(ancestors, checkpoint.hook_points, policy.anchors)
     return Work(
+        **_about(checkpoint, family),
         family_id=family.id,
-        family_name=family.name,
-        checkpoint_id=checkpoint.id,
-        name=checkpoint.name,
-        uri=checkpoint.uri,
-        adapter=checkpoint.adapter,
-        digest=checkpoint.digest,
-        hook_points=list(checkpoint.hook_points),
-        corpus=dict(family.corpus),
-        crosscoder=CrosscoderOptions.model_validate(family.crosscoder).model_dump(),
-        policy=policy,
-        positions=family.positions,
-        n_features=family.n_features,
         generation=parent.generation if parent and fit == "extend" else family.generation + 1,
         fit=fit,
         why=why,
@@ -121,24 +109,31 @@ def load_against_itself(execution: Execution) -> Work:
         parent = _parent(itself(session, subject.checkpoint), subject.checkpoint.hook_points)
     checkpoint, family = subject.checkpoint, subject.family
     return Work(
+        **_about(checkpoint, family),
         family_id=f"{family.id}/calibrations/{execution.run_id}",
-        family_name=family.name,
-        checkpoint_id=checkpoint.id,
-        name=checkpoint.name,
-        uri=checkpoint.uri,
-        adapter=checkpoint.adapter,
-        digest=checkpoint.digest,
-        hook_points=list(checkpoint.hook_points),
-        corpus=dict(family.corpus),
-        crosscoder=CrosscoderOptions.model_validate(family.crosscoder).model_dump(),
-        policy=Policy.model_validate(family.policy),
-        positions=family.positions,
-        n_features=family.n_features,
         generation=parent.generation,
         fit="extend",
         why="extend",
         parent=parent,
     )
+
+
+def _about(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
+    """What a run is told of its checkpoint and family. Options that are newer than the family take their defaults."""
+    return {
+        "family_name": family.name,
+        "checkpoint_id": checkpoint.id,
+        "name": checkpoint.name,
+        "uri": checkpoint.uri,
+        "adapter": checkpoint.adapter,
+        "digest": checkpoint.digest,
+        "hook_points": list(checkpoint.hook_points),
+        "corpus": dict(family.corpus),
+        "crosscoder": CrosscoderOptions.model_validate(family.crosscoder).model_dump(),
+        "policy": Policy.model_validate(family.policy),
+        "positions": family.positions,
+        "n_features": family.n_features,
+    }
 
 
 def _what_to_do(

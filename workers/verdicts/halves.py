@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workers.crosscoder.regress import LEAST_ROOM, Regression
-from workers.verdicts.measure import Products, Side
+from workers.verdicts.measure import Products, Side, replicates
 
 
 class Half(NamedTuple):
@@ -61,8 +61,6 @@ def _replicates(
     plain = torch.stack([(row * row).sum(1).cpu() for row in rows])
     mixed = torch.stack([(row * other).sum(1).cpu() for row, other in zip(rows, others, strict=True)])
     room = (1 - regression.leverage).clamp_min(LEAST_ROOM).float().cpu().unsqueeze(1)
-    weighed = noise * room
-    left = (weighed.sum(0) - weighed) / room.square()
-    own = torch.cat([(plain - weighed.sum(0)).unsqueeze(0), plain - cross + noise - left])
     total = torch.tensor([width * regression.count for width in widths], dtype=torch.float64)
+    own = replicates(plain, cross, noise, room)
     return own, torch.cat([mixed.unsqueeze(0), mixed - both]), (residual / total).float()

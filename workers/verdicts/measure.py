@@ -128,16 +128,27 @@ def products(
         "cb": torch.stack([(c * b).sum(1) for c, b in zip(rows_c, rows_b, strict=True)]),
     }
     room = (1 - regression.leverage).clamp_min(LEAST_ROOM).float().cpu().unsqueeze(1)
-    result = {pair: _replicates(plain[pair].cpu(), *terms[pair], room) for pair in terms}
+    result = {pair: replicates(plain[pair].cpu(), *terms[pair], room) for pair in terms}
     total = torch.tensor([d * regression.count for d in split_c], dtype=torch.float64)
     return Products(result["cc"], result["bb"], result["cb"], (residual / total).float())
 
 
-def _replicates(plain: Tensor, cross: Tensor, own: Tensor, room: Tensor) -> Tensor:
+def replicates(plain: Tensor, cross: Tensor, own: Tensor, room: Tensor) -> Tensor:
     """[h, m], [K, h, m], [K, h, m], 1 - h_g [K, 1, m] -> [K + 1, h, m]: over all folds, then without each."""
     noise = own * room
     left = (noise.sum(0) - noise) / room.square()
     return torch.cat([(plain - noise.sum(0)).unsqueeze(0), plain - cross + own - left])
+
+
+def jackknife_error(replicated: Tensor) -> Tensor:
+    """Standard error of replicates [K + 1, ...], the first over all folds: [...]."""
+    k = len(replicated) - 1
+    return ((k - 1) / k * (replicated[1:] - replicated[1:].mean(0)).square().sum(0)).sqrt()
+
+
+def over_noise(before: Tensor) -> Tensor:
+    """A baseline's squared strength [K + 1, m] over its standard error: [m]."""
+    return before[0] / jackknife_error(before).clamp_min(1e-9)
 
 
 class Ratios(NamedTuple):
