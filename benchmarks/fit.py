@@ -22,6 +22,7 @@ from benchmarks.fit_data import Planted, write_activations
 from benchmarks.fit_report import summary, write_page
 from benchmarks.fit_rounds import FLOOR, OURS, PEERS, ROOT, Results, peers_environment, run_rounds
 from benchmarks.peers.participant import Job
+from workers.activations.models import compute_dtype
 from workers.crosscoder.config import FitConfig
 from workers.crosscoder.order import Order
 
@@ -40,7 +41,8 @@ def main() -> None:
         write_activations(planted, job.positions + options.held_out, Path(folder, "activations.npy"))
         order = Order(job.positions, job.batch, job.seed, FitConfig.window)
         np.save(Path(folder, "rows.npy"), torch.stack([order.rows(s) for s in range(job.steps)]).numpy())
-        results = run_rounds(job, options.peers, options.rounds, python, say, options.rates)
+        native = str(compute_dtype(job.device)).removeprefix("torch.")  # what the service computes in
+        results = run_rounds(job, options.peers, options.rounds, python, say, options.rates, native)
     result = {"configuration": configuration(job, planted, options), "machine": machine()} | figures(results, job)
     if not options.quick:
         write_page(result, options.docs)

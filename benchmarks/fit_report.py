@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.fit_rounds import OURS
+from benchmarks.fit_rounds import OURS, OURS_FLOAT32
 
 BEGIN, END = "<!-- fit -->", "<!-- /fit -->"
 FASTER = {"dictionary-learning": 5.0, "eai-sparsify": 2.5, "sae-lens": 6.0}
@@ -38,10 +38,12 @@ def goals(result: Result) -> Iterator[Goal]:
         found = ours["step_over_product"]["median"]
         text = f"a step takes at most {STEP_OVER_PRODUCT:g} x the encoder's product alone"
         yield Goal(text, f"{found:.2f} x", found <= STEP_OVER_PRODUCT)
+    if configuration["steps"] < DEFAULT["steps"]:
+        return  # what so few steps lead to is no goal
     if all(configuration[name] == value for name, value in DEFAULT.items()):
         worst = max(ours["fvu"])
         yield Goal(f"FVU of every source at most {FVU:g}", f"{worst:.3f}", worst <= FVU)
-    peers = [trainer for name, trainer in trainers.items() if name != OURS]
+    peers = [trainer for name, trainer in trainers.items() if name not in (OURS, OURS_FLOAT32)]
     if peers:
         lead = min(min(other / own for other, own in zip(p["fvu"], ours["fvu"], strict=True)) for p in peers)
         yield Goal("FVU of every source below that of every peer", f"the best peer's is {lead:.2f} x ours", lead > 1)
@@ -151,7 +153,7 @@ def plot(result: Result) -> str:
         _text(540, 22, "FVU, worst source (less is better)"),
     ]
     for place, (name, trainer) in enumerate(trainers):
-        y, colour = 40 + 34 * place, "#2f7ed8" if name == OURS else "#9aa5b1"
+        y, colour = 40 + 34 * place, "#2f7ed8" if name in (OURS, OURS_FLOAT32) else "#9aa5b1"
         speed, fvu = trainer["positions_per_second"], max(trainer["fvu"])
         lines.append(_text(180, y + 16, name, "end"))
         lines += _bar(190, y, 250 * speed / fastest, colour, f"{speed:,.0f}")

@@ -16,13 +16,14 @@ from benchmarks.peers.participant import Job
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ROOT / "benchmarks/peers/requirements.txt"
 LONE_REQUIREMENTS = ROOT / "benchmarks/peers/requirements-alone.txt"
-OURS, FLOOR = "featurewatch", "floor"
+OURS, OURS_FLOAT32, FLOOR = "featurewatch", "featurewatch-float32", "floor"
 PEERS = {
     "dictionary-learning": "benchmarks.peers.dictionary_learning",
     "eai-sparsify": "benchmarks.peers.sparsify",
     "sae-lens": "benchmarks.peers.sae_lens",
 }
-MODULES = {OURS: "benchmarks.peers.ours", FLOOR: "benchmarks.peers.floor", **PEERS}
+OWN = "benchmarks.peers.ours"
+MODULES = {OURS: OWN, OURS_FLOAT32: OWN, FLOOR: "benchmarks.peers.floor", **PEERS}
 
 
 class Results(NamedTuple):
@@ -103,19 +104,23 @@ def run_rounds(
     python: Path,
     say: Callable[[str], None],
     rates: dict[str, float] | None = None,
+    encode: str | None = None,
 ) -> Results:
     """All trainers take their steps in turns: in every round each of them, the first of a round last in the next.
 
     The first step of each is not timed: it makes what all later ones use. rates: learning rates that are not the
-    trainers' own.
+    trainers' own. encode: precision of our encoder's product; where it is not the job's, ours takes part once more
+    with that of the job.
     """
-    names = [OURS, FLOOR, *peers]
+    encode = None if encode == job.precision else encode
+    names = [OURS, *([OURS_FLOAT32] if encode else []), FLOOR, *peers]
     sizes = [(job.steps - 1) * (r + 1) // rounds - (job.steps - 1) * r // rounds for r in range(rounds)]
     runners: dict[str, Runner] = {}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     try:
         for name in names:
-            own = replace(job, rate=(rates or {}).get(name))
+            rate = (rates or {}).get(OURS if name == OURS_FLOAT32 else name)
+            own = replace(job, rate=rate, encode=encode if name == OURS else None)
             runners[name] = Runner(name, python if name in PEERS else Path(sys.executable), own)
         for name in names:
             runners[name].ask(steps=1)

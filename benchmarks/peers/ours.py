@@ -1,4 +1,8 @@
-"""featurewatch's own fit: a crosscoder with BatchTopK, every option but the learning rate at its default."""
+"""featurewatch's own fit: a crosscoder with BatchTopK, every option but the learning rate at its default.
+
+The encoder's product is made as the service makes it on this hardware, in bfloat16 where that is computed in; all else
+is float32. `benchmarks.fit` adds a second one of ours in float32 alone there.
+"""
 
 from importlib.metadata import version
 
@@ -28,7 +32,7 @@ def train(participant: Participant) -> Trained:
         job.positions,
         layout,
         config,
-        encode_dtype=job.dtype,
+        encode_dtype=getattr(torch, job.encode or job.precision),
         device=job.device,
     )
     model, scratch = state.model, Scratch()
@@ -41,4 +45,5 @@ def train(participant: Participant) -> Trained:
         dense[rows, code.latents.long()] = code.values
         return model.reconstruct(code), dense
 
-    return Trained(evaluate, f"featurewatch {version('featurewatch')}", "crosscoder, BatchTopK", config.learning_rate)
+    what = "crosscoder, BatchTopK" + (f", {job.encode} encode" if job.encode else "")
+    return Trained(evaluate, f"featurewatch {version('featurewatch')}", what, config.learning_rate)

@@ -56,6 +56,8 @@ class Job:
     device: str
     precision: str = "float32"
     """`bfloat16`: of the products, by each trainer's own option for it"""
+    encode: str | None = None
+    """Precision of our encoder's product where it is another one"""
     rate: float | None = None
     """Learning rate; None: the trainer's own"""
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import fit, fit_report
 from benchmarks.fit_data import Planted, draw_code, write_activations
-from benchmarks.fit_rounds import FLOOR, OURS, Results, run_rounds
+from benchmarks.fit_rounds import FLOOR, OURS, OURS_FLOAT32, Results, run_rounds
 from benchmarks.peers.participant import Job
 
 
@@ -90,6 +90,18 @@ def test_trainers_take_turns_and_answer_for_what_they_learnt(tmp_path: Path) -> 
     assert figures["trainers"][OURS]["ours_over_it"] == {"median": 1.0, "low": 1.0, "high": 1.0}
 
 
+def test_where_our_product_has_another_precision_ours_takes_part_in_both(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), (16,), 64, 4, 256, 20, 2048, 10_000, 0, 1, "cpu")
+    write_activations(Planted(job.widths, 64, 2.5), 2048 + 512, tmp_path / "activations.npy")
+    rows = torch.randint(2048, (job.steps, job.batch), generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    results = run_rounds(job, [], 2, Path(sys.executable), print, encode="bfloat16")
+    assert set(results.seconds) == {OURS, OURS_FLOAT32, FLOOR}
+    assert [results.quality[name]["what"].count("bfloat16") for name in (OURS, OURS_FLOAT32)] == [1, 0]
+    assert results.quality[OURS]["fvu"] != results.quality[OURS_FLOAT32]["fvu"]
+    assert results.quality[OURS]["fvu"][0] == pytest.approx(results.quality[OURS_FLOAT32]["fvu"][0], rel=0.1)
+
+
 def test_a_trainer_that_fails_says_why(tmp_path: Path) -> None:
     job = Job(str(tmp_path / "missing"), (16,), 64, 4, 256, 4, 4096, 10_000, 0, 1, "cpu")
     with pytest.raises(RuntimeError, match=r"activations\.npy"):
@@ -118,6 +130,8 @@ def test_goals_are_met_only_where_the_figures_say_so(result: dict) -> None:
     met = {goal.text: goal.met for goal in fit_report.goals(result)}
     assert not met["FVU of every source below that of every peer"]
     assert not met["dead latents under 1%"]
+    result["configuration"]["steps"] = 100
+    assert not any("FVU" in goal.text or "dead" in goal.text for goal in fit_report.goals(result))
 
 
 def test_the_page_keeps_what_others_wrote(result: dict, tmp_path: Path) -> None:
