@@ -23,6 +23,7 @@ from service.models import Alert, Run, Verdict
 from service.runs import logic as runs
 from tests.unit.activations.tiny import TEXTS, save_checkpoint
 from tests.workers.conftest import Installation
+from workers.activations.models import compute_dtype
 from workers.pipelines import PIPELINES
 
 torch.set_num_threads(1)
@@ -244,7 +245,10 @@ def test_a_model_is_read_again_rounded_and_fine_tuned(installation: Installation
     assert [null["unavailable"] for null in nulls.values()] == [None] * 5
     assert all(null["features"]["of"] >= 20 for null in nulls.values())
     spread = {name: null["ratio_quantiles"]["99"] - null["ratio_quantiles"]["1"] for name, null in nulls.items()}
-    assert spread["repeat"] < 1e-3 < spread["bfloat16"] < spread["int8"]
+    assert spread["repeat"] < 1e-3 < spread["int8"]
+    # Where the hardware computes in bfloat16, rounding to it is one more repeat.
+    assert (spread["bfloat16"] > 1e-3) == (compute_dtype("cpu") == torch.float32)
+    assert spread["bfloat16"] < spread["int8"]
     settings = nulls["finetune"]["settings"]
     assert (settings["steps"], settings["learning_rate"], settings["optimizer"]) == (12, 3e-4, "AdamW")
     assert settings["loss_after"] < settings["loss_before"]
