@@ -6,15 +6,15 @@ A dictionary is fitted on the parent. Then, on the same positions:
   products with the errors of all folds, read-out);
 - *re-fit*: a fit of parent and new checkpoint together with the same options, and what is measured after it.
 
-FVU of the new checkpoint, the share of its variance that is not reconstructed:
+FVU of the new checkpoint, the share of its variance that is not reconstructed, at all positions:
 
-- *extension*: cached code, decoder by ridge regression, activations read anew from the checkpoint (`pursuit`): what
+- *read anew*, of both: active latents and activations read from the new checkpoint alone (`measure.unexplained`): what
   the service reports of every checkpoint;
-- *re-fit*: the code of its joint encoder, which sees the new checkpoint, with the decoder that it trained. And by the
-  service's route: with activations read anew as well.
+- *as trained*, of the re-fit: the code of its joint encoder, which sees both checkpoints, and the decoder that it
+  trained.
 
-The data are two planted checkpoints (`planted_data`), and with `--model` also SmolLM2-135M-Instruct and a copy with
-directions ablated: the demo's model, fetched once.
+The data are two planted checkpoints (`planted_data`), and with `--model` also SmolLM2-135M-Instruct, the demo's model
+(fetched once), with two new versions of it: fine-tuned on half of the corpus, and with directions ablated.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +35,7 @@ from torch import Tensor
 from benchmarks.planted_data import make_lineage
 from service.verdicts.policy import Policy
 from workers.activations import ActivationSet, HarvestSpec, Positions, harvest, load_corpus, open_activations
+from workers.activations.finetune import Training, fine_tune
 from workers.crosscoder.code import Code, concatenate_rows
 from workers.crosscoder.config import FitConfig, Layout
 from workers.crosscoder.extend import ExtendConfig, typical_size
@@ -42,16 +43,19 @@ from workers.crosscoder.fit import fit
 from workers.crosscoder.model import Crosscoder, Moments
 from workers.crosscoder.pursuit import pursued
 from workers.crosscoder.readout import solve_readout
-from workers.crosscoder.regress import Regression, assign_folds
+from workers.crosscoder.regress import Regression, Solution, assign_folds
 from workers.demo.main import Plan
 from workers.demo.models import base_model, save_ablated
 from workers.pipelines.dictionary import FOLDS, References, _joined, _new_columns
-from workers.verdicts.measure import Side, procrustes, products
+from workers.verdicts.measure import Side, procrustes, products, unexplained
 
 T = TypeVar("T")
 
 ALPHAS = (1.0, 1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25)
 """Of `--model`: how much of eight decoder directions is taken out."""
+TRAINING = Training(steps=24, learning_rate=2e-5, batch_documents=4, context_length=128, seed=0)
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- extension -->", "<!-- /extension -->"
 
 
 @dataclass
@@ -86,6 +90,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=12)
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     parser.add_argument("--model", action="store_true", help="SmolLM2 as well, with the demo's options")
+    parser.add_argument("--write-docs", action="store_true", help=f"put the table into docs/{PAGE.name}")
     parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
     options = parser.parse_args()
     if options.threads:
@@ -97,8 +102,10 @@ def main() -> None:
     result["planted"] = compare(pair, fitted([pair.parent], config), config, log, "planted")
     if options.model:
         config = FitConfig(**Plan().crosscoder, seed=options.seed)
-        pair, first = smollm(config, log)
-        result["smollm2"] = compare(pair, first, config, log, "SmolLM2")
+        for name, pair, first in smollm(config, log):
+            result[name] = compare(pair, first, config, log, name)
+    if options.write_docs:
+        write_page(result)
     print(json.dumps(result))
 
 
@@ -109,8 +116,8 @@ def planted(seed: int, n: int) -> Pair:
     return Pair(parent, now, torch.from_numpy(lineage.document))
 
 
-def smollm(config: FitConfig, log: Any) -> tuple[Pair, Crosscoder]:
-    """The demo's model, a dictionary of it, and a copy from which some directions of that were ablated."""
+def smollm(config: FitConfig, log: Any) -> Iterator[tuple[str, Pair, Crosscoder]]:
+    """The demo's model and a dictionary of it, beside each of two new versions."""
     plan, cache = Plan(), Path.home() / ".cache" / "featurewatch"
 
     def say(text: str) -> None:
@@ -135,10 +142,19 @@ def smollm(config: FitConfig, log: Any) -> tuple[Pair, Crosscoder]:
         first = read(base, "v1", None)
         model = fitted([taken(first, np.flatnonzero(first.valid))], config)
         spread = torch.linspace(0, config.n_features - 1, len(ALPHAS)).long()
-        save_ablated(base, Path(folder, "edited"), model.rows()[spread], ALPHAS)
-        second = read(Path(folder, "edited"), "v2", Positions.load(first.path / "documents.safetensors"))
-        rows = np.flatnonzero(first.valid & second.valid)
-        return Pair(taken(first, rows), taken(second, rows), torch.from_numpy(first.document[rows])), model
+        edited, tuned = Path(folder, "edited"), Path(folder, "tuned")
+        save_ablated(base, edited, model.rows()[spread], ALPHAS)
+        texts = [document.text for document in corpus]
+        losses = fine_tune(
+            base.resolve().as_uri(), None, TRAINING, (texts[::2], texts[1::2]), tuned,
+            roots=(base.resolve().parent,), device="cpu", cache_dir=cache,
+        )  # fmt: skip
+        say(f"fine-tuned: {losses}")
+        positions = Positions.load(first.path / "documents.safetensors")
+        for name, version in (("SmolLM2, fine-tuned", tuned), ("SmolLM2, ablated", edited)):
+            second = read(version, version.name + "-read", positions)
+            rows = np.flatnonzero(first.valid & second.valid)
+            yield name, Pair(taken(first, rows), taken(second, rows), torch.from_numpy(first.document[rows])), model
 
 
 def _normalised(x: Tensor) -> Checkpoint:
@@ -167,11 +183,13 @@ def compare(pair: Pair, model: Crosscoder, config: FitConfig, log: Any, name: st
     """Seconds and FVU of both ways. model: the parent's crosscoder."""
     code = encoded([pair.parent], model)
     extend(pair, code)  # what is slow once only (libraries, memory) is no part of either
-    extension, (new, fvu) = timed(lambda: extend(pair, code))
+    extension, extended = timed(lambda: extend(pair, code))
+    fvu = everywhere(extended, pair.now)
     print(f"{name}: extension {extension:.2f} s, FVU {fvu:.4f}", file=log, flush=True)
     seconds, joint = timed(lambda: fitted([pair.parent, pair.now], config))
-    after, (reread, trained) = timed(lambda: measure_refit(pair, joint))
-    print(f"{name}: re-fit {seconds:.1f} s + {after:.1f} s, FVU {trained:.4f}, {reread:.4f}", file=log, flush=True)
+    after, refitted = timed(lambda: measure_refit(pair, joint))
+    reread, trained = everywhere(refitted, pair.now), as_trained(pair, joint, refitted.code)
+    print(f"{name}: re-fit {seconds:.1f} s + {after:.1f} s, FVU {reread:.4f}, {trained:.4f}", file=log, flush=True)
     return {
         "positions": len(pair.document),
         "width": pair.now.widths[0],
@@ -180,17 +198,17 @@ def compare(pair: Pair, model: Crosscoder, config: FitConfig, log: Any, name: st
         "extension_seconds": round(extension, 3),
         "refit_seconds": round(seconds + after, 3),
         "share": round(extension / (seconds + after), 4),
-        "new_features": new,
+        "new_features": extended.m - code.m,
         "extension_fvu": round(fvu, 5),
-        "refit_fvu": round(trained, 5),
-        "refit_fvu_read_anew": round(reread, 5),
-        "fvu_ratio": round(fvu / trained, 4),
-        "fvu_ratio_read_anew": round(fvu / reread, 4),
+        "refit_fvu": round(reread, 5),
+        "refit_fvu_as_trained": round(trained, 5),
+        "fvu_ratio": round(fvu / reread, 4),
+        "fvu_ratio_to_as_trained": round(fvu / trained, 4),
     }
 
 
-def extend(pair: Pair, old: Code) -> tuple[int, float]:
-    """The stages extend and measure, without files: number of new features, and FVU of the checkpoint."""
+def extend(pair: Pair, old: Code) -> Regression:
+    """The stages extend and measure, without files; the regression on the code with its new columns."""
     parent, now = pair.parent, pair.now
     rows, folds = torch.arange(old.n), assign_folds(pair.document, FOLDS)
     regression = Regression(old, rows, folds)
@@ -198,29 +216,42 @@ def extend(pair: Pair, old: Code) -> tuple[int, float]:
     references = References(before.decoder, torch.zeros(old.m, dtype=torch.bool))
     work: Any = SimpleNamespace(policy=Policy())
     new = _new_columns(work, regression, (now, after), (parent, before), references)  # type: ignore[arg-type]
-    size, code = ExtendConfig().size * typical_size(old, before), old
+    size = ExtendConfig().size * typical_size(old, before)
     if new.m:
-        code, regression, before, after = _joined(regression, new, (parent, before), (now, after), size)  # type: ignore[arg-type]
+        _, regression, before, after = _joined(regression, new, (parent, before), (now, after), size)  # type: ignore[arg-type]
     rotation = procrustes(after.decoder, before.decoder, regression.energy.sum(0).float())
-    widths = [(parent.widths[0], now.widths[0])]
-    got = products(regression, Side(now, after), Side(parent, before), widths, [rotation])
-    solve_readout(now, code, rows, folds)
-    return code.m - old.m, float(got.fvu[0])
+    measure(pair, regression, after, before, rotation)
+    return regression
 
 
-def measure_refit(pair: Pair, model: Crosscoder) -> tuple[float, float]:
-    """What follows a re-fit, as after an extension: FVU of the checkpoint by the service's route, and as trained."""
+def measure_refit(pair: Pair, model: Crosscoder) -> Regression:
+    """What follows a re-fit, as after an extension."""
     code = encoded([pair.parent, pair.now], model)
-    rows, folds = torch.arange(code.n), assign_folds(pair.document, FOLDS)
-    regression = Regression(code, rows, folds)
-    sides = [Side(read, regression.solve(read)) for read in (pair.now, pair.parent)]
-    got = products(regression, *sides, [(pair.parent.widths[0], pair.now.widths[0])], [None])
-    solve_readout(pair.now, code, rows, folds)
+    regression = Regression(code, torch.arange(code.n), assign_folds(pair.document, FOLDS))
+    measure(pair, regression, regression.solve(pair.now), regression.solve(pair.parent), None)
+    return regression
+
+
+def measure(pair: Pair, regression: Regression, now: Solution, before: Solution, rotation: Tensor | None) -> None:
+    """The stage measure."""
+    side, widths = Side(pair.now, now), [(pair.parent.widths[0], pair.now.widths[0])]
+    products(regression, side, Side(pair.parent, before), widths, [rotation])
+    unexplained(regression, side, pair.now.widths)
+    solve_readout(pair.now, regression.code, torch.arange(regression.code.n), assign_folds(pair.document, FOLDS))
+
+
+def everywhere(regression: Regression, now: Checkpoint) -> float:
+    """FVU of a checkpoint with active latents and activations read anew, at all positions."""
+    return float(unexplained(regression, Side(now, regression.solve(now)), now.widths, most=regression.count))
+
+
+def as_trained(pair: Pair, model: Crosscoder, code: Code) -> float:
+    """FVU of the new checkpoint with a re-fit's own code and decoder."""
     own = slice(pair.parent.widths[0], None)
     decoder, bias = model.rows()[:, own].contiguous(), model.decoder_bias[own]
     error = sum(float((pair.now(part) - bias - code_rows.decode(decoder)).square().sum())
                 for part, code_rows in _blocks(code))  # fmt: skip
-    return float(got.fvu[0]), error / float(pair.now.x.square().sum())
+    return error / float(pair.now.x.square().sum())
 
 
 def _blocks(code: Code) -> list[tuple[Tensor, Code]]:
@@ -233,6 +264,26 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result
+
+
+def write_page(result: dict[str, Any]) -> None:
+    """Put the table of a run into docs/benchmarks.md."""
+    head = ["data", "positions x width", "latents", "extension, s", "re-fit, s", "share of its time", "FVU, extension",
+            "FVU, re-fit", "as trained", "ratio", "ratio to as trained"]  # fmt: skip
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for name, found in result.items():
+        if not isinstance(found, dict):
+            continue
+        lines.append([
+            name, f"{found['positions']:,} x {found['width']}", f"{found['latents']:,}",
+            f"{found['extension_seconds']:.2f}", f"{found['refit_seconds']:.1f}", f"{found['share']:.1%}",
+            f"{found['extension_fvu']:.4f}", f"{found['refit_fvu']:.4f}", f"{found['refit_fvu_as_trained']:.4f}",
+            f"{found['fvu_ratio']:.3f}", f"{found['fvu_ratio_to_as_trained']:.3f}",
+        ])  # fmt: skip
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    facts = f"Seed {result['seed']}, {result['threads']} threads."
+    PAGE.write_text(f"{before}{BEGIN}\n{facts}\n\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ A linear encoder reads latent i as f_i = sum_j a_j e_i . d_j: of whatever else f
 part along its own direction, some leaks into it. Among the active latents these steps take that out (gradient pursuit,
 Blumensath and Davies 2008, diagonally scaled and held positive). What leaks biases all that is regressed on the code:
 the row of a feature that is gone reads -0.04 of what it was instead of 0 on planted data, and -0.015 after four steps.
+
+`reselected` chooses the active latents anew as well, for a source that the code was not read from: iterative hard
+thresholding (Blumensath and Davies 2009), f <- the largest of f + D (x - f D) / (2 ||d||^2), as many as before.
 """
 
 import torch
@@ -13,24 +16,36 @@ from torch import Tensor
 
 from workers.crosscoder.code import Code
 from workers.crosscoder.gradients import view
-from workers.crosscoder.kernels import row_dots
+from workers.crosscoder.kernels import kth_largest, row_dots
 from workers.crosscoder.model import Crosscoder
+from workers.crosscoder.select import PreActivations, Scratch
 
 STEPS = 4
 """Twice as many change the bias by a tenth."""
+SELECTIONS = 2
+"""A third one lowers the FVU of an edited model by 1%."""
 
 
 def read_anew(
-    residual: Tensor, code: Code, decoder: Tensor, steps: int = 1, valid: Tensor | None = None
+    residual: Tensor,
+    code: Code,
+    decoder: Tensor,
+    steps: int = 1,
+    valid: Tensor | None = None,
+    most: Tensor | None = None,
 ) -> tuple[Code, Tensor]:
     """The code with activations read anew, and what it leaves: residuals [b, D] of `code` before, after.
 
-    valid: [b, D] 1 where a position is known, 0 elsewhere; None: everywhere. Activations may become 0.
+    valid: [b, D] 1 where a position is known, 0 elsewhere; None: everywhere. Activations may become 0. most: [m] what
+    a latent's activation must not exceed.
     """
     squares = decoder.square().sum(1).clamp_min(1e-30)[code.latents]
+    limit = None if most is None else most[code.latents]
     rows = torch.arange(code.n, device=code.values.device).repeat_interleave(code.indptr.diff())
     for _ in range(steps):
         step = torch.maximum(row_dots(residual, decoder, code) / squares, -code.values)
+        if limit is not None:
+            step = torch.minimum(step, limit - code.values)
         written = Code(code.indptr, code.latents, step, code.m).decode(decoder)
         if valid is not None:
             written *= valid
@@ -39,6 +54,49 @@ def read_anew(
         residual = torch.addcmul(residual, written, length.unsqueeze(1), value=-1)
         code = code._replace(values=torch.addcmul(code.values, step, length[rows]))
     return code, residual
+
+
+@torch.no_grad()
+def reselected(x: Tensor, code: Code, decoder: Tensor, most: Tensor, scratch: Scratch) -> tuple[Code, Tensor]:
+    """The code of a source read from it alone: active latents and activations anew; and what it leaves, [b, D].
+
+    x: [b, D] without the decoder's bias. code: [b, m] where to start, which says how many entries are active. most: [m]
+    the largest activation of each latent: one that this source does not write has a row of noise, and would be given
+    any activation.
+    """
+    norms = decoder.norm(dim=1).clamp_min(1e-15)
+    unit = decoder / norms.unsqueeze(1)
+    code, residual = read_anew(x - code.decode(decoder), code, decoder, STEPS, most=most)
+    for _ in range(SELECTIONS):
+        code = _chosen_anew(residual, code, unit, norms, scratch)
+        code = code._replace(values=torch.minimum(code.values, most[code.latents]))
+        code, residual = read_anew(x - code.decode(decoder), code, decoder, STEPS, most=most)
+    return code, residual
+
+
+def _chosen_anew(residual: Tensor, code: Code, unit: Tensor, norms: Tensor, scratch: Scratch) -> Code:
+    """As many entries as the code has: those of the largest f ||d|| after half a step along the residual. A whole step
+    would give each of two overlapping latents all of what they share."""
+    count, m = len(code.values), code.m
+    if not count:
+        return code
+    rows = torch.arange(code.n, device=unit.device).repeat_interleave(code.indptr.diff())
+    places = rows * m + code.latents
+    scores = code.values * norms[code.latents] + row_dots(residual, unit, code) / 2
+    pre = PreActivations(residual, unit / 2, torch.zeros_like(norms), scratch)
+    for share in (0.8, 0.95, 1.0):  # most of the entries stay, so only what exceeds the weakest of them is looked at
+        floor = max(kth_largest(scores, max(1, round(share * count))), 1e-12)
+        found = pre.search(torch.full_like(norms, floor))
+        at = torch.searchsorted(places, found.places).clamp_max(count - 1)
+        fresh = places[at] != found.places
+        if int((scores >= floor).sum() + fresh.sum()) >= count:
+            break
+    every = torch.cat([scores, found.values[fresh]])
+    keep = every >= max(kth_largest(every, min(count, len(every))), 1e-12)
+    kept, order = torch.cat([places, found.places[fresh]])[keep].sort()
+    indptr = torch.searchsorted(kept, torch.arange(code.n + 1, device=kept.device) * m)
+    latents = kept % m
+    return Code(indptr, latents, every[keep][order] / norms[latents], m)
 
 
 @torch.no_grad()

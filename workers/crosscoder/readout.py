@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from workers.crosscoder.code import Code
-from workers.crosscoder.regress import Reader, select, take_rows, transposed_product
+from workers.crosscoder.regress import Reader, select, spread_rows, take_rows, transposed_product
 
 
 class Readout(NamedTuple):
@@ -53,14 +53,9 @@ def solve_readout(
     live, firing = fires.nonzero().squeeze(1), select(code, fires)
     part = weight[:, live].contiguous()
     bias, readability = weight.new_zeros(code.m), weight.new_full((code.m,), torch.nan)
-    bias[live] = _offsets(read, part, firing, _spread(train, most))
-    readability[live] = _correlation(read, part, bias[live], firing, _spread(test, most))
+    bias[live] = _offsets(read, part, firing, spread_rows(train, most))
+    readability[live] = _correlation(read, part, bias[live], firing, spread_rows(test, most))
     return Readout(weight, bias, readability)
-
-
-def _spread(rows: Tensor, most: int) -> Tensor:
-    """At most `most` rows, evenly spread over all of them."""
-    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).long()]
 
 
 def _offsets(read: Reader, weight: Tensor, code: Code, rows: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from torch import Tensor
 from workers.crosscoder.cg import SAMPLE, ConjugateGradient
 from workers.crosscoder.code import Code, concatenate_rows
 from workers.crosscoder.kernels import ByLatent
-from workers.crosscoder.pursuit import read_anew
 
 Reader = Callable[[Tensor], Tensor]
 """Rows (sorted int64 [b]) -> activations [b, D] of any float type."""
@@ -260,23 +259,23 @@ class Regression:
                 right[first:-1] += transposed_product(take_rows(new, fires), read(block.rows[fires]))
         return right
 
-    def influences(self, read: Reader, solution: Solution, widths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each fold: e_g [m, D], and the sum of squares that each source [s] keeps where its activations are read
-        anew (`pursuit`). One more pass."""
+    def influences(self, read: Reader, solution: Solution) -> Iterator[Tensor]:
+        """e_g [m, D] of each fold. One more pass."""
         for g in range(self.n_folds):
             score = torch.zeros(self.m + 1, solution.decoder.shape[1], device=solution.decoder.device)
-            squares = torch.zeros(len(widths), dtype=torch.float64, device=score.device)
             for block in self.parts:
                 if block.fold != g:
                     continue
                 residual = (read(block.rows) - solution.bias).sub_(block.code.decode(solution.decoder))
-                _, left = read_anew(residual, block.code, solution.decoder)
-                norms = [part.norm(dim=1) for part in left.split(widths, 1)]
-                squares += torch.stack([norm.double().square().sum() for norm in norms])
                 score[:-1] += block.transposed(residual)
                 score[-1] += residual.sum(0)
             room = (1 - self.leverage[g]).clamp_min(LEAST_ROOM).float().unsqueeze(1)
-            yield self.left.errors(score) / room, squares
+            yield self.left.errors(score) / room
+
+
+def spread_rows(rows: Tensor, most: int) -> Tensor:
+    """At most `most` rows, evenly spread over all of them."""
+    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).long()]
 
 
 def assign_folds(document: Tensor, n_folds: int) -> Tensor:

@@ -24,6 +24,7 @@ from workers.verdicts.measure import (
     procrustes,
     products,
     ratios,
+    unexplained,
 )
 
 
@@ -123,7 +124,8 @@ def _measure(
     # Where a feature is gone at a checkpoint, its children compare it with where it was last: its row before.
     reference = map_rows(rows_b, widths_b, maps)
     readability = _dictionaries(execution, work, basis, activations, now.solution, reference, rows, folds, names)
-    tensors = _tensors(got) | {"hook.readability": readability}
+    fvu = unexplained(regression, now, activations.widths)
+    tensors = _tensors(got) | {"fvu": fvu, "hook.readability": readability}
     if left_over:
         rest = everything.at(left_over)
         solution = regression.solve(rest)
@@ -141,7 +143,8 @@ def _read_alone(regression: Regression, side: Side, widths: list[int]) -> dict[s
     got = products(regression, side, side, [(d, d) for d in widths], [None] * len(widths))
     found = ratios(got.now[0], got.before[0], got.both[0])._asdict()
     nothing = torch.full_like(found["strength"], torch.nan)
-    return {f"hook.{key}": value if key == "strength" else nothing for key, value in found.items()} | {"fvu": got.fvu}
+    fvu = unexplained(regression, side, widths)
+    return {f"hook.{key}": value if key == "strength" else nothing for key, value in found.items()} | {"fvu": fvu}
 
 
 def _tensors(got: Products) -> dict[str, Tensor]:
@@ -153,7 +156,6 @@ def _tensors(got: Products) -> dict[str, Tensor]:
     share = got.both.sum(1) / got.now.sum(1).where(got.now.sum(1) > 0, torch.nan)
     result["baseline_z"] = over_noise(got.before.sum(1))
     result["born_share"], result["born_share_se"] = share[0], jackknife_error(share)
-    result["fvu"] = got.fvu
     return result
 
 

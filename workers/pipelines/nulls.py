@@ -174,7 +174,7 @@ class Bench:
             baseline_z=over_noise(got.before.sum(1)),
             born_share=torch.ones(code.m),
             born_share_se=torch.zeros(code.m),
-            fvu=got.fvu,
+            fvu=torch.full((len(self.kept.widths),), torch.nan),
             dictionaries=self.parent.dictionaries,
         )
         evidence, judgement = judging.judged(self.work, basis, measures, self.kept, self.gone, before)

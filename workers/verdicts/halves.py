@@ -31,28 +31,25 @@ def products_of_halves(
     if fixed is not None and reference is not None:
         decoder_b = torch.where(fixed.unsqueeze(1), reference, decoder_b)
     rows_c, rows_b = now.side.solution.decoder.split(widths, 1), decoder_b.split(widths, 1)
-    own_c, both_c, fvu = _replicates(now, rows_c, rows_b, widths, None)
-    own_b, both_b, _ = _replicates(before, rows_b, rows_c, widths, fixed)
+    own_c, both_c = _replicates(now, rows_c, rows_b, widths, None)
+    own_b, both_b = _replicates(before, rows_b, rows_c, widths, fixed)
     first, second = len(own_c) - 1, len(own_b) - 1
     # The jackknife's factor for K folds, (K - 1) / K, is a little over that of each half.
     return Products(
         now=torch.cat([own_c, own_c[:1].expand(second, -1, -1)]),
         before=torch.cat([own_b[:1], own_b[:1].expand(first, -1, -1), own_b[1:]]),
         both=torch.cat([both_c, both_b[1:]]),
-        fvu=fvu,
     )
 
 
 def _replicates(
     half: Half, rows: tuple[Tensor, ...], others: tuple[Tensor, ...], widths: list[int], fixed: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`<rows, rows>` and `rows . others` [K + 1, h, m] over all folds of a half, then without each; FVU [h]."""
+) -> tuple[Tensor, Tensor]:
+    """`<rows, rows>` and `rows . others` [K + 1, h, m] over all folds of a half, then without each."""
     regression = half.regression
     shape = (regression.n_folds, len(widths), regression.m)
     cross, noise, both = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
-    residual = torch.zeros(len(widths), dtype=torch.float64)
-    for g, (errors, squares) in enumerate(regression.influences(half.side.read, half.side.solution, widths)):
-        residual += squares.cpu()
+    for g, errors in enumerate(regression.influences(half.side.read, half.side.solution)):
         if fixed is not None:
             errors[fixed] = 0.0
         for s, e in enumerate(errors.split(widths, 1)):
@@ -61,6 +58,4 @@ def _replicates(
     plain = torch.stack([(row * row).sum(1).cpu() for row in rows])
     mixed = torch.stack([(row * other).sum(1).cpu() for row, other in zip(rows, others, strict=True)])
     room = (1 - regression.leverage).clamp_min(LEAST_ROOM).float().cpu().unsqueeze(1)
-    total = torch.tensor([width * regression.count for width in widths], dtype=torch.float64)
-    own = replicates(plain, cross, noise, room)
-    return own, torch.cat([mixed.unsqueeze(0), mixed - both]), (residual / total).float()
+    return replicates(plain, cross, noise, room), torch.cat([mixed.unsqueeze(0), mixed - both])

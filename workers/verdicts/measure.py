@@ -20,11 +20,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.crosscoder.regress import LEAST_ROOM, Reader, Regression, Solution
+from workers.crosscoder.pursuit import reselected
+from workers.crosscoder.regress import LEAST_ROOM, Reader, Regression, Solution, spread_rows, take_rows
+from workers.crosscoder.select import Scratch
 
 LEFT_OUT = 0.01
 """Weight of rows that are left out of a Procrustes map: enough to pin dimensions that no other row reaches, which would
 be mapped anywhere else."""
+
+
+FVU_POSITIONS = 8192
+"""Positions that an FVU is taken on, spread over all: what it is used for, a factor of two, needs no more."""
 
 
 class Side(NamedTuple):
@@ -46,8 +52,6 @@ class Products(NamedTuple):
     """<D_b, D_b>"""
     both: Tensor
     """<D_c, R D_b>"""
-    fvu: Tensor
-    """[h] share of the checkpoint's variance that the code's latents, read anew from it, do not explain"""
 
 
 def procrustes(now: Tensor, before: Tensor, weight: Tensor) -> Tensor | None:
@@ -109,11 +113,9 @@ def products(
     rows_c, rows_b = list(now.solution.decoder.split(split_c, 1)), mapped(decoder_b)
     shape = (folds, h, m)
     terms = {pair: (torch.zeros(shape), torch.zeros(shape)) for pair in ("cc", "bb", "cb")}
-    residual = torch.zeros(h, dtype=torch.float64)
-    influences_c = regression.influences(now.read, now.solution, split_c)
-    influences_b = regression.influences(before.read, before.solution, split_b)
-    for g, ((errors, squares), (errors_b, _)) in enumerate(zip(influences_c, influences_b, strict=True)):
-        residual += squares.cpu()
+    influences_c = regression.influences(now.read, now.solution)
+    influences_b = regression.influences(before.read, before.solution)
+    for g, (errors, errors_b) in enumerate(zip(influences_c, influences_b, strict=True)):
         if fixed is not None:
             errors_b[fixed] = 0.0
         for s, (e_c, e_b) in enumerate(zip(errors.split(split_c, 1), mapped(errors_b), strict=True)):
@@ -129,8 +131,25 @@ def products(
     }
     room = (1 - regression.leverage).clamp_min(LEAST_ROOM).float().cpu().unsqueeze(1)
     result = {pair: replicates(plain[pair].cpu(), *terms[pair], room) for pair in terms}
-    total = torch.tensor([d * regression.count for d in split_c], dtype=torch.float64)
-    return Products(result["cc"], result["bb"], result["cb"], (residual / total).float())
+    return Products(result["cc"], result["bb"], result["cb"])
+
+
+def unexplained(regression: Regression, side: Side, widths: list[int], most: int = FVU_POSITIONS) -> Tensor:
+    """FVU of each hook point [h]: the share of a checkpoint's variance that the dictionary leaves, the code read from
+    that checkpoint alone, with as many active latents as the regression's code has.
+
+    The cached code holds the noise, and the active latents, of the checkpoint that it was read from.
+    """
+    decoder, scratch = side.solution.decoder, Scratch()
+    code = regression.code
+    strongest = torch.zeros(code.m, device=decoder.device).scatter_reduce_(0, code.latents, code.values, "amax")
+    left, total = (torch.zeros(len(widths), dtype=torch.float64) for _ in range(2))
+    for rows in spread_rows(torch.cat(list(regression.blocks())).sort().values, most).split(4096):
+        x = side.read(rows)
+        _, residual = reselected(x - side.solution.bias, take_rows(code, rows), decoder, strongest, scratch)
+        for sums, what in ((left, residual), (total, x)):
+            sums.add_(torch.stack([part.square().sum() for part in what.split(widths, 1)]).double().cpu())
+    return (left / total.clamp_min(1e-30)).float()
 
 
 def replicates(plain: Tensor, cross: Tensor, own: Tensor, room: Tensor) -> Tensor:

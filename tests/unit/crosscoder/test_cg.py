@@ -83,10 +83,7 @@ def test_equals_cholesky(make: Callable[[], np.ndarray]) -> None:
     _near(got.decoder, wanted.decoder, 1e-4)
     torch.testing.assert_close(got.bias, wanted.bias, rtol=1e-4, atol=1e-4)
     assert sparse.left.iterations < 60
-    for (errors, squares), (wanted_errors, wanted_squares) in zip(
-        sparse.influences(read, got, [5, 7]), dense.influences(read, wanted, [5, 7]), strict=True
-    ):
-        torch.testing.assert_close(squares, wanted_squares, rtol=1e-4, atol=1e-3)
+    for errors, wanted_errors in zip(sparse.influences(read, got), dense.influences(read, wanted), strict=True):
         assert float((errors - wanted_errors).norm() / wanted_errors.norm()) < 0.05
     torch.testing.assert_close(sparse.leverage, dense.leverage)
 

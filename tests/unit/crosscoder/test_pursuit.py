@@ -7,7 +7,8 @@ import torch
 from tests.unit.crosscoder.planted import code_of, dense_code
 from workers.crosscoder.config import FitConfig, Layout
 from workers.crosscoder.model import initial_crosscoder
-from workers.crosscoder.pursuit import pursued, read_anew, without_zeros
+from workers.crosscoder.pursuit import pursued, read_anew, reselected, without_zeros
+from workers.crosscoder.select import Scratch
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,44 @@ def test_activations_stay_positive_and_a_perfect_code_stays(dense: np.ndarray) -
     same, left = read_anew(torch.zeros(500, 24), code_of(dense), decoder, steps=3)
     assert torch.equal(same.values, code_of(dense).values)
     assert not left.any()
+
+
+def test_active_latents_are_chosen_anew_and_as_many_of_them(dense: np.ndarray) -> None:
+    """The code comes from a source in which a fifth of the firings were others: what fires here is found."""
+    decoder = _directions(40, 24).float()
+    random = np.random.default_rng(3)
+    moved = random.random(dense.shape) < 0.2
+    before = np.where(moved, dense[:, random.permutation(40)], dense)
+    most = torch.full((40,), float(dense.max()))
+    start = code_of(before)
+    x = torch.from_numpy(dense).float() @ decoder
+    code, left = reselected(x, start, decoder, most, Scratch())
+    assert len(code.values) <= len(start.values)
+    assert all(row.diff().gt(0).all() for row in code.latents.tensor_split(code.indptr[1:-1]))  # ascending in a row
+    torch.testing.assert_close(left, x - code.decode(decoder), atol=1e-5, rtol=0)
+    kept, found = (before > 0) == (dense > 0), (code.to_scipy().toarray() > 0) == (dense > 0)
+    assert found.mean() > 0.5 + 0.5 * kept.mean()
+    _, without = read_anew(x - start.decode(decoder), start, decoder, steps=12)
+    assert left.square().sum() < 0.25 * without.square().sum()
+
+
+def test_a_latent_that_a_source_does_not_write_is_given_nothing_out_of_reach(dense: np.ndarray) -> None:
+    """A row of noise is a direction like any other, if its latent may be as large as it takes."""
+    decoder = _directions(40, 24).float()
+    decoder[0] *= 1e-3
+    x = torch.from_numpy(dense).float() @ decoder + 2 * decoder[0] / decoder[0].norm()
+    most = torch.full((40,), float(dense.max()))
+    code, _ = reselected(x, code_of(dense), decoder, most, Scratch())
+    assert (code.values <= most[code.latents] + 1e-6).all()
+    free, _ = reselected(x, code_of(dense), decoder, torch.full((40,), torch.inf), Scratch())
+    assert free.values[free.latents == 0].max() > 100
+
+
+def test_an_empty_code_stays_empty() -> None:
+    nothing = code_of(np.zeros((5, 40)))
+    code, left = reselected(torch.ones(5, 24), nothing, _directions(40, 24).float(), torch.ones(40), Scratch())
+    assert not len(code.values)
+    assert torch.equal(left, torch.ones(5, 24))
 
 
 def test_a_leaking_encoder_is_corrected_also_where_a_source_is_missing() -> None:

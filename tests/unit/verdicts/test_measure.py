@@ -6,9 +6,10 @@ import torch
 
 from tests.unit.crosscoder.planted import Held, code_of, dense_code, directions, documents, held, rotation
 from workers.crosscoder.code import Code
-from workers.crosscoder.pursuit import read_anew
+from workers.crosscoder.pursuit import reselected
 from workers.crosscoder.regress import Regression, assign_folds
-from workers.verdicts.measure import Products, Side, map_rows, procrustes, products, ratios
+from workers.crosscoder.select import Scratch
+from workers.verdicts.measure import Products, Side, map_rows, procrustes, products, ratios, unexplained
 
 N, M, D, FOLDS = 4000, 30, 40, 10
 
@@ -47,7 +48,7 @@ def test_products_equal_the_formula_in_float64(dense: np.ndarray) -> None:
     for key, read in (("c", now), ("b", before)):
         solution = regression.solve(read)
         rows[key] = solution.decoder.double().numpy()
-        errors[key] = np.stack([e.double().numpy() for e, _ in regression.influences(read, solution, widths)])
+        errors[key] = np.stack([e.double().numpy() for e in regression.influences(read, solution)])
     room = 1 - regression.leverage.numpy()  # [K, m]
     for s, part in enumerate((slice(0, 15), slice(15, 40))):
         for pair, result in (("cc", got.now), ("bb", got.before), ("cb", got.both)):
@@ -59,11 +60,25 @@ def test_products_equal_the_formula_in_float64(dense: np.ndarray) -> None:
                 left = ((x - e[g])[:, part] * (y - f[g])[:, part]).sum(1)
                 noise = (own.sum(0) - own[g]) / room[g] ** 2
                 np.testing.assert_allclose(result[g + 1, s], left - noise, atol=1e-4)
-    solution = regression.solve(now)
-    code = code_of(dense)
-    _, residual = read_anew(now.x - solution.bias - code.decode(solution.decoder), code, solution.decoder)
-    wanted = [residual[:, :15].square().mean(), residual[:, 15:].square().mean()]
-    np.testing.assert_allclose(got.fvu, wanted, rtol=1e-4)
+
+
+def test_fvu_is_of_each_hook_point_and_of_a_code_that_is_the_checkpoints_own(dense: np.ndarray) -> None:
+    """The code was read elsewhere: another third of its entries is active here. FVU is the noise's, not theirs."""
+    regression, widths = _regression(dense), [15, 25]
+    here = np.where(np.random.default_rng(5).random(dense.shape) < 0.3, 0, dense)
+    solution = regression.solve(held(dense @ directions(M, D, 1), widths))
+    now = held(here @ directions(M, D, 1) + 0.1 * _noise(2), widths)
+    side = Side(now, solution)
+    got = unexplained(regression, side, widths)
+    cached = code_of(dense)
+    most = cached.values.max().repeat(M)
+    _, left = reselected(now.x - solution.bias, cached, solution.decoder, most, Scratch())
+    pairs = list(zip(left.split(widths, 1), now.x.split(widths, 1), strict=True))
+    wanted = [float(e.square().sum() / x.square().sum()) for e, x in pairs]
+    np.testing.assert_allclose(got, wanted, rtol=0.05)  # that one bounds each latent by itself
+    residual = now.x - solution.bias - cached.decode(solution.decoder)
+    assert (got < 0.3 * (residual.square().sum() / now.x.square().sum())).all()
+    assert unexplained(regression, side, widths, most=500).shape == (2,)
 
 
 def test_strength_of_pure_noise_averages_to_zero_and_a_real_one_to_what_is_written(dense: np.ndarray) -> None:
