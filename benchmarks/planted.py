@@ -140,7 +140,8 @@ def register(lineage: Lineage, checkpoint: int, releases: Path, client: Client) 
     write_checkpoint(lineage, checkpoint, releases / name)
     uri = f"activations+{(releases / name).resolve().as_uri()}"
     parent = f"v{checkpoint - 1}" if checkpoint > 1 else None
-    run = client.register(FAMILY, name=name, uri=uri, parent=parent)["run"]
+    hooks = [lineage.hook_point(checkpoint)]
+    run = client.register(FAMILY, name=name, uri=uri, parent=parent, hook_points=hooks)["run"]
     run = client.wait(run["id"], timeout=3600, interval=0.2)
     if run["state"] != "succeeded":
         raise SystemExit(f"{name}: the run {run['state']}: {run['error']}")

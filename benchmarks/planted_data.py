@@ -52,6 +52,9 @@ from benchmarks.planted_shape import (
 )
 
 HOOK_POINT = "resid_post.1"
+WIDER_HOOK_POINT = "resid_post.2"
+"""Where a checkpoint of another width is read: another model of the family. Under a name that the family has, another
+width is an error."""
 SHARD_POSITIONS = 16_384
 
 
@@ -101,6 +104,10 @@ class Lineage:
         """Dimensions of a checkpoint."""
         basis = self._bases[self._index(checkpoint)]
         return self.shape.width if basis is None else basis.shape[1]
+
+    def hook_point(self, checkpoint: int) -> str:
+        """Name of the place that a checkpoint's activations are of."""
+        return HOOK_POINT if self.width(checkpoint) == self.shape.width else WIDER_HOOK_POINT
 
     def directions(self, checkpoint: int) -> np.ndarray:
         """float64 [n_planted, width] unit rows: where each feature writes in a checkpoint (also where it does not)."""
@@ -249,10 +256,10 @@ def status_of(before: float, now: float, *, unborn: bool = False) -> str:
 def write_checkpoint(lineage: Lineage, checkpoint: int, folder: Path) -> None:
     """Write a checkpoint as brought-along activations into `folder` (made where missing); the manifest goes last."""
     folder.mkdir(parents=True, exist_ok=True)
-    x = lineage.activations(checkpoint)
+    x, hook_point = lineage.activations(checkpoint), lineage.hook_point(checkpoint)
     shards = []
     for number, start in enumerate(range(0, len(x), SHARD_POSITIONS)):
-        shards.append(f"{HOOK_POINT}-{number:05d}.safetensors")
+        shards.append(f"{hook_point}-{number:05d}.safetensors")
         # A slice that does not own its memory would be written from the start of its base.
         save_file({"activations": x[start : start + SHARD_POSITIONS].copy()}, folder / shards[-1])
     save_file({"document": lineage.document}, folder / "documents.safetensors")
@@ -260,7 +267,7 @@ def write_checkpoint(lineage: Lineage, checkpoint: int, folder: Path) -> None:
         "format": "featurewatch-activations/1",
         "model": f"planted-{lineage.seed}-v{checkpoint}",
         "positions": len(x),
-        "hook_points": {HOOK_POINT: {"d_model": x.shape[1], "shards": shards}},
+        "hook_points": {hook_point: {"d_model": x.shape[1], "shards": shards}},
         "documents": "documents.safetensors",
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))

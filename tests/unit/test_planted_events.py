@@ -1,5 +1,6 @@
 """What scenarios plant beyond the plain events, measured in what is written: successors, children, sinks, bases."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -9,15 +10,18 @@ from benchmarks.planted_data import (
     ABSENT,
     AMPLIFIED,
     EMERGED,
+    HOOK_POINT,
     PRESENT,
     RELOCATED,
     REPLACED,
     SCENARIOS,
     SUPPRESSED,
     UNBORN,
+    WIDER_HOOK_POINT,
     Shape,
     make_lineage,
     scenario,
+    write_checkpoint,
 )
 
 SMALL = {"n_positions": 8000, "width": 96, "n_planted": 90, "lowest_rate": 0.01, "scale_wander": 0.3}
@@ -177,6 +181,17 @@ def test_a_replaced_basis_keeps_angles_between_features_and_no_direction():
     np.testing.assert_array_equal(lineage.directions(6), now)
     along = (solved(lineage, 4) * now).sum(1)
     np.testing.assert_allclose(along, lineage.levels(4), atol=0.12)
+
+
+def test_a_wider_checkpoint_is_read_at_a_hook_point_of_its_own(tmp_path):
+    """Under a name that the family knows, another width is an error of whoever brings the activations."""
+    lineage = make_lineage(3, **SMALL, wider_at=3, wider_width=128, n_suppressed=1, n_removed=1, n_born=1)
+    names = [lineage.hook_point(checkpoint) for checkpoint in (1, 2, 3)]
+    assert names == [HOOK_POINT, HOOK_POINT, WIDER_HOOK_POINT]
+    write_checkpoint(lineage, 3, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["hook_points"][WIDER_HOOK_POINT]["d_model"] == 128
+    assert list(manifest["hook_points"]) == [WIDER_HOOK_POINT]
 
 
 def test_a_wider_checkpoint_has_noise_in_all_its_dimensions():

@@ -66,7 +66,7 @@ def reselected(x: Tensor, code: Code, decoder: Tensor, most: Tensor, scratch: Sc
     """
     norms = decoder.norm(dim=1).clamp_min(1e-15)
     unit = decoder / norms.unsqueeze(1)
-    code, residual = read_anew(x - code.decode(decoder), code, decoder, STEPS, most=most)
+    code, residual = read_anew(x - code.decode(decoder), code, decoder, most=most)
     for _ in range(SELECTIONS):
         code = _chosen_anew(residual, code, unit, norms, scratch)
         code = code._replace(values=torch.minimum(code.values, most[code.latents]))
@@ -84,8 +84,9 @@ def _chosen_anew(residual: Tensor, code: Code, unit: Tensor, norms: Tensor, scra
     places = rows * m + code.latents
     scores = code.values * norms[code.latents] + row_dots(residual, unit, code) / 2
     pre = PreActivations(residual, unit / 2, torch.zeros_like(norms), scratch)
-    for share in (0.8, 0.95, 1.0):  # most of the entries stay, so only what exceeds the weakest of them is looked at
-        floor = max(kth_largest(scores, max(1, round(share * count))), 1e-12)
+    guess = _weakest_chosen(pre, code, scores)
+    for factor in (0.95, 0.8, 0.5, 0.0):  # what is surely too weak need not be looked at
+        floor = max(guess * factor, 1e-12)
         found = pre.search(torch.full_like(norms, floor))
         at = torch.searchsorted(places, found.places).clamp_max(count - 1)
         fresh = places[at] != found.places
@@ -97,6 +98,17 @@ def _chosen_anew(residual: Tensor, code: Code, unit: Tensor, norms: Tensor, scra
     indptr = torch.searchsorted(kept, torch.arange(code.n + 1, device=kept.device) * m)
     latents = kept % m
     return Code(indptr, latents, every[keep][order] / norms[latents], m)
+
+
+def _weakest_chosen(pre: PreActivations, code: Code, scores: Tensor) -> float:
+    """About the smallest score that will be chosen, from a few positions."""
+    few = code.rows(0, min(code.n, 256))
+    if not len(few.values):
+        return 0.0
+    rows = torch.arange(few.n, device=scores.device).repeat_interleave(few.indptr.diff())
+    sample = pre.head(few.n)
+    sample[rows, few.latents] = scores[: len(rows)]
+    return kth_largest(sample.flatten(), len(rows))
 
 
 @torch.no_grad()
