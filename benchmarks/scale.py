@@ -141,7 +141,7 @@ def regression_point(point: dict[str, Any]) -> dict[str, Any]:
     solution = regression.solve(read)
     marks.append(time.perf_counter())
     iterations = getattr(regression.left, "iterations", 0)
-    influences = regression.influences(read, solution, [width])
+    influences = regression.influences(read, solution)
     next(influences)  # with the inverse, where there is one
     marks.append(time.perf_counter())
     for _ in range(2):
