@@ -48,6 +48,11 @@ class Policy(BaseModel):
     )
     refit_every: int = Field(0, ge=0, description="`fit: auto` re-fits after so many extensions. 0: never by count.")
     anchors: int = Field(2, ge=1, le=16, description="Earlier checkpoints that a re-fit trains on beside the newest.")
+    warm_start: bool = Field(
+        True,
+        description="A re-fit starts from the last generation's features, so that most of them keep their ids. False: "
+        "from random directions, so that nothing is taken over from the last fit.",
+    )
     match_threshold: float = Field(
         0.6, gt=0, le=1, description="Correlation of codes that carries an id over a re-fit."
     )

@@ -12,6 +12,8 @@ from benchmarks.planted_score import Matching, match
 from tests.e2e.parts import HOOK_POINT, Service, write_lineage
 
 OPTIONS = {"n_features": 60, "k": 3, "steps": 1400, "batch_size": 256, "learning_rate": 0.003}
+POLICY = {"refit_every": 1, "warm_start": False}
+"""What ends, splits and is new shows where a fit starts from nothing."""
 KINDS = {"suppressed": "suppressed", "removed": "absent", "born": "emerged"}
 
 
@@ -32,7 +34,7 @@ class Onboarded:
 
     def __init__(self, service: Service) -> None:
         self.client = service.client
-        self.client.create_family("refitted", [HOOK_POINT], crosscoder=OPTIONS, policy={"refit_every": 1})
+        self.client.create_family("refitted", [HOOK_POINT], crosscoder=OPTIONS, policy=POLICY)
         self.results: dict[str, dict[str, Any]] = {}
         self.matchings: dict[str, Matching] = {}
         uris = write_lineage(lineage(), service.folder / "refitted")
@@ -54,6 +56,24 @@ class Onboarded:
 @pytest.fixture(scope="module")
 def onboarded(service: Service) -> Onboarded:
     return Onboarded(service)
+
+
+def test_a_refit_that_starts_from_the_last_generation_hardly_ends_a_feature(service: Service) -> None:
+    """Latents without a planted feature go on as well, where a start from nothing ends most of them."""
+    client = service.client
+    client.create_family("warm", [HOOK_POINT], crosscoder=OPTIONS, policy={"refit_every": 1})
+    found: dict[str, Matching] = {}
+    for name, uri in zip(("v1", "v2", "v3"), write_lineage(lineage(), service.folder / "warm"), strict=False):
+        result = service.judge("warm", name, uri)["result"] or {}
+        path = client.download_codes("warm", service.folder / "warm.npz")
+        code = sparse.csr_array(sparse.load_npz(path))
+        found[name] = match(lineage().codes, code, [int(feature[1:]) for feature in client.code_ids("warm")])
+    assert result["fit"] == "refit: 1 extension"
+    had = found["v2"].latent >= 0
+    assert (found["v2"].latent[had] == found["v3"].latent[had]).mean() >= 0.95
+    fires = {row["id"] for row in client.features("warm", checkpoint="v2") if row["firings"] >= 30}
+    carried = {link["old"] for link in client.lineage("warm") if link["kind"] == "carried"}
+    assert len(fires & carried) >= 0.9 * len(fires)
 
 
 def test_planted_features_keep_their_ids(onboarded: Onboarded) -> None:

@@ -14,10 +14,13 @@ import torch
 
 from tests.workers.conftest import ROOT, wait_for
 from tests.workers.fits import execution_of, fitted, write_activations
+from workers.activations.models import compute_dtype
 from workers.crosscoder.model import Crosscoder
 from workers.errors import RunError, WorkerStoppingError
 
 torch.set_num_threads(1)
+TOLERANCE = 5e-3 if compute_dtype("cpu") == torch.float32 else 2e-2
+"""Where the encoder's product is rounded to bfloat16, the order of its sums moves a few choices of latents."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def _alive(pid: int) -> bool:
 
 def _close(a: Crosscoder, b: Crosscoder) -> None:
     for p, q in zip(a.parameters(), b.parameters(), strict=True):
-        assert float((p - q).norm() / q.norm()) < 5e-3
+        assert float((p - q).norm() / q.norm()) < TOLERANCE
 
 
 @pytest.mark.parametrize("n_features", [48, 47], ids=["latents dealt", "positions dealt"])

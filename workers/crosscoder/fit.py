@@ -64,6 +64,29 @@ def start(
     )
 
 
+@torch.no_grad()
+def start_from(
+    rows: Tensor,
+    config: FitConfig,
+    layout: Layout,
+    *,
+    maps: tuple[Tensor, ...] = (),
+    device: torch.device | str = "cpu",
+) -> FitState:
+    """The state before the first step of a fit that goes on with the features of another: rows [w, D] are what these
+    write into every source. They take the first latents that are neither designated nor dedicated, in their order; the
+    others start anew. ValueError where there are too few latents."""
+    state = start(config, layout, maps=maps, device=device)
+    model, first, stop = state.model, config.designated, config.designated + len(rows)
+    if stop > config.n_features - sum(config.dedicated):
+        raise ValueError(f"{len(rows)} features do not fit into {config.n_features} latents")
+    model.decoder[first:stop] = model.collect(rows.to(device))
+    # Only directions are taken over, at the size that every latent starts with: Adam's steps are of one size for all.
+    model.decoder[first:stop] *= (config.decoder_norm / model.norms()[first:stop]).unsqueeze(1)
+    model.encoder[first:stop] = model.rows()[first:stop]
+    return state
+
+
 def learning_rate_at(config: FitConfig, step: int) -> float:
     """Linear warm-up, a plateau, linear decay to zero."""
     rise = (step + 1) / max(1.0, config.warmup * config.steps)

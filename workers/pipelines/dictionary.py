@@ -86,9 +86,12 @@ def fitted(execution: Execution, work: Work, members: list[Activations], sources
     return Basis(code, numbers, born, artifact)
 
 
-def fitted_code(execution: Execution, work: Work, members: Members, saved: Path) -> Code:
-    """Code of a full fit of these checkpoints, at all positions that are valid in one of them at least."""
-    model = trained(execution, work, members, saved)
+def fitted_code(execution: Execution, work: Work, members: Members, saved: Path, known: Tensor | None = None) -> Code:
+    """Code of a full fit of these checkpoints, at all positions that are valid in one of them at least.
+
+    known: [w, D] rows of features that the fit starts from.
+    """
+    model = trained(execution, work, members, saved, known)
     rows = members.valid.nonzero().squeeze(1)
     merge_duplicates(model, concatenate_rows([pursued(model, members(part)) for part in _some(rows).split(BLOCK)]))
     # What a checkpoint cannot be read at, the others stand in for.

@@ -5,7 +5,7 @@ import multiprocessing.process
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGTERM, Signals
 from typing import Any
@@ -20,7 +20,7 @@ from workers.activations import open_activations
 from workers.activations.models import compute_dtype
 from workers.crosscoder.config import FitConfig, Layout
 from workers.crosscoder.dealing import collected, dealt
-from workers.crosscoder.fit import FitState, fit
+from workers.crosscoder.fit import FitState, fit, start_from
 from workers.crosscoder.model import Crosscoder, Normaliser, shared_maps
 from workers.crosscoder.order import RUN
 from workers.crosscoder.parallel import Parallel
@@ -80,12 +80,21 @@ def configuration(work: Work, layout: Layout) -> FitConfig:
         raise RunError("bad-crosscoder-options", f"{error}; {layout.n_models} checkpoints are fitted") from error
 
 
-def trained(execution: Execution, work: Work, members: Members, saved: Path) -> Crosscoder:
-    """Fit on all members; saves itself at `saved` as it goes, and goes on from there bit by bit."""
+def trained(execution: Execution, work: Work, members: Members, saved: Path, known: Tensor | None = None) -> Crosscoder:
+    """Fit on all members; saves itself at `saved` as it goes, and goes on from there bit by bit.
+
+    known: [w, D] what features of the last generation write into all sources: the fit starts from them, with as many
+    latents as it takes to hold them.
+    """
     config, device = configuration(work, members.layout), device_of(execution)
+    if known is not None:
+        held = config.designated + len(known) + sum(config.dedicated)
+        config = replace(config, n_features=max(config.n_features, held))
     rows = members.valid.nonzero().squeeze(1)
     world = execution.settings.fit_processes or max(1, torch.cuda.device_count() if device.type == "cuda" else 1)
     maps = _maps(members, rows) if config.decoder == "shared" and not saved.exists() else ()
+    if known is not None and not saved.exists():
+        files.save_state(saved, start_from(known, config, members.layout, maps=maps, device=device))
     watch = _Watch(execution, config, len(rows))
     if world > 1:
         return _on_processes(execution, members, config, maps, saved, world, watch)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from workers.crosscoder.code import Code
 from workers.crosscoder.matching import Link, match
-from workers.crosscoder.regress import take_rows
+from workers.crosscoder.regress import Regression, take_rows
 from workers.execution import Execution
 from workers.pipelines import files
 from workers.pipelines.dictionary import Basis, References, common_rows, fitted_code
@@ -31,15 +31,18 @@ def refitted(execution: Execution, work: Work, activations: Activations, parent:
         "parent": work.parent.code,
         "first": work.n_features,
         "threshold": work.policy.match_threshold,
+        "warm": work.policy.warm_start,
     }
     artifact, lineage = work.artifact("code", **inputs), work.artifact("lineage", **inputs)
     saved = files.partial_fit(execution.settings.data_dir, artifact)
     device = device_of(execution)
     if not execution.artifacts.exists(artifact):
         anchors = [parent if one.id == work.parent.id else open_kept(execution, work, one) for one in work.anchors]
-        code = fitted_code(execution, work, Members([*anchors, activations]), saved)
-        execution.check()
         old, old_numbers, _ = files.load_code(execution.artifacts.path(work.parent.code), device)
+        members = Members([*anchors, activations])
+        known = _known_rows(old, members, work.policy.min_firings) if work.policy.warm_start else None
+        code = fitted_code(execution, work, members, saved, known)
+        execution.check()
         rows, _ = common_rows(activations, parent)
         pair = take_rows(old, rows), take_rows(code, rows)
         columns = match(pair[0].to_scipy(), pair[1].to_scipy(), work.policy.match_threshold)
@@ -54,6 +57,21 @@ def refitted(execution: Execution, work: Work, activations: Activations, parent:
     files.remove_state(saved)
     code, numbers, born = files.load_code(execution.artifacts.path(artifact), device)
     return Basis(code, numbers, born, artifact, lineage=files.load_lineage(execution.artifacts.path(lineage)))
+
+
+def _known_rows(old: Code, members: Members, least_firings: int) -> Tensor | None:
+    """What the last generation's features write into every source of the members, [w, D], by regression on their code;
+    those that write most come first. What hardly fires has no row worth to start from. None: no position is common."""
+    valid = torch.stack([member.valid for member in members.members]).all(0)
+    rows = valid.nonzero().squeeze(1).to(old.values.device)
+    if not len(rows):
+        return None
+    regression = Regression(old, rows, torch.zeros_like(rows))
+    decoder = torch.cat([regression.solve(member).decoder for member in members.members], 1)
+    firings = torch.bincount(regression.code.latents, minlength=old.m)
+    written = decoder.square().sum(1) * regression.energy.sum(0).float()
+    solid = (firings >= least_firings).nonzero().squeeze(1)
+    return decoder[solid[written[solid].argsort(descending=True)]]
 
 
 def _numbers(columns: list[Link], old_numbers: Tensor, m: int, first: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.unit.crosscoder.planted import Held, dense_code, directions, held
 from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.fit import FitState, Step, fit, start
+from workers.crosscoder.fit import FitState, Step, fit, start, start_from
 from workers.crosscoder.model import shared_maps
 from workers.crosscoder.parallel import Parallel
 from workers.pipelines.files import load_state, save_state
@@ -49,6 +49,44 @@ def test_planted_directions_are_found(sources: tuple[Held, np.ndarray], fitted: 
     _, rows = sources
     assert (_best_cosines(start(CONFIG, LAYOUT).model.decoder, rows) > 0.9).mean() == 0
     assert (_best_cosines(fitted.model.decoder, rows) > 0.9).mean() >= 0.95
+
+
+def test_a_fit_that_starts_from_known_features_keeps_them_and_finds_the_others(
+    sources: tuple[Held, np.ndarray],
+) -> None:
+    """40 of the 48 planted directions are known, each turned a little, and at sizes that no fit may start with."""
+    read, rows = sources
+    turned = rows[:40] + 0.3 * np.random.default_rng(6).standard_normal((40, 2 * D)) / (2 * D) ** 0.5
+    known = torch.from_numpy(turned * np.geomspace(0.01, 100, 40)[:, None]).float()
+    state = start_from(known, CONFIG, LAYOUT)
+    cosine = torch.nn.functional.cosine_similarity(state.model.decoder[:40], known, dim=1)
+    torch.testing.assert_close(cosine, torch.ones(40))
+    torch.testing.assert_close(state.model.norms(), torch.full((64,), CONFIG.decoder_norm))
+    torch.testing.assert_close(state.model.encoder, state.model.rows())
+    assert torch.equal(state.model.decoder[40:], start(CONFIG, LAYOUT).model.decoder[40:])
+    found = fit(read, N, LAYOUT, CONFIG, state=state).model.decoder
+    own = torch.nn.functional.cosine_similarity(found[:40].double(), torch.from_numpy(rows[:40]), dim=1)
+    assert (own > 0.9).double().mean() >= 0.95, "each known feature is still the same latent"
+    assert (_best_cosines(found, rows[40:]) > 0.9).mean() >= 0.75, "and what was not known is found"
+
+
+def test_known_features_stand_between_designated_and_dedicated_ones() -> None:
+    config = replace(CONFIG, designated=8, dedicated=(4, 4))
+    known = torch.randn(48, 2 * D, generator=torch.Generator().manual_seed(0))
+    model = start_from(known, config, LAYOUT).model
+    cosine = torch.nn.functional.cosine_similarity(model.decoder[8:56], known, dim=1)
+    torch.testing.assert_close(cosine, torch.ones(48))
+    assert not model.decoder[56:60, D:].any()
+    with pytest.raises(ValueError, match="49 features do not fit into 64 latents"):
+        start_from(torch.randn(49, 2 * D), config, LAYOUT)
+
+
+def test_known_features_are_collected_where_sources_share_a_decoder() -> None:
+    maps = (torch.eye(D), torch.eye(D)[torch.randperm(D, generator=torch.Generator().manual_seed(1))])
+    row = torch.randn(5, D, generator=torch.Generator().manual_seed(2))
+    known = torch.cat([row @ p for p in maps], 1)
+    model = start_from(known, replace(CONFIG, decoder="shared"), LAYOUT, maps=maps).model
+    torch.testing.assert_close(torch.nn.functional.cosine_similarity(model.rows()[:5], known, dim=1), torch.ones(5))
 
 
 def test_inference_agrees_with_training(sources: tuple[Held, np.ndarray], fitted: FitState) -> None:
