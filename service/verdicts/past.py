@@ -57,7 +57,7 @@ class Discovered:
     documents: NDArray[np.int64]
     n_positions: int
     ancestors: Sequence[Past]
-    """The oldest first; where an ancestor's activations are gone it is left out."""
+    """The oldest first, those without any of the features too; where activations are gone the ancestor is left out."""
 
 
 def record(session: Session, family: Family, found: Discovered) -> None:
@@ -70,6 +70,9 @@ def record(session: Session, family: Family, found: Discovered) -> None:
     reference = np.ones_like(found.ancestors[0].strength) if found.ancestors else np.zeros(0, dtype=np.float32)
     before: Past | None = None
     for past in found.ancestors:
+        if not past.there.any():
+            before = past
+            continue
         checkpoint = queries.checkpoint(session, past.checkpoint_id)
         first = past.there if before is None else past.there & ~before.there
         level = np.where(first, np.float32(1), past.projection * reference)
@@ -77,8 +80,9 @@ def record(session: Session, family: Family, found: Discovered) -> None:
         _write_measurements(session, checkpoint, found, past, level, ratios=judged_before or not checkpoint.parent_id)
         queries.remove_verdicts(session, checkpoint.id, found.numbers.tolist())
         queries.add_verdicts(session, _unjudged(family, checkpoint, found, past))
-        rows = _judged(session, family, checkpoint, found.numbers[first] if judged_before else found.numbers[:0], past)
-        chosen = {row.feature: row for row in rows if row.feature in set(found.numbers[past.there].tolist())}
+        emerged = frozenset(found.numbers[first].tolist()) if judged_before else frozenset()
+        known = set(found.numbers[past.there].tolist())
+        chosen = {row.feature: row for row in _judged(session, family, checkpoint, emerged) if row.feature in known}
         queries.remove_verdicts(session, checkpoint.id, found.numbers.tolist())
         queries.add_verdicts(session, _verdict_rows(family, checkpoint, found, past, chosen))
         # As of every relocated feature: its level goes on with the direction that it has now, at its strength there.
@@ -89,18 +93,14 @@ def record(session: Session, family: Family, found: Discovered) -> None:
         before = past
 
 
-def _judged(
-    session: Session, family: Family, checkpoint: Checkpoint, emerged: NDArray[np.int64], past: Past
-) -> list[Row]:
+def _judged(session: Session, family: Family, checkpoint: Checkpoint, emerged: frozenset[int]) -> list[Row]:
     """Verdicts against the parent, as a request for that comparison gets them; the first one's against itself."""
     parents, depth, current = queries.parents(session, family.id), 0, checkpoint.parent_id
     while current is not None:
         depth, current = depth + 1, parents.get(current)
     session.flush()
     baseline = queries.checkpoint(session, checkpoint.parent_id) if checkpoint.parent_id else checkpoint
-    return compare(
-        session, family, checkpoint, baseline, emerged=frozenset(emerged.tolist()), comparison=max(1, depth)
-    )  # fmt: skip
+    return compare(session, family, checkpoint, baseline, emerged=emerged, comparison=max(1, depth))
 
 
 def _unjudged(family: Family, checkpoint: Checkpoint, found: Discovered, past: Past) -> list[dict[str, Any]]:

@@ -85,9 +85,7 @@ def discovered(
         firings=evidence.firings[columns],
         documents=evidence.documents[columns],
         n_positions=basis.code.n,
-        ancestors=[
-            _past(one, pair, known) for one, pair, known in zip(measured, pairs, there, strict=True) if known.any()
-        ],
+        ancestors=[_past(one, pair, known) for one, pair, known in zip(measured, pairs, there, strict=True)],
     )
 
 
@@ -102,6 +100,10 @@ def _opened(
         hooks = _hook_points(one, parent.hook_points)
         if hooks is None:
             break
+        if not all(
+            execution.artifacts.exists(of[hook]) for of in (one.activations, one.dictionaries) for hook in hooks
+        ):
+            continue  # the checkpoint at hand does not need it
         folder = execution.artifacts.path(one.activations[hooks[0]])
         opened = open_sources(execution, work, folder, hooks)
         valid = opened.valid.to(rows.device)[rows]
@@ -177,9 +179,8 @@ def _there(measured: list[Read], pairs: list[Pair], work: Work) -> list[np.ndarr
     there = [(pair.z >= BASELINE_Z).numpy() for pair in pairs]
     for i in reversed(range(len(pairs) - 1)):
         later = pairs[i + 1]
-        found = appearance(
-            later.share[0], jackknife_error(later.share), later.total.strength_ratio, later.z_before
-        )  # fmt: skip
+        share, error = later.share[0], jackknife_error(later.share)
+        found = appearance(share, error, later.total.strength_ratio, later.z_before)
         readability = [one.readability.amax(0).numpy() for one in measured[i : i + 2]]
         there[i] &= there[i + 1] & held(found, readability[1], readability[0], work.policy)
     return there

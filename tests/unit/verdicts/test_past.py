@@ -1,5 +1,6 @@
 """The past of discovered features, written into ancestors on both databases."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,20 @@ def test_the_ancestors_tell_of_it(database: Database) -> None:
         # And any two of them can be compared, as for features that were known from the start.
         assert statuses(lineage.compare("v3", "v1")) == ["suppressed", "emerged", "relocated", "present"]
         assert statuses(lineage.compare("v3", "v2")) == statuses(stored)
+
+
+def test_one_that_emerged_is_told_from_one_that_could_not_be_looked_for(database: Database) -> None:
+    """Feature 51 alone: where v1 was measured it emerged in v2; where v1's activations are gone nobody can say."""
+    with database.write() as session:
+        lineage = lineage_of(session)
+        for names, said in ((["v1", "v2"], "emerged"), (["v2"], "indeterminate")):
+            found = discovered(lineage, names)
+            only = NUMBERS == 51
+            ancestors = [replace(one, there=one.there & only) for one in found.ancestors]
+            record(session, lineage.family, replace(found, ancestors=ancestors))
+            session.flush()
+            assert statuses(lineage.stored("v1")) == [None] * 4
+            assert statuses(lineage.stored("v2")) == [None, said, None, None]
 
 
 def test_what_cannot_be_measured_is_indeterminate(database: Database) -> None:
