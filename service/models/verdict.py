@@ -49,8 +49,9 @@ class Verdict(Base):
 class Measurement(Base):
     """One metric of all features at one source: a float32 array whose last dimension is the feature's number.
 
-    It ends with the highest number of the checkpoint's code, and is NaN where the code has no such feature (retired, or
-    of another branch), so that any two checkpoints can be compared whatever became of ids between them.
+    It ends with the highest number of the checkpoint's code, or of a feature that was there and discovered later. It is
+    NaN where the checkpoint has no such feature (retired, or of another branch), so that any two checkpoints can be
+    compared whatever became of ids between them.
     """
 
     __tablename__ = "measurement"

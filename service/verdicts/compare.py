@@ -1,6 +1,6 @@
 """Any two checkpoints, compared in numpy from what is stored: no activations, no decoders, no worker."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,20 +40,32 @@ class Row:
     successors: list[Any]
 
 
-def compare(session: Session, family: Family, checkpoint: Checkpoint, baseline: Checkpoint) -> list[Row]:
+def compare(
+    session: Session,
+    family: Family,
+    checkpoint: Checkpoint,
+    baseline: Checkpoint,
+    *,
+    emerged: Set[int] = frozenset(),
+    comparison: int = 1,
+) -> list[Row]:
     """Verdicts of a checkpoint against any judged one of its family, features in order of their numbers.
 
     Relocations and successions that took place between the two are those that were judged when they happened.
+    emerged: features that the baseline is known not to have; comparison: as in `Evidence`.
     """
     now, then = _stored(session, checkpoint), _stored(session, baseline)
     parents = queries.parents(session, family.id)
     between = _path(parents, checkpoint, baseline)
-    births = queries.born_in(session, family.id, between)
+    # One that was discovered later has no birth on the way, but may have a verdict that says so.
+    appeared = {row.feature for row in queries.verdicts(session, between, [Status.EMERGED])}
+    births = queries.born_in(session, family.id, between) | dict.fromkeys(appeared | emerged, "emerged")
     # Discovered one step after the baseline: that step measured them there, as the level 1 that they start from.
     follows = bool(between) and parents[between[-1]] == baseline.id
     found = set(queries.born_in(session, family.id, between[-1:])) if follows else set()
     # Where the baseline builds on this checkpoint, it goes on from the directions that features were relocated to here.
     evidence = _evidence(now, then, births, found, ahead=checkpoint.id not in between)
+    evidence.comparison = comparison
     judgement = judge(evidence, Policy.model_validate(family.policy))
     numbers = np.array(now.numbers, dtype=np.int64)
     columns = columns_of(numbers, evidence, judgement, then.statuses)

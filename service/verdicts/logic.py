@@ -17,11 +17,12 @@ from service.alerts import logic as alerts
 from service.kit.clock import utcnow
 from service.kit.ids import feature_id
 from service.models import Checkpoint, Code, Family, Source
-from service.verdicts import queries
+from service.verdicts import past, queries
 from service.verdicts.arrays import by_column, by_number
 from service.verdicts.figures import numbers_of, verdict_columns
 from service.verdicts.generations import Ancestor, ancestry
 from service.verdicts.judge import GONE, Evidence, Floats, Judgement, Status
+from service.verdicts.past import Discovered
 from service.webhooks import logic as webhooks
 
 
@@ -83,6 +84,8 @@ class Outcome:
     """Whether the dictionary was fitted on this checkpoint, not extended onto it"""
     lineage: Sequence[Link] = ()
     """from the last generation, where it was re-fitted"""
+    past: Discovered | None = None
+    """of the features that were there before and found only now"""
 
 
 def subject(session: Session, checkpoint_id: str) -> Subject:
@@ -110,6 +113,8 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
     family = queries.family(session, checkpoint.family_id)
     queries.clear(session, checkpoint_id)
     _write_features(session, family, checkpoint, outcome)
+    if outcome.past is not None:
+        past.record(session, family, outcome.past)  # first: the verdicts here go on from it
     ended = _write_lineage(session, family, checkpoint, outcome)
     _write_sources(session, checkpoint, outcome.sources)
     _write_code(session, family, checkpoint, outcome)

@@ -147,6 +147,39 @@ def add_verdicts(session: Session, rows: list[dict[str, Any]]) -> None:
         session.execute(insert(Verdict), rows)
 
 
+def remove_verdicts(session: Session, checkpoint_id: str, numbers: Sequence[int]) -> None:
+    """Remove the verdicts of a few features in a checkpoint."""
+    session.execute(delete(Verdict).where(Verdict.checkpoint_id == checkpoint_id, Verdict.feature.in_(numbers)))
+
+
+def put_columns(
+    session: Session,
+    checkpoint_id: str,
+    metric: str,
+    numbers: NDArray[np.int64],
+    values: NDArray[np.float32],
+    hook_point: str = ALL_HOOKS,
+) -> None:
+    """Set a few features' values, [j] or [K + 1, j], in a stored array, which grows where it ends before them.
+
+    Nothing where the checkpoint has no such array.
+    """
+    row = session.get(Measurement, (checkpoint_id, hook_point, metric))
+    if row is None:
+        return
+    stored = np.frombuffer(row.data, dtype="<f4").reshape(row.shape)
+    length = max(stored.shape[-1], int(numbers.max()) + 1)
+    grown = np.full((*stored.shape[:-1], length), np.nan, dtype="<f4")
+    grown[..., : stored.shape[-1]] = stored
+    # Documents are dealt to the same folds in the whole family; only where there are few may their number differ.
+    if stored.ndim == 1:
+        grown[numbers] = values
+    else:
+        shared = min(len(stored), len(values))
+        grown[:shared, numbers] = values[:shared]
+    row.shape, row.data = list(grown.shape), grown.tobytes()
+
+
 def add_measurement(
     session: Session, checkpoint_id: str, metric: str, values: NDArray[np.float32], hook_point: str = ALL_HOOKS
 ) -> None:

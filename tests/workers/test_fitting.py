@@ -19,8 +19,9 @@ from workers.crosscoder.model import Crosscoder
 from workers.errors import RunError, WorkerStoppingError
 
 torch.set_num_threads(1)
-TOLERANCE = 5e-3 if compute_dtype("cpu") == torch.float32 else 2e-2
-"""Where the encoder's product is rounded to bfloat16, the order of its sums moves a few choices of latents."""
+TOLERANCE = 5e-3 if compute_dtype("cpu") == torch.float32 else 5e-2
+"""Where the encoder's product is rounded to bfloat16, other sums in it move a few choices of latents.
+`tests/unit/crosscoder/test_parallel.py` holds float32 to rounding on every machine."""
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 
 from service.verdicts import logic as verdicts
 from service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, judge, standard_error
+from service.verdicts.origins import held
 from workers.activations import load_documents
 from workers.execution import Execution
 from workers.pipelines import files
 from workers.pipelines.dictionary import Basis
-from workers.pipelines.measuring import Measures, firing
+from workers.pipelines.measuring import Measures, appearance, firing
 from workers.pipelines.sources import Activations
 from workers.pipelines.work import Work
 from workers.verdicts.succession import Share, shares
@@ -37,14 +38,18 @@ def judged(
     """
     firings, documents = firing(basis, activations.document)
     replicates = {key: value.numpy() for key, value in measures.replicates.items()}
-    share, error = measures.born_share.numpy(), measures.born_share_se.numpy()
+    found = appearance(
+        measures.born_share, measures.born_share_se, measures.replicates["strength_ratio"], measures.baseline_z
+    )
     readability = measures.per_hook["readability"].amax(0).numpy()
     squared = replicates["strength"] ** 2
     written = squared[0] >= BASELINE_Z * standard_error(squared)
     readable = np.nan_to_num(readability) >= work.policy.min_readability
+    parents = measures.parent_readability.numpy()
+    readability_before = np.where(np.isnan(readability_before), parents, readability_before)
     # Of the new columns those are new features that are surely written here, can be read here, and are not held by
     # the parent as well: those that it holds were there before.
-    born = basis.born.numpy() & written & readable & (np.nan_to_num(share) + 2 * np.nan_to_num(error) < 0.5)
+    born = basis.born.numpy() & written & readable & ~held(found, readability, readability_before, work.policy)
     evidence = Evidence(
         projection=replicates["projection"],
         strength_ratio=replicates["strength_ratio"],

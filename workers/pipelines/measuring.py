@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from service.verdicts.origins import ELSEWHERE, Appearance, elsewhere
 from workers.crosscoder.readout import solve_readout
-from workers.crosscoder.regress import Regression, Solution
+from workers.crosscoder.regress import Regression, Solution, select
 from workers.execution import Execution
 from workers.pipelines.dictionary import Basis, References, common_rows
 from workers.pipelines.sources import Activations
@@ -41,6 +42,8 @@ class Measures:
     born_share: Tensor
     """[m] projection of the parent on this checkpoint: 0 where a feature was not there before; and its error"""
     born_share_se: Tensor
+    parent_readability: Tensor
+    """[m] of new features that the parent writes a good deal of, NaN of the others"""
     fvu: Tensor
     """[h]"""
     dictionaries: dict[str, str]
@@ -67,7 +70,8 @@ def measured(
     references: References | None,
 ) -> Measures:
     """Measure the checkpoint against its parent (against itself where it is the first)."""
-    name = work.artifact("measures", code=basis.artifact, checkpoint=work.checkpoint_id, parent=_parent_key(work))
+    inputs = {"code": basis.artifact, "checkpoint": work.checkpoint_id, "parent": _parent_key(work)}
+    name = work.artifact("measures", read_from=ELSEWHERE, **inputs)
     names = {
         hook: work.artifact("dictionary", hook=hook, code=basis.artifact, checkpoint=work.checkpoint_id)
         for hook in work.hook_points
@@ -81,7 +85,7 @@ def measured(
     def named(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
-    plain = {key: tensors[key] for key in ("baseline_z", "born_share", "born_share_se", "fvu")}
+    plain = {key: tensors[key] for key in ("baseline_z", "born_share", "born_share_se", "parent_readability", "fvu")}
     return Measures(named("replicates."), named("hook."), **plain, dictionaries=names)
 
 
@@ -126,6 +130,7 @@ def _measure(
     readability = _dictionaries(execution, work, basis, activations, now.solution, reference, rows, folds, names)
     fvu = unexplained(regression, now, activations.widths)
     tensors = _tensors(got) | {"fvu": fvu, "hook.readability": readability}
+    tensors["parent_readability"] = _parent_readability(basis, tensors, parent, rows, folds)
     if left_over:
         rest = everything.at(left_over)
         solution = regression.solve(rest)
@@ -159,6 +164,29 @@ def _tensors(got: Products) -> dict[str, Tensor]:
     return result
 
 
+def appearance(share: Tensor, share_se: Tensor, strength_ratio: Tensor, baseline_z: Tensor) -> Appearance:
+    """What the parent writes of a checkpoint's features: [m], [m], [K + 1, m], [m]."""
+    strength = 1 / strength_ratio.where(strength_ratio > 0, torch.nan)
+    return Appearance(*(part.cpu().numpy() for part in (share, share_se, strength, baseline_z)))
+
+
+def _parent_readability(
+    basis: Basis, tensors: dict[str, Tensor], parent: Activations | None, rows: Tensor, folds: Tensor
+) -> Tensor:
+    """Readability at the parent, best hook point, of new features that it writes a good deal of: [m], else NaN."""
+    found = torch.full((basis.code.m,), torch.nan)
+    names = ("born_share", "born_share_se", "replicates.strength_ratio", "baseline_z")
+    asked = basis.born.cpu() & torch.from_numpy(elsewhere(appearance(*(tensors[name] for name in names))))
+    if parent is None or not bool(asked.any()):
+        return found
+    code, start, best = select(basis.code, asked.to(parent.device)), 0, []
+    for width in parent.widths:
+        read = partial(columns_of, parent, slice(start, start := start + width))
+        best.append(solve_readout(read, code, rows, folds).readability)
+    found[asked] = torch.stack(best).amax(0).cpu()
+    return found
+
+
 def _dictionaries(
     execution: Execution,
     work: Work,
@@ -182,7 +210,7 @@ def _dictionaries(
     )
     for hook, (mean, rms), decoder, bias, where_last in parts:
         columns = slice(start, start := start + len(mean))
-        readout = solve_readout(partial(_columns, activations, columns), basis.code, rows, folds)
+        readout = solve_readout(partial(columns_of, activations, columns), basis.code, rows, folds)
         tensors = {
             "mean": mean,
             "rms": torch.tensor(rms),
@@ -199,7 +227,8 @@ def _dictionaries(
     return torch.stack(readability)
 
 
-def _columns(activations: Activations, columns: slice, rows: Tensor) -> Tensor:
+def columns_of(activations: Activations, columns: slice, rows: Tensor) -> Tensor:
+    """Activations of one source: [b, d]."""
     return activations(rows)[:, columns]
 
 

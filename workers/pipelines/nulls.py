@@ -174,6 +174,7 @@ class Bench:
             baseline_z=over_noise(got.before.sum(1)),
             born_share=torch.ones(code.m),
             born_share_se=torch.zeros(code.m),
+            parent_readability=torch.full((code.m,), torch.nan),
             fvu=torch.full((len(self.kept.widths),), torch.nan),
             dictionaries=self.parent.dictionaries,
         )

@@ -4,12 +4,15 @@ Every stage keeps its result under a name made from its inputs and is skipped wh
 killed goes on where it stopped. Nothing of the family changes before the one transaction at the end.
 """
 
+from dataclasses import replace
+
 from workers.execution import Execution
 from workers.pipelines import calibrating, files, judging
 from workers.pipelines.dictionary import extended, fitted
 from workers.pipelines.harvesting import harvest_activations
 from workers.pipelines.measuring import load_references, measured
 from workers.pipelines.pairing import pair
+from workers.pipelines.past import discovered
 from workers.pipelines.refitting import carried_references, refitted
 from workers.pipelines.sources import open_kept
 from workers.pipelines.together import fit_together
@@ -51,5 +54,8 @@ def onboard(execution: Execution) -> None:
         before = judging.readability_at_parent(execution, work, basis)
         evidence, judgement = judging.judged(work, basis, measures, activations, gone, before)
         found = judging.outcome(execution, work, basis, measures, activations, folder, positions, evidence, judgement)
+        if work.fit == "extend" and parent is not None:
+            compared = activations.at(activations.hook_points[: len(parent.hook_points)])
+            found = replace(found, past=discovered(execution, work, basis, compared, parent, evidence))
         judging.write(execution, [(work.checkpoint_id, found)])
     return None

@@ -89,9 +89,13 @@ def open_kept(execution: Execution, work: Work, kept: Kept) -> Activations:
     """The activations of an earlier checkpoint, with the normaliser that its dictionaries keep, if it has any."""
     folder = execution.artifacts.path(kept.activations[kept.hook_points[0]])
     activations = open_sources(execution, work, folder, kept.hook_points)
-    if not kept.dictionaries:
-        return activations
+    if kept.dictionaries:
+        activations.normalise_by(normaliser_of(execution, kept, activations.device))
+    return activations
+
+
+def normaliser_of(execution: Execution, kept: Kept, device: torch.device) -> Normaliser:
+    """What normalises an earlier checkpoint's activations, from the dictionaries that it has."""
     tensors = [load_file(execution.artifacts.path(kept.dictionaries[hook])) for hook in kept.hook_points]
     scales = [torch.full_like(t["mean"], len(t["mean"]) ** 0.5 / float(t["rms"])) for t in tensors]
-    activations.normalise_by(Normaliser(torch.cat([t["mean"] for t in tensors]), torch.cat(scales)))
-    return activations
+    return Normaliser(torch.cat([t["mean"] for t in tensors]).to(device), torch.cat(scales).to(device))

@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from service.verdicts import logic as verdicts
-from service.verdicts.judge import BASELINE_Z, GONE, Evidence, Judgement
+from service.verdicts.judge import GONE, Evidence, Judgement
 from workers.execution import Execution
 from workers.pipelines import judging
 from workers.pipelines.dictionary import Basis, fitted
@@ -68,10 +69,8 @@ def _judged(
         measures = measured(execution, work, basis, read, parent, references)
     with execution.stage("judge"):
         if last is not None:
-            # The fit saw both: what is new here has a column already, and the parent writes nothing there that is over
-            # noise, or as little of it as makes a feature absent.
-            little = measures.born_share + 2 * measures.born_share_se < work.policy.absent_below
-            basis = replace(basis, born=little | (measures.baseline_z < BASELINE_Z))
+            # The fit saw both, so what is new here has a column already.
+            basis = replace(basis, born=torch.ones_like(basis.born))
         evidence, judgement = judging.judged(work, basis, measures, read, gone, before)
         outcome = judging.outcome(execution, work, basis, measures, read, folder, positions, evidence, judgement)
     return outcome, (own, evidence, judgement), measures.dictionaries

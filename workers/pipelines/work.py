@@ -14,6 +14,9 @@ from service.verdicts.policy import Policy
 from workers.errors import RunError
 from workers.execution import Execution
 
+EARLIER = 8
+"""Ancestors, the latest ones, in which the past of a discovered feature is looked for."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -69,6 +72,8 @@ class Work:
     """Which one of its lineage: how many judged checkpoints came before this one"""
     fitted_fvu: float | None = None
     """FVU of the parent's generation where it was fitted"""
+    earlier: list[Kept] = field(default_factory=list)
+    """Of the latest ancestors those whose activations are kept, the parent first: discovered features' past"""
 
     def artifact(self, kind: str, suffix: str = ".safetensors", **inputs: Any) -> str:
         """Name of an artifact of this family that is made from these inputs."""
@@ -99,6 +104,7 @@ def load(execution: Execution) -> Work:
         together=[Kept(**_kept(one, checkpoint.hook_points)) for one in reversed(ancestors)] if waiting else [],
         comparison=max(1, len(ancestors)),
         fitted_fvu=fitted_fvu(ancestors),
+        earlier=_earlier(ancestors, parent) if parent and fit == "extend" else [],
     )
 
 
@@ -172,6 +178,12 @@ def _parent(ancestor: Ancestor, hook_points: list[str]) -> Parent:
             "own parent, and compare with that one",
         )
     return Parent(**_kept(ancestor, hook_points), code=ancestor.code.artifact, generation=ancestor.code.generation)
+
+
+def _earlier(ancestors: list[Ancestor], parent: Parent) -> list[Kept]:
+    hooks = parent.hook_points
+    readable = [one for one in ancestors[:EARLIER] if one.checkpoint.state == "judged" and one.readable(hooks)]
+    return [Kept(**_kept(one, hooks)) for one in readable]
 
 
 def _kept(ancestor: Ancestor, hook_points: list[str]) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""The past of discovered features: verdicts and measurements of ancestors, for features found only in a descendant.
+
+A feature that the dictionary missed has no column in the code of the checkpoints before the one that found it. What
+those wrote of it is measured afterwards, and written here as if it had been known: a level that starts at 1 at the
+oldest ancestor that has it and is chain-linked from there on, and a verdict against each ancestor's own parent by the
+rule that everything else is judged by.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy.orm import Session
+
+from service.models import Checkpoint, Family
+from service.verdicts import queries
+from service.verdicts.compare import Row, compare
+from service.verdicts.figures import numbers_of
+from service.verdicts.judge import Bools, Floats, Status
+
+RATIOS = ("projection", "strength_ratio", "orthogonal", "cosine")
+"""Stored metrics of a hook point that are against the parent's."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """j discovered features in one ancestor. Ratios are against the ancestor before it in the list, over their medians;
+    the first one's are against itself."""
+
+    checkpoint_id: str
+    there: Bools
+    """[j] features that the ancestor has; of the others nothing is written"""
+    projection: Floats
+    """[K + 1, j]"""
+    strength_ratio: Floats
+    """[K + 1, j]"""
+    strength: Floats
+    """[K + 1, j]"""
+    cosine: Floats
+    """[j]"""
+    readability: Floats
+    """[j]"""
+    per_hook: dict[str, dict[str, Floats]]
+    """hook point -> metric -> [j]"""
+
+
+@dataclass(frozen=True)
+class Discovered:
+    """Features that a run discovered, with their past."""
+
+    numbers: NDArray[np.int64]
+    """[j], ascending"""
+    firings: NDArray[np.int64]
+    """[j] in the code, which is the same for all checkpoints"""
+    documents: NDArray[np.int64]
+    n_positions: int
+    ancestors: Sequence[Past]
+    """The oldest first, those without any of the features too; where activations are gone the ancestor is left out."""
+
+
+def record(session: Session, family: Family, found: Discovered) -> None:
+    """Write the past into the ancestors' verdicts and measurements. Nothing is raised for it.
+
+    In the caller's transaction. Doing it again writes the same. An ancestor whose parent is not among them cannot be
+    judged: it is `indeterminate`, with its strength and level. One that has a feature which its measured parent has not
+    is where the feature emerged.
+    """
+    reference = np.ones_like(found.ancestors[0].strength) if found.ancestors else np.zeros(0, dtype=np.float32)
+    before: Past | None = None
+    for past in found.ancestors:
+        if not past.there.any():
+            before = past
+            continue
+        checkpoint = queries.checkpoint(session, past.checkpoint_id)
+        first = past.there if before is None else past.there & ~before.there
+        level = np.where(first, np.float32(1), past.projection * reference)
+        judged_before = before is not None and before.checkpoint_id == checkpoint.parent_id
+        _write_measurements(session, checkpoint, found, past, level, ratios=judged_before or not checkpoint.parent_id)
+        queries.remove_verdicts(session, checkpoint.id, found.numbers.tolist())
+        queries.add_verdicts(session, _unjudged(family, checkpoint, found, past))
+        emerged = frozenset(found.numbers[first].tolist()) if judged_before else frozenset()
+        known = set(found.numbers[past.there].tolist())
+        chosen = {row.feature: row for row in _judged(session, family, checkpoint, emerged) if row.feature in known}
+        queries.remove_verdicts(session, checkpoint.id, found.numbers.tolist())
+        queries.add_verdicts(session, _verdict_rows(family, checkpoint, found, past, chosen))
+        # As of every relocated feature: its level goes on with the direction that it has now, at its strength there.
+        moved = np.array([n in chosen and chosen[n].status == Status.RELOCATED for n in found.numbers.tolist()])
+        reference = np.where(moved, past.strength_ratio * reference, level)
+        if moved.any():
+            _write(session, checkpoint, found, past, "reference_level", reference)
+        before = past
+
+
+def _judged(session: Session, family: Family, checkpoint: Checkpoint, emerged: frozenset[int]) -> list[Row]:
+    """Verdicts against the parent, as a request for that comparison gets them; the first one's against itself."""
+    parents, depth, current = queries.parents(session, family.id), 0, checkpoint.parent_id
+    while current is not None:
+        depth, current = depth + 1, parents.get(current)
+    session.flush()
+    baseline = queries.checkpoint(session, checkpoint.parent_id) if checkpoint.parent_id else checkpoint
+    return compare(session, family, checkpoint, baseline, emerged=emerged, comparison=max(1, depth))
+
+
+def _unjudged(family: Family, checkpoint: Checkpoint, found: Discovered, past: Past) -> list[dict[str, Any]]:
+    """Rows that let a comparison see the features, until it has judged them."""
+    nothing = dict.fromkeys(Row.__slots__)
+    return [
+        nothing
+        | {"checkpoint_id": checkpoint.id, "family_id": family.id, "feature": number, "successors": []}
+        | {"status": str(Status.INDETERMINATE), "change": 0.0, "firings": firings}
+        | {"firing_rate": firings / max(found.n_positions, 1)}
+        for number, firings, there in zip(found.numbers.tolist(), found.firings.tolist(), past.there, strict=True)
+        if there
+    ]
+
+
+def _verdict_rows(
+    family: Family, checkpoint: Checkpoint, found: Discovered, past: Past, rows: dict[int, Row]
+) -> list[dict[str, Any]]:
+    cosines = dict(zip(found.numbers.tolist(), numbers_of(past.cosine), strict=True))
+    written = []
+    for number, row in sorted(rows.items()):
+        values: dict[str, Any] = {name: getattr(row, name) for name in Row.__slots__}
+        values |= {"checkpoint_id": checkpoint.id, "family_id": family.id}
+        # Where there is no ratio there is no cosine either: it was not measured against the parent.
+        values["direction_cosine"] = None if row.projection_ratio is None else cosines[number]
+        if checkpoint.parent_id is None:
+            values["previous_status"] = None
+        written.append(values)
+    return written
+
+
+def _write_measurements(
+    session: Session, checkpoint: Checkpoint, found: Discovered, past: Past, level: Floats, *, ratios: bool
+) -> None:
+    """ratios: those of the hook points are against the ancestor's own parent."""
+    arrays: dict[str, NDArray[Any]] = {
+        "level": level,
+        "reference_level": level,
+        "strength": past.strength,
+        "readability": past.readability,
+        "documents": found.documents,
+    }
+    for metric, values in arrays.items():
+        _write(session, checkpoint, found, past, metric, values)
+    for hook, metrics in past.per_hook.items():
+        for metric, values in metrics.items():
+            if ratios or metric not in RATIOS:
+                _write(session, checkpoint, found, past, metric, values, hook)
+
+
+def _write(
+    session: Session,
+    checkpoint: Checkpoint,
+    found: Discovered,
+    past: Past,
+    metric: str,
+    values: NDArray[Any],
+    hook_point: str = queries.ALL_HOOKS,
+) -> None:
+    there = np.where(past.there, values, np.nan).astype(np.float32)
+    queries.put_columns(session, checkpoint.id, metric, found.numbers, there, hook_point)
