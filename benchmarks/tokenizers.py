@@ -35,7 +35,12 @@ from workers.demo.installation import Installation
 
 FAMILY, CONTEXT = "tokenizers", 128
 HOOKS = {"v1": ["resid_post.0", "resid_post.2"], "v2": ["resid_post.0", "resid_post.2", "resid_post.4"]}
-CROSSCODER = {"n_features": 72, "k": 3, "steps": 2500, "batch_size": 1024, "learning_rate": 0.002}
+CROSSCODER = {"n_features": 192, "k": 6, "steps": 2500, "batch_size": 1024, "learning_rate": 0.002}
+"""Four latents for a planted concept. With one and a half, as many went to duplicates and to the tokens' own noise as
+were left over, and a pair and its part shared a latent. `k` is three times the concepts of a position: noise takes its
+share."""
+CARRIES = 0.8
+"""Correlation of a feature's code with a concept from which on it has that concept"""
 SMALL = {"last": 10, "groups": 5, "pairs": 4, "free": 2, "own": 2}
 FULL = {"last": 18, "groups": 9, "pairs": 16, "free": 6, "own": 6}
 
@@ -162,7 +167,8 @@ def score(pair: Pair, client: Client, folder: Path) -> dict[str, Any]:
     """What the service made of the two, against what is planted."""
     n, expected = len(pair.concepts), pair.expected
     before, numbers_before = _code(client, folder, "v1")
-    latent = match(pair.planted, before, numbers_before).latent
+    matching = match(pair.planted, before, numbers_before)
+    latent = np.where(matching.correlation >= CARRIES, matching.latent, -1)
     said = {int(row["id"][1:]): row["status"] for row in client.features(FAMILY, checkpoint="v2")}
     verdicts = [said.get(int(number), "missed") if number >= 0 else "missed" for number in latent]
     right = [a == b for a, b in zip(verdicts, expected, strict=True)]

@@ -139,11 +139,11 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     solid = enough & (e.baseline_z >= BASELINE_Z) & _sizes(e.projection) & ~e.born_here
     typical = solid & e.there_before
     projection, strengths = _known(solid, e.projection), _known(solid, e.strength_ratio)
-    size = _median_or_one(projection[0][typical])
+    size = _size(projection[:, typical], policy)
     ratio, ratio_se = projection[0] / size, standard_error(projection) / abs(size)
     # Resampled documents share the code's errors, so the jackknife does not see them.
     ratio_se = np.hypot(ratio_se, policy.code_error * np.maximum(np.abs(1 - ratio), LEAST_CHANGE))
-    strength_size = _median_or_one(strengths[0][typical])
+    strength_size = _size(strengths[:, typical], policy)
     strength, strength_se = strengths[0] / strength_size, standard_error(strengths) / strength_size
     lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se
 
@@ -241,10 +241,26 @@ def _carried(successors: list[Successor], policy: Policy) -> bool:
     return fire and sum(s.strength**2 for s in successors) >= policy.successor_strength**2
 
 
-def _median_or_one(values: Floats) -> float:
-    """Median of what is known; 1 where there is nothing to take it of, or it is no size."""
-    values = values[np.isfinite(values)]
-    middle = float(np.median(values)) if len(values) else 1.0
+def _size(replicates: Floats, policy: Policy) -> float:
+    """Median of ratios [K + 1, t], weighted by their precision; 1 where there is nothing to take it of.
+
+    Where two models share concepts but no tokenizer, most features of a wide dictionary may hold what one model adds to
+    its tokens. They write next to nothing, and the other model lacks them: with a vote for each, their ratio would be
+    the size, and all that is shared would seem amplified. What a baseline hardly writes has no sure ratio, so precision
+    leaves the word to the features that carry the stream. No ratio is surer than the code is (docs/adr/0017).
+    """
+    values, variance = replicates[0].astype(np.float64), standard_error(replicates).astype(np.float64) ** 2
+    known = np.isfinite(values) & np.isfinite(variance)
+    values, variance = values[known], variance[known]
+    if not len(values):
+        return 1.0
+    least = policy.code_error * float(np.median(np.abs(values)))
+    weight = 1 / np.maximum(variance + least**2, 1e-12)
+    order = np.argsort(values)
+    share = np.cumsum(weight[order]) / weight.sum()
+    # Two neighbours where the half falls between them, as in a median of equal weights.
+    first, last = np.searchsorted(share, [0.5 - 1e-9, 0.5 + 1e-9])
+    middle = float(values[order[first]] + values[order[min(last, len(values) - 1)]]) / 2
     return middle if np.isfinite(middle) and abs(middle) > 1e-6 else 1.0
 
 

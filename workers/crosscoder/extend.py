@@ -20,7 +20,15 @@ from torch import Tensor
 
 from workers.crosscoder.code import Code, concatenate_rows
 from workers.crosscoder.kernels import active_entries
-from workers.crosscoder.regress import Reader, Regression, Solution, gram, take_rows, transposed_product
+from workers.crosscoder.regress import (
+    Reader,
+    Regression,
+    Solution,
+    gram,
+    take_rows,
+    transposed_product,
+    weighted_median,
+)
 
 HELD_BYTES = 512 * 2**20
 """An innovation up to this size is held in memory (with twice as much while it is made); of a larger one every row is
@@ -42,7 +50,7 @@ class ExtendConfig:
     false_firings: float = 0.05
     rounds: int = 6
     size: float = 0.5
-    """A new feature must write, where it fires, at least this share of what the median feature writes."""
+    """A new feature must write, where it fires, at least this share of what a typical one does (`typical_size`)."""
     heavy: float = 2.0
     """It must fire so many times more often than its mirror image: noise has no sign, features have."""
     least_firings: int = 30
@@ -122,7 +130,7 @@ def find_new_features(
 ) -> NewFeatures:
     """Directions of the innovation that fire sparsely, with one sign, and as strongly as features do.
 
-    typical_size: median over features of ||D_i|| times its root mean square activation where it fires.
+    typical_size: what `typical_size` says of the old features.
     taken: [t, D] directions that old features have here or had at the parent (the weakened ones, whose share was given
     back): what is written along them is the rest of an old feature, no new one.
     """
@@ -260,12 +268,16 @@ def append_columns(code: Code, new: Code) -> Code:
 
 
 def typical_size(code: Code, solution: Solution) -> float:
-    """Median over live features of ||D_i|| times its root mean square activation where it fires."""
+    """||D_i|| times the root mean square activation where i fires, of the feature that half of the energy lies below.
+
+    Not the median feature: most latents of a wide dictionary hold next to nothing, and noise writes as much as they.
+    """
     fires = torch.bincount(code.latents, minlength=code.m)
     energy = torch.zeros(code.m, device=code.values.device).index_add_(0, code.latents, code.values.square())
     live = fires > 0
-    size = solution.decoder[live].norm(dim=1) * (energy[live] / fires[live]).sqrt()
-    return float(size.median()) if len(size) else 0.0
+    square = solution.decoder[live].square().sum(1)
+    size = (square * energy[live] / fires[live]).sqrt()
+    return weighted_median(size, square * energy[live]) if len(size) else 0.0
 
 
 def repeats(code: Code, new: Code, threshold: float = 0.8) -> Tensor:

@@ -34,6 +34,20 @@ LEAST_ROOM = 0.05
 """Least 1 - h_g that is divided by: of a feature that fires in one fold alone nothing is left without it."""
 
 
+def weighted_median(values: Tensor, weight: Tensor) -> float:
+    """The value that half of the weight lies below; 1 where there is none. Both [m].
+
+    What a checkpoint's features share is reckoned by what they write, not by how many they are: most latents of a wide
+    dictionary write next to nothing, and that may be one tokenizer's alone.
+    """
+    if not len(values) or not float(weight.sum()) > 0:
+        return 1.0
+    order = values.argsort()
+    share = weight[order].double().cumsum(0)
+    half = torch.searchsorted(share, share[-1:] / 2).clamp_max(len(values) - 1)
+    return float(values[order[half]])
+
+
 def transposed_product(code: Code, x: Tensor) -> Tensor:
     """`F' X`: [m, D]. Touches active entries only."""
     return ByLatent(code).sum_rows(x, code.values.to(x.dtype))

@@ -19,7 +19,7 @@ from workers.crosscoder.extend import (
 )
 from workers.crosscoder.matching import Link
 from workers.crosscoder.pursuit import pursued
-from workers.crosscoder.regress import Regression, Solution, assign_folds, select
+from workers.crosscoder.regress import Regression, Solution, assign_folds, select, weighted_median
 from workers.execution import Execution
 from workers.pipelines import files
 from workers.pipelines.fitting import Members, trained
@@ -160,17 +160,21 @@ def _new_columns(
         )
     ]
     was = map_rows(before[1].decoder, before[0].widths, maps)
-    share = (now[1].decoder * was).sum(1) / was.square().sum(1).clamp_min(1e-30)
+    square = was.square().sum(1).clamp_min(1e-30)
+    share = (now[1].decoder * was).sum(1) / square
     # Features that hardly fire are left alone: a row of theirs is whatever was written at a handful of positions.
     solid = torch.bincount(regression.code.latents, minlength=regression.m) >= work.policy.min_firings
-    weakened = solid & (share < WEAK * share[solid].median())
+    weakened = solid & (share < WEAK * weighted_median(share[solid], (energy * square)[solid]))
     weak = weakened.nonzero().squeeze(1)
     innovation = Innovation(regression, now, before, weak)
     # Not the weakened features' own rows here: where a successor fires in their place they hold its direction.
     gone = map_rows(references.rows, before[0].widths, maps)[references.gone]
-    taken = torch.cat([now[1].decoder[solid & ~weakened], was[weak], gone])
     config = ExtendConfig(most=work.policy.new_features, least_firings=work.policy.min_firings)
     size = typical_size(regression.code, before[1])
+    rms = (energy / torch.bincount(regression.code.latents, minlength=regression.m).clamp_min(1)).sqrt()
+    # What is hardly written lies along whatever the dictionary leaves, and that may be what is new.
+    holds = solid & ~weakened & (now[1].decoder.norm(dim=1) * rms >= config.size * size)
+    taken = torch.cat([now[1].decoder[holds], was[weak], gone])
     n = regression.code.n
     if config.most == 0:
         return Code(torch.zeros(n + 1, dtype=torch.int64, device=was.device), weak[:0], was.new_zeros(0), 0)

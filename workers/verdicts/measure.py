@@ -59,6 +59,8 @@ def procrustes(now: Tensor, before: Tensor, weight: Tensor) -> Tensor | None:
 
     now: [m, d_c], before: [m, d_b], weight: [m] >= 0. Bases agree where the median cosine of rows of positive
     weight is at least 0.5. Fitted in rounds that leave out the rows that fit worst: an edit must not be absorbed.
+
+    A row counts by what is written of it on both sides: what one of the models hardly writes points anywhere there.
     """
     use = weight > 0
     if now.shape[1] == before.shape[1]:
@@ -67,7 +69,7 @@ def procrustes(now: Tensor, before: Tensor, weight: Tensor) -> Tensor | None:
             return None
     unit_now = torch.nn.functional.normalize(now[use].double(), dim=1)
     unit_before = torch.nn.functional.normalize(before[use].double(), dim=1)
-    w = weight[use].double().sqrt().unsqueeze(1)
+    w = (weight[use] * now[use].norm(dim=1) * before[use].norm(dim=1)).double().sqrt().unsqueeze(1)
     keep = torch.ones(len(w), dtype=torch.bool, device=w.device)
     rotation = torch.zeros(before.shape[1], now.shape[1], dtype=torch.float64, device=w.device)
     for _ in range(5):

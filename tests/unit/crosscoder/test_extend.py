@@ -40,19 +40,21 @@ def _work() -> Work:
     )  # fmt: skip
 
 
-def _extend(before: Held, now: Held, gone: list[int] | None = None) -> Code:
+def _extend(before: Held, now: Held, gone: list[int] | None = None, code: np.ndarray = CODE[:, :OLD]) -> Code:
     """New columns of `now` over `before`, as the stage extend finds and keeps them: [N, j]."""
-    old = Regression(code_of(CODE[:, :OLD]), ROWS, FOLDS)
+    old = Regression(code_of(code), ROWS, FOLDS)
     solutions = old.solve(before), old.solve(now)
-    flags = torch.zeros(OLD, dtype=torch.bool)
+    flags = torch.zeros(old.m, dtype=torch.bool)
     flags[gone or []] = True
-    references = References(torch.from_numpy(PLANTED[:OLD]).float(), flags)
+    rows = torch.zeros(old.m, D)
+    rows[:OLD] = torch.from_numpy(PLANTED[:OLD])
+    references = References(rows, flags)
     new = _new_columns(_work(), old, (now, solutions[1]), (before, solutions[0]), references)
     if not new.m:
         return new
     size = ExtendConfig().size * typical_size(old.code, solutions[0])
-    code = _joined(old, new, (before, solutions[0]), (now, solutions[1]), size)[0]
-    return Code.from_scipy(code.to_scipy()[:, OLD:])
+    joined = _joined(old, new, (before, solutions[0]), (now, solutions[1]), size)[0]
+    return Code.from_scipy(joined.to_scipy()[:, old.m :])
 
 
 def _found(new: Code) -> np.ndarray:
@@ -88,6 +90,19 @@ def test_in_another_basis() -> None:
     new = _extend(held(_activations(UNBORN, 1)), held(_activations(GROWN, 2) @ turn))
     assert new.m == BORN
     assert (_found(new).max(0) > 0.9).all()
+
+
+def test_beside_many_that_are_hardly_written() -> None:
+    """More than half of a wide dictionary holds what the parent's tokenizer adds to its tokens; the checkpoint has as
+    much from its own. What is new is measured by what a feature writes, not by those."""
+    faint = [dense_code(N, 60, 0.02, seed) for seed in (3, 4)]
+    before, now = (
+        _activations(levels, seed) + code @ (0.25 * directions(60, D, seed=seed + 8))
+        for levels, seed, code in zip((UNBORN, GROWN), (1, 2), faint, strict=True)
+    )
+    new = _extend(held(before), held(now @ rotation(D, 7)), code=np.hstack([CODE[:, :OLD], faint[0]]))
+    assert new.m == BORN
+    assert (_found(new).max(0) > 0.8).all()
 
 
 def test_half_of_a_successor_is_not_lost_in_its_predecessor() -> None:

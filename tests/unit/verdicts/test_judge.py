@@ -114,6 +114,23 @@ TABLE = {
 }
 
 
+def test_many_features_that_are_hardly_written_do_not_make_the_size() -> None:
+    """They outnumber what the models share, and the new one does not have them. Their ratios are as unsure as small."""
+    own = [Case(ratio=0.2, error=0.3)] * (2 * BACKGROUND)
+    got = judge(_evidence([Case(), Case(ratio=0.3), *own]), Policy())
+    assert got.size_factor == pytest.approx(1.0)
+    assert got.strength_size == pytest.approx(np.hypot(1.0, 0.1))
+    assert got.status[:2] == [Status.PRESENT, Status.SUPPRESSED]
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_features_that_are_equally_sure_have_one_vote_each(scale: float) -> None:
+    cases = [Case(ratio=scale * ratio, error=0.03 * scale) for ratio in (0.2, 0.2, 0.2, 3.0)]
+    evidence = _evidence(cases)
+    evidence.projection[:, len(cases) :] *= np.float32(scale)
+    assert judge(evidence, Policy()).size_factor == pytest.approx(scale)
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_table(name: str) -> None:
     case, status = TABLE[name]

@@ -200,6 +200,18 @@ def test_the_map_is_robust_against_features_that_went_elsewhere() -> None:
     assert float((got - turn).norm()) < 0.2 * float((left @ right - turn).norm())
 
 
+def test_what_is_hardly_written_has_no_say_in_the_map() -> None:
+    """Three features in five are one model's alone: what the other one writes of them is small, and points anywhere.
+    They are too many to be left out."""
+    rows = torch.from_numpy(directions(200, 20, 0)).float()
+    turn = torch.from_numpy(rotation(20, 1)).float()
+    now = rows @ turn
+    now[:120] = 0.05 * torch.from_numpy(directions(120, 20, 9)).float()
+    got = procrustes(now, rows, torch.ones(200))
+    assert got is not None
+    assert float(torch.nn.functional.cosine_similarity(rows[120:] @ got, now[120:]).min()) > 0.99
+
+
 def test_a_change_of_scale_goes_into_all_ratios_alike(dense: np.ndarray) -> None:
     regression, noise = _regression(dense), _noise(0, 0.2)
     before, now = (held(scale * (dense @ directions(M, D, 1) + noise)) for scale in (1.0, 3.0))
