@@ -268,16 +268,16 @@ def append_columns(code: Code, new: Code) -> Code:
 
 
 def typical_size(code: Code, solution: Solution) -> float:
-    """||D_i|| times the root mean square activation where i fires, of the feature that half of the energy lies below.
+    """||D_i|| times the root mean square activation where i fires, of the feature in the middle of what is written.
 
-    Not the median feature: most latents of a wide dictionary hold next to nothing, and noise writes as much as they.
+    Each feature counts by its size times its firings. With a vote for each it would be the size of noise, as most
+    latents of a wide dictionary hold next to nothing; by energy it would be that of the few largest ones.
     """
     fires = torch.bincount(code.latents, minlength=code.m)
     energy = torch.zeros(code.m, device=code.values.device).index_add_(0, code.latents, code.values.square())
     live = fires > 0
-    square = solution.decoder[live].square().sum(1)
-    size = (square * energy[live] / fires[live]).sqrt()
-    return weighted_median(size, square * energy[live]) if len(size) else 0.0
+    size = solution.decoder[live].norm(dim=1) * (energy[live] / fires[live]).sqrt()
+    return weighted_median(size, size * fires[live]) if len(size) else 0.0
 
 
 def repeats(code: Code, new: Code, threshold: float = 0.8) -> Tensor:

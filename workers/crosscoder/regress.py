@@ -170,7 +170,7 @@ class Regression:
         code: Code,
         rows: Tensor,
         folds: Tensor,
-        ridge: float = 1e-4,
+        ridge: float = 1e-3,
         block: int = 4096,
         dense_up_to: int = CHOLESKY_UP_TO,
     ) -> None:

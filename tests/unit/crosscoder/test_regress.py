@@ -66,7 +66,7 @@ def test_nothing_shrinks(dense: np.ndarray) -> None:
 def test_latents_that_never_fire_get_zero(dense: np.ndarray, x: np.ndarray) -> None:
     dense = dense.copy()
     dense[:, 7] = 0.0
-    solution = Regression(code_of(dense), ROWS, FOLDS).solve(held(x))
+    solution = Regression(code_of(dense), ROWS, FOLDS, ridge=1e-4).solve(held(x))
     assert solution.decoder[7].abs().max() == 0
     decoder, _ = _ridge(dense[ROWS], x[ROWS], 1e-4)
     np.testing.assert_allclose(solution.decoder, decoder, atol=2e-5)
@@ -140,3 +140,20 @@ def test_folds_are_a_shuffle_not_the_order_of_documents() -> None:
     assert folds.bincount().tolist() == [20] * 20
     assert 0.02 < float((folds[1:] == folds[:-1]).float().mean()) < 0.09  # by chance 0.05 +- 0.011
     assert float((folds[20:] == folds[:-20]).float().mean()) < 0.1
+
+
+def test_latents_that_are_one_another_s_sum_do_not_take_over_what_no_latent_holds() -> None:
+    """A concept, the half of it that is a concept of its own, and the other half: together they are one too many. At
+    one firing in five the checkpoint also writes something that the code knows only as a twentieth more activation of
+    the first. Without a ridge to speak of, that is what the three rows are made of, ten times over."""
+    n, rng = 12_000, np.random.default_rng(0)
+    code, rows = dense_code(n, 40, 0.03, seed=0), directions(41, 48, seed=1)
+    on = code[:, 0] > 0
+    code[on, 0] = 1.0
+    code[:, 1] = on & (rng.random(n) < 0.5)
+    code[:, 2] = on & (code[:, 1] == 0)
+    unseen = on & (rng.random(n) < 0.2)
+    x = code @ rows[:40] + np.outer(unseen, rows[40]) + 0.05 * rng.standard_normal((n, 48))
+    code[:, 0] += 0.05 * unseen
+    regression = Regression(code_of(code), torch.arange(n), assign_folds(documents(n, 60), 20))
+    assert float(regression.solve(held(x)).decoder.norm(dim=1).max()) < 3.0
