@@ -29,7 +29,7 @@ LEFT_OUT = 0.01
 be mapped anywhere else."""
 
 
-FVU_POSITIONS = 8192
+FVU_POSITIONS = 4096
 """Positions that an FVU is taken on, spread over all: what it is used for, a factor of two, needs no more."""
 
 
