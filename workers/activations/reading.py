@@ -53,7 +53,8 @@ class Buffers:
         self.activations = {
             name: torch.zeros(self.rows, width, dtype=self.dtype) for name, width in self.widths.items()
         }
-        self.norms = {name: torch.zeros(self.rows) for name in self.widths}
+        # Named: while another thread loads a model in bfloat16, that is torch's default for the whole process.
+        self.norms = {name: torch.zeros(self.rows, dtype=torch.float32) for name in self.widths}
 
 
 def tokenize_corpus(

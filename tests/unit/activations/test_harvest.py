@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from tests.unit.activations.tiny import CONFIGS, TEXTS, TOKENIZERS, save_checkpoint, weights_of
 from workers.activations import Document, HarvestSpec, Positions, check_finite, harvest, open_activations
 from workers.activations.positions import Reader
+from workers.activations.reading import Buffers
 from workers.errors import RunError
 
 CORPUS = [Document(number * 3, text) for number, text in enumerate([*TEXTS, "", "x", *(text[::-1] for text in TEXTS)])]
@@ -326,3 +327,14 @@ def test_a_document_longer_than_the_models_own_limit_is_cut_there(tmp_path: Path
     corpus = [Document(0, "The lazy dog. " * 500)]
     harvest(spec_for(folder, corpus=corpus, context_length=4000), tmp_path / "out")
     assert open_activations(tmp_path / "out", hook_points=HOOK_POINTS).n_positions == 256 - 1
+
+
+def test_buffers_have_their_types_whatever_another_thread_loads() -> None:
+    """A model that is loaded in bfloat16 makes that torch's default for the process meanwhile."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        buffers = Buffers(3, {"resid_post.1": 4}, torch.float16)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert buffers.activations["resid_post.1"].dtype == torch.float16
+    assert buffers.norms["resid_post.1"].dtype == torch.float32
