@@ -267,6 +267,11 @@ def append_columns(code: Code, new: Code) -> Code:
     return Code(indptr, latents, values, code.m + new.m)
 
 
+def sizes(decoder: Tensor, energy: Tensor, firings: Tensor) -> Tensor:
+    """||D_i|| times the root mean square activation where i fires: [m]. energy: sums of f^2 [m]."""
+    return decoder.norm(dim=1) * (energy / firings.clamp_min(1)).sqrt()
+
+
 def typical_size(code: Code, solution: Solution) -> float:
     """||D_i|| times the root mean square activation where i fires, of the feature in the middle of what is written.
 
@@ -276,7 +281,7 @@ def typical_size(code: Code, solution: Solution) -> float:
     fires = torch.bincount(code.latents, minlength=code.m)
     energy = torch.zeros(code.m, device=code.values.device).index_add_(0, code.latents, code.values.square())
     live = fires > 0
-    size = solution.decoder[live].norm(dim=1) * (energy[live] / fires[live]).sqrt()
+    size = sizes(solution.decoder[live], energy[live], fires[live])
     return weighted_median(size, size * fires[live]) if len(size) else 0.0
 
 

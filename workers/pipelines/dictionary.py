@@ -15,6 +15,7 @@ from workers.crosscoder.extend import (
     encode_new,
     find_new_features,
     repeats,
+    sizes,
     typical_size,
 )
 from workers.crosscoder.matching import Link
@@ -163,7 +164,8 @@ def _new_columns(
     square = was.square().sum(1).clamp_min(1e-30)
     share = (now[1].decoder * was).sum(1) / square
     # Features that hardly fire are left alone: a row of theirs is whatever was written at a handful of positions.
-    solid = torch.bincount(regression.code.latents, minlength=regression.m) >= work.policy.min_firings
+    firings = torch.bincount(regression.code.latents, minlength=regression.m)
+    solid = firings >= work.policy.min_firings
     weakened = solid & (share < WEAK * weighted_median(share[solid], (energy * square)[solid]))
     weak = weakened.nonzero().squeeze(1)
     innovation = Innovation(regression, now, before, weak)
@@ -171,9 +173,8 @@ def _new_columns(
     gone = map_rows(references.rows, before[0].widths, maps)[references.gone]
     config = ExtendConfig(most=work.policy.new_features, least_firings=work.policy.min_firings)
     size = typical_size(regression.code, before[1])
-    rms = (energy / torch.bincount(regression.code.latents, minlength=regression.m).clamp_min(1)).sqrt()
     # What is hardly written lies along whatever the dictionary leaves, and that may be what is new.
-    holds = solid & ~weakened & (now[1].decoder.norm(dim=1) * rms >= config.size * size)
+    holds = solid & ~weakened & (sizes(now[1].decoder, energy, firings) >= config.size * size)
     taken = torch.cat([now[1].decoder[holds], was[weak], gone])
     n = regression.code.n
     if config.most == 0:
@@ -199,8 +200,8 @@ def _joined(
         code = append_columns(old.code, new)
         regression = old.extended(code)
         now = regression.solve(*checkpoint)
-        rms = (regression.energy.sum(0)[old.m :] / torch.bincount(new.latents, minlength=new.m).clamp_min(1)).sqrt()
-        keep = now.decoder[old.m :].norm(dim=1) * rms >= size
+        firings = torch.bincount(new.latents, minlength=new.m)
+        keep = sizes(now.decoder[old.m :], regression.energy.sum(0)[old.m :], firings) >= size
         if bool(keep.all()):
             return code, regression, regression.solve(*parent), now
         new = select(new, keep)

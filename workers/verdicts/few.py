@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workers.crosscoder.regress import LEAST_ROOM, Reader, Regression, Solution
-from workers.verdicts.measure import replicates
+from workers.verdicts.measure import map_rows, replicates
 
 
 class Rows(NamedTuple):
@@ -27,12 +27,7 @@ class Rows(NamedTuple):
 
     def mapped(self, widths: list[int], maps: list[Tensor | None]) -> "Rows":
         """The rows in another checkpoint's space: each source's part times its R."""
-        return Rows(*(_mapped(part, widths, maps) for part in self))
-
-
-def _mapped(x: Tensor, widths: list[int], maps: list[Tensor | None]) -> Tensor:
-    parts = zip(x.split(widths, -1), maps, strict=True)
-    return torch.cat([part if r is None else part @ r for part, r in parts], -1)
+        return Rows(*(map_rows(part, widths, maps) for part in self))
 
 
 def weights(regression: Regression, columns: Tensor) -> Tensor:

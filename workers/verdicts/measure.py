@@ -83,9 +83,9 @@ def procrustes(now: Tensor, before: Tensor, weight: Tensor) -> Tensor | None:
 
 
 def map_rows(rows: Tensor, widths: list[int], maps: list[Tensor | None]) -> Tensor:
-    """Decoder rows [m, D_b] of sources beside each other, each mapped into the other checkpoint's space: [m, D_c]."""
-    parts = zip(rows.split(widths, 1), maps, strict=True)
-    return torch.cat([part if r is None else part @ r for part, r in parts], 1)
+    """Rows [..., D_b] of sources beside each other, each mapped into the other checkpoint's space: [..., D_c]."""
+    parts = zip(rows.split(widths, -1), maps, strict=True)
+    return torch.cat([part if r is None else part @ r for part, r in parts], -1)
 
 
 def products(
