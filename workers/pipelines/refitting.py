@@ -31,7 +31,7 @@ def refitted(execution: Execution, work: Work, activations: Activations, parent:
         "parent": work.parent.code,
         "first": work.n_features,
         "threshold": work.policy.match_threshold,
-        "warm": work.policy.warm_start,
+        "warm": work.policy.min_firings if work.policy.warm_start else None,
     }
     artifact, lineage = work.artifact("code", **inputs), work.artifact("lineage", **inputs)
     saved = files.partial_fit(execution.settings.data_dir, artifact)
