@@ -98,6 +98,7 @@ class Bench:
 
     def _choose(self, fitted: Fitted, number: int, alphas: tuple[float, ...]) -> list[Edit]:
         rows = sorted(self.client.features(FAMILY, checkpoint="base"), key=lambda row: int(row["id"][1:]))
+        rows = rows[: len(fitted.decoder)]  # what an edited version discovered has a past at the base
         readability = [row["readability"] or 0.0 for row in rows]
         rates = [row["firing_rate"] or 0.0 for row in rows]
         seed = self.seed * 1000 + number

@@ -35,10 +35,11 @@ from workers.demo.installation import Installation
 
 FAMILY, CONTEXT = "tokenizers", 128
 HOOKS = {"v1": ["resid_post.0", "resid_post.2"], "v2": ["resid_post.0", "resid_post.2", "resid_post.4"]}
-CROSSCODER = {"n_features": 192, "k": 6, "steps": 2500, "batch_size": 1024, "learning_rate": 0.002}
+CROSSCODER = {"n_features": 192, "k": 6, "steps": 5000, "batch_size": 1024, "learning_rate": 0.002}
 """Four latents for a planted concept. With one and a half, as many went to duplicates and to the tokens' own noise as
 were left over, and a pair and its part shared a latent. `k` is three times the concepts of a position: noise takes its
-share."""
+share. After 2,500 steps the dictionary still changed: of the three hardest of 16 families 90% were carried, after 5,000
+96%."""
 CARRIES = 0.8
 """Correlation of a feature's code with a concept from which on it has that concept"""
 SMALL = {"last": 10, "groups": 5, "pairs": 4, "free": 2, "own": 2}
