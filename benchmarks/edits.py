@@ -35,7 +35,8 @@ from workers.demo.models import base_model, save_ablated
 from workers.demo.selection import ALPHAS, Edit, choose
 
 FAMILY = "edits"
-AMPLIFIED = (-1.5, -1.5, -2.0, -2.0)
+AMPLIFIED = (-1.5, -2.0)
+"""Of two directions at a time: layers read what was amplified and write more of it, and four break the model."""
 MOVED = (1.0, 1.0, 1.0, 1.0)
 LOSS_DOCUMENTS = 24
 
@@ -83,7 +84,8 @@ class Bench:
         losses = {"base": self._loss(self.base)}
         edits: list[dict[str, Any]] = []
         plans = [("ablated", number, ALPHAS) for number in range(versions)]
-        for kind, number, alphas in [*plans, ("amplified", versions, AMPLIFIED), ("moved", versions + 1, MOVED)]:
+        plans += [("amplified", versions + i, AMPLIFIED) for i in range(2)] + [("moved", versions + 2, MOVED)]
+        for kind, number, alphas in plans:
             name = f"{kind}-{number}"
             chosen = self._choose(fitted, number, alphas)
             out = self._edit(name, kind, fitted.decoder, chosen)

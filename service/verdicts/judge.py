@@ -156,7 +156,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     strengthened = solid & high & e.there_before
     back = solid & ~e.there_before & (lo >= policy.suppressed_below)
     orthogonal = _known(solid, e.orthogonal) / abs(size)
-    moved = weakened & readable & _moved(orthogonal, typical & ~low & ~high, reach)
+    moved = weakened & readable & _moved(orthogonal, typical & ~low & ~high, reach, policy.suppressed_below)
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
     replaced = weakened & np.isin(np.arange(len(ratio)), carried)
 
@@ -222,17 +222,17 @@ def _significance(
     return q, significant & (ratio < policy.suppressed_below), significant & (ratio > policy.amplified_above)
 
 
-def _moved(ratio: Floats, unchanged: Bools, reach: float) -> Bools:
-    """Written about as strongly as before, along another direction: more than what turns in unchanged features.
+def _moved(ratio: Floats, unchanged: Bools, reach: float, least: float) -> Bools:
+    """Written along another direction as strongly as what counts as not suppressed.
 
     The part of the orthogonal ratio ([K + 1, m]) that exceeds nearly all unchanged features must, with its whole
-    interval, make up most of the former strength.
+    interval, be at least `least` of the former strength.
     """
     orthogonal = np.nan_to_num(ratio[0])
     usual = float(np.quantile(orthogonal[unchanged], 0.99)) if unchanged.any() else 0.0
     excess = np.sqrt(np.maximum(orthogonal**2 - usual**2, 0))
     error = standard_error(np.nan_to_num(ratio))
-    return excess - reach * error >= 0.7
+    return excess - reach * error >= least
 
 
 def _carried(successors: list[Successor], policy: Policy) -> bool:
