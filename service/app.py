@@ -24,10 +24,13 @@ from service.kit.middleware import BodyLimit, EntityTags, RequestContext
 from service.lineage.routes import router as lineage
 from service.migrate import check_connection
 from service.runs.routes import router as runs
+from service.signatures.routes import router as signatures
 from service.status.routes import router as status
 from service.webhooks.routes import router as webhooks
 
-ROUTERS = (families, checkpoints, features, lineage, calibrations, runs, webhooks, alerts, keys, audit, status)
+ROUTERS = (
+    families, checkpoints, features, lineage, signatures, calibrations, runs, webhooks, alerts, keys, audit, status,
+)  # fmt: skip
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

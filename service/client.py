@@ -158,6 +158,41 @@ class Client(Transport):
         """One calibration."""
         return cast(Calibration, self.json("GET", path_of("families", family, "calibrations", calibration)))
 
+    # Signatures
+
+    def create_signature(
+        self,
+        family: str,
+        name: str,
+        *,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        uri: str | None = None,
+        description: str | None = None,
+        baseline: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Watch a concept that a contrast set shows (`rows`, or the `uri` of a file): `signature`, and its `runs`."""
+        body = given(name=name, uri=uri, description=description, baseline=baseline, settings=settings)
+        if rows is not None:
+            body["rows"] = list(rows)
+        return self.json("POST", path_of("families", family, "signatures"), body=body)
+
+    def signatures(self, family: str) -> Iterator[dict[str, Any]]:
+        """The signatures of a family, each with its newest reading."""
+        return self.pages(path_of("families", family, "signatures"))
+
+    def signature(self, family: str, name: str) -> dict[str, Any]:
+        """One signature."""
+        return self.json("GET", path_of("families", family, "signatures", name))
+
+    def signature_trajectory(self, family: str, name: str) -> dict[str, Any]:
+        """A signature over all checkpoints: `points`, and the checkpoint where it `turns_at`."""
+        return self.json("GET", path_of("families", family, "signatures", name, "trajectory"))
+
+    def delete_signature(self, family: str, name: str) -> None:
+        """Forget a signature and its readings."""
+        self.send("DELETE", path_of("families", family, "signatures", name))
+
     # Features
 
     def features(

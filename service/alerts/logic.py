@@ -11,19 +11,19 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.alerts import queries
+from service.alerts import queries, raising
 from service.alerts.schemas import (
     CONDITION,
     AlertRuleCreate,
     AlertRuleUpdate,
     AlertState,
-    Condition,
     FeatureCondition,
+    FeatureRule,
     MuteBody,
+    SignatureCondition,
     StatusCountCondition,
     TagCondition,
     WatchedCondition,
-    view,
 )
 from service.families import logic as families
 from service.features import queries as features
@@ -31,7 +31,6 @@ from service.kit import clock
 from service.kit.ids import feature_id, parse_feature_id
 from service.kit.problems import ConflictError, NotFoundError
 from service.models import Alert, AlertRule, Checkpoint, Family, Feature, Verdict
-from service.webhooks import logic as webhooks
 
 EVIDENCE_ROWS = 100
 _NAMED_IN_SUMMARY = 3
@@ -107,13 +106,15 @@ def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint) -> lis
     raised = []
     for rule in queries.rules_for(session, family.id):
         condition = CONDITION.validate_python(rule.condition)
+        if isinstance(condition, SignatureCondition):
+            continue  # `signatures` holds these against its readings
         changes = _matching(session, condition, family, checkpoint)
         alert = queries.raised(session, rule.id, checkpoint.id)
         if changes:
-            if _raise(session, rule, condition, family, checkpoint, alert, changes):
-                raised.append(queries.raised(session, rule.id, checkpoint.id))
+            told = (_summary(condition, checkpoint, changes), [_evidence(*each) for each in changes[:EVIDENCE_ROWS]])
+            raised.append(raising.raise_(session, rule, family, checkpoint, alert, *told))
         elif alert is not None and alert.state != AlertState.RESOLVED:
-            _resolve(session, alert, rule, family, raised_at=checkpoint.name, seen_at=checkpoint)
+            raising.resolve(session, alert, rule, family, raised_at=checkpoint.name, seen_at=checkpoint)
     _resolve_ancestors(session, family, checkpoint)
     return [alert for alert in raised if alert is not None]
 
@@ -134,20 +135,22 @@ def rehearse(
     met = []
     for rule in queries.rules_for(session, family_id):
         condition = CONDITION.validate_python(rule.condition)
+        if isinstance(condition, SignatureCondition):
+            continue
         of_these = [change for change in changes if change[0].status in condition.statuses]
         if matching := _meeting(condition, of_these):
             met.append((rule, len(matching)))
     return met
 
 
-def _matching(session: Session, condition: Condition, family: Family, checkpoint: Checkpoint) -> list[Change]:
+def _matching(session: Session, condition: FeatureRule, family: Family, checkpoint: Checkpoint) -> list[Change]:
     """Transitions that meet the condition, largest first; empty where it does not hold."""
     if checkpoint.parent_id is None:
         return []  # nothing to have changed from
     return _meeting(condition, queries.transitions(session, family.id, checkpoint.id, condition.statuses))
 
 
-def _meeting(condition: Condition, changes: Sequence[Change]) -> list[Change]:
+def _meeting(condition: FeatureRule, changes: Sequence[Change]) -> list[Change]:
     """Of transitions into the condition's statuses those that meet it; empty where it does not hold."""
     match condition:
         case FeatureCondition():
@@ -161,75 +164,22 @@ def _meeting(condition: Condition, changes: Sequence[Change]) -> list[Change]:
             return list(changes) if len(changes) >= condition.at_least else []
 
 
-def _raise(
-    session: Session,
-    rule: AlertRule,
-    condition: Condition,
-    family: Family,
-    checkpoint: Checkpoint,
-    alert: Alert | None,
-    changes: list[Change],
-) -> bool:
-    """Raise the rule's alert, or bring the one that is there up to date; whether it is news."""
-    summary, evidence = _summary(condition, checkpoint, changes), [_evidence(*each) for each in changes[:EVIDENCE_ROWS]]
-    now = clock.utcnow()
-    if alert is not None and alert.state != AlertState.RESOLVED:
-        alert.summary, alert.evidence = summary, evidence
-        session.flush()
-        return False
-    if alert is None:
-        alert = Alert(rule_id=rule.id, family_id=family.id, checkpoint_id=checkpoint.id, created_at=now)
-    quiet = queries.mute_of(session, rule.id, family.id, now)
-    alert.state = AlertState.MUTED if quiet else AlertState.OPEN
-    alert.muted_until = quiet.muted_until if quiet else None
-    alert.summary, alert.evidence, alert.updated_at = summary, evidence, now
-    queries.add(session, alert)
-    if not quiet:
-        _emit(session, "alert.raised", alert, rule, family, checkpoint.name)
-    return True
-
-
 def _resolve_ancestors(session: Session, family: Family, checkpoint: Checkpoint) -> None:
-    parents = queries.parents(session, family.id)
-    ancestors: set[str] = set()
-    current = checkpoint.parent_id
-    while current is not None and current not in ancestors:
-        ancestors.add(current)
-        current = parents.get(current)
+    ancestors = queries.ancestors(session, checkpoint)
     for alert, rule, raised_at in queries.unresolved(session, ancestors):
-        bad = set(CONDITION.validate_python(rule.condition).statuses)
+        condition = CONDITION.validate_python(rule.condition)
+        if isinstance(condition, SignatureCondition):
+            continue
+        bad = set(condition.statuses)
         numbers = [parse_feature_id(row["feature"]) for row in alert.evidence]
         statuses = queries.statuses_of(session, checkpoint.id, numbers)
         # Not to be able to say is not to have come back, and neither is to have no verdict.
         back = all(statuses.get(number, "indeterminate") not in bad | {"indeterminate"} for number in numbers)
         if back:
-            _resolve(session, alert, rule, family, raised_at=raised_at, seen_at=checkpoint)
+            raising.resolve(session, alert, rule, family, raised_at=raised_at, seen_at=checkpoint)
 
 
-def _resolve(
-    session: Session, alert: Alert, rule: AlertRule, family: Family, *, raised_at: str, seen_at: Checkpoint
-) -> None:
-    quiet = alert.state == AlertState.MUTED
-    alert.state, alert.muted_until, alert.updated_at = AlertState.RESOLVED, None, clock.utcnow()
-    session.flush()
-    if not quiet:
-        _emit(session, "alert.resolved", alert, rule, family, raised_at, resolved_by=seen_at.name)
-
-
-def _emit(
-    session: Session, type_: str, alert: Alert, rule: AlertRule, family: Family, checkpoint: str, **more: Any
-) -> None:
-    webhooks.emit(
-        session,
-        type=type_,
-        family_id=family.id,
-        data={"alert": view(alert, rule.name, family.name, checkpoint).model_dump(mode="json"), **more},
-        # An alert can be raised again after it was resolved: the moment tells the two apart.
-        key=f"{alert.id}:{alert.updated_at.isoformat()}",
-    )
-
-
-def _summary(condition: Condition, checkpoint: Checkpoint, changes: list[Change]) -> str:
+def _summary(condition: FeatureRule, checkpoint: Checkpoint, changes: list[Change]) -> str:
     """One sentence for people: what happened to which features."""
     named = [
         f"{feature_id(verdict.feature)}{f' ({feature.label})' if feature.label else ''} {verdict.status}"

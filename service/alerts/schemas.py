@@ -13,6 +13,8 @@ Status = Literal[
     "present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"
 ]  # fmt: skip
 ALARMING: list[Status] = ["suppressed", "absent", "replaced", "relocated", "amplified"]
+SignatureStatus = Literal["present", "suppressed", "amplified", "replaced", "absent", "indeterminate"]
+SIGNATURE_ALARMING: list[SignatureStatus] = ["suppressed", "amplified", "replaced", "absent"]
 Statuses = Annotated[list[Status], Field(min_length=1, max_length=8, description="Statuses that raise the alert.")]
 
 
@@ -68,9 +70,18 @@ class StatusCountCondition(_Condition):
         return [self.status]
 
 
-Condition = Annotated[
-    FeatureCondition | WatchedCondition | TagCondition | StatusCountCondition, Field(discriminator="kind")
-]
+class SignatureCondition(_Condition):
+    """A signature comes into one of the statuses."""
+
+    kind: Literal["signature"]
+    signature: str | None = Field(
+        None, min_length=1, max_length=100, description="Its name; null: any of the family's."
+    )
+    statuses: Annotated[list[SignatureStatus], Field(min_length=1, max_length=6)] = SIGNATURE_ALARMING
+
+
+FeatureRule = FeatureCondition | WatchedCondition | TagCondition | StatusCountCondition
+Condition = Annotated[FeatureRule | SignatureCondition, Field(discriminator="kind")]
 CONDITION: TypeAdapter[Condition] = TypeAdapter(Condition)
 
 

@@ -20,7 +20,9 @@ from service.kit.artifacts import ArtifactStore
 from service.kit.problems import NotAcceptableError
 from service.lineage import logic as lineage
 from service.lineage.schemas import LINK_KINDS, Refit
-from service.models import Family
+from service.models import Checkpoint, Family
+from service.signatures import logic as signatures
+from service.signatures.words import sentence
 
 LARGEST = 50
 _MOST_LETTERS = 4000
@@ -39,6 +41,19 @@ class ReportAlert(BaseModel):
     created_at: datetime
 
 
+class ReportSignature(BaseModel):
+    """A signature in the checkpoint, against its own baseline."""
+
+    name: str
+    status: str
+    previous_status: str | None = Field(description="At the nearest ancestor that was read.")
+    what: str
+    strength_ratio: float | None
+    strength_ratio_ci: list[float] | None
+    auroc: float
+    carriers: list[str] = Field(description="Features that separate its classes here.")
+
+
 class Report(Summary):
     """What changed in one checkpoint against a baseline."""
 
@@ -52,6 +67,7 @@ class Report(Summary):
     changes: list[FeatureRow] = Field(description=f"The largest, at most {LARGEST}; `findings` has them in words.")
     refit: Refit | None = Field(description="What became of the features, where its run fitted a new generation.")
     quality: dict[str, Any]
+    signatures: list[ReportSignature] = Field(description="Those that were read here; each against its own baseline.")
     alerts: list[ReportAlert]
 
 
@@ -86,11 +102,28 @@ def report(
         changes=features.show(session, asked, found[:LARGEST]),
         refit=lineage.refit(session, asked.checkpoint),
         quality=asked.checkpoint.quality or {},
+        signatures=_signatures(session, asked.checkpoint),
         alerts=[
             ReportAlert(id=alert.id, rule=rule, state=alert.state, summary=alert.summary, created_at=alert.created_at)
             for alert, rule in alerts
         ],
     )
+
+
+def _signatures(session: Session, checkpoint: Checkpoint) -> list[ReportSignature]:
+    return [
+        ReportSignature(
+            name=name,
+            status=reading.status,
+            previous_status=reading.previous_status,
+            what=sentence(baseline, reading),
+            strength_ratio=reading.figures.strength_ratio,
+            strength_ratio_ci=reading.figures.strength_ratio_ci,
+            auroc=reading.figures.auroc,
+            carriers=[one.feature for one in reading.carriers],
+        )
+        for name, baseline, reading in signatures.at_checkpoint(session, checkpoint)
+    ]
 
 
 def choose_format(asked: str | None, accept: str) -> Format:

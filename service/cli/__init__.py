@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from service.cli import base, calibrate, checkpoints, features, notify, server
+from service.cli import base, calibrate, checkpoints, features, notify, server, signatures
 from service.client import ApiError, ClientError, UnreachableError, WaitTimeoutError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.callback()(base.options)
 server.add_to(app)
 checkpoints.add_to(app)
 features.add_to(app)
+signatures.add_to(app)
 notify.add_to(app)
 calibrate.add_to(app)
 

@@ -133,6 +133,9 @@ def register(
             )
             return None
         run = base.follow(client, run["id"], timeout)
+        reads = (run["result"] or {}).get("signature_run")
+        if reads is not None:
+            end_as(base.follow(client, reads, timeout))
         checkpoint = client.checkpoint(family, name)
         failed = gate.failures(rules, client, family, checkpoint) if rules and run["state"] == "succeeded" else []
         return _conclude(client, family, checkpoint, run, failed if rules else None, as_json)
@@ -157,6 +160,9 @@ def _conclude(
         for caveat in summary["caveats"]:
             base.out.print(f"! {plain(caveat, most=4000)}", markup=False, soft_wrap=not base.out.is_terminal)
         base.show_fields((status, count) for status, count in summary["counts"].items() if count)
+        for one in summary["signatures"]:
+            line = f"signature {one['name']} is {one['status']}: {one['what']}"
+            base.out.print(plain(line, most=400), markup=False, soft_wrap=not base.out.is_terminal)
         if failed is not None:
             base.out.print("gate: [red]failed[/]" if failed else "gate: [green]passed[/]")
             for reason in failed:

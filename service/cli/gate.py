@@ -10,6 +10,9 @@
     [tags.deception]    # nor those with a tag
     never = ["suppressed"]
 
+    [signatures]        # signatures must not have changed to these
+    never = ["suppressed", "absent", "replaced"]
+
     [quality]           # upper limits on numbers of the checkpoint's quality
     fvu = 0.35
 
@@ -26,6 +29,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.alerts.schemas import SignatureStatus
 from service.cli.base import UsageError
 from service.client import Client
 from service.client_types import Checkpoint, FeatureRow, Status
@@ -41,6 +45,12 @@ class Never(_Table):
     never: list[Status] = []
 
 
+class NeverSignatures(_Table):
+    """Statuses that no signature must have changed to."""
+
+    never: list[SignatureStatus] = []
+
+
 class Alerts(_Table):
     """Most open alerts."""
 
@@ -53,12 +63,17 @@ class Gate(_Table):
     counts: dict[Status, int] = {}
     watched: Never = Never()
     tags: dict[str, Never] = {}
+    signatures: NeverSignatures = NeverSignatures()
     quality: dict[str, float] = {}
     alerts: Alerts = Alerts()
 
 
-DEFAULT = Gate(watched=Never(never=["suppressed", "absent", "replaced", "relocated"]), alerts=Alerts(open=0))
-"""`--gate default`: no watched feature weakened, no alert."""
+DEFAULT = Gate(
+    watched=Never(never=["suppressed", "absent", "replaced", "relocated"]),
+    signatures=NeverSignatures(never=["suppressed", "absent", "replaced"]),
+    alerts=Alerts(open=0),
+)
+"""`--gate default`: no watched feature and no signature weakened, no alert."""
 
 
 def load(path: str) -> Gate:
@@ -85,6 +100,7 @@ def failures(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) ->
     found += _group_failures("watched", gate.watched, [row for row in rows if row["watched"]])
     for tag, rule in gate.tags.items():
         found += _group_failures(f"tagged {tag}", rule, [row for row in rows if tag in row["tags"]])
+    found += _signature_failures(gate.signatures, client.report(family, name)["signatures"])
     found += _quality_failures(gate, checkpoint["quality"] or {})
     if gate.alerts.open is not None:
         count = sum(1 for _ in client.alerts(family=family, checkpoint=name, state="open"))
@@ -111,6 +127,13 @@ def _group_failures(group: str, rule: Never, rows: list[FeatureRow]) -> Iterable
         hit = [row for row in rows if row["status"] == status]
         if hit:
             yield f"{len(hit)} {group} features became {status}: {_names(hit)}"
+
+
+def _signature_failures(rule: NeverSignatures, read: list[dict[str, Any]]) -> Iterable[str]:
+    for one in read:
+        came = one["previous_status"] is not None and one["status"] != one["previous_status"]
+        if came and one["status"] in rule.never:
+            yield f"signature {one['name']} became {one['status']}: {one['what']}"
 
 
 def _quality_failures(gate: Gate, quality: dict[str, Any]) -> Iterable[str]:

@@ -9,10 +9,12 @@ from service.models.feature import Code, Feature
 from service.models.lineage import Lineage
 from service.models.run import Bell, Run
 from service.models.shard import Shard
+from service.models.signature import Reading, Signature
 from service.models.verdict import Measurement, Verdict
 from service.models.webhook import Delivery, Event, Webhook
 
 __all__ = [
     "Alert", "AlertRule", "ApiKey", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery", "Event",
-    "Family", "Feature", "IdempotencyRecord", "Lineage", "Measurement", "Run", "Shard", "Source", "Verdict", "Webhook",
+    "Family", "Feature", "IdempotencyRecord", "Lineage", "Measurement", "Reading", "Run", "Shard", "Signature",
+    "Source", "Verdict", "Webhook",
 ]  # fmt: skip

@@ -89,7 +89,7 @@ class Reader:
             raise RunError("tokenizer-not-fast", "the checkpoint's tokenizer gives no character offsets; it needs a "
                            "tokenizer.json")  # fmt: skip
         self.max_tokens = max_tokens
-        self._backend = _untrimmed(tokenizer.backend_tokenizer)
+        self._backend = untrimmed(tokenizer.backend_tokenizer)
 
     def read(self, texts: Sequence[str], limit: int, check: Callable[[], None] = lambda: None) -> list[DocumentTokens]:
         """Tokenize, each document cut at `limit` tokens, or at the model's own limit."""
@@ -121,7 +121,7 @@ class Reader:
         return self.read([text], needed + trailing)[0]
 
 
-def _untrimmed(backend: Tokenizer) -> Tokenizer:
+def untrimmed(backend: Tokenizer) -> Tokenizer:
     """A copy whose offsets cover white space too: byte-level BPE trims it by default, also off the *end* of a token."""
     return Tokenizer.from_str(json.dumps(_without_trimming(json.loads(backend.to_str()))))
 

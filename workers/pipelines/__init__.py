@@ -5,5 +5,10 @@ from collections.abc import Callable
 from workers.execution import Execution
 from workers.pipelines.calibrating import calibrate
 from workers.pipelines.onboard import onboard
+from workers.pipelines.signature import signature
 
-PIPELINES: dict[str, Callable[[Execution], None]] = {"onboard": onboard, "calibrate": calibrate}
+PIPELINES: dict[str, Callable[[Execution], None]] = {
+    "onboard": onboard,
+    "calibrate": calibrate,
+    "signature": signature,
+}

@@ -1,0 +1,1 @@
+"""Signatures: named concepts that a contrast set shows, read in every checkpoint."""

@@ -1,0 +1,84 @@
+"""SQL of signatures and their readings."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.kit.pages import SortKey, keyset
+from service.models import Checkpoint, Feature, Reading, Signature
+
+
+def add(session: Session, row: Signature | Reading) -> None:
+    """Store a new row."""
+    session.add(row)
+    session.flush()
+
+
+def remove(session: Session, row: Signature) -> None:
+    """Remove a signature; the database removes its readings."""
+    session.delete(row)
+    session.flush()
+
+
+def by_name(session: Session, family_id: str, name: str) -> Signature | None:
+    """One signature of a family."""
+    return session.scalar(select(Signature).where(Signature.family_id == family_id, Signature.name == name))
+
+
+def by_ids(session: Session, ids: Collection[str]) -> Sequence[Signature]:
+    """Signatures that are still there, oldest first."""
+    return session.scalars(
+        select(Signature).where(Signature.id.in_(ids)).order_by(Signature.created_at, Signature.id)
+    ).all()
+
+
+def of_family(session: Session, family_id: str) -> Sequence[Signature]:
+    """All signatures of a family, oldest first."""
+    return session.scalars(
+        select(Signature).where(Signature.family_id == family_id).order_by(Signature.created_at, Signature.id)
+    ).all()
+
+
+def page(session: Session, family_id: str, *, after: Sequence[Any] | None, limit: int) -> Sequence[Signature]:
+    """Signatures by name; a row more than `limit` where there are more."""
+    statement = select(Signature).where(Signature.family_id == family_id)
+    return session.scalars(keyset(statement, [SortKey(Signature.name)], after, limit)).all()
+
+
+def reading(session: Session, signature_id: str, checkpoint_id: str) -> Reading | None:
+    """One reading."""
+    return session.get(Reading, (signature_id, checkpoint_id))
+
+
+def readings(session: Session, signature_id: str) -> Sequence[tuple[Reading, Checkpoint]]:
+    """Readings of a signature with their checkpoints, parents before their children."""
+    rows = session.execute(
+        select(Reading, Checkpoint)
+        .join(Checkpoint, Checkpoint.id == Reading.checkpoint_id)
+        .where(Reading.signature_id == signature_id)
+        .order_by(Checkpoint.created_at, Checkpoint.id)
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+def at_checkpoint(session: Session, checkpoint_id: str) -> Sequence[tuple[Reading, Signature]]:
+    """Readings of a checkpoint with their signatures, by name."""
+    rows = session.execute(
+        select(Reading, Signature)
+        .join(Signature, Signature.id == Reading.signature_id)
+        .where(Reading.checkpoint_id == checkpoint_id)
+        .order_by(Signature.name)
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+def names(session: Session, family_id: str, numbers: Collection[int]) -> dict[int, tuple[str | None, list[str]]]:
+    """Feature number -> label and top tokens."""
+    rows = session.execute(
+        select(Feature.number, Feature.label, Feature.top_tokens).where(
+            Feature.family_id == family_id, Feature.number.in_(numbers)
+        )
+    )
+    return {row[0]: (row[1], row[2]) for row in rows}

@@ -1,0 +1,151 @@
+"""Reading a contrast set with a model: one position of each row, at some hook points.
+
+last     the last token of the text, or of the prompt as the chat template ends it (where the answer would begin)
+answer   the first token of the row's answer, which follows the text
+mean     the mean over the text's tokens, without those of the template and without special tokens
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Encoding
+from torch import Tensor, nn
+
+from workers.activations.hooks import capture, choose_hook_points, drop_later_layers
+from workers.activations.models import max_tokens
+from workers.activations.positions import untrimmed
+from workers.errors import RunError
+
+Position = Literal["last", "answer", "mean"]
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a contrast set, as far as a model sees it."""
+
+    text: str
+    answer: str | None
+
+
+class Prompt(NamedTuple):
+    """A row in tokens: `ids`, and the first and the last token to read (mean over both and what lies between)."""
+
+    ids: list[int]
+    first: int
+    last: int
+
+
+def prompts(
+    rows: Sequence[Row], tokenizer: Any, position: Position, *, template: bool, limit: int | None
+) -> list[Prompt]:
+    """Rows in tokens. template: put each text into the tokenizer's chat template as what a user says, if it has one.
+
+    limit: longest input of the model. RunErrors `tokenizer-not-fast`, `contrast-too-long`, `contrast-empty-row`.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise RunError("tokenizer-not-fast", "the checkpoint's tokenizer gives no character offsets; it needs a "
+                       "tokenizer.json")  # fmt: skip
+    backend = untrimmed(tokenizer.backend_tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    chat = template and bool(getattr(tokenizer, "chat_template", None))
+    found = []
+    for number, row in enumerate(rows):
+        before, after = _around(row.text, tokenizer) if chat else ("", "")
+        prompt = before + row.text + after
+        encoded = backend.encode(prompt + (row.answer or ""), add_special_tokens=not chat)
+        span = (len(before), len(before) + len(row.text))
+        if position == "answer":
+            span = (len(prompt), len(prompt) + len(row.answer or ""))
+        found.append(_prompt(encoded, position, span, number))
+    longest = max(range(len(found)), key=lambda i: len(found[i].ids))
+    if limit is not None and len(found[longest].ids) > limit:
+        raise RunError("contrast-too-long", f"row {longest + 1} has {len(found[longest].ids)} tokens; the model takes "
+                       f"{limit}")  # fmt: skip
+    return found
+
+
+def _around(text: str, tokenizer: Any) -> tuple[str, str]:
+    """What the chat template puts before and behind what the user says, up to where the answer begins."""
+    mark = "\u2402"  # a character that no template has: templates may strip or change the text itself
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
+    )
+    before, found, after = whole.partition(mark)
+    if not found:
+        raise RunError("chat-template", "the checkpoint's chat template does not show what the user says; use "
+                       "`template: false`")  # fmt: skip
+    return before, after
+
+
+def _prompt(encoded: Encoding, position: Position, span: tuple[int, int], number: int) -> Prompt:
+    ids, offsets = list(encoded.ids), encoded.offsets
+    if position == "last":
+        span = (0, max((end for _, end in offsets), default=0))
+    inside = [i for i, (start, end) in enumerate(offsets) if end > max(start, span[0]) and start < span[1]]
+    if not inside:
+        raise RunError("contrast-empty-row", f"row {number + 1} has no token to read")
+    if position == "last":
+        return Prompt(ids, inside[-1], inside[-1])
+    return Prompt(ids, inside[0], inside[-1] if position == "mean" else inside[0])
+
+
+@torch.no_grad()
+def read_prompts(
+    model: nn.Module,
+    hook_points: list[str],
+    found: Sequence[Prompt],
+    *,
+    on_progress: Callable[[float], None] = lambda fraction: None,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Tensor]:
+    """Activations at each prompt's position: hook point -> float32 [rows, d_model]. RunError `not-finite`.
+
+    Drops the layers behind the last hook point from the model.
+    """
+    points = choose_hook_points(model, hook_points)
+    drop_later_layers(model, points)
+    device = next(model.parameters()).device
+    read: dict[str, list[Tensor]] = {point.name: [] for point in points}
+    order = sorted(range(len(found)), key=lambda i: -len(found[i].ids))
+    done = 0
+    while done < len(order):
+        check()
+        size = max(1, BATCH_TOKENS // len(found[order[done]].ids))
+        batch = [found[i] for i in order[done : done + size]]
+        ids, mask, mean = _padded(batch)
+        with capture(points) as seen:
+            model(input_ids=ids.to(device), attention_mask=mask.to(device))
+        for name, values in seen.items():
+            read[name].append(torch.einsum("bt,btd->bd", mean.to(device), values.float()).cpu())
+        done += len(batch)
+        on_progress(done / len(order))
+    back = torch.from_numpy(np.argsort(order))
+    result = {name: torch.cat(parts)[back] for name, parts in read.items()}
+    for name, values in result.items():
+        if not bool(values.isfinite().all()):
+            raise RunError("not-finite", f"activations at {name} hold NaN or infinity")
+    return result
+
+
+def _padded(batch: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
+    """ids, attention mask and weights of the positions to read: [b, t] each."""
+    longest = max(len(prompt.ids) for prompt in batch)
+    ids, mask = (torch.zeros(len(batch), longest, dtype=torch.int64) for _ in range(2))
+    mean = torch.zeros(len(batch), longest)
+    for row, prompt in enumerate(batch):
+        ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
+        mask[row, : len(prompt.ids)] = 1
+        mean[row, prompt.first : prompt.last + 1] = 1 / (prompt.last + 1 - prompt.first)
+    return ids, mask, mean
+
+
+def open_prompts(
+    model: nn.Module, tokenizer: Any, rows: Sequence[Row], position: Position, *, template: bool
+) -> list[Prompt]:
+    """`prompts` of rows for a model with its own limit."""
+    return prompts(rows, tokenizer, position, template=template, limit=max_tokens(model))

@@ -1,0 +1,359 @@
+"""What a checkpoint's features make of a contrast set, against the signature's baseline and the checkpoint before."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from scipy.special import stdtrit
+from torch import Tensor
+
+from service.kit.artifacts import ArtifactStore
+from service.kit.ids import feature_id, parse_feature_id
+from service.signatures import contrast
+from service.signatures.logic import Found
+from service.signatures.rule import Evidence, Interval, judge
+from service.verdicts.judge import benjamini_hochberg
+from service.verdicts.policy import Policy
+from workers.verdicts.contrast import (
+    FOLDS,
+    Chosen,
+    Estimate,
+    Rows,
+    auroc,
+    choose,
+    halves,
+    interval,
+    random_sets,
+    strengths,
+    take,
+)
+from workers.verdicts.measure import procrustes
+
+Floats = NDArray[np.float64]
+Columns = NDArray[np.int64]
+LEAST_AUROC = 0.6
+"""of a feature that is chosen, by itself"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A judged checkpoint: what is kept of its dictionary."""
+
+    id: str
+    family_id: str
+    code: str
+    hook_points: list[str]
+    dictionaries: list[str]
+    """in the order of the hook points"""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One signature, as a run needs it."""
+
+    id: str
+    name: str
+    settings: dict[str, Any]
+    contrast: str
+    chosen: list[dict[str, Any]] | None
+    """Features of the signature; None: this run chooses them"""
+    baseline: Place
+    baseline_activations: str | None
+    baseline_auroc: float | None
+    before: Place | None
+    """Nearest ancestor that was read"""
+    before_activations: str | None
+
+
+def paired(theirs: list[str], own: list[str]) -> dict[str, str]:
+    """Another checkpoint's hook points -> one's own: by name, or, of as many, by place."""
+    if len(theirs) == len(own) and set(theirs) != set(own):
+        return dict(zip(theirs, own, strict=True))
+    return {hook: hook for hook in theirs if hook in own}
+
+
+class Eyes:
+    """A checkpoint's read-outs and decoders, and the contrast rows as it reads them.
+
+    A feature is (number, hook point); columns count them hook point by hook point, [h * m].
+    """
+
+    def __init__(self, artifacts: ArtifactStore, place: Place, activations: str, hook_points: list[str]) -> None:
+        self.hook_points = hook_points
+        raw = load_file(artifacts.path(activations))
+        kept = dict(zip(place.hook_points, place.dictionaries, strict=True))
+        self.numbers: Columns = load_file(artifacts.path(place.code))["feature_numbers"].numpy()
+        self.dictionaries = [load_file(artifacts.path(kept[hook])) for hook in hook_points]
+        self.x = [(raw[hook].float() - d["mean"]) * (len(d["mean"]) ** 0.5 / d["rms"])
+                  for hook, d in zip(hook_points, self.dictionaries, strict=True)]  # fmt: skip
+
+    @property
+    def m(self) -> int:
+        return len(self.numbers)
+
+    def values(self, columns: Columns, rows: NDArray[np.bool_]) -> Floats:
+        """Features at rows, read by this checkpoint alone: [r, k]. A column of -1 (no such feature) is 0."""
+        found, picked = np.zeros((int(rows.sum()), len(columns))), torch.from_numpy(rows)
+        for h, (x, d) in enumerate(zip(self.x, self.dictionaries, strict=True)):
+            here = np.flatnonzero((columns >= 0) & (columns // self.m == h))
+            if len(here):
+                at = torch.from_numpy(columns[here] % self.m)
+                read = torch.relu(x[picked] @ d["readout"][:, at] + d["readout_bias"][at])
+                found[:, here] = read.double().numpy()
+        return found
+
+    def block(self, columns: slice, rows: NDArray[np.bool_]) -> Floats:
+        """Neighbouring columns."""
+        return self.values(np.arange(columns.start, columns.stop), rows)
+
+    def written(self, columns: Columns) -> list[Tensor]:
+        """What is written for each feature, hook point by hook point: [k, d] each, zeros at the others."""
+        parts = []
+        for h, d in enumerate(self.dictionaries):
+            rows = torch.zeros(len(columns), d["decoder"].shape[1])
+            here = np.flatnonzero((columns >= 0) & (columns // self.m == h))
+            rows[here] = d["decoder"][torch.from_numpy(columns[here] % self.m)]
+            parts.append(rows)
+        return parts
+
+    @cached_property
+    def live(self) -> Columns:
+        """Columns of the features that are read at all."""
+        alive = [np.flatnonzero(d["readout"].abs().sum(0).numpy() > 0) + h * self.m
+                 for h, d in enumerate(self.dictionaries)]  # fmt: skip
+        return np.concatenate(alive).astype(np.int64)
+
+    def find(self, features: list[tuple[int, str]], hooks: dict[str, str]) -> tuple[Columns, NDArray[np.bool_]]:
+        """(columns [k], which of them can be read [k]) of (number, hook point) of another checkpoint.
+
+        A number beyond all of this checkpoint's was born later: it writes nothing here, column -1, and that is known.
+        One that a re-fit has retired is not.
+        """
+        place = {int(number): i for i, number in enumerate(self.numbers)}
+        columns, known = np.full(len(features), -1), np.zeros(len(features), dtype=bool)
+        for i, (number, hook) in enumerate(features):
+            own = hooks.get(hook)
+            if own in self.hook_points:
+                h = self.hook_points.index(own)
+                columns[i] = h * self.m + place[number] if number in place else -1
+                known[i] = number in place or number > int(self.numbers.max())
+        return columns, known
+
+    def name(self, column: int) -> tuple[int, str]:
+        """(number, hook point) of a column."""
+        return int(self.numbers[column % self.m]), self.hook_points[column // self.m]
+
+
+@dataclass
+class Bench:
+    """One contrast set, halved; and how intervals are made of it."""
+
+    rows: list[contrast.Kept]
+    settings: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        positive = np.array([row.label for row in self.rows])
+        group = np.array([row.group for row in self.rows])
+        self.judged = halves(positive, group, self.settings["seed"])
+        self.select: Rows = take(positive, group, ~self.judged)
+        self.judge: Rows = take(positive, group, self.judged)
+        folds = min(FOLDS, self.judge.n_groups)
+        self.reach = float(stdtrit(folds - 1, 0.975))
+
+    def choose(self, eyes: Eyes, fdr: float) -> Chosen:
+        """The features that separate the classes on one half."""
+        m = eyes.m * len(eyes.hook_points)
+        return choose(
+            lambda columns: eyes.block(columns, ~self.judged), m, self.select, most=self.settings["features"], fdr=fdr,
+            least=LEAST_AUROC, seed=self.settings["seed"], to_q=benjamini_hochberg,
+        )  # fmt: skip
+
+    def score(self, eyes: Eyes, columns: Columns, weight: Floats) -> Estimate:
+        """AUROC on the other half."""
+        if not len(columns):
+            return Estimate(0.5, 0.0, 1.0)
+        return auroc(eyes.values(columns, self.judged) @ weight, self.judge, self.settings["seed"])
+
+    def ratios(self, now: Eyes, at: Columns, before: Eyes, back: Columns) -> dict[str, Any]:
+        """Strengths of the same features in two checkpoints: `strength`, `before`, and their ratios with intervals."""
+        x, y = now.values(at, self.judged), before.values(back, self.judged)
+        rows_c, rows_b, maps = now.written(at), before.written(back), bases(now, before)
+        mapped = [b if r is None else b @ r for b, r in zip(rows_b, maps, strict=True)]
+        grams = tuple(sum((a @ b.T for a, b in zip(*pair, strict=True)), torch.zeros(len(at), len(at))).double().numpy()
+                      for pair in ((rows_c, rows_c), (rows_b, rows_b), (rows_c, mapped)))  # fmt: skip
+        got = strengths(x, y, grams, self.judge)  # type: ignore[arg-type]
+        size_now, size_before = np.sqrt(np.maximum(got.now, 0)), np.sqrt(np.maximum(got.before, 0))
+        known = got.before.min() > 0
+        return {
+            "strength": float(size_now[0]),
+            "before": float(size_before[0]),
+            "ratio": interval(size_now / size_before, self.reach) if known else None,
+            "projection": interval(got.both / got.before, self.reach) if known else None,
+        }
+
+    def probe(self, now: Eyes, baseline: Eyes) -> tuple[Estimate, Estimate | None]:
+        """(AUROC of the checkpoint's own difference of means, distance of the means along the baseline's over its)."""
+        own = _difference(_joined(now.x, ~self.judged), self.select)
+        found = auroc(_joined(now.x, self.judged) @ own, self.judge, self.settings["seed"])
+        x = [xs if r is None else xs @ r for xs, r in zip(baseline.x, bases(now, baseline), strict=True)]
+        direction = _difference(_joined(x, ~self.judged), self.select)
+        along = [(_joined(part, self.judged) @ direction)[:, None] for part in (now.x, x)]
+        one = np.ones((1, 1))
+        got = strengths(along[0], along[1], (one, one, one), self.judge)
+        # Distances along a line are products with the baseline's, whose own noise is in neither half.
+        return found, interval(got.both / got.before, self.reach) if got.before.min() > 0 else None
+
+
+def bases(now: Eyes, before: Eyes) -> list[Tensor | None]:
+    """Orthonormal maps from another checkpoint's bases into one's own, by the features that both write; None: alike."""
+    _, a, b = np.intersect1d(now.numbers, before.numbers, return_indices=True)
+    return [
+        procrustes(c["decoder"][torch.from_numpy(a)], d["decoder"][torch.from_numpy(b)], torch.ones(len(a)))
+        for c, d in zip(now.dictionaries, before.dictionaries, strict=True)
+    ]
+
+
+def _joined(x: list[Tensor], rows: NDArray[np.bool_]) -> Floats:
+    return torch.cat([part[torch.from_numpy(rows)] for part in x], 1).double().numpy()
+
+
+def _difference(x: Floats, rows: Rows) -> Floats:
+    return np.asarray(x[rows.positive].mean(0) - x[~rows.positive].mean(0))
+
+
+def judge_signature(
+    artifacts: ArtifactStore, policy: Policy, place: Place, question: Question, read: dict[str, str]
+) -> Found:
+    """Everything about one signature in one checkpoint."""
+    bench = Bench(contrast.load(artifacts.path(question.contrast)), question.settings)
+    hooks = _hooks(question, question.baseline, place)
+    now = Eyes(artifacts, place, read[question.id], list(hooks.values()))
+    fresh = bench.choose(now, policy.fdr)
+    carriers = _named(now, fresh)
+    if question.chosen is None:
+        baseline, features = now, carriers
+    else:
+        assert question.baseline_activations is not None
+        baseline = Eyes(artifacts, question.baseline, question.baseline_activations, list(hooks))
+        features = question.chosen
+    asked = [(parse_feature_id(one["feature"]), one["hook_point"]) for one in features]
+    columns, known = now.find(asked, hooks if question.chosen is not None else {hook: hook for hook in now.hook_points})
+    back = baseline.find(asked, {hook: hook for hook in baseline.hook_points})[0]
+    weight = np.array([one["weight"] for one in features])[known] if features else np.zeros(0)
+    own = bench.score(now, columns[known], weight)
+    got = bench.ratios(now, columns[known], baseline, back[known]) if known.any() else None
+    held = _held(bench, now, fresh, baseline, hooks, got)
+    anew = bench.score(now, fresh.columns, fresh.weight)
+    evidence = Evidence(
+        strength=_as_interval(got["ratio"] if got else None),
+        auroc=Interval(*own),
+        reselected=Interval(*anew),
+        reselected_strength=held[0],
+        reselected_before=held[1],
+        baseline_auroc=own.value if question.baseline_auroc is None else question.baseline_auroc,
+    )
+    status, reason = judge(evidence, policy)
+    if not asked:
+        reason = "no feature separates the classes at the baseline, beyond what chance allows among so many"
+    measured = {
+        "strength_ratio": got["ratio"] if got else None,
+        "change": _change(artifacts, bench, question, now, asked, columns, known, place),
+        "projection_ratio": got["projection"] if got else None,
+        "auroc": own,
+        "reselected_auroc": anew,
+    } | dict(zip(("probe_auroc", "probe_ratio"), bench.probe(now, baseline), strict=True))
+    figures = {"strength": _rounded(got["strength"] if got else None)}
+    for name, estimate in measured.items():
+        figures |= _pair(name, estimate)
+    figures |= {"reselected_strength": _rounded(held[0]), "reselected_before": _rounded(held[1])}
+    figures |= _null(bench, now, int(known.sum()))
+    return Found(
+        signature_id=question.id,
+        status=status,
+        reason=reason,
+        figures=figures | {"features_read": int(known.sum()), "rows_judged": int(bench.judged.sum())},
+        carriers=carriers,
+        chosen=carriers if question.chosen is None else None,
+        activations=read[question.id],
+    )
+
+
+def _null(bench: Bench, now: Eyes, k: int) -> dict[str, float | None]:
+    """What random sets of as many features do."""
+    found = random_sets(
+        lambda some: (now.values(some, ~bench.judged), now.values(some, bench.judged)),
+        now.live, max(k, 1), bench.select, bench.judge, bench.settings["seed"],
+    )  # fmt: skip
+    return {
+        "random_auroc": _rounded(float(np.median(found))),
+        "random_auroc_95": _rounded(float(np.quantile(found, 0.95))),
+    }
+
+
+def _hooks(question: Question, theirs: Place, place: Place) -> dict[str, str]:
+    """Hook points of the baseline that the signature is read at -> this checkpoint's."""
+    pairs = paired(theirs.hook_points, place.hook_points)
+    wanted = question.settings["hook_points"]
+    return {hook: own for hook, own in pairs.items() if wanted is None or hook in wanted}
+
+
+def _held(
+    bench: Bench, now: Eyes, fresh: Chosen, baseline: Eyes, hooks: dict[str, str], got: dict[str, Any] | None
+) -> tuple[float, float]:
+    """What the features chosen anew write now, and wrote at the baseline, over the signature's strength there."""
+    if not len(fresh.columns) or got is None or not got["before"]:
+        return 0.0, 0.0
+    features = [now.name(int(column)) for column in fresh.columns]
+    back = baseline.find(features, {own: hook for hook, own in hooks.items()})[0]
+    theirs = bench.ratios(now, fresh.columns, baseline, back)
+    return theirs["strength"] / got["before"], theirs["before"] / got["before"]
+
+
+def _change(
+    artifacts: ArtifactStore, bench: Bench, question: Question, now: Eyes, asked: list[tuple[int, str]],
+    columns: Columns, known: NDArray[np.bool_], place: Place,
+) -> Estimate | None:  # fmt: skip
+    """Strength over that of the checkpoint before; None where none was read, or nothing is written there."""
+    if question.before is None or question.before_activations is None or not len(columns):
+        return None
+    pairs = {own: theirs for theirs, own in paired(question.before.hook_points, place.hook_points).items()}
+    hooks = [pairs[hook] for hook in now.hook_points if hook in pairs]
+    if len(hooks) != len(now.hook_points):
+        return None
+    before = Eyes(artifacts, question.before, question.before_activations, hooks)
+    via = _hooks(question, question.baseline, question.before)
+    if question.chosen is None:  # the features are this checkpoint's own
+        via = dict(zip(now.hook_points, hooks, strict=True))
+    back, there = before.find(asked, via)
+    both = there[known]
+    found: Estimate | None = (
+        bench.ratios(now, columns[both], before, back[known][both])["ratio"] if both.any() else None
+    )
+    return found
+
+
+def _named(eyes: Eyes, chosen: Chosen) -> list[dict[str, Any]]:
+    found = []
+    for column, weight, alone, q in zip(*chosen, strict=True):
+        number, hook = eyes.name(int(column))
+        found.append({"feature": feature_id(number), "hook_point": hook, "weight": float(weight),
+                      "auroc": round(float(alone), 4), "q_value": float(q)})  # fmt: skip
+    return found
+
+
+def _as_interval(estimate: Estimate | None) -> Interval | None:
+    return None if estimate is None else Interval(*estimate)
+
+
+def _pair(name: str, estimate: Estimate | None) -> dict[str, Any]:
+    if estimate is None:
+        return {name: None, f"{name}_ci": None}
+    return {name: _rounded(estimate.value), f"{name}_ci": [_rounded(estimate.low), _rounded(estimate.high)]}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(float(value), 5)

@@ -1,0 +1,179 @@
+"""Reading signatures in a judged checkpoint: the contrast rows through its model, then what its features make of them.
+
+Everything that is read is kept under a name made from checkpoint and contrast set, so a run that was killed goes on
+where it stopped, and later checkpoints are compared with earlier ones without a model.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from service.kit.artifacts import content_key
+from service.models import Checkpoint
+from service.signatures import contrast, logic, queries
+from service.verdicts import queries as verdicts
+from service.verdicts.policy import Policy
+from workers.activations import locate_activations
+from workers.activations.contrast import Row, open_prompts, read_prompts
+from workers.activations.models import compute_dtype, load_model
+from workers.activations.sources import ACTIVATIONS_PREFIX
+from workers.errors import RunError
+from workers.execution import Execution
+from workers.pipelines import judging
+from workers.pipelines.contrasting import Place, Question, judge_signature
+from workers.pipelines.work import device_of
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a run is about: plain copies of the rows that it needs."""
+
+    policy: Policy
+    place: Place
+    questions: list[Question]
+    missing: dict[str, str]
+    """Signature -> why it cannot be read yet"""
+    hook_points: list[str]
+    uri: str
+    adapter: str | None
+    digest: str
+
+
+def signature(execution: Execution) -> None:
+    """Read the run's signatures in its checkpoint, and say what became of each."""
+    judging.threads(execution)
+    subject = _load(execution)
+    if not subject.questions:
+        reasons = "; ".join(f"{name}: {why}" for name, why in subject.missing.items())
+        raise RunError("nothing-to-read", reasons or "the signatures of this run were removed")
+    with execution.stage("read"):
+        artifacts = _read(execution, subject)
+    found = []
+    with execution.stage("judge"):
+        for number, question in enumerate(subject.questions):
+            execution.check()
+            execution.progress(number / len(subject.questions), signature=question.name)
+            found.append(judge_signature(execution.artifacts, subject.policy, subject.place, question, artifacts))
+    with execution.write() as session:
+        result = logic.record(session, str(execution.checkpoint_id), found)
+        execution.finish(session, result | ({"not_read": subject.missing} if subject.missing else {}))
+
+
+def _load(execution: Execution) -> Subject:
+    with execution.read() as session:
+        checkpoint = verdicts.checkpoint(session, str(execution.checkpoint_id))
+        family = verdicts.family(session, checkpoint.family_id)
+        if checkpoint.state != "judged":
+            raise RunError("not-judged", f"{checkpoint.name} is {checkpoint.state}; signatures are read with the "
+                           "features of a judged checkpoint")  # fmt: skip
+        questions, missing = [], {}
+        for row in queries.by_ids(session, execution.params["signatures"]):
+            baseline = queries.reading(session, row.id, row.baseline_id)
+            if checkpoint.id != row.baseline_id and (baseline is None or row.chosen is None):
+                name = verdicts.checkpoint(session, row.baseline_id).name
+                missing[row.name] = f"its baseline {name} has not been read; retry this run when it has"
+                continue
+            before = logic.previous(session, row.id, checkpoint)
+            questions.append(
+                Question(
+                    id=row.id,
+                    name=row.name,
+                    settings=dict(row.settings),
+                    contrast=row.contrast,
+                    chosen=None if checkpoint.id == row.baseline_id else row.chosen,
+                    baseline=_place(session, verdicts.checkpoint(session, row.baseline_id)),
+                    baseline_activations=baseline.activations if baseline else None,
+                    baseline_auroc=baseline.figures["auroc"] if baseline else None,
+                    before=_place(session, verdicts.checkpoint(session, before.checkpoint_id)) if before else None,
+                    before_activations=before.activations if before else None,
+                )
+            )
+        return Subject(
+            policy=Policy.model_validate(family.policy),
+            place=_place(session, checkpoint),
+            questions=questions,
+            missing=missing,
+            hook_points=list(checkpoint.hook_points),
+            uri=checkpoint.uri,
+            adapter=checkpoint.adapter,
+            digest=checkpoint.digest,
+        )
+
+
+def _place(session: Any, checkpoint: Checkpoint) -> Place:
+    code, sources = verdicts.code(session, checkpoint.id), verdicts.sources(session, checkpoint.id)
+    assert code is not None
+    hooks = [hook for hook in checkpoint.hook_points if hook in sources]
+    return Place(checkpoint.id, checkpoint.family_id, code.artifact, hooks, [str(sources[h].dictionary) for h in hooks])
+
+
+def _read(execution: Execution, subject: Subject) -> dict[str, str]:
+    """Signature id -> artifact with the activations of its rows, at all hook points of the checkpoint."""
+    names: dict[str, str] = {}
+    wanted: dict[str, Question] = {}
+    for question in subject.questions:
+        text = execution.artifacts.path(question.contrast).read_text(encoding="utf-8")
+        # The file names what was brought along, so a set under two names is two.
+        brought = question.name if subject.uri.startswith(ACTIVATIONS_PREFIX) else None
+        key = content_key(
+            rows=contrast.digest(text, question.settings), checkpoint=subject.place.id, digest=subject.digest,
+            hook_points=subject.hook_points, brought=brought,
+        )  # fmt: skip
+        names[question.id] = f"{subject.place.family_id}/contrast-activations-{key}.safetensors"
+        if not execution.artifacts.exists(names[question.id]):
+            wanted[names[question.id]] = question
+    if wanted:
+        found = _bring(execution, subject, wanted) if subject.uri.startswith(ACTIVATIONS_PREFIX) else _run(
+            execution, subject, wanted)  # fmt: skip
+        for name, tensors in found.items():
+            with execution.artifacts.create(name) as place:
+                save_file({hook: x.contiguous() for hook, x in tensors.items()}, place)
+    return names
+
+
+def _run(execution: Execution, subject: Subject, wanted: dict[str, Question]) -> dict[str, dict[str, Tensor]]:
+    """Through the model, which is loaded once."""
+    settings, device = execution.settings, str(device_of(execution))
+    model, tokenizer = load_model(
+        subject.uri, subject.adapter, roots=settings.root_dirs, device=device, dtype=compute_dtype(device),
+        cache_dir=settings.data_dir / "cache",
+    )  # fmt: skip
+    found = {}
+    for number, (name, question) in enumerate(wanted.items()):
+        rows = [Row(row.text, row.answer) for row in contrast.load(execution.artifacts.path(question.contrast))]
+        asked = question.settings
+        prompts = open_prompts(model, tokenizer, rows, asked["position"], template=asked["template"])
+
+        def progress(fraction: float, done: int = number) -> None:
+            execution.progress((done + fraction) / len(wanted))
+
+        found[name] = read_prompts(model, subject.hook_points, prompts, on_progress=progress, check=execution.check)
+    return found
+
+
+def _bring(execution: Execution, subject: Subject, wanted: dict[str, Question]) -> dict[str, dict[str, Tensor]]:
+    """From `contrast/<signature>.safetensors` beside the activations that were brought along."""
+    settings = execution.settings
+    folder = locate_activations(subject.uri, settings.root_dirs, settings.data_dir / "cache")
+    return {name: _brought(folder, question, subject, execution) for name, question in wanted.items()}
+
+
+def _brought(folder: Path, question: Question, subject: Subject, execution: Execution) -> dict[str, Tensor]:
+    path = folder / "contrast" / f"{question.name}.safetensors"
+    if not path.is_file():
+        raise RunError(
+            "contrast-not-brought",
+            f"the activations of this checkpoint were brought along, and contrast/{question.name}.safetensors is not "
+            f"among them: a tensor [rows, d_model] for each of {', '.join(subject.hook_points)}, in the rows' order",
+        )
+    tensors = load_file(path)
+    rows = len(contrast.load(execution.artifacts.path(question.contrast)))
+    for hook in subject.hook_points:
+        x = tensors.get(hook)
+        if x is None or x.dim() != 2 or len(x) != rows or not bool(x.isfinite().all()):
+            shape = "is not there" if x is None else f"has the shape {list(x.shape)}, or numbers that are not finite"
+            raise RunError("contrast-invalid", f"{path.name}: {hook} {shape}; it needs [{rows}, d_model]")
+    return {hook: tensors[hook].float() for hook in subject.hook_points}
