@@ -51,6 +51,7 @@ class Source(Base):
     stats: Mapped[dict[str, Any]]
     """`{rms, fvu}`: floats; `paired_with`: the parent's hook point that it was held against, None: none."""
     dictionary: Mapped[str | None]
-    """safetensors with `mean` [d], `rms` [], `decoder` [m, d], `bias` [d], `readout` [d, m], `readout_bias` [m]."""
+    """safetensors with `mean` [d], `rms` [], `decoder` [m, d], `bias` [d], `readout` [d, m], `readout_bias` [m],
+    `readout_slope` [m], `reference` [m, d]."""
     activations: Mapped[str | None]
     """Folder of the activations; None after retention removed them."""

@@ -25,6 +25,9 @@ class Readout(NamedTuple):
     """float32 [m]"""
     readability: Tensor
     """float32 [m], correlation at held-out positions; NaN where the code does not vary there"""
+    slope: Tensor
+    """float32 [m] of the read-out on the code, there too. A regression shrinks what it reads: what a source writes
+    weakly is read as less than it is, and who compares sizes divides by this. 1 where nothing is known"""
 
 
 def solve_readout(
@@ -52,10 +55,10 @@ def solve_readout(
     fires = torch.bincount(code.latents, minlength=code.m) > 0
     live, firing = fires.nonzero().squeeze(1), select(code, fires)
     part = weight[:, live].contiguous()
-    bias, readability = weight.new_zeros(code.m), weight.new_full((code.m,), torch.nan)
+    bias, readability, slope = weight.new_zeros(code.m), weight.new_full((code.m,), torch.nan), weight.new_ones(code.m)
     bias[live] = _offsets(read, part, firing, spread_rows(train, most))
-    readability[live] = _correlation(read, part, bias[live], firing, spread_rows(test, most))
-    return Readout(weight, bias, readability)
+    readability[live], slope[live] = _agreement(read, part, bias[live], firing, spread_rows(test, most))
+    return Readout(weight, bias, readability, slope)
 
 
 def _offsets(read: Reader, weight: Tensor, code: Code, rows: Tensor) -> Tensor:
@@ -70,8 +73,8 @@ def _offsets(read: Reader, weight: Tensor, code: Code, rows: Tensor) -> Tensor:
     return -torch.tensor([np.partition(row, k)[k] for row, k in zip(output.numpy(), places, strict=True)])
 
 
-def _correlation(read: Reader, weight: Tensor, bias: Tensor, code: Code, rows: Tensor) -> Tensor:
-    """Correlation [m] of relu(x R + c) with the code over the rows."""
+def _agreement(read: Reader, weight: Tensor, bias: Tensor, code: Code, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Correlation of relu(x R + c) with the code over the rows, and its slope on the code: [m] each."""
     sums = torch.zeros(5, code.m, dtype=torch.float64, device=weight.device)
     for part in rows.split(1024):  # what a cache holds
         output, truth = torch.addmm(bias, read(part), weight).relu_(), take_rows(code, part)
@@ -85,4 +88,6 @@ def _correlation(read: Reader, weight: Tensor, bias: Tensor, code: Code, rows: T
     deviation = ((aa - a * a) * (bb - b * b)).clamp_min(0).sqrt()
     # A read-out that never varies tells nothing: 0. Of a code that never varies there is nothing to tell: NaN.
     correlation = ((ab - a * b) / deviation).where(deviation > 1e-12, 0.0)
-    return correlation.where(bb - b * b > 1e-12 * bb, torch.nan).float()
+    known = bb - b * b > 1e-12 * bb
+    slope = ((ab - a * b) / (bb - b * b)).where(known, 1.0)
+    return correlation.where(known, torch.nan).float(), slope.float()

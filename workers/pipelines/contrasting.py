@@ -18,11 +18,13 @@ from service.signatures.logic import Found
 from service.signatures.rule import Evidence, Interval, judge
 from service.verdicts.judge import benjamini_hochberg
 from service.verdicts.policy import Policy
+from workers.crosscoder.regress import weighted_median
 from workers.verdicts.contrast import (
     FOLDS,
     Chosen,
     Estimate,
     Rows,
+    Strengths,
     auroc,
     choose,
     halves,
@@ -35,6 +37,8 @@ from workers.verdicts.measure import procrustes
 
 Floats = NDArray[np.float64]
 Columns = NDArray[np.int64]
+LEAST_SLOPE = 0.25
+"""of a read-out on its code that is put right; of one under it hardly more than noise would be magnified"""
 LEAST_AUROC = 0.6
 """of a feature that is chosen, by itself"""
 
@@ -88,6 +92,8 @@ class Eyes:
         kept = dict(zip(place.hook_points, place.dictionaries, strict=True))
         self.numbers: Columns = load_file(artifacts.path(place.code))["feature_numbers"].numpy()
         self.dictionaries = [load_file(artifacts.path(kept[hook])) for hook in hook_points]
+        for d in self.dictionaries:  # one of before slopes were kept has none
+            d.setdefault("readout_slope", torch.ones_like(d["readout_bias"]))
         self.x = [(raw[hook].float() - d["mean"]) * (len(d["mean"]) ** 0.5 / d["rms"])
                   for hook, d in zip(hook_points, self.dictionaries, strict=True)]  # fmt: skip
 
@@ -103,6 +109,7 @@ class Eyes:
             if len(here):
                 at = torch.from_numpy(columns[here] % self.m)
                 read = torch.relu(x[picked] @ d["readout"][:, at] + d["readout_bias"][at])
+                read /= d["readout_slope"][at].clamp_min(LEAST_SLOPE)
                 found[:, here] = read.double().numpy()
         return found
 
@@ -186,6 +193,8 @@ class Bench:
         grams = tuple(sum((a @ b.T for a, b in zip(*pair, strict=True)), torch.zeros(len(at), len(at))).double().numpy()
                       for pair in ((rows_c, rows_c), (rows_b, rows_b), (rows_c, mapped)))  # fmt: skip
         got = strengths(x, y, grams, self.judge)  # type: ignore[arg-type]
+        size = typical_size(now, before)
+        got = Strengths(got.now / size**2, got.before, got.both / size)
         size_now, size_before = np.sqrt(np.maximum(got.now, 0)), np.sqrt(np.maximum(got.before, 0))
         known = got.before.min() > 0
         return {
@@ -206,6 +215,21 @@ class Bench:
         got = strengths(along[0], along[1], (one, one, one), self.judge)
         # Distances along a line are products with the baseline's, whose own noise is in neither half.
         return found, interval(got.both / got.before, self.reach) if got.before.min() > 0 else None
+
+
+def typical_size(now: Eyes, before: Eyes) -> float:
+    """What a checkpoint writes of a typical feature, over what another does: a change of all alike is none."""
+    _, a, b = np.intersect1d(now.numbers, before.numbers, return_indices=True)
+    size_now, size_before = (
+        sum(
+            (d["decoder"][torch.from_numpy(at)].square().sum(1) for d in eyes.dictionaries), torch.zeros(len(at))
+        ).sqrt()
+        for eyes, at in ((now, a), (before, b))
+    )
+    there = (size_now > 0) & (size_before > 0)
+    if not bool(there.any()):
+        return 1.0
+    return weighted_median(size_now[there] / size_before[there], size_before[there])
 
 
 def bases(now: Eyes, before: Eyes) -> list[Tensor | None]:

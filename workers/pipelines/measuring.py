@@ -218,6 +218,7 @@ def _dictionaries(
             "bias": bias,
             "readout": readout.weight,
             "readout_bias": readout.bias,
+            "readout_slope": readout.slope,
             "reference": where_last,
         }
         if not execution.artifacts.exists(names[hook]):

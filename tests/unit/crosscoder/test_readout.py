@@ -59,6 +59,7 @@ def test_equals_ridge_offsets_and_correlation_in_float64(code: np.ndarray) -> No
         assert float(got.bias[i]) == pytest.approx(-ranked[(code[train, i] > 0).sum() - 1], abs=1e-4)
         read = np.maximum(output[test, i] + float(got.bias[i]), 0)
         assert float(got.readability[i]) == pytest.approx(np.corrcoef(read, code[test, i])[0, 1], abs=1e-3)
+        assert float(got.slope[i]) == pytest.approx(np.polyfit(code[test, i], read, 1)[0], abs=1e-3)
 
 
 def test_held_out_positions_have_no_part_in_the_weights(code: np.ndarray) -> None:
