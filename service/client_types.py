@@ -133,6 +133,7 @@ class Feature(TypedDict):
     tags: list[str]
     watched: bool
     top_tokens: list[str]
+    promoted_tokens: list[str]
     born_in: str
     origin: str
     generation: int

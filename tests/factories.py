@@ -57,6 +57,7 @@ def feature(session: Session, of: Family, number: int, born_in: Checkpoint, **va
     defaults: dict[str, Any] = {
         "label": None,
         "top_tokens": [f" token{number}", "é"],
+        "promoted_tokens": [],
         "tags": [],
         "origin": "fitted",
         "generation": 1,

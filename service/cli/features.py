@@ -115,6 +115,9 @@ def lineage(
     return base.show_rows(rows, _LINK_COLUMNS, empty="No re-fit yet.")
 
 
+_FIELDS = (
+    "id", "label", "tags", "watched", "top_tokens", "promoted_tokens", "born_in", "origin", "generation", "retired_in",
+)  # fmt: skip
 _LINK_COLUMNS: list[tuple[str, Callable[[Any], Any]]] = [
     ("GENERATION", lambda link: link["generation"]),
     ("CHECKPOINT", lambda link: link["checkpoint"]),
@@ -169,8 +172,7 @@ def show_feature(
     if as_json:
         found = {"feature": row, "trajectory": points, "examples": shown}
         return base.show_json(found | ({"sources": places} if sources else {}))
-    names = ("id", "label", "tags", "watched", "top_tokens", "born_in", "origin", "generation", "retired_in")
-    base.show_fields((name, row.get(name)) for name in names)
+    base.show_fields((name, row.get(name)) for name in _FIELDS)
     base.out.print()
     columns = [
         ("CHECKPOINT", lambda point: point["checkpoint"]),

@@ -84,7 +84,10 @@ class FeatureOut(BaseModel):
     watched: bool
     born_in: str = Field(description="The checkpoint whose run gave it its id.")
     origin: str = Field(description="fitted, emerged or discovered.")
-    top_tokens: list[str]
+    top_tokens: list[str] = Field(description="On which it fires most.")
+    promoted_tokens: list[str] = Field(
+        description="Whose logits its decoder row raises most (logit lens); empty where the checkpoint has no head."
+    )
     generation: int
     retired_in: int | None = Field(description="Generation that carries it no longer; its `lineage` says why.")
 
@@ -228,6 +231,7 @@ def _feature_fields(feature: Feature, born_in: str) -> dict[str, Any]:
         "born_in": born_in,
         "origin": feature.origin,
         "top_tokens": feature.top_tokens,
+        "promoted_tokens": feature.promoted_tokens,
         "generation": feature.generation,
         "retired_in": feature.retired_in,
     }

@@ -18,6 +18,12 @@ class Feature(Base):
     label: Mapped[str | None]
     """Text for people, never evidence. None: show the top tokens."""
     top_tokens: Mapped[list[str]]
+    """On which it fires most, by summed activation; empty where the family has no text."""
+    promoted_tokens: Mapped[list[str]] = mapped_column(default=list)
+    """Whose logits its decoder row raises most, in the checkpoint it was born in; empty where that has no head. The
+    checkpoint's `quality["logit_lens"]` says why."""
+    logits: Mapped[dict[str, Any]] = mapped_column(default=dict, deferred=True)
+    """`{"promoted": [[token, value], ...], "demoted": ...}`: for the row at unit norm, less the vocabulary's mean."""
     tags: Mapped[list[str]]
     watched: Mapped[bool] = mapped_column(default=False)
     origin: Mapped[str]

@@ -68,6 +68,8 @@ class Outcome:
     """of the new features"""
     top_tokens: list[list[str]]
     """of the new features, in order"""
+    logits: Sequence[dict[str, list[list[Any]]]]
+    """of the new features, in order: as `service.models.Feature` has them"""
     code: str
     examples: str
     n_positions: int
@@ -178,6 +180,8 @@ def _write_features(session: Session, family: Family, checkpoint: Checkpoint, ou
             "number": number,
             "label": None,
             "top_tokens": tokens,
+            "promoted_tokens": [token for token, _ in logits.get("promoted", [])],
+            "logits": logits,
             "tags": [],
             "watched": False,
             "origin": origin,
@@ -186,7 +190,9 @@ def _write_features(session: Session, family: Family, checkpoint: Checkpoint, ou
             "retired_in": None,
             "created_at": utcnow(),
         }
-        for (number, origin), tokens in zip(sorted(outcome.origins.items()), outcome.top_tokens, strict=True)
+        for (number, origin), tokens, logits in zip(
+            sorted(outcome.origins.items()), outcome.top_tokens, outcome.logits, strict=True
+        )
     ]
     queries.add_features(session, rows)
     family.n_features += len(rows)

@@ -18,7 +18,8 @@ def row(status: str, ratio: float | None = None, ends: tuple[float, float] | Non
     """F17, whose verdict this is."""
     defaults: dict[str, Any] = {
         "id": "F17", "label": None, "tags": [], "watched": False, "born_in": "v1", "origin": "fitted",
-        "top_tokens": [" stop", " halt"], "generation": 1, "retired_in": None, "checkpoint": "v2", "baseline": "v1",
+        "top_tokens": [" stop", " halt"], "promoted_tokens": [], "generation": 1, "retired_in": None,
+        "checkpoint": "v2", "baseline": "v1",
         "previous_status": "present", "change": 1.0, "strength_ratio": 0.97, "strength_ratio_ci": None,
         "orthogonal_ratio": 0.1, "q_value": 0.0016, "strength": 1.0, "direction_cosine": 0.9, "readability": 0.8,
         "firing_rate": 0.012, "firings": 361, "minimum_detectable_ratio": 0.22, "successors": [],
