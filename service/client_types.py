@@ -130,6 +130,7 @@ class Feature(TypedDict):
 
     id: str
     label: str | None
+    auto_label: str | None
     tags: list[str]
     watched: bool
     top_tokens: list[str]

@@ -116,7 +116,8 @@ def lineage(
 
 
 _FIELDS = (
-    "id", "label", "tags", "watched", "top_tokens", "promoted_tokens", "born_in", "origin", "generation", "retired_in",
+    "id", "label", "auto_label", "tags", "watched", "top_tokens", "promoted_tokens", "born_in", "origin", "generation",
+    "retired_in",
 )  # fmt: skip
 _LINK_COLUMNS: list[tuple[str, Callable[[Any], Any]]] = [
     ("GENERATION", lambda link: link["generation"]),
@@ -146,8 +147,8 @@ def _show(rows: list[FeatureRow], as_json: bool) -> None:
 
 
 def what(row: Any) -> str:
-    """What a feature is about: its label, else its top tokens."""
-    return plain(row["label"] or "") or " ".join(repr(token)[1:-1] for token in row["top_tokens"][:6])
+    """What a feature is about: its label, else the automatic one."""
+    return plain(row["label"] or "") or plain(row["auto_label"] or "")
 
 
 def show_feature(

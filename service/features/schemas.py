@@ -79,7 +79,10 @@ class FeatureOut(BaseModel):
     """A feature, apart from any checkpoint."""
 
     id: str = Field(examples=["F42318"])
-    label: str | None
+    label: str | None = Field(description="A person's. It goes before all others.")
+    auto_label: str | None = Field(
+        description="What its top tokens and its promoted tokens have in common; null where there are none."
+    )
     tags: list[str]
     watched: bool
     born_in: str = Field(description="The checkpoint whose run gave it its id.")
@@ -119,6 +122,7 @@ class Trajectory(BaseModel):
 
     id: str
     label: str | None
+    auto_label: str | None
     points: list[Point]
 
 
@@ -226,6 +230,7 @@ def _feature_fields(feature: Feature, born_in: str) -> dict[str, Any]:
     return {
         "id": feature_id(feature.number),
         "label": feature.label,
+        "auto_label": feature.auto_label,
         "tags": feature.tags,
         "watched": feature.watched,
         "born_in": born_in,

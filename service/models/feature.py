@@ -16,7 +16,9 @@ class Feature(Base):
     family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     label: Mapped[str | None]
-    """Text for people, never evidence. None: show the top tokens."""
+    """A person's text for people, never evidence. None: show the automatic one."""
+    auto_label: Mapped[str | None]
+    """Made from the tokens below by `service.labels.automatic`; None where there are none."""
     top_tokens: Mapped[list[str]]
     """On which it fires most, by summed activation; empty where the family has no text."""
     promoted_tokens: Mapped[list[str]] = mapped_column(default=list)

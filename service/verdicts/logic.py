@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from service.alerts import logic as alerts
 from service.kit.clock import utcnow
 from service.kit.ids import feature_id
+from service.labels.automatic import auto_label
 from service.models import Checkpoint, Code, Family, Source
 from service.verdicts import past, queries
 from service.verdicts.arrays import by_column, by_number
@@ -179,8 +180,9 @@ def _write_features(session: Session, family: Family, checkpoint: Checkpoint, ou
             "family_id": family.id,
             "number": number,
             "label": None,
+            "auto_label": auto_label(tokens, _promoted(logits)),
             "top_tokens": tokens,
-            "promoted_tokens": [token for token, _ in logits.get("promoted", [])],
+            "promoted_tokens": _promoted(logits),
             "logits": logits,
             "tags": [],
             "watched": False,
@@ -196,6 +198,10 @@ def _write_features(session: Session, family: Family, checkpoint: Checkpoint, ou
     ]
     queries.add_features(session, rows)
     family.n_features += len(rows)
+
+
+def _promoted(logits: dict[str, list[list[Any]]]) -> list[str]:
+    return [token for token, _ in logits.get("promoted", [])]
 
 
 def _write_lineage(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> list[int]:
