@@ -214,6 +214,13 @@ class Client(Transport):
         body = given(label=label, tags=None if tags is None else list(tags), watched=watched)
         return cast(Feature, self.json("PATCH", path_of("families", family, "features", feature), body=body))
 
+    def label(self, family: str, *, features: Sequence[str] | None = None, checkpoint: str | None = None) -> Run:
+        """Have features labelled by the server's endpoint; without names those that are watched or changed."""
+        body: dict[str, Any] = given(checkpoint=checkpoint)
+        if features is not None:
+            body["features"] = list(features)
+        return cast(Run, self.json("POST", path_of("families", family, "features", "labels"), body=body))
+
     def diff(
         self, family: str, from_: str, to: str, *, status: Sequence[str] = (), **query: Any
     ) -> Iterator[FeatureRow]:

@@ -1,4 +1,4 @@
-"""Tokens that features promote, and automatic labels.
+"""Tokens that features promote, automatic labels, and labels of models.
 
 Revision: 0005, after 0003.
 """
@@ -18,17 +18,26 @@ def upgrade() -> None:
     """Go forward. What a feature promotes is read from its checkpoint's weights: older ones stay without."""
     op.add_column("feature", sa.Column("promoted_tokens", sa.JSON(), nullable=False, server_default="[]"))
     op.add_column("feature", sa.Column("logits", sa.JSON(), nullable=False, server_default="{}"))
-    op.add_column("feature", sa.Column("auto_label", sa.String(), nullable=True))
+    for name, kind in _OPTIONAL.items():
+        op.add_column("feature", sa.Column(name, kind, nullable=True))
     _label()
 
 
 def downgrade() -> None:
     """Go back."""
-    op.drop_column("feature", "auto_label")
-    op.drop_column("feature", "logits")
-    op.drop_column("feature", "promoted_tokens")
+    for name in (*reversed(_OPTIONAL), "logits", "promoted_tokens"):
+        op.drop_column("feature", name)
 
 
+_OPTIONAL = {
+    "auto_label": sa.String(),
+    "model_label": sa.String(),
+    "model_label_by": sa.String(),
+    "model_label_score": sa.Double(),
+    "model_label_score_lo": sa.Double(),
+    "model_label_score_hi": sa.Double(),
+    "model_label_run": sa.String(),
+}
 _FEATURE = sa.table(
     "feature",
     sa.column("family_id", sa.String),

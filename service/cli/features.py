@@ -116,7 +116,8 @@ def lineage(
 
 
 _FIELDS = (
-    "id", "label", "auto_label", "tags", "watched", "top_tokens", "promoted_tokens", "born_in", "origin", "generation",
+    "id", "label", "auto_label", "model_label", "model_label_by", "model_label_score", "model_label_score_ci", "tags",
+    "watched", "top_tokens", "promoted_tokens", "born_in", "origin", "generation",
     "retired_in",
 )  # fmt: skip
 _LINK_COLUMNS: list[tuple[str, Callable[[Any], Any]]] = [

@@ -176,6 +176,7 @@ def _narrow(statement: Statement, wanted: Filter) -> Statement:
         conditions = [
             Feature.label.icontains(wanted.q, autoescape=True),
             Feature.auto_label.icontains(wanted.q, autoescape=True),
+            Feature.model_label.icontains(wanted.q, autoescape=True),
             cast(Feature.top_tokens, Text).icontains(stored, autoescape=True),
         ]
         number = _number(wanted.q)

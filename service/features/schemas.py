@@ -83,6 +83,13 @@ class FeatureOut(BaseModel):
     auto_label: str | None = Field(
         description="What its top tokens and its promoted tokens have in common; null where there are none."
     )
+    model_label: str | None = Field(description="By a model that was asked; see `POST .../features/labels`.")
+    model_label_by: str | None = Field(description="The model.")
+    model_label_score: float | None = Field(
+        description="Balanced accuracy of telling, by the label, held-out passages in which the feature fires from "
+        "others: 0.5 is chance. Null where it fires in too few documents."
+    )
+    model_label_score_ci: Interval | None
     tags: list[str]
     watched: bool
     born_in: str = Field(description="The checkpoint whose run gave it its id.")
@@ -231,6 +238,10 @@ def _feature_fields(feature: Feature, born_in: str) -> dict[str, Any]:
         "id": feature_id(feature.number),
         "label": feature.label,
         "auto_label": feature.auto_label,
+        "model_label": feature.model_label,
+        "model_label_by": feature.model_label_by,
+        "model_label_score": feature.model_label_score,
+        "model_label_score_ci": _interval(feature.model_label_score_lo, feature.model_label_score_hi),
         "tags": feature.tags,
         "watched": feature.watched,
         "born_in": born_in,

@@ -19,6 +19,14 @@ class Feature(Base):
     """A person's text for people, never evidence. None: show the automatic one."""
     auto_label: Mapped[str | None]
     """Made from the tokens below by `service.labels.automatic`; None where there are none."""
+    model_label: Mapped[str | None]
+    """By a model behind an endpoint, `model_label_by`, in the run `model_label_run`."""
+    model_label_by: Mapped[str | None]
+    model_label_score: Mapped[float | None]
+    """Balanced accuracy on held-out passages, with its 95% interval; None where there were none."""
+    model_label_score_lo: Mapped[float | None]
+    model_label_score_hi: Mapped[float | None]
+    model_label_run: Mapped[str | None]
     top_tokens: Mapped[list[str]]
     """On which it fires most, by summed activation; empty where the family has no text."""
     promoted_tokens: Mapped[list[str]] = mapped_column(default=list)
