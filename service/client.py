@@ -254,6 +254,13 @@ class Client(Transport):
         path = path_of("families", family, "codes", "ids")
         return cast(list[str], self.json("GET", path, params=given(checkpoint=checkpoint))["feature_ids"])
 
+    def neuronpedia(
+        self, family: str, *, checkpoint: str | None = None, passages: int = 10
+    ) -> Iterator[dict[str, Any]]:
+        """All features of a checkpoint, as Neuronpedia-style viewers read them."""
+        path = path_of("families", family, "neuronpedia")
+        return self.pages(path, given(checkpoint=checkpoint, passages=passages, limit=100))
+
     # Runs
 
     def runs(self, *, family: str | None = None, state: str | None = None) -> Iterator[Run]:

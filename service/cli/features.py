@@ -1,5 +1,6 @@
 """`featurewatch features`, `feature`, `diff`, `lineage`, `export`."""
 
+import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -237,4 +238,24 @@ def export_codes(
     names = output.with_suffix(".ids.txt")
     names.write_text("\n".join(ids) + "\n", encoding="utf-8")
     made = {"codes": str(output), "ids": str(names), "features": len(ids), "bytes": output.stat().st_size}
+    base.show_json(made) if as_json else base.show_fields(made.items())
+
+
+@export_app.command("neuronpedia")
+def export_neuronpedia(
+    family: Family,
+    checkpoint: Annotated[str | None, typer.Option(help="Its features; default: the newest that is judged.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("neuronpedia"),
+    passages: Annotated[int, typer.Option(help="Passages of each feature.", min=0, max=16)] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Save each feature as a JSON file, `42.json` for F42, in the shape of Neuronpedia's feature API."""
+    out.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with base.connect() as client:
+        for feature in client.neuronpedia(family, checkpoint=checkpoint, passages=passages):
+            text = json.dumps(feature, ensure_ascii=False)
+            (out / f"{int(feature['index'])}.json").write_text(text + "\n", encoding="utf-8")
+            count += 1
+    made = {"folder": str(out), "features": count}
     base.show_json(made) if as_json else base.show_fields(made.items())

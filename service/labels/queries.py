@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer
 
 from service.models import Feature, Verdict
 
@@ -36,6 +36,16 @@ def set_label(session: Session, family_id: str, number: int, values: dict[str, A
     """Write what a model says of a feature."""
     chosen = (Feature.family_id == family_id) & (Feature.number == number)
     session.execute(update(Feature).where(chosen).values(**values))
+
+
+def with_logits(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Feature]:
+    """Number -> feature, of those that there are, with what is left out of lists."""
+    found: dict[int, Feature] = {}
+    for start in range(0, len(numbers), 500):
+        chosen = (Feature.family_id == family_id) & Feature.number.in_(numbers[start : start + 500])
+        rows = session.scalars(select(Feature).where(chosen).options(undefer(Feature.logits)))
+        found |= {feature.number: feature for feature in rows}
+    return found
 
 
 def labelled_by(session: Session, family_id: str, numbers: Sequence[int], run_id: str) -> set[int]:

@@ -164,6 +164,14 @@ def test_activations_without_text_cannot_be_labelled(service: Up) -> None:
     assert "toy has no text to show" in done.stderr
 
 
+def test_features_are_exported_for_viewers(service: Up, tmp_path: Path) -> None:
+    made = service.json("export", "neuronpedia", "toy", "--checkpoint", "v2", "--out", str(tmp_path / "np"))
+    files = sorted((tmp_path / "np").glob("*.json"), key=lambda path: int(path.stem))
+    assert made["features"] == len(files) >= 40
+    first = json.loads(files[0].read_text(encoding="utf-8"))
+    assert (first["modelId"], first["layer"], first["index"]) == ("v2", "1-resid_post-toy", files[0].stem)
+
+
 def test_a_family_is_calibrated(service: Up, planted: Path) -> None:
     service.json("family", "create", "quiet", "--hook-point", "resid_post.1", *FIT)
     nothing = service.run("calibrate", "quiet")
