@@ -76,6 +76,7 @@ def test_default_list_is_the_newest_judged_checkpoint_largest_change_first(clien
     assert [row["id"] for row in rows] == ["F1", "F0", "F5", "F2", "F3", "F4"]
     assert rows[0] == {
         "id": "F1", "label": None, "auto_label": "“token1”, “é”", "tags": ["deception-2"], "watched": False,
+        "model_label": None, "model_label_by": None, "model_label_score": None, "model_label_score_ci": None,
         "born_in": "v1", "origin": "fitted",
         "top_tokens": [" token1", "é"], "promoted_tokens": [], "generation": 1, "retired_in": None,
         "checkpoint": "v2", "baseline": "v1", "status": "replaced", "previous_status": "present", "change": 3.0,

@@ -19,6 +19,7 @@ def row(status: str, ratio: float | None = None, ends: tuple[float, float] | Non
     defaults: dict[str, Any] = {
         "id": "F17", "label": None, "auto_label": "“stop”, “halt”", "tags": [], "watched": False,
         "born_in": "v1", "origin": "fitted",
+        "model_label": None, "model_label_by": None, "model_label_score": None, "model_label_score_ci": None,
         "top_tokens": [" stop", " halt"], "promoted_tokens": [], "generation": 1, "retired_in": None,
         "checkpoint": "v2", "baseline": "v1",
         "previous_status": "present", "change": 1.0, "strength_ratio": 0.97, "strength_ratio_ci": None,

@@ -294,6 +294,18 @@ def test_a_wrong_key_ends_the_run_and_is_told_nowhere(
     assert feature(installation, 0).model_label == "x", "it goes on, it does not begin anew"
 
 
+def test_a_run_that_is_interrupted_goes_on(installation: Installation, model: Model) -> None:
+    run_id = ask(installation, "F0", "F1")
+    installation.run_next(pipelines=PIPELINES, stop=lambda: len(model.asked) >= 2)
+    assert installation.run(run_id).state == "queued"
+    assert feature(installation, 0).model_label == "the word stop", "nothing is lost"
+    installation.run_next(pipelines=PIPELINES)
+    run = installation.run(run_id)
+    assert (run.state, run.attempt, len(model.asked)) == ("succeeded", 2, 3)
+    assert run.result is not None
+    assert run.result["labelled"] == 2
+
+
 def test_an_endpoint_that_stays_busy(installation: Installation, model: Model) -> None:
     model.script = [(429, {"Retry-After": "86400"}, {"error": f"quota of {KEY}"})] * 9
     with installation.database.write() as session:
