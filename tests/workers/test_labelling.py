@@ -107,11 +107,17 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def family(installation: Installation) -> None:
-    """F0 fires on "stop", in 20 of 40 documents; F1 in one document alone; F2 nowhere; F9 is in no code."""
+    """F0 fires on "stop", in 20 of 40 documents; F1 in one document alone; F2 nowhere; F9 and F10 are in no code."""
     with installation.database.write() as session:
         family = factories.family(session)
         checkpoint = factories.checkpoint(session, family, "v1")
-        changes = {0: ("suppressed", 1.5), 1: ("absent", 3.0), 2: ("present", 0.0), 9: ("indeterminate", 0.0)}
+        changes = {
+            0: ("suppressed", 1.5),
+            1: ("absent", 3.0),
+            2: ("present", 0.0),
+            9: ("indeterminate", 0.0),
+            10: ("present", 0.0),
+        }
         for number, (status, change) in changes.items():
             feature = factories.feature(session, family, number, checkpoint, promoted_tokens=[" now"])
             factories.verdict(session, checkpoint, feature, status, change=change)
@@ -196,11 +202,11 @@ def test_label_and_score(installation: Installation, model: Model) -> None:
 
 
 def test_what_has_no_score_and_what_has_no_label(installation: Installation, model: Model) -> None:
-    run = done(installation, "F1", "F2", "F9", "F0")
+    run = done(installation, "F1", "F2", "F9", "F10", "F0")
     assert run.result is not None
     assert (run.result["labelled"], run.result["scored"]) == (2, 1)
     assert [(one["feature"], one["code"]) for one in run.result["failed"]] == [
-        ("F2", "never-fires"), ("F9", "not-in-code"),
+        ("F2", "never-fires"), ("F9", "not-in-code"), ("F10", "not-in-code"),
     ]  # fmt: skip
     one = feature(installation, 1)
     assert (one.model_label, one.model_label_score) == ("the word stop", None)
@@ -308,11 +314,6 @@ def test_a_run_that_is_interrupted_goes_on(installation: Installation, model: Mo
 
 def test_an_endpoint_that_stays_busy(installation: Installation, model: Model) -> None:
     model.script = [(429, {"Retry-After": "86400"}, {"error": f"quota of {KEY}"})] * 9
-    with installation.database.write() as session:
-        found = session.query(Feature).filter_by(number=0).one()
-        for number in (3, 4):
-            factories.feature(session, session.get_one(factories.Family, found.family_id), number,
-                              session.get_one(factories.Checkpoint, found.born_in))  # fmt: skip
     run = done(installation, "F0", "F1")
     assert run.error is not None
     assert run.error["code"] == "label-endpoint-busy"

@@ -25,8 +25,8 @@ from workers.pipelines import files
 
 IN_A_ROW = 3
 """So many features without an answer, one after the other: the endpoint is not there."""
-NONSENSE = ("label-nonsense", "label-request-refused")
-"""Faults that are about one feature: the endpoint did answer."""
+AWAY = ("label-endpoint-busy", "label-endpoint-unreachable")
+"""Faults that may not be about one feature alone."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def label(execution: Execution) -> None:
                 found = _labelled(endpoint, subject, number)
             except EndpointError as error:
                 failed.append(NotLabelled(feature=feature_id(number), code=error.code, detail=error.detail))
-                streak = 0 if error.code in NONSENSE else streak + 1
+                streak = streak + 1 if error.code in AWAY else 0
                 if error.everywhere or streak >= IN_A_ROW:
                     said = f"{error.detail}. {len(done)} of {len(numbers)} features were labelled; a retry goes on"
                     raise RunError(error.code, said) from error
