@@ -107,17 +107,12 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def family(installation: Installation) -> None:
-    """F0 fires on "stop", in 20 of 40 documents; F1 in one document alone; F2 nowhere; F9 and F10 are in no code."""
+    """F0 fires on "stop", in 20 of 40 documents; F1 in one alone; F2 nowhere; F3 in all; F9, F10 in no code."""
     with installation.database.write() as session:
         family = factories.family(session)
         checkpoint = factories.checkpoint(session, family, "v1")
-        changes = {
-            0: ("suppressed", 1.5),
-            1: ("absent", 3.0),
-            2: ("present", 0.0),
-            9: ("indeterminate", 0.0),
-            10: ("present", 0.0),
-        }
+        changes = dict.fromkeys((2, 3, 9, 10), ("present", 0.0))
+        changes |= {0: ("suppressed", 1.5), 1: ("absent", 3.0)}
         for number, (status, change) in changes.items():
             feature = factories.feature(session, family, number, checkpoint, promoted_tokens=[" now"])
             factories.verdict(session, checkpoint, feature, status, change=change)
@@ -320,6 +315,12 @@ def test_an_endpoint_that_stays_busy(installation: Installation, model: Model) -
     assert "429" in run.error["detail"]
     assert KEY not in run.error["detail"]
     assert len(model.asked) == 2, "nobody waits for a day"
+    assert "no feature was labelled" in run.error["detail"]
+    run = done(installation, "F0", "F1", "F3", "F2")
+    assert run.error is not None
+    assert run.error["code"] == "label-endpoint-busy"
+    assert "0 of 4 features were labelled" in run.error["detail"]
+    assert len(model.asked) == 5, "three in a row are enough"
 
 
 def test_nobody_there_and_not_allowed(settings: Settings, installation: Installation, server: HTTPServer) -> None:
