@@ -21,6 +21,7 @@ from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.kit.logs import configure_logging
 from service.kit.middleware import BodyLimit, EntityTags, RequestContext
+from service.labels.routes import router as labels
 from service.lineage.routes import router as lineage
 from service.migrate import check_connection
 from service.runs.routes import router as runs
@@ -29,7 +30,8 @@ from service.status.routes import router as status
 from service.webhooks.routes import router as webhooks
 
 ROUTERS = (
-    families, checkpoints, features, lineage, signatures, calibrations, runs, webhooks, alerts, keys, audit, status,
+    families, checkpoints, features, labels, lineage, signatures, calibrations, runs, webhooks, alerts, keys, audit,
+    status,
 )  # fmt: skip
 
 

@@ -16,23 +16,19 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 
-from service.client_transport import ApiError, ClientError, Transport, UnreachableError, given, path_of
+from service.client_notify import NotifyingCalls
+from service.client_transport import ApiError, ClientError, UnreachableError, given, path_of
 from service.client_types import (
-    Alert,
-    AlertRule,
     Calibration,
     Checkpoint,
-    Delivery,
     Example,
     Family,
     Feature,
     FeatureRow,
-    Key,
     Link,
     Point,
     Registration,
     Run,
-    Webhook,
 )
 
 __all__ = ["ApiError", "Client", "ClientError", "UnreachableError", "WaitTimeoutError"]
@@ -48,7 +44,7 @@ class WaitTimeoutError(ClientError):
         self.run = run
 
 
-class Client(Transport):
+class Client(NotifyingCalls):
     """The calls of the API, one method each."""
 
     # Families
@@ -249,6 +245,13 @@ class Client(Transport):
         body = given(label=label, tags=None if tags is None else list(tags), watched=watched)
         return cast(Feature, self.json("PATCH", path_of("families", family, "features", feature), body=body))
 
+    def label(self, family: str, *, features: Sequence[str] | None = None, checkpoint: str | None = None) -> Run:
+        """Have features labelled by the server's endpoint; without names those that are watched or changed."""
+        body: dict[str, Any] = given(checkpoint=checkpoint)
+        if features is not None:
+            body["features"] = list(features)
+        return cast(Run, self.json("POST", path_of("families", family, "features", "labels"), body=body))
+
     def diff(
         self, family: str, from_: str, to: str, *, status: Sequence[str] = (), **query: Any
     ) -> Iterator[FeatureRow]:
@@ -281,6 +284,13 @@ class Client(Transport):
         """Feature ids of the code's columns, in their order."""
         path = path_of("families", family, "codes", "ids")
         return cast(list[str], self.json("GET", path, params=given(checkpoint=checkpoint))["feature_ids"])
+
+    def neuronpedia(
+        self, family: str, *, checkpoint: str | None = None, passages: int = 10
+    ) -> Iterator[dict[str, Any]]:
+        """All features of a checkpoint, as Neuronpedia-style viewers read them."""
+        path = path_of("families", family, "neuronpedia")
+        return self.pages(path, given(checkpoint=checkpoint, passages=passages, limit=100))
 
     # Runs
 
@@ -323,77 +333,3 @@ class Client(Transport):
             if left is not None and left <= 0:
                 raise WaitTimeoutError(current, timeout or 0.0)
             time.sleep(interval if left is None else min(interval, left))
-
-    # Webhooks
-
-    def webhooks(self) -> Iterator[Webhook]:
-        """All webhooks."""
-        return self.pages("/v1/webhooks")
-
-    def create_webhook(self, url: str, *, event_types: Sequence[str] = (), secret: str | None = None) -> Webhook:
-        """Register a webhook; without event types it gets all. Keep `secret` of the answer: it is not shown again."""
-        body = given(url=url, secret=secret) | {"event_types": list(event_types)}
-        return cast(Webhook, self.json("POST", path_of("webhooks"), body=body))
-
-    def update_webhook(self, webhook: str, **changes: Any) -> Webhook:
-        """Change `url`, `event_types` or `enabled`."""
-        return cast(Webhook, self.json("PATCH", path_of("webhooks", webhook), body=changes))
-
-    def delete_webhook(self, webhook: str) -> None:
-        """Remove a webhook with its deliveries."""
-        self.send("DELETE", path_of("webhooks", webhook))
-
-    def test_webhook(self, webhook: str) -> Delivery:
-        """Send a test event."""
-        return cast(Delivery, self.json("POST", path_of("webhooks", webhook, "test")))
-
-    def deliveries(self, webhook: str) -> Iterator[Delivery]:
-        """Deliveries of a webhook, newest first."""
-        return self.pages(path_of("webhooks", webhook, "deliveries"))
-
-    def redeliver(self, webhook: str, delivery: str) -> Delivery:
-        """Send a delivery once more, with the same `webhook-id`."""
-        return cast(Delivery, self.json("POST", path_of("webhooks", webhook, "deliveries", delivery, "redeliver")))
-
-    # Alerts
-
-    def alert_rules(self) -> Iterator[AlertRule]:
-        """All alert rules."""
-        return self.pages("/v1/alert-rules")
-
-    def create_alert_rule(self, name: str, condition: Mapping[str, Any], *, family: str | None = None) -> AlertRule:
-        """Make a rule, for one family or for all, e.g. with the condition `{"kind": "watched"}`."""
-        body = given(name=name, condition=dict(condition), family=family)
-        return cast(AlertRule, self.json("POST", path_of("alert-rules"), body=body))
-
-    def delete_alert_rule(self, rule: str) -> None:
-        """Remove a rule with its alerts."""
-        self.send("DELETE", path_of("alert-rules", rule))
-
-    def alerts(
-        self, *, family: str | None = None, checkpoint: str | None = None, state: str | None = None
-    ) -> Iterator[Alert]:
-        """Alerts, newest first."""
-        return self.pages("/v1/alerts", given(family=family, checkpoint=checkpoint, state=state))
-
-    def acknowledge(self, alert: str) -> Alert:
-        """Say that somebody has seen an alert."""
-        return cast(Alert, self.json("POST", path_of("alerts", alert, "ack")))
-
-    def mute(self, alert: str, *, hours: float | None = None) -> Alert:
-        """Keep quiet about an alert, and new ones of its rule and family, for so long or until it is resolved."""
-        return cast(Alert, self.json("POST", path_of("alerts", alert, "mute"), body=given(hours=hours)))
-
-    # Keys
-
-    def keys(self) -> Iterator[Key]:
-        """All API keys, without their secrets."""
-        return self.pages("/v1/keys")
-
-    def create_key(self, name: str, scopes: Sequence[str]) -> Key:
-        """Make an API key. Keep `key` of the answer: it is not shown again."""
-        return cast(Key, self.json("POST", path_of("keys"), body={"name": name, "scopes": list(scopes)}))
-
-    def revoke_key(self, key: str) -> None:
-        """End an API key."""
-        self.send("DELETE", path_of("keys", key))

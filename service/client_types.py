@@ -130,9 +130,15 @@ class Feature(TypedDict):
 
     id: str
     label: str | None
+    auto_label: str | None
+    model_label: str | None
+    model_label_by: str | None
+    model_label_score: float | None
+    model_label_score_ci: list[float] | None
     tags: list[str]
     watched: bool
     top_tokens: list[str]
+    promoted_tokens: list[str]
     born_in: str
     origin: str
     generation: int

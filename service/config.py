@@ -36,6 +36,15 @@ class Settings(BaseSettings):
     webhook_allow: str = Field(
         "", description="Networks (CIDR, separated by commas) that webhooks may reach although they are private."
     )
+    label_url: str = Field(
+        "", description="OpenAI-compatible endpoint that labels features, up to `/v1`. Empty: none. Workers call it."
+    )
+    label_model: str = Field("", description="Its model.")
+    label_key: SecretStr = Field(SecretStr(""), description="Its API key. Empty: none is sent. Only workers need it.")
+    label_allow: str = Field(
+        "", description="Networks (CIDR, separated by commas) that the endpoint may be in although they are private."
+    )
+    label_seconds: float = Field(60.0, gt=0, description="How long an answer of the endpoint may take.")
     lease_seconds: float = Field(60.0, gt=0, description="How long a worker that falls silent keeps its run.")
     save_seconds: float = Field(
         20.0, gt=0, description="How often a fit under way saves itself: what a killed worker has to do again at most."

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from service.families.schemas import Corpus, CrosscoderOptions
 from service.kit.artifacts import ArtifactStore
 from service.kit.clock import utcnow
+from service.labels.automatic import auto_label
 from service.models import Checkpoint, Code, Family, Feature, Measurement, Source, Verdict
 from service.verdicts.policy import Policy
 
@@ -57,12 +58,14 @@ def feature(session: Session, of: Family, number: int, born_in: Checkpoint, **va
     defaults: dict[str, Any] = {
         "label": None,
         "top_tokens": [f" token{number}", "é"],
+        "promoted_tokens": [],
         "tags": [],
         "origin": "fitted",
         "generation": 1,
         "retired_in": None,
     }
     row = Feature(family_id=of.id, number=number, born_in=born_in.id, **(defaults | values))
+    row.auto_label = auto_label(row.top_tokens, row.promoted_tokens)
     session.add(row)
     session.flush()
     return row

@@ -200,6 +200,7 @@ def _evidence(verdict: Verdict, feature: Feature) -> dict[str, Any]:
     return {
         "feature": feature_id(verdict.feature),
         "label": feature.label,
+        "auto_label": feature.auto_label,
         "top_tokens": feature.top_tokens,
         "status": verdict.status,
         "previous_status": verdict.previous_status,

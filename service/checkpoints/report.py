@@ -230,5 +230,5 @@ _templates.filters |= {
     "cell": _cell,
     "code": _code,
     "passage": words.passage,
-    "named": lambda row: words.name_of(row.id, row.label, row.top_tokens),
+    "named": lambda row: words.name_of(row.id, row.label, row.auto_label),
 }

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from service.cli import base, calibrate, checkpoints, features, notify, server, signatures
+from service.cli import base, calibrate, checkpoints, features, label, notify, server, signatures
 from service.client import ApiError, ClientError, UnreachableError, WaitTimeoutError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ features.add_to(app)
 signatures.add_to(app)
 notify.add_to(app)
 calibrate.add_to(app)
+label.add_to(app)
 
 UNAVAILABLE_STATUS = 500
 

@@ -1,5 +1,6 @@
 """`featurewatch features`, `feature`, `diff`, `lineage`, `export`."""
 
+import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -115,6 +116,11 @@ def lineage(
     return base.show_rows(rows, _LINK_COLUMNS, empty="No re-fit yet.")
 
 
+_FIELDS = (
+    "id", "label", "auto_label", "model_label", "model_label_by", "model_label_score", "model_label_score_ci", "tags",
+    "watched", "top_tokens", "promoted_tokens", "born_in", "origin", "generation",
+    "retired_in",
+)  # fmt: skip
 _LINK_COLUMNS: list[tuple[str, Callable[[Any], Any]]] = [
     ("GENERATION", lambda link: link["generation"]),
     ("CHECKPOINT", lambda link: link["checkpoint"]),
@@ -143,8 +149,8 @@ def _show(rows: list[FeatureRow], as_json: bool) -> None:
 
 
 def what(row: Any) -> str:
-    """What a feature is about: its label, else its top tokens."""
-    return plain(row["label"] or "") or " ".join(repr(token)[1:-1] for token in row["top_tokens"][:6])
+    """What a feature is about: its label, else the automatic one."""
+    return plain(row["label"] or "") or plain(row["auto_label"] or "")
 
 
 def show_feature(
@@ -169,8 +175,7 @@ def show_feature(
     if as_json:
         found = {"feature": row, "trajectory": points, "examples": shown}
         return base.show_json(found | ({"sources": places} if sources else {}))
-    names = ("id", "label", "tags", "watched", "top_tokens", "born_in", "origin", "generation", "retired_in")
-    base.show_fields((name, row.get(name)) for name in names)
+    base.show_fields((name, row.get(name)) for name in _FIELDS)
     base.out.print()
     columns = [
         ("CHECKPOINT", lambda point: point["checkpoint"]),
@@ -233,4 +238,24 @@ def export_codes(
     names = output.with_suffix(".ids.txt")
     names.write_text("\n".join(ids) + "\n", encoding="utf-8")
     made = {"codes": str(output), "ids": str(names), "features": len(ids), "bytes": output.stat().st_size}
+    base.show_json(made) if as_json else base.show_fields(made.items())
+
+
+@export_app.command("neuronpedia")
+def export_neuronpedia(
+    family: Family,
+    checkpoint: Annotated[str | None, typer.Option(help="Its features; default: the newest that is judged.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("neuronpedia"),
+    passages: Annotated[int, typer.Option(help="Passages of each feature.", min=0, max=16)] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Save each feature as a JSON file, `42.json` for F42, in the shape of Neuronpedia's feature API."""
+    out.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with base.connect() as client:
+        for feature in client.neuronpedia(family, checkpoint=checkpoint, passages=passages):
+            text = json.dumps(feature, ensure_ascii=False)
+            (out / f"{int(feature['index'])}.json").write_text(text + "\n", encoding="utf-8")
+            count += 1
+    made = {"folder": str(out), "features": count}
     base.show_json(made) if as_json else base.show_fields(made.items())

@@ -72,7 +72,7 @@ def _show_not_judged(unjudged: Mapping[str, Any]) -> None:
         row = FeatureRow.model_validate(one["feature"])
         mark = " (watched)" if row.watched else ""
         why = f"{plain(one['why'], most=400)}. {one['detectable']}"
-        _say(f"{row.id}{mark} {about(row.label, row.top_tokens)}".rstrip() + f": {why}")
+        _say(f"{row.id}{mark} {about(row.label, row.auto_label)}".rstrip() + f": {why}")
 
 
 def _left(row: FeatureRow) -> str:
@@ -97,7 +97,7 @@ def _what(row: FeatureRow) -> str:
     if row.status == "replaced" and row.successors:
         names = [successor.id for successor in row.successors]
         parts.append("by " + ", ".join(names[:_NAMED_SUCCESSORS]) + (" ..." if len(names) > _NAMED_SUCCESSORS else ""))
-    return "  ".join([*parts, about(row.label, row.top_tokens)]).rstrip()
+    return "  ".join([*parts, about(row.label, row.auto_label)]).rstrip()
 
 
 def _say(text: str, style: str = "") -> None:

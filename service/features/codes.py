@@ -160,13 +160,21 @@ class _Texts:
 
     def around(self, document: int, start: int, end: int) -> tuple[str | None, str | None, str | None]:
         """Text before, at and after the characters `start` to `end` of a document; None where it is not there."""
-        where = _line_offsets(str(self.path)).get(document)
-        if where is None:
+        text = document_text(self.path, document)
+        if text is None:
             return None, None, None
-        with self.path.open("rb") as file:
-            file.seek(where)
-            text: str = json.loads(file.readline())["text"]
         return text[max(0, start - _CONTEXT_CHARACTERS) : start], text[start:end], text[end : end + _CONTEXT_CHARACTERS]
+
+
+def document_text(path: Path, document: int) -> str | None:
+    """The text of a document of the probe corpus, JSON lines of `{"id", "text"}`; None where it is not there."""
+    where = _line_offsets(str(path)).get(document)
+    if where is None:
+        return None
+    with path.open("rb") as file:
+        file.seek(where)
+        text: str = json.loads(file.readline())["text"]
+        return text
 
 
 @lru_cache(maxsize=8)

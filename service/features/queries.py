@@ -171,10 +171,12 @@ def _narrow(statement: Statement, wanted: Filter) -> Statement:
         # Tags are lower case and without characters that JSON escapes, so the text of the column tells.
         statement = statement.where(cast(Feature.tags, Text).contains(json.dumps(wanted.tag), autoescape=True))
     if wanted.q is not None:
-        # Both columns are asked in the form in which they are stored: JSON escapes what is not ASCII.
+        # Columns are asked in the form in which they are stored: JSON escapes what is not ASCII.
         stored = json.dumps(wanted.q)[1:-1]
         conditions = [
             Feature.label.icontains(wanted.q, autoescape=True),
+            Feature.auto_label.icontains(wanted.q, autoescape=True),
+            Feature.model_label.icontains(wanted.q, autoescape=True),
             cast(Feature.top_tokens, Text).icontains(stored, autoescape=True),
         ]
         number = _number(wanted.q)

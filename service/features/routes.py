@@ -29,7 +29,9 @@ from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
 
 StatusQuery = Annotated[list[Status] | None, Query(description="May be given several times.")]
-TextQuery = Annotated[str | None, Query(max_length=200, description="Part of a label or of a top token, or an id.")]
+TextQuery = Annotated[
+    str | None, Query(max_length=200, description="Part of a label, automatic ones too, or of a top token; or an id.")
+]
 TagQuery = Annotated[str | None, Query(max_length=64)]
 WatchedQuery = Annotated[bool | None, Query()]
 SortQuery = Annotated[
@@ -123,7 +125,8 @@ def patch_feature(family: str, feature: str, body: FeaturePatch, session: WriteS
 def trajectory(family: str, feature: str, session: ReadSession) -> Trajectory:
     found = families.get(session, family)
     row = logic.get(session, found, feature)
-    return Trajectory(id=feature_id(row.number), label=row.label, points=logic.trajectory(session, found, row))
+    points = logic.trajectory(session, found, row)
+    return Trajectory(id=feature_id(row.number), label=row.label, auto_label=row.auto_label, points=points)
 
 
 @router.get("/features/{feature}/sources", summary="One feature at every hook point of every checkpoint")

@@ -79,12 +79,25 @@ class FeatureOut(BaseModel):
     """A feature, apart from any checkpoint."""
 
     id: str = Field(examples=["F42318"])
-    label: str | None
+    label: str | None = Field(description="A person's. It goes before all others.")
+    auto_label: str | None = Field(
+        description="What its top tokens and its promoted tokens have in common; null where there are none."
+    )
+    model_label: str | None = Field(description="By a model that was asked; see `POST .../features/labels`.")
+    model_label_by: str | None = Field(description="The model.")
+    model_label_score: float | None = Field(
+        description="Balanced accuracy of telling, by the label, held-out passages in which the feature fires from "
+        "others: 0.5 is chance. Null where it fires in too few documents."
+    )
+    model_label_score_ci: Interval | None
     tags: list[str]
     watched: bool
     born_in: str = Field(description="The checkpoint whose run gave it its id.")
     origin: str = Field(description="fitted, emerged or discovered.")
-    top_tokens: list[str]
+    top_tokens: list[str] = Field(description="On which it fires most.")
+    promoted_tokens: list[str] = Field(
+        description="Whose logits its decoder row raises most (logit lens); empty where the checkpoint has no head."
+    )
     generation: int
     retired_in: int | None = Field(description="Generation that carries it no longer; its `lineage` says why.")
 
@@ -116,6 +129,7 @@ class Trajectory(BaseModel):
 
     id: str
     label: str | None
+    auto_label: str | None
     points: list[Point]
 
 
@@ -223,11 +237,17 @@ def _feature_fields(feature: Feature, born_in: str) -> dict[str, Any]:
     return {
         "id": feature_id(feature.number),
         "label": feature.label,
+        "auto_label": feature.auto_label,
+        "model_label": feature.model_label,
+        "model_label_by": feature.model_label_by,
+        "model_label_score": feature.model_label_score,
+        "model_label_score_ci": _interval(feature.model_label_score_lo, feature.model_label_score_hi),
         "tags": feature.tags,
         "watched": feature.watched,
         "born_in": born_in,
         "origin": feature.origin,
         "top_tokens": feature.top_tokens,
+        "promoted_tokens": feature.promoted_tokens,
         "generation": feature.generation,
         "retired_in": feature.retired_in,
     }

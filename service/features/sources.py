@@ -42,6 +42,7 @@ class FeatureSources(BaseModel):
 
     id: str
     label: str | None
+    auto_label: str | None
     data: list[FeatureInCheckpoint]
 
 
@@ -55,7 +56,8 @@ def of_feature(session: Session, family: Family, feature: Feature) -> FeatureSou
         for checkpoint in queries.judged(session, family.id)
         if any(one is not None for one in found.get(checkpoint.id, {}).values())
     ]
-    return FeatureSources(id=feature_id(feature.number), label=feature.label, data=data)
+    names = {"label": feature.label, "auto_label": feature.auto_label}
+    return FeatureSources(id=feature_id(feature.number), **names, data=data)
 
 
 def _in_checkpoint(

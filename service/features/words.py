@@ -28,17 +28,17 @@ def plain(text: str, most: int = _MOST_LETTERS) -> str:
     return flat if len(flat) <= most else flat[: most - 1] + "…"
 
 
-def about(label: str | None, top_tokens: Sequence[str]) -> str:
-    """What a feature is about: its label, else the tokens that it fires on most; empty where there is neither."""
+def about(label: str | None, auto_label: str | None) -> str:
+    """What a feature is about: a person's label, else the automatic one; empty where there is neither."""
     if label and plain(label):
         return f"“{plain(label)}”"
-    tokens = [f"“{plain(token)}”" for token in top_tokens if plain(token)]
-    return f"on {', '.join(dict.fromkeys(tokens[:_TOKENS]))}" if tokens else ""
+    automatic = plain(auto_label or "")
+    return f"on {automatic}" if automatic and not automatic.startswith("before ") else automatic
 
 
-def name_of(feature_id: str, label: str | None, top_tokens: Sequence[str]) -> str:
+def name_of(feature_id: str, label: str | None, auto_label: str | None) -> str:
     """A feature as a sentence names it: `F17 (“promises”)`, `F17 (on “stop”, “halt”)` or `F17`."""
-    what = about(label, top_tokens)
+    what = about(label, auto_label)
     return f"{feature_id} ({what})" if what else feature_id
 
 

@@ -56,6 +56,8 @@ class Reply:
     status: int
     body: bytes
     seconds: float
+    retry_after: str | None = None
+    """Its Retry-After header."""
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
@@ -185,7 +187,8 @@ def post(
             received += chunk
             if len(received) >= RESPONSE_BYTES:
                 break
-        return Reply(response.status_code, bytes(received[:RESPONSE_BYTES]), time.monotonic() - began)
+        wait = response.headers.get("retry-after")
+        return Reply(response.status_code, bytes(received[:RESPONSE_BYTES]), time.monotonic() - began, wait)
 
 
 @cache

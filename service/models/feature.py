@@ -16,8 +16,24 @@ class Feature(Base):
     family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     label: Mapped[str | None]
-    """Text for people, never evidence. None: show the top tokens."""
+    """A person's text for people, never evidence. None: show the automatic one."""
+    auto_label: Mapped[str | None]
+    """Made from the tokens below by `service.labels.automatic`; None where there are none."""
+    model_label: Mapped[str | None]
+    """By a model behind an endpoint, `model_label_by`, in the run `model_label_run`."""
+    model_label_by: Mapped[str | None]
+    model_label_score: Mapped[float | None]
+    """Balanced accuracy on held-out passages, with its 95% interval; None where there were none."""
+    model_label_score_lo: Mapped[float | None]
+    model_label_score_hi: Mapped[float | None]
+    model_label_run: Mapped[str | None]
     top_tokens: Mapped[list[str]]
+    """On which it fires most, by summed activation; empty where the family has no text."""
+    promoted_tokens: Mapped[list[str]] = mapped_column(default=list)
+    """Whose logits its decoder row raises most, in the checkpoint it was born in; empty where that has no head. The
+    checkpoint's `quality["logit_lens"]` says why."""
+    logits: Mapped[dict[str, Any]] = mapped_column(default=dict, deferred=True)
+    """`{"promoted": [[token, value], ...], "demoted": ...}`: for the row at unit norm, less the vocabulary's mean."""
     tags: Mapped[list[str]]
     watched: Mapped[bool] = mapped_column(default=False)
     origin: Mapped[str]

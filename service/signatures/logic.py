@@ -31,6 +31,8 @@ from service.signatures.schemas import (
 from service.verdicts import queries as verdicts
 
 KIND = "signature"
+TURN = 1.25
+"""A signature turns where its strength changed by more than this factor, with the whole interval."""
 
 
 def create(
@@ -130,11 +132,11 @@ def at_checkpoint(session: Session, checkpoint: Checkpoint) -> list[tuple[str, s
 
 
 def _turn(points: Sequence[ReadingView]) -> str | None:
-    """The checkpoint of the largest change, by factor, among those that are none by chance."""
+    """The checkpoint of the largest change, by factor, of those that are surely large."""
     changes = {}
     for point in points:
         change, ci = point.figures.change, point.figures.change_ci
-        if change is not None and ci is not None and not ci[0] <= 1 <= ci[1]:
+        if change is not None and ci is not None and (ci[0] > TURN or ci[1] < 1 / TURN):
             changes[point.checkpoint] = abs(math.log(max(change, 1e-3)))
     return max(changes, key=lambda name: changes[name]) if changes else None
 

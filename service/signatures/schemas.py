@@ -142,8 +142,8 @@ class SignatureCourse(BaseModel):
     name: str
     baseline: str
     turns_at: str | None = Field(
-        description="The checkpoint where its strength changed most against the one before, among changes whose "
-        "interval excludes one; null where there is none."
+        description="The checkpoint where its strength changed most against the one before, among changes whose whole "
+        "interval is over 1.25, or under 0.8; null where there is none."
     )
     points: list[ReadingView]
 

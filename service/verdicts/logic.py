@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from service.alerts import logic as alerts
 from service.kit.clock import utcnow
 from service.kit.ids import feature_id
+from service.labels.automatic import auto_label
 from service.models import Checkpoint, Code, Family, Source
 from service.verdicts import past, queries
 from service.verdicts.arrays import by_column, by_number
@@ -68,6 +69,8 @@ class Outcome:
     """of the new features"""
     top_tokens: list[list[str]]
     """of the new features, in order"""
+    logits: Sequence[dict[str, list[list[Any]]]]
+    """of the new features, in order: as `service.models.Feature` has them"""
     code: str
     examples: str
     n_positions: int
@@ -177,7 +180,10 @@ def _write_features(session: Session, family: Family, checkpoint: Checkpoint, ou
             "family_id": family.id,
             "number": number,
             "label": None,
+            "auto_label": auto_label(tokens, _promoted(logits)),
             "top_tokens": tokens,
+            "promoted_tokens": _promoted(logits),
+            "logits": logits,
             "tags": [],
             "watched": False,
             "origin": origin,
@@ -186,10 +192,16 @@ def _write_features(session: Session, family: Family, checkpoint: Checkpoint, ou
             "retired_in": None,
             "created_at": utcnow(),
         }
-        for (number, origin), tokens in zip(sorted(outcome.origins.items()), outcome.top_tokens, strict=True)
+        for (number, origin), tokens, logits in zip(
+            sorted(outcome.origins.items()), outcome.top_tokens, outcome.logits, strict=True
+        )
     ]
     queries.add_features(session, rows)
     family.n_features += len(rows)
+
+
+def _promoted(logits: dict[str, list[list[Any]]]) -> list[str]:
+    return [token for token, _ in logits.get("promoted", [])]
 
 
 def _write_lineage(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> list[int]:

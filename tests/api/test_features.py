@@ -75,8 +75,10 @@ def test_default_list_is_the_newest_judged_checkpoint_largest_change_first(clien
     rows = response.json()["data"]
     assert [row["id"] for row in rows] == ["F1", "F0", "F5", "F2", "F3", "F4"]
     assert rows[0] == {
-        "id": "F1", "label": None, "tags": ["deception-2"], "watched": False, "born_in": "v1", "origin": "fitted",
-        "top_tokens": [" token1", "é"], "generation": 1, "retired_in": None,
+        "id": "F1", "label": None, "auto_label": "“token1”, “é”", "tags": ["deception-2"], "watched": False,
+        "model_label": None, "model_label_by": None, "model_label_score": None, "model_label_score_ci": None,
+        "born_in": "v1", "origin": "fitted",
+        "top_tokens": [" token1", "é"], "promoted_tokens": [], "generation": 1, "retired_in": None,
         "checkpoint": "v2", "baseline": "v1", "status": "replaced", "previous_status": "present", "change": 3.0,
         "projection_ratio": 1.0, "projection_ratio_ci": [0.9, 1.1], "strength_ratio": 1.0, "strength_ratio_ci": None,
         "orthogonal_ratio": 0.1, "q_value": 1e-6, "strength": 1.5, "direction_cosine": 0.99, "readability": 0.8,
@@ -98,6 +100,7 @@ def test_default_list_is_the_newest_judged_checkpoint_largest_change_first(clien
         ("q=100%25", ["F0"]),
         ("q=100_", []),
         ("q=TOKEN5", ["F5"]),
+        ("q=“TOKEN5”, “é", ["F5"]),
         ("q=é&status=emerged", ["F5"]),
         ("q=F3", ["F3"]),
         ("q=F9999999999", []),

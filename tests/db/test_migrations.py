@@ -77,6 +77,24 @@ def test_measurements_are_turned_to_feature_numbers_and_back(database: Database)
     np.testing.assert_array_equal(stored(), by_number)
 
 
+def test_features_of_before_get_an_automatic_label(database: Database) -> None:
+    url = database.url.render_as_string(hide_password=False)
+    with database.write() as session:
+        family = factories.family(session)
+        checkpoint = factories.checkpoint(session, family, "v1")
+        factories.feature(session, family, 0, checkpoint, top_tokens=[" stop", "Stop"])
+        factories.feature(session, family, 1, checkpoint, top_tokens=[])
+    database.close()
+    migrate.downgrade_url(url, "0004")
+    migrate.upgrade_url(url)
+    with database.read() as session:
+        found = session.query(factories.Feature).order_by(factories.Feature.number)
+        assert [(one.auto_label, one.promoted_tokens, one.logits) for one in found] == [
+            ("“stop”", [], {}),
+            (None, [], {}),
+        ]
+
+
 def test_check_says_what_to_do(database: Database) -> None:
     url = database.url.render_as_string(hide_password=False)
     settings = Settings(database_url=url)

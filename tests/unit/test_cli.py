@@ -158,6 +158,20 @@ def _read_back(service: Up, lost: dict[str, int], tmp_path: Path) -> None:
     assert states == {"v1": "succeeded", "v2": "succeeded"}
 
 
+def test_activations_without_text_cannot_be_labelled(service: Up) -> None:
+    done = service.run("label", "toy")
+    assert done.returncode == 2
+    assert "toy has no text to show" in done.stderr
+
+
+def test_features_are_exported_for_viewers(service: Up, tmp_path: Path) -> None:
+    made = service.json("export", "neuronpedia", "toy", "--checkpoint", "v2", "--out", str(tmp_path / "np"))
+    files = sorted((tmp_path / "np").glob("*.json"), key=lambda path: int(path.stem))
+    assert made["features"] == len(files) >= 40
+    first = json.loads(files[0].read_text(encoding="utf-8"))
+    assert (first["modelId"], first["layer"], first["index"]) == ("v2", "1-resid_post-toy", files[0].stem)
+
+
 def test_a_family_is_calibrated(service: Up, planted: Path) -> None:
     service.json("family", "create", "quiet", "--hook-point", "resid_post.1", *FIT)
     nothing = service.run("calibrate", "quiet")
@@ -207,6 +221,9 @@ def test_errors_say_what_to_do(service: Up, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "supressed" in done.stderr
     assert service.run("no-such-command").returncode == 2
+    done = service.run("label", "nothing", "F1")
+    assert done.returncode == 2
+    assert "nothing" in done.stderr
     done = service.run("webhook", "create", "http://127.0.0.1:9/x")
     assert done.returncode == 2
     assert "FEATUREWATCH_WEBHOOK_ALLOW" in done.stderr

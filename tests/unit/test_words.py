@@ -17,8 +17,11 @@ HOSTILE = "a\x1b[31m\u202eb\r\n\u200b| <script>x</script> `c` [d](http://e) @f #
 def row(status: str, ratio: float | None = None, ends: tuple[float, float] | None = None, **values: Any) -> FeatureRow:
     """F17, whose verdict this is."""
     defaults: dict[str, Any] = {
-        "id": "F17", "label": None, "tags": [], "watched": False, "born_in": "v1", "origin": "fitted",
-        "top_tokens": [" stop", " halt"], "generation": 1, "retired_in": None, "checkpoint": "v2", "baseline": "v1",
+        "id": "F17", "label": None, "auto_label": "“stop”, “halt”", "tags": [], "watched": False,
+        "born_in": "v1", "origin": "fitted",
+        "model_label": None, "model_label_by": None, "model_label_score": None, "model_label_score_ci": None,
+        "top_tokens": [" stop", " halt"], "promoted_tokens": [], "generation": 1, "retired_in": None,
+        "checkpoint": "v2", "baseline": "v1",
         "previous_status": "present", "change": 1.0, "strength_ratio": 0.97, "strength_ratio_ci": None,
         "orthogonal_ratio": 0.1, "q_value": 0.0016, "strength": 1.0, "direction_cosine": 0.9, "readability": 0.8,
         "firing_rate": 0.012, "firings": 361, "minimum_detectable_ratio": 0.22, "successors": [],
@@ -89,10 +92,11 @@ def test_how_sure_where_no_q_value_decided() -> None:
 
 
 def test_names() -> None:
-    assert words.name_of("F1", " promises ", [" x"]) == "F1 (“promises”)"
-    assert words.name_of("F1", None, [" x", "\n", "x", " y", " z"]) == "F1 (on “x”, “y”)"
-    assert words.name_of("F1", "\u200b", []) == "F1"
-    assert len(words.name_of("F1", "a" * 500, [])) < 100
+    assert words.name_of("F1", " promises ", "“x”") == "F1 (“promises”)"
+    assert words.name_of("F1", None, "“x”, “y”") == "F1 (on “x”, “y”)"
+    assert words.name_of("F1", None, "before “x”") == "F1 (before “x”)"
+    assert words.name_of("F1", "\u200b", None) == "F1"
+    assert len(words.name_of("F1", "a" * 500, None)) < 100
     assert words.with_interval(-0.02, (-0.04, 0.004), 0.95) == "under 1% (all of the 95% interval)"
     assert words.between(0.9, 2.5) == "90% to 2.5 times"
 

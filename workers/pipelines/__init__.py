@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 from workers.execution import Execution
 from workers.pipelines.calibrating import calibrate
+from workers.pipelines.labelling import label
 from workers.pipelines.onboard import onboard
 from workers.pipelines.signature import signature
 
 PIPELINES: dict[str, Callable[[Execution], None]] = {
     "onboard": onboard,
     "calibrate": calibrate,
+    "label": label,
     "signature": signature,
 }

@@ -13,7 +13,7 @@ from service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, j
 from service.verdicts.origins import held
 from workers.activations import load_documents
 from workers.execution import Execution
-from workers.pipelines import files
+from workers.pipelines import files, promoting
 from workers.pipelines.dictionary import Basis
 from workers.pipelines.measuring import Measures, appearance, firing
 from workers.pipelines.sources import Activations
@@ -115,6 +115,7 @@ def outcome(
     with execution.artifacts.create(examples) as place:
         tops, values = files.save_examples(place, basis.code)
     new = basis.numbers >= work.n_features
+    logits, lens = promoting.token_logits(execution, work, new.nonzero().squeeze(1), measures.dictionaries)
     return verdicts.Outcome(
         generation=work.generation,
         positions=positions,
@@ -122,6 +123,7 @@ def outcome(
         numbers=basis.numbers.numpy(),
         origins=_origins(work, basis, evidence),
         top_tokens=_top_tokens(execution, positions, tops[new.numpy()], values[new.numpy()]),
+        logits=logits,
         code=basis.artifact,
         examples=examples,
         n_positions=basis.code.n,
@@ -139,7 +141,7 @@ def outcome(
             )
             for s, (hook, width) in enumerate(zip(work.hook_points, activations.widths, strict=True))
         ],
-        quality=_quality(work, basis, measures, activations, evidence, judgement),
+        quality=_quality(work, basis, measures, activations, evidence, judgement) | lens,
         evidence=evidence,
         judgement=judgement,
         strength=measures.replicates["strength"].numpy(),

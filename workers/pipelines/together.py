@@ -22,7 +22,10 @@ def fit_together(
 ) -> None:
     """Fit over the checkpoints that wait and this one, judge each against its parent, and write all of it."""
     widths = dict(zip(work.hook_points, activations.widths, strict=True))
-    newest = Kept(work.checkpoint_id, work.name, work.hook_points, widths, dict.fromkeys(widths, folder), {})
+    newest = Kept(
+        work.checkpoint_id, work.name, work.hook_points, widths, dict.fromkeys(widths, folder), {},
+        uri=work.uri, adapter=work.adapter,
+    )  # fmt: skip
     members = [*work.together, newest]
     opened = [*(open_kept(execution, work, one) for one in work.together), activations]
     folders = [one.activations[one.hook_points[0]] for one in members]
@@ -36,13 +39,13 @@ def fit_together(
         first = work.n_features if parent is None else work.n_features + basis.code.m
         one = replace(
             work, checkpoint_id=member.id, name=member.name, hook_points=member.hook_points, parent=parent,
-            n_features=first,
+            n_features=first, uri=member.uri, adapter=member.adapter,
         )  # fmt: skip
         outcome, last, dictionaries = _judged(execution, one, basis, read, place, positions, last)
         found.append((member.id, outcome))
         parent = Parent(
             member.id, member.name, member.hook_points, member.widths, member.activations, dictionaries,
-            code=basis.artifact, generation=work.generation,
+            uri=member.uri, adapter=member.adapter, code=basis.artifact, generation=work.generation,
         )  # fmt: skip
     judging.write(execution, found)
 

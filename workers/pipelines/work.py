@@ -31,6 +31,8 @@ class Kept:
     activations: dict[str, str]
     """hook point -> artifact"""
     dictionaries: dict[str, str]
+    uri: str
+    adapter: str | None
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,8 @@ def _kept(ancestor: Ancestor, hook_points: list[str]) -> dict[str, Any]:
         "widths": {hook: source.d_model for hook, source in ancestor.sources.items()},
         "activations": {hook: str(source.activations) for hook, source in ancestor.sources.items()},
         "dictionaries": {hook: source.dictionary for hook, source in ancestor.sources.items() if source.dictionary},
+        "uri": ancestor.checkpoint.uri,
+        "adapter": ancestor.checkpoint.adapter,
     }
 
 

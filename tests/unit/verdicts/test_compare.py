@@ -131,6 +131,7 @@ class Lineage:
             numbers=numbers,
             origins=BORN[name],
             top_tokens=[["a"] for _ in BORN[name]],
+            logits=[{} for _ in BORN[name]],
             code=f"code of {name}",
             examples=f"examples of {name}",
             n_positions=1000,

@@ -1,0 +1,61 @@
+"""SQL of labels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session, undefer
+
+from service.models import Feature, Verdict
+
+KIND = "label"
+_UNCHANGED = ("present", "indeterminate")
+
+
+def wanting(session: Session, family_id: str, checkpoint_id: str, limit: int) -> list[int]:
+    """Numbers of features without a label of a model that are watched or changed in a checkpoint, most changed first.
+
+    Those that are watched come before the others.
+    """
+    statement = (
+        select(Feature.number)
+        .join(Verdict, (Verdict.family_id == Feature.family_id) & (Verdict.feature == Feature.number))
+        .where(
+            Verdict.checkpoint_id == checkpoint_id,
+            Feature.family_id == family_id,
+            Feature.model_label.is_(None),
+            or_(Feature.watched.is_(True), Verdict.status.not_in(_UNCHANGED) & (Verdict.change > 0)),
+        )
+        .order_by(Feature.watched.desc(), Verdict.change.desc(), Feature.number)
+        .limit(limit)
+    )
+    return list(session.scalars(statement))
+
+
+def set_label(session: Session, family_id: str, number: int, values: dict[str, Any]) -> None:
+    """Write what a model says of a feature."""
+    chosen = (Feature.family_id == family_id) & (Feature.number == number)
+    session.execute(update(Feature).where(chosen).values(**values))
+
+
+def with_logits(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Feature]:
+    """Number -> feature, of those that there are, with what is left out of lists."""
+    found: dict[int, Feature] = {}
+    for start in range(0, len(numbers), 500):
+        chosen = (Feature.family_id == family_id) & Feature.number.in_(numbers[start : start + 500])
+        rows = session.scalars(select(Feature).where(chosen).options(undefer(Feature.logits)))
+        found |= {feature.number: feature for feature in rows}
+    return found
+
+
+def labelled_by(session: Session, family_id: str, numbers: Sequence[int], run_id: str) -> set[int]:
+    """Those of the features whose label a run has written already."""
+    found: set[int] = set()
+    for start in range(0, len(numbers), 500):
+        part = Feature.number.in_(numbers[start : start + 500])
+        found |= set(
+            session.scalars(
+                select(Feature.number).where(Feature.family_id == family_id, part, Feature.model_label_run == run_id)
+            )
+        )
+    return found

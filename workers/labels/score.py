@@ -1,0 +1,41 @@
+"""How well a label tells the places where a feature fires from those where it does not."""
+
+import math
+from typing import NamedTuple
+
+Z = 1.959964  # of a 95% interval
+LEAST = 2
+"""Examples of each kind under which there is no score."""
+
+
+class Score(NamedTuple):
+    """Balanced accuracy: the mean of the shares that were told right, with a 95% interval. 0.5 is chance."""
+
+    value: float
+    low: float
+    high: float
+
+
+def balanced_accuracy(fires: list[bool], said: list[bool]) -> Score | None:
+    """The score of an answer `said` where `fires` is the truth; None where a kind has fewer than LEAST examples.
+
+    The interval of the mean of two independent shares from their Wilson (1927) intervals, by squares of the distances
+    (Newcombe 1998, method 10, with a sum in place of the difference).
+    """
+    kinds = [[one == truth for truth, one in zip(fires, said, strict=True) if truth == kind] for kind in (True, False)]
+    if min(map(len, kinds)) < LEAST:
+        return None
+    shares = [sum(right) / len(right) for right in kinds]
+    ends = [wilson(sum(right), len(right)) for right in kinds]
+    value = sum(shares) / 2
+    below = math.hypot(*(share - low for share, (low, _) in zip(shares, ends, strict=True))) / 2
+    above = math.hypot(*(high - share for share, (_, high) in zip(shares, ends, strict=True))) / 2
+    return Score(value, max(0.0, value - below), min(1.0, value + above))
+
+
+def wilson(right: int, of: int) -> tuple[float, float]:
+    """Wilson's score interval of a share."""
+    share, square = right / of, Z * Z / of
+    middle = (share + square / 2) / (1 + square)
+    half = Z / (1 + square) * math.sqrt(share * (1 - share) / of + square / (4 * of))
+    return middle - half, middle + half
