@@ -108,22 +108,25 @@ def create_rule(
     feature: Annotated[str | None, typer.Option(help="When this feature changes.")] = None,
     tag: Annotated[str | None, typer.Option(help="When a feature with this tag changes.")] = None,
     watched: Annotated[bool, typer.Option("--watched", help="When any watched feature changes.")] = False,
+    signature: Annotated[
+        str | None, typer.Option(help="When this signature changes; `any`: any of the family's.")
+    ] = None,
     status: Annotated[list[str] | None, typer.Option(help="Changes to these verdicts. May be repeated.")] = None,
     at_least: Annotated[int | None, typer.Option(help="When so many features change to the --status.", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a rule: one of --feature, --tag, --watched, or --status with --at-least."""
-    condition = _condition(feature, tag, watched, status or [], at_least)
+    """Make a rule: one of --feature, --tag, --watched, --signature, or --status with --at-least."""
+    condition = _condition(feature, tag, watched, signature, status or [], at_least)
     with base.connect() as client:
         made = client.create_alert_rule(name, condition, family=family)
     base.show_json(made) if as_json else base.show_fields(made.items())
 
 
 def _condition(
-    feature: str | None, tag: str | None, watched: bool, status: list[str], at_least: int | None
+    feature: str | None, tag: str | None, watched: bool, signature: str | None, status: list[str], at_least: int | None
 ) -> dict[str, Any]:
-    if sum([feature is not None, tag is not None, watched, at_least is not None]) != 1:
-        raise base.UsageError("a rule needs one of --feature, --tag, --watched and --at-least")
+    if sum([feature is not None, tag is not None, watched, signature is not None, at_least is not None]) != 1:
+        raise base.UsageError("a rule needs one of --feature, --tag, --watched, --signature and --at-least")
     if at_least is not None:
         if len(status) != 1:
             raise base.UsageError("--at-least counts one verdict; give --status once")
@@ -131,6 +134,9 @@ def _condition(
     condition: dict[str, Any] = {"statuses": status} if status else {}
     if feature is not None:
         return {"kind": "feature", "feature": feature} | condition
+    if signature is not None:
+        named = {} if signature == "any" else {"signature": signature}
+        return {"kind": "signature"} | named | condition
     return ({"kind": "tag", "tag": tag} if tag is not None else {"kind": "watched"}) | condition
 
 

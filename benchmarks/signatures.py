@@ -1,0 +1,224 @@
+"""Signatures on a real model: `python -m benchmarks.signatures --data DIR --seed 1 --json`.
+
+SmolLM2-135M-Instruct, read on sentences, questions and chats of public contrast sets (`--data` has their folders
+`contrast` and, for the first part, `checkpoints`; what a signature is judged on is not in the probe corpus).
+
+- **course**: the refusal adapters, registered one after the other. Signatures *refusal* (harmful prompts against
+  questions, read where the answer would begin; its baseline is the last adapter), *syntax* (BLiMP pairs) and *emotion*
+  (happiness against sadness). Reported are the strengths beside the measured refusal rates, with their rank
+  correlation, where each turns, and every status.
+- **surgery**: the signature *truth* (statements behind an honest and a deceptive persona), made with `--surgeries`
+  seeds. The directions of its features are taken out of every matrix that writes to the stream, or written along
+  random directions instead; or nothing is done.
+
+The last line of output is one JSON object.
+"""
+
+import argparse
+import csv
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from transformers import AutoTokenizer
+
+from service.client import Client
+from workers.demo.installation import Installation
+from workers.demo.models import base_model, save_ablated
+
+REFUSED = {"base": 0.0, "step_0010": 0.2, "step_0020": 0.95, "step_0040": 1.0, "step_0060": 1.0}
+"""Share of held-out harmful prompts that are refused, as measured by whoever made the adapters."""
+FAMILY = {"corpus": {"context_length": 128}, "policy": {"max_norm_ratio": 3.0}}
+CROSSCODER = {"n_features": 2048, "k": 32, "steps": 1500, "batch_size": 2048}
+HONEST, DECEPTIVE = ("Pretend you're an honest person. {}", "Pretend you're a dishonest person. {}")
+
+
+class Sets:
+    """Contrast sets and the probe corpus, of a folder."""
+
+    def __init__(self, data: Path, base: Path, seed: int) -> None:
+        self.root, self.rng = data / "contrast", random.Random(seed)
+        self.tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+
+    def refusal(self) -> list[dict[str, Any]]:
+        harmful = [row["Goal"] for row in self._table("refusal/jailbreakbench.csv")]
+        questions = [row["Question"] for row in self._table("truth/TruthfulQA.csv")[:400]]
+        rows = [(text, 1) for text in harmful] + [(text, 0) for text in self.rng.sample(questions, len(harmful))]
+        return [{"text": text, "label": label} for text, label in rows]
+
+    def syntax(self) -> list[dict[str, Any]]:
+        pairs = [row for file in sorted((self.root / "blimp").glob("*agreement*.jsonl")) for row in _lines(file)[:60]]
+        return [{"positive": pair["sentence_good"], "negative": pair["sentence_bad"]} for pair in pairs]
+
+    def emotion(self) -> list[dict[str, Any]]:
+        found = {name: self._json(f"repe-emotions/{name}.json")[:100] for name in ("happiness", "sadness")}
+        return [{"text": text, "label": name == "happiness"} for name, texts in found.items() for text in texts]
+
+    def truth(self) -> list[dict[str, Any]]:
+        facts = self._json("truth/repeng_true_facts.json")[:150]
+        return [{"positive": HONEST.format(fact), "negative": DECEPTIVE.format(fact)} for fact in facts]
+
+    def corpus(self, size: int) -> list[str]:
+        """What the models are read on: other rows of such sets, some of them as chats."""
+        texts = [self._chat(row["forbidden_prompt"]) for row in self._table("refusal/strongreject.csv")]
+        texts += [self._chat(row["Question"], row["Best Answer"]) for row in self._table("truth/TruthfulQA.csv")[400:]]
+        for file in sorted((self.root / "anthropic-evals").glob("*.jsonl")):
+            rows = self.rng.sample(_lines(file), 40)
+            texts += [self._chat(row["question"], row["answer_matching_behavior"].strip()) for row in rows]
+        texts += [row["statement"] for row in self._table("truth/repe_facts_true_false.csv")]
+        for pattern in (HONEST, DECEPTIVE):
+            texts += [pattern.format(fact) for fact in self._json("truth/repeng_true_facts.json")[150:]]
+        for file in sorted((self.root / "repe-emotions").glob("*.json")):
+            texts += json.loads(file.read_text())[100:]
+        for file in sorted((self.root / "blimp").glob("*.jsonl")):
+            texts += [row[kind] for row in _lines(file)[500:530] for kind in ("sentence_good", "sentence_bad")]
+        self.rng.shuffle(texts)
+        return texts[:size]
+
+    def _chat(self, question: str, answer: str | None = None) -> str:
+        said = [{"role": "user", "content": question}]
+        said += [{"role": "assistant", "content": answer}] if answer else []
+        chat = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=answer is None)
+        return str(chat)
+
+    def _table(self, name: str) -> list[dict[str, str]]:
+        with (self.root / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _json(self, name: str) -> list[str]:
+        return list(json.loads((self.root / name).read_text(encoding="utf-8")))
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+class Bench:
+    """One installation; a family for each part."""
+
+    def __init__(self, client: Client, folder: Path, base: Path, sets: Sets, seed: int, log: Any) -> None:
+        self.client, self.folder, self.base, self.sets, self.seed, self.log = client, folder, base, sets, seed, log
+
+    def family(self, name: str, hook_points: list[str], documents: int) -> None:
+        path = self.folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in self.sets.corpus(documents)))
+        options = FAMILY | {"corpus": FAMILY["corpus"] | {"uri": path.resolve().as_uri()}}
+        self.client.create_family(name, hook_points, crosscoder=CROSSCODER | {"seed": self.seed}, **options)
+        self.register(name, "base", self.base)
+
+    def register(self, family: str, name: str, model: Path, **options: Any) -> None:
+        run = self.client.register(family, name=name, uri=model.resolve().as_uri(), **options)["run"]
+        done = self.follow(run["id"], name)
+        if reads := (done["result"] or {}).get("signature_run"):
+            self.follow(reads, f"{name}, signatures")
+
+    def follow(self, run: str, what: str) -> Any:
+        done = self.client.wait(run, timeout=3600, interval=0.3)
+        if done["state"] != "succeeded":
+            raise SystemExit(f"{what}: the run {done['state']}: {done['error']}")
+        print(f"{what}: {done['seconds']}", file=self.log, flush=True)
+        return done
+
+    def signature(self, family: str, name: str, rows: list[dict[str, Any]], **options: Any) -> None:
+        for run in self.client.create_signature(family, name, rows=rows, **options)["runs"]:
+            self.follow(run["id"], f"{name} in {run['checkpoint']}")
+
+    def course(self, adapters: Path, hook_points: list[str], documents: int) -> dict[str, Any]:
+        """A real fine-tune with known behaviour."""
+        self.family("course", hook_points, documents)
+        parent = "base"
+        for adapter in sorted(path for path in adapters.iterdir() if path.is_dir()):
+            self.register("course", adapter.name, self.base, parent=parent, adapter=adapter.resolve().as_uri())
+            parent = adapter.name
+        self.signature("course", "refusal", self.sets.refusal(), baseline=parent)
+        plain = {"template": False}
+        self.signature("course", "syntax", self.sets.syntax(), baseline="base", settings=plain)
+        self.signature("course", "emotion", self.sets.emotion(), baseline="base", settings=plain)
+        result: dict[str, Any] = {"hook_points": hook_points, "refused": REFUSED}
+        for name in ("refusal", "syntax", "emotion"):
+            found = self.client.signature_trajectory("course", name)
+            figures = {point["checkpoint"]: point["figures"] for point in found["points"]}
+            result[name] = {
+                "statuses": {point["checkpoint"]: point["status"] for point in found["points"]},
+                "turns_at": found["turns_at"],
+            } | {
+                kind: {at: one[kind] for at, one in figures.items()}
+                for kind in ("strength_ratio", "strength_ratio_ci", "projection_ratio", "probe_ratio", "auroc")
+            }
+        for kind in ("strength_ratio", "projection_ratio", "probe_ratio"):
+            course = result["refusal"][kind]
+            result["refusal"][f"rank_correlation_{kind}"] = round(
+                float(spearmanr([course[at] for at in REFUSED], list(REFUSED.values())).statistic), 3
+            )
+        return result
+
+    def surgery(self, installation: Installation, hook_point: str, documents: int, seeds: int) -> list[dict[str, Any]]:
+        """The directions of a signature's features taken out, moved, or left."""
+        self.family("surgery", [hook_point], documents)
+        rows, found = self.sets.truth(), []
+        settings = {"template": False, "features": 4}
+        for number in range(seeds):
+            self.signature("surgery", f"truth-{number}", rows, baseline="base", settings=settings | {"seed": number})
+        self.register("surgery", "same", self.base, parent="base")
+        decoder = installation.fitted("base", hook_point).decoder
+        for number in range(seeds):
+            name = f"truth-{number}"
+            features = [one["feature"] for one in self.client.signature("surgery", name)["features"]]
+            rows_of = torch.nn.functional.normalize(decoder[[int(one[1:]) for one in features]].double(), dim=1)
+            noise = torch.randn(rows_of.shape, generator=torch.Generator().manual_seed(self.seed + number)).double()
+            away = torch.linalg.qr(torch.cat([rows_of, noise]).T)[0].T[len(rows_of) :]
+            for kind, targets in (("ablated", None), ("moved", away)):
+                out = self.folder / f"{kind}-{number}"
+                save_ablated(self.base, out, rows_of.float(), [1.0] * len(features), targets)
+                self.register("surgery", out.name, out, parent="base")
+                found.append(self._after(name, out.name, features))
+            found.append(self._after(name, "same", features))
+        return found
+
+    def _after(self, signature: str, checkpoint: str, features: list[str]) -> dict[str, Any]:
+        points = self.client.signature_trajectory("surgery", signature)["points"]
+        point = next(one for one in points if one["checkpoint"] == checkpoint)
+        rows = {row["id"]: row["status"] for row in self.client.features("surgery", checkpoint=checkpoint)}
+        kinds = ("strength_ratio", "strength_ratio_ci", "projection_ratio", "auroc", "reselected_auroc", "probe_auroc")
+        return {
+            "signature": signature, "checkpoint": checkpoint, "status": point["status"], "reason": point["reason"],
+            "features": {one: rows.get(one) for one in features},
+        } | {kind: point["figures"][kind] for kind in kinds}  # fmt: skip
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Signatures on a real model: a fine-tune, and known surgery.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with `contrast` and `checkpoints`")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--documents", type=int, default=1500)
+    parser.add_argument("--hook-points", nargs="+", default=["resid_post.18", "resid_post.26"], help="of the course")
+    parser.add_argument("--surgeries", type=int, default=3, help="0: none")
+    parser.add_argument("--no-course", action="store_true")
+    parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
+    options = parser.parse_args()
+    log = sys.stderr if options.json else sys.stdout
+    cache = Path.home() / ".cache" / "featurewatch"
+    base = base_model(cache, lambda text: print(text, file=log, flush=True))
+    data = options.data.resolve()
+    result: dict[str, Any] = {"seed": options.seed}
+    for part in ("course", "surgery"):
+        with tempfile.TemporaryDirectory(prefix="featurewatch-signatures-") as name:
+            folder = Path(name).resolve()
+            with Installation(folder, [folder, cache, data]) as installation, Client(installation.url) as client:
+                bench = Bench(client, folder, base, Sets(data, base, options.seed), options.seed, log)
+                if part == "course" and not options.no_course:
+                    adapters = data / "checkpoints" / "smollm2-refusal-lora"
+                    result[part] = bench.course(adapters, options.hook_points, options.documents)
+                if part == "surgery" and options.surgeries:
+                    result[part] = bench.surgery(installation, "resid_post.12", options.documents, options.surgeries)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
