@@ -107,7 +107,7 @@ def _show(course: dict[str, Any]) -> None:
         ("CHECKPOINT", lambda point: point.checkpoint),
         ("STATUS", lambda point: point.status),
         ("", lambda point: sentence(course["baseline"], point)),
-        ("CARRIED BY", lambda point: [one.feature for one in point.carriers[:5]]),
+        ("CARRIED BY", lambda point: list(dict.fromkeys(one.feature for one in point.carriers))[:5]),
     ]
     base.show_rows(points, columns, empty="It has not been read yet.")
     if course["turns_at"] is not None:

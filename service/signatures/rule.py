@@ -55,5 +55,5 @@ def judge(e: Evidence, policy: Policy) -> tuple[Status, str | None]:
     ]
     found = next((status for holds, status in cases if holds), None)
     if found is None:
-        return "indeterminate", "the intervals of strength and AUROC leave more than one answer; more rows narrow them"
+        return "indeterminate", "the intervals leave more than one answer, and more rows narrow them"
     return found, None

@@ -5,9 +5,9 @@ from service.signatures.schemas import Interval, ReadingView
 
 def sentence(baseline: str, reading: ReadingView) -> str:
     """`38% (34 to 42%) of its strength at v1; AUROC 1.00 (0.99 to 1.00)`: what a reader needs first."""
-    if reading.reason is not None:
-        return reading.reason
     figures = reading.figures
+    if reading.reason is not None and figures.strength_ratio is None:
+        return reading.reason
     parts = []
     if figures.strength_ratio is not None and reading.checkpoint != baseline:
         parts.append(f"{_percent(figures.strength_ratio, figures.strength_ratio_ci)} of its strength at {baseline}")
@@ -16,6 +16,8 @@ def sentence(baseline: str, reading: ReadingView) -> str:
         parts.append(f"of features chosen anew {_plain(figures.reselected_auroc, figures.reselected_auroc_ci)}")
     if figures.auroc <= figures.random_auroc_95:
         parts.append("random features separate as well: go by the strength")
+    if reading.reason is not None:
+        parts.append(reading.reason)
     return "; ".join(parts)
 
 
