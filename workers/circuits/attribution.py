@@ -101,9 +101,11 @@ class Reading:
         """The place of this name."""
         return next(place for place in self.places if place.name == name)
 
-    def forward(self, batch: Batch) -> None:
-        """One forward pass; hooks see it."""
-        self.model(input_ids=batch.ids.to(self.device), attention_mask=batch.mask.to(self.device), use_cache=False)
+    def forward(self, batch: Batch) -> Any:
+        """One forward pass; hooks see it. Returns what the body gives."""
+        return self.model(
+            input_ids=batch.ids.to(self.device), attention_mask=batch.mask.to(self.device), use_cache=False
+        )
 
 
 def attribute(

@@ -1,0 +1,136 @@
+"""What a feature does: its direction taken out, or doubled, where it fires, and what becomes of what comes after.
+
+    ablate   x <- x - f d        amplify   x <- x + f d        at the tokens where the feature fires
+
+The effect on the next token is KL(p || p') in nats, p being the model's own distribution there. The null are random
+directions of the norm of d: an edit of that size does something whatever its direction. For a random direction plus
+and minus are alike, so one null serves both edits.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from workers.circuits.attribution import Reading
+from workers.circuits.places import Target, batches, replacing, watching
+from workers.crosscoder.code import Code
+from workers.crosscoder.regress import take_rows
+
+
+@dataclass
+class Effects:
+    """Sums over the target's tokens, by fold, float64."""
+
+    count: Tensor
+    """[K] tokens"""
+    ablate: Tensor
+    """[K] KL"""
+    amplify: Tensor
+    """[K] KL"""
+    random: Tensor
+    """[directions, K] KL"""
+    logits: Tensor
+    """[vocabulary] logits less those without the feature, their mean taken out; summed over all tokens"""
+
+
+def causal_effects(
+    reading: Reading,
+    head: Callable[[Tensor], Tensor],
+    target: Target,
+    *,
+    directions: int,
+    folds: int,
+    seed: int,
+    tick: Callable[[float], None] = lambda share: None,
+) -> Effects:
+    """Effects of a target's feature, edited at the target's own place and tokens.
+
+    head: last hidden states [n, d] of `reading.model` -> logits [n, vocabulary]. `tick`: as for attributions.
+    """
+    known, column = reading.dictionaries[target.place], target.column
+    generator = torch.Generator().manual_seed(seed)
+    random = normalize(torch.randn(directions, len(known.mean), generator=generator), dim=1)
+    own = known.decoder[column]
+    edits = torch.cat([-own[None], own[None], random.to(own) * own.norm()])
+    sums = torch.zeros(len(edits), folds, dtype=torch.float64)
+    count, change = torch.zeros(folds, dtype=torch.float64), torch.zeros(0)
+    wanted = [i for i in range(len(reading.passages)) if len(target.tokens[i])]
+    for done, number in enumerate(wanted):
+        tokens = target.tokens[number].to(reading.device)
+        strength = _strength(reading, number, column)
+        logits = _logits(reading, head, target.place, number, tokens, None)
+        before = logits.log_softmax(1)
+        for i, edit in enumerate(edits):
+            after = _logits(reading, head, target.place, number, tokens, strength[:, None] * edit)
+            if i == 0:
+                moved = (logits - after).sum(0)
+                change = moved if not len(change) else change + moved
+            kl = (before.exp() * (before - after.log_softmax(1))).sum(1)
+            sums[i, reading.passages[number].fold] += float(kl.double().sum())
+        count[reading.passages[number].fold] += len(tokens)
+        tick((done + 1) / len(wanted))
+    return Effects(count, sums[0], sums[1], sums[2:], change - change.mean() if len(change) else change)
+
+
+def _strength(reading: Reading, number: int, column: int) -> Tensor:
+    """The feature's activation at each token of a passage: [t], 0 where there is no code."""
+    passage = reading.passages[number]
+    strength = reading.code.values.new_zeros(len(passage.ids))
+    strength[passage.tokens.to(reading.device)] = activations(take_rows(reading.code, passage.rows), column)
+    return strength
+
+
+def activations(code: Code, column: int) -> Tensor:
+    """One column of a code: [n]."""
+    at = torch.arange(code.n, device=code.latents.device).repeat_interleave(code.indptr.diff())
+    own = code.latents == column
+    found = code.values.new_zeros(code.n)
+    found[at[own]] = code.values[own]
+    return found
+
+
+@torch.no_grad()
+def _logits(
+    reading: Reading, head: Callable[[Tensor], Tensor], name: str, number: int, tokens: Tensor, added: Tensor | None
+) -> Tensor:
+    """Next-token logits at some tokens of a passage, [n, vocabulary], with `added` [t, d] put on a place."""
+    place, batch = reading.place(name), next(batches(reading.passages, [number], 1))
+
+    def edit(output: Tensor) -> Tensor:
+        return output if added is None else output + (added / place.factor).to(output.dtype)
+
+    with replacing(place.module, edit):
+        output: Any = reading.forward(batch)
+    return head(output.last_hidden_state[0, tokens]).float()
+
+
+@torch.no_grad()
+def ablated(
+    reading: Reading, place_name: str, column: int | None, targets: Sequence[Target], batch_tokens: int
+) -> Tensor:
+    """Mean pre-activation of each target with a feature taken out at a place, wherever it fires: [targets].
+
+    column: None: with nothing taken out. What attributions are estimates of: activation patching.
+    """
+    place, known = reading.place(place_name), reading.dictionaries[place_name]
+    sums, counts = torch.zeros(len(targets), dtype=torch.float64), torch.zeros(len(targets), dtype=torch.float64)
+    wanted = [i for i in range(len(reading.passages)) if any(len(target.tokens[i]) for target in targets)]
+    for batch in batches(reading.passages, wanted, batch_tokens):
+        taken = torch.zeros(*batch.ids.shape, len(known.mean), device=reading.device)
+        if column is not None:
+            for row, i in enumerate(batch.members):
+                strength = _strength(reading, i, column)
+                taken[row, : len(strength)] = strength[:, None] * known.decoder[column] / place.factor
+        with replacing(place.module, lambda output, taken=taken: output - taken), watching(reading.places) as seen:
+            reading.forward(batch)
+        for t, target in enumerate(targets):
+            x = seen[target.place] * reading.place(target.place).factor
+            for row, i in enumerate(batch.members):
+                a = reading.dictionaries[target.place].read(x[row, target.tokens[i]], target.column)
+                sums[t] += float(a.double().sum())
+                counts[t] += len(a)
+    return sums / counts.clamp_min(1)
