@@ -1,0 +1,198 @@
+"""Do attributions say what happens when a feature is taken out? `python -m benchmarks.attribution --seed 1 --json`.
+
+SmolLM2-135M-Instruct is fitted at two hook points. For targets drawn by seed at the later one, every method's edges
+are held against activation patching: a feature is subtracted wherever it fires at the earlier hook point, and the mean
+change of the target's read-out at its positions is what an edge should be. Edges are all pairs of the targets with the
+sources that any method ranks among the first of any target, so that no method chooses its own exam. Reported are the
+Pearson and the rank correlation over all edges, the completeness, and the seconds of one target over 2,000 positions.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from scipy.stats import pearsonr, spearmanr
+from sqlalchemy import select
+
+from service.client import Client
+from service.config import Settings
+from service.kit.artifacts import ArtifactStore
+from service.kit.db import Database
+from service.models import Checkpoint, Code, Family, Source
+from workers.activations import HarvestSpec, Positions, load_documents, open_activations
+from workers.activations.hooks import without_later_layers
+from workers.circuits.attribution import METHODS, Attribution, Method, Options, attribute
+from workers.circuits.effects import ablated, activations
+from workers.circuits.passages import choose_tokens
+from workers.circuits.places import Dictionary, Target
+from workers.demo.installation import Installation
+from workers.demo.models import base_model
+from workers.pipelines import files
+from workers.pipelines.tracing import Traced, trace
+
+FAMILY = "attribution"
+FIRST = 6
+"""Sources of each target and method, by size, that become edges"""
+POSITIONS = 128
+"""of a target that is patched"""
+COST_POSITIONS = 2000
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Attributions against activation patching, on a real model.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
+    parser.add_argument("--hook-points", nargs=2, default=["resid_post.8", "resid_post.16"])
+    parser.add_argument("--steps", type=int, default=600, help="of the fit")
+    parser.add_argument("--documents", type=int, default=250)
+    parser.add_argument("--targets", type=int, default=12)
+    parser.add_argument("--folder", type=Path, help="keep the installation there, and use the fit that it holds")
+    options = parser.parse_args()
+    log = sys.stderr if options.json else sys.stdout
+    cache = Path.home() / ".cache" / "featurewatch"
+    base = base_model(cache, lambda text: print(text, file=log, flush=True))
+    with tempfile.TemporaryDirectory(prefix="featurewatch-attribution-") as name:
+        folder = (options.folder or Path(name)).resolve()
+        if not (folder / "featurewatch.db").exists():
+            folder.mkdir(exist_ok=True)
+            fit(base, folder, [folder, cache], options)
+        traced = open_fitted(base, folder, cache)
+        print(json.dumps({"seed": options.seed} | measure(traced, options, log)))
+
+
+def fit(base: Path, folder: Path, roots: list[Path], options: Any) -> None:
+    """A family with the base model judged."""
+    corpus = {"uri": "builtin:python-docs", "max_documents": options.documents, "context_length": 128}
+    crosscoder = {"n_features": 2048, "k": 32, "steps": options.steps, "batch_size": 2048, "seed": options.seed}
+    with Installation(folder, roots) as installation, Client(installation.url) as client:
+        policy = {"max_norm_ratio": 3.0}
+        client.create_family(FAMILY, options.hook_points, corpus=corpus, crosscoder=crosscoder, policy=policy)
+        run = client.register(FAMILY, name="base", uri=base.as_uri())["run"]
+        run = client.wait(run["id"], timeout=3600, interval=0.3)
+        if run["state"] != "succeeded":
+            raise SystemExit(f"the run {run['state']}: {run['error']}")
+
+
+def open_fitted(base: Path, folder: Path, cache: Path) -> Traced:
+    """The fitted checkpoint, ready for attribution."""
+    settings = Settings(data_dir=folder, database_url="", artifacts="")
+    database = Database(settings.resolved_database_url)
+    store = ArtifactStore(settings.artifacts_uri, folder / "cache")
+    with database.read() as session:
+        checkpoint = session.scalars(select(Checkpoint)).one()
+        sources = {s.hook_point: s for s in session.scalars(select(Source))}
+        code = session.scalars(select(Code)).one()
+        family = session.scalars(select(Family)).one()
+    database.close()
+    hooks, described = checkpoint.hook_points, family.positions
+    assert described is not None
+    kept = open_activations(store.path(str(sources[hooks[0]].activations)), hook_points=hooks)
+    spec = HarvestSpec(
+        uri=base.as_uri(),
+        hook_points=hooks,
+        corpus=load_documents(store.path(described["documents"])),
+        cache_dir=folder / "cache",
+        context_length=family.corpus["context_length"],
+        positions=Positions.load(store.path(described["artifact"])),
+        roots=(cache,),
+    )
+    dictionaries = {h: Dictionary.of(load_file(store.path(str(sources[h].dictionary)))) for h in hooks}
+    sparse = files.load_code(store.path(code.artifact), torch.device("cpu"))[0]
+    return trace(spec, sparse, dictionaries, kept.valid, lambda: None)
+
+
+def measure(traced: Traced, options: Any, log: Any) -> dict[str, Any]:
+    """All figures."""
+    reading, (earlier, later) = traced.reading, options.hook_points
+    targets = choose_targets(traced, later, options.targets, options.seed)
+    with without_later_layers(reading.model, traced.points):
+        found: dict[Method, list[Attribution]] = {}
+        for method in METHODS:
+            began = time.monotonic()
+            found[method] = attribute(reading, targets, Options(method=method))
+            print(f"{method}: {time.monotonic() - began:.1f} s", file=log, flush=True)
+        weights = {m: np.stack([per_position(a, earlier) for a in parts]) for m, parts in found.items()}
+        ranked = [np.argsort(-np.abs(w), axis=1)[:, :FIRST] for w in weights.values()]
+        sources = np.unique(np.concatenate([part.ravel() for part in ranked]))
+        plain = ablated(reading, earlier, None, targets, 1024)
+        truth = np.zeros((len(targets), len(sources)))
+        for place, column in enumerate(sources.tolist()):
+            truth[:, place] = (plain - ablated(reading, earlier, column, targets, 1024)).numpy()
+        print(f"{truth.size} edges patched", file=log, flush=True)
+        agreement = {m: agree(w[:, sources], truth) for m, w in weights.items()}
+        for method, parts in found.items():
+            agreement[method] |= completeness(parts, earlier)
+        cost = seconds(traced, later, options.seed)
+    return {
+        "targets": [f"F{target.column}" for target in targets],
+        "edges": int(truth.size),
+        "methods": agreement,
+        "cost": cost,
+    }
+
+
+def choose_targets(traced: Traced, place: str, count: int, seed: int) -> list[Target]:
+    """Features that fire in many documents, drawn by seed."""
+    code = traced.reading.code
+    firings = torch.bincount(code.latents, minlength=code.m)
+    usual = ((firings >= 100) & (firings <= 0.1 * code.n)).nonzero().squeeze(1).numpy()
+    columns = np.random.default_rng(seed).choice(usual, min(count, len(usual)), replace=False)
+    passages = traced.reading.passages
+    return [
+        choose_tokens(passages, activations(code, int(c)) > 0, traced.valid, place, int(c), POSITIONS, seed)
+        for c in columns
+    ]
+
+
+def per_position(found: Attribution, place: str) -> np.ndarray:
+    """Edges [m]."""
+    edges: np.ndarray = (found.places[place].features.sum(0) / found.count.sum()).numpy()
+    return edges
+
+
+def agree(edges: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """Correlations of edges [targets, sources] with what patching gave."""
+    each = [pearsonr(a, b).statistic for a, b in zip(edges, truth, strict=True)]
+    return {
+        "pearson": round(float(pearsonr(edges.ravel(), truth.ravel()).statistic), 4),
+        "spearman": round(float(spearmanr(edges.ravel(), truth.ravel()).statistic), 4),
+        "pearson_per_target_median": round(float(np.median(each)), 4),
+        "slope": round(float((edges * truth).sum() / (edges**2).sum()), 4),
+    }
+
+
+def completeness(found: list[Attribution], place: str) -> dict[str, Any]:
+    """Medians over targets: the total over the target, and features over the total."""
+    totals, shares = [], []
+    for one in found:
+        value = float((one.value - one.constant * one.count).sum())
+        total = float(one.places[place].total().sum())
+        totals.append(total / value)
+        shares.append(float(one.places[place].features.sum()) / total)
+    return {"total": round(float(np.median(totals)), 4), "features": round(float(np.median(shares)), 4)}
+
+
+def seconds(traced: Traced, place: str, seed: int) -> dict[str, Any]:
+    """Of one target over COST_POSITIONS positions, by the default method."""
+    code = traced.reading.code
+    firings = torch.bincount(code.latents, minlength=code.m)
+    column = int((firings - 1.2 * COST_POSITIONS).abs().argmin())
+    fires = activations(code, column) > 0
+    target = choose_tokens(traced.reading.passages, fires, traced.valid, place, column, COST_POSITIONS, seed)
+    began = time.monotonic()
+    attribute(traced.reading, [target], Options())
+    spent = time.monotonic() - began
+    count = sum(map(len, target.tokens))
+    return {"positions": count, "seconds": round(spent, 1), "threads": torch.get_num_threads()}
+
+
+if __name__ == "__main__":
+    main()
