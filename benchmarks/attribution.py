@@ -38,10 +38,10 @@ from workers.pipelines import files
 from workers.pipelines.tracing import Traced, trace
 
 FAMILY = "attribution"
-FIRST = 6
+FIRST = 4
 """Sources of each target and method, by size, that become edges"""
-POSITIONS = 128
-"""of a target that is patched"""
+STEPS = 4
+"""of integrated gradients"""
 COST_POSITIONS = 2000
 
 
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="of the fit")
     parser.add_argument("--documents", type=int, default=250)
     parser.add_argument("--targets", type=int, default=12)
+    parser.add_argument("--patched", type=int, default=16, help="documents that features are taken out of")
     parser.add_argument("--folder", type=Path, help="keep the installation there, and use the fit that it holds")
     options = parser.parse_args()
     log = sys.stderr if options.json else sys.stdout
@@ -112,20 +113,18 @@ def open_fitted(base: Path, folder: Path, cache: Path) -> Traced:
 def measure(traced: Traced, options: Any, log: Any) -> dict[str, Any]:
     """All figures."""
     reading, (earlier, later) = traced.reading, options.hook_points
-    targets = choose_targets(traced, later, options.targets, options.seed)
+    targets = choose_targets(traced, later, options)
     with without_later_layers(reading.model, traced.points):
         found: dict[Method, list[Attribution]] = {}
         for method in METHODS:
             began = time.monotonic()
-            found[method] = attribute(reading, targets, Options(method=method))
+            found[method] = attribute(reading, targets, Options(method=method, steps=STEPS, tokens=False))
             print(f"{method}: {time.monotonic() - began:.1f} s", file=log, flush=True)
         weights = {m: np.stack([per_position(a, earlier) for a in parts]) for m, parts in found.items()}
         ranked = [np.argsort(-np.abs(w), axis=1)[:, :FIRST] for w in weights.values()]
         sources = np.unique(np.concatenate([part.ravel() for part in ranked]))
-        plain = ablated(reading, earlier, None, targets, 1024)
-        truth = np.zeros((len(targets), len(sources)))
-        for place, column in enumerate(sources.tolist()):
-            truth[:, place] = (plain - ablated(reading, earlier, column, targets, 1024)).numpy()
+        plain, *without = ablated(reading, earlier, sources.tolist(), targets, 1024)
+        truth = torch.stack([plain - other for other in without], 1).numpy()
         print(f"{truth.size} edges patched", file=log, flush=True)
         agreement = {m: agree(w[:, sources], truth) for m, w in weights.items()}
         for method, parts in found.items():
@@ -139,17 +138,21 @@ def measure(traced: Traced, options: Any, log: Any) -> dict[str, Any]:
     }
 
 
-def choose_targets(traced: Traced, place: str, count: int, seed: int) -> list[Target]:
-    """Features that fire in many documents, drawn by seed."""
-    code = traced.reading.code
-    firings = torch.bincount(code.latents, minlength=code.m)
-    usual = ((firings >= 100) & (firings <= 0.1 * code.n)).nonzero().squeeze(1).numpy()
-    columns = np.random.default_rng(seed).choice(usual, min(count, len(usual)), replace=False)
-    passages = traced.reading.passages
-    return [
-        choose_tokens(passages, activations(code, int(c)) > 0, traced.valid, place, int(c), POSITIONS, seed)
-        for c in columns
-    ]
+def choose_targets(traced: Traced, place: str, options: Any) -> list[Target]:
+    """Features that fire at least 10 times in a few documents, and not nearly everywhere, both drawn by seed."""
+    reading, rng = traced.reading, np.random.default_rng(options.seed)
+    some = set(rng.permutation(len(reading.passages))[: options.patched].tolist())
+    inside = torch.zeros(reading.code.n, dtype=torch.bool)
+    for number in some:
+        inside[reading.passages[number].rows] = True
+    at = torch.arange(reading.code.n).repeat_interleave(reading.code.indptr.diff())
+    firings = torch.bincount(reading.code.latents[inside[at]], minlength=reading.code.m)
+    usual = ((firings >= 10) & (firings <= 0.1 * inside.sum())).nonzero().squeeze(1).numpy()
+    found = []
+    for column in rng.choice(usual, min(options.targets, len(usual)), replace=False).tolist():
+        fires = (activations(reading.code, column) > 0) & inside
+        found.append(choose_tokens(reading.passages, fires, traced.valid, place, column, 10_000, options.seed))
+    return found
 
 
 def per_position(found: Attribution, place: str) -> np.ndarray:

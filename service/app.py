@@ -14,6 +14,7 @@ from service.auth.routes import router as keys
 from service.calibrations.routes import router as calibrations
 from service.checkpoints.routes import router as checkpoints
 from service.config import Settings
+from service.dependencies.routes import router as dependencies
 from service.families.routes import router as families
 from service.features.routes import router as features
 from service.kit import problems
@@ -27,7 +28,9 @@ from service.runs.routes import router as runs
 from service.status.routes import router as status
 from service.webhooks.routes import router as webhooks
 
-ROUTERS = (families, checkpoints, features, lineage, calibrations, runs, webhooks, alerts, keys, audit, status)
+ROUTERS = (
+    families, checkpoints, features, lineage, calibrations, dependencies, runs, webhooks, alerts, keys, audit, status,
+)  # fmt: skip
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

@@ -26,7 +26,8 @@ class RunView(BaseModel):
     family: str
     checkpoint: str | None
     kind: str = Field(
-        description="`onboard`: extend the dictionary onto a checkpoint, or re-fit it. `calibrate`: judge nulls."
+        description="`onboard`: extend the dictionary onto a checkpoint, or re-fit it. `calibrate`: judge nulls. "
+        "`dependencies`: what features are computed from."
     )
     state: RunState
     stage: str | None = Field(description="What the worker is at.")

@@ -10,7 +10,7 @@ to a_j less what the biases on the way give), or its mean along the straight pat
 the sum over all positions of a document, so sums are kept by folds of documents.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.circuits.linear import linearised
-from workers.circuits.places import Batch, Dictionary, Passage, Place, Target, batches, replacing, watching
+from workers.circuits.places import Batch, Dictionary, Passage, Place, Target, batches, replacing, skipping, watching
 from workers.crosscoder.code import Code
 from workers.crosscoder.regress import take_rows
 
@@ -74,6 +74,8 @@ class Options:
     """of the path of `integrated`"""
     batch_tokens: int = 1024
     folds: int = 20
+    tokens: bool = True
+    """Whether input tokens get their share too: gradients then go down all the way"""
 
 
 @dataclass
@@ -86,6 +88,8 @@ class Reading:
     code: Code
     """of the family's positions, on the model's device"""
     passages: Sequence[Passage]
+    skippable: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+    """place -> layers that need not run where the activations of the place are known already"""
 
     @property
     def device(self) -> torch.device:
@@ -162,10 +166,14 @@ def _plain(ledger: "_Ledger", targets: Sequence[Target], found: list[Attribution
         if summed is None:
             continue
         before = reading.earlier(target.place)
-        inputs = [embedded["x"], *(seen[place.name] for place in before)]
+        words = [embedded["x"]] if ledger.options.tokens else []
+        inputs = [*(seen[place.name] for place in before), *words]
+        if not inputs:
+            continue
         gradients = torch.autograd.grad(summed, inputs, retain_graph=True, allow_unused=True)
-        ledger.add_tokens(gradients[0], embedded["x"].detach(), into)
-        for place, gradient in zip(before, gradients[1:], strict=True):
+        if words:
+            ledger.add_tokens(gradients[-1], words[0].detach(), into)
+        for place, gradient in zip(before, gradients[: len(before)], strict=True):
             if gradient is not None:
                 ledger.add(place, gradient, seen[place.name].detach(), into.places[place.name], centred=False)
 
@@ -180,17 +188,19 @@ def _integrated(
     first = {name: x.detach() for name, x in seen.items()}
     for target, into in zip(targets, found, strict=True):
         ledger.read(target, first, into)
-    words = embedded["x"].detach()
-    module = reading.model.get_input_embeddings()
-    centre = module(torch.arange(module.num_embeddings, device=reading.device)).detach().mean(0)
-    mean = ledger.along_path(module, words, centre, targets)
-    for gradient, into in zip(mean, found, strict=True):
-        if gradient is not None:
-            ledger.add_tokens(gradient, words - centre, into)
+    if ledger.options.tokens:
+        words = embedded["x"].detach()
+        module = reading.model.get_input_embeddings()
+        centre = module(torch.arange(module.num_embeddings, device=reading.device)).detach().mean(0)
+        for gradient, into in zip(ledger.along_path(module, words, centre, targets), found, strict=True):
+            if gradient is not None:
+                ledger.add_tokens(gradient, words - centre, into)
     for place in reading.places:
         later = [t if place in reading.earlier(t.place) else None for t in targets]
         x, start = first[place.name], reading.dictionaries[place.name].mean / place.factor
-        for gradient, into in zip(ledger.along_path(place.module, x, start, later), found, strict=True):
+        with skipping(reading.skippable.get(place.name, ())):
+            mean = ledger.along_path(place.module, x, start, later)
+        for gradient, into in zip(mean, found, strict=True):
             if gradient is not None:
                 ledger.add(place, gradient, x, into.places[place.name], centred=True)
 

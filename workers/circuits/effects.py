@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from workers.circuits.attribution import Reading
-from workers.circuits.places import Target, batches, replacing, watching
+from workers.circuits.places import Batch, Target, batches, replacing, skipping, watching
 from workers.crosscoder.code import Code
 from workers.crosscoder.regress import take_rows
 
@@ -110,27 +110,42 @@ def _logits(
 
 @torch.no_grad()
 def ablated(
-    reading: Reading, place_name: str, column: int | None, targets: Sequence[Target], batch_tokens: int
+    reading: Reading, place_name: str, columns: Sequence[int], targets: Sequence[Target], batch_tokens: int
 ) -> Tensor:
-    """Mean pre-activation of each target with a feature taken out at a place, wherever it fires: [targets].
+    """Mean pre-activation of targets with a feature taken out at a place, wherever it fires: [1 + columns, targets].
 
-    column: None: with nothing taken out. What attributions are estimates of: activation patching.
+    The first row is with nothing taken out. This is what attributions are estimates of: activation patching.
     """
     place, known = reading.place(place_name), reading.dictionaries[place_name]
-    sums, counts = torch.zeros(len(targets), dtype=torch.float64), torch.zeros(len(targets), dtype=torch.float64)
+    sums = torch.zeros(1 + len(columns), len(targets), dtype=torch.float64)
+    counts = torch.tensor([sum(map(len, target.tokens)) for target in targets]).clamp_min(1)
     wanted = [i for i in range(len(reading.passages)) if any(len(target.tokens[i]) for target in targets)]
     for batch in batches(reading.passages, wanted, batch_tokens):
-        taken = torch.zeros(*batch.ids.shape, len(known.mean), device=reading.device)
-        if column is not None:
-            for row, i in enumerate(batch.members):
-                strength = _strength(reading, i, column)
-                taken[row, : len(strength)] = strength[:, None] * known.decoder[column] / place.factor
-        with replacing(place.module, lambda output, taken=taken: output - taken), watching(reading.places) as seen:
+        with watching(reading.places) as seen:
             reading.forward(batch)
-        for t, target in enumerate(targets):
-            x = seen[target.place] * reading.place(target.place).factor
-            for row, i in enumerate(batch.members):
-                a = reading.dictionaries[target.place].read(x[row, target.tokens[i]], target.column)
-                sums[t] += float(a.double().sum())
-                counts[t] += len(a)
-    return sums / counts.clamp_min(1)
+        sums[0] += _read(reading, batch, targets, seen)
+        x = seen[place_name]
+        for row, column in enumerate(columns, start=1):
+            taken = torch.zeros_like(x)
+            for member, i in enumerate(batch.members):
+                strength = _strength(reading, i, column)
+                taken[member, : len(strength)] = strength[:, None] * known.decoder[column] / place.factor
+            without = x - taken
+            with (
+                skipping(reading.skippable.get(place_name, ())),
+                replacing(place.module, lambda _output, without=without: without),
+                watching(reading.places) as seen,
+            ):
+                reading.forward(batch)
+            sums[row] += _read(reading, batch, targets, seen)
+    return sums / counts
+
+
+def _read(reading: Reading, batch: Batch, targets: Sequence[Target], seen: dict[str, Tensor]) -> Tensor:
+    """Sum of each target's pre-activations in a batch: [targets]."""
+    sums = torch.zeros(len(targets), dtype=torch.float64)
+    for t, target in enumerate(targets):
+        for row, i in enumerate(batch.members):
+            x = seen[target.place][row, target.tokens[i]] * reading.place(target.place).factor
+            sums[t] += float(reading.dictionaries[target.place].read(x, target.column).double().sum())
+    return sums

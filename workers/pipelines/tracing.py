@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workers.activations import HarvestSpec
 from workers.activations.heads import load_whole
-from workers.activations.hooks import HookPoint, choose_hook_points, in_order
+from workers.activations.hooks import HookPoint, choose_hook_points, in_order, layer_stack
 from workers.activations.models import max_tokens
 from workers.activations.positions import Reader
 from workers.activations.reading import TokenizedCorpus, tokenize_corpus
@@ -62,7 +62,9 @@ def trace(
     if valid is not None:
         there &= torch.from_numpy(valid)
     passages = _passages(corpus, [document.id for document in spec.corpus], there)
-    reading = Reading(whole.body, list(points), dictionaries, code, passages)
+    layers = layer_stack(whole.body)[2]
+    skippable = {p.name: list(layers[: p.layer + 1]) for p in points if p.name.startswith("resid_post")}
+    reading = Reading(whole.body, list(points), dictionaries, code, passages, skippable)
     return Traced(reading, points, whole.head, whole.tokenizer, there)
 
 

@@ -107,6 +107,11 @@ def test_integrated_gradients_end_at_the_mean() -> None:
     assert torch.allclose(sums.total(), got.value - at_mean, rtol=0.02, atol=0.02)
     given = sum(got.tokens.values(), torch.zeros(3).double())
     assert torch.isfinite(given).all() and given[:2].abs().min() > 0
+    of.skippable = {"resid_post.0": [of.model.layers[0]]}
+    options = Options(method="integrated", steps=64, batch_tokens=32, folds=3, tokens=False)
+    (again,) = attribute(of, [asked], options)
+    assert torch.allclose(again.places["resid_post.0"].features, sums.features)
+    assert not again.tokens
 
 
 def test_progress_is_told_and_may_end_it() -> None:

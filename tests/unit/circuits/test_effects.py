@@ -53,7 +53,10 @@ def test_a_direction_that_nothing_reads_has_no_effect() -> None:
 def test_patching_takes_a_feature_out_everywhere() -> None:
     of = reading()
     targets = [target(of, "resid_post.2", 4), target(of, "mlp_out.1", 2)]
-    plain, without = (ablated(of, "resid_post.0", column, targets, 30) for column in (None, 7))
+    plain, without = ablated(of, "resid_post.0", [7], targets, 30)
+    of.skippable = {"resid_post.0": [of.model.layers[0]]}
+    assert torch.equal(without, ablated(of, "resid_post.0", [7], targets, 30)[1])
+    assert not vars(of.model.layers[0]).get("forward")
     got: Any = attribute(of, targets, Options(method="gradient", folds=3))
     assert torch.allclose(plain, torch.stack([t.value.sum() / t.count.sum() for t in got]), rtol=1e-6)
     assert (plain - without).abs().min() > 1e-6
@@ -65,10 +68,9 @@ def test_patching_agrees_with_attribution_where_the_model_is_linear() -> None:
     asked = [target(of, "resid_post.1", 3)]
     (got,) = attribute(of, asked, Options(method="gradient", folds=3))
     given = got.places["mlp_out.1"].features.sum(0) / got.count.sum()
-    before = ablated(of, "mlp_out.1", None, asked, 64)
+    before, *after = ablated(of, "mlp_out.1", range(4), asked, 64)
     for column in range(4):
-        after = ablated(of, "mlp_out.1", column, asked, 64)
-        assert float(before - after) == pytest.approx(float(given[column]), rel=1e-4, abs=1e-6)
+        assert float(before - after[column]) == pytest.approx(float(given[column]), rel=1e-4, abs=1e-6)
 
 
 def test_activations_are_a_column_of_the_code() -> None:
