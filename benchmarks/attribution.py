@@ -9,6 +9,7 @@ Pearson and the rank correlation over all edges, the completeness, and the secon
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -126,13 +127,17 @@ def measure(traced: Traced, options: Any, log: Any) -> dict[str, Any]:
         plain, *without = ablated(reading, earlier, sources.tolist(), targets, 1024)
         truth = torch.stack([plain - other for other in without], 1).numpy()
         print(f"{truth.size} edges patched", file=log, flush=True)
-        agreement = {m: agree(w[:, sources], truth) for m, w in weights.items()}
+        own = np.array([target.column for target in targets])[:, None] == sources
+        agreement = {m: agree(w[:, sources], truth, own) for m, w in weights.items()}
+        if options.folder:
+            np.savez(options.folder / f"edges-{options.seed}.npz", truth=truth, own=own, **weights, sources=sources)
         for method, parts in found.items():
             agreement[method] |= completeness(parts, earlier)
         cost = seconds(traced, later, options.seed)
     return {
         "targets": [f"F{target.column}" for target in targets],
         "edges": int(truth.size),
+        "own": int(own.sum()),
         "methods": agreement,
         "cost": cost,
     }
@@ -161,14 +166,23 @@ def per_position(found: Attribution, place: str) -> np.ndarray:
     return edges
 
 
-def agree(edges: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """Correlations of edges [targets, sources] with what patching gave."""
-    each = [pearsonr(a, b).statistic for a, b in zip(edges, truth, strict=True)]
+def agree(edges: np.ndarray, truth: np.ndarray, own: np.ndarray) -> dict[str, Any]:
+    """Correlations of edges [targets, sources] with what patching gave.
+
+    own: bool, edges of a feature to itself. The stream carries those along, so they are large and any method has them
+    right: what a method is worth is told by the others.
+    """
+    others = [pearsonr(a[~o], b[~o]).statistic for a, b, o in zip(edges, truth, own, strict=True)]
+    a, b = edges[~own], truth[~own]
+    large = np.abs(b) >= np.quantile(np.abs(b), 0.75)
     return {
         "pearson": round(float(pearsonr(edges.ravel(), truth.ravel()).statistic), 4),
         "spearman": round(float(spearmanr(edges.ravel(), truth.ravel()).statistic), 4),
-        "pearson_per_target_median": round(float(np.median(each)), 4),
-        "slope": round(float((edges * truth).sum() / (edges**2).sum()), 4),
+        "others_pearson": round(float(pearsonr(a, b).statistic), 4),
+        "others_spearman": round(float(spearmanr(a, b).statistic), 4),
+        "others_pearson_per_target_median": round(float(np.median(others)), 4),
+        "others_slope": round(float((a * b).sum() / (a**2).sum()), 4),
+        "others_sign_of_largest_quarter": round(float((np.sign(a) == np.sign(b))[large].mean()), 4),
     }
 
 
@@ -190,11 +204,17 @@ def seconds(traced: Traced, place: str, seed: int) -> dict[str, Any]:
     column = int((firings - 1.2 * COST_POSITIONS).abs().argmin())
     fires = activations(code, column) > 0
     target = choose_tokens(traced.reading.passages, fires, traced.valid, place, column, COST_POSITIONS, seed)
-    began = time.monotonic()
+    began, worked = time.monotonic(), time.process_time()
     attribute(traced.reading, [target], Options())
-    spent = time.monotonic() - began
+    spent, worked = time.monotonic() - began, time.process_time() - worked
     count = sum(map(len, target.tokens))
-    return {"positions": count, "seconds": round(spent, 1), "threads": torch.get_num_threads()}
+    return {
+        "positions": count,
+        "seconds": round(spent, 1),
+        "cpu_seconds": round(worked, 1),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+    }
 
 
 if __name__ == "__main__":

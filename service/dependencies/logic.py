@@ -29,6 +29,8 @@ from service.verdicts.policy import Policy
 
 BROUGHT = "activations+"
 """URIs of checkpoints whose activations were brought along."""
+AFTER_OTHERS = -1
+"""Priority of what nobody asked for: a checkpoint that waits for its verdicts goes first."""
 
 
 def create(session: Session, family_name: str, checkpoint_name: str, body: DependenciesIn) -> tuple[Run, Checkpoint]:
@@ -69,7 +71,8 @@ def queue_watched(session: Session, checkpoint_id: str) -> Run | None:
     numbers = [number for number in queries.watched(session, family.id) if number in there][:MOST_FEATURES]
     if not numbers or queries.waiting(session, checkpoint_id):
         return None
-    return _queue(session, checkpoint, numbers, DependenciesIn(features=[feature_id(n) for n in numbers]))
+    body = DependenciesIn(features=[feature_id(number) for number in numbers])
+    return _queue(session, checkpoint, numbers, body, AFTER_OTHERS)
 
 
 def get(
@@ -176,10 +179,17 @@ def _present(session: Session, checkpoint_id: str) -> set[int]:
     return {number for number, status in verdicts.statuses(session, checkpoint_id).items() if status not in absent}
 
 
-def _queue(session: Session, checkpoint: Checkpoint, numbers: Sequence[int], body: DependenciesIn) -> Run:
+def _queue(
+    session: Session, checkpoint: Checkpoint, numbers: Sequence[int], body: DependenciesIn, priority: int = 0
+) -> Run:
     params = body.model_dump(mode="json") | {"features": [feature_id(number) for number in numbers]}
     return runs.create(
-        session, family_id=checkpoint.family_id, checkpoint_id=checkpoint.id, kind=queries.KIND, params=params
+        session,
+        family_id=checkpoint.family_id,
+        checkpoint_id=checkpoint.id,
+        kind=queries.KIND,
+        params=params,
+        priority=priority,
     )
 
 

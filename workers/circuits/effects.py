@@ -37,6 +37,7 @@ class Effects:
     """[vocabulary] logits less those without the feature, their mean taken out; summed over all tokens"""
 
 
+@torch.no_grad()
 def causal_effects(
     reading: Reading,
     head: Callable[[Tensor], Tensor],
@@ -56,22 +57,26 @@ def causal_effects(
     random = normalize(torch.randn(directions, len(known.mean), generator=generator), dim=1)
     own = known.decoder[column]
     edits = torch.cat([-own[None], own[None], random.to(own) * own.norm()])
+    added = torch.cat([torch.zeros_like(own)[None], edits])[:, None]
     sums = torch.zeros(len(edits), folds, dtype=torch.float64)
     count, change = torch.zeros(folds, dtype=torch.float64), torch.zeros(0)
     wanted = [i for i in range(len(reading.passages)) if len(target.tokens[i])]
     for done, number in enumerate(wanted):
-        tokens = target.tokens[number].to(reading.device)
-        strength = _strength(reading, number, column)
-        logits = _logits(reading, head, target.place, number, tokens, None)
+        tokens, fold = target.tokens[number].to(reading.device), reading.passages[number].fold
+        added = (
+            _strength(reading, number, column)[None, :, None] * torch.cat([torch.zeros_like(own)[None], edits])[:, None]
+        )
+        hidden = _hidden(reading, target.place, number, added)[:, tokens]
+        logits = head(hidden[0]).float()
         before = logits.log_softmax(1)
-        for i, edit in enumerate(edits):
-            after = _logits(reading, head, target.place, number, tokens, strength[:, None] * edit)
+        for i in range(len(edits)):
+            after = head(hidden[i + 1]).float()
             if i == 0:
                 moved = (logits - after).sum(0)
                 change = moved if not len(change) else change + moved
             kl = (before.exp() * (before - after.log_softmax(1))).sum(1)
-            sums[i, reading.passages[number].fold] += float(kl.double().sum())
-        count[reading.passages[number].fold] += len(tokens)
+            sums[i, fold] += float(kl.double().sum())
+        count[fold] += len(tokens)
         tick((done + 1) / len(wanted))
     return Effects(count, sums[0], sums[1], sums[2:], change - change.mean() if len(change) else change)
 
@@ -94,18 +99,13 @@ def activations(code: Code, column: int) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(
-    reading: Reading, head: Callable[[Tensor], Tensor], name: str, number: int, tokens: Tensor, added: Tensor | None
-) -> Tensor:
-    """Next-token logits at some tokens of a passage, [n, vocabulary], with `added` [t, d] put on a place."""
-    place, batch = reading.place(name), next(batches(reading.passages, [number], 1))
-
-    def edit(output: Tensor) -> Tensor:
-        return output if added is None else output + (added / place.factor).to(output.dtype)
-
-    with replacing(place.module, edit):
-        output: Any = reading.forward(batch)
-    return head(output.last_hidden_state[0, tokens]).float()
+def _hidden(reading: Reading, name: str, number: int, added: Tensor) -> Tensor:
+    """Last hidden states of a passage, [edits, t, d], with each of `added` [edits, t, d] put on a place."""
+    place, ids = reading.place(name), reading.passages[number].ids.expand(len(added), -1)
+    with replacing(place.module, lambda output: output + (added / place.factor).to(output.dtype)):
+        output: Any = reading.forward(Batch([number], ids, torch.ones_like(ids)))
+    hidden: Tensor = output.last_hidden_state
+    return hidden
 
 
 @torch.no_grad()

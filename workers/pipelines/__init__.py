@@ -4,6 +4,11 @@ from collections.abc import Callable
 
 from workers.execution import Execution
 from workers.pipelines.calibrating import calibrate
+from workers.pipelines.dependencies import find_dependencies
 from workers.pipelines.onboard import onboard
 
-PIPELINES: dict[str, Callable[[Execution], None]] = {"onboard": onboard, "calibrate": calibrate}
+PIPELINES: dict[str, Callable[[Execution], None]] = {
+    "onboard": onboard,
+    "calibrate": calibrate,
+    "dependencies": find_dependencies,
+}

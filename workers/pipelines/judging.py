@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from service.dependencies import logic as dependencies
 from service.verdicts import logic as verdicts
 from service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, judge, standard_error
 from service.verdicts.origins import held
@@ -212,6 +213,7 @@ def write(execution: Execution, outcomes: list[tuple[str, verdicts.Outcome]]) ->
     with execution.write() as session:
         for checkpoint_id, found in outcomes:
             summary = verdicts.record(session, checkpoint_id=checkpoint_id, run_id=execution.run_id, outcome=found)
+            dependencies.queue_watched(session, checkpoint_id)
         execution.finish(session, summary)
 
 

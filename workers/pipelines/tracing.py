@@ -1,7 +1,7 @@
 """A checkpoint made ready for attribution: its model, its texts with their code, and its dictionaries."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Traced(NamedTuple):
     points: list[HookPoint]
     """`reading.places` as hook points"""
     head: Callable[[Tensor], Tensor] | None
-    tokenizer: object
+    tokenizer: Any
     valid: Tensor
     """bool [positions] where this model has a token, and is no sink"""
 
