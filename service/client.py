@@ -23,6 +23,7 @@ from service.client_types import (
     Calibration,
     Checkpoint,
     Delivery,
+    Dependencies,
     Example,
     Family,
     Feature,
@@ -213,6 +214,25 @@ class Client(Transport):
         """Label, tag or watch a feature. What is left out stays."""
         body = given(label=label, tags=None if tags is None else list(tags), watched=watched)
         return cast(Feature, self.json("PATCH", path_of("families", family, "features", feature), body=body))
+
+    def find_dependencies(self, family: str, checkpoint: str, features: Sequence[str], **options: Any) -> Run:
+        """Queue a run that finds what features are computed from. options: `method`, `positions`, `effects`, ..."""
+        path = path_of("families", family, "checkpoints", checkpoint, "dependencies")
+        return cast(Run, self.json("POST", path, body=given(**options) | {"features": list(features)}))
+
+    def dependencies(
+        self,
+        family: str,
+        feature: str,
+        *,
+        checkpoint: str | None = None,
+        baseline: str | None = None,
+        method: str | None = None,
+    ) -> Dependencies:
+        """What a feature is computed from in a checkpoint; against a baseline, what was gained, lost and changed."""
+        path = path_of("families", family, "features", feature, "dependencies")
+        params = given(checkpoint=checkpoint, baseline=baseline, method=method)
+        return cast(Dependencies, self.json("GET", path, params=params))
 
     def diff(
         self, family: str, from_: str, to: str, *, status: Sequence[str] = (), **query: Any

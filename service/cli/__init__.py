@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from service.cli import base, calibrate, checkpoints, features, notify, server
+from service.cli import base, calibrate, checkpoints, dependencies, features, notify, server
 from service.client import ApiError, ClientError, UnreachableError, WaitTimeoutError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ checkpoints.add_to(app)
 features.add_to(app)
 notify.add_to(app)
 calibrate.add_to(app)
+dependencies.add_to(app)
 
 UNAVAILABLE_STATUS = 500
 

@@ -21,10 +21,11 @@ class DependenciesIn(BaseModel):
 
     features: list[FeatureId] = Field(min_length=1, max_length=MOST_FEATURES, examples=[["F42", "F117"]])
     method: Method = Field(
-        "relp",
-        description="`relp`: gradient times activation through the model made linear around its own forward pass. "
-        "`gradient`: the plain gradient, for any model. `integrated`: its mean along the path from the mean "
-        "activation; `steps` times as slow.",
+        "gradient",
+        description="`gradient`: gradient times activation, for any model; it agrees best with what taking features "
+        "out does. `relp`: through the model made linear around its own forward pass, so that all that enters adds up "
+        "to what is read. `integrated`: the mean gradient along the path from the mean activation; `steps` times as "
+        "slow.",
     )
     positions: int = Field(2000, ge=20, le=1_000_000, description="Of each feature at most, spread over documents.")
     steps: int = Field(8, ge=2, le=256, description="Of `integrated`.")

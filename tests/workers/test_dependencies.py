@@ -163,7 +163,7 @@ def test_methods_stay_beside_each_other_and_are_not_made_twice(
     installation: Installation, family: dict[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = family[12]
-    for method in ("gradient", "integrated"):
+    for method in ("relp", "integrated"):
         ask(installation, "v1", [number], method=method, effects=False, positions=60, steps=3)
         succeed(installation)
     got = show(installation, number, "v1")
@@ -175,9 +175,9 @@ def test_methods_stay_beside_each_other_and_are_not_made_twice(
         raise AssertionError("the model is not needed again")
 
     monkeypatch.setattr(pipeline, "_traced", refuse)
-    ask(installation, "v1", [number], method="gradient", effects=False, positions=60, steps=3)
+    ask(installation, "v1", [number], method="relp", effects=False, positions=60, steps=3)
     succeed(installation)
-    assert show(installation, number, "v1").method == "gradient"
+    assert show(installation, number, "v1").method == "relp"
 
 
 def test_a_stopped_run_goes_on_and_a_rejudged_checkpoint_forgets(
@@ -191,7 +191,7 @@ def test_a_stopped_run_goes_on_and_a_rejudged_checkpoint_forgets(
     assert succeed(installation).attempt == 2
     with installation.database.write() as session:
         checkpoint = session.query(Checkpoint).one()
-        assert queries.one(session, checkpoint.id, number, "relp") is not None
+        assert queries.one(session, checkpoint.id, number, "gradient") is not None
         verdicts.clear(session, checkpoint.id)
         assert queries.one(session, checkpoint.id, number, None) is None
 

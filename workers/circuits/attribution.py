@@ -24,7 +24,7 @@ from workers.crosscoder.code import Code
 from workers.crosscoder.regress import take_rows
 
 Method = Literal["relp", "gradient", "integrated"]
-METHODS: tuple[Method, ...] = ("relp", "gradient", "integrated")
+METHODS: tuple[Method, ...] = ("gradient", "relp", "integrated")
 ENTRIES = 16_384
 """Active entries of the code whose decoder rows are held at once."""
 
@@ -69,7 +69,7 @@ class Attribution:
 class Options:
     """How attributions are made."""
 
-    method: Method = "relp"
+    method: Method = "gradient"
     steps: int = 8
     """of the path of `integrated`"""
     batch_tokens: int = 1024

@@ -15,7 +15,7 @@ from workers.crosscoder.code import Code
 M = 12
 PLACES = ["resid_post.0", "mlp_out.1", "resid_post.2"]
 LENGTHS = (9, 14, 6, 11)
-OPTIONS = Options(batch_tokens=32, folds=3)
+OPTIONS = Options(method="relp", batch_tokens=32, folds=3)
 
 
 def body(name: str = "llama") -> Any:
