@@ -22,14 +22,6 @@ def one(session: Session, checkpoint_id: str, number: int, method: str | None) -
     return session.scalars(statement.order_by(DependencyGraph.created_at.desc(), DependencyGraph.method)).first()
 
 
-def of_checkpoint(session: Session, checkpoint_id: str, method: str) -> dict[int, DependencyGraph]:
-    """Feature number -> its graph by a method."""
-    rows = session.scalars(
-        select(DependencyGraph).where(DependencyGraph.checkpoint_id == checkpoint_id, DependencyGraph.method == method)
-    )
-    return {row.feature: row for row in rows}
-
-
 def newest_checkpoint(session: Session, family_id: str, number: int) -> str | None:
     """Id of the checkpoint whose graph of a feature was made last."""
     statement = (

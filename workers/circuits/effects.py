@@ -83,9 +83,9 @@ def causal_effects(
 
 def _strength(reading: Reading, number: int, column: int) -> Tensor:
     """The feature's activation at each token of a passage: [t], 0 where there is no code."""
-    passage = reading.passages[number]
+    passage, device = reading.passages[number], reading.code.values.device
     strength = reading.code.values.new_zeros(len(passage.ids))
-    strength[passage.tokens.to(reading.device)] = activations(take_rows(reading.code, passage.rows), column)
+    strength[passage.tokens.to(device)] = activations(take_rows(reading.code, passage.rows.to(device)), column)
     return strength
 
 
