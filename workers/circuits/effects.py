@@ -50,7 +50,8 @@ def causal_effects(
 ) -> Effects:
     """Effects of a target's feature, edited at the target's own place and tokens.
 
-    head: last hidden states [n, d] of `reading.model` -> logits [n, vocabulary]. `tick`: as for attributions.
+    head: last hidden states [n, d] of `reading.model`, which must be causal, -> logits [n, vocabulary]. `tick`: as for
+    attributions.
     """
     known, column = reading.dictionaries[target.place], target.column
     generator = torch.Generator().manual_seed(seed)
@@ -63,10 +64,9 @@ def causal_effects(
     wanted = [i for i in range(len(reading.passages)) if len(target.tokens[i])]
     for done, number in enumerate(wanted):
         tokens, fold = target.tokens[number].to(reading.device), reading.passages[number].fold
-        added = (
-            _strength(reading, number, column)[None, :, None] * torch.cat([torch.zeros_like(own)[None], edits])[:, None]
-        )
-        hidden = _hidden(reading, target.place, number, added)[:, tokens]
+        # No token sees what comes after it, so what is behind the last one need not be read.
+        strength = _strength(reading, number, column)[None, : int(tokens.max()) + 1, None]
+        hidden = _hidden(reading, target.place, number, strength * added)[:, tokens]
         logits = head(hidden[0]).float()
         before = logits.log_softmax(1)
         for i in range(len(edits)):
@@ -100,10 +100,14 @@ def activations(code: Code, column: int) -> Tensor:
 
 @torch.no_grad()
 def _hidden(reading: Reading, name: str, number: int, added: Tensor) -> Tensor:
-    """Last hidden states of a passage, [edits, t, d], with each of `added` [edits, t, d] put on a place."""
-    place, ids = reading.place(name), reading.passages[number].ids.expand(len(added), -1)
-    with replacing(place.module, lambda output: output + (added / place.factor).to(output.dtype)):
-        output: Any = reading.forward(Batch([number], ids, torch.ones_like(ids)))
+    """Last hidden states of a passage's first t tokens, [edits, t, d], with each of `added` put on a place."""
+    place, ids = reading.place(name), reading.passages[number].ids[None, : added.shape[1]]
+    with watching([place]) as seen:
+        reading.forward(Batch([number], ids, torch.ones_like(ids)))
+    edited = seen[name] + (added / place.factor).to(seen[name].dtype)
+    copies = ids.expand(len(added), -1)
+    with skipping(reading.skippable.get(name, ())), replacing(place.module, lambda _output: edited):
+        output: Any = reading.forward(Batch([number], copies, torch.ones_like(copies)))
     hidden: Tensor = output.last_hidden_state
     return hidden
 

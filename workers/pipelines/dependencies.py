@@ -36,7 +36,8 @@ from workers.pipelines.work import device_of
 
 NEARLY = 0.9
 """A feature is read at the latest hook point that reads it so well, as a share of the best."""
-EFFECT_POSITIONS = 200
+EFFECT_POSITIONS = 64
+"""Each is read in as many versions as there are edits, up to the head."""
 DIRECTIONS = 8
 TOGETHER = 8
 """Features that share a forward pass, and are kept together."""

@@ -19,6 +19,7 @@ def head(x: torch.Tensor) -> torch.Tensor:
 def test_ablation_and_amplification_are_edits_where_the_feature_fires() -> None:
     of = reading()
     asked = target(of, "resid_post.0", 5)
+    of.skippable = {"resid_post.0": [of.model.layers[0]]}
     got = causal_effects(of, head, asked, directions=3, folds=3, seed=0)
     known, dense = of.dictionaries["resid_post.0"], torch.from_numpy(of.code.to_scipy().toarray()).double()
     ablate, logits = torch.zeros(3).double(), torch.zeros(50).double()
