@@ -21,6 +21,7 @@ from service.client_transport import ApiError, ClientError, UnreachableError, gi
 from service.client_types import (
     Calibration,
     Checkpoint,
+    Dependencies,
     Example,
     Family,
     Feature,
@@ -251,6 +252,25 @@ class Client(NotifyingCalls):
         if features is not None:
             body["features"] = list(features)
         return cast(Run, self.json("POST", path_of("families", family, "features", "labels"), body=body))
+
+    def find_dependencies(self, family: str, checkpoint: str, features: Sequence[str], **options: Any) -> Run:
+        """Queue a run that finds what features are computed from. options: `method`, `positions`, `effects`, ..."""
+        path = path_of("families", family, "checkpoints", checkpoint, "dependencies")
+        return cast(Run, self.json("POST", path, body=given(**options) | {"features": list(features)}))
+
+    def dependencies(
+        self,
+        family: str,
+        feature: str,
+        *,
+        checkpoint: str | None = None,
+        baseline: str | None = None,
+        method: str | None = None,
+    ) -> Dependencies:
+        """What a feature is computed from in a checkpoint; against a baseline, what was gained, lost and changed."""
+        path = path_of("families", family, "features", feature, "dependencies")
+        params = given(checkpoint=checkpoint, baseline=baseline, method=method)
+        return cast(Dependencies, self.json("GET", path, params=params))
 
     def diff(
         self, family: str, from_: str, to: str, *, status: Sequence[str] = (), **query: Any

@@ -123,6 +123,7 @@ class Point(TypedDict):
     firings: int
     minimum_detectable_ratio: float | None
     successors: list[Successor]
+    rewired: bool | None
 
 
 class Feature(TypedDict):
@@ -155,6 +156,21 @@ class Link(TypedDict):
     old: str | None
     new: str | None
     score: float
+
+
+class Dependencies(TypedDict):
+    """What a feature is computed from. `comparison` is None where no baseline was named."""
+
+    feature: str
+    checkpoint: str
+    method: str
+    hook_point: str
+    positions: int
+    graph: dict[str, Any]
+    effect: dict[str, Any] | None
+    comparison: dict[str, Any] | None
+    run: str
+    created_at: str
 
 
 class FeatureRow(Feature, Point):

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from service.cli import base, calibrate, checkpoints, features, label, notify, server, signatures
+from service.cli import base, calibrate, checkpoints, dependencies, features, label, notify, server, signatures
 from service.client import ApiError, ClientError, UnreachableError, WaitTimeoutError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ signatures.add_to(app)
 notify.add_to(app)
 calibrate.add_to(app)
 label.add_to(app)
+dependencies.add_to(app)
 
 UNAVAILABLE_STATUS = 500
 

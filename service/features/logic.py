@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from service.checkpoints import logic as checkpoints
 from service.checkpoints import queries as checkpoint_queries
+from service.dependencies import queries as dependencies
 from service.features import queries
 from service.features.queries import Filter
 from service.features.schemas import (
@@ -123,7 +124,12 @@ def show(session: Session, asked: Comparison, found: Sequence[tuple[VerdictRow, 
     """Rows as the API shows them."""
     born = checkpoint_queries.names(session, list({feature.born_in for _, feature in found}))
     baseline = asked.baseline.name if asked.baseline else None
-    return [feature_row(row, feature, born[feature.born_in], asked.checkpoint.name, baseline) for row, feature in found]
+    rows = [feature_row(row, feature, born[feature.born_in], asked.checkpoint.name, baseline) for row, feature in found]
+    if asked.stored:  # against another baseline than the parent the flag would say something else
+        rewired = dependencies.rewired(session, [asked.checkpoint.id], [feature.number for _, feature in found])
+        for row, (_, feature) in zip(rows, found, strict=True):
+            row.rewired = rewired.get((asked.checkpoint.id, feature.number))
+    return rows
 
 
 def get(session: Session, family: Family, feature_id: str) -> Feature:
@@ -141,7 +147,13 @@ def get(session: Session, family: Family, feature_id: str) -> Feature:
 
 def trajectory(session: Session, family: Family, feature: Feature) -> list[Point]:
     """A feature's verdicts, parents before their children, each against the parent."""
-    return [point(row, name, parent) for row, name, parent in queries.course(session, family.id, feature.number)]
+    course = queries.course(session, family.id, feature.number)
+    rewired = dependencies.rewired(session, [row.checkpoint_id for row, _, _ in course], [feature.number])
+    points = []
+    for row, name, parent in course:
+        points.append(point(row, name, parent))
+        points[-1].rewired = rewired.get((row.checkpoint_id, feature.number))
+    return points
 
 
 def detail(session: Session, family: Family, feature: Feature) -> FeatureDetail:

@@ -73,6 +73,11 @@ class Point(BaseModel):
     firings: int
     minimum_detectable_ratio: float | None
     successors: list[Successor]
+    rewired: bool | None = Field(
+        None,
+        description="Whether what it is computed from changed against the parent; null where nobody looked, or it "
+        "cannot be said.",
+    )
 
 
 class FeatureOut(BaseModel):

@@ -4,6 +4,7 @@ from service.kit.db import Base
 from service.models.access import ApiKey, AuditEntry, IdempotencyRecord
 from service.models.alert import Alert, AlertRule
 from service.models.checkpoint import Checkpoint, Source
+from service.models.dependency import DependencyGraph
 from service.models.family import Family
 from service.models.feature import Code, Feature
 from service.models.lineage import Lineage
@@ -14,7 +15,7 @@ from service.models.verdict import Measurement, Verdict
 from service.models.webhook import Delivery, Event, Webhook
 
 __all__ = [
-    "Alert", "AlertRule", "ApiKey", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery", "Event",
-    "Family", "Feature", "IdempotencyRecord", "Lineage", "Measurement", "Reading", "Run", "Shard", "Signature",
+    "Alert", "AlertRule", "ApiKey", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery", "DependencyGraph",
+    "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "Measurement", "Reading", "Run", "Shard", "Signature",
     "Source", "Verdict", "Webhook",
 ]  # fmt: skip

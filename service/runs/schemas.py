@@ -27,7 +27,8 @@ class RunView(BaseModel):
     checkpoint: str | None
     kind: str = Field(
         description="`onboard`: extend the dictionary onto a checkpoint, or re-fit it. `calibrate`: judge nulls. "
-        "`label`: have features labelled by an endpoint."
+        "`label`: have features labelled by an endpoint. `signature`: read signatures. `dependencies`: what features "
+        "are computed from."
     )
     state: RunState
     stage: str | None = Field(description="What the worker is at.")

@@ -56,3 +56,8 @@ class Policy(BaseModel):
     match_threshold: float = Field(
         0.6, gt=0, le=1, description="Correlation of codes that carries an id over a re-fit."
     )
+    dependencies: bool = Field(
+        True,
+        description="After a checkpoint is judged, find out what its watched features are computed from, where its "
+        "weights are at hand.",
+    )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sqlalchemy import LargeBinary, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from service.models import Checkpoint, Code, Family, Feature, Lineage, Measurement, Source, Verdict
+from service.models import Checkpoint, Code, DependencyGraph, Family, Feature, Lineage, Measurement, Source, Verdict
 
 ALL_HOOKS = "*"
 
@@ -105,7 +105,7 @@ def status(session: Session, checkpoint_id: str, number: int) -> str | None:
 
 def clear(session: Session, checkpoint_id: str) -> None:
     """Remove what an earlier judgement wrote of a checkpoint."""
-    for table in (Verdict, Measurement, Source, Code, Lineage):
+    for table in (Verdict, Measurement, Source, Code, Lineage, DependencyGraph):
         session.execute(delete(table).where(table.checkpoint_id == checkpoint_id))
 
 

@@ -84,6 +84,7 @@ def test_default_list_is_the_newest_judged_checkpoint_largest_change_first(clien
         "orthogonal_ratio": 0.1, "q_value": 1e-6, "strength": 1.5, "direction_cosine": 0.99, "readability": 0.8,
         "firing_rate": 0.02, "firings": 300, "minimum_detectable_ratio": 0.9,
         "successors": [{"id": "F5", "kind": "replaced", "cofiring": 0.9}],
+        "rewired": None,
     }  # fmt: skip
 
 

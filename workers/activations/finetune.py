@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from workers.activations import models
 from workers.activations.adapters import merge_adapter
@@ -24,7 +23,6 @@ LOSS_DOCUMENTS = 32
 """Documents at most that a loss is measured on."""
 SUMMARY = "finetune.json"
 """Written last: where it is there, the model is whole."""
-_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def fine_tune(
     check()
     folder = models.locate_model(uri, roots=roots, cache_dir=cache_dir)
     models.check_memory(folder, device, torch.float32, copies=COPIES)
-    model = _load(folder)
+    model = models.load_causal(folder)
     if adapter:
         merge_adapter(model.base_model, locate(adapter, roots, cache_dir))
     model.to(device).eval()  # eval: no dropout, so equal seeds give equal weights
@@ -98,26 +96,6 @@ def fine_tune(
     tokenizer.save_pretrained(out)
     write_text(out / SUMMARY, json.dumps(summary))
     return summary
-
-
-def _load(folder: Path) -> Any:
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except _LOAD_ERRORS as error:
-        raise RunError("no-causal-head", f"{folder.name} is no causal language model: {error}") from error
-    model, info = loaded
-    if info["missing_keys"]:
-        lacking = sorted(info["missing_keys"])[0]
-        raise RunError("no-causal-head", f"{folder.name} has no language-model head to train with: it lacks {lacking}")
-    model.config.use_cache = False
-    return model
 
 
 def _require_causal(model: Any, ids: list[int]) -> None:

@@ -70,6 +70,11 @@ def find_hook_points(model: nn.Module) -> dict[str, HookPoint]:
     return points
 
 
+def in_order(points: list[HookPoint]) -> list[HookPoint]:
+    """Hook points in the order in which a forward pass writes them."""
+    return sorted(points, key=lambda point: (point.layer, -KINDS.index(point.name.partition(".")[0])))
+
+
 def list_hook_points(model: nn.Module) -> list[str]:
     """Names of the hook points of a model's body."""
     return list(find_hook_points(model))
@@ -91,6 +96,17 @@ def drop_later_layers(model: nn.Module, points: list[HookPoint]) -> None:
     """Remove the layers that no hook point needs: they are then neither run nor held in memory. Changes the model."""
     owner, attribute, layers = layer_stack(model)
     setattr(owner, attribute, layers[: max(point.layer for point in points) + 1])
+
+
+@contextmanager
+def without_later_layers(model: nn.Module, points: list[HookPoint]) -> Iterator[None]:
+    """While open, the layers that no hook point needs are not run."""
+    owner, attribute, layers = layer_stack(model)
+    drop_later_layers(model, points)
+    try:
+        yield
+    finally:
+        setattr(owner, attribute, layers)
 
 
 @contextmanager

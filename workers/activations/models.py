@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.utils.tqdm import disable_progress_bars as disable_hub_progress_bars
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from workers.activations.adapters import check_adapter, merge_adapter
@@ -24,6 +24,7 @@ __all__ = [
     "check_memory",
     "compute_dtype",
     "list_hook_points",
+    "load_causal",
     "load_model",
     "load_tokenizer",
     "locate_model",
@@ -83,6 +84,27 @@ def load_model(
     config: Any = model.config
     config.use_cache = False  # no keys and values are kept: nothing is generated
     return model.requires_grad_(False).eval().to(device), load_tokenizer(folder)
+
+
+def load_causal(folder: Path) -> Any:
+    """A causal language model with its head, in float32 on the CPU. RunError `no-causal-head`."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except _LOAD_ERRORS as error:
+        raise RunError("no-causal-head", f"{folder.name} is no causal language model: {error}") from error
+    model, info = loaded
+    if info["missing_keys"]:
+        lacking = sorted(info["missing_keys"])[0]
+        raise RunError("no-causal-head", f"{folder.name} has no language-model head: it lacks {lacking}")
+    model.config.use_cache = False
+    return model
 
 
 def max_tokens(model: nn.Module) -> int | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from workers.execution import Execution
 from workers.pipelines.calibrating import calibrate
+from workers.pipelines.dependencies import find_dependencies
 from workers.pipelines.labelling import label
 from workers.pipelines.onboard import onboard
 from workers.pipelines.signature import signature
@@ -13,4 +14,5 @@ PIPELINES: dict[str, Callable[[Execution], None]] = {
     "calibrate": calibrate,
     "label": label,
     "signature": signature,
+    "dependencies": find_dependencies,
 }

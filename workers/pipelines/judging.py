@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from service.dependencies import logic as dependencies
 from service.signatures import logic as signatures
 from service.verdicts import logic as verdicts
 from service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, judge, standard_error
@@ -217,6 +218,7 @@ def write(execution: Execution, outcomes: list[tuple[str, verdicts.Outcome]]) ->
             summary = verdicts.record(session, checkpoint_id=checkpoint_id, run_id=execution.run_id, outcome=found)
             reads = signatures.queue_all(session, checkpoint_id)
             summary |= {"signature_run": reads.id} if reads else {}
+            dependencies.queue_watched(session, checkpoint_id)
         execution.finish(session, summary)
 
 

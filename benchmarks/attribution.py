@@ -1,0 +1,221 @@
+"""Do attributions say what happens when a feature is taken out? `python -m benchmarks.attribution --seed 1 --json`.
+
+SmolLM2-135M-Instruct is fitted at two hook points. For targets drawn by seed at the later one, every method's edges
+are held against activation patching: a feature is subtracted wherever it fires at the earlier hook point, and the mean
+change of the target's read-out at its positions is what an edge should be. Edges are all pairs of the targets with the
+sources that any method ranks among the first of any target, so that no method chooses its own exam. Reported are the
+Pearson and the rank correlation over all edges, the completeness, and the seconds of one target over 2,000 positions.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from scipy.stats import pearsonr, spearmanr
+from sqlalchemy import select
+
+from service.client import Client
+from service.config import Settings
+from service.kit.artifacts import ArtifactStore
+from service.kit.db import Database
+from service.models import Checkpoint, Code, Family, Source
+from workers.activations import HarvestSpec, Positions, load_documents, open_activations
+from workers.activations.hooks import without_later_layers
+from workers.circuits.attribution import METHODS, Attribution, Method, Options, attribute
+from workers.circuits.effects import ablated, activations
+from workers.circuits.passages import choose_tokens
+from workers.circuits.places import Dictionary, Target
+from workers.demo.installation import Installation
+from workers.demo.models import base_model
+from workers.pipelines import files
+from workers.pipelines.tracing import Traced, trace
+
+FAMILY = "attribution"
+FIRST = 4
+"""Sources of each target and method, by size, that become edges"""
+STEPS = 4
+"""of integrated gradients"""
+COST_POSITIONS = 2000
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Attributions against activation patching, on a real model.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
+    parser.add_argument("--hook-points", nargs=2, default=["resid_post.8", "resid_post.16"])
+    parser.add_argument("--steps", type=int, default=600, help="of the fit")
+    parser.add_argument("--documents", type=int, default=250)
+    parser.add_argument("--targets", type=int, default=12)
+    parser.add_argument("--patched", type=int, default=16, help="documents that features are taken out of")
+    parser.add_argument("--folder", type=Path, help="keep the installation there, and use the fit that it holds")
+    options = parser.parse_args()
+    log = sys.stderr if options.json else sys.stdout
+    cache = Path.home() / ".cache" / "featurewatch"
+    base = base_model(cache, lambda text: print(text, file=log, flush=True))
+    with tempfile.TemporaryDirectory(prefix="featurewatch-attribution-") as name:
+        folder = (options.folder or Path(name)).resolve()
+        if not (folder / "featurewatch.db").exists():
+            folder.mkdir(exist_ok=True)
+            fit(base, folder, [folder, cache], options)
+        traced = open_fitted(base, folder, cache)
+        print(json.dumps({"seed": options.seed} | measure(traced, options, log)))
+
+
+def fit(base: Path, folder: Path, roots: list[Path], options: Any) -> None:
+    """A family with the base model judged."""
+    corpus = {"uri": "builtin:python-docs", "max_documents": options.documents, "context_length": 128}
+    crosscoder = {"n_features": 2048, "k": 32, "steps": options.steps, "batch_size": 2048, "seed": options.seed}
+    with Installation(folder, roots) as installation, Client(installation.url) as client:
+        policy = {"max_norm_ratio": 3.0}
+        client.create_family(FAMILY, options.hook_points, corpus=corpus, crosscoder=crosscoder, policy=policy)
+        run = client.register(FAMILY, name="base", uri=base.as_uri())["run"]
+        run = client.wait(run["id"], timeout=3600, interval=0.3)
+        if run["state"] != "succeeded":
+            raise SystemExit(f"the run {run['state']}: {run['error']}")
+
+
+def open_fitted(base: Path, folder: Path, cache: Path) -> Traced:
+    """The fitted checkpoint, ready for attribution."""
+    settings = Settings(data_dir=folder, database_url="", artifacts="")
+    database = Database(settings.resolved_database_url)
+    store = ArtifactStore(settings.artifacts_uri, folder / "cache")
+    with database.read() as session:
+        checkpoint = session.scalars(select(Checkpoint)).one()
+        sources = {s.hook_point: s for s in session.scalars(select(Source))}
+        code = session.scalars(select(Code)).one()
+        family = session.scalars(select(Family)).one()
+    database.close()
+    hooks, described = checkpoint.hook_points, family.positions
+    assert described is not None
+    kept = open_activations(store.path(str(sources[hooks[0]].activations)), hook_points=hooks)
+    spec = HarvestSpec(
+        uri=base.as_uri(),
+        hook_points=hooks,
+        corpus=load_documents(store.path(described["documents"])),
+        cache_dir=folder / "cache",
+        context_length=family.corpus["context_length"],
+        positions=Positions.load(store.path(described["artifact"])),
+        roots=(cache,),
+    )
+    dictionaries = {h: Dictionary.of(load_file(store.path(str(sources[h].dictionary)))) for h in hooks}
+    sparse = files.load_code(store.path(code.artifact), torch.device("cpu"))[0]
+    return trace(spec, sparse, dictionaries, kept.valid, lambda: None)
+
+
+def measure(traced: Traced, options: Any, log: Any) -> dict[str, Any]:
+    """All figures."""
+    reading, (earlier, later) = traced.reading, options.hook_points
+    targets = choose_targets(traced, later, options)
+    with without_later_layers(reading.model, traced.points):
+        found: dict[Method, list[Attribution]] = {}
+        for method in METHODS:
+            began = time.monotonic()
+            found[method] = attribute(reading, targets, Options(method=method, steps=STEPS, tokens=False))
+            print(f"{method}: {time.monotonic() - began:.1f} s", file=log, flush=True)
+        weights = {m: np.stack([per_position(a, earlier) for a in parts]) for m, parts in found.items()}
+        ranked = [np.argsort(-np.abs(w), axis=1)[:, :FIRST] for w in weights.values()]
+        sources = np.unique(np.concatenate([part.ravel() for part in ranked]))
+        plain, *without = ablated(reading, earlier, sources.tolist(), targets, 1024)
+        truth = torch.stack([plain - other for other in without], 1).numpy()
+        print(f"{truth.size} edges patched", file=log, flush=True)
+        own = np.array([target.column for target in targets])[:, None] == sources
+        agreement = {m: agree(w[:, sources], truth, own) for m, w in weights.items()}
+        if options.folder:
+            np.savez(options.folder / f"edges-{options.seed}.npz", truth=truth, own=own, **weights, sources=sources)
+        for method, parts in found.items():
+            agreement[method] |= completeness(parts, earlier)
+        cost = seconds(traced, later, options.seed)
+    return {
+        "targets": [f"F{target.column}" for target in targets],
+        "edges": int(truth.size),
+        "own": int(own.sum()),
+        "methods": agreement,
+        "cost": cost,
+    }
+
+
+def choose_targets(traced: Traced, place: str, options: Any) -> list[Target]:
+    """Features that fire at least 10 times in a few documents, and not nearly everywhere, both drawn by seed."""
+    reading, rng = traced.reading, np.random.default_rng(options.seed)
+    some = set(rng.permutation(len(reading.passages))[: options.patched].tolist())
+    inside = torch.zeros(reading.code.n, dtype=torch.bool)
+    for number in some:
+        inside[reading.passages[number].rows] = True
+    at = torch.arange(reading.code.n).repeat_interleave(reading.code.indptr.diff())
+    firings = torch.bincount(reading.code.latents[inside[at]], minlength=reading.code.m)
+    usual = ((firings >= 10) & (firings <= 0.1 * inside.sum())).nonzero().squeeze(1).numpy()
+    found = []
+    for column in rng.choice(usual, min(options.targets, len(usual)), replace=False).tolist():
+        fires = (activations(reading.code, column) > 0) & inside
+        found.append(choose_tokens(reading.passages, fires, traced.valid, place, column, 10_000, options.seed))
+    return found
+
+
+def per_position(found: Attribution, place: str) -> np.ndarray:
+    """Edges [m]."""
+    edges: np.ndarray = (found.places[place].features.sum(0) / found.count.sum()).numpy()
+    return edges
+
+
+def agree(edges: np.ndarray, truth: np.ndarray, own: np.ndarray) -> dict[str, Any]:
+    """Correlations of edges [targets, sources] with what patching gave.
+
+    own: bool, edges of a feature to itself. The stream carries those along, so they are large and any method has them
+    right: what a method is worth is told by the others.
+    """
+    others = [pearsonr(a[~o], b[~o]).statistic for a, b, o in zip(edges, truth, own, strict=True)]
+    a, b = edges[~own], truth[~own]
+    large = np.abs(b) >= np.quantile(np.abs(b), 0.75)
+    return {
+        "pearson": round(float(pearsonr(edges.ravel(), truth.ravel()).statistic), 4),
+        "spearman": round(float(spearmanr(edges.ravel(), truth.ravel()).statistic), 4),
+        "others_pearson": round(float(pearsonr(a, b).statistic), 4),
+        "others_spearman": round(float(spearmanr(a, b).statistic), 4),
+        "others_pearson_per_target_median": round(float(np.median(others)), 4),
+        "others_slope": round(float((a * b).sum() / (a**2).sum()), 4),
+        "others_sign_of_largest_quarter": round(float((np.sign(a) == np.sign(b))[large].mean()), 4),
+    }
+
+
+def completeness(found: list[Attribution], place: str) -> dict[str, Any]:
+    """Medians over targets: the total over the target, and features over the total."""
+    totals, shares = [], []
+    for one in found:
+        value = float((one.value - one.constant * one.count).sum())
+        total = float(one.places[place].total().sum())
+        totals.append(total / value)
+        shares.append(float(one.places[place].features.sum()) / total)
+    return {"total": round(float(np.median(totals)), 4), "features": round(float(np.median(shares)), 4)}
+
+
+def seconds(traced: Traced, place: str, seed: int) -> dict[str, Any]:
+    """Of one target over COST_POSITIONS positions, by the default method."""
+    code = traced.reading.code
+    firings = torch.bincount(code.latents, minlength=code.m)
+    column = int((firings - 1.2 * COST_POSITIONS).abs().argmin())
+    fires = activations(code, column) > 0
+    target = choose_tokens(traced.reading.passages, fires, traced.valid, place, column, COST_POSITIONS, seed)
+    began, worked = time.monotonic(), time.process_time()
+    attribute(traced.reading, [target], Options())
+    spent, worked = time.monotonic() - began, time.process_time() - worked
+    count = sum(map(len, target.tokens))
+    return {
+        "positions": count,
+        "seconds": round(spent, 1),
+        "cpu_seconds": round(worked, 1),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+    }
+
+
+if __name__ == "__main__":
+    main()

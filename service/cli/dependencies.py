@@ -1,0 +1,94 @@
+"""`featurewatch dependencies`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from service.cli import base
+from service.cli.base import AsJson
+from service.cli.checkpoints import Family, Timeout, end_as
+from service.cli.features import FeatureId
+from service.client_types import Dependencies
+
+Method = Annotated[str | None, typer.Option(help="gradient, relp or integrated; default: what was used last.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command to the main one."""
+    app.command()(dependencies)
+
+
+def dependencies(
+    family: Family,
+    feature: FeatureId,
+    checkpoint: Annotated[str | None, typer.Option(help="In this one; default: where it was looked at last.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Compare with this one: what was gained, lost, changed.")] = None,
+    method: Method = None,
+    find: Annotated[bool, typer.Option("--find", help="Find them (again) first; needs --checkpoint.")] = False,
+    positions: Annotated[int | None, typer.Option(help="With --find: where it fires, at most so many.", min=20)] = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a feature is computed from, what it does to the next token, and whether it was rewired."""
+    if find and checkpoint is None:
+        raise base.UsageError("--find reads the model of one checkpoint; name it with --checkpoint")
+    with base.connect() as client:
+        if find:
+            run = client.find_dependencies(family, str(checkpoint), [feature], method=method, positions=positions)
+            run = base.follow(client, run["id"], timeout)
+            if run["state"] != "succeeded":
+                return end_as(run)
+        found = client.dependencies(family, feature, checkpoint=checkpoint, baseline=baseline, method=method)
+    if as_json:
+        return base.show_json(found)
+    return _show(found)
+
+
+def _show(found: Dependencies) -> None:
+    graph = found["graph"]
+    base.show_fields(
+        [
+            ("feature", f"{found['feature']} at {found['hook_point']} in {found['checkpoint']}"),
+            ("method", f"{found['method']} over {found['positions']:,} positions"),
+            ("value", graph["value"]),
+            ("effect", found["effect"] and found["effect"]["text"]),
+        ]
+    )
+    base.out.print()
+    columns: list[tuple[str, Any]] = [
+        ("FROM", lambda edge: edge["feature"]),
+        ("AT", lambda edge: edge["hook_point"]),
+        ("GIVES", lambda edge: base.ratio(edge["weight"], edge["ci"])),
+        ("Q", lambda edge: edge["q"]),
+    ]
+    base.show_rows(graph["edges"], columns, empty="No earlier feature gives more than the noise.")
+    for source in graph["sources"]:
+        base.say(
+            f"{source['hook_point']}: features {source['features']:.2f}, error {source['error']:.2f}, bias "
+            f"{source['bias']:.2f}, tokens without a code {source['uncoded']:.2f}"
+        )
+    if graph["tokens"]:
+        base.out.print()
+        words: list[tuple[str, Any]] = [
+            ("TOKEN", lambda edge: repr(edge["token"])[1:-1]),
+            ("GIVES", lambda edge: base.ratio(edge["weight"], edge["ci"])),
+        ]
+        base.show_rows(graph["tokens"], words, empty="")
+    if found["comparison"] is not None:
+        _show_comparison(found["comparison"])
+
+
+def _show_comparison(compared: dict[str, Any]) -> None:
+    base.out.print()
+    word = {True: "rewired", False: "not rewired", None: f"cannot say: {compared['why_not']}"}[compared["rewired"]]
+    base.out.print(f"against {compared['baseline']}: {word}", markup=False, highlight=False)
+    rows = [{"kind": kind, **edge} for kind in ("lost", "gained", "changed") for edge in compared[kind]]
+    columns: list[tuple[str, Any]] = [
+        ("EDGE", lambda row: row["kind"]),
+        ("FROM", lambda row: row["feature"]),
+        ("AT", lambda row: row["hook_point"]),
+        ("BEFORE", lambda row: row["before"]),
+        ("AFTER", lambda row: row["after"]),
+        ("Q", lambda row: row["q"]),
+    ]
+    base.show_rows(rows, columns, empty="No edge changed.")

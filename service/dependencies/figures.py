@@ -1,0 +1,118 @@
+"""From sums by fold to what is shown: edges with their intervals, what a place leaves unexplained, effects."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+
+from service.dependencies.judge import edges, replicates
+from service.dependencies.schemas import Edge, Effect, Graph, LogitEdge, SourcePlace, TokenEdge
+from service.dependencies.store import Profile
+from service.kit.ids import feature_id
+from service.verdicts.judge import standard_error
+from service.verdicts.policy import Policy
+
+MOST_EDGES, MOST_TOKENS, MOST_LOGITS = 64, 16, 10
+Doubles = NDArray[np.float64]
+
+
+def graph(
+    profile: Profile,
+    constant: float,
+    tokens: tuple[Sequence[str], Doubles],
+    logits: Sequence[tuple[str, float]],
+    policy: Policy,
+) -> Graph:
+    """The graph of one target. tokens: (strings, sums [K, tokens]), equal strings summed already."""
+    keys = [(hook, int(number)) for hook, place in profile.places.items() for number in place.numbers]
+    shown, rest = [], 0.0
+    if keys:
+        judged = edges(np.concatenate([place.sums for place in profile.places.values()], 1), profile.counts, policy)
+        order = np.argsort(-np.abs(judged.weight))
+        kept = [int(i) for i in order if judged.kept[i]][:MOST_EDGES]
+        shown = [
+            Edge(
+                feature=feature_id(keys[i][1]), hook_point=keys[i][0], weight=_round(judged.weight[i]),
+                ci=(_round(judged.lo[i]), _round(judged.hi[i])), q=float(judged.q[i]),
+            )
+            for i in kept
+        ]  # fmt: skip
+        rest = float(judged.weight.sum() - judged.weight[kept].sum())
+    words, other = _tokens(*tokens, profile.counts, policy)
+    return Graph(
+        value=_mean(profile.values, profile.counts),
+        constant=_round(constant),
+        documents=int((profile.counts > 0).sum()),
+        sources=[_place(hook, profile, constant) for hook in profile.places],
+        edges=shown,
+        other_features=_round(rest),
+        tokens=words,
+        other_tokens=other,
+        logits=[LogitEdge(token=token, change=_round(change)) for token, change in logits],
+    )
+
+
+def effect(counts: Doubles, ablate: Doubles, amplify: Doubles, random: Doubles, policy: Policy) -> Effect | None:
+    """Effects from sums by fold: [K], [K], [K], [directions, K]; None where there are too few folds to tell."""
+    if (counts > 0).sum() < 3:
+        return None
+    both = [replicates(sums, counts) for sums in (ablate, amplify, random.mean(0))]
+    reach = float(stdtrit(len(both[0]) - 2, 0.5 + policy.confidence / 2))
+    ends = []
+    for values in both[:2]:
+        error = reach * float(standard_error(values))
+        ends.append((_round(max(values[0] - error, 0.0)), _round(values[0] + error)))
+    beyond = both[0] - both[2]
+    error = max(float(standard_error(beyond)), 1e-12)
+    p = float(stdtr(len(beyond) - 2, -beyond[0] / error))
+    most = float((random.sum(1) / counts.sum()).max())
+    effective = bool(p <= policy.fdr and both[0][0] > most)
+    return Effect(
+        positions=int(counts.sum()), ablate=_round(both[0][0]), ablate_ci=ends[0], amplify=_round(both[1][0]),
+        amplify_ci=ends[1], random=_round(both[2][0]), random_most=_round(most), directions=len(random),
+        effective=effective, text=_in_words(float(both[0][0]), float(both[2][0]), effective),
+    )  # fmt: skip
+
+
+def _in_words(ablate: float, random: float, effective: bool) -> str:
+    times = f"{ablate / random:.1f} times" if random > 0 else "more than"
+    if effective:
+        return f"Taking it out moves the next token {times} as much as random directions of its length do."
+    return "It is written, but taking it out moves the next token no more than random directions of its length do."
+
+
+def _place(hook: str, profile: Profile, constant: float) -> SourcePlace:
+    place = profile.places[hook]
+    n = profile.counts.sum()
+    features, (bias, error, uncoded) = float(place.sums.sum() / n), (place.rest.sum(0) / n).tolist()
+    total, target = features + bias + error + uncoded, float(profile.values.sum() / n) - constant
+    return SourcePlace(
+        hook_point=hook, features=_round(features), bias=_round(bias), error=_round(error), uncoded=_round(uncoded),
+        explained=_ratio(features, total), total=_ratio(total, target),
+    )  # fmt: skip
+
+
+def _tokens(names: Sequence[str], sums: Doubles, counts: Doubles, policy: Policy) -> tuple[list[TokenEdge], float]:
+    if not len(names):
+        return [], 0.0
+    judged = edges(sums, counts, policy)
+    order = np.argsort(-np.abs(judged.weight))
+    kept = [int(i) for i in order if judged.kept[i]][:MOST_TOKENS]
+    shown = [
+        TokenEdge(token=names[i], weight=_round(judged.weight[i]), ci=(_round(judged.lo[i]), _round(judged.hi[i])))
+        for i in kept
+    ]
+    return shown, _round(judged.weight.sum() - judged.weight[kept].sum())
+
+
+def _mean(sums: Doubles, counts: Doubles) -> float:
+    return _round(sums.sum() / counts.sum())
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return _round(part / whole) if abs(whole) > 1e-9 else None
+
+
+def _round(value: float) -> float:
+    return round(float(value), 6)

@@ -1,0 +1,221 @@
+"""Dependencies: asking for them, reading them, and comparing two checkpoints."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from service.checkpoints import logic as checkpoints
+from service.checkpoints import queries as checkpoint_queries
+from service.dependencies import judge, queries, store
+from service.dependencies.schemas import (
+    MOST_FEATURES,
+    ChangedEdge,
+    Comparison,
+    Dependencies,
+    DependenciesIn,
+    view,
+)
+from service.families import logic as families
+from service.features import logic as features
+from service.kit.artifacts import ArtifactStore
+from service.kit.ids import feature_id
+from service.kit.problems import ConflictError, NotFoundError, UnprocessableError
+from service.models import Checkpoint, DependencyGraph, Family, Run
+from service.runs import logic as runs
+from service.verdicts import queries as verdicts
+from service.verdicts.judge import GONE, Status
+from service.verdicts.policy import Policy
+
+BROUGHT = "activations+"
+"""URIs of checkpoints whose activations were brought along."""
+AFTER_OTHERS = -1
+"""Priority of what nobody asked for: a checkpoint that waits for its verdicts goes first."""
+
+
+def create(session: Session, family_name: str, checkpoint_name: str, body: DependenciesIn) -> tuple[Run, Checkpoint]:
+    """Queue a run that finds the dependencies of some features in a checkpoint.
+
+    Raises 404 for family, checkpoint and features, 409 where the checkpoint is not judged or has no model.
+    """
+    family = families.get(session, family_name)
+    checkpoint = checkpoints.get_judged(session, family, checkpoint_name)
+    _require_model(family, checkpoint)
+    if body.hook_point is not None and body.hook_point not in checkpoint.hook_points:
+        raise UnprocessableError(
+            f"{checkpoint.name} was read at {', '.join(checkpoint.hook_points)}, not at {body.hook_point}.",
+            code="unknown-hook-point",
+        )
+    known = verdicts.statuses(session, checkpoint.id)
+    numbers = sorted({features.get(session, family, name).number for name in body.features})
+    missing = [feature_id(number) for number in numbers if number not in known]
+    if missing:
+        raise UnprocessableError(
+            f"{checkpoint.name} was judged without {', '.join(missing)}: the dictionary did not have it then, or has "
+            "it no longer.",
+            code="feature-not-in-checkpoint",
+        )
+    return _queue(session, checkpoint, numbers, body), checkpoint
+
+
+def queue_watched(session: Session, checkpoint_id: str) -> Run | None:
+    """Queue a run for the watched features that a checkpoint has, if its family's policy says so.
+
+    None where there are none, or no model to read.
+    """
+    checkpoint = verdicts.checkpoint(session, checkpoint_id)
+    family = verdicts.family(session, checkpoint.family_id)
+    if not Policy.model_validate(family.policy).dependencies or _lacks_model(family, checkpoint):
+        return None
+    there = {number for number, status in verdicts.statuses(session, checkpoint_id).items() if status not in GONE}
+    numbers = [number for number in queries.watched(session, family.id) if number in there][:MOST_FEATURES]
+    if not numbers or queries.waiting(session, checkpoint_id):
+        return None
+    body = DependenciesIn(features=[feature_id(number) for number in numbers])
+    return _queue(session, checkpoint, numbers, body, AFTER_OTHERS)
+
+
+def get(
+    session: Session,
+    artifacts: ArtifactStore,
+    family: Family,
+    number: int,
+    *,
+    checkpoint: str | None,
+    baseline: str | None,
+    method: str | None,
+) -> Dependencies:
+    """A feature's dependencies in a checkpoint (the one looked at last), compared with a baseline where one is named.
+
+    Raises 404 where nobody has looked.
+    """
+    if checkpoint is None:
+        newest = queries.newest_checkpoint(session, family.id, number)
+        if newest is None:
+            raise _unknown(family, number, "any checkpoint")
+        chosen = verdicts.checkpoint(session, newest)
+    else:
+        chosen = checkpoints.get(session, family, checkpoint)
+    row = queries.one(session, chosen.id, number, method)
+    if row is None:
+        raise _unknown(family, number, chosen.name)
+    compared = None
+    if baseline is not None:
+        other = checkpoints.get(session, family, baseline)
+        found = queries.one(session, other.id, number, row.method)
+        if found is None:
+            raise _unknown(family, number, other.name)
+        compared = compare(session, artifacts, family, row, found)
+    return view(row, chosen.name, compared)
+
+
+def compare(
+    session: Session, artifacts: ArtifactStore, family: Family, row: DependencyGraph, baseline: DependencyGraph
+) -> Comparison:
+    """A graph against the baseline's, over the source features that are present in both checkpoints."""
+    name = checkpoint_queries.names(session, [baseline.checkpoint_id])[baseline.checkpoint_id]
+    present = [_present(session, one.checkpoint_id) for one in (row, baseline)]
+    if row.feature not in present[0] & present[1]:
+        return _nothing(name, "the feature is not present in both checkpoints")
+    if row.hook_point != baseline.hook_point:
+        return _nothing(
+            name, f"it was read at {row.hook_point} here and at {baseline.hook_point} there; ask for one hook point"
+        )
+    try:
+        after, before = (store.load(artifacts, one.artifact) for one in (row, baseline))
+    except FileNotFoundError:
+        return _nothing(name, "the sums of one of the checkpoints are not kept any more; ask for them again")
+    new, old = (profile.select(present[0] & present[1]) for profile in (after, before))
+    keys = sorted(set(new) | set(old))
+    silent = np.zeros(len(after.counts))
+    sums = [np.stack([one.get(key, silent) for key in keys], 1) if keys else silent[:, None] for one in (old, new)]
+    policy = Policy.model_validate(family.policy)
+    targets = queries.in_both(session, row.checkpoint_id, baseline.checkpoint_id, row.method)
+    found = judge.compare((sums[0], before.counts), (sums[1], after.counts), policy, max(targets, 1))
+    kinds: dict[str, list[ChangedEdge]] = {"gained": [], "lost": [], "changed": []}
+    for change in found.changes:
+        hook, number = keys[change.index]
+        kinds[change.kind].append(
+            ChangedEdge(
+                feature=feature_id(number),
+                hook_point=hook,
+                before=round(change.before, 6),
+                after=round(change.after, 6),
+                change_ci=(round(change.lo, 6), round(change.hi, 6)),
+                q=change.q,
+            )
+        )
+    return Comparison(
+        baseline=name, compared=len(keys), gained=kinds["gained"], lost=kinds["lost"], changed=kinds["changed"],
+        agreement=found.agreement, agreement_ci=found.agreement_ci, p_value=found.p_value, rewired=found.rewired,
+        why_not="too few positions or too much noise to tell two profiles apart" if found.rewired is None else None,
+    )  # fmt: skip
+
+
+def record(
+    session: Session, artifacts: ArtifactStore, *, checkpoint_id: str, run_id: str, rows: Sequence[dict[str, object]]
+) -> dict[str, object]:
+    """Write graphs of a checkpoint, and whether they are rewired against the parent's. Returns the run's result."""
+    checkpoint = verdicts.checkpoint(session, checkpoint_id)
+    family = verdicts.family(session, checkpoint.family_id)
+    shared = {"checkpoint_id": checkpoint_id, "family_id": family.id, "run_id": run_id, "rewired": None}
+    queries.put(session, [{**row, **shared} for row in rows])
+    told = []
+    for row in rows:
+        graph = queries.one(session, checkpoint_id, int(str(row["feature"])), str(row["method"]))
+        assert graph is not None
+        before = None
+        if checkpoint.parent_id is not None:
+            before = queries.one(session, checkpoint.parent_id, graph.feature, graph.method)
+        if before is not None:
+            graph.rewired = compare(session, artifacts, family, graph, before).rewired
+        told.append({"id": feature_id(graph.feature), "rewired": graph.rewired, "edges": len(graph.graph["edges"])})
+    return {"family": family.name, "checkpoint": checkpoint.name, "features": told}
+
+
+def _present(session: Session, checkpoint_id: str) -> set[int]:
+    """Features that are written in a checkpoint, as far as that is known."""
+    absent = {*GONE, Status.INDETERMINATE}
+    return {number for number, status in verdicts.statuses(session, checkpoint_id).items() if status not in absent}
+
+
+def _queue(
+    session: Session, checkpoint: Checkpoint, numbers: Sequence[int], body: DependenciesIn, priority: int = 0
+) -> Run:
+    params = body.model_dump(mode="json") | {"features": [feature_id(number) for number in numbers]}
+    return runs.create(
+        session,
+        family_id=checkpoint.family_id,
+        checkpoint_id=checkpoint.id,
+        kind=queries.KIND,
+        params=params,
+        priority=priority,
+    )
+
+
+def _lacks_model(family: Family, checkpoint: Checkpoint) -> bool:
+    return checkpoint.uri.startswith(BROUGHT) or not (family.positions or {}).get("documents")
+
+
+def _require_model(family: Family, checkpoint: Checkpoint) -> None:
+    if _lacks_model(family, checkpoint):
+        raise ConflictError(
+            f"Dependencies go through the model itself, and of {checkpoint.name} there are only activations, or the "
+            "family has no text to read it on.",
+            code="model-needed",
+        )
+
+
+def _nothing(baseline: str, why: str) -> Comparison:
+    return Comparison(
+        baseline=baseline, compared=0, gained=[], lost=[], changed=[], agreement=None, agreement_ci=None,
+        p_value=None, rewired=None, why_not=why,
+    )  # fmt: skip
+
+
+def _unknown(family: Family, number: int, where: str) -> NotFoundError:
+    return NotFoundError(
+        f"The dependencies of {feature_id(number)} in {where} of {family.name} are not known (yet); POST "
+        f"/v1/families/{family.name}/checkpoints/{{name}}/dependencies finds them.",
+        code="no-dependencies",
+    )

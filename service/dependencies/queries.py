@@ -1,0 +1,82 @@
+"""SQL of dependency graphs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from service.models import DependencyGraph, Feature, Run
+from service.runs.states import RunState
+
+KIND = "dependencies"
+
+
+def one(session: Session, checkpoint_id: str, number: int, method: str | None) -> DependencyGraph | None:
+    """The graph of a feature in a checkpoint; the newest one where no method is named."""
+    if method is not None:
+        return session.get(DependencyGraph, (checkpoint_id, number, method))
+    statement = select(DependencyGraph).where(
+        DependencyGraph.checkpoint_id == checkpoint_id, DependencyGraph.feature == number
+    )
+    return session.scalars(statement.order_by(DependencyGraph.created_at.desc(), DependencyGraph.method)).first()
+
+
+def newest_checkpoint(session: Session, family_id: str, number: int) -> str | None:
+    """Id of the checkpoint whose graph of a feature was made last."""
+    statement = (
+        select(DependencyGraph.checkpoint_id)
+        .where(DependencyGraph.family_id == family_id, DependencyGraph.feature == number)
+        .order_by(DependencyGraph.created_at.desc())
+    )
+    return session.scalars(statement).first()
+
+
+def in_both(session: Session, first: str, second: str, method: str) -> int:
+    """How many features have a graph by this method in both checkpoints."""
+    ours, theirs = (
+        select(DependencyGraph.feature).where(
+            DependencyGraph.checkpoint_id == checkpoint_id, DependencyGraph.method == method
+        )
+        for checkpoint_id in (first, second)
+    )
+    return session.scalar(select(func.count()).select_from(ours.intersect(theirs).subquery())) or 0
+
+
+def put(session: Session, rows: Sequence[dict[str, Any]]) -> None:
+    """Write graphs, in place of older ones of the same feature, checkpoint and method."""
+    for row in rows:
+        session.execute(
+            delete(DependencyGraph).where(
+                DependencyGraph.checkpoint_id == row["checkpoint_id"],
+                DependencyGraph.feature == row["feature"],
+                DependencyGraph.method == row["method"],
+            )
+        )
+        session.add(DependencyGraph(**row))
+    session.flush()
+
+
+def rewired(session: Session, checkpoint_ids: Sequence[str], numbers: Sequence[int]) -> dict[tuple[str, int], bool]:
+    """(checkpoint id, feature number) -> whether its dependencies changed against the parent, where that was said."""
+    statement = select(DependencyGraph.checkpoint_id, DependencyGraph.feature, DependencyGraph.rewired).where(
+        DependencyGraph.checkpoint_id.in_(checkpoint_ids),
+        DependencyGraph.feature.in_(numbers),
+        DependencyGraph.rewired.is_not(None),
+    )
+    rows = session.execute(statement.order_by(DependencyGraph.created_at))
+    return {(checkpoint_id, number): bool(value) for checkpoint_id, number, value in rows}
+
+
+def watched(session: Session, family_id: str) -> list[int]:
+    """Numbers of a family's watched features that are still carried, ascending."""
+    statement = select(Feature.number).where(
+        Feature.family_id == family_id, Feature.watched.is_(True), Feature.retired_in.is_(None)
+    )
+    return sorted(session.scalars(statement))
+
+
+def waiting(session: Session, checkpoint_id: str) -> bool:
+    """Whether a run of this kind is queued for a checkpoint."""
+    statement = select(Run.id).where(Run.checkpoint_id == checkpoint_id, Run.kind == KIND, Run.state == RunState.QUEUED)
+    return session.scalars(statement).first() is not None

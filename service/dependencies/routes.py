@@ -1,0 +1,45 @@
+"""`/v1/families/{family}/checkpoints/{name}/dependencies` and `/features/{feature}/dependencies`."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from service.auth.guard import BY_METHOD
+from service.dependencies import logic
+from service.dependencies.schemas import Dependencies, DependenciesIn, Method
+from service.families import logic as families
+from service.features import logic as features
+from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
+from service.runs.schemas import RunView
+from service.runs.schemas import view as run_view
+
+router = APIRouter(prefix="/v1/families/{family}", tags=["dependencies"], dependencies=[BY_METHOD])
+
+RETRY_AFTER_S = 5
+
+
+@router.post(
+    "/checkpoints/{name}/dependencies", status_code=202, summary="Find out what features are computed from here"
+)
+def find(family: str, name: str, body: DependenciesIn, session: WriteSession, response: Response) -> RunView:
+    """A run that reads the model: edges from earlier features and tokens, to the next token, and the effect of each
+    feature. Compared with the parent where its dependencies are known."""
+    run, checkpoint = logic.create(session, family, name, body)
+    response.headers["Location"] = f"/v1/runs/{run.id}"
+    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return run_view(run, family, checkpoint.name)
+
+
+@router.get("/features/{feature}/dependencies", summary="What a feature is computed from, and whether that changed")
+def show(
+    family: str,
+    feature: str,
+    session: ReadSession,
+    artifacts: AppArtifacts,
+    checkpoint: Annotated[str | None, Query(description="Left out: the one that was looked at last.")] = None,
+    baseline: Annotated[str | None, Query(description="Compare with this one.")] = None,
+    method: Annotated[Method | None, Query(description="Left out: the one that was used last.")] = None,
+) -> Dependencies:
+    found = families.get(session, family)
+    number = features.get(session, found, feature).number
+    return logic.get(session, artifacts, found, number, checkpoint=checkpoint, baseline=baseline, method=method)

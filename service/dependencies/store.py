@@ -1,0 +1,55 @@
+"""The sums that dependencies are made from, as they are kept in the artifact store."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from service.kit.artifacts import ArtifactStore
+
+
+class PlaceProfile(NamedTuple):
+    """What an earlier hook point gives, by fold."""
+
+    numbers: NDArray[np.int64]
+    """[E] of the source features"""
+    sums: NDArray[np.float64]
+    """[K, E]"""
+    rest: NDArray[np.float64]
+    """[K, 3] bias, error, tokens without a code"""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All that goes into one target, by fold."""
+
+    counts: NDArray[np.float64]
+    """[K] positions"""
+    values: NDArray[np.float64]
+    """[K] pre-activation"""
+    places: dict[str, PlaceProfile]
+
+    def select(self, allowed: set[int]) -> dict[tuple[str, int], NDArray[np.float64]]:
+        """(hook point, feature number) -> sums [K], of the features in `allowed`."""
+        return {
+            (hook, int(number)): place.sums[:, column]
+            for hook, place in self.places.items()
+            for column, number in enumerate(place.numbers)
+            if int(number) in allowed
+        }
+
+
+def load(artifacts: ArtifactStore, name: str) -> Profile:
+    """Read what a worker kept. FileNotFoundError where it is not there any more."""
+    with safe_open(str(artifacts.path(name)), framework="numpy") as file:
+        keys = set(file.keys())
+        hooks = [key.removeprefix("numbers.") for key in keys if key.startswith("numbers.")]
+        places = {
+            hook: PlaceProfile(
+                file.get_tensor(f"numbers.{hook}"), file.get_tensor(f"sums.{hook}"), file.get_tensor(f"rest.{hook}")
+            )
+            for hook in hooks
+        }
+        return Profile(file.get_tensor("counts"), file.get_tensor("values"), places)

@@ -1,0 +1,167 @@
+"""Dependencies over REST: asking for them, reading them, comparing, and the flag beside the verdict."""
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy.orm import Session
+
+from service.dependencies import figures, logic, queries
+from service.dependencies.store import load
+from service.families import logic as families
+from service.kit.artifacts import ArtifactStore
+from service.kit.db import Database
+from service.models import Checkpoint, Run
+from service.verdicts.policy import Policy
+from tests import factories
+from tests.api.test_errors import check_problem
+
+URL = "/v1/families/smol/checkpoints/v2/dependencies"
+HOOK = "resid_post.4"
+K, NUMBERS = 20, np.arange(5)
+PROFILES = {"v1": [1.0, 0.8, 0.0, 0.0, 0.3], "v2": [0.0, 0.0, 0.9, 0.9, 0.3], "v3": [0.0, 0.0, 0.9, 0.9, 0.3]}
+
+
+@pytest.fixture(autouse=True)
+def _family(database: Database, artifacts: ArtifactStore) -> None:
+    """v1, v2 and v3 judged, with 6 features; F5 is what the others lead to; in v1 F4 is absent."""
+    with database.write() as session:
+        family = factories.family(session, hook_points=(HOOK, "resid_post.12"))
+        parent = None
+        for name in PROFILES:
+            parent = factories.checkpoint(session, family, name, parent=parent)
+            if name == "v1":
+                features = [factories.feature(session, family, number, parent) for number in range(7)]
+                factories.code(session, artifacts, family, parent)
+            for feature in features[:6]:
+                absent = name == "v1" and feature.number == 4
+                factories.verdict(session, parent, feature, "absent" if absent else "present")
+
+
+def keep(
+    session: Session, artifacts: ArtifactStore, name: str, *, hook: str = "resid_post.12", number: int = 5
+) -> None:
+    """As a worker writes it."""
+    rng = np.random.default_rng(len(name))
+    counts = rng.integers(5, 20, K).astype(float)
+    sums = (np.array(PROFILES[name]) + 0.05 * rng.standard_normal((K, 5))) * counts[:, None]
+    rest = np.stack([0.1 * counts, 0.2 * counts, 0.0 * counts], 1)
+    values = sums.sum(1) + rest.sum(1) - 2.0 * counts
+    artifact = f"fam/dependencies-{name}-{number}"
+    tensors = {"counts": counts, "values": values, f"numbers.{HOOK}": NUMBERS, f"sums.{HOOK}": sums}
+    factories.save(artifacts, artifact, {**tensors, f"rest.{HOOK}": rest})
+    profile = load(artifacts, artifact)
+    words = ([" stop", " the"], np.stack([2.0 * counts, 0.0 * counts], 1))
+    graph = figures.graph(profile, -2.0, words, [(" no", 0.4)], Policy())
+    effect = figures.effect(counts, 0.5 * counts, 0.4 * counts, np.stack([0.1 * counts] * 3), Policy())
+    assert effect is not None
+    row = {
+        "feature": number, "method": "gradient", "hook_point": hook, "n_positions": int(counts.sum()),
+        "artifact": artifact, "graph": graph.model_dump(mode="json"), "effect": effect.model_dump(mode="json"),
+    }  # fmt: skip
+    checkpoint = session.query(Checkpoint).filter_by(name=name).one()
+    logic.record(session, artifacts, checkpoint_id=checkpoint.id, run_id=f"run_{name}", rows=[row])
+
+
+def test_it_is_a_run_of_the_checkpoint(client: TestClient) -> None:
+    response = client.post(URL, json={"features": ["F5", "F2", "F5"], "positions": 500})
+    assert response.status_code == 202
+    run = response.json()
+    assert response.headers["location"] == f"/v1/runs/{run['id']}"
+    assert (run["kind"], run["checkpoint"], run["state"]) == ("dependencies", "v2", "queued")
+    assert client.get("/v1/families/smol/checkpoints/v2").json()["run"] is None
+
+
+def test_what_cannot_be_asked(client: TestClient, database: Database) -> None:
+    for body in ({"features": []}, {"features": ["F1"], "method": "x"}, {"features": ["F1"], "positions": 1}):
+        check_problem(client.post(URL, json=body), 422, "invalid-request")
+    check_problem(client.post(URL, json={"features": ["F99"]}), 404, "unknown-feature")
+    check_problem(client.post(URL, json={"features": ["F6"]}), 422, "feature-not-in-checkpoint")
+    check_problem(client.post(URL, json={"features": ["F1"], "hook_point": "mlp_out.1"}), 422, "unknown-hook-point")
+    check_problem(client.post(URL.replace("v2", "v9"), json={"features": ["F1"]}), 404, "unknown-checkpoint")
+    with database.write() as session:
+        session.query(Checkpoint).filter_by(name="v2").one().uri = "activations+file:///x"
+    check_problem(client.post(URL, json={"features": ["F1"]}), 409, "model-needed")
+    check_problem(client.get("/v1/families/smol/features/F5/dependencies"), 404, "no-dependencies")
+
+
+def test_a_graph_with_all_that_it_rests_on(client: TestClient, database: Database, artifacts: ArtifactStore) -> None:
+    with database.write() as session:
+        keep(session, artifacts, "v1")
+    found = client.get("/v1/families/smol/features/F5/dependencies").json()
+    assert (found["feature"], found["checkpoint"], found["method"]) == ("F5", "v1", "gradient")
+    graph = found["graph"]
+    assert [edge["feature"] for edge in graph["edges"]] == ["F0", "F1", "F4"]
+    edge = graph["edges"][0]
+    assert edge["ci"][0] < edge["weight"] < edge["ci"][1] and edge["q"] < 1e-6
+    place = graph["sources"][0]
+    assert place["hook_point"] == HOOK and place["total"] == pytest.approx(1, abs=1e-4)
+    assert place["explained"] == pytest.approx(2.1 / 2.4, abs=0.03)
+    assert graph["tokens"] == [{"token": " stop", "weight": 2.0, "ci": pytest.approx([2, 2], abs=1e-3)}]
+    assert graph["logits"] == [{"token": " no", "change": 0.4}]
+    effect = found["effect"]
+    assert effect["effective"] and (effect["ablate"], effect["random_most"]) == (0.5, 0.1)
+    assert "5.0 times" in effect["text"] and found["comparison"] is None
+
+
+def test_two_checkpoints_and_the_flag(client: TestClient, database: Database, artifacts: ArtifactStore) -> None:
+    with database.write() as session:
+        for name in PROFILES:
+            keep(session, artifacts, name)
+    url = "/v1/families/smol/features/F5/dependencies"
+    compared = client.get(url, params={"checkpoint": "v2", "baseline": "v1"}).json()["comparison"]
+    assert compared["rewired"] is True and compared["agreement"] < 0.1
+    assert {edge["feature"] for edge in compared["lost"]} == {"F0", "F1"}
+    assert {edge["feature"] for edge in compared["gained"]} == {"F2", "F3"}
+    assert compared["changed"] == [] and compared["compared"] == 4, "F4 is absent in v1: not compared"
+    same = client.get(url, params={"checkpoint": "v3", "baseline": "v2"}).json()["comparison"]
+    assert same["rewired"] is False and not same["lost"] + same["gained"] + same["changed"]
+    points = client.get("/v1/families/smol/features/F5/trajectory").json()["points"]
+    assert [point["rewired"] for point in points] == [None, True, False]
+    rows = client.get("/v1/families/smol/features?checkpoint=v2").json()["data"]
+    assert {row["id"]: row["rewired"] for row in rows if row["rewired"] is not None} == {"F5": True}
+
+
+def test_what_cannot_be_compared_says_why(client: TestClient, database: Database, artifacts: ArtifactStore) -> None:
+    url = "/v1/families/smol/features/F5/dependencies?checkpoint=v2&baseline=v1"
+    with database.write() as session:
+        keep(session, artifacts, "v2")
+    check_problem(client.get(url), 404, "no-dependencies")
+    with database.write() as session:
+        keep(session, artifacts, "v1", hook=HOOK)
+    compared = client.get(url).json()["comparison"]
+    assert compared["rewired"] is None and "ask for one hook point" in compared["why_not"]
+    with database.write() as session:
+        keep(session, artifacts, "v1")
+    artifacts.remove("fam/dependencies-v1-5")
+    assert "not kept any more" in client.get(url).json()["comparison"]["why_not"]
+    with database.write() as session:
+        keep(session, artifacts, "v1", number=4)
+        keep(session, artifacts, "v2", number=4)
+    compared = client.get(url.replace("F5", "F4")).json()["comparison"]
+    assert compared["why_not"] == "the feature is not present in both checkpoints"
+
+
+def test_watched_features_are_looked_at_as_the_policy_says(database: Database) -> None:
+    with database.write() as session:
+        family = families.get(session, "smol")
+        checkpoint = session.query(Checkpoint).filter_by(name="v1").one()
+        for number in (0, 4, 6):  # 4 is absent there, and 6 was not judged
+            session.get_one(factories.Feature, (family.id, number)).watched = True
+        family.policy = {**family.policy, "dependencies": False}
+        session.flush()
+        assert logic.queue_watched(session, checkpoint.id) is None
+        family.policy = {**family.policy, "dependencies": True}
+        session.flush()
+        run = logic.queue_watched(session, checkpoint.id)
+        assert run is not None and run.params["features"] == ["F0"]
+        assert queries.waiting(session, checkpoint.id) and session.query(Run).count() == 1
+
+
+def test_no_effect_is_said_so() -> None:
+    counts = np.full(K, 10.0)
+    random = np.stack([0.1 * counts, 0.6 * counts])
+    found = figures.effect(counts, 0.5 * counts, counts, random, Policy())
+    assert found is not None and not found.effective, "one random direction does more"
+    assert "no more than random directions" in found.text
+    counts[2:] = 0
+    assert figures.effect(counts, counts, counts, random, Policy()) is None

@@ -1,0 +1,260 @@
+"""Dependencies: what some features of a judged checkpoint are computed from, and what they do.
+
+Sums by fold are kept for each feature as soon as they are there, under a name made from all that they depend on: a run
+that was killed goes on with the features that are left, and a checkpoint that is asked again answers from what it has.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from service.dependencies import figures, judge, logic, queries, store
+from service.dependencies.schemas import DependenciesIn
+from service.kit.artifacts import content_key
+from service.kit.ids import feature_id, parse_feature_id
+from service.verdicts import queries as verdict_queries
+from service.verdicts.policy import Policy
+from workers.activations import HarvestSpec, open_activations
+from workers.activations.hooks import without_later_layers
+from workers.circuits.attribution import Attribution, Options, attribute
+from workers.circuits.effects import Effects, activations, causal_effects
+from workers.circuits.passages import choose_tokens
+from workers.circuits.places import Dictionary, Target
+from workers.errors import RunError
+from workers.execution import Execution
+from workers.pipelines import files, judging
+from workers.pipelines.sharing import Task
+from workers.pipelines.tracing import FOLDS, Traced, trace
+from workers.pipelines.work import device_of
+
+NEARLY = 0.9
+"""A feature is read at the latest hook point that reads it so well, as a share of the best."""
+EFFECT_POSITIONS = 64
+"""Each is read in as many versions as there are edits, up to the head."""
+DIRECTIONS = 8
+TOGETHER = 8
+"""Features that share a forward pass, and are kept together."""
+TOP_LOGITS = 10
+WORDS = "words"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run is about: plain copies of the rows it needs."""
+
+    family_id: str
+    checkpoint_id: str
+    policy: Policy
+    body: DependenciesIn
+    task: Task
+    dictionaries: dict[str, str]
+    """hook point -> artifact"""
+    activations: str | None
+    code: str
+    targets: dict[int, str]
+    """feature number -> hook point where it is read"""
+
+    def artifact(self, number: int) -> str:
+        """Where the sums of a feature are kept."""
+        inputs = {
+            "checkpoint": self.checkpoint_id, "code": self.code, "dictionaries": self.dictionaries, "feature": number,
+            "hook": self.targets[number], "body": self.body.model_dump(exclude={"features", "hook_point"}),
+        }  # fmt: skip
+        return f"{self.family_id}/dependencies-{content_key(kind='dependencies', **inputs)}.safetensors"
+
+
+def find_dependencies(execution: Execution) -> None:
+    """Find the dependencies of the features that the run names."""
+    judging.threads(execution)
+    asked = load(execution)
+    missing = [number for number in asked.targets if not execution.artifacts.exists(asked.artifact(number))]
+    traced = _traced(execution, asked) if missing else None
+    with execution.stage("attribute"):
+        for start in range(0, len(missing), TOGETHER):
+            assert traced is not None
+            _keep(execution, asked, traced, missing[start : start + TOGETHER], start / len(missing), len(missing))
+    with execution.stage("judge"):
+        rows = [_row(execution, asked, number) for number in asked.targets]
+        with execution.write() as session:
+            result = logic.record(
+                session, execution.artifacts, checkpoint_id=asked.checkpoint_id, run_id=execution.run_id,
+                rows=[row for row in rows if row is not None],
+            )  # fmt: skip
+            unseen = [feature_id(n) for n, row in zip(asked.targets, rows, strict=True) if row is None]
+            execution.finish(session, result | {"too_few_positions": unseen})
+
+
+def load(execution: Execution) -> Asked:
+    """Read what the run is about. RunError where the checkpoint was judged anew without one of the features."""
+    body = DependenciesIn.model_validate(execution.params)
+    with execution.read() as session:
+        checkpoint = verdict_queries.checkpoint(session, str(execution.checkpoint_id))
+        family = verdict_queries.family(session, checkpoint.family_id)
+        sources = verdict_queries.sources(session, checkpoint.id)
+        code = verdict_queries.code(session, checkpoint.id)
+        if code is None or family.positions is None:
+            raise RunError("not-judged", f"{checkpoint.name} is not judged any more; retry when it is")
+        policy = Policy.model_validate(family.policy)
+        hooks = [hook for hook in checkpoint.hook_points if sources[hook].dictionary]
+        numbers = [parse_feature_id(name) for name in body.features]
+        targets = {n: body.hook_point or _hook_point(session, checkpoint, hooks, n, body.method) for n in numbers}
+        return Asked(
+            family_id=family.id,
+            checkpoint_id=checkpoint.id,
+            policy=policy,
+            body=body,
+            task=Task(
+                uri=checkpoint.uri,
+                adapter=checkpoint.adapter,
+                hook_points=hooks,
+                corpus=dict(family.corpus),
+                positions=family.positions,
+                skip_tokens=policy.skip_tokens,
+                max_norm_ratio=policy.max_norm_ratio,
+                shard_positions=execution.settings.shard_positions,
+            ),
+            dictionaries={hook: str(sources[hook].dictionary) for hook in hooks},
+            activations=sources[hooks[0]].activations,
+            code=code.artifact,
+            targets=targets,
+        )
+
+
+def _hook_point(session: Any, checkpoint: Any, hooks: list[str], number: int, method: str) -> str:
+    """Where a feature is read: as at the parent, so that the two can be compared, else where it is read well."""
+    if checkpoint.parent_id is not None:
+        before = queries.one(session, checkpoint.parent_id, number, method)
+        if before is not None and before.hook_point in hooks:
+            return before.hook_point
+    best = {}
+    for hook in hooks:
+        values = verdict_queries.measurement(session, checkpoint.id, "readability", hook)
+        best[hook] = 0.0 if values is None or number >= len(values) else float(np.nan_to_num(values[number]))
+    good = [hook for hook in hooks if best[hook] >= NEARLY * max(best.values())]
+    return max(good, key=lambda hook: int(hook.rpartition(".")[2]))
+
+
+def _traced(execution: Execution, asked: Asked) -> Traced:
+    with execution.stage("load"):
+        device, artifacts = device_of(execution), execution.artifacts
+        spec: HarvestSpec = asked.task.spec(execution.settings, artifacts, str(device))
+        code, _, _ = files.load_code(artifacts.path(asked.code), device)
+        tensors = {
+            hook: load_file(artifacts.path(name), device=str(device)) for hook, name in asked.dictionaries.items()
+        }
+        valid = None
+        if asked.activations and artifacts.exists(f"{asked.activations}/manifest.json"):
+            hooks = asked.task.hook_points
+            valid = open_activations(artifacts.path(asked.activations), hook_points=hooks).valid
+        known = {hook: Dictionary.of(parts) for hook, parts in tensors.items()}
+        return trace(spec, code, known, valid, execution.check)
+
+
+def _keep(execution: Execution, asked: Asked, traced: Traced, numbers: list[int], done: float, of: int) -> None:
+    """Attribute some features, and keep what was found of each."""
+    body, columns = asked.body, _columns(execution, asked, numbers)
+    share = len(numbers) / of
+
+    def tick(part: float, offset: float, width: float) -> None:
+        execution.check()
+        execution.progress(done + share * (offset + width * part))
+
+    targets = [_target(asked, traced, number, column, body.positions) for number, column in columns.items()]
+    split = 0.6 if body.effects and traced.head else 1.0
+    with without_later_layers(traced.reading.model, traced.points):
+        options = Options(method=body.method, steps=body.steps, folds=FOLDS)
+        found = attribute(traced.reading, targets, options, partial(tick, offset=0.0, width=split))
+    for place, (number, column) in enumerate(columns.items()):
+        effects = None
+        if body.effects and traced.head is not None:
+            width = (1 - split) / len(columns)
+            fewer = _target(asked, traced, number, column, min(body.positions, EFFECT_POSITIONS))
+            effects = causal_effects(
+                traced.reading, traced.head, fewer, directions=DIRECTIONS, folds=FOLDS, seed=number,
+                tick=partial(tick, offset=split + width * place, width=width),
+            )  # fmt: skip
+        tensors, words = _tensors(execution, asked, traced, found[place], effects)
+        with execution.artifacts.create(asked.artifact(number)) as path:
+            contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+            save_file(contiguous, path, metadata={WORDS: json.dumps(words)})
+
+
+def _columns(execution: Execution, asked: Asked, numbers: list[int]) -> dict[int, int]:
+    """Feature number -> column of the code."""
+    own = load_file(execution.artifacts.path(asked.code))["feature_numbers"].tolist()
+    lost = sorted(set(numbers) - set(own))
+    if lost:
+        raise RunError("feature-not-in-checkpoint", f"the code of the checkpoint has no {feature_id(lost[0])}")
+    return {number: own.index(number) for number in numbers}
+
+
+def _target(asked: Asked, traced: Traced, number: int, column: int, most: int) -> Target:
+    reading, code = traced.reading, traced.reading.code
+    fires = (activations(code, column) > 0).cpu()
+    # The seed is the feature's own, so that every checkpoint is looked at in the same places.
+    return choose_tokens(reading.passages, fires, traced.valid, asked.targets[number], column, most, number)
+
+
+def _tensors(
+    execution: Execution, asked: Asked, traced: Traced, found: Attribution, effects: Effects | None
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """What is kept of one feature (see `service.models.DependencyGraph`), and the tokens that columns stand for."""
+    numbers = load_file(execution.artifacts.path(asked.code))["feature_numbers"]
+    tokens: dict[str, Tensor] = {}
+    for token, sums in found.tokens.items():  # several ids may be of one string
+        word = traced.tokenizer.decode([token])
+        tokens[word] = tokens[word] + sums if word in tokens else sums
+    words = {"tokens": list(tokens), "logits": list[str]()}
+    tensors = {
+        "counts": found.count,
+        "values": found.value,
+        "constant": torch.tensor(found.constant, dtype=torch.float64),
+        "tokens": torch.stack(list(tokens.values()), 1) if tokens else torch.zeros(FOLDS, 0, dtype=torch.float64),
+    }
+    for hook, place in found.places.items():
+        live = (place.features != 0).any(0)
+        tensors[f"numbers.{hook}"] = numbers[live]
+        tensors[f"sums.{hook}"] = place.features[:, live]
+        tensors[f"rest.{hook}"] = torch.stack([place.bias, place.error, place.uncoded], 1)
+    if effects is not None and len(effects.logits):
+        top = effects.logits.abs().topk(min(TOP_LOGITS, len(effects.logits))).indices
+        words["logits"] = [traced.tokenizer.decode([token]) for token in top.tolist()]
+        tensors |= {
+            "effect.counts": effects.count, "effect.ablate": effects.ablate, "effect.amplify": effects.amplify,
+            "effect.random": effects.random, "logits": effects.logits[top].double() / effects.count.sum(),
+        }  # fmt: skip
+    return tensors, words
+
+
+def _row(execution: Execution, asked: Asked, number: int) -> dict[str, Any] | None:
+    """What is written of one feature; None where it fires in too few documents to say anything."""
+    name = asked.artifact(number)
+    profile = store.load(execution.artifacts, name)
+    if not judge.enough(profile.counts):
+        return None
+    with safe_open(execution.artifacts.path(name), framework="numpy") as file:
+        kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dictionary
+        words = json.loads(file.metadata()[WORDS])
+    effect = None
+    if "effect.counts" in kept:
+        counts, ablate, amplify, random = (kept[f"effect.{part}"] for part in ("counts", "ablate", "amplify", "random"))
+        effect = figures.effect(counts, ablate, amplify, random, asked.policy)
+    logits = [(word, float(change)) for word, change in zip(words["logits"], kept.get("logits", []), strict=True)]
+    tokens = (words["tokens"], kept["tokens"])
+    graph = figures.graph(profile, float(kept["constant"]), tokens, logits, asked.policy)
+    return {
+        "feature": number,
+        "method": asked.body.method,
+        "hook_point": asked.targets[number],
+        "n_positions": int(profile.counts.sum()),
+        "artifact": name,
+        "graph": graph.model_dump(mode="json"),
+        "effect": None if effect is None else effect.model_dump(mode="json"),
+    }
