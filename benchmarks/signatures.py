@@ -8,8 +8,9 @@ SmolLM2-135M-Instruct, read on sentences, questions and chats of public contrast
   (happiness against sadness). Reported are the strengths beside the measured refusal rates, with their rank
   correlation, where each turns, and every status.
 - **surgery**: the signature *truth* (statements behind an honest and a deceptive persona), made with `--surgeries`
-  seeds. The directions of its features are taken out of every matrix that writes to the stream, or written along
-  random directions instead; or nothing is done.
+  seeds. The directions of its features are taken out of every matrix that writes to the stream; or the whole stream is
+  turned so that they change places with random ones, in all that writes to it and all that reads from it: the model
+  computes the same, along other directions; or nothing is done.
 
 The last line of output is one JSON object.
 """
@@ -25,7 +26,8 @@ from typing import Any
 
 import torch
 from scipy.stats import spearmanr
-from transformers import AutoTokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.client import Client
 from workers.demo.installation import Installation
@@ -161,7 +163,7 @@ class Bench:
         """The directions of a signature's features taken out, moved, or left."""
         self.family("surgery", [hook_point], documents)
         rows, found = self.sets.truth(), []
-        settings = {"template": False, "features": 4}
+        settings = {"template": False, "features": 4, "position": "mean"}
         for number in range(seeds):
             self.signature("surgery", f"truth-{number}", rows, baseline="base", settings=settings | {"seed": number})
         self.register("surgery", "same", self.base, parent="base")
@@ -170,11 +172,12 @@ class Bench:
             name = f"truth-{number}"
             features = [one["feature"] for one in self.client.signature("surgery", name)["features"]]
             rows_of = torch.nn.functional.normalize(decoder[[int(one[1:]) for one in features]].double(), dim=1)
-            noise = torch.randn(rows_of.shape, generator=torch.Generator().manual_seed(self.seed + number)).double()
-            away = torch.linalg.qr(torch.cat([rows_of, noise]).T)[0].T[len(rows_of) :]
-            for kind, targets in (("ablated", None), ("moved", away)):
+            for kind in ("ablated", "moved"):
                 out = self.folder / f"{kind}-{number}"
-                save_ablated(self.base, out, rows_of.float(), [1.0] * len(features), targets)
+                if kind == "ablated":
+                    save_ablated(self.base, out, rows_of.float(), [1.0] * len(features))
+                else:
+                    save_turned(self.base, out, rows_of, self.seed + number)
                 self.register("surgery", out.name, out, parent="base")
                 found.append(self._after(name, out.name, features))
             found.append(self._after(name, "same", features))
@@ -189,6 +192,37 @@ class Bench:
             "signature": signature, "checkpoint": checkpoint, "status": point["status"], "reason": point["reason"],
             "features": {one: rows.get(one) for one in features},
         } | {kind: point["figures"][kind] for kind in kinds}  # fmt: skip
+
+
+@torch.no_grad()
+def save_turned(base: Path, out: Path, directions: Tensor, seed: int) -> None:
+    """The model with its stream seen through a reflection Q that exchanges the span of directions [k, d] with a random
+    one. Writers become Q W; readers W diag(g) Q, g the gain of the norm before them, which becomes 1."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    noise = torch.randn(directions.shape, generator=torch.Generator().manual_seed(seed)).double()
+    both = torch.linalg.qr(torch.cat([directions, noise]).T)[0].T
+    apart = both[: len(directions)] - both[len(directions) :]
+    turn = torch.eye(directions.shape[1], dtype=torch.float64) - apart.T @ apart
+    head = model.get_input_embeddings().weight.double() * model.model.norm.weight.double()
+    model.config.tie_word_embeddings = False
+    model.lm_head = torch.nn.Linear(*reversed(head.shape), bias=False)
+    model.lm_head.weight.copy_(head @ turn)
+    embedding = model.get_input_embeddings().weight
+    embedding.copy_(embedding.double() @ turn)
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for norm, readers in (
+            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+        ):
+            for reader in readers:
+                reader.weight.copy_(reader.weight.double() * norm.weight.double() @ turn)
+            norm.weight.fill_(1.0)
+        for writer in (attention.o_proj, mlp.down_proj):
+            writer.weight.copy_(turn @ writer.weight.double())
+    model.model.norm.weight.fill_(1.0)
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(out)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from service.kit.ids import feature_id
 from service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from service.models import Checkpoint, DependencyGraph, Family, Run
 from service.runs import logic as runs
+from service.signatures import queries as signatures
 from service.verdicts import queries as verdicts
 from service.verdicts.judge import GONE, Status
 from service.verdicts.policy import Policy
@@ -31,6 +32,8 @@ BROUGHT = "activations+"
 """URIs of checkpoints whose activations were brought along."""
 AFTER_OTHERS = -1
 """Priority of what nobody asked for: a checkpoint that waits for its verdicts goes first."""
+OF_A_SIGNATURE = 3
+"""Features, the strongest ones, that are looked at unasked: each costs a minute or two."""
 
 
 def create(session: Session, family_name: str, checkpoint_name: str, body: DependenciesIn) -> tuple[Run, Checkpoint]:
@@ -59,7 +62,7 @@ def create(session: Session, family_name: str, checkpoint_name: str, body: Depen
 
 
 def queue_watched(session: Session, checkpoint_id: str) -> Run | None:
-    """Queue a run for the watched features that a checkpoint has, if its family's policy says so.
+    """Queue a run for the features of a checkpoint that are watched or carry a signature, if the policy says so.
 
     None where there are none, or no model to read.
     """
@@ -68,7 +71,8 @@ def queue_watched(session: Session, checkpoint_id: str) -> Run | None:
     if not Policy.model_validate(family.policy).dependencies or _lacks_model(family, checkpoint):
         return None
     there = {number for number, status in verdicts.statuses(session, checkpoint_id).items() if status not in GONE}
-    numbers = [number for number in queries.watched(session, family.id) if number in there][:MOST_FEATURES]
+    wanted = [*queries.watched(session, family.id), *signatures.carriers(session, family.id, OF_A_SIGNATURE)]
+    numbers = [number for number in dict.fromkeys(wanted) if number in there][:MOST_FEATURES]
     if not numbers or queries.waiting(session, checkpoint_id):
         return None
     body = DependenciesIn(features=[feature_id(number) for number in numbers])

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.kit.ids import parse_feature_id
 from service.kit.pages import SortKey, keyset
 from service.models import Checkpoint, Feature, Reading, Signature
 
@@ -82,3 +83,16 @@ def names(session: Session, family_id: str, numbers: Collection[int]) -> dict[in
         )
     )
     return {row[0]: (row[1], row[2]) for row in rows}
+
+
+def carriers(session: Session, family_id: str, most: int) -> list[int]:
+    """Numbers of the features that carry the family's signatures, the `most` strongest of each."""
+    rows = session.scalars(select(Signature.chosen).where(Signature.family_id == family_id).order_by(Signature.name))
+    found = [parse_feature_id(one["feature"]) for chosen in rows for one in _first(chosen or [], most)]
+    return list(dict.fromkeys(found))
+
+
+def _first(chosen: list[Any], most: int) -> list[Any]:
+    """The first entries of so many different features: one may be there at several hook points."""
+    first = {one["feature"]: one for one in reversed(chosen)}
+    return [one for one in chosen if first[one["feature"]] is one][:most]

@@ -58,6 +58,6 @@ class Policy(BaseModel):
     )
     dependencies: bool = Field(
         True,
-        description="After a checkpoint is judged, find out what its watched features are computed from, where its "
-        "weights are at hand.",
+        description="After a checkpoint is judged, find out what its watched features and the strongest ones of each "
+        "signature are computed from, where its weights are at hand.",
     )

@@ -10,7 +10,7 @@ from service.dependencies.store import load
 from service.families import logic as families
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
-from service.models import Checkpoint, Run
+from service.models import Checkpoint, Run, Signature
 from service.verdicts.policy import Policy
 from tests import factories
 from tests.api.test_errors import check_problem
@@ -155,6 +155,33 @@ def test_watched_features_are_looked_at_as_the_policy_says(database: Database) -
         run = logic.queue_watched(session, checkpoint.id)
         assert run is not None and run.params["features"] == ["F0"]
         assert queries.waiting(session, checkpoint.id) and session.query(Run).count() == 1
+
+
+def test_the_strongest_features_of_signatures_are_looked_at_too(database: Database) -> None:
+    """One feature at two hook points is one; what is not there any more is left out."""
+    chosen = [{"feature": name, "hook_point": hook} for name, hook in
+              (("F5", "a"), ("F4", "a"), ("F5", "b"), ("F0", "a"), ("F1", "a"))]  # fmt: skip
+    with database.write() as session:
+        family = families.get(session, "smol")
+        checkpoint = session.query(Checkpoint).filter_by(name="v1").one()
+        for name, found in (("unread", None), ("refusal", chosen)):
+            session.add(
+                Signature(
+                    family_id=family.id,
+                    name=name,
+                    description="",
+                    settings={},
+                    contrast="x",
+                    n_rows=32,
+                    n_positive=16,
+                    baseline_id=checkpoint.id,
+                    chosen=found,
+                )
+            )
+        session.flush()
+        run = logic.queue_watched(session, checkpoint.id)
+        assert run is not None
+        assert run.params["features"] == ["F5", "F0"]
 
 
 def test_no_effect_is_said_so() -> None:
