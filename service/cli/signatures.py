@@ -117,8 +117,8 @@ def _show(course: dict[str, Any]) -> None:
 def _rows(path: Path) -> list[Any]:
     """Rows of a JSONL file on this machine."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
         raise base.UsageError(f"the contrast set cannot be read: {error}") from error
     rows = []
     for number, line in enumerate(lines, 1):

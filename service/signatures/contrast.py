@@ -52,13 +52,17 @@ class Kept(BaseModel):
 
 
 def read_file(path: Path) -> list[ContrastRow]:
-    """Rows of a JSONL file, or of a JSON list; UnprocessableError names the first line that is none."""
+    """Rows of a JSONL file; UnprocessableError names the first line that is none."""
     if not path.is_file():
         raise UnprocessableError(f"There is no contrast set {path.name} at that place.", code="contrast-missing")
     if path.stat().st_size > MOST_BYTES:
         raise UnprocessableError(f"{path.name} is over {MOST_BYTES:,} bytes.", code="contrast-too-large")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [parse(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UnprocessableError(f"{path.name} is no UTF-8 text: {error}", code="contrast-invalid") from error
+    # Not splitlines(): a row may hold other line breaks, which JSON leaves as they are.
+    return [parse(line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def parse(line: str, number: int) -> ContrastRow:
@@ -106,7 +110,7 @@ def lines(rows: Iterable[Kept]) -> str:
 
 def load(path: Path) -> list[Kept]:
     """Rows of an artifact."""
-    return [Kept.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Kept.model_validate_json(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def digest(text: str, settings: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Signatures over REST: making, listing, following and forgetting them, and alerts on them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ def test_rows_come_in_pairs_with_answers_or_from_a_file(client: TestClient, sett
     faulty = client.post(URL, json={"name": "faulty", "uri": file.as_uri()})
     check_problem(faulty, 422, "contrast-invalid")
     assert "Line 34" in faulty.json()["detail"]
+    file.write_bytes(b'{"text": "caf\xe9", "label": 1}')
+    check_problem(client.post(URL, json={"name": "faulty", "uri": file.as_uri()}), 422, "contrast-invalid")
+    breaks = [{"text": f"one\u2028{i}", "label": i % 2} for i in range(32)]
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in breaks))
+    assert client.post(URL, json={"name": "breaks", "uri": file.as_uri()}).json()["signature"]["rows"] == 32
     check_problem(client.post(URL, json={"name": "out", "uri": "file:///etc/passwd"}), 422, "path-refused")
     gone = Path(settings.root_dirs[0], "gone.jsonl").as_uri()
     check_problem(client.post(URL, json={"name": "out", "uri": gone}), 422, "contrast-missing")
