@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from service.checkpoints import queries
+from service.dependencies import words as circuits
+from service.dependencies.words import CircuitFinding
 from service.features import findings, words
 from service.features import logic as features
 from service.features.queries import Filter
@@ -68,6 +70,9 @@ class Report(Summary):
     refit: Refit | None = Field(description="What became of the features, where its run fitted a new generation.")
     quality: dict[str, Any]
     signatures: list[ReportSignature] = Field(description="Those that were read here; each against its own baseline.")
+    circuits: list[CircuitFinding] = Field(
+        description="Features that are written, but computed from others than at the baseline, or without effect."
+    )
     alerts: list[ReportAlert]
 
 
@@ -103,6 +108,7 @@ def report(
         refit=lineage.refit(session, asked.checkpoint),
         quality=asked.checkpoint.quality or {},
         signatures=_signatures(session, asked.checkpoint),
+        circuits=circuits.findings(session, artifacts, family, asked.checkpoint, asked.baseline),
         alerts=[
             ReportAlert(id=alert.id, rule=rule, state=alert.state, summary=alert.summary, created_at=alert.created_at)
             for alert, rule in alerts

@@ -37,6 +37,8 @@ def show(answer: Mapping[str, Any], title: str) -> None:
     _show_not_judged(answer["not_judged"])
     for one in answer.get("signatures", []):
         _say(f"signature {plain(one['name'])} is {one['status']}: {plain(one['what'], most=400)}")
+    for one in answer.get("circuits", []):
+        _say(plain(one["what"], most=400), style="magenta")
     for alert in answer.get("alerts", []):
         _say(f"alert {plain(alert['rule'])} ({alert['state']}): {plain(alert['summary'], most=400)}", style="red")
 

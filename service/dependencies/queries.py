@@ -22,6 +22,14 @@ def one(session: Session, checkpoint_id: str, number: int, method: str | None) -
     return session.scalars(statement.order_by(DependencyGraph.created_at.desc(), DependencyGraph.method)).first()
 
 
+def at_checkpoint(session: Session, checkpoint_id: str) -> list[DependencyGraph]:
+    """The newest graph of each feature in a checkpoint, by number."""
+    statement = select(DependencyGraph).where(DependencyGraph.checkpoint_id == checkpoint_id)
+    rows = session.scalars(statement.order_by(DependencyGraph.created_at, DependencyGraph.method))
+    newest = {row.feature: row for row in rows}
+    return [newest[number] for number in sorted(newest)]
+
+
 def newest_checkpoint(session: Session, family_id: str, number: int) -> str | None:
     """Id of the checkpoint whose graph of a feature was made last."""
     statement = (

@@ -121,6 +121,28 @@ def test_two_checkpoints_and_the_flag(client: TestClient, database: Database, ar
     assert {row["id"]: row["rewired"] for row in rows if row["rewired"] is not None} == {"F5": True}
 
 
+def test_a_report_tells_what_strength_does_not(
+    client: TestClient, database: Database, artifacts: ArtifactStore
+) -> None:
+    with database.write() as session:
+        for name in PROFILES:
+            keep(session, artifacts, name)
+    url = "/v1/families/smol/checkpoints/v2/report"
+    (found,) = client.get(url).json()["circuits"]
+    assert (found["feature"], found["status"], found["rewired"], found["effective"]) == ("F5", "present", True, True)
+    assert "is present, but computed from other features than at v1 (gained F2, F3; lost F0, F1" in found["what"]
+    assert client.get("/v1/families/smol/checkpoints/v3/report").json()["circuits"] == []
+    for form in ("markdown", "html"):
+        assert "computed from other features" in client.get(f"{url}?format={form}").text
+    with database.write() as session:
+        at = session.query(Checkpoint).filter_by(name="v3").one()
+        graph = queries.one(session, at.id, 5, None)
+        assert graph is not None and graph.effect is not None
+        graph.effect = {**graph.effect, "effective": False}
+    (found,) = client.get("/v1/families/smol/checkpoints/v3/report").json()["circuits"]
+    assert found["what"].endswith("is present, but nothing that follows makes use of it")
+
+
 def test_what_cannot_be_compared_says_why(client: TestClient, database: Database, artifacts: ArtifactStore) -> None:
     url = "/v1/families/smol/features/F5/dependencies?checkpoint=v2&baseline=v1"
     with database.write() as session:
