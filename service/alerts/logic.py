@@ -20,6 +20,7 @@ from service.alerts.schemas import (
     FeatureCondition,
     FeatureRule,
     MuteBody,
+    RewiredCondition,
     SignatureCondition,
     StatusCountCondition,
     TagCondition,
@@ -106,8 +107,8 @@ def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint) -> lis
     raised = []
     for rule in queries.rules_for(session, family.id):
         condition = CONDITION.validate_python(rule.condition)
-        if isinstance(condition, SignatureCondition):
-            continue  # `signatures` holds these against its readings
+        if isinstance(condition, SignatureCondition | RewiredCondition):
+            continue  # `signatures` and `circuits` hold these against what they hear of
         changes = _matching(session, condition, family, checkpoint)
         alert = queries.raised(session, rule.id, checkpoint.id)
         if changes:
@@ -135,7 +136,7 @@ def rehearse(
     met = []
     for rule in queries.rules_for(session, family_id):
         condition = CONDITION.validate_python(rule.condition)
-        if isinstance(condition, SignatureCondition):
+        if isinstance(condition, SignatureCondition | RewiredCondition):
             continue
         of_these = [change for change in changes if change[0].status in condition.statuses]
         if matching := _meeting(condition, of_these):
@@ -168,7 +169,7 @@ def _resolve_ancestors(session: Session, family: Family, checkpoint: Checkpoint)
     ancestors = queries.ancestors(session, checkpoint)
     for alert, rule, raised_at in queries.unresolved(session, ancestors):
         condition = CONDITION.validate_python(rule.condition)
-        if isinstance(condition, SignatureCondition):
+        if isinstance(condition, SignatureCondition | RewiredCondition):
             continue
         bad = set(condition.statuses)
         numbers = [parse_feature_id(row["feature"]) for row in alert.evidence]

@@ -80,8 +80,20 @@ class SignatureCondition(_Condition):
     statuses: Annotated[list[SignatureStatus], Field(min_length=1, max_length=6)] = SIGNATURE_ALARMING
 
 
+class RewiredCondition(_Condition):
+    """A feature is computed from other features than at the parent, as far as that was looked at."""
+
+    kind: Literal["rewired"]
+    feature: str | None = Field(None, examples=["F42318"], description="Null: any that was looked at.")
+
+    @field_validator("feature")
+    @classmethod
+    def _normalise(cls, value: str | None) -> str | None:
+        return None if value is None else feature_id(parse_feature_id(value))
+
+
 FeatureRule = FeatureCondition | WatchedCondition | TagCondition | StatusCountCondition
-Condition = Annotated[FeatureRule | SignatureCondition, Field(discriminator="kind")]
+Condition = Annotated[FeatureRule | SignatureCondition | RewiredCondition, Field(discriminator="kind")]
 CONDITION: TypeAdapter[Condition] = TypeAdapter(Condition)
 
 

@@ -6,6 +6,7 @@ import typer
 
 from service.cli import base
 from service.cli.base import AsJson
+from service.client_transport import given
 
 webhook_app = typer.Typer(help="Webhooks: where events are sent.", no_args_is_help=True)
 alert_app = typer.Typer(help="Alerts, and the rules that raise them.", no_args_is_help=True)
@@ -111,33 +112,40 @@ def create_rule(
     signature: Annotated[
         str | None, typer.Option(help="When this signature changes; `any`: any of the family's.")
     ] = None,
+    rewired: Annotated[
+        str | None, typer.Option(help="When this feature is computed from others; `any`: any that is looked at.")
+    ] = None,
     status: Annotated[list[str] | None, typer.Option(help="Changes to these verdicts. May be repeated.")] = None,
     at_least: Annotated[int | None, typer.Option(help="When so many features change to the --status.", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a rule: one of --feature, --tag, --watched, --signature, or --status with --at-least."""
-    condition = _condition(feature, tag, watched, signature, status or [], at_least)
+    """Make a rule: one of --feature, --tag, --watched, --signature, --rewired, or --status with --at-least."""
+    asked: dict[str, dict[str, Any] | None] = {
+        "feature": given(feature=feature) or None,
+        "tag": given(tag=tag) or None,
+        "watched": {} if watched else None,
+        "signature": None if signature is None else {} if signature == "any" else {"signature": signature},
+        "rewired": None if rewired is None else {} if rewired == "any" else {"feature": rewired},
+        "status_count": given(at_least=at_least) or None,
+    }
+    condition = _condition({kind: fields for kind, fields in asked.items() if fields is not None}, status or [])
     with base.connect() as client:
         made = client.create_alert_rule(name, condition, family=family)
     base.show_json(made) if as_json else base.show_fields(made.items())
 
 
-def _condition(
-    feature: str | None, tag: str | None, watched: bool, signature: str | None, status: list[str], at_least: int | None
-) -> dict[str, Any]:
-    if sum([feature is not None, tag is not None, watched, signature is not None, at_least is not None]) != 1:
-        raise base.UsageError("a rule needs one of --feature, --tag, --watched, --signature and --at-least")
-    if at_least is not None:
+def _condition(asked: dict[str, dict[str, Any]], status: list[str]) -> dict[str, Any]:
+    """The condition of a rule: of its one kind with that kind's fields. UsageError where there is not one."""
+    if len(asked) != 1:
+        raise base.UsageError("a rule needs one of --feature, --tag, --watched, --signature, --rewired and --at-least")
+    ((kind, fields),) = asked.items()
+    if kind == "status_count":
         if len(status) != 1:
             raise base.UsageError("--at-least counts one verdict; give --status once")
-        return {"kind": "status_count", "status": status[0], "at_least": at_least}
-    condition: dict[str, Any] = {"statuses": status} if status else {}
-    if feature is not None:
-        return {"kind": "feature", "feature": feature} | condition
-    if signature is not None:
-        named = {} if signature == "any" else {"signature": signature}
-        return {"kind": "signature"} | named | condition
-    return ({"kind": "tag", "tag": tag} if tag is not None else {"kind": "watched"}) | condition
+        return {"kind": kind, "status": status[0], **fields}
+    if kind == "rewired" and status:
+        raise base.UsageError("--rewired is no matter of a verdict; leave --status out")
+    return {"kind": kind, **fields} | ({"statuses": status} if status else {})
 
 
 @rule_app.command("list")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from sqlalchemy.orm import Session
 
+from service.alerts import circuits as alerts
 from service.checkpoints import logic as checkpoints
 from service.checkpoints import queries as checkpoint_queries
 from service.dependencies import judge, queries, store
@@ -164,17 +165,28 @@ def record(
     family = verdicts.family(session, checkpoint.family_id)
     shared = {"checkpoint_id": checkpoint_id, "family_id": family.id, "run_id": run_id, "rewired": None}
     queries.put(session, [{**row, **shared} for row in rows])
-    told = []
+    looked, told = [], []
     for row in rows:
         graph = queries.one(session, checkpoint_id, int(str(row["feature"])), str(row["method"]))
         assert graph is not None
-        before = None
+        before = compared = None
         if checkpoint.parent_id is not None:
             before = queries.one(session, checkpoint.parent_id, graph.feature, graph.method)
         if before is not None:
-            graph.rewired = compare(session, artifacts, family, graph, before).rewired
+            compared = compare(session, artifacts, family, graph, before)
+            graph.rewired = compared.rewired
+        looked.append(_looked(graph, compared))
         told.append({"id": feature_id(graph.feature), "rewired": graph.rewired, "edges": len(graph.graph["edges"])})
-    return {"family": family.name, "checkpoint": checkpoint.name, "features": told}
+    raised = alerts.evaluate(session, family=family, checkpoint=checkpoint, looked=looked)
+    return {"family": family.name, "checkpoint": checkpoint.name, "features": told, "alerts": len(raised)}
+
+
+def _looked(graph: DependencyGraph, compared: Comparison | None) -> alerts.Looked:
+    name = feature_id(graph.feature)
+    if compared is None:
+        return alerts.Looked(name, None, None, [], [])
+    gained, lost = ([edge.feature for edge in some] for some in (compared.gained, compared.lost))
+    return alerts.Looked(name, compared.rewired, compared.agreement, gained, lost)
 
 
 def _present(session: Session, checkpoint_id: str) -> set[int]:

@@ -5,6 +5,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
+from service.alerts import circuits
+from service.alerts import logic as alerts
 from service.dependencies import figures, logic, queries
 from service.dependencies.store import load
 from service.families import logic as families
@@ -141,6 +143,26 @@ def test_a_report_tells_what_strength_does_not(
         graph.effect = {**graph.effect, "effective": False}
     (found,) = client.get("/v1/families/smol/checkpoints/v3/report").json()["circuits"]
     assert found["what"].endswith("is present, but nothing that follows makes use of it")
+
+
+def test_a_rule_on_rewiring(client: TestClient, database: Database, artifacts: ArtifactStore) -> None:
+    for name, feature in (("any", None), ("ours", "f5"), ("other", "F3")):
+        condition = {"kind": "rewired", "feature": feature}
+        assert client.post("/v1/alert-rules", json={"name": name, "condition": condition}).status_code == 201
+    with database.write() as session:
+        for name in PROFILES:
+            keep(session, artifacts, name)
+    raised = client.get("/v1/alerts").json()["data"]
+    assert {(alert["rule_name"], alert["checkpoint"]) for alert in raised} == {("any", "v2"), ("ours", "v2")}
+    assert raised[0]["summary"] == "v2: computed from other features: F5"
+    assert set(raised[0]["evidence"][0]["lost"]) == {"F0", "F1"}
+    with database.write() as session:  # a second look that finds nothing
+        at = session.query(Checkpoint).filter_by(name="v2").one()
+        family = families.get(session, "smol")
+        circuits.evaluate(session, family=family, checkpoint=at, looked=[circuits.Looked("F5", False, 1.0, [], [])])
+        verdicts = alerts.evaluate(session, family=family, checkpoint=at)
+    assert verdicts == []
+    assert {alert["state"] for alert in client.get("/v1/alerts").json()["data"]} == {"resolved"}
 
 
 def test_what_cannot_be_compared_says_why(client: TestClient, database: Database, artifacts: ArtifactStore) -> None:
