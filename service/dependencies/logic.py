@@ -62,19 +62,34 @@ def create(session: Session, family_name: str, checkpoint_name: str, body: Depen
     return _queue(session, checkpoint, numbers, body), checkpoint
 
 
-def queue_watched(session: Session, checkpoint_id: str) -> Run | None:
-    """Queue a run for the features of a checkpoint that are watched or carry a signature, if the policy says so.
+def queue_watched(session: Session, checkpoint_id: str) -> list[Run]:
+    """Queue runs for the features of a checkpoint that are watched or carry a signature, if the policy says so.
 
-    None where there are none, or no model to read.
+    Its parent comes first, with those that were not looked at there: one that is watched since, say, would have nothing
+    to be compared with. No run where there are no such features, or no model to read.
     """
     checkpoint = verdicts.checkpoint(session, checkpoint_id)
     family = verdicts.family(session, checkpoint.family_id)
-    if not Policy.model_validate(family.policy).dependencies or _lacks_model(family, checkpoint):
-        return None
-    there = {number for number, status in verdicts.statuses(session, checkpoint_id).items() if status not in GONE}
+    if not Policy.model_validate(family.policy).dependencies:
+        return []
     wanted = [*queries.watched(session, family.id), *signatures.carriers(session, family.id, OF_A_SIGNATURE)]
-    numbers = [number for number in dict.fromkeys(wanted) if number in there][:MOST_FEATURES]
-    if not numbers or queries.waiting(session, checkpoint_id):
+    wanted = list(dict.fromkeys(wanted))
+    parent = verdicts.checkpoint(session, checkpoint.parent_id) if checkpoint.parent_id else None
+    found = []
+    if parent is not None:
+        known = {graph.feature for graph in queries.at_checkpoint(session, parent.id)}
+        found.append(_queue_present(session, family, parent, [number for number in wanted if number not in known]))
+    found.append(_queue_present(session, family, checkpoint, wanted))
+    return [run for run in found if run is not None]
+
+
+def _queue_present(session: Session, family: Family, checkpoint: Checkpoint, wanted: Sequence[int]) -> Run | None:
+    """A run for those of some features that a checkpoint has."""
+    if _lacks_model(family, checkpoint) or queries.waiting(session, checkpoint.id):
+        return None
+    there = {number for number, status in verdicts.statuses(session, checkpoint.id).items() if status not in GONE}
+    numbers = [number for number in wanted if number in there][:MOST_FEATURES]
+    if not numbers:
         return None
     body = DependenciesIn(features=[feature_id(number) for number in numbers])
     return _queue(session, checkpoint, numbers, body, AFTER_OTHERS)

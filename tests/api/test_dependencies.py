@@ -193,11 +193,11 @@ def test_watched_features_are_looked_at_as_the_policy_says(database: Database) -
             session.get_one(factories.Feature, (family.id, number)).watched = True
         family.policy = {**family.policy, "dependencies": False}
         session.flush()
-        assert logic.queue_watched(session, checkpoint.id) is None
+        assert logic.queue_watched(session, checkpoint.id) == []
         family.policy = {**family.policy, "dependencies": True}
         session.flush()
-        run = logic.queue_watched(session, checkpoint.id)
-        assert run is not None and run.params["features"] == ["F0"]
+        (run,) = logic.queue_watched(session, checkpoint.id)
+        assert run.params["features"] == ["F0"]
         assert queries.waiting(session, checkpoint.id) and session.query(Run).count() == 1
 
 
@@ -223,9 +223,21 @@ def test_the_strongest_features_of_signatures_are_looked_at_too(database: Databa
                 )
             )
         session.flush()
-        run = logic.queue_watched(session, checkpoint.id)
-        assert run is not None
+        (run,) = logic.queue_watched(session, checkpoint.id)
         assert run.params["features"] == ["F5", "F0"]
+
+
+def test_the_parent_is_looked_at_first_where_it_was_not(database: Database, artifacts: ArtifactStore) -> None:
+    with database.write() as session:
+        family = families.get(session, "smol")
+        keep(session, artifacts, "v1")
+        for number in (0, 5):
+            session.get_one(factories.Feature, (family.id, number)).watched = True
+        session.flush()
+        checkpoints = {name: session.query(Checkpoint).filter_by(name=name).one() for name in PROFILES}
+        found = logic.queue_watched(session, checkpoints["v2"].id)
+        asked = [(run.checkpoint_id, run.params["features"]) for run in found]
+        assert asked == [(checkpoints["v1"].id, ["F0"]), (checkpoints["v2"].id, ["F0", "F5"])]
 
 
 def test_no_effect_is_said_so() -> None:

@@ -201,11 +201,11 @@ def test_nothing_is_asked_where_there_is_no_model(installation: Installation, fa
         row = session.query(Checkpoint).one()
         session.query(Feature).filter_by(number=family[12]).one().watched = True
         session.flush()
-        assert dependencies.queue_watched(session, row.id) is not None
-        assert dependencies.queue_watched(session, row.id) is None, "one is waiting"
+        assert dependencies.queue_watched(session, row.id)
+        assert not dependencies.queue_watched(session, row.id), "one is waiting"
         session.query(Run).filter_by(kind="dependencies").one().state = "cancelled"
         row.uri = "activations+file:///x"
-        assert dependencies.queue_watched(session, row.id) is None
+        assert not dependencies.queue_watched(session, row.id)
         with pytest.raises(ConflictError, match="only activations"):
             dependencies.create(session, "planted", "v1", DependenciesIn(features=["F1"]))
         session.rollback()
