@@ -283,6 +283,8 @@ def judge_signature(
     status, reason = judge(evidence, policy)
     if not asked:
         reason = "no feature separates the classes at the baseline, beyond what chance allows among so many"
+    elif not known.any():
+        reason = "a re-fit has retired the signature's features; make it anew with a later baseline"
     measured = {
         "strength_ratio": got["ratio"] if got else None,
         "change": _change(artifacts, bench, question, now, asked, columns, known, place),
