@@ -75,7 +75,9 @@ class Figures(BaseModel):
     strength: float | None = Field(description="Size of the difference that the features write, in the stream's units.")
     strength_ratio: float | None = Field(description="Over that at the baseline.")
     strength_ratio_ci: Interval | None
-    change: float | None = Field(description="Strength over that of the nearest ancestor that was read.")
+    change: float | None = Field(
+        description="What is written along the baseline's difference, over that of the nearest ancestor that was read."
+    )
     change_ci: Interval | None
     projection_ratio: float | None = Field(
         description="How much of the difference that the baseline writes is written along its direction; null where "
@@ -142,8 +144,8 @@ class SignatureCourse(BaseModel):
     name: str
     baseline: str
     turns_at: str | None = Field(
-        description="The checkpoint where its strength changed most against the one before, among changes whose whole "
-        "interval is over 1.25, or under 0.8; null where there is none."
+        description="The checkpoint with the largest `change`, up or down, of those whose whole interval is over 1.25 or "
+        "under 0.8; null where there is none."
     )
     points: list[ReadingView]
 

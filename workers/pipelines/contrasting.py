@@ -185,8 +185,8 @@ class Bench:
             return Estimate(0.5, 0.0, 1.0)
         return auroc(eyes.values(columns, self.judged) @ weight, self.judge, self.settings["seed"])
 
-    def ratios(self, now: Eyes, at: Columns, before: Eyes, back: Columns) -> dict[str, Any]:
-        """Strengths of the same features in two checkpoints: `strength`, `before`, and their ratios with intervals."""
+    def products(self, now: Eyes, at: Columns, before: Eyes, back: Columns) -> Strengths:
+        """What the same features write in two checkpoints, sizes over those of a typical feature."""
         x, y = now.values(at, self.judged), before.values(back, self.judged)
         rows_c, rows_b, maps = now.written(at), before.written(back), bases(now, before)
         mapped = [b if r is None else b @ r for b, r in zip(rows_b, maps, strict=True)]
@@ -194,7 +194,11 @@ class Bench:
                       for pair in ((rows_c, rows_c), (rows_b, rows_b), (rows_c, mapped)))  # fmt: skip
         got = strengths(x, y, grams, self.judge)  # type: ignore[arg-type]
         size = typical_size(now, before)
-        got = Strengths(got.now / size**2, got.before, got.both / size)
+        return Strengths(got.now / size**2, got.before, got.both / size)
+
+    def ratios(self, now: Eyes, at: Columns, before: Eyes, back: Columns) -> dict[str, Any]:
+        """Strengths of the same features in two checkpoints: `strength`, `before`, and their ratios with intervals."""
+        got = self.products(now, at, before, back)
         size_now, size_before = np.sqrt(np.maximum(got.now, 0)), np.sqrt(np.maximum(got.before, 0))
         known = got.before.min() > 0
         return {
@@ -287,7 +291,7 @@ def judge_signature(
         reason = "a re-fit has retired the signature's features; make it anew with a later baseline"
     measured = {
         "strength_ratio": got["ratio"] if got else None,
-        "change": _change(artifacts, bench, question, now, asked, columns, known, place),
+        "change": _change(artifacts, bench, question, now, baseline, asked, columns, known, place),
         "projection_ratio": got["projection"] if got else None,
         "auroc": own,
         "reselected_auroc": anew,
@@ -340,10 +344,14 @@ def _held(
 
 
 def _change(
-    artifacts: ArtifactStore, bench: Bench, question: Question, now: Eyes, asked: list[tuple[int, str]],
-    columns: Columns, known: NDArray[np.bool_], place: Place,
+    artifacts: ArtifactStore, bench: Bench, question: Question, now: Eyes, baseline: Eyes,
+    asked: list[tuple[int, str]], columns: Columns, known: NDArray[np.bool_], place: Place,
 ) -> Estimate | None:  # fmt: skip
-    """Strength over that of the checkpoint before; None where none was read, or nothing is written there."""
+    """What is written along the baseline's difference, over that of the checkpoint before.
+
+    Where the one before surely writes nothing along it (another basis, say), strength over strength. None where none
+    was read, or nothing is written there.
+    """
     if question.before is None or question.before_activations is None or not len(columns):
         return None
     pairs = {own: theirs for theirs, own in paired(question.before.hook_points, place.hook_points).items()}
@@ -354,11 +362,16 @@ def _change(
     via = _hooks(question, question.baseline, question.before)
     if question.chosen is None:  # the features are this checkpoint's own
         via = dict(zip(now.hook_points, hooks, strict=True))
-    back, there = before.find(asked, via)
-    both = there[known]
-    found: Estimate | None = (
-        bench.ratios(now, columns[both], before, back[known][both])["ratio"] if both.any() else None
-    )
+    then, there = before.find(asked, via)
+    first = baseline.find(asked, {hook: hook for hook in baseline.hook_points})[0]
+    both = known & there
+    if not both.any():
+        return None
+    at, then, first = columns[both], then[both], first[both]
+    along = bench.products(now, at, baseline, first).both, bench.products(before, then, baseline, first).both
+    if along[1].min() > 0:
+        return interval(along[0] / along[1], bench.reach)
+    found: Estimate | None = bench.ratios(now, at, before, then)["ratio"]
     return found
 
 
