@@ -144,8 +144,8 @@ class SignatureCourse(BaseModel):
     name: str
     baseline: str
     turns_at: str | None = Field(
-        description="The checkpoint with the largest `change`, up or down, of those whose whole interval is over 1.25 or "
-        "under 0.8; null where there is none."
+        description="The checkpoint with the largest `change`, up or down, of those whose whole interval is over 1.25 "
+        "or under 0.8; null where there is none."
     )
     points: list[ReadingView]
 
