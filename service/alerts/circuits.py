@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sqlalchemy.orm import Session
 
 from service.alerts import queries, raising
-from service.alerts.schemas import CONDITION, AlertState, RewiredCondition
+from service.alerts.schemas import CONDITION, RewiredCondition
 from service.models import Alert, Checkpoint, Family
 
 
@@ -36,10 +36,7 @@ def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint, looked
         seen = {one.feature for one in of_these}
         known = [one for one in (alert.evidence if alert else []) if one["feature"] not in seen]
         evidence = known + [one._asdict() for one in of_these if one.rewired]
-        if evidence:
-            names = ", ".join(one["feature"] for one in evidence)
-            told = (f"{checkpoint.name}: computed from other features: {names}", evidence)
-            raised.append(raising.raise_(session, rule, family, checkpoint, alert, *told))
-        elif alert is not None and alert.state != AlertState.RESOLVED:
-            raising.resolve(session, alert, rule, family, raised_at=checkpoint.name, seen_at=checkpoint)
+        names = ", ".join(one["feature"] for one in evidence)
+        summary = f"{checkpoint.name}: computed from other features: {names}"
+        raised.append(raising.settle(session, rule, family, checkpoint, summary, evidence))
     return [alert for alert in raised if alert is not None]

@@ -32,6 +32,7 @@ from service.kit import clock
 from service.kit.ids import feature_id, parse_feature_id
 from service.kit.problems import ConflictError, NotFoundError
 from service.models import Alert, AlertRule, Checkpoint, Family, Feature, Verdict
+from service.verdicts import queries as verdicts
 
 EVIDENCE_ROWS = 100
 _NAMED_IN_SUMMARY = 3
@@ -110,12 +111,9 @@ def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint) -> lis
         if isinstance(condition, SignatureCondition | RewiredCondition):
             continue  # `signatures` and `circuits` hold these against what they hear of
         changes = _matching(session, condition, family, checkpoint)
-        alert = queries.raised(session, rule.id, checkpoint.id)
-        if changes:
-            told = (_summary(condition, checkpoint, changes), [_evidence(*each) for each in changes[:EVIDENCE_ROWS]])
-            raised.append(raising.raise_(session, rule, family, checkpoint, alert, *told))
-        elif alert is not None and alert.state != AlertState.RESOLVED:
-            raising.resolve(session, alert, rule, family, raised_at=checkpoint.name, seen_at=checkpoint)
+        summary = _summary(condition, checkpoint, changes) if changes else ""
+        evidence = [_evidence(*each) for each in changes[:EVIDENCE_ROWS]]
+        raised.append(raising.settle(session, rule, family, checkpoint, summary, evidence))
     _resolve_ancestors(session, family, checkpoint)
     return [alert for alert in raised if alert is not None]
 
@@ -166,7 +164,7 @@ def _meeting(condition: FeatureRule, changes: Sequence[Change]) -> list[Change]:
 
 
 def _resolve_ancestors(session: Session, family: Family, checkpoint: Checkpoint) -> None:
-    ancestors = queries.ancestors(session, checkpoint)
+    ancestors = verdicts.ancestors(session, checkpoint)
     for alert, rule, raised_at in queries.unresolved(session, ancestors):
         condition = CONDITION.validate_python(rule.condition)
         if isinstance(condition, SignatureCondition | RewiredCondition):

@@ -152,20 +152,6 @@ def statuses_of(session: Session, checkpoint_id: str, features: Collection[int])
     return {row[0]: row[1] for row in rows}
 
 
-def ancestors(session: Session, checkpoint: Checkpoint) -> set[str]:
-    """Ids of the checkpoints that one comes from."""
-    rows = session.execute(
-        select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.family_id == checkpoint.family_id)
-    )
-    parents: dict[str, str | None] = {row[0]: row[1] for row in rows}
-    found: set[str] = set()
-    current = checkpoint.parent_id
-    while current is not None and current not in found:
-        found.add(current)
-        current = parents.get(current)
-    return found
-
-
 def _alerts() -> Any:
     return (
         select(Alert, AlertRule.name, Family.name, Checkpoint.name)

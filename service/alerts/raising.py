@@ -11,7 +11,27 @@ from service.models import Alert, AlertRule, Checkpoint, Family
 from service.webhooks import logic as webhooks
 
 
-def raise_(
+def settle(
+    session: Session,
+    rule: AlertRule,
+    family: Family,
+    checkpoint: Checkpoint,
+    summary: str,
+    evidence: list[dict[str, Any]],
+) -> Alert | None:
+    """Raise the rule's alert at a checkpoint where there is evidence, resolve it where there is none (any more).
+
+    The alert where it is news that it was raised, else None.
+    """
+    alert = queries.raised(session, rule.id, checkpoint.id)
+    if evidence:
+        return _raise(session, rule, family, checkpoint, alert, summary, evidence)
+    if alert is not None and alert.state != AlertState.RESOLVED:
+        resolve(session, alert, rule, family, raised_at=checkpoint.name, seen_at=checkpoint)
+    return None
+
+
+def _raise(
     session: Session,
     rule: AlertRule,
     family: Family,
@@ -20,7 +40,6 @@ def raise_(
     summary: str,
     evidence: list[dict[str, Any]],
 ) -> Alert | None:
-    """Raise the rule's alert, or bring the one that is there up to date. The alert where it is news, else None."""
     now = clock.utcnow()
     if alert is not None and alert.state != AlertState.RESOLVED:
         alert.summary, alert.evidence = summary, evidence

@@ -8,12 +8,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, f
 
 from service.kit.ids import feature_id, parse_feature_id
 from service.models import Alert, AlertRule
+from service.signatures.rule import Status as SignatureStatus
 
 Status = Literal[
     "present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"
 ]  # fmt: skip
 ALARMING: list[Status] = ["suppressed", "absent", "replaced", "relocated", "amplified"]
-SignatureStatus = Literal["present", "suppressed", "amplified", "replaced", "absent", "indeterminate"]
 SIGNATURE_ALARMING: list[SignatureStatus] = ["suppressed", "amplified", "replaced", "absent"]
 Statuses = Annotated[list[Status], Field(min_length=1, max_length=8, description="Statuses that raise the alert.")]
 

@@ -6,8 +6,9 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.alerts import queries, raising
-from service.alerts.schemas import CONDITION, AlertState, SignatureCondition
+from service.alerts.schemas import CONDITION, SignatureCondition
 from service.models import Alert, Checkpoint, Family, Reading, Signature
+from service.verdicts import queries as verdicts
 
 Row = tuple[Reading, Signature]
 
@@ -26,16 +27,11 @@ def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint, readin
         of_these = [row for row in readings if condition.signature in (None, row[1].name)]
         came = [row for row in of_these if row[0].status in condition.statuses and _changed(row[0])]
         alert = queries.raised(session, rule.id, checkpoint.id)
-        known = {one["signature"]: one for one in (alert.evidence if alert else [])}
         read = {row[1].name for row in of_these}
-        kept = [one for name, one in known.items() if name not in read]  # of signatures that another run reads
+        # What another run has read stays.
+        kept = [one for one in (alert.evidence if alert else []) if one["signature"] not in read]
         evidence = kept + [_evidence(*row) for row in came]
-        if evidence:
-            raised.append(
-                raising.raise_(session, rule, family, checkpoint, alert, _summary(checkpoint, evidence), evidence)
-            )
-        elif alert is not None and alert.state != AlertState.RESOLVED:
-            raising.resolve(session, alert, rule, family, raised_at=checkpoint.name, seen_at=checkpoint)
+        raised.append(raising.settle(session, rule, family, checkpoint, _summary(checkpoint, evidence), evidence))
     _resolve_ancestors(session, family, checkpoint, readings)
     return [alert for alert in raised if alert is not None]
 
@@ -46,7 +42,7 @@ def _changed(row: Reading) -> bool:
 
 def _resolve_ancestors(session: Session, family: Family, checkpoint: Checkpoint, readings: Sequence[Row]) -> None:
     statuses = {signature.name: reading.status for reading, signature in readings}
-    ancestors = queries.ancestors(session, checkpoint)
+    ancestors = verdicts.ancestors(session, checkpoint)
     for alert, rule, raised_at in queries.unresolved(session, ancestors):
         condition = CONDITION.validate_python(rule.condition)
         if not isinstance(condition, SignatureCondition):

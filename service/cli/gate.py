@@ -29,10 +29,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.alerts.schemas import SignatureStatus
 from service.cli.base import UsageError
 from service.client import Client
 from service.client_types import Checkpoint, FeatureRow, Status
+from service.signatures.rule import Status as SignatureStatus
 
 
 class _Table(BaseModel):

@@ -1,10 +1,8 @@
 """Contrast sets: rows of two classes, as they come, and as the service keeps them."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -111,9 +109,3 @@ def lines(rows: Iterable[Kept]) -> str:
 def load(path: Path) -> list[Kept]:
     """Rows of an artifact."""
     return [Kept.model_validate_json(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def digest(text: str, settings: dict[str, Any]) -> str:
-    """What decides what is read of a checkpoint: 20 hex digits."""
-    read = {name: settings[name] for name in ("position", "template")}
-    return hashlib.sha256((json.dumps(read, sort_keys=True) + text).encode()).hexdigest()[:20]

@@ -12,11 +12,12 @@ from service.alerts import signatures as alerts
 from service.checkpoints import logic as checkpoints
 from service.config import Settings as Configuration
 from service.families import logic as families
-from service.kit.artifacts import ArtifactStore
+from service.features import queries as features
+from service.kit.artifacts import ArtifactStore, content_key
 from service.kit.ids import parse_feature_id
 from service.kit.paths import PathRefusedError, resolve_under_roots
 from service.kit.problems import ConflictError, NotFoundError, UnprocessableError
-from service.models import Checkpoint, Family, Reading, Run, Signature
+from service.models import Checkpoint, Family, Feature, Reading, Run, Signature
 from service.runs import logic as runs
 from service.signatures import contrast, queries
 from service.signatures.schemas import (
@@ -157,13 +158,8 @@ class Found:
 
 def previous(session: Session, signature_id: str, checkpoint: Checkpoint) -> Reading | None:
     """The reading of the nearest ancestor that has one."""
-    parents = verdicts.parents(session, checkpoint.family_id)
-    current = checkpoint.parent_id
-    while current is not None:
-        if (found := queries.reading(session, signature_id, current)) is not None:
-            return found
-        current = parents.get(current)
-    return None
+    found = (queries.reading(session, signature_id, one) for one in verdicts.ancestors(session, checkpoint))
+    return next((reading for reading in found if reading is not None), None)
 
 
 def record(session: Session, checkpoint_id: str, found: Sequence[Found]) -> dict[str, Any]:
@@ -195,8 +191,8 @@ def _reading(session: Session, row: Reading, checkpoint: Checkpoint) -> ReadingV
     return reading_view(row, checkpoint.name, _names(session, checkpoint.family_id, row.carriers))
 
 
-def _names(session: Session, family_id: str, chosen: Sequence[Any]) -> dict[int, tuple[str | None, list[str]]]:
-    return queries.names(session, family_id, [parse_feature_id(one["feature"]) for one in chosen])
+def _names(session: Session, family_id: str, chosen: Sequence[Any]) -> dict[int, Feature]:
+    return features.by_numbers(session, family_id, [parse_feature_id(one["feature"]) for one in chosen])
 
 
 def _rows_at(uri: str, settings: Configuration) -> list[contrast.ContrastRow]:
@@ -217,7 +213,7 @@ def _check_hook_points(family: Family, settings: Settings) -> None:
 
 
 def _keep(artifacts: ArtifactStore, family: Family, text: str) -> str:
-    name = f"{family.id}/contrast-{contrast.digest(text, {'position': '', 'template': ''})}.jsonl"
+    name = f"{family.id}/contrast-{content_key(rows=text)}.jsonl"
     if not artifacts.exists(name):
         with artifacts.create(name) as place:
             place.write_text(text, encoding="utf-8")

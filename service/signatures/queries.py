@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from service.kit.ids import parse_feature_id
 from service.kit.pages import SortKey, keyset
-from service.models import Checkpoint, Feature, Reading, Signature
+from service.models import Checkpoint, Reading, Signature
 
 
 def add(session: Session, row: Signature | Reading) -> None:
@@ -73,16 +73,6 @@ def at_checkpoint(session: Session, checkpoint_id: str) -> Sequence[tuple[Readin
         .order_by(Signature.name)
     )
     return [(row[0], row[1]) for row in rows]
-
-
-def names(session: Session, family_id: str, numbers: Collection[int]) -> dict[int, tuple[str | None, list[str]]]:
-    """Feature number -> label and top tokens."""
-    rows = session.execute(
-        select(Feature.number, Feature.label, Feature.top_tokens).where(
-            Feature.family_id == family_id, Feature.number.in_(numbers)
-        )
-    )
-    return {row[0]: (row[1], row[2]) for row in rows}
 
 
 def carriers(session: Session, family_id: str, most: int) -> list[int]:

@@ -5,7 +5,6 @@ from typing import Literal, NamedTuple
 from service.verdicts.policy import Policy
 
 Status = Literal["present", "suppressed", "amplified", "replaced", "absent", "indeterminate"]
-STATUSES: tuple[Status, ...] = ("present", "suppressed", "amplified", "replaced", "absent", "indeterminate")
 
 HELD = 0.5
 """Share of what the baseline's AUROC has over chance that must be left of it."""

@@ -1,11 +1,14 @@
 """JSON of signatures."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.families.schemas import HookPoints, Name
+from service.kit.ids import parse_feature_id
+from service.models import Feature
 from service.runs.schemas import RunView
 from service.signatures.contrast import MOST_ROWS, ContrastRow
 from service.signatures.rule import Status
@@ -150,8 +153,8 @@ class SignatureCourse(BaseModel):
     points: list[ReadingView]
 
 
-def reading_view(row: Any, checkpoint: str, named: dict[int, tuple[str | None, list[str]]]) -> ReadingView:
-    """A reading as the API shows it. named: feature number -> label, top tokens."""
+def reading_view(row: Any, checkpoint: str, named: Mapping[int, Feature]) -> ReadingView:
+    """A reading as the API shows it. named: feature number -> the feature."""
     return ReadingView(
         checkpoint=checkpoint,
         status=row.status,
@@ -163,9 +166,10 @@ def reading_view(row: Any, checkpoint: str, named: dict[int, tuple[str | None, l
     )
 
 
-def features_view(chosen: list[Any], named: dict[int, tuple[str | None, list[str]]]) -> list[ChosenFeature]:
+def features_view(chosen: list[Any], named: Mapping[int, Feature]) -> list[ChosenFeature]:
     """Chosen features with their names."""
     views = [ChosenFeature.model_validate(one) for one in chosen]
     for view in views:
-        view.label, view.top_tokens = named.get(int(view.feature[1:]), (None, []))
+        if (row := named.get(parse_feature_id(view.feature))) is not None:
+            view.label, view.top_tokens = row.label, row.top_tokens
     return views

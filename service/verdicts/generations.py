@@ -55,11 +55,7 @@ def kinds(hook_points: Sequence[str]) -> set[str]:
 
 def ancestry(session: Session, checkpoint: Checkpoint) -> list[Ancestor]:
     """The checkpoints that this one comes from, its parent first."""
-    parents = queries.parents(session, checkpoint.family_id)
-    ids, current = [], checkpoint.parent_id
-    while current is not None:
-        ids.append(current)
-        current = parents.get(current)
+    ids = queries.ancestors(session, checkpoint)
     rows = [(queries.checkpoint(session, one), queries.code(session, one)) for one in ids]
     generations = [code.generation if code else None for _, code in rows]
     return [

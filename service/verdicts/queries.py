@@ -40,6 +40,16 @@ def parents(session: Session, family_id: str) -> dict[str, str | None]:
     return {row[0]: row[1] for row in rows}
 
 
+def ancestors(session: Session, checkpoint: Checkpoint) -> list[str]:
+    """Ids of the checkpoints that one comes from, its parent first."""
+    known, found = parents(session, checkpoint.family_id), list[str]()
+    current = checkpoint.parent_id
+    while current is not None and current not in found:
+        found.append(current)
+        current = known.get(current)
+    return found
+
+
 def statuses(session: Session, checkpoint_id: str) -> dict[int, str]:
     """Feature number -> status in a checkpoint."""
     rows = session.execute(select(Verdict.feature, Verdict.status).where(Verdict.checkpoint_id == checkpoint_id))

@@ -23,7 +23,8 @@ from workers.activations.sources import ACTIVATIONS_PREFIX
 from workers.errors import RunError
 from workers.execution import Execution
 from workers.pipelines import judging
-from workers.pipelines.contrasting import Place, Question, judge_signature
+from workers.pipelines.contrasting import Question, judge_signature
+from workers.pipelines.eyes import Place
 from workers.pipelines.work import device_of
 
 
@@ -119,8 +120,9 @@ def _read(execution: Execution, subject: Subject) -> dict[str, str]:
         # The file names what was brought along, so a set under two names is two.
         brought = question.name if subject.uri.startswith(ACTIVATIONS_PREFIX) else None
         key = content_key(
-            rows=contrast.digest(text, question.settings), checkpoint=subject.place.id, digest=subject.digest,
-            hook_points=subject.hook_points, brought=brought,
+            rows=text, brought=brought, checkpoint=subject.place.id, digest=subject.digest,
+            hook_points=subject.hook_points, position=question.settings["position"],
+            template=question.settings["template"],
         )  # fmt: skip
         names[question.id] = f"{subject.place.family_id}/contrast-activations-{key}.safetensors"
         if not execution.artifacts.exists(names[question.id]):
