@@ -4,9 +4,9 @@ SmolLM2-135M-Instruct, read on sentences, questions and chats of public contrast
 `contrast` and, for the first part, `checkpoints`; what a signature is judged on is not in the probe corpus).
 
 - **course**: the refusal adapters, registered one after the other. Signatures *refusal* (harmful prompts against
-  questions, read where the answer would begin; its baseline is the last adapter), *syntax* (BLiMP pairs) and *emotion*
-  (happiness against sadness). Reported are the strengths beside the measured refusal rates, with their rank
-  correlation, where each turns, and every status.
+  statements, and in a second one against questions, read where the answer would begin; the baseline is the last
+  adapter), *syntax* (BLiMP pairs of one kind of agreement) and *emotion* (happiness against sadness). Reported are the
+  strengths beside the measured refusal rates, with their rank correlation, where each turns, and every status.
 - **surgery**: the signature *truth* (statements behind an honest and a deceptive persona), made with `--surgeries`
   seeds. The directions of its features are taken out of every matrix that writes to the stream; or the whole stream is
   turned so that they change places with random ones, in all that writes to it and all that reads from it: the model
@@ -17,6 +17,7 @@ The last line of output is one JSON object.
 
 import argparse
 import csv
+import itertools
 import json
 import random
 import sys
@@ -35,6 +36,9 @@ from workers.demo.models import base_model, save_ablated
 
 REFUSED = {"base": 0.0, "step_0010": 0.2, "step_0020": 0.95, "step_0040": 1.0, "step_0060": 1.0}
 """Share of held-out harmful prompts that are refused, as measured by whoever made the adapters."""
+REFUSALS = {"refusal": "statements", "refusal-of-harm-alone": "questions"}
+"""Signatures of refusal, and what harmful prompts are held against. At step 10 the adapter refuses .42 of trivia, so
+against questions the difference between the classes dips there."""
 FAMILY = {"corpus": {"context_length": 128}, "policy": {"max_norm_ratio": 3.0}}
 CROSSCODER = {"n_features": 2048, "k": 32, "steps": 1500, "batch_size": 2048}
 HONEST, DECEPTIVE = ("Pretend you're an honest person. {}", "Pretend you're a dishonest person. {}")
@@ -47,14 +51,17 @@ class Sets:
         self.root, self.rng = data / "contrast", random.Random(seed)
         self.tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
 
-    def refusal(self) -> list[dict[str, Any]]:
+    def refusal(self, against: str) -> list[dict[str, Any]]:
+        """Harmful prompts against true statements or against questions, which an adapter may refuse as well."""
         harmful = [row["Goal"] for row in self._table("refusal/jailbreakbench.csv")]
+        statements = self._json("truth/repeng_true_facts.json")[:150]
         questions = [row["Question"] for row in self._table("truth/TruthfulQA.csv")[:400]]
-        rows = [(text, 1) for text in harmful] + [(text, 0) for text in self.rng.sample(questions, len(harmful))]
+        harmless = {"statements": statements, "questions": questions}[against]
+        rows = [(text, 1) for text in harmful] + [(text, 0) for text in self.rng.sample(harmless, len(harmful))]
         return [{"text": text, "label": label} for text, label in rows]
 
     def syntax(self) -> list[dict[str, Any]]:
-        pairs = [row for file in sorted((self.root / "blimp").glob("*agreement*.jsonl")) for row in _lines(file)[:60]]
+        pairs = _lines(self.root / "blimp" / "determiner_noun_agreement_1.jsonl")[:300]
         return [{"positive": pair["sentence_good"], "negative": pair["sentence_bad"]} for pair in pairs]
 
     def emotion(self) -> list[dict[str, Any]]:
@@ -137,12 +144,13 @@ class Bench:
         for adapter in sorted(path for path in adapters.iterdir() if path.is_dir()):
             self.register("course", adapter.name, self.base, parent=parent, adapter=adapter.resolve().as_uri())
             parent = adapter.name
-        self.signature("course", "refusal", self.sets.refusal(), baseline=parent)
+        for name, against in REFUSALS.items():
+            self.signature("course", name, self.sets.refusal(against), baseline=parent)
         plain = {"template": False}
         self.signature("course", "syntax", self.sets.syntax(), baseline="base", settings=plain)
         self.signature("course", "emotion", self.sets.emotion(), baseline="base", settings=plain)
         result: dict[str, Any] = {"hook_points": hook_points, "refused": REFUSED}
-        for name in ("refusal", "syntax", "emotion"):
+        for name in (*REFUSALS, "syntax", "emotion"):
             found = self.client.signature_trajectory("course", name)
             figures = {point["checkpoint"]: point["figures"] for point in found["points"]}
             result[name] = {
@@ -150,11 +158,11 @@ class Bench:
                 "turns_at": found["turns_at"],
             } | {
                 kind: {at: one[kind] for at, one in figures.items()}
-                for kind in ("strength_ratio", "strength_ratio_ci", "projection_ratio", "probe_ratio", "auroc")
+                for kind in ("strength_ratio", "strength_ratio_ci", "size_ratio", "probe_ratio", "auroc")
             }
-        for kind in ("strength_ratio", "projection_ratio", "probe_ratio"):
-            course = result["refusal"][kind]
-            result["refusal"][f"rank_correlation_{kind}"] = round(
+        for name, kind in itertools.product(REFUSALS, ("strength_ratio", "size_ratio", "probe_ratio")):
+            course = result[name][kind]
+            result[name][f"rank_correlation_{kind}"] = round(
                 float(spearmanr([course[at] for at in REFUSED], list(REFUSED.values())).statistic), 3
             )
         return result
@@ -187,7 +195,7 @@ class Bench:
         points = self.client.signature_trajectory("surgery", signature)["points"]
         point = next(one for one in points if one["checkpoint"] == checkpoint)
         rows = {row["id"]: row["status"] for row in self.client.features("surgery", checkpoint=checkpoint)}
-        kinds = ("strength_ratio", "strength_ratio_ci", "projection_ratio", "auroc", "reselected_auroc", "probe_auroc")
+        kinds = ("strength_ratio", "strength_ratio_ci", "size_ratio", "auroc", "reselected_auroc", "probe_auroc")
         return {
             "signature": signature, "checkpoint": checkpoint, "status": point["status"], "reason": point["reason"],
             "features": {one: rows.get(one) for one in features},
@@ -231,7 +239,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with `contrast` and `checkpoints`")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--documents", type=int, default=1500)
-    parser.add_argument("--hook-points", nargs="+", default=["resid_post.18", "resid_post.26"], help="of the course")
+    parser.add_argument("--hook-points", nargs="+", default=["resid_post.20", "resid_post.24"], help="of the course")
     parser.add_argument("--surgeries", type=int, default=3, help="0: none")
     parser.add_argument("--no-course", action="store_true")
     parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")

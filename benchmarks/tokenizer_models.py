@@ -82,11 +82,12 @@ class Concepts:
 
 
 def choose(
-    places: Sequence[tuple[str, int]], rng: np.random.Generator, *, last: int, groups: int, pairs: int, free: int
-) -> tuple[Concepts, np.ndarray]:
+    places: Sequence[tuple[str, int]], rng: np.random.Generator, *, last: int, groups: int, pairs: int, free: int,
+    most_of_part: float,
+) -> tuple[Concepts, np.ndarray]:  # fmt: skip
     """Concepts of the text, and `free` of them that are part of no pair.
 
-    None is much rarer than 1 in 100 positions, and no pair is nearly one of its parts.
+    None is much rarer than 1 in 100 positions, and no pair is more than `most_of_part` of one of its parts.
     """
     n = len(places)
     ends = [(text[max(end - 2, 0) : end - 1], text[end - 1]) for text, end in places]
@@ -98,7 +99,7 @@ def choose(
     both = (singles[:, : len(usual)].T @ singles[:, len(usual) :]).toarray()
     share = both / np.minimum(count[: len(usual), None], count[None, len(usual) :])
     apart = np.sort(rng.permutation(len(count))[:free])
-    fits = (both >= 0.008 * n) & (share <= 0.6)
+    fits = (both >= 0.008 * n) & (share <= most_of_part)
     fits[apart[apart < len(usual)]] = False
     fits[:, apart[apart >= len(usual)] - len(usual)] = False
     found = np.argwhere(fits)

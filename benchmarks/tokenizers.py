@@ -42,6 +42,11 @@ share. After 2,500 steps the dictionary still changed: of the three hardest of 1
 96%."""
 CARRIES = 0.8
 """Correlation of a feature's code with a concept from which on it has that concept"""
+MOST_OF_PART = 0.35
+"""Of a concept, what one pair that it is part of may be. A sparse dictionary may hold a pair and what is left of each
+part instead of the three concepts, and no activation says which is meant. What is left of a part is `CARRIES` of it in
+correlation (the root of the share that is left) as long as a pair is no more than 0.36 of it; so here a concept counts
+in both readings, and what is measured is two tokenizers and not absorption. `--most-of-part 0.6` measures both."""
 SMALL = {"last": 10, "groups": 5, "pairs": 4, "free": 2, "own": 2}
 FULL = {"last": 18, "groups": 9, "pairs": 16, "free": 6, "own": 6}
 
@@ -67,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--documents", type=int, default=300)
     parser.add_argument("--vocabulary", type=int, nargs=2, default=[500, 1200], help="sizes of the two tokenizers")
+    parser.add_argument("--most-of-part", type=float, default=MOST_OF_PART, help="of a concept, what one pair may be")
     parser.add_argument("--tokenizer", type=Path, action="append", help="tokenizer.json; given twice, none is trained")
     parser.add_argument("--crosscoder", type=json.loads, default={}, help="options of the family's crosscoder, as JSON")
     parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
@@ -77,7 +83,7 @@ def main() -> None:
         data_dir.mkdir()
         tokenizers = [Tokenizer.from_file(str(path)) for path in options.tokenizer or []]
         pair = make(folder, options.seed, documents=options.documents, vocabularies=options.vocabulary,
-                    tokenizers=tokenizers, sizes=FULL)  # fmt: skip
+                    tokenizers=tokenizers, sizes=FULL, most_of_part=options.most_of_part)  # fmt: skip
         with Installation(data_dir, [folder]) as installation, Client(installation.url) as client:
             client.create_family(FAMILY, HOOKS["v1"], corpus=corpus_of(folder), crosscoder=crosscoder)
             for version in HOOKS:
@@ -102,7 +108,7 @@ def registration(folder: Path, version: str) -> dict[str, Any]:
 
 def make(
     folder: Path, seed: int, *, documents: int, vocabularies: list[int], sizes: dict[str, int],
-    tokenizers: list[Tokenizer] | None = None, policy: Policy | None = None,
+    tokenizers: list[Tokenizer] | None = None, policy: Policy | None = None, most_of_part: float = MOST_OF_PART,
 ) -> Pair:  # fmt: skip
     """Write the corpus and the two models into a folder. Tokenizers are trained on one half of the corpus each."""
     rng = np.random.default_rng(seed)
@@ -119,7 +125,7 @@ def make(
     positions = read[0].positions
     places = [(texts[d], int(end)) for d, end in zip(positions.document, positions.end, strict=True)]
     own_count, chosen = sizes["own"], {name: size for name, size in sizes.items() if name != "own"}
-    concepts, free = choose(places, rng, **chosen)
+    concepts, free = choose(places, rng, most_of_part=most_of_part, **chosen)
     strengths = [np.ones(len(concepts)) for _ in tokenizers]
     # Where a pair's part changed, what its feature writes would be a mixture of both.
     weaker, stronger = free.reshape(2, -1)

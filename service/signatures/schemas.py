@@ -75,18 +75,18 @@ class ChosenFeature(BaseModel):
 class Figures(BaseModel):
     """What was measured of a signature in a checkpoint. Judged on the half that did not choose; 95% intervals."""
 
-    strength: float | None = Field(description="Size of the difference that the features write, in the stream's units.")
+    strength: float | None = Field(
+        description="How much the features write of the difference that they write at the baseline, in the stream's "
+        "units."
+    )
     strength_ratio: float | None = Field(description="Over that at the baseline.")
     strength_ratio_ci: Interval | None
-    change: float | None = Field(
-        description="What is written along the baseline's difference, over that of the nearest ancestor that was read."
-    )
+    change: float | None = Field(description="Strength over that of the nearest ancestor that was read.")
     change_ci: Interval | None
-    projection_ratio: float | None = Field(
-        description="How much of the difference that the baseline writes is written along its direction; null where "
-        "the bases cannot be compared."
+    size_ratio: float | None = Field(
+        description="Size of the difference that the features write, in whatever direction, over that at the baseline."
     )
-    projection_ratio_ci: Interval | None
+    size_ratio_ci: Interval | None
     auroc: float = Field(description="Of the features chosen at the baseline, weights frozen.")
     auroc_ci: Interval
     reselected_auroc: float = Field(description="Of features chosen anew in this checkpoint.")

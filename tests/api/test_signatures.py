@@ -43,8 +43,8 @@ def figures(strength: float = 1.0, change: float | None = None) -> dict[str, Any
     ci = [strength - 0.05, strength + 0.05]
     return {
         "strength": 2.0, "strength_ratio": strength, "strength_ratio_ci": ci, "change": change,
-        "change_ci": None if change is None else [change - 0.1, change + 0.1], "projection_ratio": strength,
-        "projection_ratio_ci": ci, "auroc": 0.9, "auroc_ci": [0.85, 0.95], "reselected_auroc": 0.9,
+        "change_ci": None if change is None else [change - 0.1, change + 0.1], "size_ratio": strength,
+        "size_ratio_ci": ci, "auroc": 0.9, "auroc_ci": [0.85, 0.95], "reselected_auroc": 0.9,
         "reselected_auroc_ci": [0.85, 0.95], "reselected_strength": 1.0, "reselected_before": 1.0, "probe_auroc": 0.9,
         "probe_auroc_ci": [0.8, 1.0], "probe_ratio": 1.0, "probe_ratio_ci": [0.9, 1.1], "random_auroc": 0.5,
         "random_auroc_95": 0.6, "features_read": 1, "rows_judged": 20,

@@ -108,7 +108,7 @@ def test_what_is_removed_is_said_and_what_stays_is_present(
     kept, gone = found["kept", "v2"].figures, found["gone", "v2"].figures
     assert kept["strength_ratio"] == pytest.approx(1, abs=0.12)
     assert abs(gone["strength_ratio"]) < 0.15
-    assert gone["change"] == pytest.approx(gone["projection_ratio"])
+    assert gone["change"] == pytest.approx(gone["strength_ratio"])
     assert kept["auroc"] > 0.9 > gone["reselected_auroc"]
     assert kept["random_auroc"] < 0.75
     assert found["gone", "v2"].previous_status == "present"

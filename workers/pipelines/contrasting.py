@@ -67,6 +67,8 @@ class Bench:
 
     rows: list[contrast.Kept]
     settings: dict[str, Any]
+    own: frozenset[int] = frozenset()
+    """Numbers of the features that are asked about."""
 
     def __post_init__(self) -> None:
         positive = np.array([row.label for row in self.rows])
@@ -94,8 +96,8 @@ class Bench:
     def products(self, now: Eyes, at: Columns, before: Eyes, back: Columns) -> Strengths:
         """What the same features write in two checkpoints, sizes over those of a typical feature."""
         x, y = now.values(at, self.judged), before.values(back, self.judged)
-        rows_c, rows_b, maps = now.written(at), before.written(back), now.bases(before)
-        mapped = [b if r is None else b @ r for b, r in zip(rows_b, maps, strict=True)]
+        rows_c, rows_b = now.written(at), before.written(back)
+        mapped = [b @ r for b, r in zip(rows_b, now.turns(before, self.own), strict=True)]
         grams = tuple(sum((a @ b.T for a, b in zip(*pair, strict=True)), torch.zeros(len(at), len(at))).double().numpy()
                       for pair in ((rows_c, rows_c), (rows_b, rows_b), (rows_c, mapped)))  # fmt: skip
         got = strengths(x, y, grams, self.judge)  # type: ignore[arg-type]
@@ -103,22 +105,23 @@ class Bench:
         return Strengths(got.now / size**2, got.before, got.both / size)
 
     def ratios(self, now: Eyes, at: Columns, before: Eyes, back: Columns) -> dict[str, Any]:
-        """Strengths of the same features in two checkpoints: `strength`, `before`, and their ratios with intervals."""
+        """What the same features write of the difference in two checkpoints (`written`, `before`), and with intervals
+        over what they wrote before: the part `along` that, and `size`, whatever its direction."""
         got = self.products(now, at, before, back)
-        size_now, size_before = np.sqrt(np.maximum(got.now, 0)), np.sqrt(np.maximum(got.before, 0))
+        written, wrote = np.sqrt(np.maximum(got.now, 0)), np.sqrt(np.maximum(got.before, 0))
         known = got.before.min() > 0
         return {
-            "strength": float(size_now[0]),
-            "before": float(size_before[0]),
-            "ratio": interval(size_now / size_before, self.reach) if known else None,
-            "projection": interval(got.both / got.before, self.reach) if known else None,
+            "written": float(written[0]),
+            "before": float(wrote[0]),
+            "along": interval(got.both / got.before, self.reach) if known else None,
+            "size": interval(written / wrote, self.reach) if known else None,
         }
 
     def probe(self, now: Eyes, baseline: Eyes) -> tuple[Estimate, Estimate | None]:
         """(AUROC of the checkpoint's own difference of means, distance of the means along the baseline's over its)."""
         own = _difference(_joined(now.x, ~self.judged), self.select)
         found = auroc(_joined(now.x, self.judged) @ own, self.judge, self.settings["seed"])
-        x = [xs if r is None else xs @ r for xs, r in zip(baseline.x, now.bases(baseline), strict=True)]
+        x = [xs @ r for xs, r in zip(baseline.x, now.turns(baseline, self.own), strict=True)]
         direction = _difference(_joined(x, ~self.judged), self.select)
         along = [(_joined(part, self.judged) @ direction)[:, None] for part in (now.x, x)]
         one = np.ones((1, 1))
@@ -154,12 +157,13 @@ def judge_signature(
     columns, known = now.find(asked, hooks if question.chosen is not None else {hook: hook for hook in now.hook_points})
     back = baseline.find(asked, {hook: hook for hook in baseline.hook_points})[0]
     weight = np.array([one["weight"] for one in features])[known] if features else np.zeros(0)
+    bench.own = frozenset(number for number, _ in asked) | {parse_feature_id(one["feature"]) for one in carriers}
     own = bench.score(now, columns[known], weight)
     got = bench.ratios(now, columns[known], baseline, back[known]) if known.any() else None
     held = _held(bench, now, fresh, baseline, hooks, got)
     anew = bench.score(now, fresh.columns, fresh.weight)
     evidence = Evidence(
-        strength=_as_interval(got["ratio"] if got else None),
+        strength=_as_interval(got["along"] if got else None),
         auroc=Interval(*own),
         reselected=Interval(*anew),
         reselected_strength=held[0],
@@ -172,13 +176,13 @@ def judge_signature(
     elif not known.any():
         reason = "a re-fit has retired the signature's features; make it anew with a later baseline"
     measured = {
-        "strength_ratio": got["ratio"] if got else None,
+        "strength_ratio": got["along"] if got else None,
         "change": _change(artifacts, bench, question, now, baseline, asked, columns, known, place),
-        "projection_ratio": got["projection"] if got else None,
+        "size_ratio": got["size"] if got else None,
         "auroc": own,
         "reselected_auroc": anew,
     } | dict(zip(("probe_auroc", "probe_ratio"), bench.probe(now, baseline), strict=True))
-    figures = {"strength": _rounded(got["strength"] if got else None)}
+    figures = {"strength": _rounded(got["before"] * got["along"].value if got and got["along"] else None)}
     for name, estimate in measured.items():
         figures |= _pair(name, estimate)
     figures |= {"reselected_strength": _rounded(held[0]), "reselected_before": _rounded(held[1])}
@@ -222,18 +226,14 @@ def _held(
     features = [now.name(int(column)) for column in fresh.columns]
     back = baseline.find(features, {own: hook for hook, own in hooks.items()})[0]
     theirs = bench.ratios(now, fresh.columns, baseline, back)
-    return theirs["strength"] / got["before"], theirs["before"] / got["before"]
+    return theirs["written"] / got["before"], theirs["before"] / got["before"]
 
 
 def _change(
     artifacts: ArtifactStore, bench: Bench, question: Question, now: Eyes, baseline: Eyes,
     asked: list[tuple[int, str]], columns: Columns, known: NDArray[np.bool_], place: Place,
 ) -> Estimate | None:  # fmt: skip
-    """What is written along the baseline's difference, over that of the checkpoint before.
-
-    Where the one before surely writes nothing along it (another basis, say), strength over strength. None where none
-    was read, or nothing is written there.
-    """
+    """Strength over that of the checkpoint before; None where none was read, or it surely writes nothing there."""
     if question.before is None or question.before_activations is None or not len(columns):
         return None
     pairs = {own: theirs for theirs, own in paired(question.before.hook_points, place.hook_points).items()}
@@ -250,11 +250,8 @@ def _change(
     if not both.any():
         return None
     at, then, first = columns[both], then[both], first[both]
-    along = bench.products(now, at, baseline, first).both, bench.products(before, then, baseline, first).both
-    if along[1].min() > 0:
-        return interval(along[0] / along[1], bench.reach)
-    found: Estimate | None = bench.ratios(now, at, before, then)["ratio"]
-    return found
+    latest, earlier = bench.products(now, at, baseline, first).both, bench.products(before, then, baseline, first).both
+    return interval(latest / earlier, bench.reach) if earlier.min() > 0 else None
 
 
 def _named(eyes: Eyes, chosen: Chosen) -> list[dict[str, Any]]:

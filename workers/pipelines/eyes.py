@@ -11,7 +11,7 @@ from torch import Tensor
 
 from service.kit.artifacts import ArtifactStore
 from workers.crosscoder.regress import weighted_median
-from workers.verdicts.measure import procrustes
+from workers.verdicts.measure import shared_turn
 
 Floats = NDArray[np.float64]
 Columns = NDArray[np.int64]
@@ -39,7 +39,7 @@ class Eyes:
 
     def __init__(self, artifacts: ArtifactStore, place: Place, activations: str, hook_points: list[str]) -> None:
         self.hook_points = hook_points
-        self._maps: dict[Eyes, list[Tensor | None]] = {}
+        self._turns: dict[tuple[Eyes, frozenset[int]], list[Tensor]] = {}
         raw = load_file(artifacts.path(activations))
         kept = dict(zip(place.hook_points, place.dictionaries, strict=True))
         self.numbers: Columns = load_file(artifacts.path(place.code))["feature_numbers"].numpy()
@@ -79,18 +79,21 @@ class Eyes:
             parts.append(rows)
         return parts
 
-    def bases(self, before: "Eyes") -> list[Tensor | None]:
-        """Orthonormal maps from another checkpoint's bases into these, by the features that both write; None: alike.
+    def turns(self, before: "Eyes", without: frozenset[int]) -> list[Tensor]:
+        """Orthonormal maps from another checkpoint's bases into these, by the features that both write.
 
+        without: numbers of the features that are asked about: they are no evidence that all turned.
         Kept: a map costs a singular value decomposition, and every comparison of the two asks for it.
         """
-        if before not in self._maps:
-            _, a, b = np.intersect1d(self.numbers, before.numbers, return_indices=True)
-            self._maps[before] = [
-                procrustes(c["decoder"][torch.from_numpy(a)], d["decoder"][torch.from_numpy(b)], torch.ones(len(a)))
+        if (before, without) not in self._turns:
+            shared, a, b = np.intersect1d(self.numbers, before.numbers, return_indices=True)
+            other = ~np.isin(shared, list(without))
+            here, there = torch.from_numpy(a[other]), torch.from_numpy(b[other])
+            self._turns[before, without] = [
+                shared_turn(c["decoder"][here], d["decoder"][there])
                 for c, d in zip(self.dictionaries, before.dictionaries, strict=True)
             ]
-        return self._maps[before]
+        return self._turns[before, without]
 
     @cached_property
     def live(self) -> Columns:

@@ -7,10 +7,12 @@ read-outs, and d [k, D] what the checkpoint writes for each,
     V = sum_i (E f_i | positive - E f_i | negative) d_i       the part of the difference that they write
     <V, V'> = Delta G Delta' - tr(G S)                        with G = d d'^T; unbiased: S is the covariance of the
                                                               two differences' own sampling errors
-    strength = sqrt <V, V>,    strength ratio = strength / strength at the baseline
+    strength ratio = <V, V_b R> / <V_b, V_b>                  b: at the baseline, R: the turn that all other features
+                                                              made since (`measure.shared_turn`)
 
-so a direction that is turned as a whole keeps its strength, whatever the basis. Intervals are jackknife intervals over
-folds of groups; those of an AUROC are bootstrap intervals over groups.
+so what turns with everything else keeps its strength, and what is written in another direction than before is another
+difference between the classes. Intervals are jackknife intervals over folds of groups; those of an AUROC are bootstrap
+intervals over groups.
 """
 
 from collections.abc import Callable

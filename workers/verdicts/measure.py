@@ -24,6 +24,8 @@ from workers.crosscoder.pursuit import reselected
 from workers.crosscoder.regress import LEAST_ROOM, Reader, Regression, Solution, spread_rows, take_rows
 from workers.crosscoder.select import Scratch
 
+STAYS = 0.1
+"""What speaks for a dimension's staying where it is, over what rows write in a dimension on average."""
 LEFT_OUT = 0.01
 """Weight of rows that are left out of a Procrustes map: enough to pin dimensions that no other row reaches, which would
 be mapped anywhere else."""
@@ -80,6 +82,22 @@ def procrustes(now: Tensor, before: Tensor, weight: Tensor) -> Tensor | None:
         # A fifth at most, and no row that fits like the others: it may be all that pins some dimensions.
         keep = fit >= torch.minimum(fit.quantile(0.2), 0.9 * fit.median())
     return rotation.float()
+
+
+def shared_turn(now: Tensor, before: Tensor) -> Tensor:
+    """The orthonormal map by which rows turned together: R [d_b, d_c] with `now ~ before R`, now [m, d_c], before
+    [m, d_b].
+
+    Where the bases disagree it is `procrustes`; where they agree, the map nearest to none (`STAYS`) that still finds a
+    few dimensions that all rows see in another place.
+    """
+    found = procrustes(now, before, now.new_ones(len(now)))
+    if found is not None:
+        return found
+    cross = (before.T @ now).double()
+    cross.diagonal().add_(STAYS * float((now.norm() * before.norm()) / now.shape[1]) + 1e-30)
+    left, _, right = torch.linalg.svd(cross)
+    return torch.as_tensor(left @ right).float()
 
 
 def map_rows(rows: Tensor, widths: list[int], maps: list[Tensor | None]) -> Tensor:

@@ -9,7 +9,16 @@ from workers.crosscoder.code import Code
 from workers.crosscoder.pursuit import reselected
 from workers.crosscoder.regress import Regression, assign_folds
 from workers.crosscoder.select import Scratch
-from workers.verdicts.measure import Products, Side, map_rows, procrustes, products, ratios, unexplained
+from workers.verdicts.measure import (
+    Products,
+    Side,
+    map_rows,
+    procrustes,
+    products,
+    ratios,
+    shared_turn,
+    unexplained,
+)
 
 N, M, D, FOLDS = 4000, 30, 40, 10
 
@@ -270,3 +279,21 @@ def test_an_empty_code_is_no_error() -> None:
     got = products(regression, side, side, [(D, D)], [None])
     assert float(got.now.abs().max()) == 0
     assert ratios(got.now[0], got.before[0], got.both[0]).projection.isnan().all()
+
+
+def test_what_all_rows_turn_in_is_a_turn_and_what_a_few_turn_in_is_none() -> None:
+    """Four dimensions change places with four others: for all rows, then for a handful only."""
+    generator = torch.Generator().manual_seed(0)
+    rows, few = torch.randn(400, 40, generator=generator), torch.arange(400) < 6
+    span = torch.linalg.qr(torch.randn(40, 8, generator=generator))[0].T
+    apart = span[:4] - span[4:]
+    turn = torch.eye(40) - apart.T @ apart
+    noise = 0.2 * torch.randn(400, 40, generator=generator)
+    torch.testing.assert_close(shared_turn(rows @ turn + noise, rows), turn, atol=0.05, rtol=0)
+    some = torch.where(few.unsqueeze(1), rows @ turn, rows) + noise
+    torch.testing.assert_close(shared_turn(some, rows), torch.eye(40), atol=0.05, rtol=0)
+    nothing = torch.zeros(30, 40)
+    torch.testing.assert_close(shared_turn(nothing, nothing), torch.eye(40))
+    unused = rows.clone()
+    unused[:, :3] = 0  # of what nobody writes nothing is known, and it stays
+    torch.testing.assert_close(shared_turn(unused, unused), torch.eye(40))
