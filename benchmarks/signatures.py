@@ -39,7 +39,7 @@ REFUSED = {"base": 0.0, "step_0010": 0.2, "step_0020": 0.95, "step_0040": 1.0, "
 REFUSALS = {"refusal": "statements", "refusal-of-harm-alone": "questions"}
 """Signatures of refusal, and what harmful prompts are held against. At step 10 the adapter refuses .42 of trivia, so
 against questions the difference between the classes dips there."""
-FAMILY = {"corpus": {"context_length": 128}, "policy": {"max_norm_ratio": 3.0}}
+FAMILY = {"corpus": {"context_length": 128}, "policy": {"max_norm_ratio": 3.0, "dependencies": False}}
 CROSSCODER = {"n_features": 2048, "k": 32, "steps": 1500, "batch_size": 2048}
 HONEST, DECEPTIVE = ("Pretend you're an honest person. {}", "Pretend you're a dishonest person. {}")
 
@@ -65,7 +65,7 @@ class Sets:
         return [{"positive": pair["sentence_good"], "negative": pair["sentence_bad"]} for pair in pairs]
 
     def emotion(self) -> list[dict[str, Any]]:
-        found = {name: self._json(f"repe-emotions/{name}.json")[:100] for name in ("happiness", "sadness")}
+        found = {name: self._json(f"repe-emotions/{name}.json")[:150] for name in ("happiness", "sadness")}
         return [{"text": text, "label": name == "happiness"} for name, texts in found.items() for text in texts]
 
     def truth(self) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ class Sets:
         for pattern in (HONEST, DECEPTIVE):
             texts += [pattern.format(fact) for fact in self._json("truth/repeng_true_facts.json")[150:]]
         for file in sorted((self.root / "repe-emotions").glob("*.json")):
-            texts += json.loads(file.read_text())[100:]
+            texts += json.loads(file.read_text())[150:]
         for file in sorted((self.root / "blimp").glob("*.jsonl")):
             texts += [row[kind] for row in _lines(file)[500:530] for kind in ("sentence_good", "sentence_bad")]
         self.rng.shuffle(texts)
@@ -148,7 +148,9 @@ class Bench:
             self.signature("course", name, self.sets.refusal(against), baseline=parent)
         plain = {"template": False}
         self.signature("course", "syntax", self.sets.syntax(), baseline="base", settings=plain)
-        self.signature("course", "emotion", self.sets.emotion(), baseline="base", settings=plain)
+        # A scene is told by its whole text.
+        scenes = plain | {"position": "mean"}
+        self.signature("course", "emotion", self.sets.emotion(), baseline="base", settings=scenes)
         result: dict[str, Any] = {"hook_points": hook_points, "refused": REFUSED}
         for name in (*REFUSALS, "syntax", "emotion"):
             found = self.client.signature_trajectory("course", name)

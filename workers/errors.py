@@ -36,5 +36,9 @@ class WorkerStoppingError(Exception):
     """This process was told to end: the run goes back into the queue."""
 
 
+class GivingWayError(Exception):
+    """Nobody asked for this run, and one that somebody did waits for its family: it goes back into the queue."""
+
+
 def _rebuild(code: str, detail: str, title: str) -> RunError:
     return RunError(code, detail, title=title)

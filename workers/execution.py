@@ -16,7 +16,7 @@ from service.kit.db import Database
 from service.models import Run
 from service.runs import logic
 from service.runs.states import RunState
-from workers.errors import LeaseLostError, RunCancelledError, WorkerStoppingError
+from workers.errors import GivingWayError, LeaseLostError, RunCancelledError, WorkerStoppingError
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -32,7 +32,7 @@ class Execution:
     def __init__(
         self, run: Run, *, settings: Settings, database: Database, artifacts: ArtifactStore, stop: Callable[[], bool]
     ) -> None:
-        self.run_id, self.kind, self.attempt = run.id, run.kind, run.attempt
+        self.run_id, self.kind, self.attempt, self.priority = run.id, run.kind, run.attempt, run.priority
         self.family_id, self.checkpoint_id = run.family_id, run.checkpoint_id
         self.params: dict[str, Any] = dict(run.params)
         self.settings, self.database, self.artifacts = settings, database, artifacts
@@ -43,7 +43,7 @@ class Execution:
         self._progress, self._detail = 0.0, dict[str, Any]()
         self._seconds: dict[str, float] = dict(run.seconds)
         self._lease_until = time.monotonic() + settings.lease_seconds
-        self._cancelling = self._lost = self._writing = self._finishing = False
+        self._cancelling = self._lost = self._writing = self._finishing = self._gives_way = False
         self.finished = False
         """Whether the transaction that `finish` was part of has committed."""
 
@@ -70,7 +70,8 @@ class Execution:
                 self._detail = detail
 
     def check(self) -> None:
-        """Stop here if the run is not to go on: LeaseLostError, RunCancelledError, or WorkerStoppingError."""
+        """Stop here if the run is not to go on: LeaseLostError, RunCancelledError, WorkerStoppingError, or
+        GivingWayError."""
         # Inside a `write()` the run's row is locked: no beat gets through, but nobody else either.
         if self._lost or (self.lease_left() <= 0 and not self._writing):
             raise LeaseLostError(f"run {self.run_id} is not held by attempt {self.attempt} any more")
@@ -78,6 +79,8 @@ class Execution:
             raise RunCancelledError(f"run {self.run_id} was cancelled")
         if self._stop():
             raise WorkerStoppingError("the worker was told to end")
+        if self._gives_way:
+            raise GivingWayError("another run of the family goes first")
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -137,6 +140,7 @@ class Execution:
                 detail=detail,
                 seconds=seconds,
             )
+            self._gives_way = logic.gives_way(session, family_id=self.family_id, priority=self.priority)
         if state is None:
             self._lost = not self._finishing
             return False

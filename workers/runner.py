@@ -23,7 +23,7 @@ from service.kit.db import Database
 from service.runs import logic
 from service.runs.states import RunState
 from service.shards import queries as shards
-from workers.errors import LeaseLostError, RunCancelledError, RunError, WorkerStoppingError
+from workers.errors import GivingWayError, LeaseLostError, RunCancelledError, RunError, WorkerStoppingError
 from workers.execution import AWAY, RETRY_SECONDS, Execution
 from workers.heart import Heart
 
@@ -107,6 +107,9 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline] | None) -> 
     except AWAY as error:
         log.exception("interrupted by the database")
         _give_back(execution, _interrupted("The database was away", str(error.orig)), counted=True)
+    except GivingWayError as error:
+        log.info("gives way")
+        _give_back(execution, _interrupted("It gave way", str(error)), counted=False)
     except (WorkerStoppingError, SystemExit, KeyboardInterrupt) as error:
         log.info("stopping")
         _give_back(execution, _interrupted("The worker was stopped", type(error).__name__), counted=False)

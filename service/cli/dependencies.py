@@ -44,14 +44,22 @@ def dependencies(
     return _show(found)
 
 
+def _of_answers(one: dict[str, Any]) -> str:
+    change = base.ratio(one["ablate"], one["ablate_ci"])
+    rest = "" if one["effective"] else ", no more than random directions"
+    return f"margin {one['margin']:+.2f}; without the feature {change}{rest}"
+
+
 def _show(found: Dependencies) -> None:
-    graph = found["graph"]
+    graph, effect = found["graph"], found["effect"]
+    answers = [(f"answers of {one['signature']}", _of_answers(one)) for one in (effect["answers"] if effect else [])]
     base.show_fields(
         [
             ("feature", f"{found['feature']} at {found['hook_point']} in {found['checkpoint']}"),
             ("method", f"{found['method']} over {found['positions']:,} positions"),
             ("value", graph["value"]),
-            ("effect", found["effect"] and found["effect"]["text"]),
+            ("effect", effect and effect["text"]),
+            *answers,
         ]
     )
     base.out.print()

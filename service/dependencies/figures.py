@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from service.dependencies.judge import edges, replicates
-from service.dependencies.schemas import Edge, Effect, Graph, LogitEdge, SourcePlace, TokenEdge
+from service.dependencies.schemas import AnswerEffect, Edge, Effect, Graph, LogitEdge, SourcePlace, TokenEdge
 from service.dependencies.store import Profile
 from service.kit.ids import feature_id
 from service.verdicts.judge import standard_error
@@ -53,8 +53,13 @@ def graph(
     )
 
 
-def effect(counts: Doubles, ablate: Doubles, amplify: Doubles, random: Doubles, policy: Policy) -> Effect | None:
-    """Effects from sums by fold: [K], [K], [K], [directions, K]; None where there are too few folds to tell."""
+def effect(
+    counts: Doubles, ablate: Doubles, amplify: Doubles, random: Doubles, answers: dict[str, Doubles], policy: Policy
+) -> Effect | None:
+    """Effects from sums by fold: [K], [K], [K], [directions, K]; None where there are too few folds to tell.
+
+    answers: signature -> margins [3 + directions, texts]: plain, ablated, amplified, along random directions.
+    """
     if (counts > 0).sum() < 3:
         return None
     both = [replicates(sums, counts) for sums in (ablate, amplify, random.mean(0))]
@@ -71,7 +76,26 @@ def effect(counts: Doubles, ablate: Doubles, amplify: Doubles, random: Doubles, 
     return Effect(
         positions=int(counts.sum()), ablate=_round(both[0][0]), ablate_ci=ends[0], amplify=_round(both[1][0]),
         amplify_ci=ends[1], random=_round(both[2][0]), random_most=_round(most), directions=len(random),
-        effective=effective, text=_in_words(float(both[0][0]), float(both[2][0]), effective),
+        effective=effective, answers=[answer(name, found, policy) for name, found in answers.items()],
+        text=_in_words(float(both[0][0]), float(both[2][0]), effective),
+    )  # fmt: skip
+
+
+def answer(signature: str, margins: Doubles, policy: Policy) -> AnswerEffect:
+    """What became of a signature's answers; with one text alone there is no interval, and nothing is significant."""
+    changes = margins[1:] - margins[0]
+    texts, means = changes.shape[1], changes.mean(1)
+    if texts > 1:
+        reach = stdtrit(texts - 1, 0.5 + policy.confidence / 2) * changes[:2].std(1, ddof=1) / texts**0.5
+    else:
+        reach = np.full(2, np.inf)
+    low, high = means[:2] - reach, means[:2] + reach
+    most = float(np.abs(means[2:]).max())
+    return AnswerEffect(
+        signature=signature, texts=texts, margin=_round(margins[0].mean()), ablate=_round(means[0]),
+        ablate_ci=(_round(low[0]), _round(high[0])), amplify=_round(means[1]),
+        amplify_ci=(_round(low[1]), _round(high[1])), random_most=_round(most),
+        effective=bool(low[0] * high[0] > 0 and abs(means[0]) > most),
     )  # fmt: skip
 
 

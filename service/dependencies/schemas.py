@@ -92,6 +92,21 @@ class Graph(BaseModel):
     logits: list[LogitEdge]
 
 
+class AnswerEffect(BaseModel):
+    """What the same edits do to the answers of a signature's contrast set: the logit of the positive answer's first
+    token less the negative one's, on average over the set's texts."""
+
+    signature: str
+    texts: int
+    margin: float = Field(description="Of the model as it is.")
+    ablate: float = Field(description="Its change without the feature.")
+    ablate_ci: Interval
+    amplify: float = Field(description="Its change with twice of it.")
+    amplify_ci: Interval
+    random_most: float = Field(description="The largest change, up or down, of random directions of the same length.")
+    effective: bool = Field(description="Ablating changes it significantly, and by more than each random direction.")
+
+
 class Effect(BaseModel):
     """What happens to the next token, in nats of KL, at positions where the feature fires."""
 
@@ -107,6 +122,8 @@ class Effect(BaseModel):
         description="Ablating does significantly more than random directions, and more than each of them. False: the "
         "feature is written, but nothing that follows makes use of it here."
     )
+    answers: list[AnswerEffect] = Field([], description="Of the signatures that the feature is of, where their rows "
+                                        "are answers to texts.")  # fmt: skip
     text: str
 
 

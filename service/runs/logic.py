@@ -107,6 +107,11 @@ def heartbeat(
     )
 
 
+def gives_way(session: Session, *, family_id: str, priority: int) -> bool:
+    """Whether a run that nobody asked for (`priority` under 0) is to let another one of its family go first."""
+    return priority < 0 and queries.waits_before(session, family_id, priority)
+
+
 def hold(session: Session, *, run_id: str, attempt: int, lease_seconds: float) -> RunState | None:
     """Renew the lease alone: the fence of a worker's transaction. None: lost."""
     now = clock.utcnow()

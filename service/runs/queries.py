@@ -81,6 +81,12 @@ def candidates(session: Session, *, run_id: str | None) -> Sequence[tuple[str, s
     return [(row[0], row[1]) for row in session.execute(statement)]
 
 
+def waits_before(session: Session, family_id: str, priority: int) -> bool:
+    """Whether a run of a family waits that goes before those of a priority."""
+    ahead = exists().where(Run.state == RunState.QUEUED, Run.family_id == family_id, Run.priority > priority)
+    return bool(session.scalar(select(ahead)))
+
+
 def take(session: Session, run_id: str, *, worker: str, lease_until: datetime, now: datetime) -> bool:
     """Make a queued run of an idle family running; IntegrityError where another worker was first for the family."""
     active = aliased(Run)

@@ -78,8 +78,13 @@ def at_checkpoint(session: Session, checkpoint_id: str) -> Sequence[tuple[Readin
 def carriers(session: Session, family_id: str, most: int) -> list[int]:
     """Numbers of the features that carry the family's signatures, the `most` strongest of each."""
     rows = session.scalars(select(Signature.chosen).where(Signature.family_id == family_id).order_by(Signature.name))
-    found = [parse_feature_id(one["feature"]) for chosen in rows for one in _first(chosen or [], most)]
+    found = [number for chosen in rows for number in carried(_first(chosen or [], most))]
     return list(dict.fromkeys(found))
+
+
+def carried(chosen: list[Any] | None) -> list[int]:
+    """Numbers of the features that a signature chose."""
+    return [parse_feature_id(one["feature"]) for one in chosen or []]
 
 
 def _first(chosen: list[Any], most: int) -> list[Any]:

@@ -54,7 +54,7 @@ def keep(
     profile = load(artifacts, artifact)
     words = ([" stop", " the"], np.stack([2.0 * counts, 0.0 * counts], 1))
     graph = figures.graph(profile, -2.0, words, [(" no", 0.4)], Policy())
-    effect = figures.effect(counts, 0.5 * counts, 0.4 * counts, np.stack([0.1 * counts] * 3), Policy())
+    effect = figures.effect(counts, 0.5 * counts, 0.4 * counts, np.stack([0.1 * counts] * 3), {}, Policy())
     assert effect is not None
     row = {
         "feature": number, "method": "gradient", "hook_point": hook, "n_positions": int(counts.sum()),
@@ -240,11 +240,24 @@ def test_the_parent_is_looked_at_first_where_it_was_not(database: Database, arti
         assert asked == [(checkpoints["v1"].id, ["F0"]), (checkpoints["v2"].id, ["F0", "F5"])]
 
 
+def test_answers_are_held_against_random_directions() -> None:
+    rng = np.random.default_rng(0)
+    plain = rng.standard_normal(40)
+    change = np.stack([-0.5 + 0.2 * rng.standard_normal(40), np.full(40, 0.4), np.full(40, 0.1), np.full(40, -0.3)])
+    margins = np.concatenate([plain[None], plain + change])
+    found = figures.answer("honesty", margins, Policy())
+    assert (found.texts, found.effective, found.random_most) == (40, True, 0.3)
+    assert found.ablate_ci[0] < -0.5 < found.ablate_ci[1] < -0.3
+    assert found.amplify == pytest.approx(0.4) and found.margin == pytest.approx(plain.mean(), abs=1e-5)
+    margins[4] = plain + 0.6
+    assert not figures.answer("honesty", margins, Policy()).effective, "one random direction does more"
+
+
 def test_no_effect_is_said_so() -> None:
     counts = np.full(K, 10.0)
     random = np.stack([0.1 * counts, 0.6 * counts])
-    found = figures.effect(counts, 0.5 * counts, counts, random, Policy())
+    found = figures.effect(counts, 0.5 * counts, counts, random, {}, Policy())
     assert found is not None and not found.effective, "one random direction does more"
     assert "no more than random directions" in found.text
     counts[2:] = 0
-    assert figures.effect(counts, counts, counts, random, Policy()) is None
+    assert figures.effect(counts, counts, counts, random, {}, Policy()) is None

@@ -20,7 +20,9 @@ from service.families import logic as families
 from service.families.schemas import FamilyIn
 from service.kit.ids import feature_id
 from service.kit.problems import ConflictError
-from service.models import Checkpoint, Code, DependencyGraph, Feature, Run
+from service.models import Checkpoint, Code, DependencyGraph, Feature, Run, Signature
+from service.signatures import logic as signatures
+from service.signatures.schemas import SignatureIn
 from service.verdicts import queries as verdicts
 from tests.workers.conftest import Installation
 from workers.pipelines import PIPELINES
@@ -178,6 +180,31 @@ def test_methods_stay_beside_each_other_and_are_not_made_twice(
     ask(installation, "v1", [number], method="relp", effects=False, positions=60, steps=3)
     succeed(installation)
     assert show(installation, number, "v1").method == "relp"
+
+
+def test_a_signatures_answers_are_moved_by_its_features(
+    installation: Installation, planted: tuple[Circuit, Path], family: dict[int, int]
+) -> None:
+    circuit, _ = planted
+    planted_feature = next(iter(circuit.edges(False)))
+    number, words, rows = family[planted_feature], circuit.words, []
+    for text in write_text(circuit, 120, 24, 1):  # up to where the feature fires: nothing comes after its hook point
+        if len(at := np.flatnonzero(circuit.table(text)[2:, planted_feature])):
+            spoken = " ".join(words[word] for word in text[: at[0] + 3])
+            rows.append({"text": spoken, "positive": f" {words[0]}", "negative": f" {words[1]}"})
+    with installation.database.write() as session:
+        asked = SignatureIn.model_validate({"name": "debate", "rows": rows[:40], "settings": {"position": "answer"}})
+        signatures.create(session, installation.settings, installation.artifacts, "planted", asked)
+    assert succeed(installation).kind == "signature"
+    with installation.database.write() as session:
+        row = session.query(Signature).one()
+        row.chosen = [{"feature": feature_id(number), "hook_point": LATE, "weight": 1.0, "auroc": 1.0, "q_value": 0.0}]
+    ask(installation, "v1", [number, family[12]], positions=60)
+    succeed(installation)
+    got = show(installation, number, "v1").effect.answers
+    assert [(one.signature, one.texts) for one in got] == [("debate", 40)]
+    assert got[0].ablate_ci[0] <= got[0].ablate <= got[0].ablate_ci[1] and got[0].random_most > 0
+    assert show(installation, family[12], "v1").effect.answers == []
 
 
 def test_a_stopped_run_goes_on_and_a_rejudged_checkpoint_forgets(

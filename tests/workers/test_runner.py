@@ -116,6 +116,26 @@ def test_a_worker_that_is_told_to_end_puts_its_run_back(installation):
     assert installation.run(run_id).result == {"attempt": 2}
 
 
+def test_what_nobody_asked_for_gives_way_and_goes_on_afterwards(installation):
+    family = installation.add_family()
+    unasked = installation.queue(family, steps=200, seconds=0.02, priority=-1)
+    thread = in_thread(installation)
+    wait_for(lambda: working(installation, unasked))
+    alike = installation.queue(family, priority=-1)
+    elsewhere = installation.queue(installation.add_family("other"))
+    time.sleep(3)
+    assert installation.run(unasked).state == "running"
+    asked = installation.queue(family)
+    thread.join(20)
+    run = installation.run(unasked)
+    assert (run.state, run.error, run.max_attempts - run.attempt) == ("queued", None, 3)
+    with installation.database.write() as session:
+        session.execute(update(Run).where(Run.id == unasked).values(params=run.params | {"steps": 3}))
+    order = [installation.run_next() for _ in range(4)]
+    assert sorted(order[:2]) == sorted([elsewhere, asked]) and order[2:] == [unasked, alike]
+    assert installation.run(unasked).result == {"attempt": 2}
+
+
 def test_a_worker_whose_run_was_taken_over_writes_nothing(installation):
     run_id = installation.queue(installation.add_family(), steps=100, seconds=0.05)
     thread = in_thread(installation)

@@ -5,11 +5,14 @@
 The effect on the next token is KL(p || p') in nats, p being the model's own distribution there. The null are random
 directions of the norm of d: an edit of that size does something whatever its direction. For a random direction plus
 and minus are alike, so one null serves both edits.
+
+Where a signature's contrast set holds two answers to each text, the same edits are made at the text's tokens, and what
+counts is the margin: the logit of the positive answer's first token less the negative one's.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,23 +56,19 @@ def causal_effects(
     head: last hidden states [n, d] of `reading.model`, which must be causal, -> logits [n, vocabulary]. `tick`: as for
     attributions.
     """
-    known, column = reading.dictionaries[target.place], target.column
-    generator = torch.Generator().manual_seed(seed)
-    random = normalize(torch.randn(directions, len(known.mean), generator=generator), dim=1)
-    own = known.decoder[column]
-    edits = torch.cat([-own[None], own[None], random.to(own) * own.norm()])
-    added = torch.cat([torch.zeros_like(own)[None], edits])[:, None]
-    sums = torch.zeros(len(edits), folds, dtype=torch.float64)
+    added = _edits(reading, target.place, target.column, directions, seed)
+    sums = torch.zeros(len(added) - 1, folds, dtype=torch.float64)
     count, change = torch.zeros(folds, dtype=torch.float64), torch.zeros(0)
     wanted = [i for i in range(len(reading.passages)) if len(target.tokens[i])]
     for done, number in enumerate(wanted):
         tokens, fold = target.tokens[number].to(reading.device), reading.passages[number].fold
         # No token sees what comes after it, so what is behind the last one need not be read.
-        strength = _strength(reading, number, column)[None, : int(tokens.max()) + 1, None]
-        hidden = _hidden(reading, target.place, number, strength * added)[:, tokens]
+        until = int(tokens.max()) + 1
+        strength = _strength(reading, number, target.column)[:until]
+        hidden = _edited(reading, target.place, reading.passages[number].ids[:until], strength, added)[:, tokens]
         logits = head(hidden[0]).float()
         before = logits.log_softmax(1)
-        for i in range(len(edits)):
+        for i in range(len(sums)):
             after = head(hidden[i + 1]).float()
             if i == 0:
                 moved = (logits - after).sum(0)
@@ -98,16 +97,64 @@ def activations(code: Code, column: int) -> Tensor:
     return found
 
 
+class Answers(NamedTuple):
+    """A text with two answers to it."""
+
+    ids: Tensor
+    """int64 [t] of the text, up to where an answer begins"""
+    positive: int
+    """First token of the positive answer"""
+    negative: int
+
+
 @torch.no_grad()
-def _hidden(reading: Reading, name: str, number: int, added: Tensor) -> Tensor:
-    """Last hidden states of a passage's first t tokens, [edits, t, d], with each of `added` put on a place."""
-    place, ids = reading.place(name), reading.passages[number].ids[None, : added.shape[1]]
-    with watching([place]) as seen:
-        reading.forward(Batch([number], ids, torch.ones_like(ids)))
-    edited = seen[name] + (added / place.factor).to(seen[name].dtype)
-    copies = ids.expand(len(added), -1)
+def answer_margins(
+    reading: Reading,
+    head: Callable[[Tensor], Tensor],
+    place: str,
+    column: int,
+    asked: Sequence[Answers],
+    *,
+    directions: int,
+    seed: int,
+) -> Tensor:
+    """Margins of texts [2 + 1 + directions, texts]: plain, without the feature, with twice of it, random directions.
+
+    The feature is read at the text's tokens by its own read-out: the family's code has no part of these texts.
+    """
+    added = _edits(reading, place, column, directions, seed)
+    known, margins = reading.dictionaries[place], []
+    for text in asked:
+        x = _stream(reading, place, text.ids[None])[0] * reading.place(place).factor
+        strength = known.read(x, column).clamp_min(0)
+        logits = head(_edited(reading, place, text.ids, strength, added)[:, -1]).double()
+        margins.append(logits[:, text.positive] - logits[:, text.negative])
+    return torch.stack(margins, 1).cpu()
+
+
+def _edits(reading: Reading, place: str, column: int, directions: int, seed: int) -> Tensor:
+    """What is added where the feature is 1: nothing, -d, d, random directions of its norm: [1 + 2 + directions, d]."""
+    own = reading.dictionaries[place].decoder[column]
+    generator = torch.Generator().manual_seed(seed)
+    random = normalize(torch.randn(directions, len(own), generator=generator), dim=1)
+    return torch.cat([torch.zeros_like(own)[None], -own[None], own[None], random.to(own) * own.norm()])
+
+
+def _stream(reading: Reading, place: str, ids: Tensor) -> Tensor:
+    """Output of a place's module for some texts [b, t] of one length: [b, t, d]."""
+    with watching([reading.place(place)]) as seen:
+        reading.forward(Batch([], ids, torch.ones_like(ids)))
+    return seen[place]
+
+
+def _edited(reading: Reading, name: str, ids: Tensor, strength: Tensor, added: Tensor) -> Tensor:
+    """Last hidden states of a text [t], [edits, t, d], with strength [t] times each of `added` put on a place."""
+    place, copies = reading.place(name), ids.expand(len(added), -1)
+    put = strength[None, :, None] * added[:, None] / place.factor
+    stream = _stream(reading, name, ids[None])
+    edited = stream + put.to(stream.dtype)
     with skipping(reading.skippable.get(name, ())), replacing(place.module, lambda _output: edited):
-        output: Any = reading.forward(Batch([number], copies, torch.ones_like(copies)))
+        output: Any = reading.forward(Batch([], copies, torch.ones_like(copies)))
     hidden: Tensor = output.last_hidden_state
     return hidden
 

@@ -19,12 +19,16 @@ from service.dependencies import figures, judge, logic, queries, store
 from service.dependencies.schemas import DependenciesIn
 from service.kit.artifacts import content_key
 from service.kit.ids import feature_id, parse_feature_id
+from service.signatures import contrast
+from service.signatures import queries as signature_queries
+from service.signatures.contrast import Kept
 from service.verdicts import queries as verdict_queries
 from service.verdicts.policy import Policy
 from workers.activations import HarvestSpec, open_activations
+from workers.activations.contrast import Row, open_prompts
 from workers.activations.hooks import without_later_layers
 from workers.circuits.attribution import Attribution, Options, attribute
-from workers.circuits.effects import Effects, activations, causal_effects
+from workers.circuits.effects import Answers, Effects, activations, answer_margins, causal_effects
 from workers.circuits.passages import choose_tokens
 from workers.circuits.places import Dictionary, Target
 from workers.errors import RunError
@@ -46,6 +50,28 @@ WORDS = "words"
 
 
 @dataclass(frozen=True)
+class Debate:
+    """A signature whose rows are answers to texts."""
+
+    name: str
+    contrast: str
+    template: bool
+    features: frozenset[int]
+    pairs: list[tuple[Kept, Kept]]
+    """(positive, negative): two answers to one text"""
+
+    def texts(self, traced: Traced) -> list[Answers]:
+        """Its texts in tokens, with the first tokens of both answers; those whose answers begin alike are left out."""
+        found = []
+        for pair in self.pairs[:: max(1, -(-len(self.pairs) // EFFECT_POSITIONS))]:
+            rows = [Row(row.text, row.answer) for row in pair]
+            a, b = open_prompts(traced.reading.model, traced.tokenizer, rows, "answer", template=self.template)
+            if a.ids[: a.first] == b.ids[: b.first] and a.first > 0 and a.ids[a.first] != b.ids[b.first]:
+                found.append(Answers(torch.tensor(a.ids[: a.first]), a.ids[a.first], b.ids[b.first]))
+        return found
+
+
+@dataclass(frozen=True)
 class Asked:
     """What a run is about: plain copies of the rows it needs."""
 
@@ -60,12 +86,15 @@ class Asked:
     code: str
     targets: dict[int, str]
     """feature number -> hook point where it is read"""
+    debates: list["Debate"]
+    """Signatures whose contrast sets hold answers"""
 
     def artifact(self, number: int) -> str:
         """Where the sums of a feature are kept."""
         inputs = {
             "checkpoint": self.checkpoint_id, "code": self.code, "dictionaries": self.dictionaries, "feature": number,
             "hook": self.targets[number], "body": self.body.model_dump(exclude={"features", "hook_point"}),
+            "answers": [(debate.contrast, debate.template) for debate in self.debates if number in debate.features],
         }  # fmt: skip
         return f"{self.family_id}/dependencies-{content_key(kind='dependencies', **inputs)}.safetensors"
 
@@ -104,6 +133,10 @@ def load(execution: Execution) -> Asked:
         policy = Policy.model_validate(family.policy)
         hooks = [hook for hook in checkpoint.hook_points if sources[hook].dictionary]
         numbers = [parse_feature_id(name) for name in body.features]
+        signatures = [
+            (row.name, row.contrast, bool(row.settings["template"]), frozenset(signature_queries.carried(row.chosen)))
+            for row in signature_queries.of_family(session, family.id)
+        ]
         targets = {n: body.hook_point or _hook_point(session, checkpoint, hooks, n, body.method) for n in numbers}
         return Asked(
             family_id=family.id,
@@ -124,7 +157,32 @@ def load(execution: Execution) -> Asked:
             activations=sources[hooks[0]].activations,
             code=code.artifact,
             targets=targets,
+            debates=_debates(execution, signatures, targets) if body.effects else [],
         )
+
+
+def _debates(
+    execution: Execution, signatures: list[tuple[str, str, bool, frozenset[int]]], targets: dict[int, str]
+) -> list[Debate]:
+    """The signatures of some features whose sets are texts with a positive and a negative answer."""
+    found = []
+    for name, artifact, template, features in signatures:
+        if features & targets.keys():
+            groups: dict[int, list[Kept]] = {}
+            for row in contrast.load(execution.artifacts.path(artifact)):
+                groups.setdefault(row.group, []).append(row)
+            if pairs := [pair for rows in groups.values() if (pair := _two_answers(rows)) is not None]:
+                found.append(Debate(name, artifact, template, features, pairs))
+    return found
+
+
+def _two_answers(rows: list[Kept]) -> tuple[Kept, Kept] | None:
+    """A positive and a negative answer to the same text, where a group is that."""
+    if len(rows) != 2 or {row.label for row in rows} != {True, False}:
+        return None
+    positive, negative = sorted(rows, key=lambda row: not row.label)
+    same = positive.text == negative.text and None not in (positive.answer, negative.answer)
+    return (positive, negative) if same else None
 
 
 def _hook_point(session: Any, checkpoint: Any, hooks: list[str], number: int, method: str) -> str:
@@ -181,9 +239,23 @@ def _keep(execution: Execution, asked: Asked, traced: Traced, numbers: list[int]
                 tick=partial(tick, offset=split + width * place, width=width),
             )  # fmt: skip
         tensors, words = _tensors(execution, asked, traced, found[place], effects)
+        tensors |= _margins(asked, traced, number, column)
         with execution.artifacts.create(asked.artifact(number)) as path:
             contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
             save_file(contiguous, path, metadata={WORDS: json.dumps(words)})
+
+
+def _margins(asked: Asked, traced: Traced, number: int, column: int) -> dict[str, Tensor]:
+    """`answers.<signature>` -> margins [3 + directions, texts], of the signatures that the feature is of."""
+    found = {}
+    for debate in asked.debates:
+        texts = debate.texts(traced) if number in debate.features and traced.head is not None else []
+        if texts:
+            assert traced.head is not None
+            found[f"answers.{debate.name}"] = answer_margins(
+                traced.reading, traced.head, asked.targets[number], column, texts, directions=DIRECTIONS, seed=number
+            )
+    return found
 
 
 def _columns(execution: Execution, asked: Asked, numbers: list[int]) -> dict[int, int]:
@@ -245,7 +317,8 @@ def _row(execution: Execution, asked: Asked, number: int) -> dict[str, Any] | No
     effect = None
     if "effect.counts" in kept:
         counts, ablate, amplify, random = (kept[f"effect.{part}"] for part in ("counts", "ablate", "amplify", "random"))
-        effect = figures.effect(counts, ablate, amplify, random, asked.policy)
+        answers = {key.removeprefix("answers."): kept[key] for key in kept if key.startswith("answers.")}
+        effect = figures.effect(counts, ablate, amplify, random, answers, asked.policy)
     logits = [(word, float(change)) for word, change in zip(words["logits"], kept.get("logits", []), strict=True)]
     tokens = (words["tokens"], kept["tokens"])
     graph = figures.graph(profile, float(kept["constant"]), tokens, logits, asked.policy)

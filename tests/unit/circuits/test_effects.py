@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.circuits.small import reading, target
 from workers.circuits.attribution import Options, attribute
-from workers.circuits.effects import ablated, activations, causal_effects
+from workers.circuits.effects import Answers, ablated, activations, answer_margins, causal_effects
 from workers.circuits.passages import PER_DOCUMENT, choose_tokens, deal_folds
 from workers.circuits.places import Passage, watching
 
@@ -49,6 +49,28 @@ def test_a_direction_that_nothing_reads_has_no_effect() -> None:
     known.decoder[5] = 0
     got = causal_effects(of, head, target(of, "resid_post.2", 5), directions=1, folds=3, seed=0)
     assert not got.ablate.any() and not got.logits.any()
+
+
+def test_margins_of_answers_are_edits_where_the_read_out_fires() -> None:
+    of = reading()
+    of.skippable = {"resid_post.0": [of.model.layers[0]]}
+    texts = [Answers(p.ids, 3, 7) for p in of.passages] + [Answers(of.passages[0].ids, 7, 3)]
+    got = answer_margins(of, head, "resid_post.0", 5, texts, directions=3, seed=0)
+    assert got.shape == (6, 5)
+    assert torch.allclose(got[:, 4], -got[:, 0])
+    known, place, silent = of.dictionaries["resid_post.0"], of.places[0], 0
+    for number, passage in enumerate(of.passages):
+        with watching([place]) as seen:
+            of.model(input_ids=passage.ids[None])
+        fires = known.read(seen["resid_post.0"][0], 5).clamp_min(0)
+        silent += int((fires == 0).sum())
+        for row, sign in ((0, 0), (1, -1), (2, 1)):
+            added = sign * fires[:, None] * known.decoder[5]
+            handle = place.module.register_forward_hook(lambda _m, _i, out, added=added: out + added)
+            logits = head(of.model(input_ids=passage.ids[None]).last_hidden_state[0, -1])
+            handle.remove()
+            assert float(got[row, number]) == pytest.approx(float(logits[3] - logits[7]), rel=1e-3, abs=1e-4)
+    assert 0 < silent < sum(len(passage.ids) for passage in of.passages)
 
 
 def test_patching_takes_a_feature_out_everywhere() -> None:
