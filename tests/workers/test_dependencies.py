@@ -199,12 +199,12 @@ def test_a_signatures_answers_are_moved_by_its_features(
     with installation.database.write() as session:
         row = session.query(Signature).one()
         row.chosen = [{"feature": feature_id(number), "hook_point": LATE, "weight": 1.0, "auroc": 1.0, "q_value": 0.0}]
-    ask(installation, "v1", [number, family[12]], positions=60)
+    ask(installation, "v1", [number, family[13]], positions=60)
     succeed(installation)
     got = show(installation, number, "v1").effect.answers
     assert [(one.signature, one.texts) for one in got] == [("debate", 40)]
     assert got[0].ablate_ci[0] <= got[0].ablate <= got[0].ablate_ci[1] and got[0].random_most > 0
-    assert show(installation, family[12], "v1").effect.answers == []
+    assert show(installation, family[13], "v1").effect.answers == []
 
 
 def test_a_stopped_run_goes_on_and_a_rejudged_checkpoint_forgets(
