@@ -53,6 +53,10 @@ class Question:
     """Nearest ancestor that was read"""
     before_activations: str | None
 
+    def eyes(self, artifacts: ArtifactStore, place: Place, activations: str, hook_points: list[str]) -> Eyes:
+        """The rows as a checkpoint's features read them."""
+        return Eyes(artifacts, place, activations, hook_points, means=self.settings["position"] == "mean")
+
 
 def paired(theirs: list[str], own: list[str]) -> dict[str, str]:
     """Another checkpoint's hook points -> one's own: by name, or, of as many, by place."""
@@ -144,14 +148,14 @@ def judge_signature(
     """Everything about one signature in one checkpoint."""
     bench = Bench(contrast.load(artifacts.path(question.contrast)), question.settings)
     hooks = _hooks(question, question.baseline, place)
-    now = Eyes(artifacts, place, read[question.id], list(hooks.values()))
+    now = question.eyes(artifacts, place, read[question.id], list(hooks.values()))
     fresh = bench.choose(now, policy.fdr)
     carriers = _named(now, fresh)
     if question.chosen is None:
         baseline, features = now, carriers
     else:
         assert question.baseline_activations is not None
-        baseline = Eyes(artifacts, question.baseline, question.baseline_activations, list(hooks))
+        baseline = question.eyes(artifacts, question.baseline, question.baseline_activations, list(hooks))
         features = question.chosen
     asked = [(parse_feature_id(one["feature"]), one["hook_point"]) for one in features]
     columns, known = now.find(asked, hooks if question.chosen is not None else {hook: hook for hook in now.hook_points})
@@ -240,7 +244,7 @@ def _change(
     hooks = [pairs[hook] for hook in now.hook_points if hook in pairs]
     if len(hooks) != len(now.hook_points):
         return None
-    before = Eyes(artifacts, question.before, question.before_activations, hooks)
+    before = question.eyes(artifacts, question.before, question.before_activations, hooks)
     via = _hooks(question, question.baseline, question.before)
     if question.chosen is None:  # the features are this checkpoint's own
         via = dict(zip(now.hook_points, hooks, strict=True))

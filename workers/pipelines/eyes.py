@@ -34,11 +34,15 @@ class Place:
 class Eyes:
     """A checkpoint's read-outs and decoders, and the contrast rows as it reads them.
 
-    A feature is (number, hook point); columns count them hook point by hook point, [h * m].
+    A feature is (number, hook point); columns count them hook point by hook point, [h * m]. means: the rows are means
+    over tokens. A feature that fires at one of them leaves too little to be over its threshold, and the mean of what a
+    linear read-out gives is what it gives of the mean, so it is left at that.
     """
 
-    def __init__(self, artifacts: ArtifactStore, place: Place, activations: str, hook_points: list[str]) -> None:
-        self.hook_points = hook_points
+    def __init__(
+        self, artifacts: ArtifactStore, place: Place, activations: str, hook_points: list[str], *, means: bool
+    ) -> None:
+        self.hook_points, self.means = hook_points, means
         self._turns: dict[tuple[Eyes, frozenset[int]], list[Tensor]] = {}
         raw = load_file(artifacts.path(activations))
         kept = dict(zip(place.hook_points, place.dictionaries, strict=True))
@@ -60,7 +64,9 @@ class Eyes:
             here = np.flatnonzero((columns >= 0) & (columns // self.m == h))
             if len(here):
                 at = torch.from_numpy(columns[here] % self.m)
-                read = torch.relu(x[picked] @ d["readout"][:, at] + d["readout_bias"][at])
+                read = x[picked] @ d["readout"][:, at] + d["readout_bias"][at]
+                if not self.means:
+                    read.relu_()
                 read /= d["readout_slope"][at].clamp_min(LEAST_SLOPE)
                 found[:, here] = read.double().numpy()
         return found
