@@ -96,8 +96,7 @@ def get(session: Session, family: Family, name: str) -> Signature:
 
 def view(session: Session, family: Family, row: Signature) -> SignatureView:
     """A signature as the API shows it."""
-    found = queries.readings(session, row.id)
-    newest = max(found, key=lambda pair: (pair[1].created_at, pair[1].id), default=None)
+    newest = queries.newest(session, row.id)
     baseline = verdicts.checkpoint(session, row.baseline_id)
     return SignatureView(
         id=row.id,

@@ -64,6 +64,18 @@ def readings(session: Session, signature_id: str) -> Sequence[tuple[Reading, Che
     return [(row[0], row[1]) for row in rows]
 
 
+def newest(session: Session, signature_id: str) -> tuple[Reading, Checkpoint] | None:
+    """The reading in the checkpoint that was registered last."""
+    row = session.execute(
+        select(Reading, Checkpoint)
+        .join(Checkpoint, Checkpoint.id == Reading.checkpoint_id)
+        .where(Reading.signature_id == signature_id)
+        .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
+        .limit(1)
+    ).first()
+    return None if row is None else (row[0], row[1])
+
+
 def at_checkpoint(session: Session, checkpoint_id: str) -> Sequence[tuple[Reading, Signature]]:
     """Readings of a checkpoint with their signatures, by name."""
     rows = session.execute(
