@@ -81,7 +81,7 @@ class Bench:
         )
         self._register("base", self.base.as_uri())
         fitted = self.installation.fitted("base", self.plan.hook_point)
-        losses = {"base": self._loss(self.base)}
+        losses = {"base": next_token_loss(self.base)}
         edits: list[dict[str, Any]] = []
         plans = [("ablated", number, ALPHAS) for number in range(versions)]
         plans += [("amplified", versions + i, AMPLIFIED) for i in range(2)] + [("moved", versions + 2, MOVED)]
@@ -89,7 +89,7 @@ class Bench:
             name = f"{kind}-{number}"
             chosen = self._choose(fitted, number, alphas)
             out = self._edit(name, kind, fitted.decoder, chosen)
-            losses[name] = self._loss(out)
+            losses[name] = next_token_loss(out)
             self._register(name, out.as_uri(), parent="base")
             edits += self._look(name, kind, chosen)
         others = {name: self._changed_beside(name, edits) for name in losses if name != "base"}
@@ -146,18 +146,19 @@ class Bench:
             raise SystemExit(f"{name}: the run {run['state']}: {run['error']}")
         print(f"{name}: {run['seconds']}", file=self.log, flush=True)
 
-    @torch.no_grad()
-    def _loss(self, folder: Path) -> float:
-        """Mean next-token loss, in nats, on the first documents of the probe corpus."""
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        total = count = 0.0
-        for document in load_corpus(self.plan.corpus["uri"], LOSS_DOCUMENTS, (), context_length=128):
-            ids = tokenizer(document.text, return_tensors="pt", truncation=True, max_length=128).input_ids
-            if ids.shape[1] > 1:
-                total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
-                count += ids.shape[1] - 1
-        return round(total / count, 4)
+
+@torch.no_grad()
+def next_token_loss(folder: Path) -> float:
+    """Mean next-token loss, in nats, on the first documents of the demo's probe corpus."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    total = count = 0.0
+    for document in load_corpus(Plan().corpus["uri"], LOSS_DOCUMENTS, (), context_length=128):
+        ids = tokenizer(document.text, return_tensors="pt", truncation=True, max_length=128).input_ids
+        if ids.shape[1] > 1:
+            total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+            count += ids.shape[1] - 1
+    return round(total / count, 4)
 
 
 def score(edits: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,9 @@ FVU of the new checkpoint, the share of its variance that is not reconstructed, 
   trained.
 
 The data are two planted checkpoints (`planted_data`), and with `--model` also SmolLM2-135M-Instruct, the demo's model
-(fetched once), with two new versions of it: fine-tuned on half of the corpus, and with directions ablated.
+(fetched once), with three new versions of it: fine-tuned on half of the corpus; tampered with as the demo does it, eight
+directions taken out in part, of features that fit its rules; and broken, eight taken out that nobody chose, some of
+which carry much of the stream. What a version is as a model, its loss says.
 """
 
 import argparse
@@ -32,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.edits import next_token_loss
 from benchmarks.planted_data import make_lineage
 from service.verdicts.policy import Policy
 from workers.activations import ActivationSet, HarvestSpec, Positions, harvest, load_corpus, open_activations
@@ -45,15 +48,15 @@ from workers.crosscoder.model import Crosscoder, Moments
 from workers.crosscoder.pursuit import pursued
 from workers.crosscoder.readout import solve_readout
 from workers.crosscoder.regress import Regression, Solution, assign_folds
+from workers.demo.installation import energy_shares
 from workers.demo.main import Plan
 from workers.demo.models import base_model, save_ablated
+from workers.demo.selection import choose
 from workers.pipelines.dictionary import FOLDS, References, _joined, _new_columns
 from workers.verdicts.measure import Side, procrustes, products, unexplained
 
 T = TypeVar("T")
 
-ALPHAS = (1.0, 1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25)
-"""Of `--model`: how much of eight decoder directions is taken out."""
 TRAINING = Training(steps=24, learning_rate=2e-5, batch_documents=4, context_length=128, seed=0)
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- extension -->", "<!-- /extension -->"
@@ -104,8 +107,8 @@ def main() -> None:
     if options.model:
         # The demo takes half of the default steps, to be over in five minutes.
         config = FitConfig(**Plan().crosscoder | {"steps": options.steps}, seed=options.seed)
-        for name, pair, first in smollm(config, log):
-            result[name] = compare(pair, first, config, log, name)
+        for name, loss, pair, first in smollm(config, log):
+            result[name] = compare(pair, first, config, log, name) | {"loss": loss}
     if options.write_docs:
         write_page(result)
     print(json.dumps(result))
@@ -118,8 +121,8 @@ def planted(seed: int, n: int) -> Pair:
     return Pair(parent, now, torch.from_numpy(lineage.document))
 
 
-def smollm(config: FitConfig, log: Any) -> Iterator[tuple[str, Pair, Crosscoder]]:
-    """The demo's model and a dictionary of it, beside each of two new versions."""
+def smollm(config: FitConfig, log: Any) -> Iterator[tuple[str, float, Pair, Crosscoder]]:
+    """The demo's model and a dictionary of it, beside each of three new versions; and the loss of each of those."""
     plan, cache = Plan(), Path.home() / ".cache" / "featurewatch"
 
     def say(text: str) -> None:
@@ -142,10 +145,20 @@ def smollm(config: FitConfig, log: Any) -> Iterator[tuple[str, Pair, Crosscoder]
             return _normalised(activations.read(plan.hook_point, rows).float())
 
         first = read(base, "v1", None)
-        model = fitted([taken(first, np.flatnonzero(first.valid))], config)
-        spread = torch.linspace(0, config.n_features - 1, len(ALPHAS)).long()
-        edited, tuned = Path(folder, "edited"), Path(folder, "tuned")
-        save_ablated(base, edited, model.rows()[spread], ALPHAS)
+        own = taken(first, np.flatnonzero(first.valid))
+        model = fitted([own], config)
+        code = encoded([own], model)
+        folds = assign_folds(torch.from_numpy(first.document[first.valid]), FOLDS)
+        read_out = solve_readout(own, code, torch.arange(code.n), folds)
+        rates = torch.bincount(code.latents, minlength=code.m) / code.n
+        shares = energy_shares(first, plan.hook_point, model.rows())
+        edits = choose(model.rows(), rates.numpy(), read_out.readability.nan_to_num().numpy(), shares.numpy(),
+                       seed=config.seed)  # fmt: skip
+        spread = torch.linspace(0, config.n_features - 1, len(edits)).long().tolist()
+        tuned, tampered, broken = (Path(folder, name) for name in ("fine-tuned", "tampered", "broken"))
+        alphas = [edit.alpha for edit in edits]
+        save_ablated(base, tampered, model.rows()[[edit.feature for edit in edits]], alphas)
+        save_ablated(base, broken, model.rows()[spread], alphas[::-1])
         texts = [document.text for document in corpus]
         losses = fine_tune(
             base.resolve().as_uri(), None, TRAINING, (texts[::2], texts[1::2]), tuned,
@@ -153,10 +166,12 @@ def smollm(config: FitConfig, log: Any) -> Iterator[tuple[str, Pair, Crosscoder]
         )  # fmt: skip
         say(f"fine-tuned: {losses}")
         positions = Positions.load(first.path / "documents.safetensors")
-        for name, version in (("SmolLM2, fine-tuned", tuned), ("SmolLM2, ablated", edited)):
+        say(f"loss of the base: {next_token_loss(base)}")
+        for version in (tuned, tampered, broken):
             second = read(version, version.name + "-read", positions)
             rows = np.flatnonzero(first.valid & second.valid)
-            yield name, Pair(taken(first, rows), taken(second, rows), torch.from_numpy(first.document[rows])), model
+            pair = Pair(taken(first, rows), taken(second, rows), torch.from_numpy(first.document[rows]))
+            yield f"SmolLM2, {version.name}", next_token_loss(version), pair, model
 
 
 def _normalised(x: Tensor) -> Checkpoint:
@@ -273,7 +288,7 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
 def write_page(result: dict[str, Any]) -> None:
     """Put the table of a run into docs/benchmarks.md."""
     head = ["data", "positions x width", "latents", "steps", "extension, s", "re-fit, s", "share of its time"]
-    head += ["FVU, extension", "FVU, re-fit", "as trained", "ratio", "ratio to as trained"]
+    head += ["FVU, extension", "FVU, re-fit", "as trained", "ratio", "ratio to as trained", "loss"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name, found in result.items():
         if not isinstance(found, dict):
@@ -283,6 +298,7 @@ def write_page(result: dict[str, Any]) -> None:
             f"{found['extension_seconds']:.2f}", f"{found['refit_seconds']:.1f}", f"{found['share']:.1%}",
             f"{found['extension_fvu']:.4f}", f"{found['refit_fvu']:.4f}", f"{found['refit_fvu_as_trained']:.4f}",
             f"{found['fvu_ratio']:.3f}", f"{found['fvu_ratio_to_as_trained']:.3f}",
+            f"{found['loss']:.2f}" if "loss" in found else "",
         ])  # fmt: skip
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
