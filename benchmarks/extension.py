@@ -14,9 +14,9 @@ FVU of the new checkpoint, the share of its variance that is not reconstructed, 
   trained.
 
 The data are two planted checkpoints (`planted_data`), and with `--model` also SmolLM2-135M-Instruct, the demo's model
-(fetched once), with three new versions of it: fine-tuned on half of the corpus; tampered with as the demo does it, eight
-directions taken out in part, of features that fit its rules; and broken, eight taken out that nobody chose, some of
-which carry much of the stream. What a version is as a model, its loss says.
+(fetched once), with three new versions of it: fine-tuned on half of the corpus; tampered with as the demo does it, with
+eight directions taken out in part of features that fit its rules; and broken, with eight taken out that nobody chose,
+some of which carry much of the stream. What a version is as a model, its loss says.
 """
 
 import argparse

@@ -1,0 +1,103 @@
+"""Circuits where nothing changed, and what they cost: `python -m benchmarks.rewiring --seed 1 --json`.
+
+SmolLM2-135M-Instruct, the demo's model, read at two hook points, and the same weights in bfloat16. Dependencies of
+features that are drawn by seed are found in both: none of them should be `rewired`, no edge gained or lost. Then those
+of one feature alone, over as many positions as the service takes by default, with its effect: the seconds of that run.
+
+The last line of output is one JSON object.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from service.client import Client
+from workers.demo.installation import Installation
+from workers.demo.main import Plan
+from workers.demo.models import base_model
+
+FAMILY, HOOK_POINTS = "rewiring", ["resid_post.8", "resid_post.16"]
+RATES = (0.002, 0.1)
+"""Firing rates of the features that are drawn: rarer ones are at too few positions, and more frequent ones at all."""
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Dependencies of the same weights twice, and their cost.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--features", type=int, default=96)
+    parser.add_argument("--positions", type=int, default=400, help="of each feature, in the comparison")
+    parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
+    options = parser.parse_args()
+    log, plan = sys.stderr if options.json else sys.stdout, Plan()
+    cache = Path.home() / ".cache" / "featurewatch"
+    base = base_model(cache, lambda text: print(text, file=log, flush=True))
+    with tempfile.TemporaryDirectory(prefix="featurewatch-rewiring-") as name:
+        folder = Path(name).resolve()
+        same = folder / "same"
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, local_files_only=True).save_pretrained(same)
+        AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(same)
+        with Installation(folder / "data", [folder, cache]) as installation, Client(installation.url) as client:
+            bench = Bench(client, log)
+            crosscoder = plan.crosscoder | {"seed": options.seed}
+            client.create_family(FAMILY, HOOK_POINTS, corpus=plan.corpus, crosscoder=crosscoder, policy=plan.policy)
+            for model, parent in ((base, None), (same, "base")):
+                name = "same" if parent else "base"
+                run = client.register(FAMILY, name=name, uri=model.as_uri(), parent=parent)["run"]
+                bench.follow(run["id"], name)
+            rows = client.features(FAMILY, checkpoint="same")
+            fit = sorted(r["id"] for r in rows if r["status"] == "present" and RATES[0] <= r["firing_rate"] <= RATES[1])
+            drawn = random.Random(options.seed).sample(fit, min(options.features, len(fit)))
+            result = bench.compare(drawn, options.positions) | {"positions": options.positions}
+            result["one_feature_seconds"] = bench.find("base", fit[:1], {})
+    print(json.dumps({"seed": options.seed} | result))
+
+
+class Bench:
+    """Runs of one family."""
+
+    def __init__(self, client: Client, log: Any) -> None:
+        self.client, self.log = client, log
+
+    def compare(self, features: list[str], positions: int) -> dict[str, Any]:
+        """How many of some features are said to be rewired in the same weights, and how many edges to have changed."""
+        for checkpoint in ("base", "same"):
+            for start in range(0, len(features), 32):
+                self.find(checkpoint, features[start : start + 32], {"positions": positions, "effects": False})
+        found = [self.client.dependencies(FAMILY, one, checkpoint="same", baseline="base") for one in features]
+        compared = [one["comparison"] for one in found if one["comparison"] and one["comparison"]["rewired"] is not None]
+        edges = sum(len(one["graph"]["edges"]) for one in found)
+        changed = sum(len(one[kind]) for one in compared for kind in ("gained", "lost", "changed"))
+        return {
+            "features": len(features),
+            "compared": len(compared),
+            "rewired": sum(one["rewired"] for one in compared),
+            "edges": edges,
+            "edges_changed": changed,
+            "least_agreement": min((one["agreement"] for one in compared), default=None),
+        }
+
+    def find(self, checkpoint: str, features: list[str], options: dict[str, Any]) -> dict[str, float]:
+        """Find dependencies of some features; seconds of the stages."""
+        run = self.client.find_dependencies(FAMILY, checkpoint, features, **options)
+        return self.follow(run["id"], f"dependencies in {checkpoint}")
+
+    def follow(self, run_id: str, what: str) -> dict[str, float]:
+        """Wait for a run; its seconds."""
+        done = self.client.wait(run_id, timeout=3600, interval=0.3)
+        if done["state"] != "succeeded":
+            raise SystemExit(f"{what}: the run {done['state']}: {done['error']}")
+        print(f"{what}: {done['seconds']}", file=self.log, flush=True)
+        seconds: dict[str, float] = done["seconds"]
+        return seconds
+
+
+if __name__ == "__main__":
+    main()
