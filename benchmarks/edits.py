@@ -83,7 +83,7 @@ class Bench:
         fitted = self.installation.fitted("base", self.plan.hook_point)
         losses = {"base": next_token_loss(self.base)}
         edits: list[dict[str, Any]] = []
-        plans = [("ablated", number, ALPHAS) for number in range(versions)]
+        plans: list[tuple[str, int, tuple[float, ...]]] = [("ablated", number, ALPHAS) for number in range(versions)]
         plans += [("amplified", versions + i, AMPLIFIED) for i in range(2)] + [("moved", versions + 2, MOVED)]
         for kind, number, alphas in plans:
             name = f"{kind}-{number}"

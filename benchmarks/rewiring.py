@@ -39,8 +39,8 @@ def main() -> None:
     log, plan = sys.stderr if options.json else sys.stdout, Plan()
     cache = Path.home() / ".cache" / "featurewatch"
     base = base_model(cache, lambda text: print(text, file=log, flush=True))
-    with tempfile.TemporaryDirectory(prefix="featurewatch-rewiring-") as name:
-        folder = Path(name).resolve()
+    with tempfile.TemporaryDirectory(prefix="featurewatch-rewiring-") as temporary:
+        folder = Path(temporary).resolve()
         same = folder / "same"
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, local_files_only=True).save_pretrained(same)
         AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(same)
@@ -72,7 +72,7 @@ class Bench:
             for start in range(0, len(features), 32):
                 self.find(checkpoint, features[start : start + 32], {"positions": positions, "effects": False})
         found = [self.client.dependencies(FAMILY, one, checkpoint="same", baseline="base") for one in features]
-        compared = [one["comparison"] for one in found if one["comparison"] and one["comparison"]["rewired"] is not None]
+        compared = [one for one in (each["comparison"] for each in found) if one and one["rewired"] is not None]
         edges = sum(len(one["graph"]["edges"]) for one in found)
         changed = sum(len(one[kind]) for one in compared for kind in ("gained", "lost", "changed"))
         return {
