@@ -32,7 +32,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description="Dependencies of the same weights twice, and their cost.")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--features", type=int, default=96)
+    parser.add_argument("--features", type=int, default=32)
     parser.add_argument("--positions", type=int, default=400, help="of each feature, in the comparison")
     parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
     options = parser.parse_args()
@@ -41,10 +41,11 @@ def main() -> None:
     base = base_model(cache, lambda text: print(text, file=log, flush=True))
     with tempfile.TemporaryDirectory(prefix="featurewatch-rewiring-") as temporary:
         folder = Path(temporary).resolve()
-        same = folder / "same"
+        same, data = folder / "same", folder / "data"
+        data.mkdir()
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, local_files_only=True).save_pretrained(same)
         AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(same)
-        with Installation(folder / "data", [folder, cache]) as installation, Client(installation.url) as client:
+        with Installation(data, [folder, cache]) as installation, Client(installation.url) as client:
             bench = Bench(client, log)
             crosscoder = plan.crosscoder | {"seed": options.seed}
             client.create_family(FAMILY, HOOK_POINTS, corpus=plan.corpus, crosscoder=crosscoder, policy=plan.policy)
