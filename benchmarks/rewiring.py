@@ -32,7 +32,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description="Dependencies of the same weights twice, and their cost.")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--features", type=int, default=32)
+    parser.add_argument("--features", type=int, default=16)
     parser.add_argument("--positions", type=int, default=400, help="of each feature, in the comparison")
     parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
     options = parser.parse_args()
