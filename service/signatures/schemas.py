@@ -84,9 +84,11 @@ class Figures(BaseModel):
     change: float | None = Field(description="Strength over that of the nearest ancestor that was read.")
     change_ci: Interval | None
     size_ratio: float | None = Field(
-        description="Size of the difference that the features write, in whatever direction, over that at the baseline."
+        None,
+        description="Size of the difference that the features write, in whatever direction, over that at the baseline. "
+        "Null as well in readings from before it was measured.",
     )
-    size_ratio_ci: Interval | None
+    size_ratio_ci: Interval | None = None
     auroc: float = Field(description="Of the features chosen at the baseline, weights frozen.")
     auroc_ci: Interval
     reselected_auroc: float = Field(description="Of features chosen anew in this checkpoint.")
