@@ -58,7 +58,8 @@ def effect(
 ) -> Effect | None:
     """Effects from sums by fold: [K], [K], [K], [directions, K]; None where there are too few folds to tell.
 
-    answers: signature -> margins [3 + directions, texts]: plain, ablated, amplified, along random directions.
+    answers: signature -> margins [3 + directions, texts]: plain, ablated, amplified, along random directions. One text
+    alone has no interval, and is not reported.
     """
     if (counts > 0).sum() < 3:
         return None
@@ -76,19 +77,17 @@ def effect(
     return Effect(
         positions=int(counts.sum()), ablate=_round(both[0][0]), ablate_ci=ends[0], amplify=_round(both[1][0]),
         amplify_ci=ends[1], random=_round(both[2][0]), random_most=_round(most), directions=len(random),
-        effective=effective, answers=[answer(name, found, policy) for name, found in answers.items()],
+        effective=effective,
+        answers=[answer(name, margins, policy) for name, margins in answers.items() if margins.shape[1] > 1],
         text=_in_words(float(both[0][0]), float(both[2][0]), effective),
     )  # fmt: skip
 
 
 def answer(signature: str, margins: Doubles, policy: Policy) -> AnswerEffect:
-    """What became of a signature's answers; with one text alone there is no interval, and nothing is significant."""
+    """What became of a signature's answers to two texts or more."""
     changes = margins[1:] - margins[0]
     texts, means = changes.shape[1], changes.mean(1)
-    if texts > 1:
-        reach = stdtrit(texts - 1, 0.5 + policy.confidence / 2) * changes[:2].std(1, ddof=1) / texts**0.5
-    else:
-        reach = np.full(2, np.inf)
+    reach = stdtrit(texts - 1, 0.5 + policy.confidence / 2) * changes[:2].std(1, ddof=1) / texts**0.5
     low, high = means[:2] - reach, means[:2] + reach
     most = float(np.abs(means[2:]).max())
     return AnswerEffect(

@@ -249,6 +249,11 @@ def test_answers_are_held_against_random_directions() -> None:
     assert (found.texts, found.effective, found.random_most) == (40, True, 0.3)
     assert found.ablate_ci[0] < -0.5 < found.ablate_ci[1] < -0.3
     assert found.amplify == pytest.approx(0.4) and found.margin == pytest.approx(plain.mean(), abs=1e-5)
+    counts = np.full(K, 10.0)
+    both = figures.effect(
+        counts, counts, counts, np.stack([counts]), {"one": margins[:, :1], "two": margins[:, :2]}, Policy()
+    )
+    assert both is not None and [one.signature for one in both.answers] == ["two"], "one text has no interval"
     margins[4] = plain + 0.6
     assert not figures.answer("honesty", margins, Policy()).effective, "one random direction does more"
 

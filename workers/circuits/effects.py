@@ -64,8 +64,8 @@ def causal_effects(
         tokens, fold = target.tokens[number].to(reading.device), reading.passages[number].fold
         # No token sees what comes after it, so what is behind the last one need not be read.
         until = int(tokens.max()) + 1
-        strength = _strength(reading, number, target.column)[:until]
-        hidden = _edited(reading, target.place, reading.passages[number].ids[:until], strength, added)[:, tokens]
+        ids, strength = reading.passages[number].ids[:until], _strength(reading, number, target.column)[:until]
+        hidden = _edited(reading, target.place, ids, _stream(reading, target.place, ids), strength, added)[:, tokens]
         logits = head(hidden[0]).float()
         before = logits.log_softmax(1)
         for i in range(len(sums)):
@@ -117,17 +117,20 @@ def answer_margins(
     *,
     directions: int,
     seed: int,
+    check: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Margins of texts [2 + 1 + directions, texts]: plain, without the feature, with twice of it, random directions.
+    """Margins of texts [3 + directions, texts]: plain, without the feature, with twice of it, random directions.
 
-    The feature is read at the text's tokens by its own read-out: the family's code has no part of these texts.
+    The feature is read at the text's tokens by its own read-out: the family's code has no part of these texts. `check`
+    is called before each text, and may raise.
     """
     added = _edits(reading, place, column, directions, seed)
     known, margins = reading.dictionaries[place], []
     for text in asked:
-        x = _stream(reading, place, text.ids[None])[0] * reading.place(place).factor
-        strength = known.read(x, column).clamp_min(0)
-        logits = head(_edited(reading, place, text.ids, strength, added)[:, -1]).double()
+        check()
+        stream = _stream(reading, place, text.ids)
+        strength = known.read(stream[0] * reading.place(place).factor, column).clamp_min(0)
+        logits = head(_edited(reading, place, text.ids, stream, strength, added)[:, -1]).double()
         margins.append(logits[:, text.positive] - logits[:, text.negative])
     return torch.stack(margins, 1).cpu()
 
@@ -141,17 +144,17 @@ def _edits(reading: Reading, place: str, column: int, directions: int, seed: int
 
 
 def _stream(reading: Reading, place: str, ids: Tensor) -> Tensor:
-    """Output of a place's module for some texts [b, t] of one length: [b, t, d]."""
+    """Output of a place's module for a text [t]: [1, t, d]."""
     with watching([reading.place(place)]) as seen:
-        reading.forward(Batch([], ids, torch.ones_like(ids)))
+        reading.forward(Batch([], ids[None], torch.ones_like(ids[None])))
     return seen[place]
 
 
-def _edited(reading: Reading, name: str, ids: Tensor, strength: Tensor, added: Tensor) -> Tensor:
-    """Last hidden states of a text [t], [edits, t, d], with strength [t] times each of `added` put on a place."""
+def _edited(reading: Reading, name: str, ids: Tensor, stream: Tensor, strength: Tensor, added: Tensor) -> Tensor:
+    """Last hidden states of a text [t], [edits, t, d], with strength [t] times each of `added` put on a place, whose
+    module gives `stream` there."""
     place, copies = reading.place(name), ids.expand(len(added), -1)
     put = strength[None, :, None] * added[:, None] / place.factor
-    stream = _stream(reading, name, ids[None])
     edited = stream + put.to(stream.dtype)
     with skipping(reading.skippable.get(name, ())), replacing(place.module, lambda _output: edited):
         output: Any = reading.forward(Batch([], copies, torch.ones_like(copies)))

@@ -62,10 +62,11 @@ class Debate:
 
     def texts(self, traced: Traced) -> list[Answers]:
         """Its texts in tokens, with the first tokens of both answers; those whose answers begin alike are left out."""
+        some = self.pairs[:: max(1, -(-len(self.pairs) // EFFECT_POSITIONS))]
+        rows = [Row(row.text, row.answer) for pair in some for row in pair]
+        prompts = open_prompts(traced.reading.model, traced.tokenizer, rows, "answer", template=self.template)
         found = []
-        for pair in self.pairs[:: max(1, -(-len(self.pairs) // EFFECT_POSITIONS))]:
-            rows = [Row(row.text, row.answer) for row in pair]
-            a, b = open_prompts(traced.reading.model, traced.tokenizer, rows, "answer", template=self.template)
+        for a, b in zip(prompts[::2], prompts[1::2], strict=True):
             if a.ids[: a.first] == b.ids[: b.first] and a.first > 0 and a.ids[a.first] != b.ids[b.first]:
                 found.append(Answers(torch.tensor(a.ids[: a.first]), a.ids[a.first], b.ids[b.first]))
         return found
@@ -86,7 +87,7 @@ class Asked:
     code: str
     targets: dict[int, str]
     """feature number -> hook point where it is read"""
-    debates: list["Debate"]
+    debates: list[Debate]
     """Signatures whose contrast sets hold answers"""
 
     def artifact(self, number: int) -> str:
@@ -239,22 +240,23 @@ def _keep(execution: Execution, asked: Asked, traced: Traced, numbers: list[int]
                 tick=partial(tick, offset=split + width * place, width=width),
             )  # fmt: skip
         tensors, words = _tensors(execution, asked, traced, found[place], effects)
-        tensors |= _margins(asked, traced, number, column)
+        tensors |= _margins(execution, asked, traced, number, column)
         with execution.artifacts.create(asked.artifact(number)) as path:
             contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
             save_file(contiguous, path, metadata={WORDS: json.dumps(words)})
 
 
-def _margins(asked: Asked, traced: Traced, number: int, column: int) -> dict[str, Tensor]:
+def _margins(execution: Execution, asked: Asked, traced: Traced, number: int, column: int) -> dict[str, Tensor]:
     """`answers.<signature>` -> margins [3 + directions, texts], of the signatures that the feature is of."""
+    if traced.head is None:
+        return {}
     found = {}
     for debate in asked.debates:
-        texts = debate.texts(traced) if number in debate.features and traced.head is not None else []
-        if texts:
-            assert traced.head is not None
+        if number in debate.features and (texts := debate.texts(traced)):
             found[f"answers.{debate.name}"] = answer_margins(
-                traced.reading, traced.head, asked.targets[number], column, texts, directions=DIRECTIONS, seed=number
-            )
+                traced.reading, traced.head, asked.targets[number], column, texts, directions=DIRECTIONS, seed=number,
+                check=execution.check,
+            )  # fmt: skip
     return found
 
 
