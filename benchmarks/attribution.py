@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
 from sqlalchemy import select
 
+from benchmarks.runs import succeeded
 from service.client import Client
 from service.config import Settings
 from service.kit.artifacts import ArtifactStore
@@ -78,9 +79,7 @@ def fit(base: Path, folder: Path, roots: list[Path], options: Any) -> None:
         policy = {"max_norm_ratio": 3.0}
         client.create_family(FAMILY, options.hook_points, corpus=corpus, crosscoder=crosscoder, policy=policy)
         run = client.register(FAMILY, name="base", uri=base.as_uri())["run"]
-        run = client.wait(run["id"], timeout=3600, interval=0.3)
-        if run["state"] != "succeeded":
-            raise SystemExit(f"the run {run['state']}: {run['error']}")
+        succeeded(client, run["id"], "base")
 
 
 def open_fitted(base: Path, folder: Path, cache: Path) -> Traced:

@@ -27,6 +27,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.runs import succeeded
 from service.client import Client
 from workers.activations import load_corpus
 from workers.demo.installation import Fitted, Installation
@@ -141,10 +142,7 @@ class Bench:
 
     def _register(self, name: str, uri: str, **options: Any) -> None:
         run = self.client.register(FAMILY, name=name, uri=uri, **options)["run"]
-        run = self.client.wait(run["id"], timeout=3600, interval=0.3)
-        if run["state"] != "succeeded":
-            raise SystemExit(f"{name}: the run {run['state']}: {run['error']}")
-        print(f"{name}: {run['seconds']}", file=self.log, flush=True)
+        succeeded(self.client, run["id"], name, self.log)
 
 
 @torch.no_grad()

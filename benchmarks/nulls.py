@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.planted_data import HOOK_POINT, Lineage, make_lineage, write_checkpoint
+from benchmarks.runs import succeeded
 from service.alerts.schemas import ALARMING
 from service.client import Client
 from workers.demo.installation import Installation
@@ -146,9 +147,7 @@ class Nulls:
         """Register a checkpoint and wait for its verdicts. Extended always: a re-fit would measure something else."""
         fit = "auto" if name == "v1" else "extend"
         run = self.client.register(family, name=name, uri=uri, fit=fit)["run"]
-        run = self.client.wait(run["id"], timeout=3600, interval=0.1)
-        if run["state"] != "succeeded":
-            raise SystemExit(f"{family} {name}: the run {run['state']}: {run['error']}")
+        succeeded(self.client, run["id"], f"{family} {name}")
 
 
 if __name__ == "__main__":

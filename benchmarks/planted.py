@@ -27,6 +27,7 @@ from benchmarks.planted_calibration import coverage, q_values
 from benchmarks.planted_data import HOOK_POINT, SCENARIOS, Lineage, make_lineage, scenario, write_checkpoint
 from benchmarks.planted_report import page, summary
 from benchmarks.planted_score import Matching, id_stability, match, ratio_errors, score, successors_named
+from benchmarks.runs import succeeded
 from service.client import Client
 from workers.demo.installation import Installation
 
@@ -142,10 +143,7 @@ def register(lineage: Lineage, checkpoint: int, releases: Path, client: Client) 
     parent = f"v{checkpoint - 1}" if checkpoint > 1 else None
     hooks = [lineage.hook_point(checkpoint)]
     run = client.register(FAMILY, name=name, uri=uri, parent=parent, hook_points=hooks)["run"]
-    run = client.wait(run["id"], timeout=3600, interval=0.2)
-    if run["state"] != "succeeded":
-        raise SystemExit(f"{name}: the run {run['state']}: {run['error']}")
-    return run["seconds"]
+    return succeeded(client, run["id"], name)["seconds"]
 
 
 def match_codes(lineage: Lineage, client: Client, folder: Path) -> Matching:

@@ -27,6 +27,7 @@ from scipy import sparse
 
 from benchmarks.planted_data import HOOK_POINT, Lineage, make_lineage, write_checkpoint
 from benchmarks.planted_score import Matching, id_stability, match
+from benchmarks.runs import succeeded
 from service.client import Client
 from workers.demo.installation import Installation
 from workers.demo.main import Plan
@@ -145,9 +146,7 @@ class Families:
 
     def _register(self, family: str, name: str, uri: str, fit: str) -> dict[str, float]:
         run = self.client.register(family, name=name, uri=uri, fit=fit)["run"]
-        run = self.client.wait(run["id"], timeout=3600, interval=0.2)
-        if run["state"] != "succeeded":
-            raise SystemExit(f"{family} {name}: the run {run['state']}: {run['error']}")
+        run = succeeded(self.client, run["id"], f"{family} {name}")
         print(f"{family} {name}: {(run['result'] or {}).get('fit')}, {run['seconds']}", file=self.log, flush=True)
         return run["seconds"]
 

@@ -2,7 +2,8 @@
 
 SmolLM2-135M-Instruct, the demo's model, read at two hook points, and the same weights in bfloat16. Dependencies of
 features that are drawn by seed are found in both: none of them should be `rewired`, no edge gained or lost. Then those
-of one feature alone, over as many positions as the service takes by default, with its effect: the seconds of that run.
+of one frequent feature alone, over as many positions as the service takes by default, with its effect: the seconds of
+that run.
 
 The last line of output is one JSON object.
 """
@@ -18,7 +19,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.runs import succeeded
 from service.client import Client
+from service.dependencies.schemas import MOST_FEATURES
 from workers.demo.installation import Installation
 from workers.demo.main import Plan
 from workers.demo.models import base_model
@@ -52,12 +55,13 @@ def main() -> None:
             for model, parent in ((base, None), (same, "base")):
                 name = "same" if parent else "base"
                 run = client.register(FAMILY, name=name, uri=model.as_uri(), parent=parent)["run"]
-                bench.follow(run["id"], name)
-            rows = client.features(FAMILY, checkpoint="same")
-            fit = sorted(r["id"] for r in rows if r["status"] == "present" and RATES[0] <= r["firing_rate"] <= RATES[1])
+                succeeded(client, run["id"], name, log)
+            rows = [row for row in client.features(FAMILY, checkpoint="same") if row["status"] == "present"]
+            rates = {row["id"]: row["firing_rate"] or 0.0 for row in rows}
+            fit = sorted(one for one, rate in rates.items() if RATES[0] <= rate <= RATES[1])
             drawn = random.Random(options.seed).sample(fit, min(options.features, len(fit)))
             result = bench.compare(drawn, options.positions) | {"positions": options.positions}
-            result["one_feature_seconds"] = bench.find("base", fit[:1], {})
+            result["one_feature_seconds"] = bench.find("base", [max(fit, key=lambda one: rates[one])], {})
     print(json.dumps({"seed": options.seed} | result))
 
 
@@ -70,8 +74,10 @@ class Bench:
     def compare(self, features: list[str], positions: int) -> dict[str, Any]:
         """How many of some features are said to be rewired in the same weights, and how many edges to have changed."""
         for checkpoint in ("base", "same"):
-            for start in range(0, len(features), 32):
-                self.find(checkpoint, features[start : start + 32], {"positions": positions, "effects": False})
+            for start in range(0, len(features), MOST_FEATURES):
+                self.find(
+                    checkpoint, features[start : start + MOST_FEATURES], {"positions": positions, "effects": False}
+                )
         found = [self.client.dependencies(FAMILY, one, checkpoint="same", baseline="base") for one in features]
         compared = [one for one in (each["comparison"] for each in found) if one and one["rewired"] is not None]
         edges = sum(len(one["graph"]["edges"]) for one in found)
@@ -88,16 +94,7 @@ class Bench:
     def find(self, checkpoint: str, features: list[str], options: dict[str, Any]) -> dict[str, float]:
         """Find dependencies of some features; seconds of the stages."""
         run = self.client.find_dependencies(FAMILY, checkpoint, features, **options)
-        return self.follow(run["id"], f"dependencies in {checkpoint}")
-
-    def follow(self, run_id: str, what: str) -> dict[str, float]:
-        """Wait for a run; its seconds."""
-        done = self.client.wait(run_id, timeout=3600, interval=0.3)
-        if done["state"] != "succeeded":
-            raise SystemExit(f"{what}: the run {done['state']}: {done['error']}")
-        print(f"{what}: {done['seconds']}", file=self.log, flush=True)
-        seconds: dict[str, float] = done["seconds"]
-        return seconds
+        return succeeded(self.client, run["id"], f"dependencies in {checkpoint}", self.log)["seconds"]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.runs import succeeded
 from service.client import Client
 from workers.demo.installation import Installation
 from workers.demo.models import base_model, save_ablated
@@ -127,11 +128,7 @@ class Bench:
             self.follow(reads, f"{name}, signatures")
 
     def follow(self, run: str, what: str) -> Any:
-        done = self.client.wait(run, timeout=3600, interval=0.3)
-        if done["state"] != "succeeded":
-            raise SystemExit(f"{what}: the run {done['state']}: {done['error']}")
-        print(f"{what}: {done['seconds']}", file=self.log, flush=True)
-        return done
+        return succeeded(self.client, run, what, self.log)
 
     def signature(self, family: str, name: str, rows: list[dict[str, Any]], **options: Any) -> None:
         for run in self.client.create_signature(family, name, rows=rows, **options)["runs"]:

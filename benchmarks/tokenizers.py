@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.planted_score import match
+from benchmarks.runs import succeeded
 from benchmarks.tokenizer_models import Concepts, Plan, choose, own_sets, save_model, train_tokenizer
 from service.client import Client
 from service.verdicts.policy import Policy
@@ -88,10 +89,7 @@ def main() -> None:
             client.create_family(FAMILY, HOOKS["v1"], corpus=corpus_of(folder), crosscoder=crosscoder)
             for version in HOOKS:
                 run = client.register(FAMILY, **registration(folder, version))["run"]
-                run = client.wait(run["id"], timeout=3600, interval=0.2)
-                if run["state"] != "succeeded":
-                    raise SystemExit(f"{version}: the run {run['state']}: {run['error']}")
-                print(f"{version}: {run['seconds']}", file=sys.stderr if options.json else sys.stdout, flush=True)
+                succeeded(client, run["id"], version, sys.stderr if options.json else sys.stdout)
             result = score(pair, client, folder)
     print(json.dumps({"seed": options.seed, "crosscoder": crosscoder} | result))
 

@@ -1,0 +1,16 @@
+"""Runs of a service, as benchmarks wait for them."""
+
+from typing import Any
+
+from service.client import Client
+from service.client_types import Run
+
+
+def succeeded(client: Client, run: str, what: str, log: Any = None) -> Run:
+    """Wait until a run has succeeded; SystemExit where it ends otherwise. Its seconds go to `log`, if there is one."""
+    done = client.wait(run, timeout=7200, interval=0.2)
+    if done["state"] != "succeeded":
+        raise SystemExit(f"{what}: the run {done['state']}: {done['error']}")
+    if log is not None:
+        print(f"{what}: {done['seconds']}", file=log, flush=True)
+    return done
