@@ -2,6 +2,7 @@
 
 import json
 import threading
+from queue import Queue
 
 import pytest
 
@@ -89,16 +90,32 @@ def test_cancel_and_retry(client, database, queue):
 
 
 def test_events_end_with_the_run(client, database, queue, monkeypatch):
-    """The test client holds a stream back until it ends, so another thread brings the run to its end."""
+    """The test client holds a stream back until it ends, so another thread brings the run to its end.
+
+    It goes on when the stream has looked, not after some seconds: a busy machine is seldom on time.
+    """
+    looks, look = Queue(), events._look
+
+    def noted(*args):
+        found = look(*args)
+        looks.put((found.state, found.progress))
+        return found
+
+    monkeypatch.setattr(events, "_look", noted)
     monkeypatch.setattr(events, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr(events, "LONGEST_SECONDS", 120.0)
     run_id = queue()
-    looked = threading.Event()
+
+    def until_looked_at(state, progress):
+        while looks.get(timeout=60) != (state, progress):
+            pass
 
     def work():
-        looked.wait(0.3)
+        until_looked_at("queued", 0.0)
         run = claim(database)
-        looked.wait(0.8)
+        for _ in range(2):  # nothing new the second time: a heartbeat
+            until_looked_at("running", 0.0)
         with database.write() as session:
             logic.heartbeat(
                 session,
@@ -110,7 +127,7 @@ def test_events_end_with_the_run(client, database, queue, monkeypatch):
                 detail={"positions_per_second": 2100.5},
                 seconds={},
             )
-        looked.wait(0.3)
+        until_looked_at("running", 0.5)
         finish(database, run, result={"features": 3})
 
     worker = threading.Thread(target=work)
