@@ -9,6 +9,8 @@ import torch
 from scipy import sparse
 
 from benchmarks.circuit_models import Circuit, make_circuit, make_model, write_text
+from service.dependencies import judge
+from service.verdicts.policy import Policy
 from workers.activations.hooks import choose_hook_points
 from workers.circuits.attribution import METHODS, Attribution, Method, Options, Reading, attribute
 from workers.circuits.effects import activations, causal_effects
@@ -78,6 +80,22 @@ def test_the_planted_edges_are_found(method: Method, rewired: bool) -> None:
         weakest, others = np.abs(edges[strongest]).min(), np.delete(edges, [*expected, target])
         # The rest is what a feature gives by being in the same words: nothing, in a linear model.
         assert np.abs(others).max() < 0.1 * weakest, (target, edges)
+
+
+def test_exactly_what_was_rewired_is_told() -> None:
+    before, after = graph(False, "gradient"), graph(True, "gradient")
+    rewired, *others = circuit().edges(False)
+
+    def sums(found: Attribution) -> tuple[judge.Doubles, judge.Doubles]:
+        return found.places[EARLY].features.double().numpy(), found.count.double().numpy()
+
+    told = {t: judge.compare(sums(before[t]), sums(after[t]), Policy(), targets=len(before)) for t in before}
+    changes = told[rewired].changes
+    assert {c.index for c in changes if c.kind == "lost"} == set(circuit().pairs[0])
+    assert {c.index for c in changes if c.kind == "gained"} == set(circuit().other)
+    assert len(changes) == 4 and told[rewired].rewired
+    for other in others:
+        assert told[other].rewired is False and not told[other].changes
 
 
 def test_what_a_feature_writes_matters_to_the_next_token() -> None:
