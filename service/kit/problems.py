@@ -102,6 +102,10 @@ class UnprocessableError(ProblemError):
     status, code, title = 422, "unprocessable", "The request cannot be carried out"
 
 
+class TooManyRequestsError(ProblemError):
+    status, code, title = 429, "too-many-requests", "Too many requests"
+
+
 class UnavailableError(ProblemError):
     status, code, title = 503, "unavailable", "Not available now"
 
