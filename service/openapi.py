@@ -72,8 +72,10 @@ def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
         statuses |= {"401", "403", "422", "429"}
     if "{" in path:
         statuses.add("404")
+    if method != "get" or "{family}" in path:
+        statuses.add("409")  # e.g. a checkpoint that is not judged yet
     if method != "get":
-        statuses |= {"409", "413"}
+        statuses.add("413")
     idempotent = method.upper() in idempotency.METHODS
     if idempotent or any(parameter["name"] == "cursor" for parameter in operation.get("parameters", [])):
         statuses.add("400")

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import logic, queries
+from service.auth.guard import check_early
 from service.auth.limits import RateLimits, network_of
 from service.auth.logic import Principal
 from service.config import Settings
@@ -53,6 +54,7 @@ class Authentication:
         told: dict[str, str] = {}
         if scope["path"] not in _UNLIMITED:
             told = await self.limits.spend(principal.id if principal else address)
+        check_early(principal, scope["method"], scope["path"])
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":

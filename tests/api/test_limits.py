@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
-from service.auth.limits import RateLimits, network_of
+from service.auth.limits import network_of
 from service.config import Settings
 from service.kit.db import Database
 from tests.api.test_auth import bearer
