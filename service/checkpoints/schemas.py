@@ -39,6 +39,9 @@ class CheckpointIn(BaseModel):
         "first fit is made over it and those that follow, and judges them all.",
     )
     metadata: dict[str, Any] = Field(default_factory=dict, description="Kept as it comes, e.g. commit and CI job.")
+    priority: int = Field(
+        0, ge=0, le=100, description="Of its run: larger ones go first. Checkpoints of the family that wait go with it."
+    )
 
 
 class CheckpointOut(BaseModel):
