@@ -35,7 +35,7 @@ VOLUME /data
 
 FROM base AS worker
 COPY --from=build-worker /venv /venv
-CMD ["celery", "-A", "workers.app", "worker", "-Q", "runs,shards", "-c", "1"]
+CMD ["celery", "-A", "workers.app", "worker", "-Q", "runs,cpu,shards", "-c", "1"]
 
 # The last stage is what a plain `docker build .` makes.
 FROM base AS api

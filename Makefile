@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint bench planted fuzz audit docs clean
+.PHONY: help setup demo run test lint bench planted chaos fuzz audit docs clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench: $(VENV)/.worker ## our trainer against public ones: speed, quality, memor
 
 planted: $(VENV)/.worker ## the planted-truth benchmark: are the verdicts right, and how fast?
 	@$(BIN)/python -m benchmarks.planted --scenario all --seed 0 --json $(ARGS)
+
+chaos: $(VENV)/.test ## 50 onboardings while everything is killed at random moments, on both databases (about 15 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/e2e/test_chaos.py --onboardings 50 $(ARGS)
 
 fuzz: $(VENV)/.test ## made-up requests to every operation of the API, over 10,000 on each database (about 30 minutes)
 	@OMP_NUM_THREADS=1 FEATUREWATCH_TEST_FUZZ_EXAMPLES=60 $(BIN)/python -m pytest -n 0 -s tests/api/test_fuzz.py $(ARGS)

@@ -4,7 +4,9 @@ A dictionary is fitted on the parent. Then, on the same positions:
 
 - *extension*: all that the stages extend and measure compute for the new checkpoint (regressions, new features,
   products with the errors of all folds, read-out);
-- *re-fit*: a fit of parent and new checkpoint together with the same options, and what is measured after it.
+- *re-fit*: a fit of parent and new checkpoint together with the same options, and what is measured after it. *Cold* it
+  starts from nothing, as the parent's own fit did; *warm*, as the service makes it, from what the parent's features
+  write: that is one more training of a trained dictionary.
 
 FVU of the new checkpoint, the share of its variance that is not reconstructed, at all positions:
 
@@ -43,7 +45,7 @@ from workers.activations.models import compute_dtype
 from workers.crosscoder.code import Code, concatenate_rows
 from workers.crosscoder.config import FitConfig, Layout
 from workers.crosscoder.extend import ExtendConfig, typical_size
-from workers.crosscoder.fit import fit
+from workers.crosscoder.fit import FitState, fit, start_from
 from workers.crosscoder.model import Crosscoder, Moments
 from workers.crosscoder.pursuit import pursued
 from workers.crosscoder.readout import solve_readout
@@ -59,6 +61,8 @@ T = TypeVar("T")
 
 TRAINING = Training(steps=24, learning_rate=2e-5, batch_documents=4, context_length=128, seed=0)
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+FVUS = ("extension_fvu", "refit_fvu", "refit_fvu_as_trained", "warm_refit_fvu", "parent_fvu")
+RATIOS = ("fvu_ratio", "fvu_ratio_to_as_trained", "fvu_ratio_to_warm")
 BEGIN, END = "<!-- extension -->", "<!-- /extension -->"
 
 
@@ -180,11 +184,27 @@ def _normalised(x: Tensor) -> Checkpoint:
     return Checkpoint(moments.normaliser()(x), [x.shape[1]])
 
 
-def fitted(checkpoints: list[Checkpoint], config: FitConfig) -> Crosscoder:
+def fitted(checkpoints: list[Checkpoint], config: FitConfig, state: FitState | None = None) -> Crosscoder:
     """A crosscoder of all of them together."""
-    layout = Layout(tuple(c.widths[0] for c in checkpoints), tuple(range(len(checkpoints))))
     n, dtype = len(checkpoints[0].x), compute_dtype("cpu")  # as in the service
-    return fit(lambda rows: _beside(checkpoints, rows), n, layout, config, encode_dtype=dtype).model
+    return fit(
+        lambda rows: _beside(checkpoints, rows), n, _layout(checkpoints), config, state=state, encode_dtype=dtype
+    ).model
+
+
+def warm(pair: Pair, code: Code, config: FitConfig) -> Crosscoder:
+    """A crosscoder of both that starts from the features of the parent's code, as `refitting._known_rows` has it."""
+    both = [pair.parent, pair.now]
+    regression = Regression(code, torch.arange(code.n), torch.zeros(code.n, dtype=torch.int64))
+    rows = torch.cat([regression.solve(one).decoder for one in both], 1)
+    written = rows.square().sum(1) * regression.energy.sum(0).float()
+    solid = (torch.bincount(code.latents, minlength=code.m) >= Policy().min_firings).nonzero().squeeze(1)
+    known = rows[solid[written[solid].argsort(descending=True)]]
+    return fitted(both, config, start_from(known, config, _layout(both)))
+
+
+def _layout(checkpoints: list[Checkpoint]) -> Layout:
+    return Layout(tuple(c.widths[0] for c in checkpoints), tuple(range(len(checkpoints))))
 
 
 def _beside(checkpoints: list[Checkpoint], rows: Tensor) -> Tensor:
@@ -209,6 +229,9 @@ def compare(pair: Pair, model: Crosscoder, config: FitConfig, log: Any, name: st
     after, refitted = timed(lambda: measure_refit(pair, joint))
     reread, trained = everywhere(refitted, pair.now), as_trained(pair, joint, refitted.code)
     print(f"{name}: re-fit {seconds:.1f} s + {after:.1f} s, FVU {reread:.4f}, {trained:.4f}", file=log, flush=True)
+    warmed = everywhere(measure_refit(pair, warm(pair, code, config)), pair.now)
+    own = everywhere(Regression(code, torch.arange(code.n), assign_folds(pair.document, FOLDS)), pair.parent)
+    print(f"{name}: warm re-fit, FVU {warmed:.4f}; the parent's {own:.4f}", file=log, flush=True)
     return {
         "positions": len(pair.document),
         "width": pair.now.widths[0],
@@ -221,8 +244,11 @@ def compare(pair: Pair, model: Crosscoder, config: FitConfig, log: Any, name: st
         "extension_fvu": round(fvu, 5),
         "refit_fvu": round(reread, 5),
         "refit_fvu_as_trained": round(trained, 5),
+        "warm_refit_fvu": round(warmed, 5),
+        "parent_fvu": round(own, 5),
         "fvu_ratio": round(fvu / reread, 4),
         "fvu_ratio_to_as_trained": round(fvu / trained, 4),
+        "fvu_ratio_to_warm": round(fvu / warmed, 4),
     }
 
 
@@ -288,7 +314,8 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
 def write_page(result: dict[str, Any]) -> None:
     """Put the table of a run into docs/benchmarks.md."""
     head = ["data", "positions x width", "latents", "steps", "extension, s", "re-fit, s", "share of its time"]
-    head += ["FVU, extension", "FVU, re-fit", "as trained", "ratio", "ratio to as trained", "loss"]
+    head += ["FVU, extension", "FVU, re-fit", "as trained", "warm", "of the parent"]
+    head += ["ratio", "ratio to as trained", "ratio to warm", "loss"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name, found in result.items():
         if not isinstance(found, dict):
@@ -296,8 +323,7 @@ def write_page(result: dict[str, Any]) -> None:
         lines.append([
             name, f"{found['positions']:,} x {found['width']}", f"{found['latents']:,}", f"{found['steps']:,}",
             f"{found['extension_seconds']:.2f}", f"{found['refit_seconds']:.1f}", f"{found['share']:.1%}",
-            f"{found['extension_fvu']:.4f}", f"{found['refit_fvu']:.4f}", f"{found['refit_fvu_as_trained']:.4f}",
-            f"{found['fvu_ratio']:.3f}", f"{found['fvu_ratio_to_as_trained']:.3f}",
+            *(f"{found[key]:.4f}" for key in FVUS), *(f"{found[key]:.3f}" for key in RATIOS),
             f"{found['loss']:.2f}" if "loss" in found else "",
         ])  # fmt: skip
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

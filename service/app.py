@@ -22,7 +22,7 @@ from service.kit import problems, telemetry
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.kit.logs import configure_logging
-from service.kit.middleware import BodyLimit, EntityTags, RequestContext
+from service.kit.middleware import BodyLimit, EntityTags, RequestContext, StorableText
 from service.labels.routes import router as labels
 from service.lineage.routes import router as lineage
 from service.migrate import check_connection
@@ -70,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     # The last one added is the outermost.
     app.add_middleware(Transactions)
+    app.add_middleware(StorableText)
     app.add_middleware(Authentication, settings=settings)
     app.add_middleware(EntityTags)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)

@@ -19,6 +19,7 @@ from typing import Any, cast
 from service.client_notify import NotifyingCalls
 from service.client_transport import ApiError, ClientError, UnreachableError, given, path_of
 from service.client_types import (
+    Attempt,
     Calibration,
     Checkpoint,
     Dependencies,
@@ -92,9 +93,10 @@ class Client(NotifyingCalls):
         hook_points: Sequence[str] | None = None,
         fit: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        priority: int | None = None,
     ) -> Registration:
         """Register a checkpoint: a run reads it and judges every feature. The same one again: the same run."""
-        body = given(name=name, uri=uri, adapter=adapter, parent=parent, fit=fit, metadata=metadata)
+        body = given(name=name, uri=uri, adapter=adapter, parent=parent, fit=fit, metadata=metadata, priority=priority)
         if hook_points is not None:
             body["hook_points"] = list(hook_points)
         response = self.send("POST", path_of("families", family, "checkpoints"), body=body)
@@ -321,6 +323,10 @@ class Client(NotifyingCalls):
     def run(self, run: str) -> Run:
         """One run."""
         return cast(Run, self.json("GET", path_of("runs", run)))
+
+    def attempts(self, run: str) -> Iterator[Attempt]:
+        """Each try at a run by a worker, oldest first: how it ended, and what it cost."""
+        return self.pages(path_of("runs", run, "attempts"))
 
     def cancel(self, run: str) -> Run:
         """Ask a run to stop; a worker confirms it at its next step."""

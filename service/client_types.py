@@ -42,13 +42,29 @@ class Run(TypedDict):
     stage: str | None
     progress: float
     detail: dict[str, Any]
+    priority: int
     attempt: int
+    max_attempts: int
     seconds: dict[str, float]
+    usage: dict[str, Any]
+    request_id: str | None
     result: dict[str, Any] | None
     error: RunFault | None
     created_at: str
     started_at: str | None
     finished_at: str | None
+
+
+class Attempt(TypedDict):
+    """One try at a run. `outcome`: the state that it left the run in; None: it goes on."""
+
+    number: int
+    worker: str
+    outcome: RunStateName | None
+    error: RunFault | None
+    usage: dict[str, Any]
+    started_at: str
+    ended_at: str | None
 
 
 class Calibration(TypedDict):

@@ -49,6 +49,17 @@ class Settings(BaseSettings):
     save_seconds: float = Field(
         20.0, gt=0, description="How often a fit under way saves itself: what a killed worker has to do again at most."
     )
+    run_seconds: float = Field(
+        172_800.0,
+        ge=0,
+        description="How long an attempt at a run may take; it then fails at its next step. 0: as long as it likes.",
+    )
+    run_grace_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="How much longer one that takes no step may go on: then its worker's process ends, and with it the "
+        "run.",
+    )
     poll_seconds: float = Field(1.0, gt=0, description="How often sweeps and polling workers look for work.")
     threads: int = Field(0, ge=0, description="CPU threads of a worker's torch. 0: as torch chooses.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`: where workers compute.")

@@ -82,7 +82,7 @@ def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
     if idempotent:
         operation.setdefault("parameters", []).append(_IDEMPOTENCY)
     responses = operation["responses"]
-    for status in sorted(statuses):
+    for status in sorted(statuses | {status for status in responses if status >= "400"}):
         described = responses.get(status, {})
         responses[status] = {
             "description": described.get("description") or _TITLES[status],

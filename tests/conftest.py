@@ -18,6 +18,12 @@ from service.kit.db import Database
 from tests.services import Postgres, Valkey, postgres_server, valkey_server
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `make chaos` does more of than `make test`."""
+    parser.addoption("--onboardings", type=int, default=10, help="of tests/e2e/test_chaos.py, for each database")
+    parser.addoption("--chaos-seed", type=int, default=0, help="of the order and the times of disturbances")
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's shell reaches a test."""

@@ -63,19 +63,23 @@ class Process:
     """A server process in a temporary folder of its own, and the guard that ends both."""
 
     def __init__(self, command: list[str], folder: Path, user: int | None = None) -> None:
-        self.folder = folder
+        self.command, self.folder, self.user = command, folder, user
         self.log = folder / "log.txt"
+        self.start()
+
+    def start(self) -> None:
+        """Start the server, again after a `stop`."""
         with self.log.open("ab") as log:
             self.server = subprocess.Popen(
-                command,
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # an interrupt at the terminal is for the tests; they stop the server
-                **_as_user(user),
+                **_as_user(self.user),
             )
         self.guard = subprocess.Popen(
-            ["sh", "-c", GUARD, str(self.server.pid), str(folder)],
+            ["sh", "-c", GUARD, str(self.server.pid), str(self.folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

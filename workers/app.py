@@ -1,4 +1,4 @@
-"""The Celery app: `celery -A workers.app worker -Q runs,shards -c 1`, and `... worker --beat -Q sweeps -c 1`.
+"""The Celery app: `celery -A workers.app worker -Q runs,cpu,shards -c 1`, and `... worker --beat -Q sweeps -c 1`.
 
 Messages are doorbells and nothing else. They are acknowledged before the work starts: Redis hands a message that is
 acknowledged late to a second worker when the work outlives the visibility timeout. What must not be lost is in SQL.
@@ -68,9 +68,9 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def publish(app: Celery, run_id: str) -> None:
+def publish(app: Celery, run_id: str, queue: str = "runs") -> None:
     """Ring the bell of a run; raises within seconds where the broker is away."""
-    app.send_task(EXECUTE, args=[run_id], queue="runs", retry=False)
+    app.send_task(EXECUTE, args=[run_id], queue=queue, retry=False)
 
 
 def call_helper(app: Celery) -> None:

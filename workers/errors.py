@@ -24,6 +24,17 @@ class RunError(Exception):
         return (_rebuild, (self.code, self.detail, self.title))
 
 
+class TooLongError(RunError):
+    """The attempt has had all the time that the settings give it."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            "took-too-long",
+            f"It was not done after {seconds:,.0f} seconds, which is all that FEATUREWATCH_RUN_SECONDS gives an "
+            "attempt. What it has made is kept: a retry goes on from there.",
+        )
+
+
 class RunCancelledError(Exception):
     """Someone asked for the run to be cancelled; raised at the next check."""
 

@@ -1,5 +1,6 @@
 """What a pipeline holds of its run: stages, progress, fenced sessions, and whether it may go on."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from service.kit.db import Database
 from service.models import Run
 from service.runs import logic
 from service.runs.states import RunState
-from workers.errors import GivingWayError, LeaseLostError, RunCancelledError, WorkerStoppingError
+from workers.errors import GivingWayError, LeaseLostError, RunCancelledError, TooLongError, WorkerStoppingError
+from workers.usage import Usage
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -24,6 +26,8 @@ AWAY = (OperationalError, InterfaceError)
 """What the driver raises when the database cannot be reached, or drops the connection."""
 
 RETRY_SECONDS = 0.5
+STUCK = 70
+"""Exit status of a worker whose run takes no step and has no time left (EX_SOFTWARE)."""
 
 
 class Execution:
@@ -42,7 +46,8 @@ class Execution:
         self._stage_began = 0.0
         self._progress, self._detail = 0.0, dict[str, Any]()
         self._seconds: dict[str, float] = dict(run.seconds)
-        self._lease_until = time.monotonic() + settings.lease_seconds
+        self._began, self._usage = time.monotonic(), Usage()
+        self._lease_until = self._began + settings.lease_seconds
         self._cancelling = self._lost = self._writing = self._finishing = self._gives_way = False
         self.finished = False
         """Whether the transaction that `finish` was part of has committed."""
@@ -60,6 +65,8 @@ class Execution:
         finally:
             with self._lock:
                 self._seconds = self._seconds_now()
+                if "positions_per_second" in self._detail:
+                    self._usage.rates[name] = self._detail["positions_per_second"]
                 self._stage, self._stage_began, self._progress, self._detail = outer
 
     def progress(self, fraction: float, /, **detail: Any) -> None:
@@ -70,13 +77,15 @@ class Execution:
                 self._detail = detail
 
     def check(self) -> None:
-        """Stop here if the run is not to go on: LeaseLostError, RunCancelledError, WorkerStoppingError, or
-        GivingWayError."""
+        """Stop here if the run is not to go on: LeaseLostError, RunCancelledError, TooLongError, WorkerStoppingError,
+        or GivingWayError."""
         # Inside a `write()` the run's row is locked: no beat gets through, but nobody else either.
         if self._lost or (self.lease_left() <= 0 and not self._writing):
             raise LeaseLostError(f"run {self.run_id} is not held by attempt {self.attempt} any more")
         if self._cancelling:
             raise RunCancelledError(f"run {self.run_id} was cancelled")
+        if self._overtime() > 0:
+            raise TooLongError(self.settings.run_seconds)
         if self._stop():
             raise WorkerStoppingError("the worker was told to end")
         if self._gives_way:
@@ -120,12 +129,18 @@ class Execution:
             state=RunState.SUCCEEDED,
             result=result,
             seconds=seconds,
+            usage=self.usage(),
         )
         if not done:
             raise LeaseLostError(f"run {self.run_id} ended before attempt {self.attempt} finished it")
 
     def beat(self) -> bool:
-        """Renew the lease, write the progress and see what was asked for; whether beats are still wanted."""
+        """Renew the lease, write the progress and see what was asked for; whether beats are still wanted.
+
+        A run that takes no step although its time is over cannot be stopped: it is failed, and this process ended.
+        """
+        if self._overtime() > self.settings.run_grace_seconds:
+            self._end_process()
         with self._lock:
             stage, progress, detail, seconds = self._stage, self._progress, self._detail, dict(self._seconds)
         began = time.monotonic()
@@ -139,6 +154,7 @@ class Execution:
                 progress=progress,
                 detail=detail,
                 seconds=seconds,
+                usage=self.usage(),
             )
             self._gives_way = logic.gives_way(session, family_id=self.family_id, priority=self.priority)
         if state is None:
@@ -158,6 +174,10 @@ class Execution:
         with self._lock:
             return self._seconds_now()
 
+    def usage(self) -> dict[str, Any]:
+        """What this attempt has cost until now."""
+        return self._usage.now()
+
     def lease_left(self) -> float:
         """Seconds until the lease is over, as far as this worker knows."""
         return self._lease_until - time.monotonic()
@@ -165,6 +185,26 @@ class Execution:
     def lose(self) -> None:
         """Give the run up: its lease is over."""
         self._lost = not self._finishing
+
+    def _overtime(self) -> float:
+        """Seconds since this attempt had no time left; negative while it has."""
+        allowed = self.settings.run_seconds
+        return time.monotonic() - self._began - allowed if allowed else float("-inf")
+
+    def _end_process(self) -> None:
+        error = TooLongError(self.settings.run_seconds).as_dict()
+        log.error("stuck: ending this process", run=self.run_id, stage=self._stage)
+        with self.database.write() as session:
+            logic.finish(
+                session,
+                run_id=self.run_id,
+                attempt=self.attempt,
+                state=RunState.FAILED,
+                error=error,
+                seconds=self.seconds(),
+                usage=self.usage(),
+            )
+        os._exit(STUCK)
 
     def _seconds_now(self) -> dict[str, float]:
         if self._stage is None:

@@ -60,7 +60,7 @@ def run_next(
     if run is None:
         return None
     execution = Execution(run, settings=settings, database=database, artifacts=artifacts, stop=stop)
-    with structlog.contextvars.bound_contextvars(run=run.id, attempt=run.attempt):
+    with structlog.contextvars.bound_contextvars(run=run.id, attempt=run.attempt, request_id=run.request_id):
         log.info("claimed", kind=run.kind)
         heart = Heart(execution)
         heart.start()
@@ -142,6 +142,7 @@ def _end(execution: Execution, state: RunState, error: dict[str, Any] | None = N
             state=state,
             error=error,
             seconds=execution.seconds(),
+            usage=execution.usage(),
         )
 
     if not _insist(execution, act):

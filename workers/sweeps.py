@@ -21,14 +21,15 @@ from service.kit.crypto import SecretBox
 from service.kit.db import Database
 from service.runs import logic as runs
 from service.runs import queries as run_queries
+from service.runs.states import queue_of
 from service.shards import queries as shards
 from service.webhooks import logic as webhooks
 from service.webhooks import queries as webhook_queries
 
 log = structlog.get_logger("featurewatch.sweeps")
 
-Publish = Callable[[str], None]
-"""Tells a worker of a run by its id; raises where the broker cannot be reached."""
+Publish = Callable[[str, str], None]
+"""Tells a worker of a run by its id and its queue; raises where the broker cannot be reached."""
 
 BELLS_AT_ONCE = 200
 SENDERS = 8
@@ -74,15 +75,14 @@ class Sweeper:
             bells = [*run_queries.silent_bells(session, BELLS_AT_ONCE)]
             if self.publish is not None:
                 bells += run_queries.unheard(session, rung_before=again_before, limit=BELLS_AT_ONCE)
-            waiting = [(bell.id, bell.run_id) for bell in bells]
-        if not waiting:
+        if not bells:
             return 0
         told: set[str] = set()
         marked: list[int] = []
         try:
-            for bell_id, run_id in waiting:
+            for bell_id, run_id, kind in bells:
                 if self.publish is not None and run_id not in told:
-                    self.publish(run_id)
+                    self.publish(run_id, queue_of(kind))
                 told.add(run_id)
                 marked.append(bell_id)
         finally:

@@ -55,6 +55,6 @@ def _sweeper() -> Sweeper:
     return Sweeper(
         settings,
         database,
-        lambda run_id: celery.publish(celery.app, run_id),
+        lambda run_id, queue: celery.publish(celery.app, run_id, queue),
         call_helper=lambda: celery.call_helper(celery.app),
     )

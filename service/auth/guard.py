@@ -8,7 +8,6 @@ from fastapi import Depends, Request
 from service.auth.logic import Principal
 from service.kit.problems import ForbiddenError, UnauthenticatedError
 
-
 _READING = ("GET", "HEAD", "OPTIONS")
 _ADMIN_PATHS = ("/v1/keys", "/v1/audit")
 

@@ -78,7 +78,7 @@ def register(
         except IntegrityError:  # another request took the name between our look and our write
             found = get(session, family, body.name)
         else:
-            return checkpoint, _queue(session, checkpoint), True
+            return checkpoint, _queue(session, checkpoint, body.priority), True
     parent_id = found.parent_id if body.parent is None else _parent_id(session, family, body.parent)
     if _digest(family, body, parent_id, content) == found.digest:
         run = queries.newest_runs(session, [found.id])[found.id]
@@ -90,16 +90,19 @@ def register(
             code="name-used",
         )
     _fill(found, family, body, _parent(session, family, body, found), content)
-    return found, _queue(session, found), True
+    return found, _queue(session, found, body.priority), True
 
 
-def _queue(session: Session, checkpoint: Checkpoint) -> Run:
+def _queue(session: Session, checkpoint: Checkpoint, priority: int) -> Run:
+    # A checkpoint is judged after its parent: those that wait may not be overtaken.
+    runs.hurry(session, family_id=checkpoint.family_id, kind=KIND, priority=priority)
     return runs.create(
         session,
         family_id=checkpoint.family_id,
         checkpoint_id=checkpoint.id,
         kind=KIND,
         params={"fit": checkpoint.fit},
+        priority=priority,
     )
 
 

@@ -1,6 +1,7 @@
 """`featurewatch family`, `checkpoint`, `run`, `report`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from service.cli import base, gate, told
 from service.cli.base import AsJson
 from service.cli.told import MaxQ, MinChange
 from service.client import Client
-from service.client_types import Checkpoint, Run
+from service.client_types import Attempt, Checkpoint, Run
 from service.features.words import plain
 
 family_app = typer.Typer(help="Families: the models that are tracked together.", no_args_is_help=True)
@@ -102,6 +103,7 @@ def register(
     ] = None,
     fit: Annotated[str, typer.Option(help="auto, extend, refit or later.")] = "auto",
     metadata: Annotated[list[str] | None, typer.Option(help="NAME=VALUE to keep with it. May be repeated.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Larger ones go first; default: 0.", min=0, max=100)] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the verdicts and show progress.")] = False,
     gate_policy: Annotated[
         str | None, typer.Option("--gate", help="Policy file (TOML), or `default`: exit code 1 if it fails. Waits.")
@@ -123,6 +125,7 @@ def register(
             hook_points=hook_point or None,
             fit=fit,
             metadata=_pairs(metadata) or None,
+            priority=priority,
         )
         run = made["run"]
         if not wait and rules is None:
@@ -233,10 +236,22 @@ def list_runs(
 
 @run_app.command("show")
 def show_run(run: RunId, as_json: AsJson = False) -> None:
-    """Show a run."""
+    """Show a run, and each attempt at it with what it cost."""
     with base.connect() as client:
-        row = client.run(run)
-    base.show_json(row) if as_json else base.show_fields(row.items())
+        row, attempts = client.run(run), list(client.attempts(run))
+    if as_json:
+        return base.show_json({**row, "attempts": attempts})
+    base.show_fields((name, value) for name, value in row.items() if name != "usage")
+    columns: list[tuple[str, Callable[[Attempt], Any]]] = [
+        ("ATTEMPT", lambda one: one["number"]),
+        ("OUTCOME", lambda one: one["outcome"] or "goes on"),
+        ("WHY", lambda one: one["error"] and one["error"]["detail"]),
+        ("DEVICE", lambda one: one["usage"].get("device")),
+        ("CPU SECONDS", lambda one: one["usage"].get("cpu_seconds")),
+        ("PEAK MEMORY", lambda one: _megabytes(one["usage"].get("peak_memory_bytes"))),
+        ("WORKER", lambda one: one["worker"]),
+    ]
+    return base.show_rows(attempts, columns, empty="No worker has tried it yet.")
 
 
 @run_app.command("wait")
@@ -293,6 +308,10 @@ def report(
         told.show(answer, f"{family}: {name}" + (f" against {answer['baseline']}" if answer["baseline"] else ""))
     else:
         typer.echo(text)
+
+
+def _megabytes(size: int | None) -> str | None:
+    return None if size is None else f"{size / 1e6:,.0f} MB"
 
 
 def _pairs(items: list[str] | None) -> dict[str, str]:

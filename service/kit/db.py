@@ -25,6 +25,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     impl = DateTime(timezone=True)
     cache_ok = True
+    python_type = datetime
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
@@ -82,8 +83,10 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session for one transaction that writes."""
+        """A session for one transaction that writes. It has SQLite's lock from the start: what time it is, and what is
+        overdue, is asked inside, and must not be an answer from before a long wait."""
         with Session(self.writer, expire_on_commit=False) as session, session.begin():
+            session.connection()
             yield session
 
     @contextmanager

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.kit.ids import new_id
-from service.kit.problems import ProblemError, TooLargeError, problem_response, response_for
+from service.kit.problems import ProblemError, TooLargeError, UnprocessableError, problem_response, response_for
 
 log = structlog.get_logger("featurewatch.http")
 
@@ -29,6 +29,7 @@ _POLICY_BROWSER = (
 )
 _TLS_ONLY = "max-age=31536000"
 _QUIET = ("/healthz", "/readyz", "/metrics")
+_ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 MAX_TAGGED_BYTES = 8_000_000
 
 
@@ -134,6 +135,22 @@ class BodyLimit:
 
     def _refusal(self) -> TooLargeError:
         return TooLargeError(f"The body is over {self.limit:,} bytes, the most that this server reads.")
+
+
+class StorableText:
+    """Refuses the character NUL with 422: Postgres stores none, in no text and no JSON."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (
+            "\0" in scope["path"]
+            or b"%00" in scope.get("query_string", b"")
+            or _ESCAPED_NUL.search(scope["state"].get("body", b""))
+        ):
+            raise UnprocessableError("The character NUL (U+0000) cannot be stored.", code="nul-character")
+        await self.app(scope, receive, send)
 
 
 class EntityTags:

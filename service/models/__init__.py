@@ -8,14 +8,14 @@ from service.models.dependency import DependencyGraph
 from service.models.family import Family
 from service.models.feature import Code, Feature
 from service.models.lineage import Lineage
-from service.models.run import Bell, Run
+from service.models.run import Attempt, Bell, Run
 from service.models.shard import Shard
 from service.models.signature import Reading, Signature
 from service.models.verdict import Measurement, Verdict
 from service.models.webhook import Delivery, Event, Webhook
 
 __all__ = [
-    "Alert", "AlertRule", "ApiKey", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery", "DependencyGraph",
-    "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "Measurement", "Reading", "Run", "Shard", "Signature",
-    "Source", "Verdict", "Webhook",
+    "Alert", "AlertRule", "ApiKey", "Attempt", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery",
+    "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "Measurement", "Reading", "Run",
+    "Shard", "Signature", "Source", "Verdict", "Webhook",
 ]  # fmt: skip

@@ -38,6 +38,10 @@ class Run(Base):
     """The fence: a write counts only while the run still has the attempt number of the writer."""
     max_attempts: Mapped[int] = mapped_column(default=3)
     worker: Mapped[str | None]
+    request_id: Mapped[str | None]
+    """The request that asked for it: its lines in the logs of API and workers belong together."""
+    usage: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What the current attempt, or the last one, has cost; see workers.usage."""
     lease_until: Mapped[datetime | None]
     seconds: Mapped[dict[str, Any]] = mapped_column(default=dict)
     """Stage -> seconds that it took, added up over attempts."""
@@ -48,6 +52,22 @@ class Run(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     updated_at: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow)
+
+
+class Attempt(Base):
+    """One try at a run by one worker. What made it end is kept: a run that succeeds at last forgets its faults."""
+
+    __tablename__ = "attempt"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    worker: Mapped[str]
+    outcome: Mapped[str | None]
+    """What it left the run as: succeeded, failed, cancelled, or queued for another attempt. None: it goes on."""
+    error: Mapped[dict[str, Any] | None]
+    usage: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
 
 
 class Bell(Base):

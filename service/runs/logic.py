@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 
 from service.kit import clock
 from service.kit.problems import ConflictError, NotFoundError
-from service.models import Bell, Run
+from service.models import Attempt, Bell, Run
 from service.runs import queries
-from service.runs.states import ACTIVE, FINAL, RunState
+from service.runs.states import ACTIVE, FINAL, RunState, queue_of
 from service.webhooks import logic as webhooks
 
 log = structlog.get_logger("featurewatch.runs")
@@ -41,6 +41,7 @@ def create(
         priority=priority,
         max_attempts=ATTEMPTS,
         state=RunState.QUEUED,
+        request_id=structlog.contextvars.get_contextvars().get("request_id"),
     )
     session.add(run)
     session.flush()
@@ -60,13 +61,18 @@ def claim(session: Session, *, worker: str, lease_seconds: float, run_id: str | 
     """Take the run whose turn it is: by priority, then by age, one at a time in a family. None: nothing to do.
 
     `run_id` is what a bell said. It limits the choice to that run's family, where an older run still goes first:
-    a checkpoint's parent is judged before it, in whatever order the bells arrive.
+    a checkpoint's parent is judged before it, in whatever order the bells arrive. An older run of another queue is not
+    for this worker, and what stands behind it waits.
     """
-    now = clock.utcnow()
+    asked = None if run_id is None else queries.kind(session, run_id)
     busy: set[str] = set()
-    for candidate, family_id in queries.candidates(session, run_id=run_id):
+    candidates = queries.candidates(session, run_id=run_id)
+    now = clock.utcnow()  # not before: what was still running a moment ago ended before this one begins
+    for candidate, family_id, kind in candidates:
         if family_id in busy:
             continue
+        if asked is not None and queue_of(kind) != queue_of(asked):
+            return None
         try:
             with session.begin_nested():
                 won = queries.take(
@@ -75,7 +81,9 @@ def claim(session: Session, *, worker: str, lease_seconds: float, run_id: str | 
         except IntegrityError:  # the unique index: another worker took a run of this family in this moment
             won = False
         if won:
-            return session.get_one(Run, candidate, populate_existing=True)
+            run = session.get_one(Run, candidate, populate_existing=True)
+            session.add(Attempt(run_id=run.id, number=run.attempt, worker=worker, started_at=now, usage={}))
+            return run
         busy.add(family_id)
     return None
 
@@ -90,6 +98,7 @@ def heartbeat(
     progress: float,
     detail: dict[str, Any],
     seconds: dict[str, float],
+    usage: dict[str, Any] | None = None,
 ) -> RunState | None:
     """Renew the lease, write the progress. The run's state (`cancelling`: the worker is to stop); None: fence lost."""
     now = clock.utcnow()
@@ -104,7 +113,13 @@ def heartbeat(
         # A NaN in it would be refused by Postgres, beat after beat, until the lease is over.
         detail=webhooks.plain(detail),
         seconds=seconds,
+        **({} if usage is None else {"usage": usage}),
     )
+
+
+def hurry(session: Session, *, family_id: str, kind: str, priority: int) -> None:
+    """Let queued runs of a family and kind go no later than one of this priority, which needs what they make."""
+    queries.raise_priority(session, family_id, kind, priority)
 
 
 def gives_way(session: Session, *, family_id: str, priority: int) -> bool:
@@ -129,19 +144,21 @@ def finish(
     result: dict[str, Any] | None = None,
     error: dict[str, Any] | None = None,
     seconds: dict[str, float] | None = None,
+    usage: dict[str, Any] | None = None,
 ) -> bool:
     """End a run that the caller holds. False: the fence is lost or the state machine forbids it; nothing is written."""
     if state not in FINAL:
         raise ValueError(f"a run does not finish as {state}")
     values: dict[str, Any] = {"result": webhooks.plain(result), "error": webhooks.plain(error)}
-    if seconds is not None:
-        values["seconds"] = seconds
+    values |= {key: what for key, what in (("seconds", seconds), ("usage", usage)) if what is not None}
     if state is RunState.SUCCEEDED:
         values |= {"progress": 1.0, "stage": None}
     now = clock.utcnow()
     if not queries.move(session, run_id, new=state, now=now, attempt=attempt, **values, **_at_rest(now)):
         return False
-    _ended(session, session.get_one(Run, run_id, populate_existing=True))
+    run = session.get_one(Run, run_id, populate_existing=True)
+    queries.end_attempt(session, run, now=now, error=run.error)
+    _ended(session, run)
     return True
 
 
@@ -263,6 +280,7 @@ def _give_back(
     if not moved:
         return None
     session.refresh(run)
+    queries.end_attempt(session, run, now=now, error=error)
     if new is RunState.QUEUED:
         _ring(session, run.id)
     else:

@@ -8,7 +8,7 @@ from sqlalchemy import CursorResult, Select, delete, exists, func, select, updat
 from sqlalchemy.orm import Session, aliased
 
 from service.kit.pages import SortKey, keyset
-from service.models import Bell, Checkpoint, Family, Run
+from service.models import Attempt, Bell, Checkpoint, Family, Run
 from service.runs.states import ACTIVE, RunState, can_become
 
 _CANDIDATES = 20
@@ -63,14 +63,14 @@ def names(session: Session, run: Run) -> tuple[str, str | None]:
     return row[0], row[1]
 
 
-def candidates(session: Session, *, run_id: str | None) -> Sequence[tuple[str, str]]:
-    """(run id, family id) of queued runs of idle families, first in line first.
+def candidates(session: Session, *, run_id: str | None) -> Sequence[tuple[str, str, str]]:
+    """(run id, family id, kind) of queued runs of idle families, first in line first.
 
     `run_id` narrows them to the family of that run: a bell says where work is, the line says whose turn it is.
     """
     active = aliased(Run)
     statement = (
-        select(Run.id, Run.family_id)
+        select(Run.id, Run.family_id, Run.kind)
         .where(Run.state == RunState.QUEUED)
         .where(~exists().where(active.family_id == Run.family_id, active.state.in_(ACTIVE)))
         .order_by(*_LINE)
@@ -78,7 +78,12 @@ def candidates(session: Session, *, run_id: str | None) -> Sequence[tuple[str, s
     )
     if run_id is not None:
         statement = statement.where(Run.family_id == select(Run.family_id).where(Run.id == run_id).scalar_subquery())
-    return [(row[0], row[1]) for row in session.execute(statement)]
+    return [(row[0], row[1], row[2]) for row in session.execute(statement)]
+
+
+def kind(session: Session, run_id: str) -> str | None:
+    """Of which kind a run is."""
+    return session.scalar(select(Run.kind).where(Run.id == run_id))
 
 
 def waits_before(session: Session, family_id: str, priority: int) -> bool:
@@ -108,6 +113,7 @@ def take(session: Session, run_id: str, *, worker: str, lease_until: datetime, n
             stage=None,
             progress=0.0,
             detail={},
+            usage={},
             updated_at=now,
         ),
     )
@@ -146,6 +152,34 @@ def move(
     return _changed(session, statement.values(state=new, updated_at=now, **values))
 
 
+def end_attempt(session: Session, run: Run, *, now: datetime, error: dict[str, Any] | None) -> None:
+    """Write down how a run's attempt ended: what the run has become, why, and what the attempt cost."""
+    session.execute(
+        update(Attempt)
+        .where(Attempt.run_id == run.id, Attempt.number == run.attempt)
+        .values(outcome=run.state, error=error, usage=run.usage, ended_at=now)
+    )
+
+
+def attempts(
+    session: Session, run_id: str, *, after: Sequence[Any] | None = None, limit: int | None = None
+) -> Sequence[Attempt]:
+    """Attempts at a run, oldest first; all, or a row more than `limit` where there are more."""
+    statement = select(Attempt).where(Attempt.run_id == run_id)
+    if limit is None:
+        return session.scalars(statement.order_by(Attempt.number)).all()
+    return session.scalars(keyset(statement, [SortKey(Attempt.number)], after, limit)).all()
+
+
+def raise_priority(session: Session, family_id: str, kind: str, priority: int) -> None:
+    """Let queued runs of a kind go no later than one of this priority that needs what they make."""
+    session.execute(
+        update(Run)
+        .where(Run.family_id == family_id, Run.kind == kind, Run.state == RunState.QUEUED, Run.priority < priority)
+        .values(priority=priority)
+    )
+
+
 def any_stale(session: Session, now: datetime) -> bool:
     """Whether an active run's lease is over."""
     return session.scalar(select(exists().where(Run.state.in_(ACTIVE), Run.lease_until < now))) or False
@@ -178,9 +212,9 @@ def set_checkpoint_state(session: Session, checkpoint_id: str | None, *, old: st
         )
 
 
-def silent_bells(session: Session, limit: int) -> Sequence[Bell]:
-    """Bells that were not rung yet, oldest first."""
-    return session.scalars(select(Bell).where(Bell.rung_at.is_(None)).order_by(Bell.id).limit(limit)).all()
+def silent_bells(session: Session, limit: int) -> Sequence[tuple[int, str, str]]:
+    """(bell id, run id, kind) of bells that were not rung yet, oldest first."""
+    return _bells(session, select(Bell.id, Run.id, Run.kind).where(Bell.rung_at.is_(None)).limit(limit))
 
 
 def mark_rung(session: Session, bell_ids: Sequence[int], now: datetime) -> None:
@@ -188,18 +222,22 @@ def mark_rung(session: Session, bell_ids: Sequence[int], now: datetime) -> None:
     session.execute(update(Bell).where(Bell.id.in_(bell_ids)).values(rung_at=now))
 
 
-def unheard(session: Session, *, rung_before: datetime, limit: int) -> Sequence[Bell]:
-    """The newest bell of each queued run of an idle family, where it was rung long ago: its message may be lost."""
+def unheard(session: Session, *, rung_before: datetime, limit: int) -> Sequence[tuple[int, str, str]]:
+    """As `silent_bells`: the newest of each queued run of an idle family, if long ago. Its message may be lost."""
     active = aliased(Run)
     newest = select(func.max(Bell.id)).group_by(Bell.run_id)
-    return session.scalars(
-        select(Bell)
-        .join(Run, Run.id == Bell.run_id)
+    return _bells(
+        session,
+        select(Bell.id, Run.id, Run.kind)
         .where(Bell.id.in_(newest), Bell.rung_at < rung_before, Run.state == RunState.QUEUED)
         .where(~exists().where(active.family_id == Run.family_id, active.state.in_(ACTIVE)))
-        .order_by(Bell.id)
-        .limit(limit)
-    ).all()
+        .limit(limit),
+    )
+
+
+def _bells(session: Session, statement: Select[int, str, str]) -> Sequence[tuple[int, str, str]]:
+    rows = session.execute(statement.join(Run, Run.id == Bell.run_id).order_by(Bell.id))
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 def drop_old_bells(session: Session, *, rung_before: datetime) -> None:

@@ -9,7 +9,7 @@ from service.kit.pages import Page, Paging
 from service.kit.sessions import AppDatabase, ReadSession, WriteSession
 from service.models import Run
 from service.runs import events, logic, queries
-from service.runs.schemas import RunView, view
+from service.runs.schemas import AttemptView, RunView, attempt_view, view
 from service.runs.states import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[BY_METHOD])
@@ -43,6 +43,15 @@ def list_runs(
 @router.get("/{run_id}", summary="One run")
 def get_run(run_id: str, session: ReadSession) -> RunView:
     return view(*logic.get(session, run_id))
+
+
+@router.get("/{run_id}/attempts", summary="Each try at a run by a worker: how it ended, and what it cost")
+def run_attempts(run_id: str, session: ReadSession, paging: Paging) -> Page[AttemptView]:
+    """Oldest first."""
+    run, _, _ = logic.get(session, run_id)
+    found = queries.attempts(session, run_id, after=paging.after("attempts"), limit=paging.limit)
+    rows, cursor = paging.page(found, "attempts", lambda row: (row.number,))
+    return Page(data=[attempt_view(one, run) for one in rows], next_cursor=cursor)
 
 
 @router.get(

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.models import Run
+from service.models import Attempt, Run
 from service.runs.states import RunState
 
 
@@ -17,6 +17,32 @@ class RunFault(BaseModel):
     code: str = Field(description="For programs.", examples=["worker_lost"])
     title: str
     detail: str
+
+
+class Usage(BaseModel):
+    """What an attempt has cost. Null where it is not known, as on systems that do not tell."""
+
+    model_config = ConfigDict(extra="allow")
+
+    device: str | None = Field(None, description="`cpu`, or the name of the GPU.")
+    cpu_seconds: float | None = Field(None, description="Of all threads and processes of the worker.")
+    peak_memory_bytes: int | None = Field(None, description="Most resident memory that the worker had.")
+    peak_device_memory_bytes: int | None = Field(None, description="Most memory of the GPU that was allocated.")
+    positions_per_second: dict[str, float] = Field(default_factory=dict, description="Of stages that count them.")
+
+
+class AttemptView(BaseModel):
+    """One try at a run by one worker."""
+
+    number: int
+    worker: str
+    outcome: RunState | None = Field(
+        description="What it left the run as; `queued`: for another attempt. Null: it goes on."
+    )
+    error: RunFault | None = Field(description="Why it did not succeed.")
+    usage: Usage
+    started_at: datetime
+    ended_at: datetime | None
 
 
 class RunView(BaseModel):
@@ -34,9 +60,12 @@ class RunView(BaseModel):
     stage: str | None = Field(description="What the worker is at.")
     progress: float = Field(description="Of the stage, 0 to 1.", ge=0, le=1)
     detail: dict[str, Any] = Field(description="What the stage has to say, e.g. positions per second.")
+    priority: int = Field(description="Larger ones go first. Below 0: nobody asked for it, and it gives way.")
     attempt: int
     max_attempts: int
     seconds: dict[str, float] = Field(description="Stage -> seconds, added up over attempts.")
+    usage: Usage = Field(description="What the newest attempt has cost so far.")
+    request_id: str | None = Field(description="The request that asked for it, as the logs name it.")
     result: dict[str, Any] | None
     error: RunFault | None
     created_at: datetime
@@ -55,12 +84,29 @@ def view(run: Run, family: str, checkpoint: str | None) -> RunView:
         stage=run.stage,
         progress=min(max(run.progress, 0.0), 1.0),
         detail=run.detail,
+        priority=run.priority,
         attempt=run.attempt,
         max_attempts=run.max_attempts,
         seconds=run.seconds,
+        usage=Usage.model_validate(run.usage),
+        request_id=run.request_id,
         result=run.result,
         error=None if run.error is None else RunFault.model_validate(run.error),
         created_at=run.created_at,
         started_at=run.started_at,
         finished_at=run.finished_at,
+    )
+
+
+def attempt_view(one: Attempt, run: Run) -> AttemptView:
+    """An attempt as the API shows it. What one that goes on has cost is with its run: heartbeats write there."""
+    usage = run.usage if one.ended_at is None and one.number == run.attempt else one.usage
+    return AttemptView(
+        number=one.number,
+        worker=one.worker,
+        outcome=None if one.outcome is None else RunState(one.outcome),
+        error=None if one.error is None else RunFault.model_validate(one.error),
+        usage=Usage.model_validate(usage),
+        started_at=one.started_at,
+        ended_at=one.ended_at,
     )

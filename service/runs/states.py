@@ -33,6 +33,17 @@ _NEXT: dict[RunState, frozenset[RunState]] = {
 }
 
 
+QUEUES = ("runs", "cpu")
+"""Work with a model or a dictionary, which wants an accelerator where there is one; and work that mostly waits for
+others, for which a worker without one will do."""
+_ON_CPU = frozenset({"label"})
+
+
+def queue_of(kind: str) -> str:
+    """The queue that runs of a kind wait in."""
+    return "cpu" if kind in _ON_CPU else "runs"
+
+
 def can_become(state: str, new: str) -> bool:
     """Whether a run may go from one state to another."""
     return RunState(new) in _NEXT[RunState(state)]

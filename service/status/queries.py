@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Float, cast, func, literal, select, text, true
+from sqlalchemy import Float, cast, func, select, text, true
 from sqlalchemy.orm import Session
 
 from service.models import Alert, Checkpoint, Delivery, Family, Run
@@ -29,12 +29,13 @@ def oldest_queued(session: Session) -> datetime | None:
 
 
 def compute_seconds(session: Session) -> Sequence[tuple[str, str, float]]:
-    """(kind, device, seconds) of runs, summed over their stages by the database."""
+    """(kind, device of the last attempt, seconds) of runs, summed over their stages by the database."""
     # Both engines know the function, under their own names.
     each = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_each_text
     stage = each(Run.seconds).table_valued("value")
-    device = literal(UNKNOWN_DEVICE)  # no run says yet where it was computed
-    statement = select(Run.kind, device, func.sum(cast(stage.c.value, Float))).join(stage, true()).group_by(Run.kind)
+    device = func.coalesce(Run.usage["device"].as_string(), UNKNOWN_DEVICE).label("device")
+    statement = select(Run.kind, device, func.sum(cast(stage.c.value, Float))).join(stage, true())
+    statement = statement.group_by(Run.kind, "device")
     return [(kind, where, seconds) for kind, where, seconds in session.execute(statement)]
 
 

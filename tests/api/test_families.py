@@ -143,9 +143,7 @@ def test_a_quoted_idempotency_key_is_the_same(client: TestClient) -> None:
     assert client.post("/v1/families", json=BODY, headers={"Idempotency-Key": '"job-1"'}).status_code == 201
     again = client.post("/v1/families", json=BODY, headers={"Idempotency-Key": "job-1"})
     assert again.headers["idempotency-replayed"] == "true"
-    check_problem(
-        client.post("/v1/families", json=BODY, headers={"Idempotency-Key": '""'}), 400, "bad-idempotency-key"
-    )
+    check_problem(client.post("/v1/families", json=BODY, headers={"Idempotency-Key": '""'}), 400, "bad-idempotency-key")
 
 
 def test_a_change_may_have_an_idempotency_key(client: TestClient) -> None:

@@ -46,9 +46,9 @@ def test_metrics(client: TestClient, database: Database) -> None:
         factories.family(session, "quiet")
         first = factories.checkpoint(session, family, "v1", quality={"fvu": 0.5})
         second = factories.checkpoint(session, family, "v2", parent=first, quality={"fvu": 0.25})
-        for _ in range(2):
+        for device in ("cpu", None, "cpu"):
             run = runs.create(session, family_id=family.id, checkpoint_id=first.id, kind="onboard", params={})
-            run.seconds = {"harvest": 1.5, "extend": 2.25}
+            run.seconds, run.usage = {"harvest": 1.5, "extend": 2.25}, {"device": device} if device else {}
         rule = AlertRule(name="rule", family_id=None, condition={"kind": "watched"})
         session.add(rule)
         session.flush()
@@ -64,9 +64,10 @@ def test_metrics(client: TestClient, database: Database) -> None:
     text = client.get("/metrics").text
     lines = text.splitlines()
     for line in (
-        'featurewatch_runs{kind="onboard",state="queued"} 2.0',
+        'featurewatch_runs{kind="onboard",state="queued"} 3.0',
         'featurewatch_runs{kind="onboard",state="failed"} 0.0',
-        'featurewatch_compute_seconds_total{device="unknown",kind="onboard"} 7.5',
+        'featurewatch_compute_seconds_total{device="cpu",kind="onboard"} 7.5',
+        'featurewatch_compute_seconds_total{device="unknown",kind="onboard"} 3.75',
         'featurewatch_deliveries{state="pending"} 1.0',
         'featurewatch_deliveries{state="failed"} 0.0',
         'featurewatch_open_alerts{family="smol"} 1.0',

@@ -26,6 +26,7 @@ from sqlalchemy.engine import make_url
 from benchmarks.planted_data import make_lineage, write_checkpoint
 from service.client import Client
 from service.config import Settings
+from service.runs.states import QUEUES
 from tests.services import Postgres, Valkey, free_port, valkey_binary, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -163,7 +164,7 @@ def test_commands_name_what_exists() -> None:
         if "-Q" in arguments:
             from workers.app import app  # noqa: PLC0415
 
-            queues = {route["queue"] for route in app.conf.task_routes.values()}
+            queues = {route["queue"] for route in app.conf.task_routes.values()} | set(QUEUES)
             assert set(arguments[arguments.index("-Q") + 1].split(",")) <= queues
     for target in ("api", "worker"):
         command = DOCKERFILE.partition(f" AS {target}\n")[2].partition("\nCMD ")[2].partition("\n")[0]

@@ -9,7 +9,7 @@ import redis
 from sqlalchemy import select
 
 from service.models import Bell, Run
-from service.runs import logic
+from service.runs import logic, queries
 from tests.services import free_port
 from tests.workers.conftest import wait_for
 from tests.workers.toy import journal
@@ -86,12 +86,29 @@ def test_a_broker_that_is_away_is_told_within_seconds_and_the_bell_stays(install
     run_id = installation.queue(installation.add_family())
     url = f"redis://127.0.0.1:{free_port()}/0"
     app = make_app(installation.settings.model_copy(update={"broker_url": url}))
-    sweeper = Sweeper(installation.settings, installation.database, lambda run: publish(app, run))
+    sweeper = Sweeper(installation.settings, installation.database, lambda run, queue: publish(app, run, queue))
     began = time.monotonic()
     with pytest.raises(Exception, match="refused"):
         sweeper.ring()
     assert time.monotonic() - began < 5
     assert unrung(installation) == [run_id]
+
+
+def test_a_worker_takes_from_its_own_queue_alone(installation, start_celery, start_sweeps):
+    """The first run of `both` is for the other worker, and the one behind it has to wait for that."""
+    both, other = installation.add_family("both"), installation.add_family("other")
+    first, label = installation.queue(both), installation.queue(both, "label")
+    alone = installation.queue(other, "label")
+    start_sweeps()
+    start_celery("tests.workers.toy_celery", "-Q", "cpu", "-c", "1", "-n", "cpu@%h")
+    wait_for(lambda: states(installation, [alone]) == ["succeeded"], 60)
+    assert states(installation, [first, label]) == ["queued", "queued"]
+    start_celery("tests.workers.toy_celery", "-Q", "runs", "-c", "1", "-n", "gpu@%h")
+    wait_for(lambda: states(installation, [first, label]) == ["succeeded"] * 2, 60)
+    with installation.database.read() as session:
+        names = {run: queries.attempts(session, run)[0].worker for run in (first, label, alone)}
+    workers = {run: name.rpartition(":")[0] for run, name in names.items()}  # host and process
+    assert workers[label] == workers[alone] != workers[first]
 
 
 def test_a_cancelled_run_is_not_worked_on_when_its_bell_comes(installation, start_runs, start_sweeps):

@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 
 from service.kit import clock
 from service.models import Event, Run
-from service.runs import logic
+from service.runs import logic, queries
 from tests.workers.conftest import wait_for
 from tests.workers.toy import journal
 from workers.errors import LeaseLostError, RunError
@@ -134,6 +134,62 @@ def test_what_nobody_asked_for_gives_way_and_goes_on_afterwards(installation):
     order = [installation.run_next() for _ in range(4)]
     assert sorted(order[:2]) == sorted([elsewhere, asked]) and order[2:] == [unasked, alike]
     assert installation.run(unasked).result == {"attempt": 2}
+
+
+def attempts(installation, run_id):
+    with installation.database.read() as session:
+        return [(one.number, one.outcome, (one.error or {}).get("code")) for one in queries.attempts(session, run_id)]
+
+
+def test_attempts_are_kept_with_why_they_ended_and_what_they_cost(installation):
+    run_id = installation.queue(installation.add_family(), steps=3, seconds=0.02)
+    with installation.database.write() as session:
+        logic.claim(session, worker="silent", lease_seconds=60)
+        session.execute(update(Run).values(lease_until=clock.utcnow()))
+        assert logic.reap(session, clock.utcnow()) == [run_id]
+
+    def counted(execution):
+        with execution.stage("harvest"):
+            np.ones(30_000_000)  # 240 MB
+            execution.progress(1.0, positions_per_second=1234.5)
+        wait_for(lambda: installation.run(run_id).usage.get("positions_per_second"))
+        raise RunError("a.b", "c")
+
+    installation.run_next(pipelines={"steps": counted})
+    with installation.database.write() as session:
+        logic.retry(session, session.get_one(Run, run_id))
+    installation.run_next()
+    assert attempts(installation, run_id) == [
+        (1, "queued", "worker_lost"),
+        (2, "failed", "a.b"),
+        (3, "succeeded", None),
+    ]
+    with installation.database.read() as session:
+        _, failed, last = queries.attempts(session, run_id)
+    assert (failed.usage["device"], failed.usage["positions_per_second"]) == ("cpu", {"harvest": 1234.5})
+    assert failed.usage["peak_memory_bytes"] > 240e6
+    assert last.usage["peak_memory_bytes"] < failed.usage["peak_memory_bytes"], "a peak of its own"
+    assert last.usage["positions_per_second"] == {} and last.usage["cpu_seconds"] >= 0
+    assert last.started_at >= failed.ended_at >= failed.started_at
+
+
+def test_a_run_that_takes_too_long_fails_at_its_next_step(installation):
+    installation.settings = installation.settings.model_copy(update={"run_seconds": 0.2})
+    run_id = installation.queue(installation.add_family(), steps=200, seconds=0.05)
+    installation.run_next()
+    run = installation.run(run_id)
+    assert (run.state, run.error["code"]) == ("failed", "took-too-long")
+    assert "finished 1" not in journal(installation.folder_of(run_id))
+
+
+def test_a_run_that_takes_no_step_any_more_ends_with_its_process(installation, start):
+    run_id = installation.queue(installation.add_family(), "stuck")
+    limits = {"FEATUREWATCH_RUN_SECONDS": "0.2", "FEATUREWATCH_RUN_GRACE_SECONDS": "0.2"}
+    worker = start("workers", "--pipelines", "tests.workers.toy:PIPELINES", **limits)
+    assert worker.wait(30) == 70
+    run = installation.run(run_id)
+    assert (run.state, run.error["code"], list(run.seconds)) == ("failed", "took-too-long", ["fit"])
+    assert attempts(installation, run_id) == [(1, "failed", "took-too-long")]
 
 
 def test_a_worker_whose_run_was_taken_over_writes_nothing(installation):

@@ -293,7 +293,7 @@ def test_helpers_are_called_while_groups_wait_and_one_call_waits_at_a_time(
     def sweeper(url: str) -> Sweeper:
         app = make_app(installation.settings.model_copy(update={"broker_url": url}))
         return Sweeper(
-            installation.settings, installation.database, lambda _: None, call_helper=partial(call_helper, app)
+            installation.settings, installation.database, lambda *_: None, call_helper=partial(call_helper, app)
         )
 
     run_id = queue(installation, model)

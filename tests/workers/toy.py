@@ -45,6 +45,12 @@ def stumble(execution: Execution) -> None:
         raise ZeroDivisionError("division by zero")
 
 
+def stuck(execution: Execution) -> None:
+    """Comes to no step any more: as a call into a library that hangs."""
+    with execution.stage("fit"):
+        time.sleep(3600)
+
+
 def quiet(execution: Execution) -> None:
     """Ends without a word."""
 
@@ -61,4 +67,4 @@ def journal(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-PIPELINES = {"steps": steps, "refuse": refuse, "stumble": stumble, "quiet": quiet}
+PIPELINES = {"steps": steps, "refuse": refuse, "stumble": stumble, "stuck": stuck, "quiet": quiet, "label": quiet}
