@@ -180,7 +180,9 @@ def postgres_server(*, private: bool = False) -> Iterator[Postgres]:
         done = subprocess.run(initdb, capture_output=True, text=True, check=False, **_as_user(user))
         if done.returncode:
             raise ServerMissingError(f"initdb failed:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
-        options = [part for name, value in POSTGRES_OPTIONS.items() for part in ("-c", f"{name}={value}")]
+        # Fault tests stop it at once: then what was committed must be with the system at least.
+        safe = POSTGRES_OPTIONS | ({"synchronous_commit": "on"} if private else {})
+        options = [part for name, value in safe.items() for part in ("-c", f"{name}={value}")]
         command = [*prefix, str(binaries / "postgres"), "-D", str(data), "-k", str(folder), *options]
         process = Process(command, folder, user)
         server = Postgres(f"postgresql://postgres@/postgres?host={folder}", process)
