@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from service.alerts import logic, queries
+from service.alerts import logic, raising
 from service.kit import clock
 from service.models import Checkpoint, Event, Family
 from tests import factories
@@ -146,8 +146,9 @@ def test_ack_and_mute(client, database, lineage):
     assert [alert["state"] for alert in alerts(client)] == ["muted", "muted"]
     assert len(events(database)) == 1, "muted: kept, and nobody is told"
     with database.write() as session:
-        queries.unmute(session, clock.utcnow() + timedelta(hours=3))
+        raising.unmute(session, clock.utcnow() + timedelta(hours=3))
     assert {alert["state"] for alert in alerts(client)} == {"open"}
+    assert [kind for kind, _ in events(database)] == ["alert.raised"] * 3, "they still hold: told again"
     assert client.post(f"{url}/mute").json()["muted_until"] is None
     for body in ({"hours": 1, "until": "2100-01-01T00:00:00Z"}, {"until": "2100-01-01T00:00:00"}, {"hours": 0}):
         assert client.post(f"{url}/mute", json=body).status_code == 422

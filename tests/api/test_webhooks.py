@@ -1,11 +1,12 @@
 """`/v1/webhooks`: secrets that are shown once, tests, deliveries, and URLs that are refused."""
 
 import base64
+from datetime import timedelta
 
 import pytest
 
 from service.models import Delivery, Webhook
-from service.webhooks import logic
+from service.webhooks import logic, sending
 
 URL = "https://ci.example.com/hooks/featurewatch?team=safety"
 KEY = "a key for the tests, long enough"
@@ -92,8 +93,10 @@ def test_deliveries_show_their_attempts_and_can_be_sent_again(client, webhook, d
         with database.write() as session:
             logic.emit(session, type="checkpoint.judged", family_id=None, data={"key": key}, key=key)
     with database.write() as session:
-        parcels = logic.claim_due(session, limit=5)
-        logic.record(session, parcels[0], logic.Outcome(410, "status 410", 0.25, "no such hook"))
+        parcels = sending.claim_due(session, limit=5)
+        sending.record(
+            session, parcels[0], sending.Outcome(410, "status 410", 0.25, "no such hook"), pause_after=timedelta()
+        )
     rows = client.get(f"{base}?limit=1")
     assert len(rows.json()["data"]) == 1
     assert "next" in rows.links
@@ -106,5 +109,5 @@ def test_deliveries_show_their_attempts_and_can_be_sent_again(client, webhook, d
     again = client.post(f"{base}/{failed['id']}/redeliver")
     assert (again.status_code, again.json()["state"], again.json()["event"]) == (202, "pending", failed["event"])
     with database.write() as session:
-        assert [parcel.delivery_id for parcel in logic.claim_due(session, limit=5)] == [failed["id"]]
+        assert [parcel.delivery_id for parcel in sending.claim_due(session, limit=5)] == [failed["id"]]
     assert client.post(f"{base}/dlv_none/redeliver").json()["code"] == "unknown-delivery"
