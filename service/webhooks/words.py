@@ -21,8 +21,8 @@ def text(type_: str, data: Mapping[str, Any]) -> str:
         case "run.failed":
             error = data.get("error") or {}
             of = f" of {data['checkpoint']}" if data.get("checkpoint") else ""
-            what = ". ".join(error[name] for name in ("title", "detail") if error.get(name))
-            said = f"Run failed: {data.get('family')}: {data.get('kind')}{of}: {what}"
+            what = ". ".join(str(error[name]) for name in ("title", "detail") if error.get(name))
+            said = f"Run failed: {data.get('family')}: {data.get('kind')}{of}" + (f": {what}" if what else "")
         case _:
             said = str(data.get("message", type_))
     return plain(said, MOST_LETTERS)

@@ -66,7 +66,7 @@ class Receiver:
 
         self.server = Server((address, port), Handler)
         self.url = f"http://{address}:{self.server.server_port}/hook?from=tests"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        _serve(self.server)
 
     def ids(self) -> list[str]:
         """`webhook-id` of each request."""
@@ -92,7 +92,7 @@ def rude(behave: Callable[[socket.socket], object]) -> Iterator[str]:
                 behave(self.request)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        _serve(server)
         yield f"http://127.0.0.1:{server.server_address[1]}/hook"
         server.shutdown()
 
@@ -119,7 +119,7 @@ def name_server(answers: list[list[str]]) -> Iterator[list[str]]:
             connection.sendto(response.to_wire(), self.client_address)
 
     with socketserver.ThreadingUDPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        _serve(server)
         resolver = dns.resolver.Resolver(configure=False)
         resolver.nameservers, resolver.port = ["127.0.0.1"], server.server_address[1]
         dns.resolver.override_system_resolver(resolver)
@@ -147,3 +147,7 @@ def log_of(database: Database, webhook_id: str) -> list[tuple[int | None, str | 
     with database.read() as session:
         delivery = session.scalars(select(Delivery).where(Delivery.webhook_id == webhook_id)).one()
         return [(entry["status"], entry["error"]) for entry in delivery.log]
+
+
+def _serve(server: socketserver.BaseServer) -> None:
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
