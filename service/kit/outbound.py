@@ -148,7 +148,8 @@ class GuardedTransport(httpx2.HTTPTransport):
     """Transport that only reaches public addresses and the networks in `allow`."""
 
     def __init__(self, allow: tuple[Network, ...] = (), total_seconds: float = TOTAL_SECONDS) -> None:
-        super().__init__(trust_env=False)
+        # With a context of its own it would read all certificates again: ten times the rest of a request.
+        super().__init__(verify=_tls(), trust_env=False)
         # The base class has no argument for the backend; the pool that it made has no connection yet.
         self._pool = httpcore2.ConnectionPool(
             ssl_context=_tls(),
