@@ -6,6 +6,7 @@ from fastapi import APIRouter, Body, Response
 
 from service.alerts import logic, queries
 from service.alerts.schemas import (
+    AlertKind,
     AlertRuleCreate,
     AlertRuleUpdate,
     AlertRuleView,
@@ -64,7 +65,7 @@ def list_alerts(
     checkpoint: str | None = None,
     rule: str | None = None,
     state: AlertState | None = None,
-    kind: str | None = None,
+    kind: AlertKind | None = None,
 ) -> Page[AlertView]:
     order = f"alerts {family} {checkpoint} {rule} {state} {kind}"
     found = queries.alerts_page(

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
@@ -15,6 +15,10 @@ Status = Literal[
 ]  # fmt: skip
 ALARMING: list[Status] = ["suppressed", "absent", "replaced", "relocated", "amplified"]
 SIGNATURE_ALARMING: list[SignatureStatus] = ["suppressed", "amplified", "replaced", "absent"]
+AlertKind = Literal[
+    "feature", "watched", "tag", "status_count", "signature", "rewired", "quality", "run_failed", "absence",
+    "webhook_paused",
+]  # fmt: skip
 EVIDENCE_ROWS = 100
 Statuses = Annotated[list[Status], Field(min_length=1, max_length=8, description="Statuses that raise the alert.")]
 
@@ -97,8 +101,10 @@ class QualityCondition(_Condition):
     """The dictionary describes a checkpoint worse than this: what it says of the features there is worth less."""
 
     kind: Literal["quality"]
-    max_fvu: float | None = Field(None, gt=0, description="Most FVU of a checkpoint.")
-    max_fvu_ratio: float | None = Field(None, gt=1, description="Most FVU of a checkpoint over that of its parent.")
+    max_fvu: float | None = Field(None, gt=0, allow_inf_nan=False, description="Most FVU of a checkpoint.")
+    max_fvu_ratio: float | None = Field(
+        None, gt=1, allow_inf_nan=False, description="Most FVU of a checkpoint over that of its parent."
+    )
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -111,7 +117,7 @@ class RunFailedCondition(_Condition):
     """So many runs of one kind in a family failed, and none has succeeded since."""
 
     kind: Literal["run_failed"]
-    runs: list[Annotated[str, Field(max_length=100)]] = Field(
+    runs: list[Annotated[str, Field(pattern="^[a-z_]{1,100}$")]] = Field(
         default=[], max_length=20, examples=[["onboard"]], description="Kinds of runs; empty: all, each by itself."
     )
     at_least: int = Field(1, ge=1)
@@ -175,7 +181,7 @@ class MuteBody(BaseModel):
 
 class AlertView(BaseModel):
     id: str
-    kind: str = Field(description="That of its rule's condition; `webhook_paused` has no rule.")
+    kind: AlertKind = Field(description="That of its rule's condition; `webhook_paused` has no rule.")
     rule: str | None
     rule_name: str | None
     family: str | None
@@ -205,7 +211,7 @@ def view(alert: Alert, rule_name: str | None, family: str | None, checkpoint: st
     """An alert as the API and the webhooks show it."""
     return AlertView(
         id=alert.id,
-        kind=alert.kind,
+        kind=cast(AlertKind, alert.kind),
         rule=alert.rule_id,
         rule_name=rule_name,
         family=family,

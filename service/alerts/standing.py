@@ -1,7 +1,7 @@
 """Alerts on what no judgement tells of: no checkpoint for days, runs that fail, webhooks that were paused.
 
 A sweep looks at how things stand. What stands is one alert until it is over. One that somebody resolved meanwhile comes
-again when its evidence is another: a further run that failed, a new silence.
+again with evidence that it did not have: a further run that failed, a new silence.
 """
 
 from collections.abc import Iterator, Sequence
@@ -58,7 +58,7 @@ def watch(session: Session) -> None:
 def _raise(session: Session, one: Found) -> None:
     alert = queries.newest(session, one.key)
     if alert is None or alert.state == AlertState.RESOLVED:
-        if alert is not None and alert.evidence == one.evidence:
+        if alert is not None and all(row in alert.evidence for row in one.evidence):
             return
         alert = Alert(kind=one.kind, key=one.key, created_at=clock.utcnow(), **one.subject)
     try:

@@ -237,6 +237,7 @@ def test_rules_are_made_changed_and_removed(client, database, lineage):
         ({"name": "r", "condition": {"kind": "quality"}}, 422),
         ({"name": "r", "condition": {"kind": "quality", "max_fvu_ratio": 1}}, 422),
         ({"name": "r", "condition": {"kind": "run_failed", "at_least": 0}}, 422),
+        ({"name": "r", "condition": {"kind": "run_failed", "runs": ["\0"]}}, 422),
         ({"name": "r", "condition": {"kind": "absence"}}, 422),
         ({"name": "r", "condition": {"kind": "absence", "days": 1e9}}, 422),
         ({"name": "r", "condition": {"kind": "watched"}, "family": "nobody"}, 404),
@@ -244,3 +245,10 @@ def test_rules_are_made_changed_and_removed(client, database, lineage):
 )
 def test_what_is_no_rule(client, body, status):
     assert client.post("/v1/alert-rules", json=body).status_code == status
+
+
+def test_a_limit_without_end_is_none(client):
+    body = '{"name": "r", "condition": {"kind": "quality", "max_fvu": 1e999}}'
+    answer = client.post("/v1/alert-rules", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert client.get("/v1/alerts?kind=moon").status_code == 422

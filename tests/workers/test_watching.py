@@ -157,7 +157,7 @@ def test_a_run_that_is_tried_again_decides_when_it_ends(installation, database, 
 
 
 def test_so_many_failures_without_a_success(installation, database, rule, watch, fail):
-    rule(kind="run_failed", at_least=3)
+    strict = rule(kind="run_failed", at_least=3)
     rule(kind="run_failed", runs=["onboard"])
     family = installation.add_family()
     fail(family)
@@ -169,6 +169,19 @@ def test_so_many_failures_without_a_success(installation, database, rule, watch,
         logic.resolve(session, session.scalars(select(Alert)).one())
     watch()
     assert watch() == [], "somebody has resolved it, and nothing has happened since"
+    with database.write() as session:
+        logic.change_rule(
+            session,
+            session.get_one(AlertRule, strict),
+            AlertRuleUpdate.model_validate({"condition": {"kind": "run_failed", "at_least": 2}}),
+        )
+        runs.retry(session, session.get_one(Run, third))
+    assert watch() == [], "two of the three that it was about are no news"
+    installation.run_next()
+    assert [kind for kind, _ in watch()] == ["raised"], "the third failed once more"
+    with database.write() as session:
+        logic.resolve(session, session.scalars(select(Alert).where(Alert.state == "open")).one())
+    watch()
     fourth = fail(family)
     assert [kind for kind, _ in watch()] == ["raised"], "news"
     assert [row["run"] for row in alerts(database)[-1].evidence][2:] == [third, fourth]
