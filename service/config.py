@@ -36,6 +36,15 @@ class Settings(BaseSettings):
     webhook_allow: str = Field(
         "", description="Networks (CIDR, separated by commas) that webhooks may reach although they are private."
     )
+    webhook_seconds: float = Field(
+        15.0, gt=0, le=30, description="How long a receiver of webhooks may take, from the connection to its answer."
+    )
+    webhook_pause_days: float = Field(
+        5.0, ge=0, description="A webhook that only failed for so many days is paused, with an alert. 0: never."
+    )
+    webhook_keep_days: float = Field(
+        30.0, ge=1, description="How long events and their deliveries are kept, waiting ones of paused webhooks too."
+    )
     label_url: str = Field(
         "", description="OpenAI-compatible endpoint that labels features, up to `/v1`. Empty: none. Workers call it."
     )
