@@ -11,11 +11,12 @@ from service.models.lineage import Lineage
 from service.models.run import Bell, Run
 from service.models.shard import Shard
 from service.models.signature import Reading, Signature
+from service.models.unreferenced import Unreferenced
 from service.models.verdict import Measurement, Verdict
 from service.models.webhook import Delivery, Event, Webhook
 
 __all__ = [
     "Alert", "AlertRule", "ApiKey", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery", "DependencyGraph",
     "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "Measurement", "Reading", "Run", "Shard", "Signature",
-    "Source", "Verdict", "Webhook",
+    "Source", "Unreferenced", "Verdict", "Webhook",
 ]  # fmt: skip
