@@ -40,7 +40,7 @@ def copy(from_: str) -> list[dict[str, Any]]:
     if (file := _file(url)) is not None and not file.is_file():
         raise base.UsageError(f"there is no database {file}")
     try:
-        migrate.check(settings.model_copy(update={"database_url": url}))
+        migrate.check(Settings(database_url=url))
     except migrate.SchemaError as error:
         raise base.UsageError(f"{error} That is the one to copy from: name it in FEATUREWATCH_DATABASE_URL.") from error
     local.upgrade(settings)
