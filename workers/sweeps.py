@@ -38,8 +38,6 @@ DELIVERY_SECONDS = 5.0
 """After so long no further deliveries are claimed in this sweep: the next one rings bells and reaps first."""
 TIDY_SECONDS = 60.0
 VACUUM_SECONDS = 3600.0
-REMOVED_AT_ONCE = 20
-"""Artifacts of one family. No worker can take a run of it meanwhile, and on SQLite nobody can write."""
 
 
 class Sweeper:
@@ -157,9 +155,7 @@ class Sweeper:
         family = self._unswept.pop()
         stored = self.artifacts.listing(family)  # outside the transaction: a remote store takes its time
         with self.database.write() as session:
-            done = store.vacuum(
-                session, self.artifacts, self.settings, family, stored, now=clock.utcnow(), most=REMOVED_AT_ONCE
-            )
+            done = store.vacuum(session, self.artifacts, self.settings, family, stored, now=clock.utcnow())
         if done.left:
             self._unswept.append(family)
         if done.removed:

@@ -16,8 +16,6 @@ from service.kit.db import Database
 from service.store import backup as backups
 from service.store import copying, logic, queries
 
-REMOVED_AT_ONCE = 20
-
 
 def upgrade() -> None:
     """Bring the configured database to this version's schema."""
@@ -72,7 +70,7 @@ def vacuum(*, dry_run: bool) -> dict[str, Any]:
                 released += queries.checkpoint_names(session, found.released)
             while left:
                 with database.write() as session:
-                    done = logic.vacuum(session, artifacts, settings, family, stored, now=now, most=REMOVED_AT_ONCE)
+                    done = logic.vacuum(session, artifacts, settings, family, stored, now=now)
                 removed |= done.removed
                 stored = {name: size for name, size in stored.items() if name not in done.removed}
                 left = done.left

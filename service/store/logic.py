@@ -20,6 +20,8 @@ from service.runs import logic as runs
 from service.store import queries
 from service.store.retention import surplus
 
+AT_ONCE = 20
+"""Artifacts that one turn removes: no worker can take a run meanwhile, and on SQLite nobody can write."""
 _REMOVABLE = re.compile(
     r"calibrations|(activations|code|contrast|contrast-activations|dependencies|dictionary|documents|examples|lineage"
     r"|measures|positions|promoted|shards)-[0-9a-f]{20}(\..+)?"
@@ -78,7 +80,7 @@ def vacuum(
     stored: Mapping[str, int],
     *,
     now: datetime,
-    most: int,
+    most: int = AT_ONCE,
 ) -> Vacuumed:
     """Let go what the policy keeps no longer, and remove at most `most` artifacts that are due.
 
