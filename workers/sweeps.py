@@ -149,7 +149,7 @@ class Sweeper:
                 return 0
             self._vacuumed = time.monotonic()
             with self.database.read() as session:
-                self._unswept = store_queries.families(session)
+                self._unswept = list(store_queries.families(session))
             if not self._unswept:
                 return 0
         family = self._unswept.pop()

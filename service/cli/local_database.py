@@ -1,11 +1,11 @@
 """What the commands of service.cli.database do. Apart from them, since it imports the whole service: slow to start."""
 
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
 
 from service import migrate
 from service.cli import base, local
@@ -63,20 +63,22 @@ def vacuum(*, dry_run: bool) -> dict[str, Any]:
         before = _size(database)
         with database.read() as session:
             families = queries.families(session)
-        for family in families:
-            stored, now, left = artifacts.listing(family), utcnow(), not dry_run
+        for family, name in families.items():
+            stored, now, done = artifacts.listing(family), utcnow(), logic.Vacuumed(left=not dry_run)
             with database.read() as session:
                 found = logic.look(session, settings, family, stored, now)
-                released += queries.checkpoint_names(session, found.released)
-            while left:
+                names = queries.checkpoint_names(session, found.released)
+            while done.left:
                 with database.write() as session:
                     done = logic.vacuum(session, artifacts, settings, family, stored, now=now)
                 removed |= done.removed
                 stored = {name: size for name, size in stored.items() if name not in done.removed}
-                left = done.left
-                busy += [family] * done.busy
+            if done.busy:
+                busy.append(name)
+                continue
             removed |= found.due if dry_run else {}
             waiting |= found.waiting
+            released += names
         if database.is_sqlite and not dry_run:
             _compact(database)
         sizes = {"bytes_before": before, "bytes": _size(database)}
@@ -114,7 +116,7 @@ def _compact(database: Database) -> None:
         try:
             connection.cursor().execute("VACUUM")
             connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except OperationalError as error:
+        except sqlite3.OperationalError as error:
             raise base.UsageError(f"the file is in use ({error}); its space is given back another time") from error
 
 

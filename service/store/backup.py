@@ -34,7 +34,7 @@ def restore(copy: Path, database: Path) -> None:
         _check(source, copy)
         database.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(database, timeout=SQLITE_BUSY_TIMEOUT_S)) as target:
-            source.backup(target)
+            source.backup(target)  # also where others have it open; they see the old rows or the new ones
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -83,6 +83,7 @@ def _batches(table: Table, connection: Connection) -> Iterator[Sequence[dict[str
     documents = [column for column in table.columns if isinstance(column.type, JSON)]
     flags = [column.is_(None).label(f"{column.name} is null") for column in documents]
     postgres = connection.dialect.name == "postgresql"
+    # The same order on both sides, whatever collation a database has.
     keys = [
         column.collate("C") if postgres and isinstance(column.type, String) else column
         for column in table.primary_key.columns
@@ -90,12 +91,10 @@ def _batches(table: Table, connection: Connection) -> Iterator[Sequence[dict[str
     result = connection.execute(select(*table.columns, *flags).order_by(*keys).execution_options(yield_per=size))
     batches = ([_exact(dict(row), documents) for row in part] for part in result.mappings().partitions(size))
     own = [key for key in table.foreign_keys if key.column.table is table]
-    if own:
-        (key,) = own
-        rows = [row for batch in batches for row in batch]
-        yield _parents_first(rows, key.parent.name, key.column.name)
-    else:
+    if not own:
         yield from batches
+    elif rows := [row for batch in batches for row in batch]:
+        yield _parents_first(rows, own[0].parent.name, own[0].column.name)
 
 
 def _exact(row: dict[str, Any], documents: list[Column[Any]]) -> dict[str, Any]:

@@ -96,13 +96,15 @@ def vacuum(
     loose = found.due.keys() | found.waiting.keys()
     queries.note(session, sorted(loose - known), now)
     queries.forget(session, known - loose)
-    removed = {}
-    for name in list(found.due)[:most]:
+    removed, left = dict[str, int](), False
+    for name, size in found.due.items():
+        if left := len(removed) == most:
+            break
         if _is_old(artifacts, name, now - timedelta(hours=settings.vacuum_hours)):
             artifacts.remove(name)
-            removed[name] = found.due[name]
+            removed[name] = size
     queries.forget(session, removed)
-    return Vacuumed(removed, left=len(found.due) > most)
+    return Vacuumed(removed, left)
 
 
 def _is_old(artifacts: ArtifactStore, name: str, before: datetime) -> bool:

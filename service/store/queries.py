@@ -42,9 +42,9 @@ def orphans(session: Session) -> list[str]:
     return sorted({str(row[0]) for row in session.execute(text("PRAGMA foreign_key_check"))})
 
 
-def families(session: Session) -> list[str]:
-    """Ids of all families."""
-    return list(session.scalars(select(Family.id).order_by(Family.id)))
+def families(session: Session) -> dict[str, str]:
+    """Id -> name of all families."""
+    return {row[0]: row[1] for row in session.execute(select(Family.id, Family.name).order_by(Family.name))}
 
 
 def references(session: Session, family_id: str) -> dict[str, str]:

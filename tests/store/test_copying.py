@@ -98,6 +98,11 @@ def test_there_and_back(filled: Database, other: Database, tmp_path: Path, sqlit
     back.close()
 
 
+def test_an_empty_database_is_copied(database: Database, other: Database) -> None:
+    assert set(copied(database, other).values()) == {0}
+    assert not any(raw(other).values())
+
+
 def test_null_stays_apart_from_null(filled: Database, other: Database) -> None:
     copied(filled, other)
     with other.read() as session:
