@@ -97,6 +97,7 @@ class Checkpoint(TypedDict):
     state: str
     generation: int | None
     quality: dict[str, Any] | None
+    activations_kept: bool | None
     created_at: str
     judged_at: str | None
     run: Run | None

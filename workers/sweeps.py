@@ -15,15 +15,17 @@ import structlog
 
 from service.alerts import raising, standing
 from service.audit import queries as audit
-from service.audit.idempotency import KEPT_FOR
 from service.config import Settings
 from service.kit import clock, outbound
+from service.kit.artifacts import ArtifactStore
 from service.kit.crypto import SecretBox
 from service.kit.db import Database
 from service.runs import logic as runs
 from service.runs import queries as run_queries
 from service.runs.states import queue_of
 from service.shards import queries as shards
+from service.store import logic as store
+from service.store import queries as store_queries
 from service.webhooks import queries as webhooks
 from service.webhooks import sending
 
@@ -40,7 +42,7 @@ DELIVERY_SECONDS = 5.0
 """After so long no further deliveries are claimed in this sweep: the next one rings bells and reaps first."""
 TIDY_SECONDS = 60.0
 EVENTS_AT_ONCE = 500
-BELLS_KEPT = timedelta(days=1)
+VACUUM_SECONDS = 3600.0
 
 
 class Sweeper:
@@ -58,9 +60,12 @@ class Sweeper:
         call_helper: Callable[[], None] | None = None,
     ) -> None:
         self.settings, self.database, self.publish, self.call_helper = settings, database, publish, call_helper
+        self.artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
         self.allow = outbound.parse_networks(settings.webhook_allow)
         self._box: SecretBox | None = None
-        self._tidied = float("-inf")
+        self._tidied = self._vacuumed = float("-inf")
+        self._unswept: list[str] = []
+        """Families whose turn is yet to come in this round of `vacuum`"""
 
     def sweep(self) -> None:
         """Everything once. A step that fails is logged and does not keep the others from their work."""
@@ -68,7 +73,7 @@ class Sweeper:
         if time.monotonic() - self._tidied >= TIDY_SECONDS:
             steps += [self.watch, self.tidy]
             self._tidied = time.monotonic()
-        for step in steps:
+        for step in [*steps, self.vacuum]:
             with _guarded(step.__name__):
                 step()
 
@@ -143,14 +148,39 @@ class Sweeper:
             raising.unmute(session, clock.utcnow())
 
     def tidy(self) -> None:
-        """Once a minute: forget remembered answers, heard bells, old events and old secrets."""
-        now = clock.utcnow()
+        """Once a minute: forget remembered answers, heard bells, old events, old secrets and audit entries."""
+        now, settings = clock.utcnow(), self.settings
         with self.database.write() as session:
-            audit.drop_records_before(session, now - KEPT_FOR)
-            run_queries.drop_old_bells(session, rung_before=now - BELLS_KEPT)
+            audit.drop_records_before(session, now - timedelta(hours=settings.answer_hours))
+            run_queries.drop_old_bells(session, rung_before=now - timedelta(hours=settings.bell_hours))
+            if settings.audit_days:
+                audit.drop_entries_before(session, now - timedelta(days=settings.audit_days))
             webhooks.drop_old_secrets(session, now)
-            before = now - timedelta(days=self.settings.webhook_keep_days)
+            before = now - timedelta(days=settings.webhook_keep_days)
             webhooks.drop_events(session, before=before, limit=EVENTS_AT_ONCE)
+
+    def vacuum(self) -> int:
+        """Once an hour, one family in each sweep: let go what the policy keeps no longer; how many artifacts went.
+
+        A family that a worker has a run of has its turn in the next round.
+        """
+        if not self._unswept:
+            if time.monotonic() - self._vacuumed < VACUUM_SECONDS:
+                return 0
+            self._vacuumed = time.monotonic()
+            with self.database.read() as session:
+                self._unswept = list(store_queries.families(session))
+            if not self._unswept:
+                return 0
+        family = self._unswept.pop()
+        stored = self.artifacts.listing(family)  # outside the transaction: a remote store takes its time
+        with self.database.write() as session:
+            done = store.vacuum(session, self.artifacts, self.settings, family, stored, now=clock.utcnow())
+        if done.left:
+            self._unswept.append(family)
+        if done.removed:
+            log.info("vacuum", family=family, artifacts=len(done.removed), bytes=sum(done.removed.values()))
+        return len(done.removed)
 
     def _claim(self, but: Collection[str]) -> sending.Parcel | None:
         with self.database.read() as session:

@@ -53,8 +53,9 @@ class Transactions:
             request = idempotency.fingerprint(
                 scope["method"], scope["path"], scope.get("query_string", b""), scope["state"]["body"]
             )
+            hours = scope["app"].state.settings.answer_hours
             claim = await run_in_threadpool(
-                idempotency.claim, session, caller=principal.id, header=key, request=request
+                idempotency.claim, session, caller=principal.id, header=key, request=request, hours=hours
             )
             if claim.replay is not None:
                 await claim.replay(scope, receive, send)

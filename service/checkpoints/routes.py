@@ -89,8 +89,9 @@ def get_report(
 def _show(session: Session, family: Family, rows: list[Checkpoint]) -> list[CheckpointOut]:
     runs = queries.newest_runs(session, [row.id for row in rows])
     names = queries.names(session, [row.parent_id for row in rows if row.parent_id])
+    kept = queries.activations_kept(session, [row.id for row in rows])
     shown = []
     for row in rows:
         run = run_schemas.view(runs[row.id], family.name, row.name) if row.id in runs else None
-        shown.append(view(row, family.name, names.get(row.parent_id or ""), run))
+        shown.append(view(row, family.name, names.get(row.parent_id or ""), run, kept.get(row.id)))
     return shown

@@ -105,21 +105,21 @@ def create_key(name: str, scopes: Sequence[str]) -> dict[str, Any]:
     """Make a key in the configured database; the only answer that holds it."""
     if unknown := sorted(set(scopes) - set(auth.SCOPES)):
         raise base.UsageError(f"there is no scope {', '.join(unknown)}; choose from {', '.join(auth.SCOPES)}")
-    with _database() as database, database.write() as session:
+    with opened() as database, database.write() as session:
         row, key = auth.create(session, name=name, scopes=scopes)
         return KeyOut.model_validate(row).model_dump(mode="json") | {"key": key}
 
 
 def list_keys() -> list[dict[str, Any]]:
     """The keys of the configured database."""
-    with _database() as database, database.read() as session:
+    with opened() as database, database.read() as session:
         found = auth_queries.page_of_keys(session, after=None, limit=MOST_KEYS)
         return [KeyOut.model_validate(row).model_dump(mode="json") for row in found]
 
 
 def revoke_key(key: str) -> None:
     """End a key of the configured database."""
-    with _database() as database, database.write() as session:
+    with opened() as database, database.write() as session:
         try:
             auth.revoke(session, key)
         except ProblemError as error:
@@ -127,7 +127,7 @@ def revoke_key(key: str) -> None:
 
 
 @contextmanager
-def _database() -> Iterator[Database]:
+def opened() -> Iterator[Database]:
     """The configured database, its schema checked."""
     settings = Settings()
     if settings.resolved_database_url.startswith("sqlite"):

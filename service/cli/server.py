@@ -1,4 +1,4 @@
-"""`featurewatch up`, `demo`, `db`, `key`: what runs on the server itself."""
+"""`featurewatch up`, `demo`, `key`: what runs on the server itself."""
 
 import importlib.util
 import subprocess
@@ -13,7 +13,6 @@ from service.cli import base
 from service.cli.base import AsJson
 from service.config import Settings
 
-db_app = typer.Typer(help="The database's schema.", no_args_is_help=True)
 key_app = typer.Typer(help="API keys.", no_args_is_help=True)
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -24,7 +23,6 @@ def add_to(app: typer.Typer) -> None:
     """Add these commands to the main one."""
     app.command()(up)
     app.command(context_settings=PASSED_ON)(demo)
-    app.add_typer(db_app, name="db")
     app.add_typer(key_app, name="key")
 
 
@@ -57,20 +55,6 @@ def demo(context: typer.Context) -> None:
     _need_worker_packages()
     done = subprocess.run([sys.executable, "-m", "workers.demo", *context.args], check=False)  # noqa: S603
     raise typer.Exit(done.returncode)
-
-
-@db_app.command("upgrade")
-def upgrade_database() -> None:
-    """Bring the database to this version's schema. Safe to run at each start: of several, one does it."""
-    _local().upgrade(Settings())
-    base.say("the database's schema is up to date")
-
-
-@db_app.command("check")
-def check_database() -> None:
-    """Whether the database has this version's schema; exit code 2 if not."""
-    _local().check(Settings())
-    base.say("the database's schema is up to date")
 
 
 @key_app.command("create")

@@ -45,7 +45,7 @@ def stream_npz(path: Path, n_positions: int, n_features: int) -> Iterator[bytes]
     `path` is the code artifact (`indptr`, `indices`, `values`). Not compressed: floats hardly shrink.
     """
     header = read_header(path)
-    outlet = _Outlet()
+    outlet = Outlet()
     with zipfile.ZipFile(outlet, "w", zipfile.ZIP_STORED) as archive:
         for name, value in (("format", np.array(b"csr")), ("shape", np.array([n_positions, n_features], np.int64))):
             buffer = io.BytesIO()
@@ -69,12 +69,16 @@ def stream_npz(path: Path, n_positions: int, n_features: int) -> Iterator[bytes]
     yield outlet.drain()
 
 
-class _Outlet(io.RawIOBase):
+class Outlet(io.RawIOBase):
     """A file that can only be written on; what was written is taken away piece by piece."""
 
     def __init__(self) -> None:
         super().__init__()
         self.held = bytearray()
+        self.taken = 0
+
+    def tell(self) -> int:
+        return self.taken + len(self.held)
 
     def writable(self) -> bool:
         return True
@@ -85,6 +89,7 @@ class _Outlet(io.RawIOBase):
 
     def drain(self) -> bytes:
         piece = bytes(self.held)
+        self.taken += len(piece)
         self.held.clear()
         return piece
 

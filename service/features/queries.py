@@ -82,6 +82,26 @@ def get(session: Session, family_id: str, number: int) -> Feature | None:
     return session.get(Feature, (family_id, number))
 
 
+STORED = (
+    "feature", "status", "previous_status", "change", "projection_ratio", "projection_ratio_lo", "projection_ratio_hi",
+    "strength_ratio", "strength_ratio_lo", "strength_ratio_hi", "orthogonal_ratio", "q_value", "strength",
+    "direction_cosine", "readability", "firing_rate", "firings", "minimum_detectable_ratio", "successors",
+)  # fmt: skip
+"""Columns of a stored verdict."""
+
+
+def stored(session: Session, checkpoint_id: str) -> Sequence[Sequence[Any]]:
+    """All stored verdicts of a checkpoint as plain rows of STORED, in the order of features."""
+    statement = select(*(getattr(Verdict, name) for name in STORED)).where(Verdict.checkpoint_id == checkpoint_id)
+    return session.execute(statement.order_by(Verdict.feature)).all()
+
+
+def following(session: Session, family_id: str, after: int, limit: int) -> Sequence[Feature]:
+    """Features of a family with numbers over `after`, ascending."""
+    statement = select(Feature).where(Feature.family_id == family_id, Feature.number > after)
+    return session.scalars(statement.order_by(Feature.number).limit(limit)).all()
+
+
 def counts(session: Session, family_id: str, checkpoint_id: str, wanted: Filter | None = None) -> dict[str, int]:
     """Status -> how many features have it in a checkpoint, against its parent; of those that fit the filter."""
     wanted = wanted or Filter()

@@ -7,7 +7,7 @@ from sqlalchemy import ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.kit.clock import utcnow
-from service.kit.db import Base
+from service.kit.db import ARTIFACT, Base
 from service.kit.ids import new_id
 
 
@@ -50,8 +50,8 @@ class Source(Base):
     d_model: Mapped[int]
     stats: Mapped[dict[str, Any]]
     """`{rms, fvu}`: floats; `paired_with`: the parent's hook point that it was held against, None: none."""
-    dictionary: Mapped[str | None]
+    dictionary: Mapped[str | None] = mapped_column(info=ARTIFACT)
     """safetensors with `mean` [d], `rms` [], `decoder` [m, d], `bias` [d], `readout` [d, m], `readout_bias` [m],
     `readout_slope` [m], `reference` [m, d]."""
-    activations: Mapped[str | None]
+    activations: Mapped[str | None] = mapped_column(info=ARTIFACT)
     """Folder of the activations; None after retention removed them."""

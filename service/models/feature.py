@@ -7,7 +7,7 @@ from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.kit.clock import utcnow
-from service.kit.db import Base
+from service.kit.db import ARTIFACT, Base
 
 
 class Feature(Base):
@@ -54,9 +54,9 @@ class Code(Base):
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
     family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), index=True)
     generation: Mapped[int]
-    artifact: Mapped[str]
+    artifact: Mapped[str] = mapped_column(info=ARTIFACT)
     """safetensors CSR: `indptr` int64, `indices` int32, `values` float32, `feature_numbers` int64 [columns]."""
-    examples: Mapped[str]
+    examples: Mapped[str] = mapped_column(info=ARTIFACT)
     """safetensors: `positions` int64 [columns, n], -1 where fewer; `values` float32, largest first."""
     n_positions: Mapped[int]
     n_features: Mapped[int]

@@ -213,7 +213,7 @@ def _check_hook_points(family: Family, settings: Settings) -> None:
 
 def _keep(artifacts: ArtifactStore, family: Family, text: str) -> str:
     name = f"{family.id}/contrast-{content_key(rows=text)}.jsonl"
-    if not artifacts.exists(name):
-        with artifacts.create(name) as place:
-            place.write_text(text, encoding="utf-8")
+    # Also where it is there: what was written in this moment is not removed as something that nothing refers to.
+    with artifacts.create(name) as place:
+        place.write_text(text, encoding="utf-8")
     return name
