@@ -13,14 +13,14 @@ COPY workers workers
 COPY migrations migrations
 
 FROM build AS build-api
-RUN pip install -c constraints.txt ".[parquet,s3]"
+RUN pip install -c constraints.txt ".[otel,parquet,s3]"
 
 FROM build AS build-worker
 # torch first and from its own index: PyPI's build for Linux brings gigabytes of CUDA along.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN grep '^torch==' constraints.txt > /tmp/torch.txt \
     && pip install --index-url "${TORCH_INDEX}" -r /tmp/torch.txt \
-    && pip install -c constraints.txt ".[worker,s3]"
+    && pip install -c constraints.txt ".[worker,s3,otel]"
 
 FROM python:3.11-slim-bookworm AS base
 RUN useradd --system --uid 10001 --create-home --home-dir /home/featurewatch featurewatch \

@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint bench planted chaos docs clean
+.PHONY: help setup demo run test lint bench planted chaos fuzz audit docs clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ run: $(VENV)/.worker ## the embedded service (API, worker, sweeps) at http://127
 test: lint ## linters, then all tests, on SQLite, a private Postgres and a private Valkey
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
-lint: $(VENV)/.test ## ruff, mypy, and the direction of imports
+lint: $(VENV)/.test ## ruff (with bandit's rules), mypy, and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -42,6 +42,13 @@ planted: $(VENV)/.worker ## the planted-truth benchmark: are the verdicts right,
 
 chaos: $(VENV)/.test ## 50 onboardings while everything is killed at random moments, on both databases (about 15 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/e2e/test_chaos.py --onboardings 50 $(ARGS)
+
+fuzz: $(VENV)/.test ## made-up requests to every operation of the API, over 10,000 on each database (about 30 minutes)
+	@OMP_NUM_THREADS=1 FEATUREWATCH_TEST_FUZZ_EXAMPLES=60 $(BIN)/python -m pytest -n 0 -s tests/api/test_fuzz.py $(ARGS)
+
+audit: $(VENV)/.test ## known vulnerabilities of what is installed (asks PyPI)
+	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > $(VENV)/.audited  # PyPI knows no torch==2.13.0+cpu
+	@$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(VENV)/.audited $(ARGS)
 
 docs: $(VENV)/.test ## write the pages that come from the code: settings, commands
 	@$(BIN)/python docs/build.py

@@ -1,4 +1,4 @@
-"""Writes what the code knows into the docs: settings and commands. `make docs`; `--check` only compares."""
+"""Writes what the code knows into the docs: settings, commands, metrics. `make docs`; `--check` only compares."""
 
 import sys
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings
 
 from service.cli import app as cli
 from service.config import ClientSettings, Settings
+from service.status.metrics import METRICS
 
 DOCS = Path(__file__).parent
 
@@ -22,6 +23,15 @@ def settings_table(settings: type[BaseSettings]) -> str:
         shown = getattr(default, "get_secret_value", lambda d=default: d)()
         text = f"`{shown}`" if str(shown) else "empty"
         lines.append(f"| `FEATUREWATCH_{name.upper()}` | {text} | {field.description} |")
+    return "\n".join(lines)
+
+
+def metrics_table() -> str:
+    """A Markdown table of what `/metrics` has."""
+    lines = ["| metric | labels | what it is |", "|---|---|---|"]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(f"| `{metric.name}` | {labels} | {metric.text} |")
     return "\n".join(lines)
 
 
@@ -68,7 +78,12 @@ def pages() -> dict[Path, str]:
     configuration = (DOCS / "configuration.md").read_text(encoding="utf-8")
     configuration = between(configuration, "server", settings_table(Settings))
     configuration = between(configuration, "client", settings_table(ClientSettings))
-    return {DOCS / "configuration.md": configuration, DOCS / "cli.md": cli_page()}
+    monitoring = between((DOCS / "monitoring.md").read_text(encoding="utf-8"), "metrics", metrics_table())
+    return {
+        DOCS / "configuration.md": configuration,
+        DOCS / "cli.md": cli_page(),
+        DOCS / "monitoring.md": monitoring,
+    }
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from service import __version__, openapi
 from service.alerts.routes import router as alerts
@@ -17,11 +18,11 @@ from service.config import Settings
 from service.dependencies.routes import router as dependencies
 from service.families.routes import router as families
 from service.features.routes import router as features
-from service.kit import problems
+from service.kit import problems, telemetry
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.kit.logs import configure_logging
-from service.kit.middleware import BodyLimit, EntityTags, RequestContext
+from service.kit.middleware import BodyLimit, EntityTags, RequestContext, StorableText
 from service.labels.routes import router as labels
 from service.lineage.routes import router as lineage
 from service.migrate import check_connection
@@ -50,6 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         try:
             with database.reader.connect() as connection:
                 check_connection(connection)
+            telemetry.trace_database(database)
             app.state.database = database
             app.state.artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
             yield
@@ -68,11 +70,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     # The last one added is the outermost.
     app.add_middleware(Transactions)
+    app.add_middleware(StorableText)
     app.add_middleware(Authentication, settings=settings)
     app.add_middleware(EntityTags)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(RequestContext)
+    if settings.cors_origin_list:
+        # Outside of all: a page is to see why it was refused, too.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origin_list,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Idempotency-Key", "If-None-Match"],
+            expose_headers=["ETag", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID"],
+        )
     for router in ROUTERS:
         app.include_router(router)
     openapi.install(app)
+    telemetry.trace_app(app)
     return app

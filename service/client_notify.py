@@ -1,6 +1,7 @@
 """The client's calls about webhooks, alerts and API keys."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, cast
 
 from service.client_transport import Transport, given, path_of
@@ -88,16 +89,21 @@ class NotifyingCalls(Transport):
         """Say that an alert is over."""
         return cast(Alert, self.json("POST", path_of("alerts", alert, "resolve")))
 
-    # Keys
+    # Keys, and what was done with them
 
     def keys(self) -> Iterator[Key]:
         """All API keys, without their secrets."""
         return self.pages("/v1/keys")
 
-    def create_key(self, name: str, scopes: Sequence[str]) -> Key:
+    def create_key(self, name: str, scopes: Sequence[str], *, expires_at: datetime | None = None) -> Key:
         """Make an API key. Keep `key` of the answer: it is not shown again."""
-        return cast(Key, self.json("POST", path_of("keys"), body={"name": name, "scopes": list(scopes)}))
+        body = {"name": name, "scopes": list(scopes), "expires_at": expires_at and expires_at.isoformat()}
+        return cast(Key, self.json("POST", path_of("keys"), body=body))
 
     def revoke_key(self, key: str) -> None:
         """End an API key."""
         self.send("DELETE", path_of("keys", key))
+
+    def audit(self, *, actor: str | None = None) -> Iterator[dict[str, Any]]:
+        """Writes that were carried out, newest first; `actor` is the id of a key."""
+        return self.pages(path_of("audit"), given(actor=actor))

@@ -108,9 +108,9 @@ class Transport:
         """One request, sent again where that may help. Raises ApiError or UnreachableError."""
         sent = dict(headers or {})
         if method == "POST":
-            sent["Idempotency-Key"] = uuid.uuid4().hex
+            sent["Idempotency-Key"] = f'"{uuid.uuid4().hex}"'
         for attempt in range(self.retries + 1):
-            pause = min(0.25 * 2**attempt, 8.0) * random.uniform(0.5, 1.0)  # noqa: S311
+            pause = min(0.25 * 2**attempt, 8.0) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
             try:
                 response = self._http.request(method, path, params=params, json=body, headers=sent)
             except httpx.TransportError as error:

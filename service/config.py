@@ -1,4 +1,4 @@
-"""Settings. The only reader of the environment; every name has the prefix `FEATUREWATCH_`."""
+"""Settings. The only reader of the environment; every name of ours has the prefix `FEATUREWATCH_`."""
 
 from functools import cached_property
 from pathlib import Path
@@ -101,6 +101,17 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_json: bool = Field(True, description="Logs as JSON lines; false: for people.")
     max_body_bytes: int = Field(1_000_000, gt=0, description="Largest request body that the API reads.")
+    requests_per_minute: int = Field(
+        1200,
+        ge=0,
+        description="Requests of one key, or of one address without a valid one, that an API process answers. "
+        "0: no limit; nor is there one where no keys are required.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins, separated by commas (`https://app.example`), whose pages may call the API with a key. "
+        "Empty: none but its own.",
+    )
 
     @cached_property
     def resolved_database_url(self) -> str:
@@ -117,11 +128,25 @@ class Settings(BaseSettings):
         """Local folders that may be read from, resolved."""
         return tuple(Path(root).expanduser().resolve() for root in self.roots.split(":") if root)
 
+    @cached_property
+    def cors_origin_list(self) -> list[str]:
+        """Origins whose pages may call the API."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
     def environment(self) -> dict[str, str]:
         """These settings as environment variables, for a child process. Values are in the clear."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         plain = {name: v.get_secret_value() if isinstance(v, SecretStr) else str(v) for name, v in values.items()}
         return {f"FEATUREWATCH_{name.upper()}": value for name, value in plain.items()}
+
+
+class TelemetrySettings(BaseSettings):
+    """The standard variables that turn OpenTelemetry on or off; its SDK reads the others itself."""
+
+    model_config = SettingsConfigDict(env_prefix="OTEL_", extra="ignore", frozen=True)
+
+    traces_exporter: str = Field("none", description="`otlp` or `console` turns traces on. Needs the extra `otel`.")
+    sdk_disabled: bool = Field(False, description="`true` turns all of it off.")
 
 
 class ClientSettings(BaseSettings):

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.audit import idempotency
 from service.kit.problems import MEDIA_TYPE, ProblemDocument
 
 DESCRIPTION = """\
@@ -14,7 +15,8 @@ present, suppressed, amplified, absent, relocated, replaced, emerged or indeterm
 * Errors are problem documents (RFC 9457) with a stable `code`.
 * Lists are `{"data": [...], "next_cursor": ...}`, with `Link: rel="next"`.
 * Reads have an `ETag`; send it back as `If-None-Match`.
-* A POST with an `Idempotency-Key` that is sent twice happens once; the answer is kept for a day by default.
+* A POST or PATCH with an `Idempotency-Key` that is sent twice happens once; the answer is kept for a day by default.
+* `RateLimit` and `RateLimit-Policy` say how many requests a key has left; 429 has `Retry-After`.
 * API keys go into `Authorization: Bearer fw_...`.
 """
 _METHODS = ("get", "post", "put", "patch", "delete")
@@ -28,6 +30,7 @@ _TITLES = {
     "409": "Conflict",
     "413": "Request body too large",
     "422": "The request does not fit its schema, or cannot be carried out",
+    "429": "Too many requests",
     "500": "Internal error",
 }
 
@@ -66,17 +69,20 @@ def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
     statuses = {"500"}
     if path not in _OPEN:
         operation["security"] = [{"key": []}]
-        statuses |= {"401", "403", "422"}
+        statuses |= {"401", "403", "422", "429"}
     if "{" in path:
         statuses.add("404")
+    if method != "get" or "{family}" in path:
+        statuses.add("409")  # e.g. a checkpoint that is not judged yet
     if method != "get":
-        statuses |= {"409", "413"}
-    if method == "post" or any(parameter["name"] == "cursor" for parameter in operation.get("parameters", [])):
+        statuses.add("413")
+    idempotent = method.upper() in idempotency.METHODS
+    if idempotent or any(parameter["name"] == "cursor" for parameter in operation.get("parameters", [])):
         statuses.add("400")
-    if method == "post":
+    if idempotent:
         operation.setdefault("parameters", []).append(_IDEMPOTENCY)
     responses = operation["responses"]
-    for status in sorted(statuses):
+    for status in sorted(statuses | {status for status in responses if status >= "400"}):
         described = responses.get(status, {})
         responses[status] = {
             "description": described.get("description") or _TITLES[status],

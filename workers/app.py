@@ -8,10 +8,11 @@ import mmap
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, worker_shutting_down
+from celery.signals import setup_logging, worker_process_init, worker_shutting_down
 from kombu.exceptions import ChannelError
 
 from service.config import Settings
+from service.kit import telemetry
 from service.kit.logs import configure_logging
 
 EXECUTE = "workers.tasks.execute"
@@ -96,6 +97,11 @@ def _on_shutdown(**_: Any) -> None:
 @setup_logging.connect
 def _on_logging(**_: Any) -> None:
     configure_logging(Settings())
+
+
+@worker_process_init.connect
+def _on_child(**_: Any) -> None:
+    telemetry.trace_tasks()
 
 
 app = make_app(Settings())

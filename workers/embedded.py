@@ -11,6 +11,7 @@ import structlog
 
 from service import migrate
 from service.config import Settings
+from service.kit import telemetry
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from workers import runner
@@ -34,6 +35,7 @@ def serve(settings: Settings, stop: threading.Event, *, pipelines: Mapping[str, 
             log.warning("waiting for the database", error=str(error.orig))
             stop.wait(AWAY_SECONDS)
     database = Database(settings.resolved_database_url)
+    telemetry.trace_database(database)
     artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
     sweeps = threading.Thread(target=_sweep, args=(settings, database, stop), name="sweeps", daemon=True)
     sweeps.start()

@@ -3,6 +3,7 @@
 from functools import cache
 
 from service.config import Settings
+from service.kit import telemetry
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from workers import app as celery
@@ -43,7 +44,9 @@ def _resources() -> tuple[Settings, Database, ArtifactStore]:
     """Made at the first task, so in the pool's child: connections must not be shared over a fork."""
     settings = Settings()
     artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
-    return settings, Database(settings.resolved_database_url), artifacts
+    database = Database(settings.resolved_database_url)
+    telemetry.trace_database(database)
+    return settings, database, artifacts
 
 
 @cache

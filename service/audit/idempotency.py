@@ -1,11 +1,14 @@
-"""Idempotency keys: a POST that is sent twice with the same `Idempotency-Key` happens once.
+"""Idempotency keys: a POST or PATCH that is sent twice with the same `Idempotency-Key` happens once.
 
+The header is that of the IETF draft `The Idempotency-Key HTTP Header Field`: a quoted string of a structured field.
+The quotes may be left out, as most clients do.
 The key is taken at the start of the request's own transaction, so an answer is remembered if and only if its work was
 committed, and of two requests at the same time the second one waits for the first and then repeats its answer.
 Answers with an error status are not remembered: nothing happened, and the next try may succeed.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,7 +21,9 @@ from service.kit.clock import utcnow
 from service.kit.problems import BadRequestError, ConflictError, UnprocessableError
 from service.models import IdempotencyRecord
 
+METHODS = ("POST", "PATCH")
 _IN_PROGRESS = 0
+_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _KEPT_HEADERS = ("content-type", "location", "retry-after", "link")
 
 
@@ -41,9 +46,11 @@ def claim(session: Session, *, caller: str, header: str, request: str, hours: fl
     Raises 400 for a header that is no key, 422 where the key came with another request, 409 where the answer held a
     secret that is shown once only.
     """
-    if not 1 <= len(header) <= 255 or not header.isascii() or not header.isprintable():
+    quoted = _QUOTED.fullmatch(header)
+    name = quoted[1] if quoted else header
+    if not 1 <= len(name) <= 255 or not name.isascii() or not name.isprintable():
         raise BadRequestError("An Idempotency-Key has 1 to 255 printable characters.", code="bad-idempotency-key")
-    key = f"{caller}:{header}"
+    key = f"{caller}:{name}"
     queries.drop_records_before(session, utcnow() - timedelta(hours=hours))
     found = queries.find_record(session, key)
     if found is None:

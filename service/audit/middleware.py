@@ -49,7 +49,7 @@ class Transactions:
         key = Headers(scope=scope).get("idempotency-key")
         principal = scope["state"].get("principal")
         # Without a caller the route refuses in a moment; a key must not open another caller's answers.
-        if key is not None and scope["method"] == "POST" and principal is not None:
+        if key is not None and scope["method"] in idempotency.METHODS and principal is not None:
             request = idempotency.fingerprint(
                 scope["method"], scope["path"], scope.get("query_string", b""), scope["state"]["body"]
             )

@@ -12,7 +12,7 @@ class AuditEntryOut(BaseModel):
 
     id: str
     at: datetime
-    actor: str = Field(description="Id of the API key; `anonymous` where none is needed.")
+    actor: str = Field(description="Id of the API key; `anonymous`: none is needed; `server`: a command there.")
     method: str
     path: str
     status: int

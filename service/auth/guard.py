@@ -8,9 +8,19 @@ from fastapi import Depends, Request
 from service.auth.logic import Principal
 from service.kit.problems import ForbiddenError, UnauthenticatedError
 
+_READING = ("GET", "HEAD", "OPTIONS")
+_ADMIN_PATHS = ("/v1/keys", "/v1/audit")
 
-def _check(request: Request, scope: str) -> None:
-    principal: Principal | None = getattr(request.state, "principal", None)
+
+def check_early(principal: Principal | None, method: str, path: str) -> None:
+    """What the routes below `/v1` ask for, before a body is parsed or a transaction begins."""
+    if path.startswith(_ADMIN_PATHS):
+        _check(principal, "admin")
+    elif path.startswith("/v1/"):
+        _check(principal, "read" if method in _READING else "write")
+
+
+def _check(principal: Principal | None, scope: str) -> None:
     if principal is None:
         raise UnauthenticatedError("This needs an API key: send `Authorization: Bearer fw_...`.")
     if scope not in principal.scopes:
@@ -19,13 +29,17 @@ def _check(request: Request, scope: str) -> None:
 
 def _require(scope: str) -> Callable[[Request], Any]:
     async def check(request: Request) -> None:
-        _check(request, scope)
+        _check(_principal(request), scope)
 
     return check
 
 
 async def _require_by_method(request: Request) -> None:
-    _check(request, "read" if request.method in ("GET", "HEAD", "OPTIONS") else "write")
+    _check(_principal(request), "read" if request.method in _READING else "write")
+
+
+def _principal(request: Request) -> Principal | None:
+    return getattr(request.state, "principal", None)
 
 
 READ = Depends(_require("read"))

@@ -54,11 +54,16 @@ def authenticate(session: Session, key: str) -> Principal:
     if row is None or not keys.matches(key, row.hash) or row.revoked_at is not None:
         raise UnauthenticatedError("This API key is not valid.", code="invalid-key")
     now = utcnow()
-    if row.expires_at is not None and row.expires_at <= now:
+    if not alive(row):
         raise UnauthenticatedError("This API key has expired.", code="expired-key")
     granted: set[str] = set().union(*(_INCLUDED.get(scope, set()) for scope in row.scopes))
     stale = row.last_used_at is None or now - row.last_used_at > USE_NOTED_EVERY
     return Principal(row.id, frozenset(granted), note_use=stale)
+
+
+def alive(row: ApiKey) -> bool:
+    """Whether a key is neither revoked nor expired."""
+    return row.revoked_at is None and (row.expires_at is None or row.expires_at > utcnow())
 
 
 def get(session: Session, key_id: str) -> ApiKey:

@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import logic, queries
+from service.auth.guard import check_early
+from service.auth.limits import RateLimits, network_of
 from service.auth.logic import Principal
 from service.config import Settings
 from service.kit.clock import utcnow
@@ -23,31 +25,53 @@ from service.kit.problems import BadRequestError, ForbiddenError, Unauthenticate
 
 log = structlog.get_logger("featurewatch.auth")
 
+_UNLIMITED = ("/healthz", "/readyz")
+"""A probe that is told 429 takes a healthy service for a sick one."""
+
 
 class Authentication:
-    """Sets `state.principal`, None for a caller without a key; routes say what they require."""
+    """Sets `state.principal`, None for a caller without a key; routes say what they require.
+
+    Also counts the requests of each key and address against the rate limit.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
+        self.limits = RateLimits(settings.requests_per_minute if settings.require_keys else 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         database: Database = scope["app"].state.database
-        if not self.settings.require_keys:
-            _refuse_foreign_pages(headers, scope["method"])
-            principal: Principal | None = logic.ANONYMOUS
-        elif "authorization" in headers:
-            key = _bearer(headers["authorization"])
-            principal = await run_in_threadpool(_authenticate, database, key)
-        else:
-            principal = None
+        address = network_of(scope["client"][0]) if scope.get("client") else "-"
+        try:
+            principal = await self._principal(database, Headers(scope=scope), scope["method"])
+        except UnauthenticatedError:
+            await self.limits.spend(address)
+            raise
         scope.setdefault("state", {})["principal"] = principal
-        await self.app(scope, receive, send)
+        told: dict[str, str] = {}
+        if scope["path"] not in _UNLIMITED:
+            told = await self.limits.spend(principal.id if principal else address)
+        check_early(principal, scope["method"], scope["path"])
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(told)
+            await send(message)
+
+        await self.app(scope, receive, send_with_limits)
         if principal is not None and principal.note_use:
             await run_in_threadpool(_note_use, database, principal.id)
+
+    async def _principal(self, database: Database, headers: Headers, method: str) -> Principal | None:
+        if not self.settings.require_keys:
+            _refuse_foreign_pages(headers, method)
+            return logic.ANONYMOUS
+        if "authorization" not in headers:
+            return None
+        return await run_in_threadpool(_authenticate, database, _bearer(headers["authorization"]))
 
 
 def _bearer(header: str) -> str:

@@ -61,7 +61,7 @@ def get_checkpoint(family: str, name: str, session: ReadSession) -> CheckpointOu
     "/{name}/report",
     summary="What changed in a checkpoint",
     response_model=Report,
-    responses={200: {"content": {"text/markdown": {}, "text/html": {}}}},
+    responses={200: {"content": {"text/markdown": {}, "text/html": {}}}, 406: {"description": "No such format"}},
 )
 def get_report(
     family: str,
@@ -76,7 +76,10 @@ def get_report(
         float | None,
         Query(ge=0, le=1, description="Only findings with a `q_value` up to this; what is new has none."),
     ] = None,
-    form: Annotated[str | None, Query(alias="format", description="json, markdown or html.")] = None,
+    form: Annotated[
+        str | None,
+        Query(alias="format", description="Left out: as `Accept` says.", json_schema_extra={"enum": [*MEDIA_TYPES]}),
+    ] = None,
     accept: Annotated[str, Header()] = "*/*",
 ) -> Response:
     chosen = choose_format(form, accept)

@@ -1,15 +1,25 @@
 """JSON of checkpoints."""
 
+import json
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from service.families.schemas import HookPoints, Name
 from service.models import Checkpoint
 from service.runs.schemas import RunView
 
 CheckpointState = Literal["registered", "harvested", "judged", "failed"]
+
+
+def _check_json(value: dict[str, Any]) -> dict[str, Any]:
+    """JSON as every reader knows it: Python's own reads NaN and halves of characters too."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        raise ValueError("holds a number or a character that JSON has not") from None
+    return value
 
 
 class CheckpointIn(BaseModel):
@@ -38,7 +48,9 @@ class CheckpointIn(BaseModel):
         description="`auto`: the family's policy decides. `later`, before a family's first fit: only read it; the "
         "first fit is made over it and those that follow, and judges them all.",
     )
-    metadata: dict[str, Any] = Field(default_factory=dict, description="Kept as it comes, e.g. commit and CI job.")
+    metadata: Annotated[dict[str, Any], AfterValidator(_check_json)] = Field(
+        default_factory=dict, description="Kept as it comes, e.g. commit and CI job."
+    )
     priority: int = Field(
         0, ge=0, le=100, description="Of its run: larger ones go first. Checkpoints of the family that wait go with it."
     )

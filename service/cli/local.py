@@ -6,13 +6,16 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from typing import Any
 
 import typer
 import uvicorn
+from sqlalchemy.orm import Session
 
 from service import migrate
 from service.app import create_app
+from service.audit import queries as audit_queries
 from service.auth import logic as auth
 from service.auth import queries as auth_queries
 from service.auth.schemas import KeyOut
@@ -20,7 +23,9 @@ from service.cli import base
 from service.cli.child import WorkerProcess
 from service.config import Settings
 from service.kit.db import Database
+from service.kit.ids import new_id
 from service.kit.problems import ProblemError
+from service.models import AuditEntry
 
 MOST_KEYS = 10_000
 
@@ -101,12 +106,13 @@ def check(settings: Settings) -> None:
         raise base.UsageError(str(error)) from error
 
 
-def create_key(name: str, scopes: Sequence[str]) -> dict[str, Any]:
+def create_key(name: str, scopes: Sequence[str], expires_at: datetime | None = None) -> dict[str, Any]:
     """Make a key in the configured database; the only answer that holds it."""
     if unknown := sorted(set(scopes) - set(auth.SCOPES)):
         raise base.UsageError(f"there is no scope {', '.join(unknown)}; choose from {', '.join(auth.SCOPES)}")
     with opened() as database, database.write() as session:
-        row, key = auth.create(session, name=name, scopes=scopes)
+        row, key = auth.create(session, name=name, scopes=scopes, expires_at=expires_at)
+        _note(session, "POST", "/v1/keys", 201)
         return KeyOut.model_validate(row).model_dump(mode="json") | {"key": key}
 
 
@@ -122,8 +128,15 @@ def revoke_key(key: str) -> None:
     with opened() as database, database.write() as session:
         try:
             auth.revoke(session, key)
+            _note(session, "DELETE", f"/v1/keys/{key}", 204)
         except ProblemError as error:
             raise base.UsageError(error.detail) from error
+
+
+def _note(session: Session, method: str, path: str, status: int) -> None:
+    """The audit entry of the call that this was done without."""
+    entry = AuditEntry(actor="server", method=method, path=path, status=status, request_id=new_id("cmd"))
+    audit_queries.add_entry(session, entry)
 
 
 @contextmanager
@@ -145,9 +158,8 @@ def _has_key(settings: Settings) -> bool:
     database = Database(settings.resolved_database_url)
     try:
         with database.read() as session:
-            return any(
-                row.revoked_at is None for row in auth_queries.page_of_keys(session, after=None, limit=MOST_KEYS)
-            )
+            rows = auth_queries.page_of_keys(session, after=None, limit=MOST_KEYS)
+            return any(auth.alive(row) for row in rows)
     finally:
         database.close()
 

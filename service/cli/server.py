@@ -1,8 +1,9 @@
-"""`featurewatch up`, `demo`, `key`: what runs on the server itself."""
+"""`featurewatch up`, `demo`, `key`, `audit`: what runs on the server itself, and who may use it."""
 
 import importlib.util
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from service.cli import base
 from service.cli.base import AsJson
 from service.config import Settings
+from service.kit.clock import utcnow
 
 key_app = typer.Typer(help="API keys.", no_args_is_help=True)
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -24,6 +26,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(up)
     app.command(context_settings=PASSED_ON)(demo)
     app.add_typer(key_app, name="key")
+    app.command()(audit)
 
 
 def up(
@@ -53,6 +56,7 @@ def up(
 def demo(context: typer.Context) -> None:
     """Three releases of a real model, one tampered with: what featurewatch says. `demo --help` lists its options."""
     _need_worker_packages()
+    # The caller's own arguments, to the caller's own Python.
     done = subprocess.run([sys.executable, "-m", "workers.demo", *context.args], check=False)  # noqa: S603
     raise typer.Exit(done.returncode)
 
@@ -61,6 +65,7 @@ def demo(context: typer.Context) -> None:
 def create_key(
     name: Annotated[str, typer.Argument(help="What it is for.")],
     scope: Annotated[list[str] | None, typer.Option(help="read, write or admin. May be repeated.")] = None,
+    days: Annotated[float | None, typer.Option(help="For so long; default: until it is revoked.", min=0)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make an API key. It is shown once.
@@ -68,14 +73,15 @@ def create_key(
     Without --url or FEATUREWATCH_URL it is made in the configured database itself: run it on the server.
     """
     scopes = scope or ["read"]
+    expires_at = None if days is None else utcnow() + timedelta(days=days)
     made: dict[str, Any]
     if base.target().named:
         with base.connect() as client:
-            made = dict(client.create_key(name, scopes))
+            made = dict(client.create_key(name, scopes, expires_at=expires_at))
     else:
-        made = _local().create_key(name, scopes)
+        made = _local().create_key(name, scopes, expires_at)
     base.show_json(made) if as_json else base.show_fields(
-        (part, made[part]) for part in ("id", "name", "scopes", "key")
+        (part, made[part]) for part in ("id", "name", "scopes", "expires_at", "key")
     )
 
 
@@ -95,6 +101,7 @@ def list_keys(as_json: AsJson = False) -> None:
         ("STARTS WITH", lambda row: row["prefix"]),
         ("SCOPES", lambda row: row["scopes"]),
         ("LAST USED", lambda row: base.moment(row["last_used_at"])),
+        ("EXPIRES", lambda row: base.moment(row["expires_at"])),
         ("REVOKED", lambda row: base.moment(row["revoked_at"])),
     ]
     return base.show_rows(rows, columns, empty="No key yet; `featurewatch key create` makes one.")
@@ -108,6 +115,26 @@ def revoke_key(key: Annotated[str, typer.Argument(help="Id of the key, key_...")
             client.revoke_key(key)
     else:
         _local().revoke_key(key)
+
+
+def audit(
+    actor: Annotated[str | None, typer.Option(help="Only what this key wrote, key_...")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Who wrote what, newest first. Needs a key with the scope admin."""
+    with base.connect() as client:
+        rows = list(client.audit(actor=actor))
+    if as_json:
+        return base.show_json(rows)
+    columns = [
+        ("AT", lambda row: base.moment(row["at"])),
+        ("ACTOR", lambda row: row["actor"]),
+        ("METHOD", lambda row: row["method"]),
+        ("PATH", lambda row: row["path"]),
+        ("STATUS", lambda row: row["status"]),
+        ("REQUEST", lambda row: row["request_id"]),
+    ]
+    return base.show_rows(rows, columns, empty="Nothing was written yet.")
 
 
 def _local() -> ModuleType:

@@ -24,6 +24,7 @@ from service.features.schemas import (
 )
 from service.features.sorting import Order
 from service.kit.ids import parse_feature_id
+from service.kit.pages import check
 from service.kit.problems import NotFoundError
 from service.lineage import logic as lineage
 from service.models import Checkpoint, Family, Feature
@@ -72,6 +73,7 @@ def rows(
     found = _select(compare(session, asked), session, asked.family, wanted)
     found.sort(key=lambda row: order.rank(order.values(row)))
     if after is not None:
+        check(order.keys(), after)
         start = order.rank(after)
         found = [row for row in found if order.rank(order.values(row)) > start]
     found = found[: limit + 1]

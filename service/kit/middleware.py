@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.kit.ids import new_id
-from service.kit.problems import ProblemError, TooLargeError, problem_response, response_for
+from service.kit.problems import ProblemError, TooLargeError, UnprocessableError, problem_response, response_for
 
 log = structlog.get_logger("featurewatch.http")
 
@@ -22,8 +22,14 @@ _SECURITY_HEADERS = {
 }
 _POLICY_PLAIN = "default-src 'none'; frame-ancestors 'none'"
 _POLICY_PAGE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
-_OWN_POLICY = ("/docs", "/redoc")  # the API browser loads scripts; a strict policy would leave it blank
+# The API browser is a script of that host, started by one in the page.
+_POLICY_BROWSER = (
+    "default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src https://cdn.jsdelivr.net; "
+    "img-src data: https://fastapi.tiangolo.com; connect-src 'self'; frame-ancestors 'none'"
+)
+_TLS_ONLY = "max-age=31536000"
 _QUIET = ("/healthz", "/readyz", "/metrics")
+_ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 MAX_TAGGED_BYTES = 8_000_000
 
 
@@ -47,7 +53,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(MutableHeaders(scope=message), scope["path"], request_id)
+                _add_headers(MutableHeaders(scope=message), scope, request_id)
             await send(message)
 
         try:
@@ -79,14 +85,16 @@ class RequestContext:
             structlog.contextvars.unbind_contextvars("request_id")
 
 
-def _add_headers(headers: MutableHeaders, path: str, request_id: str) -> None:
+def _add_headers(headers: MutableHeaders, scope: Scope, request_id: str) -> None:
     headers["X-Request-ID"] = request_id
     for name, value in _SECURITY_HEADERS.items():
         headers.setdefault(name, value)
-    if not path.startswith(_OWN_POLICY):
-        page = headers.get("content-type", "").startswith("text/html")
-        headers.setdefault("Content-Security-Policy", _POLICY_PAGE if page else _POLICY_PLAIN)
-    if path.startswith("/v1"):
+    page = headers.get("content-type", "").startswith("text/html")
+    policy = _POLICY_BROWSER if scope["path"] == "/docs" else _POLICY_PAGE
+    headers.setdefault("Content-Security-Policy", policy if page else _POLICY_PLAIN)
+    if scope["scheme"] == "https":  # also where a proxy that uvicorn trusts says so
+        headers.setdefault("Strict-Transport-Security", _TLS_ONLY)
+    if scope["path"].startswith("/v1"):
         headers.setdefault("Cache-Control", "private, no-cache")
 
 
@@ -127,6 +135,22 @@ class BodyLimit:
 
     def _refusal(self) -> TooLargeError:
         return TooLargeError(f"The body is over {self.limit:,} bytes, the most that this server reads.")
+
+
+class StorableText:
+    """Refuses the character NUL with 422: Postgres stores none, in no text and no JSON."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (
+            "\0" in scope["path"]
+            or b"%00" in scope.get("query_string", b"")
+            or _ESCAPED_NUL.search(scope["state"].get("body", b""))
+        ):
+            raise UnprocessableError("The character NUL (U+0000) cannot be stored.", code="nul-character")
+        await self.app(scope, receive, send)
 
 
 class EntityTags:

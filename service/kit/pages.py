@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Query, Request, Response
@@ -62,9 +62,7 @@ class Pager:
                 raise TypeError
             values = [_load(value) for value in values]
         except (ValueError, TypeError, KeyError, binascii.Error, UnicodeError):
-            raise BadRequestError(
-                "This cursor is none of ours; leave it out to start anew.", code="bad-cursor"
-            ) from None
+            raise _foreign() from None
         if found != _digest(order):
             raise BadRequestError("This cursor belongs to another sort or filter.", code="bad-cursor")
         return values
@@ -99,11 +97,22 @@ Paging = Annotated[Pager, Depends(pager)]
 def keyset(statement: Statement, keys: Sequence[SortKey], after: Sequence[Any] | None, limit: int) -> Statement:
     """Order a statement, start it after a row's sort values and fetch one row more than the page holds."""
     if after is not None:
-        if len(after) != len(keys):
-            raise BadRequestError("This cursor is none of ours; leave it out to start anew.", code="bad-cursor")
+        check(keys, after)
         statement = statement.where(_beyond(keys, after))
     ordered = [key.column.desc() if key.descending else key.column.asc() for key in keys]
     return statement.order_by(*ordered).limit(limit + 1)
+
+
+def check(keys: Sequence[SortKey], after: Sequence[Any]) -> None:
+    """Refuse sort values that no row can have: whoever writes a cursor of their own gets the same 400 for all."""
+    kinds = [key.column.type.python_type for key in keys]
+    wanted = [(int, float) if kind is float else kind for kind in kinds]
+    if len(after) != len(keys) or not all(map(isinstance, after, wanted)):
+        raise _foreign()
+
+
+def _foreign() -> BadRequestError:
+    return BadRequestError("This cursor is none of ours; leave it out to start anew.", code="bad-cursor")
 
 
 def _beyond(keys: Sequence[SortKey], after: Sequence[Any]) -> ColumnElement[bool]:
@@ -126,4 +135,9 @@ def _dump(value: Any) -> Any:
 
 
 def _load(value: Any) -> Any:
-    return datetime.fromisoformat(value["t"]) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return datetime.fromisoformat(value["t"]).astimezone(UTC)
+    too_large = isinstance(value, int) and abs(value) >= 2**31
+    if too_large or isinstance(value, bool) or (isinstance(value, str) and "\0" in value):
+        raise ValueError("no column holds this")
+    return value

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -102,6 +103,10 @@ class UnprocessableError(ProblemError):
     status, code, title = 422, "unprocessable", "The request cannot be carried out"
 
 
+class TooManyRequestsError(ProblemError):
+    status, code, title = 429, "too-many-requests", "Too many requests"
+
+
 class UnavailableError(ProblemError):
     status, code, title = 503, "unavailable", "Not available now"
 
@@ -166,11 +171,12 @@ async def _on_http(request: Request, error: Exception) -> Response:
     """Errors of the framework itself: unknown routes, wrong methods, unreadable bodies."""
     assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
-    detail = str(error.detail)
+    detail, headers = str(error.detail), dict(error.headers or {})
     if error.status_code == 404 and detail == title:
         detail = f"There is nothing at {request.url.path}."
     elif error.status_code == 405:
         detail = f"{request.method} is not allowed at {request.url.path}."
+        headers["Allow"] = ", ".join(_allowed(request))
     return problem_response(
         request.url.path,
         status=error.status_code,
@@ -178,8 +184,15 @@ async def _on_http(request: Request, error: Exception) -> Response:
         title=title,
         detail=detail,
         request_id=_request_id(request),
-        headers=error.headers,
+        headers=headers,
     )
+
+
+def _allowed(request: Request) -> list[str]:
+    """Methods that the path has. The framework names those of one route, and each method has its own."""
+    scopes = [{**request.scope, "method": method} for method in ("GET", "POST", "PUT", "PATCH", "DELETE")]
+    routes = request.app.routes
+    return [scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:

@@ -7,11 +7,12 @@ from fastapi import APIRouter, Query, Response
 from service.auth.guard import BY_METHOD
 from service.families import logic as families
 from service.features import logic as features
-from service.kit.pages import Page, Paging
+from service.kit.pages import Page, Paging, SortKey, check
 from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
 from service.labels import logic
 from service.labels.neuronpedia import Exporter, NeuronpediaFeature
 from service.labels.schemas import LabelIn
+from service.models import Feature
 from service.runs.schemas import RunView, view
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
@@ -58,6 +59,8 @@ def all_for_viewers(
     exporter = Exporter(session, artifacts, families.get(session, family), checkpoint)
     order = f"neuronpedia:{exporter.code.checkpoint_id}"
     after = paging.after(order)
+    if after is not None:
+        check([SortKey(Feature.number)], after)
     numbers = sorted(number for number in exporter.columns if after is None or number > after[0])
     kept, cursor = paging.page(numbers[: paging.limit + 1], order, lambda number: (number,))
     return Page(data=exporter.features(kept, passages), next_cursor=cursor)

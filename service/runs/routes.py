@@ -15,6 +15,13 @@ from service.runs.states import RunState
 router = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[BY_METHOD])
 
 RETRY_AFTER = "2"
+EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["progress", "end"]},
+        "data": {"type": "string", "contentMediaType": "application/json", "description": "The run."},
+    },
+}
 
 
 @router.get("", summary="Runs, newest first")
@@ -51,7 +58,7 @@ def run_attempts(run_id: str, session: ReadSession, paging: Paging) -> Page[Atte
     "/{run_id}/events",
     summary="Progress as server-sent events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {"schema": EVENT}}}},
 )
 def run_events(run_id: str, session: ReadSession, database: AppDatabase) -> StreamingResponse:
     """`progress` events carry the whole run whenever it changed; `end` is the last one."""

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import Float, cast, func, select, text, true
 from sqlalchemy.orm import Session
 
-from service.models import Checkpoint, Delivery, Family, Run
+from service.models import Alert, Checkpoint, Delivery, Family, Run
+
+UNKNOWN_DEVICE = "unknown"
 
 
 def ping(session: Session) -> None:
@@ -15,14 +17,26 @@ def ping(session: Session) -> None:
     session.execute(text("SELECT 1"))
 
 
-def runs_by_state(session: Session) -> dict[str, int]:
-    """How many runs are in each state."""
-    return {row[0]: row[1] for row in session.execute(select(Run.state, func.count()).group_by(Run.state))}
+def runs_by_kind_and_state(session: Session) -> dict[tuple[str, str], int]:
+    """How many runs of each kind are in each state."""
+    statement = select(Run.kind, Run.state, func.count()).group_by(Run.kind, Run.state)
+    return {(kind, state): count for kind, state, count in session.execute(statement)}
 
 
 def oldest_queued(session: Session) -> datetime | None:
     """When the longest waiting run was queued."""
     return session.scalar(select(func.min(Run.created_at)).where(Run.state == "queued"))
+
+
+def compute_seconds(session: Session) -> Sequence[tuple[str, str, float]]:
+    """(kind, device of the last attempt, seconds) of runs, summed over their stages by the database."""
+    # Both engines know the function, under their own names.
+    each = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_each_text
+    stage = each(Run.seconds).table_valued("value")
+    device = func.coalesce(Run.usage["device"].as_string(), UNKNOWN_DEVICE).label("device")
+    statement = select(Run.kind, device, func.sum(cast(stage.c.value, Float))).join(stage, true())
+    statement = statement.group_by(Run.kind, "device")
+    return [(kind, where, seconds) for kind, where, seconds in session.execute(statement)]
 
 
 def deliveries_by_state(session: Session) -> dict[str, int]:
@@ -31,8 +45,24 @@ def deliveries_by_state(session: Session) -> dict[str, int]:
     return {row[0]: row[1] for row in session.execute(statement)}
 
 
-def newest_quality(session: Session) -> Sequence[tuple[str, str, dict[str, Any]]]:
-    """(family, checkpoint, quality) of the checkpoint of each family that was judged last."""
+def oldest_pending(session: Session) -> datetime | None:
+    """When the longest waiting delivery was made."""
+    return session.scalar(select(func.min(Delivery.created_at)).where(Delivery.state == "pending"))
+
+
+def open_alerts(session: Session) -> Sequence[tuple[str, int]]:
+    """(family, how many alerts are open) of each family."""
+    statement = (
+        select(Family.name, func.count(Alert.id))
+        .outerjoin(Alert, (Alert.family_id == Family.id) & (Alert.state == "open"))
+        .group_by(Family.name)
+        .order_by(Family.name)
+    )
+    return [(family, count) for family, count in session.execute(statement)]
+
+
+def newest_judged(session: Session) -> Sequence[tuple[str, str, datetime, dict[str, Any]]]:
+    """(family, checkpoint, when, quality) of the checkpoint of each family that was judged last."""
     last = (
         select(Checkpoint.family_id, func.max(Checkpoint.judged_at).label("at"))
         .where(Checkpoint.state == "judged")
@@ -40,9 +70,9 @@ def newest_quality(session: Session) -> Sequence[tuple[str, str, dict[str, Any]]
         .subquery()
     )
     statement = (
-        select(Family.name, Checkpoint.name, Checkpoint.quality)
+        select(Family.name, Checkpoint.name, Checkpoint.judged_at, Checkpoint.quality)
         .join(last, (last.c.family_id == Checkpoint.family_id) & (last.c.at == Checkpoint.judged_at))
         .join(Family, Family.id == Checkpoint.family_id)
         .order_by(Family.name)
     )
-    return [(family, checkpoint, quality or {}) for family, checkpoint, quality in session.execute(statement)]
+    return [(family, name, at, quality or {}) for family, name, at, quality in session.execute(statement)]

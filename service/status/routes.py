@@ -8,6 +8,7 @@ from service.auth.guard import READ
 from service.kit.problems import UnavailableError
 from service.kit.sessions import AppArtifacts, AppDatabase, ReadSession
 from service.status import logic
+from service.status.metrics import scrape
 
 router = APIRouter(tags=["status"])
 
@@ -42,4 +43,4 @@ def readyz(database: AppDatabase, artifacts: AppArtifacts) -> Readiness:
 
 @router.get("/metrics", summary="Figures for Prometheus", dependencies=[READ], response_class=Response)
 def metrics(session: ReadSession) -> Response:
-    return Response(logic.metrics(session), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(scrape(session), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Policy(BaseModel):
     """Thresholds of DESIGN section 6. They are policy, set before looking; none is tuned to data."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     suppressed_below: float = Field(0.5, gt=0, lt=1, description="Projection ratio significantly under it: suppressed.")
     amplified_above: float = Field(2.0, gt=1, description="Projection ratio significantly over it: amplified.")

@@ -1,5 +1,8 @@
 """Every error has the same shape, whoever raises it."""
 
+import base64
+import json
+
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -33,7 +36,8 @@ def test_unknown_route(client: TestClient) -> None:
 def test_wrong_method(client: TestClient) -> None:
     response = client.put("/v1/families")
     check_problem(response, 405, "method-not-allowed")
-    assert response.headers["allow"]
+    assert response.headers["allow"] == "GET, POST"
+    assert client.put("/v1/alert-rules/rul_1").headers["allow"] == "GET, PATCH, DELETE"
 
 
 def test_invalid_body_names_each_fault(client: TestClient) -> None:
@@ -77,6 +81,52 @@ def test_unexpected_exception_tells_nothing_and_undoes_everything(app: FastAPI, 
     assert "42" not in response.text and document["request_id"] in document["detail"]
     with app.state.database.read() as session:
         assert session.query(Family).count() == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/families/a%00b", None),
+        ("GET", "/v1/runs?family=%00", None),
+        ("GET", "/v1/audit?actor=%00", None),
+        ("GET", "/v1/families/smol/features?q=%00", None),
+        ("GET", "/v1/families/smol/lineage?generation=99999999999999999999", None),
+        ("POST", "/v1/alert-rules", {"name": "a\0b", "condition": {"kind": "watched"}}),
+        ("POST", "/v1/alert-rules", {"name": "\ud800", "condition": {"kind": "watched"}}),
+        ("POST", "/v1/alert-rules", {"name": "a", "condition": {"kind": "tag", "tag": "\0"}}),
+        ("POST", "/v1/families/smol/checkpoints", {"name": "v1", "uri": "hf://a/b", "metadata": {"a": "\0\ud800"}}),
+        ("POST", "/v1/families/smol/checkpoints", {"name": "v1", "uri": "hf://a/b", "metadata": {"a": float("nan")}}),
+        ("POST", "/v1/families/smol/checkpoints", {"name": "v1", "uri": "hf://a/b", "metadata": {"a": "\ud800"}}),
+        ("POST", "/v1/families/smol/checkpoints", {"name": "v1", "uri": "hf://a/b", "parent": "\0"}),
+        ("POST", "/v1/families", {"name": "n", "hook_points": ["resid_post.1"], "policy": {"max_fvu_ratio": 1e999}}),
+    ],
+)
+def test_what_no_database_holds(client: TestClient, method: str, path: str, body: dict | None) -> None:
+    client.post("/v1/families", json={"name": "smol", "hook_points": ["resid_post.1"]})
+    headers = {"Content-Type": "application/json"}
+    answer = client.request(method, path, content=body and json.dumps(body), headers=headers)
+    assert answer.status_code in (404, 422), answer.text
+
+
+def test_a_backslash_before_u0000_is_text(client: TestClient) -> None:
+    for name in ("\\u0000", "a\\\\u0000"):
+        made = client.post("/v1/alert-rules", json={"name": name, "condition": {"kind": "watched"}})
+        assert made.json()["name"] == name
+
+
+def test_forged_cursors(client: TestClient) -> None:
+    """The right digest, and values that no row has: of another type, too large, too many."""
+    for name in ("a", "b"):
+        client.post("/v1/families", json={"name": name, "hook_points": ["resid_post.1"]})
+        client.post("/v1/alert-rules", json={"name": name, "condition": {"kind": "watched"}})
+    for path in ("/v1/families", "/v1/alert-rules"):
+        cursor = client.get(f"{path}?limit=1").json()["next_cursor"]
+        digest, values = json.loads(base64.urlsafe_b64decode(cursor + "=="))
+        for value in (1, 2**70, True, None, [], {"t": 1}, {"t": "x"}, {}, "\0"):
+            forged = base64.urlsafe_b64encode(json.dumps([digest, [value, *values[1:]]]).encode()).decode()
+            check_problem(client.get(f"{path}?cursor={forged}"), 400, "bad-cursor")
+        longer = base64.urlsafe_b64encode(json.dumps([digest, [*values, "a"]]).encode()).decode()
+        check_problem(client.get(f"{path}?cursor={longer}"), 400, "bad-cursor")
 
 
 def test_conflict_at_the_commit_is_a_conflict(app: FastAPI, client: TestClient) -> None:

@@ -138,6 +138,24 @@ def test_idempotency_key(client: TestClient) -> None:
     assert len(client.get("/v1/families").json()["data"]) == 1
 
 
+def test_a_quoted_idempotency_key_is_the_same(client: TestClient) -> None:
+    """As the draft standard writes it: a string of a structured field."""
+    assert client.post("/v1/families", json=BODY, headers={"Idempotency-Key": '"job-1"'}).status_code == 201
+    again = client.post("/v1/families", json=BODY, headers={"Idempotency-Key": "job-1"})
+    assert again.headers["idempotency-replayed"] == "true"
+    check_problem(client.post("/v1/families", json=BODY, headers={"Idempotency-Key": '""'}), 400, "bad-idempotency-key")
+
+
+def test_a_change_may_have_an_idempotency_key(client: TestClient) -> None:
+    rule = client.post("/v1/alert-rules", json={"name": "a", "condition": {"kind": "watched"}}).json()
+    path, key = f"/v1/alert-rules/{rule['id']}", {"Idempotency-Key": "job-1"}
+    assert client.patch(path, json={"name": "b"}, headers=key).json()["name"] == "b"
+    client.patch(path, json={"name": "c"})
+    again = client.patch(path, json={"name": "b"}, headers=key)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert client.get(path).json()["name"] == "c"
+
+
 def test_failed_requests_are_not_remembered(client: TestClient) -> None:
     key = {"Idempotency-Key": "job-2"}
     refused = BODY | {"corpus": {"uri": "file:///etc/passwd"}}

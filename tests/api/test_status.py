@@ -1,14 +1,24 @@
 """Health, readiness and metrics."""
 
+import platform
+
+import pytest
+from alembic.script import ScriptDirectory
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from service import __version__
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
+from service.models import Alert, AlertRule, Webhook
 from service.runs import logic as runs
+from service.status.metrics import METRICS
+from service.webhooks import logic as webhooks
 from tests import factories
 from tests.api.test_errors import check_problem
+
+HEAD = ScriptDirectory("migrations").get_current_head()
 
 
 def test_ready(client: TestClient) -> None:
@@ -33,14 +43,54 @@ def test_not_ready_says_what_is_missing(app: FastAPI, client: TestClient, databa
 def test_metrics(client: TestClient, database: Database) -> None:
     with database.write() as session:
         family = factories.family(session)
+        factories.family(session, "quiet")
         first = factories.checkpoint(session, family, "v1", quality={"fvu": 0.5})
-        factories.checkpoint(session, family, "v2", parent=first, quality={"fvu": 0.25})
-        runs.create(session, family_id=family.id, checkpoint_id=first.id, kind="onboard", params={})
-    lines = client.get("/metrics").text.splitlines()
-    assert 'featurewatch_runs{state="queued"} 1.0' in lines
-    assert 'featurewatch_runs{state="failed"} 0.0' in lines
-    assert 'featurewatch_deliveries{state="pending"} 0.0' in lines
-    assert 'featurewatch_fvu{checkpoint="v2",family="smol"} 0.25' in lines
+        second = factories.checkpoint(session, family, "v2", parent=first, quality={"fvu": 0.25})
+        for device in ("cpu", None, "cpu"):
+            run = runs.create(session, family_id=family.id, checkpoint_id=first.id, kind="onboard", params={})
+            run.seconds, run.usage = {"harvest": 1.5, "extend": 2.25}, {"device": device} if device else {}
+        rule = AlertRule(name="rule", family_id=None, condition={"kind": "watched"})
+        session.add(rule)
+        session.flush()
+        for checkpoint, state in ((first, "resolved"), (second, "open")):
+            row = Alert(rule_id=rule.id, family_id=family.id, checkpoint_id=checkpoint.id, state=state)
+            row.summary, row.evidence, row.muted_until = "", [], None
+            session.add(row)
+        webhook = Webhook(url="https://ci.example", event_types=[], secret=b"", disabled_reason=None)
+        session.add(webhook)
+        session.flush()
+        webhooks.test(session, webhook)
+        judged_at = second.judged_at
+    text = client.get("/metrics").text
+    lines = text.splitlines()
+    for line in (
+        'featurewatch_runs{kind="onboard",state="queued"} 3.0',
+        'featurewatch_runs{kind="onboard",state="failed"} 0.0',
+        'featurewatch_compute_seconds_total{device="cpu",kind="onboard"} 7.5',
+        'featurewatch_compute_seconds_total{device="unknown",kind="onboard"} 3.75',
+        'featurewatch_deliveries{state="pending"} 1.0',
+        'featurewatch_deliveries{state="failed"} 0.0',
+        'featurewatch_open_alerts{family="smol"} 1.0',
+        'featurewatch_open_alerts{family="quiet"} 0.0',
+        'featurewatch_fvu_ratio{checkpoint="v2",family="smol"} 0.25',
+        f'featurewatch_schema_info{{revision="{HEAD}"}} 1.0',
+        f'featurewatch_build_info{{python="{platform.python_version()}",version="{__version__}"}} 1.0',
+    ):
+        assert line in lines, f"{line}\n{text}"
     assert not any('checkpoint="v1"' in line for line in lines)
-    age = next(line for line in lines if line.startswith("featurewatch_oldest_queued_seconds "))
-    assert float(age.split()[1]) >= 0
+    figures = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(figures['featurewatch_last_judged_timestamp_seconds{family="smol"}']) == pytest.approx(
+        judged_at.timestamp(), abs=1
+    )
+    for name in ("featurewatch_oldest_queued_seconds", "featurewatch_oldest_pending_delivery_seconds"):
+        assert 0 < float(figures[name]) < 3600
+    # Every name of the table is scraped as it stands there, and nothing else is.
+    typed = {line.split()[2]: line.split()[3] for line in lines if line.startswith("# TYPE")}
+    wanted = {metric.name: "counter" if metric.name.endswith("_total") else "gauge" for metric in METRICS}
+    assert typed == wanted
+
+
+def test_metrics_of_an_empty_installation(client: TestClient) -> None:
+    lines = client.get("/metrics").text.splitlines()
+    assert "featurewatch_oldest_queued_seconds 0.0" in lines
+    assert "featurewatch_oldest_pending_delivery_seconds 0.0" in lines

@@ -281,8 +281,13 @@ def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "featurewatch key create" in refused.stderr
     data = {"FEATUREWATCH_DATA_DIR": str(tmp_path / "data")}
-    made = command("key", "create", "ci", "--scope", "read", "--json", env=data)
+    expired = command("key", "create", "old", "--days", "0", env=data)
+    assert expired.returncode == 0
+    again = command("up", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path / "data"), "--no-worker")
+    assert again.returncode == 2, "a key that has expired opens nothing"
+    made = command("key", "create", "ci", "--scope", "read", "--days", "1", "--json", env=data)
     key = json.loads(made.stdout)["key"]
+    admin = json.loads(command("key", "create", "admin", "--scope", "admin", "--json", env=data).stdout)["key"]
     up = Up(tmp_path, "--host", "0.0.0.0", "--no-worker")
     try:
         without = up.run("family", "list")
@@ -292,10 +297,14 @@ def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
         writing = ["family", "create", "x", "--hook-point", "resid_post.1"]
         assert "scope" in up.run(*writing, env={"FEATUREWATCH_KEY": key}).stderr
         listed = json.loads(command("key", "list", "--json", env=data).stdout)
-        assert [row["name"] for row in listed] == ["ci"]
+        assert [row["name"] for row in listed] == ["admin", "ci", "old"]
+        assert listed[1]["expires_at"] > listed[1]["created_at"]
         assert key not in json.dumps(listed)
-        assert command("key", "revoke", listed[0]["id"], env=data).returncode == 0
+        assert command("key", "revoke", listed[1]["id"], env=data).returncode == 0
         assert up.run("family", "list", env={"FEATUREWATCH_KEY": key}).returncode == 2
+        written = json.loads(up.run("audit", "--json", env={"FEATUREWATCH_KEY": admin}).stdout)
+        assert [(row["actor"], row["method"]) for row in written] == [("server", "DELETE")] + [("server", "POST")] * 3
+        assert written[0]["path"] == f"/v1/keys/{listed[1]['id']}"
     finally:
         up.stop()
 

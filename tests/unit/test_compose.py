@@ -146,7 +146,7 @@ def test_services_are_confined() -> None:
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"]), name
+        assert {"cpus", "memory", "pids"} <= set(service["deploy"]["resources"]["limits"]), name
         assert "healthcheck" in service or service["restart"] == "no", name
         assert not service.get("privileged"), name
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]

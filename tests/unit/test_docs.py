@@ -1,5 +1,6 @@
 """The docs say what the code does: settings, commands, paths and links."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from service.config import ClientSettings, Settings
+from service.config import ClientSettings, Settings, TelemetrySettings
+from service.status.metrics import METRICS
+from service.webhooks.schemas import TEST_EVENT, EventType
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -35,6 +38,32 @@ def test_generated_pages_are_up_to_date() -> None:
     command = [sys.executable, "docs/build.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_metrics_and_events_are_documented() -> None:
+    page = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
+    for metric in METRICS:
+        assert f"| `{metric.name}` |" in page, f"run make docs: {metric.name} is not in docs/monitoring.md"
+    for name in TelemetrySettings.model_fields:
+        assert f"OTEL_{name.upper()}=" in page
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    for event in (*EventType, TEST_EVENT):
+        assert f"`{event}`" in page, f"the event {event} is not in docs/api.md"
+
+
+def test_the_dashboard_asks_for_what_there_is() -> None:
+    """Every query names metrics and labels of `/metrics`; every metric has a panel."""
+    dashboard = json.loads((ROOT / "deploy/grafana/featurewatch.json").read_text(encoding="utf-8"))
+    known = {metric.name: {*metric.labels, "job", "instance"} for metric in METRICS}
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    for query in [*asked, *(variable["query"] for variable in dashboard["templating"]["list"][1:])]:
+        names = re.findall(r"\bfeaturewatch_\w+", query)
+        assert len(names) == 1 and names[0] in known, query
+        grouped = re.findall(r"by \(([^)]*)\)", query)
+        labels = {label.strip() for group in grouped for label in group.split(",")}
+        labels |= set(re.findall(r"[{,] ?(\w+)=", query))
+        assert labels <= known[names[0]], query
+    assert set(re.findall(r"\bfeaturewatch_\w+", " ".join(asked))) == set(known)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

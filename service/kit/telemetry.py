@@ -1,0 +1,55 @@
+"""OpenTelemetry: off unless the extra `otel` is installed and the standard variable OTEL_TRACES_EXPORTER names one.
+
+Its SDK reads the other OTEL_ variables itself. Call these in the process that is traced: exporters have threads, which
+do not outlive a fork.
+"""
+
+from functools import cache
+
+import structlog
+from fastapi import FastAPI
+
+from service.config import TelemetrySettings
+from service.kit.db import Database
+
+log = structlog.get_logger("featurewatch.telemetry")
+
+
+def trace_app(app: FastAPI) -> None:
+    """A span for each request; before the application starts."""
+    if _started():
+        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor  # noqa: PLC0415
+
+        FastAPIInstrumentor.instrument_app(app)
+
+
+def trace_database(database: Database) -> None:
+    """A span for each statement."""
+    if _started():
+        from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor  # noqa: PLC0415
+
+        # It declares no SQLAlchemy that is newer than itself, and uses only the engine's events.
+        SQLAlchemyInstrumentor().instrument(engines=[*{database.reader, database.writer}], skip_dep_check=True)
+
+
+def trace_tasks() -> None:
+    """A span for each task that is sent or carried out, in one trace from the sender on."""
+    if _started():
+        from opentelemetry.instrumentation.celery import CeleryInstrumentor  # noqa: PLC0415
+
+        CeleryInstrumentor().instrument()
+
+
+@cache
+def _started() -> bool:
+    """Whether this process is traced; the first call sets it up."""
+    settings = TelemetrySettings()
+    if settings.sdk_disabled or settings.traces_exporter in ("", "none"):
+        return False
+    try:
+        from opentelemetry.distro import OpenTelemetryConfigurator  # noqa: PLC0415
+    except ImportError:
+        log.warning("OTEL_TRACES_EXPORTER is set, but OpenTelemetry is not there: pip install 'featurewatch[otel]'")
+        return False
+    OpenTelemetryConfigurator().configure()
+    return True
