@@ -93,7 +93,7 @@ def report(
     counts = features.counts(session, asked)
     told = findings.summary(session, artifacts, asked, counts, wanted)
     order = order_of("change", None)
-    found = features.rows(session, asked, wanted=findings.changed(wanted), order=order, after=None, limit=LARGEST)
+    largest = features.first(session, asked, wanted=findings.changed(wanted), order=order, limit=LARGEST)
     alerts = queries.alerts(session, asked.checkpoint.id)
     return Report(
         **dict(told),
@@ -104,7 +104,7 @@ def report(
         generation=asked.checkpoint.generation,
         features=sum(counts.values()),
         counts={status: counts.get(status, 0) for status in STATUSES},
-        changes=features.show(session, asked, found[:LARGEST]),
+        changes=features.show(session, asked, features.of_numbers(session, asked, largest)),
         refit=lineage.refit(session, asked.checkpoint),
         quality=asked.checkpoint.quality or {},
         signatures=_signatures(session, asked.checkpoint),

@@ -18,7 +18,6 @@ from service.features.schemas import (
     Finding,
     NotJudged,
     ReasonCount,
-    Status,
     Summary,
     Unjudged,
     VerdictRow,
@@ -31,8 +30,10 @@ from service.models import Checkpoint, Feature
 from service.verdicts import queries as verdict_queries
 from service.verdicts.arrays import by_column
 from service.verdicts.generations import ancestry, fitted_fvu
+from service.verdicts.judge import Status
 from service.verdicts.policy import Policy
 from service.verdicts.reasons import Figures, Reason, reasons
+from service.verdicts.table import Table
 
 FINDINGS = 20
 PLACES = 3
@@ -78,7 +79,7 @@ def summary(
 
 def changed(wanted: Filter) -> Filter:
     """The filter, of features that changed alone."""
-    statuses: list[Status] = [status for status in SEVERITY if not wanted.statuses or status in wanted.statuses]
+    statuses = [status for status in SEVERITY if not wanted.statuses or status in wanted.statuses]
     return replace(wanted, statuses=tuple(statuses), changed=True)
 
 
@@ -87,18 +88,18 @@ def _choose(session: Session, asked: Comparison, wanted: Filter) -> list[Pair]:
     every = changed(wanted)
     order = order_of("least_change", None)
 
-    def first(part: Filter) -> list[Pair]:
-        return logic.rows(session, asked, wanted=part, order=order, after=None, limit=FINDINGS)[:FINDINGS]
+    def first(part: Filter) -> list[int]:
+        return logic.first(session, asked, wanted=part, order=order, limit=FINDINGS)
 
     if not every.statuses:
         return []
     watched = [] if wanted.watched is False else first(replace(every, watched=True))
     groups = [first(replace(every, statuses=(status,))) for status in every.statuses]
-    certain = [pair for group in groups for pair in group[:PLACES]]
-    others = [pair for group in groups for pair in group[PLACES:]]
-    taken = {feature.number: (row, feature) for row, feature in [*watched, *certain, *others][::-1]}
-    ranked = list(reversed(taken.values()))[:FINDINGS]
-    return sorted(ranked, key=lambda pair: _place(*pair))
+    certain = [number for group in groups for number in group[:PLACES]]
+    others = [number for group in groups for number in group[PLACES:]]
+    taken = dict.fromkeys([*watched, *certain, *others][::-1])
+    ranked = list(reversed(taken))[:FINDINGS]
+    return sorted(logic.of_numbers(session, asked, ranked), key=lambda pair: _place(*pair))
 
 
 def _place(row: VerdictRow, feature: Feature) -> tuple[bool, int, float, int]:
@@ -118,22 +119,20 @@ def _names(session: Session, asked: Comparison, rows: Sequence[FeatureRow]) -> d
 
 def _not_judged(session: Session, asked: Comparison, wanted: Filter, policy: Policy) -> NotJudged:
     part = Filter(("indeterminate",), wanted.q, wanted.tag, wanted.watched)
-    found = logic.intervals(session, asked, part)
-    if not found:
+    places = logic.places(session, asked, part)
+    if not len(places):
         return NotJudged(features=0, watched=0, reasons=[], named=[])
-    numbers = np.array([row[0] for row in found], dtype=np.int64)
+    table = asked.table
+    numbers, firings = table.numbers[places], table.firings[places]
     measured = verdict_queries.measurement(session, asked.checkpoint.id, "documents")
-    documents = np.full(len(found), np.nan) if measured is None else by_column(measured, numbers)
-    ends = np.array([row[2:] for row in found], dtype=np.float64)
-    figures = Figures(np.array([row[1] for row in found], dtype=np.int64), documents, ends[:, 0], ends[:, 1])
-    why = reasons(figures, policy)
-    watching = queries.matching(session, asked.family.id, Filter(watched=True))
-    watched = np.array([number in watching for number in numbers.tolist()])
-    order = np.lexsort((numbers, -figures.firings, ~watched))[:NAMED].tolist()
-    column = {int(numbers[place]): place for place in order}
-    named = logic.show(session, asked, logic.of_numbers(session, asked, list(column)))
+    documents = np.full(len(places), np.nan) if measured is None else by_column(measured, numbers)
+    low, high = (table.floats[f"projection_ratio_{end}"][places] for end in ("lo", "hi"))
+    why = reasons(Figures(firings, documents, low, high), policy)
+    watched = np.isin(numbers, list(asked.watched))
+    order = np.lexsort((numbers, -firings, ~watched))[:NAMED].tolist()
+    named = logic.show(session, asked, logic.of_numbers(session, asked, numbers[order].tolist()))
     return NotJudged(
-        features=len(found),
+        features=len(places),
         watched=int(watched.sum()),
         reasons=[
             ReasonCount(reason=reason, text=words.REASONS[reason], features=count)
@@ -199,7 +198,7 @@ def _caveats(session: Session, asked: Comparison, policy: Policy) -> list[str]:
     if asked.baseline is None:
         return found
     if asked.stored:
-        cosine, size = queries.mean_cosine(session, here.id), (here.quality or {}).get("size_factor")
+        cosine, size = _mean_cosine(asked.table), (here.quality or {}).get("size_factor")
         if cosine is not None and cosine < _TURNED:
             found.append(
                 f"Directions turned on the whole (mean cosine {cosine:.2f} over the features that are there in both): "
@@ -215,6 +214,13 @@ def _caveats(session: Session, asked: Comparison, policy: Policy) -> list[str]:
             f"({here.generation} and {asked.baseline.generation}): they are compared over the features that both have."
         )
     return found
+
+
+def _mean_cosine(table: Table) -> float | None:
+    """Of the directions with the parent's, over the features that are there in both."""
+    cosines = table.floats["direction_cosine"][table.have([Status.PRESENT, Status.AMPLIFIED])]
+    cosines = cosines[~np.isnan(cosines)]
+    return float(cosines.mean()) if len(cosines) else None
 
 
 def _of_dictionary(session: Session, here: Checkpoint, policy: Policy) -> list[str]:

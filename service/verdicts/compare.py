@@ -1,43 +1,19 @@
 """Any two checkpoints, compared in numpy from what is stored: no activations, no decoders, no worker."""
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from service.models import Checkpoint, Family, Verdict
-from service.verdicts import queries
+from service.models import Checkpoint, Family
+from service.verdicts import queries, stored
 from service.verdicts.arrays import by_column
-from service.verdicts.figures import columns_of, numbers_of
-from service.verdicts.judge import GONE, Evidence, Floats, Status, judge, standard_error
+from service.verdicts.figures import floats_of
+from service.verdicts.judge import GONE, PLACE, STATUSES, Evidence, Floats, Status, judge
 from service.verdicts.policy import Policy
-
-
-@dataclass(slots=True)
-class Row:
-    """A verdict that was computed on request, with the attributes of `service.models.Verdict`."""
-
-    feature: int
-    status: str
-    previous_status: str | None
-    change: float
-    projection_ratio: float | None
-    projection_ratio_lo: float | None
-    projection_ratio_hi: float | None
-    strength_ratio: float | None
-    strength_ratio_lo: float | None
-    strength_ratio_hi: float | None
-    orthogonal_ratio: float | None
-    q_value: float | None
-    strength: float | None
-    direction_cosine: float | None
-    readability: float | None
-    firing_rate: float
-    firings: int
-    minimum_detectable_ratio: float | None
-    successors: list[Any]
+from service.verdicts.stored import Stored
+from service.verdicts.table import Row, Table
 
 
 def compare(
@@ -54,77 +30,100 @@ def compare(
     Relocations and successions that took place between the two are those that were judged when they happened.
     emerged: features that the baseline is known not to have; comparison: as in `Evidence`.
     """
-    now, then = _stored(session, checkpoint), _stored(session, baseline)
+    return compared(session, family, checkpoint, baseline, emerged=emerged, comparison=comparison).rows()
+
+
+def compared(
+    session: Session,
+    family: Family,
+    checkpoint: Checkpoint,
+    baseline: Checkpoint,
+    *,
+    emerged: Set[int] = frozenset(),
+    comparison: int = 1,
+    read: Callable[[Session, Checkpoint], Stored] = stored.read,
+) -> Table:
+    """The same as columns. read: where the two are taken from."""
+    now, then = read(session, checkpoint), read(session, baseline)
+    numbers = now.standing.numbers
     parents = queries.parents(session, family.id)
     between = _path(parents, checkpoint, baseline)
     # One that was discovered later has no birth on the way, but may have a verdict that says so.
-    appeared = {row.feature for row in queries.verdicts(session, between, [Status.EMERGED])}
+    appeared = {event.feature for event in queries.events(session, between, [Status.EMERGED])}
     births = queries.born_in(session, family.id, between) | dict.fromkeys(appeared | emerged, "emerged")
     # Discovered one step after the baseline: that step measured them there, as the level 1 that they start from.
     follows = bool(between) and parents[between[-1]] == baseline.id
     found = set(queries.born_in(session, family.id, between[-1:])) if follows else set()
     # Where the baseline builds on this checkpoint, it goes on from the directions that features were relocated to here.
-    evidence = _evidence(now, then, births, found, ahead=checkpoint.id not in between)
+    previous = _at_baseline(numbers, then.standing)
+    evidence = _evidence(now, then, previous, births, found, ahead=checkpoint.id not in between)
     evidence.comparison = comparison
     judgement = judge(evidence, Policy.model_validate(family.policy))
-    numbers = np.array(now.numbers, dtype=np.int64)
-    columns = columns_of(numbers, evidence, judgement, then.statuses)
-    columns |= {
-        "strength": numbers_of(by_column(now.strength[0], numbers)),
-        "direction_cosine": [None] * len(numbers),
-        "readability": numbers_of(by_column(now.readability, numbers)),
-        "firing_rate": [now.figures[number][1] for number in now.numbers],
+    statuses, change = judgement.places.copy(), judgement.change.astype(np.float64)
+    successors = {}
+    for (number, wanted), event in _happened(session, between).items():
+        for place in now.standing.places_of([number]):
+            if _EVENT_OF.get(STATUSES[judgement.places[place]]) == wanted:
+                statuses[place], successors[place] = PLACE[Status(event.status)], event.successors
+                # Its level went on along the new direction, so the ratio does not show it.
+                change[place] = max(change[place], event.change)
+    floats = floats_of(judgement) | {
+        "change": change,
+        "strength": by_column(now.measured.strength[0], numbers).astype(np.float64),
+        "direction_cosine": np.full(len(numbers), np.nan),
+        "readability": by_column(now.measured.readability, numbers).astype(np.float64),
+        "firing_rate": now.standing.floats["firing_rate"],
     }
-    # Tens of thousands of rows: by place, not by name.
-    rows = [Row(*values) for values in zip(*(columns[name] for name in Row.__slots__), strict=True)]
-    happened = _happened(session, between)
-    for row in rows if happened else ():
-        wanted = _EVENT_OF.get(Status(row.status))
-        event = happened.get((row.feature, wanted)) if wanted else None
-        if event is not None:
-            row.status, row.successors = event.status, event.successors
-            # Its level went on along the new direction, so the ratio does not show it.
-            row.change = max(row.change, event.change)
-    return rows
+    return Table(numbers, statuses, now.standing.firings, floats, previous, successors)
 
 
-def _evidence(now: "_Stored", then: "_Stored", births: dict[int, str], found: set[int], *, ahead: bool) -> Evidence:
+def _at_baseline(numbers: NDArray[np.int64], then: Table) -> NDArray[np.int8]:
+    """[m] statuses that features have at the baseline, as places; -1: it has not got the feature."""
+    place = np.full(int(max(numbers.max(initial=0), then.numbers.max(initial=0))) + 1, -1, dtype=np.int8)
+    place[then.numbers] = then.statuses
+    return place[numbers]
+
+
+def _evidence(
+    now: Stored, then: Stored, previous: NDArray[np.int8], births: dict[int, str], found: set[int], *, ahead: bool
+) -> Evidence:
     """What two checkpoints hold against each other, columns in the order of `now`.
 
     births: origin of the features that came between them; found: those that start from level 1 at the baseline; ahead:
     the baseline builds on the checkpoint.
     """
-    numbers = np.array(now.numbers, dtype=np.int64)
-    known = np.isin(numbers, then.numbers)
-    born = np.array([births.get(number) == "emerged" for number in now.numbers]) & ~known
-    there = np.array([then.statuses.get(number) not in GONE for number in now.numbers])
-    shared = min(len(now.level), len(then.level))
+    numbers, held = now.standing.numbers, now.measured
+    known = previous >= 0
+    emerged = [number for number, origin in births.items() if origin == "emerged"]
+    born = np.isin(numbers, emerged) & ~known
+    there = ~np.isin(previous, [PLACE[status] for status in GONE])
+    shared = min(len(held.level), len(then.measured.level))
 
     def of(stored: Floats) -> Floats:
         return by_column(stored, numbers)
 
-    reference = of(then.reference[:shared])
-    discovered = np.array([number in found for number in now.numbers]) & ~known
+    discovered = np.isin(numbers, list(found)) & ~known
+    reference = then.measured.references(numbers, shared)
     reference[:, discovered] = 1.0
 
-    level = of(now.level)
+    level = of(held.level[:shared])
     if ahead:
-        moved = np.array([now.statuses.get(number) == Status.RELOCATED for number in now.numbers])
-        level = np.where(moved, of(now.reference), level)
+        moved = now.standing.statuses == PLACE[Status.RELOCATED]
+        level[:, moved] = held.references(numbers[moved], shared)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
-        projection = level[:shared] / reference
-        strength = of(now.strength[:shared]) / of(then.strength[:shared])
+        projection = level / reference
+        strength = of(held.strength[:shared]) / of(then.measured.strength[:shared])
         orthogonal = np.sqrt(np.maximum(strength**2 - projection**2, 0))
     # What is gone at the baseline is held against where it was last: its strength there is not at issue.
-    z = np.where(known, np.where(there, of(_strength_z(then)), np.inf), np.where(discovered, np.inf, 0.0))
+    z = np.where(known, np.where(there, of(then.measured.strength_z), np.inf), np.where(discovered, np.inf, 0.0))
     return Evidence(
         projection=projection,
         strength_ratio=strength,
         orthogonal=orthogonal,
-        firings=np.array([now.figures[number][0] for number in now.numbers], dtype=np.int64),
-        documents=of(now.documents).astype(np.int64),
-        readability=of(now.readability),
-        readability_before=of(then.readability),
+        firings=now.standing.firings,
+        documents=of(held.documents).astype(np.int64),
+        readability=of(held.readability),
+        readability_before=of(then.measured.readability),
         baseline_z=z.astype(np.float32),
         there_before=there,
         born_here=born,
@@ -141,54 +140,11 @@ _EVENT_OF = {
 with its new direction: it counts as present."""
 
 
-def _happened(session: Session, between: Sequence[str]) -> dict[tuple[int, str], Verdict]:
+def _happened(session: Session, between: Sequence[str]) -> dict[tuple[int, str], queries.Happened]:
     """(feature, status) -> its last relocation or succession on the way."""
-    found = queries.verdicts(session, between, [Status.RELOCATED, Status.REPLACED])
-    latest_last = sorted(found, key=lambda verdict: -between.index(verdict.checkpoint_id))
-    return {(verdict.feature, verdict.status): verdict for verdict in latest_last}
-
-
-def _strength_z(stored: "_Stored") -> Floats:
-    """Strength^2 of each feature over its standard error: [m]."""
-    square = stored.strength.astype(np.float64) ** 2
-    return (square[0] / np.maximum(standard_error(square), 1e-9)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Arrays are by feature number in the last dimension."""
-
-    numbers: list[int]
-    """ascending, of the features that the checkpoint's code has"""
-    level: Floats
-    reference: Floats
-    strength: Floats
-    readability: Floats
-    documents: Floats
-    statuses: dict[int, str]
-    figures: dict[int, tuple[int, float]]
-    """number -> (firings, firing rate)"""
-
-
-def _stored(session: Session, checkpoint: Checkpoint) -> _Stored:
-    standing = queries.standing(session, checkpoint.id)
-
-    def array(metric: str) -> Floats:
-        found = queries.measurement(session, checkpoint.id, metric)
-        if found is None:
-            raise LookupError(f"the checkpoint {checkpoint.name} has no measurement {metric}")
-        return found
-
-    return _Stored(
-        numbers=[row[0] for row in standing],
-        level=array("level"),
-        reference=array("reference_level"),
-        strength=array("strength"),
-        readability=array("readability"),
-        documents=array("documents"),
-        statuses={row[0]: row[1] for row in standing},
-        figures={row[0]: (row[2], row[3]) for row in standing},
-    )
+    found = queries.events(session, between, [Status.RELOCATED, Status.REPLACED])
+    latest_last = sorted(found, key=lambda event: -between.index(event.checkpoint_id))
+    return {(event.feature, event.status): event for event in latest_last}
 
 
 def _path(parents: dict[str, str | None], checkpoint: Checkpoint, baseline: Checkpoint) -> Sequence[str]:

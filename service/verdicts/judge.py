@@ -31,6 +31,9 @@ class Status(StrEnum):
     INDETERMINATE = "indeterminate"
 
 
+STATUSES = tuple(Status)
+"""Arrays hold a status as its place here."""
+PLACE = {status: place for place, status in enumerate(STATUSES)}
 GONE = frozenset({Status.ABSENT, Status.REPLACED})
 """After these a feature is not there any more: its reference stays where it last was."""
 
@@ -41,6 +44,8 @@ LARGEST = 1e6
 """Nor is one that leaves ratios as large as this, in any replicate."""
 LEAST_CHANGE = 0.1
 """The code's errors weigh at least as much as with so much of a change: neighbours of a feature change too."""
+_BLOCK = 2048
+"""Features whose replicates are reckoned with at a time: what they need stays in the processor's cache."""
 
 
 @dataclass
@@ -82,7 +87,8 @@ class Successor(NamedTuple):
 class Judgement:
     """Statuses and the figures behind them, [m] each; NaN where there is none."""
 
-    status: list[Status]
+    places: NDArray[np.int8]
+    """of the statuses in `STATUSES`"""
     projection: Floats
     projection_lo: Floats
     projection_hi: Floats
@@ -102,20 +108,31 @@ class Judgement:
     level: float
     """q-values up to it count as significant"""
 
+    @property
+    def status(self) -> list[Status]:
+        """The statuses by name."""
+        return [STATUSES[place] for place in self.places.tolist()]
+
 
 def standard_error(replicates: NDArray[np.floating]) -> Floats:
     """Jackknife standard error of replicates [K + 1, ...]: row 0 is the estimate, row g + 1 leaves fold g out."""
-    left_out = replicates[1:].astype(np.float64)
-    k = len(left_out)
-    return np.sqrt((k - 1) / k * ((left_out - left_out.mean(0)) ** 2).sum(0)).astype(np.float32)
+    k = len(replicates) - 1
+    flat = replicates[1:].reshape(k, -1)
+    error = np.empty(flat.shape[1], dtype=np.float32)
+    for start in range(0, len(error), _BLOCK):
+        block = flat[:, start : start + _BLOCK].astype(np.float64)
+        block -= block.mean(0)
+        block *= block
+        error[start : start + _BLOCK] = np.sqrt((k - 1) / k * block.sum(0))
+    return error.reshape(replicates.shape[1:])
 
 
 def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:
     """q-values of p-values (Benjamini and Hochberg 1995); NaN stays NaN and does not count."""
-    q = np.full(len(p), np.nan)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known])]
-    scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
+    q = np.where(np.isnan(p), np.nan, 1.0)
+    below = np.flatnonzero(p < 1)  # those of 1, nearly all, come last and stay at 1
+    order = below[np.argsort(p[below])]
+    scaled = p[order] * np.count_nonzero(~np.isnan(p)) / np.arange(1, len(order) + 1)
     q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return q
 
@@ -139,12 +156,13 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     solid = enough & (e.baseline_z >= BASELINE_Z) & _sizes(e.projection) & ~e.born_here
     typical = solid & e.there_before
     projection, strengths = _known(solid, e.projection), _known(solid, e.strength_ratio)
-    size = _size(projection[:, typical], policy)
-    ratio, ratio_se = projection[0] / size, standard_error(projection) / abs(size)
+    errors, strength_errors = standard_error(projection), standard_error(strengths)
+    size = _size(projection[0, typical], errors[typical], policy)
+    ratio, ratio_se = projection[0] / size, errors / abs(size)
     # Resampled documents share the code's errors, so the jackknife does not see them.
     ratio_se = np.hypot(ratio_se, policy.code_error * np.maximum(np.abs(1 - ratio), LEAST_CHANGE))
-    strength_size = _size(strengths[:, typical], policy)
-    strength, strength_se = strengths[0] / strength_size, standard_error(strengths) / strength_size
+    strength_size = _size(strengths[0, typical], strength_errors[typical], policy)
+    strength, strength_se = strengths[0] / strength_size, strength_errors / strength_size
     lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se
 
     level = policy.fdr * (spending(e.comparison) if policy.sequential else 1.0)
@@ -155,33 +173,37 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     still_gone = solid & ~e.there_before & (lo < policy.absent_below)
     strengthened = solid & high & e.there_before
     back = solid & ~e.there_before & (lo >= policy.suppressed_below)
-    orthogonal = _known(solid, e.orthogonal) / abs(size)
-    moved = weakened & readable & _moved(orthogonal, typical & ~low & ~high, reach, policy.suppressed_below)
+    known = solid & _sizes(e.orthogonal)
+    orthogonal = np.where(known, e.orthogonal[0], np.float32(np.nan)) / abs(size)
+    moved = np.zeros(len(ratio), dtype=bool)
+    asked = np.flatnonzero(weakened & readable & known)
+    unchanged = orthogonal[typical & ~low & ~high]
+    moved[asked] = _moved(e.orthogonal[:, asked] / abs(size), unchanged, reach, policy.suppressed_below)
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
     replaced = weakened & np.isin(np.arange(len(ratio)), carried)
 
-    status = np.full(len(ratio), Status.INDETERMINATE, dtype=object)
+    status = np.full(len(ratio), PLACE[Status.INDETERMINATE], dtype=np.int8)
     inside = (lo >= policy.suppressed_below) & (hi <= policy.amplified_above)
-    status[solid & e.there_before & inside & readable] = Status.PRESENT
-    status[weakened] = Status.SUPPRESSED
-    status[solid & ~e.there_before & ~still_gone] = Status.SUPPRESSED
-    status[strengthened] = Status.AMPLIFIED
-    status[(weakened & absent) | still_gone] = Status.ABSENT
-    status[replaced] = Status.REPLACED
-    status[moved] = Status.RELOCATED
-    status[e.born_here | back] = Status.EMERGED
-    changed = ~np.isin(status, [Status.PRESENT, Status.INDETERMINATE]) & ~still_gone
+    status[solid & e.there_before & inside & readable] = PLACE[Status.PRESENT]
+    status[weakened] = PLACE[Status.SUPPRESSED]
+    status[solid & ~e.there_before & ~still_gone] = PLACE[Status.SUPPRESSED]
+    status[strengthened] = PLACE[Status.AMPLIFIED]
+    status[(weakened & absent) | still_gone] = PLACE[Status.ABSENT]
+    status[replaced] = PLACE[Status.REPLACED]
+    status[moved] = PLACE[Status.RELOCATED]
+    status[e.born_here | back] = PLACE[Status.EMERGED]
+    changed = (status != PLACE[Status.PRESENT]) & (status != PLACE[Status.INDETERMINATE]) & ~still_gone
     size_of_change = np.abs(np.log2(np.clip(np.where(e.born_here, 100.0, np.nan_to_num(ratio, nan=1.0)), 0.01, 100)))
     least = 1 - 2 * reach * ratio_se
     return Judgement(
-        status=list(status),
+        places=status,
         projection=_where(solid, ratio),
         projection_lo=_where(solid, lo),
         projection_hi=_where(solid, hi),
         strength_ratio=_where(solid, strength),
         strength_lo=_where(solid, np.maximum(strength - reach * strength_se, 0)),
         strength_hi=_where(solid, strength + reach * strength_se),
-        orthogonal=_where(solid, orthogonal[0]),
+        orthogonal=_where(solid, orthogonal),
         q_value=q.astype(np.float32),
         change=np.where(changed, size_of_change, 0.0).astype(np.float32),
         minimum_detectable=_where(solid & (ratio_se > 0) & (least > 0), least),
@@ -201,7 +223,7 @@ def _readable(e: Evidence, policy: Policy) -> Bools:
 
 def _sizes(replicates: Floats) -> Bools:
     """Features whose ratios can be reckoned with: [m]. What is divided by next to nothing says nothing."""
-    return np.abs(replicates).max(0) < LARGEST
+    return (replicates.max(0) < LARGEST) & (replicates.min(0) > -LARGEST)
 
 
 def _known(solid: Bools, replicates: Floats) -> Floats:
@@ -214,25 +236,25 @@ def _significance(
 ) -> tuple[NDArray[np.float64], Bools, Bools]:
     """q-values of "outside the band", and which features are significantly under and over it."""
     se = np.maximum(se, 1e-9)
-    p_low = stdtr(k - 1, (ratio - policy.suppressed_below) / se)
-    p_high = stdtr(k - 1, (policy.amplified_above - ratio) / se)
-    p = np.where(solid, np.minimum(1.0, 2 * np.minimum(p_low, p_high)), np.nan).astype(np.float64)
+    outside = np.minimum(ratio - policy.suppressed_below, policy.amplified_above - ratio) / se
+    p = np.where(solid, 1.0, np.nan)
+    # Inside the band both sides have a probability of at least a half: most features, and `stdtr` is slow.
+    far = solid & (outside < 0)
+    p[far] = 2 * stdtr(k - 1, outside[far])
     q = benjamini_hochberg(p)
     significant = np.nan_to_num(q, nan=1.0) <= level
     return q, significant & (ratio < policy.suppressed_below), significant & (ratio > policy.amplified_above)
 
 
-def _moved(ratio: Floats, unchanged: Bools, reach: float, least: float) -> Bools:
+def _moved(ratio: NDArray[np.floating], unchanged: NDArray[np.floating], reach: float, least: float) -> Bools:
     """Written along another direction as strongly as what counts as not suppressed.
 
-    The part of the orthogonal ratio ([K + 1, m]) that exceeds nearly all unchanged features must, with its whole
-    interval, be at least `least` of the former strength.
+    The part of the orthogonal ratio ([K + 1, m]) that exceeds those of nearly all `unchanged` features must, with its
+    whole interval, be at least `least` of the former strength.
     """
-    orthogonal = np.nan_to_num(ratio[0])
-    usual = float(np.quantile(orthogonal[unchanged], 0.99)) if unchanged.any() else 0.0
-    excess = np.sqrt(np.maximum(orthogonal**2 - usual**2, 0))
-    error = standard_error(np.nan_to_num(ratio))
-    return excess - reach * error >= least
+    usual = float(np.quantile(np.nan_to_num(unchanged), 0.99)) if len(unchanged) else 0.0
+    excess = np.sqrt(np.maximum(ratio[0] ** 2 - usual**2, 0))
+    return excess - reach * standard_error(ratio) >= least
 
 
 def _carried(successors: list[Successor], policy: Policy) -> bool:
@@ -241,15 +263,15 @@ def _carried(successors: list[Successor], policy: Policy) -> bool:
     return fire and sum(s.strength**2 for s in successors) >= policy.successor_strength**2
 
 
-def _size(replicates: Floats, policy: Policy) -> float:
-    """Median of ratios [K + 1, t], weighted by their precision; 1 where there is nothing to take it of.
+def _size(ratios: Floats, errors: Floats, policy: Policy) -> float:
+    """Median of ratios [t], weighted by their precision; 1 where there is nothing to take it of.
 
     Where two models share concepts but no tokenizer, most features of a wide dictionary may hold what one model adds to
     its tokens. They write next to nothing, and the other model lacks them: with a vote for each, their ratio would be
     the size, and all that is shared would seem amplified. What a baseline hardly writes has no sure ratio, so precision
     leaves the word to the features that carry the stream. No ratio is surer than the code is (docs/adr/0017).
     """
-    values, variance = replicates[0].astype(np.float64), standard_error(replicates).astype(np.float64) ** 2
+    values, variance = ratios.astype(np.float64), errors.astype(np.float64) ** 2
     known = np.isfinite(values) & np.isfinite(variance)
     values, variance = values[known], variance[known]
     if not len(values):

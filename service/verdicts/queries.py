@@ -1,7 +1,7 @@
 """SQL of verdicts and measurements."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,16 @@ from sqlalchemy.orm import Session
 from service.models import Checkpoint, Code, DependencyGraph, Family, Feature, Lineage, Measurement, Source, Verdict
 
 ALL_HOOKS = "*"
+
+
+class Happened(NamedTuple):
+    """What a verdict says that happened to a feature."""
+
+    checkpoint_id: str
+    feature: int
+    status: str
+    change: float
+    successors: list[Any]
 
 
 def checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
@@ -50,23 +60,26 @@ def ancestors(session: Session, checkpoint: Checkpoint) -> list[str]:
     return found
 
 
-def statuses(session: Session, checkpoint_id: str) -> dict[int, str]:
-    """Feature number -> status in a checkpoint."""
-    rows = session.execute(select(Verdict.feature, Verdict.status).where(Verdict.checkpoint_id == checkpoint_id))
-    return {row[0]: row[1] for row in rows}
+def statuses(session: Session, checkpoint_id: str, numbers: Sequence[int] | None = None) -> dict[int, str]:
+    """Feature number -> status in a checkpoint, of some features or of all."""
+    statement = select(Verdict.feature, Verdict.status).where(Verdict.checkpoint_id == checkpoint_id)
+    if numbers is not None:
+        statement = statement.where(Verdict.feature.in_(numbers))
+    return {row[0]: row[1] for row in session.execute(statement)}
 
 
-def verdicts(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> Sequence[Verdict]:
+def events(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> list[Happened]:
     """Verdicts of these checkpoints with one of these statuses."""
-    statement = select(Verdict).where(Verdict.checkpoint_id.in_(checkpoint_ids), Verdict.status.in_(statuses))
-    return session.scalars(statement).all()
+    columns = (Verdict.checkpoint_id, Verdict.feature, Verdict.status, Verdict.change, Verdict.successors)
+    statement = select(*columns).where(Verdict.checkpoint_id.in_(checkpoint_ids), Verdict.status.in_(statuses))
+    return [Happened(*row) for row in session.execute(statement)]
 
 
-def standing(session: Session, checkpoint_id: str) -> list[tuple[int, str, int, float]]:
-    """(number, status, firings, firing rate) of a checkpoint's features, ascending."""
-    columns = (Verdict.feature, Verdict.status, Verdict.firings, Verdict.firing_rate)
-    rows = session.execute(select(*columns).where(Verdict.checkpoint_id == checkpoint_id))
-    return sorted((row[0], row[1], row[2], row[3]) for row in rows)
+def standing(session: Session, checkpoint_id: str, figures: Sequence[str]) -> Sequence[Any]:
+    """(number, status, firings, each of the figures) of a checkpoint's features, ascending."""
+    columns = (Verdict.feature, Verdict.status, Verdict.firings, *(getattr(Verdict, name) for name in figures))
+    statement = select(*columns).where(Verdict.checkpoint_id == checkpoint_id).order_by(Verdict.feature)
+    return session.execute(statement).all()
 
 
 def born_in(session: Session, family_id: str, checkpoint_ids: Sequence[str]) -> dict[int, str]:
@@ -117,6 +130,12 @@ def clear(session: Session, checkpoint_id: str) -> None:
     """Remove what an earlier judgement wrote of a checkpoint."""
     for table in (Verdict, Measurement, Source, Code, Lineage, DependencyGraph):
         session.execute(delete(table).where(table.checkpoint_id == checkpoint_id))
+
+
+def revise(session: Session, checkpoint: Checkpoint) -> None:
+    """Say that verdicts or measurements of a checkpoint are written in this transaction."""
+    checkpoint.revision = Checkpoint.revision + 1
+    session.flush()
 
 
 def add_features(session: Session, rows: list[dict[str, Any]]) -> None:
