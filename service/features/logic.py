@@ -49,9 +49,9 @@ class Comparison:
     def table(self) -> Table:
         """The verdicts of all features as columns; of stored ones those alone that lists are chosen by."""
         if self.stored:
-            return stored.standing(self.session, self.checkpoint)
+            return stored.standing(self.session, self.checkpoint, keep=True)
         assert self.baseline is not None
-        return compared(self.session, self.family, self.checkpoint, self.baseline, read=stored.kept)
+        return compared(self.session, self.family, self.checkpoint, self.baseline, keep=True)
 
     @cached_property
     def watched(self) -> frozenset[int]:
@@ -109,7 +109,8 @@ def of_numbers(session: Session, asked: Comparison, numbers: Sequence[int]) -> l
     if asked.stored:
         found = cast(Sequence[VerdictRow], queries.of_numbers(session, asked.checkpoint.id, numbers))
     else:
-        found = cast(Sequence[VerdictRow], asked.table.rows(asked.table.places_of(numbers)))
+        places = asked.table.find(numbers)
+        found = cast(Sequence[VerdictRow], asked.table.rows(places[places >= 0].tolist()))
     rows, features = {row.feature: row for row in found}, queries.by_numbers(session, asked.family.id, numbers)
     return [(rows[number], features[number]) for number in numbers if number in rows]
 

@@ -1,6 +1,8 @@
 """Any two checkpoints, compared in numpy from what is stored: no activations, no decoders, no worker."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +12,21 @@ from service.models import Checkpoint, Family
 from service.verdicts import queries, stored
 from service.verdicts.arrays import by_column
 from service.verdicts.figures import floats_of
-from service.verdicts.judge import GONE, PLACE, STATUSES, Evidence, Floats, Status, judge
+from service.verdicts.judge import (
+    BLOCK,
+    GONE,
+    PLACE,
+    STATUSES,
+    Bools,
+    Estimates,
+    Evidence,
+    Floats,
+    Status,
+    estimates,
+    judge,
+)
 from service.verdicts.policy import Policy
-from service.verdicts.stored import Stored
+from service.verdicts.stored import Course, Event, Measured, Stored
 from service.verdicts.table import Row, Table
 
 
@@ -41,19 +55,20 @@ def compared(
     *,
     emerged: Set[int] = frozenset(),
     comparison: int = 1,
-    read: Callable[[Session, Checkpoint], Stored] = stored.read,
+    keep: bool = False,
 ) -> Table:
-    """The same as columns. read: where the two are taken from."""
-    now, then = read(session, checkpoint), read(session, baseline)
+    """The same as columns. keep: as in `stored.read`."""
+    now, then = stored.read(session, checkpoint, keep=keep), stored.read(session, baseline, keep=keep)
     numbers = now.standing.numbers
-    parents = queries.parents(session, family.id)
-    between = _path(parents, checkpoint, baseline)
+    lineage = queries.lineage(session, family.id)
+    between = _path({one: parent for one, (parent, _) in lineage.items()}, checkpoint, baseline)
+    courses = [stored.course(session, family.id, one, lineage[one][1], keep=keep) for one in between]
     # One that was discovered later has no birth on the way, but may have a verdict that says so.
-    appeared = {event.feature for event in queries.events(session, between, [Status.EMERGED])}
-    births = queries.born_in(session, family.id, between) | dict.fromkeys(appeared | emerged, "emerged")
+    births = {number: origin for course in courses for number, origin in course.born.items()}
+    births |= dict.fromkeys(frozenset(emerged).union(*(course.emerged for course in courses)), "emerged")
     # Discovered one step after the baseline: that step measured them there, as the level 1 that they start from.
-    follows = bool(between) and parents[between[-1]] == baseline.id
-    found = set(queries.born_in(session, family.id, between[-1:])) if follows else set()
+    follows = bool(between) and lineage[between[-1]][0] == baseline.id
+    found = set(courses[-1].born) if follows else set()
     # Where the baseline builds on this checkpoint, it goes on from the directions that features were relocated to here.
     previous = _at_baseline(numbers, then.standing)
     evidence = _evidence(now, then, previous, births, found, ahead=checkpoint.id not in between)
@@ -61,12 +76,14 @@ def compared(
     judgement = judge(evidence, Policy.model_validate(family.policy))
     statuses, change = judgement.places.copy(), judgement.change.astype(np.float64)
     successors = {}
-    for (number, wanted), event in _happened(session, between).items():
-        for place in now.standing.places_of([number]):
-            if _EVENT_OF.get(STATUSES[judgement.places[place]]) == wanted:
-                statuses[place], successors[place] = PLACE[Status(event.status)], event.successors
-                # Its level went on along the new direction, so the ratio does not show it.
-                change[place] = max(change[place], event.change)
+    happened = _happened(courses)
+    for place, event in zip(
+        now.standing.find([number for number, _ in happened]).tolist(), happened.values(), strict=True
+    ):
+        if place >= 0 and _EVENT_OF.get(STATUSES[judgement.places[place]]) == event.status:
+            statuses[place], successors[place] = PLACE[event.status], event.successors
+            # Its level went on along the new direction, so the ratio does not show it.
+            change[place] = max(change[place], event.change)
     floats = floats_of(judgement) | {
         "change": change,
         "strength": by_column(now.measured.strength[0], numbers).astype(np.float64),
@@ -97,29 +114,20 @@ def _evidence(
     emerged = [number for number, origin in births.items() if origin == "emerged"]
     born = np.isin(numbers, emerged) & ~known
     there = ~np.isin(previous, [PLACE[status] for status in GONE])
-    shared = min(len(held.level), len(then.measured.level))
 
     def of(stored: Floats) -> Floats:
         return by_column(stored, numbers)
 
     discovered = np.isin(numbers, list(found)) & ~known
-    reference = then.measured.references(numbers, shared)
-    reference[:, discovered] = 1.0
-
-    level = of(held.level[:shared])
-    if ahead:
-        moved = now.standing.statuses == PLACE[Status.RELOCATED]
-        level[:, moved] = held.references(numbers[moved], shared)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
-        projection = level / reference
-        strength = of(held.strength[:shared]) / of(then.measured.strength[:shared])
-        orthogonal = np.sqrt(np.maximum(strength**2 - projection**2, 0))
+    moved = ahead & (now.standing.statuses == PLACE[Status.RELOCATED])
     # What is gone at the baseline is held against where it was last: its strength there is not at issue.
     z = np.where(known, np.where(there, of(then.measured.strength_z), np.inf), np.where(discovered, np.inf, 0.0))
-    return Evidence(
+    pair = _Pair(held, then.measured, numbers, moved, discovered)
+    projection, strength = pair.ratios(slice(None), 1)
+    return _Evidence(
         projection=projection,
         strength_ratio=strength,
-        orthogonal=orthogonal,
+        orthogonal=_orthogonal(projection, strength),
         firings=now.standing.firings,
         documents=of(held.documents).astype(np.int64),
         readability=of(held.readability),
@@ -127,7 +135,59 @@ def _evidence(
         baseline_z=z.astype(np.float32),
         there_before=there,
         born_here=born,
+        pair=pair,
     )
+
+
+class _Pair(NamedTuple):
+    """Two checkpoints, and the features that are compared, [m] each."""
+
+    now: Measured
+    then: Measured
+    numbers: NDArray[np.int64]
+    moved: Bools
+    """go by their reference now, too"""
+    discovered: Bools
+    """start from level 1 at the baseline"""
+
+    def ratios(self, columns: slice | NDArray[np.int64], most: int | None = None) -> tuple[Floats, Floats]:
+        """Replicates of projection and strength ratio of some features, at most so many: [K + 1, j] each."""
+        rows = min(len(self.now.level), len(self.then.level), most or len(self.now.level))
+        numbers, moved = self.numbers[columns], self.moved[columns]
+        level, reference = by_column(self.now.level[:rows], numbers), self.then.references(numbers, rows)
+        level[:, moved] = self.now.references(numbers[moved], rows)
+        reference[:, self.discovered[columns]] = 1.0
+        strength = by_column(self.now.strength[:rows], numbers)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
+            return level / reference, strength / by_column(self.then.strength[:rows], numbers)
+
+
+@dataclass
+class _Evidence(Evidence):
+    """Holds the estimates alone: replicates are divided a block at a time, and those of few features kept."""
+
+    pair: _Pair | None = None
+
+    def estimates(self) -> tuple[Estimates, Estimates]:
+        assert self.pair is not None
+        starts = range(0, max(len(self.pair.numbers), 1), BLOCK)
+        blocks = (self.pair.ratios(slice(start, start + BLOCK)) for start in starts)
+        projection, strength = zip(*((estimates(p), estimates(s)) for p, s in blocks), strict=True)
+        return _joined(projection), _joined(strength)
+
+    def turned(self, columns: NDArray[np.int64]) -> Floats:
+        assert self.pair is not None
+        return _orthogonal(*self.pair.ratios(columns))
+
+
+def _joined(parts: Sequence[Estimates]) -> Estimates:
+    value, error, sized = (np.concatenate([part[place] for part in parts]) for place in range(3))
+    return Estimates(value, error, sized, parts[0].folds)
+
+
+def _orthogonal(projection: Floats, strength: Floats) -> Floats:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.sqrt(np.maximum(strength**2 - projection**2, 0))
 
 
 _EVENT_OF = {
@@ -140,11 +200,9 @@ _EVENT_OF = {
 with its new direction: it counts as present."""
 
 
-def _happened(session: Session, between: Sequence[str]) -> dict[tuple[int, str], queries.Happened]:
-    """(feature, status) -> its last relocation or succession on the way."""
-    found = queries.events(session, between, [Status.RELOCATED, Status.REPLACED])
-    latest_last = sorted(found, key=lambda event: -between.index(event.checkpoint_id))
-    return {(event.feature, event.status): event for event in latest_last}
+def _happened(courses: Sequence[Course]) -> dict[tuple[int, Status], Event]:
+    """(feature, status) -> its last relocation or succession on the way. courses: latest first."""
+    return {(event.feature, event.status): event for course in reversed(courses) for event in course.events}
 
 
 def _path(parents: dict[str, str | None], checkpoint: Checkpoint, baseline: Checkpoint) -> Sequence[str]:

@@ -44,8 +44,19 @@ LARGEST = 1e6
 """Nor is one that leaves ratios as large as this, in any replicate."""
 LEAST_CHANGE = 0.1
 """The code's errors weigh at least as much as with so much of a change: neighbours of a feature change too."""
-_BLOCK = 2048
+BLOCK = 2048
 """Features whose replicates are reckoned with at a time: what they need stays in the processor's cache."""
+
+
+class Estimates(NamedTuple):
+    """What the rule needs of replicates, [m] each."""
+
+    value: Floats
+    error: Floats
+    """jackknife standard error"""
+    sized: Bools
+    """that no replicate is too large, or no number: what is divided by next to nothing says nothing"""
+    folds: int
 
 
 @dataclass
@@ -71,6 +82,14 @@ class Evidence:
     """Column of a weakened feature -> those that fire in its place"""
     comparison: int = 1
     """Which one of its lineage this is: 1 is the second checkpoint against the first. One that was asked for is 1."""
+
+    def estimates(self) -> tuple[Estimates, Estimates]:
+        """Of projection and strength ratio."""
+        return estimates(self.projection), estimates(self.strength_ratio)
+
+    def turned(self, columns: NDArray[np.int64]) -> Floats:
+        """The orthogonal ratio of a few features, [K + 1, j]."""
+        return self.orthogonal[:, columns]
 
 
 class Successor(NamedTuple):
@@ -114,17 +133,25 @@ class Judgement:
         return [STATUSES[place] for place in self.places.tolist()]
 
 
+def estimates(replicates: NDArray[np.floating]) -> Estimates:
+    """Of replicates [K + 1, m]: row 0 is the estimate, row g + 1 leaves fold g out."""
+    m = replicates.shape[1]
+    error, sized = np.empty(m, dtype=np.float32), np.empty(m, dtype=bool)
+    with np.errstate(invalid="ignore", over="ignore"):  # of what is no number
+        for start in range(0, m, BLOCK):
+            block = replicates[:, start : start + BLOCK]
+            sized[start : start + BLOCK] = (block.max(0) < LARGEST) & (block.min(0) > -LARGEST)
+            error[start : start + BLOCK] = standard_error(block)
+    return Estimates(replicates[0], error, sized, len(replicates) - 1)
+
+
 def standard_error(replicates: NDArray[np.floating]) -> Floats:
     """Jackknife standard error of replicates [K + 1, ...]: row 0 is the estimate, row g + 1 leaves fold g out."""
-    k = len(replicates) - 1
-    flat = replicates[1:].reshape(k, -1)
-    error = np.empty(flat.shape[1], dtype=np.float32)
-    for start in range(0, len(error), _BLOCK):
-        block = flat[:, start : start + _BLOCK].astype(np.float64)
-        block -= block.mean(0)
-        block *= block
-        error[start : start + _BLOCK] = np.sqrt((k - 1) / k * block.sum(0))
-    return error.reshape(replicates.shape[1:])
+    left_out = replicates[1:].astype(np.float64)
+    k = len(left_out)
+    left_out -= left_out.mean(0)
+    left_out *= left_out
+    return np.sqrt((k - 1) / k * left_out.sum(0)).astype(np.float32)
 
 
 def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -150,19 +177,20 @@ def spending(comparison: int) -> float:
 
 def judge(evidence: Evidence, policy: Policy) -> Judgement:
     """Judge every feature of one comparison."""
-    e, k = evidence, len(evidence.projection) - 1
+    e = evidence
+    projected, strengths = e.estimates()
+    k = projected.folds
     reach = float(stdtrit(k - 1, 0.5 + policy.confidence / 2))
     enough = (e.firings >= policy.min_firings) & (e.documents >= policy.min_documents)
-    solid = enough & (e.baseline_z >= BASELINE_Z) & _sizes(e.projection) & ~e.born_here
+    solid = enough & (e.baseline_z >= BASELINE_Z) & projected.sized & ~e.born_here
     typical = solid & e.there_before
-    projection, strengths = _known(solid, e.projection), _known(solid, e.strength_ratio)
-    errors, strength_errors = standard_error(projection), standard_error(strengths)
-    size = _size(projection[0, typical], errors[typical], policy)
-    ratio, ratio_se = projection[0] / size, errors / abs(size)
+    projected, strengths = _of(solid, projected), _of(solid, strengths)
+    size = _size(projected, typical, policy)
+    ratio, ratio_se = projected.value / size, projected.error / abs(size)
     # Resampled documents share the code's errors, so the jackknife does not see them.
     ratio_se = np.hypot(ratio_se, policy.code_error * np.maximum(np.abs(1 - ratio), LEAST_CHANGE))
-    strength_size = _size(strengths[0, typical], strength_errors[typical], policy)
-    strength, strength_se = strengths[0] / strength_size, strength_errors / strength_size
+    strength_size = _size(strengths, typical, policy)
+    strength, strength_se = strengths.value / strength_size, strengths.error / strength_size
     lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se
 
     level = policy.fdr * (spending(e.comparison) if policy.sequential else 1.0)
@@ -173,12 +201,11 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     still_gone = solid & ~e.there_before & (lo < policy.absent_below)
     strengthened = solid & high & e.there_before
     back = solid & ~e.there_before & (lo >= policy.suppressed_below)
-    known = solid & _sizes(e.orthogonal)
-    orthogonal = np.where(known, e.orthogonal[0], np.float32(np.nan)) / abs(size)
+    orthogonal = np.where(solid & (np.abs(e.orthogonal[0]) < LARGEST), e.orthogonal[0], np.float32(np.nan)) / abs(size)
     moved = np.zeros(len(ratio), dtype=bool)
-    asked = np.flatnonzero(weakened & readable & known)
-    unchanged = orthogonal[typical & ~low & ~high]
-    moved[asked] = _moved(e.orthogonal[:, asked] / abs(size), unchanged, reach, policy.suppressed_below)
+    asked = np.flatnonzero(weakened & readable)
+    usual = _usual(orthogonal[typical & ~low & ~high])
+    moved[asked] = _moved(estimates(e.turned(asked)), abs(size), usual, reach, policy.suppressed_below)
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
     replaced = weakened & np.isin(np.arange(len(ratio)), carried)
 
@@ -221,14 +248,11 @@ def _readable(e: Evidence, policy: Policy) -> Bools:
     return kept | np.isnan(e.readability) | (e.readability_before < policy.min_readability)
 
 
-def _sizes(replicates: Floats) -> Bools:
-    """Features whose ratios can be reckoned with: [m]. What is divided by next to nothing says nothing."""
-    return (replicates.max(0) < LARGEST) & (replicates.min(0) > -LARGEST)
-
-
-def _known(solid: Bools, replicates: Floats) -> Floats:
-    """Replicates of the features that can be reckoned with, NaN for the others, so that no arithmetic meets them."""
-    return np.where(solid & _sizes(replicates), replicates, np.float32(np.nan))
+def _of(solid: Bools, found: Estimates) -> Estimates:
+    """Of the features that can be reckoned with, NaN for the others, so that no arithmetic meets them."""
+    known = solid & found.sized
+    value, error = (np.where(known, one, np.float32(np.nan)) for one in (found.value, found.error))
+    return Estimates(value, error, known, found.folds)
 
 
 def _significance(
@@ -246,15 +270,19 @@ def _significance(
     return q, significant & (ratio < policy.suppressed_below), significant & (ratio > policy.amplified_above)
 
 
-def _moved(ratio: NDArray[np.floating], unchanged: NDArray[np.floating], reach: float, least: float) -> Bools:
+def _usual(orthogonal: NDArray[np.floating]) -> float:
+    """What nearly all of some unchanged features write along other directions."""
+    return float(np.quantile(np.nan_to_num(orthogonal), 0.99)) if len(orthogonal) else 0.0
+
+
+def _moved(orthogonal: Estimates, size: float, usual: float, reach: float, least: float) -> Bools:
     """Written along another direction as strongly as what counts as not suppressed.
 
-    The part of the orthogonal ratio ([K + 1, m]) that exceeds those of nearly all `unchanged` features must, with its
-    whole interval, be at least `least` of the former strength.
+    The part of the orthogonal ratio, over the size factor, that exceeds what is usual must, with its whole interval, be
+    at least `least` of the former strength.
     """
-    usual = float(np.quantile(np.nan_to_num(unchanged), 0.99)) if len(unchanged) else 0.0
-    excess = np.sqrt(np.maximum(ratio[0] ** 2 - usual**2, 0))
-    return excess - reach * standard_error(ratio) >= least
+    excess = np.sqrt(np.maximum((orthogonal.value / size) ** 2 - usual**2, 0))
+    return orthogonal.sized & (excess - reach * orthogonal.error / size >= least)
 
 
 def _carried(successors: list[Successor], policy: Policy) -> bool:
@@ -263,15 +291,15 @@ def _carried(successors: list[Successor], policy: Policy) -> bool:
     return fire and sum(s.strength**2 for s in successors) >= policy.successor_strength**2
 
 
-def _size(ratios: Floats, errors: Floats, policy: Policy) -> float:
-    """Median of ratios [t], weighted by their precision; 1 where there is nothing to take it of.
+def _size(ratios: Estimates, typical: Bools, policy: Policy) -> float:
+    """Median of typical features' ratios, weighted by their precision; 1 where there is nothing to take it of.
 
     Where two models share concepts but no tokenizer, most features of a wide dictionary may hold what one model adds to
     its tokens. They write next to nothing, and the other model lacks them: with a vote for each, their ratio would be
     the size, and all that is shared would seem amplified. What a baseline hardly writes has no sure ratio, so precision
     leaves the word to the features that carry the stream. No ratio is surer than the code is (docs/adr/0017).
     """
-    values, variance = ratios.astype(np.float64), errors.astype(np.float64) ** 2
+    values, variance = ratios.value[typical].astype(np.float64), ratios.error[typical].astype(np.float64) ** 2
     known = np.isfinite(values) & np.isfinite(variance)
     values, variance = values[known], variance[known]
     if not len(values):

@@ -170,7 +170,7 @@ def keep(
 
 
 def _write_features(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> None:
-    if outcome.origins and set(queries.born_in(session, family.id, [checkpoint.id])) == set(outcome.origins):
+    if outcome.origins and set(queries.born_in(session, family.id, checkpoint.id)) == set(outcome.origins):
         return  # recorded before
     if family.n_features != outcome.first_number:
         raise RuntimeError(

@@ -1,7 +1,7 @@
 """SQL of verdicts and measurements."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +11,6 @@ from sqlalchemy.orm import Session
 from service.models import Checkpoint, Code, DependencyGraph, Family, Feature, Lineage, Measurement, Source, Verdict
 
 ALL_HOOKS = "*"
-
-
-class Happened(NamedTuple):
-    """What a verdict says that happened to a feature."""
-
-    checkpoint_id: str
-    feature: int
-    status: str
-    change: float
-    successors: list[Any]
 
 
 def checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
@@ -50,6 +40,14 @@ def parents(session: Session, family_id: str) -> dict[str, str | None]:
     return {row[0]: row[1] for row in rows}
 
 
+def lineage(session: Session, family_id: str) -> dict[str, tuple[str | None, int]]:
+    """Checkpoint id -> (id of its parent, its revision), of a whole family."""
+    columns = (Checkpoint.id, Checkpoint.parent_id, Checkpoint.revision)
+    return {
+        row[0]: (row[1], row[2]) for row in session.execute(select(*columns).where(Checkpoint.family_id == family_id))
+    }
+
+
 def ancestors(session: Session, checkpoint: Checkpoint) -> list[str]:
     """Ids of the checkpoints that one comes from, its parent first."""
     known, found = parents(session, checkpoint.family_id), list[str]()
@@ -68,11 +66,11 @@ def statuses(session: Session, checkpoint_id: str, numbers: Sequence[int] | None
     return {row[0]: row[1] for row in session.execute(statement)}
 
 
-def events(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> list[Happened]:
-    """Verdicts of these checkpoints with one of these statuses."""
-    columns = (Verdict.checkpoint_id, Verdict.feature, Verdict.status, Verdict.change, Verdict.successors)
-    statement = select(*columns).where(Verdict.checkpoint_id.in_(checkpoint_ids), Verdict.status.in_(statuses))
-    return [Happened(*row) for row in session.execute(statement)]
+def events(session: Session, checkpoint_id: str, statuses: Sequence[str]) -> Sequence[Any]:
+    """(number, status, change, successors) of the features with one of these statuses in a checkpoint."""
+    columns = (Verdict.feature, Verdict.status, Verdict.change, Verdict.successors)
+    statement = select(*columns).where(Verdict.checkpoint_id == checkpoint_id, Verdict.status.in_(statuses))
+    return session.execute(statement).all()
 
 
 def standing(session: Session, checkpoint_id: str, figures: Sequence[str]) -> Sequence[Any]:
@@ -82,10 +80,10 @@ def standing(session: Session, checkpoint_id: str, figures: Sequence[str]) -> Se
     return session.execute(statement).all()
 
 
-def born_in(session: Session, family_id: str, checkpoint_ids: Sequence[str]) -> dict[int, str]:
-    """Feature number -> origin, of the features that these checkpoints' runs gave an id."""
+def born_in(session: Session, family_id: str, checkpoint_id: str) -> dict[int, str]:
+    """Feature number -> origin, of the features that a checkpoint's run gave an id."""
     statement = select(Feature.number, Feature.origin).where(
-        Feature.family_id == family_id, Feature.born_in.in_(checkpoint_ids)
+        Feature.family_id == family_id, Feature.born_in == checkpoint_id
     )
     return {row[0]: row[1] for row in session.execute(statement)}
 

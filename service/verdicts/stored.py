@@ -1,6 +1,8 @@
 """What the database holds of a checkpoint's verdicts and measurements, as arrays; kept in memory for whoever asks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,11 @@ from service.verdicts.table import Table
 
 MOST_BYTES = 384 * 1024 * 1024
 """Of a process. A checkpoint of 32,768 features takes 8 MB."""
-_kept: Kept["Table | Measured"] = Kept(MOST_BYTES)
+_kept: "Kept[Table | Measured | Course]" = Kept(MOST_BYTES)
+_PLACE: dict[str, int] = {str(status): place for status, place in PLACE.items()}
+
+
+Part = TypeVar("Part", Table, "Measured", "Course")
 
 
 @dataclass(frozen=True)
@@ -23,10 +29,10 @@ class Measured:
     """Arrays are by feature number in the last dimension."""
 
     level: Floats
-    referred: NDArray[np.int64]
-    """numbers of the features whose reference is not their level"""
     reference: Floats
-    """[K + 1, r] of those"""
+    """[K + 1, r] of the features whose reference is not their level"""
+    column: NDArray[np.int32]
+    """[l] of `reference`, -1: it is the level"""
     strength: Floats
     strength_z: Floats
     readability: Floats
@@ -40,10 +46,9 @@ class Measured:
     def references(self, numbers: NDArray[np.int64], rows: int) -> Floats:
         """Reference levels of any features: the first `rows` replicates, [rows, m]."""
         found = by_column(self.level[:rows], numbers)
-        place = np.full(int(max(numbers.max(initial=0), self.referred.max(initial=0))) + 1, -1)
-        place[numbers] = np.arange(len(numbers))
-        here = place[self.referred] >= 0
-        found[:, place[self.referred[here]]] = self.reference[:rows, here]
+        here = np.flatnonzero(numbers < len(self.column))
+        column = self.column[numbers[here]]
+        found[:, here[column >= 0]] = self.reference[:rows, column[column >= 0]]
         return found
 
 
@@ -55,39 +60,81 @@ class Stored:
     measured: Measured
 
 
-def read(session: Session, checkpoint: Checkpoint) -> Stored:
-    """A checkpoint as it is in the database now. LookupError where a measurement is missing."""
-    return Stored(_standing(session, checkpoint), _measured(session, checkpoint))
+class Event(NamedTuple):
+    """What happened to a feature in a checkpoint."""
+
+    feature: int
+    status: Status
+    change: float
+    successors: list[Any]
 
 
-def kept(session: Session, checkpoint: Checkpoint) -> Stored:
-    """The same for sessions that only read, out of memory where it was read before."""
-    measured = _kept.get((Measured, checkpoint.id, checkpoint.revision), lambda: _measured(session, checkpoint))
-    assert isinstance(measured, Measured)
-    return Stored(standing(session, checkpoint), measured)
+@dataclass(frozen=True)
+class Course:
+    """What happened in a checkpoint, against its parent."""
+
+    born: dict[int, str]
+    """number -> origin, of the features that its run gave an id"""
+    emerged: list[int]
+    events: list[Event]
+    """relocations and successions"""
+
+    @property
+    def nbytes(self) -> int:
+        """About what it takes in memory."""
+        return 100 * len(self.born) + 400 * len(self.events)
 
 
-def standing(session: Session, checkpoint: Checkpoint) -> Table:
-    """The stored verdicts of a checkpoint, for sessions that only read; out of memory where they were read before.
+def read(session: Session, checkpoint: Checkpoint, *, keep: bool) -> Stored:
+    """What the database holds of a checkpoint. LookupError where a measurement is missing.
 
-    Everything that writes verdicts or measurements of a checkpoint counts its `revision` up in the same transaction. A
-    session that writes must not leave here what may be rolled back.
+    keep: take it out of memory where it was read before, and leave it there. For sessions that only read: one that
+    writes must not leave what may be rolled back. All that writes verdicts or measurements of a checkpoint counts its
+    `revision` up in the same transaction.
     """
-    found = _kept.get((Table, checkpoint.id, checkpoint.revision), lambda: _standing(session, checkpoint))
-    assert isinstance(found, Table)
+    key = (checkpoint.id, checkpoint.revision)
+    measured = _get(Measured, key, lambda: _measured(session, checkpoint), keep)
+    return Stored(standing(session, checkpoint, keep=keep), measured)
+
+
+def standing(session: Session, checkpoint: Checkpoint, *, keep: bool) -> Table:
+    """The stored verdicts of a checkpoint, those columns alone that lists are chosen by."""
+    return _get(Table, (checkpoint.id, checkpoint.revision), lambda: _standing(session, checkpoint.id), keep)
+
+
+def course(session: Session, family_id: str, checkpoint_id: str, revision: int, *, keep: bool) -> Course:
+    """What happened in a checkpoint."""
+    return _get(Course, (checkpoint_id, revision), lambda: _course(session, family_id, checkpoint_id), keep)
+
+
+def _get(kind: type[Part], key: tuple[str, int], make: Callable[[], Part], keep: bool) -> Part:
+    if not keep:
+        return make()
+    found = _kept.get((kind, *key), make)
+    assert isinstance(found, kind)
     return found
+
+
+def _course(session: Session, family_id: str, checkpoint_id: str) -> Course:
+    rows = queries.events(session, checkpoint_id, [Status.EMERGED, Status.RELOCATED, Status.REPLACED])
+    events = [Event(number, Status(status), change, successors) for number, status, change, successors in rows]
+    return Course(
+        born=queries.born_in(session, family_id, checkpoint_id),
+        emerged=[event.feature for event in events if event.status == Status.EMERGED],
+        events=[event for event in events if event.status != Status.EMERGED],
+    )
 
 
 FLOATS = ("change", "projection_ratio", "projection_ratio_lo", "projection_ratio_hi", "q_value", "direction_cosine",
           "firing_rate")  # fmt: skip
 
 
-def _standing(session: Session, checkpoint: Checkpoint) -> Table:
-    rows = queries.standing(session, checkpoint.id, FLOATS)
+def _standing(session: Session, checkpoint_id: str) -> Table:
+    rows = queries.standing(session, checkpoint_id, FLOATS)
     numbers, statuses, firings, *floats = zip(*rows, strict=True) if rows else ((),) * (3 + len(FLOATS))
     return Table(
         numbers=np.array(numbers, dtype=np.int64),
-        statuses=np.array([PLACE[Status(status)] for status in statuses], dtype=np.int8),
+        statuses=np.array([_PLACE[status] for status in statuses], dtype=np.int8),
         firings=np.array(firings, dtype=np.int64),
         floats={name: np.array(values, dtype=np.float64) for name, values in zip(FLOATS, floats, strict=True)},
     )
@@ -101,12 +148,14 @@ def _measured(session: Session, checkpoint: Checkpoint) -> Measured:
         return found
 
     level, reference, strength = array("level"), array("reference_level"), array("strength")
-    referred = np.flatnonzero(((level != reference) & ~(np.isnan(level) & np.isnan(reference))).any(0))
+    other = np.flatnonzero(((level != reference) & ~(np.isnan(level) & np.isnan(reference))).any(0))
+    column = np.full(level.shape[-1], -1, dtype=np.int32)
+    column[other] = np.arange(len(other))
     square = strength.astype(np.float64) ** 2
     return Measured(
         level=level,
-        referred=referred,
-        reference=reference[:, referred],
+        reference=reference[:, other],
+        column=column,
         strength=strength,
         strength_z=(square[0] / np.maximum(standard_error(square), 1e-9)).astype(np.float32),
         readability=array("readability"),

@@ -77,11 +77,10 @@ class Table:
         # Tens of thousands of rows: by place, not by name.
         return [Row(*values) for values in zip(*(columns[name] for name in Row.__slots__), strict=True)]
 
-    def places_of(self, numbers: Sequence[int]) -> list[int]:
-        """Places of some features, in the order of `numbers`; those that are not there are left out."""
+    def find(self, numbers: Sequence[int]) -> NDArray[np.int64]:
+        """Places of some features, in the order of `numbers`; -1 for those that are not there."""
         wanted = np.array(numbers, dtype=np.int64)
-        places = np.searchsorted(self.numbers, wanted)
-        there = np.zeros(len(wanted), dtype=bool)
-        inside = places < len(self.numbers)
-        there[inside] = self.numbers[places[inside]] == wanted[inside]
-        return places[there].tolist()
+        if not len(self.numbers):
+            return np.full(len(wanted), -1)
+        places = np.minimum(np.searchsorted(self.numbers, wanted), len(self.numbers) - 1)
+        return np.where(self.numbers[places] == wanted, places, -1)
