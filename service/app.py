@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 
 from service import __version__, openapi
@@ -17,7 +18,7 @@ from service.config import Settings
 from service.dependencies.routes import router as dependencies
 from service.families.routes import router as families
 from service.features.routes import router as features
-from service.kit import problems
+from service.kit import problems, turns
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.kit.logs import configure_logging
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url="/openapi.json",
     )
     app.state.settings = settings
+    app.state.turns = CapacityLimiter(turns.AT_ONCE)
     problems.install(app)
     # The last one added is the outermost.
     app.add_middleware(Transactions)

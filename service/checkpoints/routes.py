@@ -13,6 +13,7 @@ from service.families import logic as families
 from service.features.queries import Filter
 from service.kit.pages import Page, Paging
 from service.kit.sessions import AppArtifacts, AppSettings, ReadSession, WriteSession
+from service.kit.turns import IN_TURN
 from service.models import Checkpoint, Family
 from service.runs import schemas as run_schemas
 
@@ -62,6 +63,7 @@ def get_checkpoint(family: str, name: str, session: ReadSession) -> CheckpointOu
     summary="What changed in a checkpoint",
     response_model=Report,
     responses={200: {"content": {"text/markdown": {}, "text/html": {}}}},
+    dependencies=[IN_TURN],
 )
 def get_report(
     family: str,
