@@ -1,7 +1,7 @@
 """Features: lists for a checkpoint and a baseline, single ones, and what people say of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
@@ -31,7 +31,7 @@ from service.lineage import logic as lineage
 from service.models import Checkpoint, Family, Feature
 from service.verdicts import stored
 from service.verdicts.compare import compared
-from service.verdicts.judge import STATUSES, Status
+from service.verdicts.judge import PLACE, STATUSES, Status
 from service.verdicts.table import Table
 
 
@@ -44,6 +44,7 @@ class Comparison:
     baseline: Checkpoint | None
     stored: bool
     session: Session
+    shown: dict[int, FeatureRow] = field(default_factory=dict)
 
     @cached_property
     def table(self) -> Table:
@@ -86,21 +87,33 @@ def rows(
             limit=limit,
         )
         return cast(list[tuple[VerdictRow, Feature]], list(found))
-    numbers = first(session, asked, wanted=wanted, order=order, after=after, limit=limit + 1)
-    return of_numbers(session, asked, numbers)
+    places = order.first(asked.table, chosen(session, asked, wanted), after, limit + 1)
+    return of_numbers(session, asked, asked.table.numbers[places].tolist())
 
 
-def first(
-    session: Session, asked: Comparison, *, wanted: Filter, order: Order, after: list[Any] | None = None, limit: int
-) -> list[int]:
-    """Numbers of the first features of a list."""
+def chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.int64]:
+    """Places of the features in the table that fit the filter, ascending: what `queries.page` selects in SQL."""
     table = asked.table
-    return table.numbers[order.places(table, _chosen(session, asked, wanted), after, limit)].tolist()
+    places = table.having(wanted.statuses)
+    if wanted.min_change is not None:
+        places = places[table.floats["change"][places] >= wanted.min_change]
+    if wanted.max_q is not None:
+        places = places[table.floats["q_value"][places] <= wanted.max_q]
+    if wanted.changed:
+        gone = table.statuses[places] == PLACE[Status.ABSENT]
+        places = places[~gone | (table.floats["change"][places] > 0)]
+    if wanted.by_feature:
+        alone = (wanted.q, wanted.tag, wanted.watched) == (None, None, True)
+        numbers = asked.watched if alone else queries.matching(session, asked.family.id, wanted)
+        places = places[np.isin(table.numbers[places], list(numbers))]
+    return places
 
 
 def counts(session: Session, asked: Comparison, wanted: Filter | None = None) -> dict[str, int]:
     """Status -> how many features have it; of those that fit the filter."""
-    found = np.bincount(asked.table.statuses[_chosen(session, asked, wanted or Filter())], minlength=len(STATUSES))
+    if wanted is None:
+        return asked.table.counts
+    found = np.bincount(asked.table.statuses[chosen(session, asked, wanted)], minlength=len(STATUSES))
     return {str(status): count for status, count in zip(STATUSES, found.tolist(), strict=True) if count}
 
 
@@ -115,11 +128,6 @@ def of_numbers(session: Session, asked: Comparison, numbers: Sequence[int]) -> l
     return [(rows[number], features[number]) for number in numbers if number in rows]
 
 
-def places(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.int64]:
-    """Places of the features in the table that fit the filter."""
-    return np.flatnonzero(_chosen(session, asked, wanted))
-
-
 def show(session: Session, asked: Comparison, found: Sequence[tuple[VerdictRow, Feature]]) -> list[FeatureRow]:
     """Rows as the API shows them."""
     born = checkpoint_queries.names(session, list({feature.born_in for _, feature in found}))
@@ -129,7 +137,16 @@ def show(session: Session, asked: Comparison, found: Sequence[tuple[VerdictRow, 
         rewired = dependencies.rewired(session, [asked.checkpoint.id], [feature.number for _, feature in found])
         for row, (_, feature) in zip(rows, found, strict=True):
             row.rewired = rewired.get((asked.checkpoint.id, feature.number))
+    asked.shown.update({feature.number: row for row, (_, feature) in zip(rows, found, strict=True)})
     return rows
+
+
+def shown(session: Session, asked: Comparison, numbers: Sequence[int]) -> dict[int, FeatureRow]:
+    """A few features by number, as the API shows them; those that were shown before are not looked up again."""
+    missing = [number for number in dict.fromkeys(numbers) if number not in asked.shown]
+    if missing:
+        show(session, asked, of_numbers(session, asked, missing))
+    return asked.shown
 
 
 def get(session: Session, family: Family, feature_id: str) -> Feature:
@@ -171,22 +188,3 @@ def patch(feature: Feature, body: FeaturePatch) -> None:
         feature.tags = sorted(set(body.tags))
     if body.watched is not None:
         feature.watched = body.watched
-
-
-def _chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.bool_]:
-    """[m] what `queries.page` selects in SQL."""
-    table = asked.table
-    chosen = np.ones(len(table.numbers), dtype=bool)
-    if wanted.statuses:
-        chosen &= table.have(wanted.statuses)
-    if wanted.min_change is not None:
-        chosen &= table.floats["change"] >= wanted.min_change
-    if wanted.max_q is not None:
-        chosen &= table.floats["q_value"] <= wanted.max_q
-    if wanted.changed:
-        chosen &= ~table.have([Status.ABSENT]) | (table.floats["change"] > 0)
-    if wanted.by_feature:
-        alone = replace(wanted, statuses=(), min_change=None, max_q=None, changed=False) == Filter(watched=True)
-        numbers = asked.watched if alone else queries.matching(session, asked.family.id, wanted)
-        chosen &= np.isin(table.numbers, list(numbers))
-    return chosen

@@ -62,9 +62,10 @@ class Order:
         value = least_change(row) if self.name == "least_change" else getattr(row, self.name)
         return (self._missing if value is None else value, int(row.feature))
 
-    def places(self, table: Table, chosen: NDArray[np.bool_], after: Sequence[Any] | None, limit: int) -> list[int]:
-        """Places of the first of the chosen rows [m] of a table, in this order, after a row's sort values."""
-        places = np.flatnonzero(chosen)
+    def first(
+        self, table: Table, places: NDArray[np.int64], after: Sequence[Any] | None, limit: int
+    ) -> NDArray[np.int64]:
+        """The first of some rows of a table in this order, after a row's sort values. places: of those, ascending."""
         numbers, sign = table.numbers[places], -1 if self.descending else 1
         values = numbers if self.name == "id" else self._values(table, places)
         if after is not None:
@@ -72,11 +73,11 @@ class Order:
             kept = ahead if self.name == "id" else ahead | (ties & (numbers > after[1]))
             places, values = places[kept], values[kept]
         # Rows are in the order of numbers already, by which ties go.
-        return places[np.argsort(sign * values, kind="stable")[:limit]].tolist()
+        return places[np.argsort(sign * values, kind="stable")[:limit]]
 
     def _values(self, table: Table, places: NDArray[np.int64]) -> NDArray[np.float64]:
         if self.name == "least_change":
-            return _least_changes(table, places)
+            return least_changes(table, places)
         if self.name == "firings":
             return table.firings[places].astype(np.float64)
         return np.nan_to_num(table.floats[self.name][places], nan=self._missing)
@@ -94,7 +95,7 @@ def order_of(name: SortName, direction: Direction | None) -> Order:
 def least_change(row: VerdictRow) -> float:
     """The smallest factor of change that a feature's interval allows, 1 to 100: effect and certainty in one number.
 
-    1: the interval holds "as before". `_least_changes` is the same of a table, `_least_change_column` in SQL.
+    1: the interval holds "as before". `least_changes` is the same of a table, `_least_change_column` in SQL.
     """
     low, high = row.projection_ratio_lo, row.projection_ratio_hi
     if low is None or high is None:
@@ -106,7 +107,8 @@ def least_change(row: VerdictRow) -> float:
     return 1.0
 
 
-def _least_changes(table: Table, places: NDArray[np.int64]) -> NDArray[np.float64]:
+def least_changes(table: Table, places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`least_change` of some rows of a table."""
     ratio, low, high = (table.floats[f"projection_ratio{end}"][places] for end in ("", "_lo", "_hi"))
     new = (table.statuses[places] == PLACE[Status.EMERGED]) & np.isnan(ratio)
     falls = 1 / np.maximum(high, 1 / _MOST)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,11 +58,21 @@ class Table:
         columns: list[NDArray[Any]] = [self.numbers, self.statuses, self.firings, *self.floats.values()]
         return sum(column.nbytes for column in columns)
 
-    def have(self, statuses: Iterable[str]) -> NDArray[np.bool_]:
-        """[m] whether a feature has one of some statuses."""
-        wanted = np.zeros(len(STATUSES), dtype=bool)
-        wanted[[PLACE[Status(status)] for status in statuses]] = True
-        return wanted[self.statuses]
+    @cached_property
+    def _groups(self) -> list[NDArray[np.int64]]:
+        """Places of the features by status."""
+        return [np.flatnonzero(self.statuses == status) for status in range(len(STATUSES))]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Status -> how many features have it; of those that any has."""
+        sizes = zip(STATUSES, self._groups, strict=True)
+        return {str(status): len(group) for status, group in sizes if len(group)}
+
+    def having(self, statuses: Iterable[str]) -> NDArray[np.int64]:
+        """Places of the features with one of some statuses, ascending."""
+        groups = [self._groups[PLACE[Status(status)]] for status in statuses]
+        return np.sort(np.concatenate(groups)) if groups else np.arange(len(self.numbers))
 
     def rows(self, places: Sequence[int] | None = None) -> list[Row]:
         """Rows at some places, or all of them. The table must have every column of `Row`."""
