@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from anyio import CapacityLimiter
 from fastapi import FastAPI
 
 from service import __version__, openapi
@@ -18,11 +17,12 @@ from service.config import Settings
 from service.dependencies.routes import router as dependencies
 from service.families.routes import router as families
 from service.features.routes import router as features
-from service.kit import problems, turns
+from service.kit import problems
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.kit.logs import configure_logging
 from service.kit.middleware import BodyLimit, EntityTags, RequestContext
+from service.kit.turns import Turns
 from service.labels.routes import router as labels
 from service.lineage.routes import router as lineage
 from service.migrate import check_connection
@@ -51,7 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         try:
             with database.reader.connect() as connection:
                 check_connection(connection)
-            app.state.database = database
+            app.state.database, app.state.turns = database, Turns(one_writer=database.is_sqlite)
             app.state.artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
             yield
         finally:
@@ -66,7 +66,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url="/openapi.json",
     )
     app.state.settings = settings
-    app.state.turns = CapacityLimiter(turns.AT_ONCE)
     problems.install(app)
     # The last one added is the outermost.
     app.add_middleware(Transactions)

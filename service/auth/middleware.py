@@ -47,7 +47,8 @@ class Authentication:
         scope.setdefault("state", {})["principal"] = principal
         await self.app(scope, receive, send)
         if principal is not None and principal.note_use:
-            await run_in_threadpool(_note_use, database, principal.id)
+            async with scope["app"].state.turns.writing:
+                await run_in_threadpool(_note_use, database, principal.id)
 
 
 def _bearer(header: str) -> str:
