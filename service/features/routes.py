@@ -25,6 +25,7 @@ from service.features.sources import FeatureSources, of_feature
 from service.kit.ids import feature_id
 from service.kit.pages import Page, Paging
 from service.kit.sessions import AppArtifacts, AppDatabase, ReadSession, WriteSession
+from service.kit.turns import IN_TURN
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
 
@@ -49,7 +50,7 @@ MaxQQuery = Annotated[
 OrderQuery = Annotated[Direction | None, Query(description="Left out: what is natural for the sort key.")]
 
 
-@router.get("/features", summary="Features with their verdict in a checkpoint")
+@router.get("/features", summary="Features with their verdict in a checkpoint", dependencies=[IN_TURN])
 def list_features(
     family: str,
     session: ReadSession,
@@ -71,7 +72,12 @@ def list_features(
     return Page(data=data, next_cursor=cursor)
 
 
-@router.get("/diff", summary="Any two checkpoints, in words and feature by feature", response_model_by_alias=True)
+@router.get(
+    "/diff",
+    summary="Any two checkpoints, in words and feature by feature",
+    response_model_by_alias=True,
+    dependencies=[IN_TURN],
+)
 def diff(
     family: str,
     session: ReadSession,
@@ -121,7 +127,7 @@ def patch_feature(family: str, feature: str, body: FeaturePatch, session: WriteS
     return logic.detail(session, found, row)
 
 
-@router.get("/features/{feature}/trajectory", summary="One feature over all checkpoints")
+@router.get("/features/{feature}/trajectory", summary="One feature over all checkpoints", dependencies=[IN_TURN])
 def trajectory(family: str, feature: str, session: ReadSession) -> Trajectory:
     found = families.get(session, family)
     row = logic.get(session, found, feature)

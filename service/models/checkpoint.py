@@ -36,6 +36,8 @@ class Checkpoint(Base):
     """Generation of the dictionary that it was judged with."""
     quality: Mapped[dict[str, Any] | None]
     """`{fvu, l0, dead_share, valid_share, size_factor, positions_per_second, ...}` and the same per hook point."""
+    revision: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often its verdicts and measurements were written: what is kept of them in memory goes by it."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     judged_at: Mapped[datetime | None]
 

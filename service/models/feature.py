@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey
+from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.kit.clock import utcnow
@@ -12,6 +12,10 @@ from service.kit.db import ARTIFACT, Base
 
 class Feature(Base):
     __tablename__ = "feature"
+    __table_args__ = (
+        Index("ix_feature_born", "family_id", "born_in"),
+        Index("ix_feature_watched", "family_id", "watched"),
+    )
 
     family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
