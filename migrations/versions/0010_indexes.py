@@ -1,13 +1,13 @@
 """Counts what is written of a checkpoint, and indexes that lists are read from in their order.
 
-Revision: none_needed, after 0006.
+Revision: 0010, after 0009.
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "none_needed"
-down_revision = "0006"
+revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
