@@ -13,7 +13,7 @@ COPY workers workers
 COPY migrations migrations
 
 FROM build AS build-api
-RUN pip install -c constraints.txt ".[otel]"
+RUN pip install -c constraints.txt ".[otel,parquet,s3]"
 
 FROM build AS build-worker
 # torch first and from its own index: PyPI's build for Linux brings gigabytes of CUDA along.

@@ -23,6 +23,7 @@ from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.kit.logs import configure_logging
 from service.kit.middleware import BodyLimit, EntityTags, RequestContext, StorableText
+from service.kit.turns import Turns
 from service.labels.routes import router as labels
 from service.lineage.routes import router as lineage
 from service.migrate import check_connection
@@ -52,7 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             with database.reader.connect() as connection:
                 check_connection(connection)
             telemetry.trace_database(database)
-            app.state.database = database
+            app.state.database, app.state.turns = database, Turns(one_writer=database.is_sqlite)
             app.state.artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
             yield
         finally:

@@ -302,6 +302,11 @@ class Client(NotifyingCalls):
         self.download(path_of("families", family, "codes"), path, params=params)
         return path
 
+    def download_table(self, family: str, table: str, path: Path) -> Path:
+        """Save all `verdicts`, readings at `sources`, or `features` of a family as a Parquet file."""
+        self.download(path_of("families", family, "tables", table), path)
+        return path
+
     def code_ids(self, family: str, *, checkpoint: str | None = None) -> list[str]:
         """Feature ids of the code's columns, in their order."""
         path = path_of("families", family, "codes", "ids")

@@ -17,18 +17,27 @@ class NotifyingCalls(Transport):
         """All webhooks."""
         return self.pages("/v1/webhooks")
 
-    def create_webhook(self, url: str, *, event_types: Sequence[str] = (), secret: str | None = None) -> Webhook:
-        """Register a webhook; without event types it gets all. Keep `secret` of the answer: it is not shown again."""
-        body = given(url=url, secret=secret) | {"event_types": list(event_types)}
+    def create_webhook(
+        self, url: str, *, event_types: Sequence[str] = (), format: str | None = None, secret: str | None = None
+    ) -> Webhook:
+        """Register a webhook; without event types it gets all. Keep `secret` of the answer: it is not shown again.
+
+        `format` is standard, the default, or slack.
+        """
+        body = given(url=url, format=format, secret=secret) | {"event_types": list(event_types)}
         return cast(Webhook, self.json("POST", path_of("webhooks"), body=body))
 
     def update_webhook(self, webhook: str, **changes: Any) -> Webhook:
-        """Change `url`, `event_types` or `enabled`."""
+        """Change `url`, `event_types`, `format` or `enabled`."""
         return cast(Webhook, self.json("PATCH", path_of("webhooks", webhook), body=changes))
 
     def delete_webhook(self, webhook: str) -> None:
         """Remove a webhook with its deliveries."""
         self.send("DELETE", path_of("webhooks", webhook))
+
+    def rotate_secret(self, webhook: str, *, hours: float | None = None) -> Webhook:
+        """Change the secret; the one before signs beside it for so long. Keep `secret`: it is not shown again."""
+        return cast(Webhook, self.json("POST", path_of("webhooks", webhook, "rotate"), body=given(hours=hours)))
 
     def test_webhook(self, webhook: str) -> Delivery:
         """Send a test event."""
@@ -58,10 +67,15 @@ class NotifyingCalls(Transport):
         self.send("DELETE", path_of("alert-rules", rule))
 
     def alerts(
-        self, *, family: str | None = None, checkpoint: str | None = None, state: str | None = None
+        self,
+        *,
+        family: str | None = None,
+        checkpoint: str | None = None,
+        state: str | None = None,
+        kind: str | None = None,
     ) -> Iterator[Alert]:
         """Alerts, newest first."""
-        return self.pages("/v1/alerts", given(family=family, checkpoint=checkpoint, state=state))
+        return self.pages("/v1/alerts", given(family=family, checkpoint=checkpoint, state=state, kind=kind))
 
     def acknowledge(self, alert: str) -> Alert:
         """Say that somebody has seen an alert."""
@@ -70,6 +84,10 @@ class NotifyingCalls(Transport):
     def mute(self, alert: str, *, hours: float | None = None) -> Alert:
         """Keep quiet about an alert, and new ones of its rule and family, for so long or until it is resolved."""
         return cast(Alert, self.json("POST", path_of("alerts", alert, "mute"), body=given(hours=hours)))
+
+    def resolve(self, alert: str) -> Alert:
+        """Say that an alert is over."""
+        return cast(Alert, self.json("POST", path_of("alerts", alert, "resolve")))
 
     # Keys, and what was done with them
 

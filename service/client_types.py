@@ -97,6 +97,7 @@ class Checkpoint(TypedDict):
     state: str
     generation: int | None
     quality: dict[str, Any] | None
+    activations_kept: bool | None
     created_at: str
     judged_at: str | None
     run: Run | None
@@ -210,8 +211,12 @@ class Webhook(TypedDict):
     id: str
     url: str
     event_types: list[str]
+    format: str
     enabled: bool
     disabled_reason: str | None
+    failing_since: str | None
+    paused_at: str | None
+    old_secret_until: str | None
     created_at: str
     secret: NotRequired[str]
 
@@ -243,13 +248,15 @@ class AlertRule(TypedDict):
 
 
 class Alert(TypedDict):
-    """A rule that a checkpoint met. `state` is open, acknowledged, muted or resolved."""
+    """What people should know of. `state` is open, acknowledged, muted or resolved."""
 
     id: str
-    rule: str
-    rule_name: str
-    family: str
-    checkpoint: str
+    kind: str
+    rule: str | None
+    rule_name: str | None
+    family: str | None
+    checkpoint: str | None
+    webhook: str | None
     state: str
     summary: str
     evidence: list[dict[str, Any]]

@@ -36,6 +36,15 @@ class Settings(BaseSettings):
     webhook_allow: str = Field(
         "", description="Networks (CIDR, separated by commas) that webhooks may reach although they are private."
     )
+    webhook_seconds: float = Field(
+        15.0, gt=0, le=30, description="How long a receiver of webhooks may take, from the connection to its answer."
+    )
+    webhook_pause_days: float = Field(
+        5.0, ge=0, description="A webhook that only failed for so many days is paused, with an alert. 0: never."
+    )
+    webhook_keep_days: float = Field(
+        30.0, ge=1, description="How long events and their deliveries are kept, waiting ones of paused webhooks too."
+    )
     label_url: str = Field(
         "", description="OpenAI-compatible endpoint that labels features, up to `/v1`. Empty: none. Workers call it."
     )
@@ -74,6 +83,21 @@ class Settings(BaseSettings):
         gt=0,
         description="Positions of a shard: what a harvest holds in memory, loses by a kill, and gives to a helper.",
     )
+    keep_activations: int = Field(
+        8,
+        ge=0,
+        description="Newest checkpoints of a family whose activations are kept, beside those that re-fits train on. "
+        "0: of all.",
+    )
+    vacuum_hours: float = Field(
+        24.0,
+        ge=0,
+        description="How long an artifact stays that nothing refers to. A copy of the artifact store must be done so "
+        "soon after the database's backup. 0: for ever.",
+    )
+    audit_days: float = Field(365.0, ge=0, description="How long the audit log is kept. 0: for ever.")
+    answer_hours: float = Field(24.0, gt=0, description="How long the answer to an `Idempotency-Key` is remembered.")
+    bell_hours: float = Field(24.0, gt=0, description="How long it is known when workers were told of a run.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_json: bool = Field(True, description="Logs as JSON lines; false: for people.")
     max_body_bytes: int = Field(1_000_000, gt=0, description="Largest request body that the API reads.")

@@ -71,6 +71,11 @@ def check_connection(connection: Connection) -> None:
     )
 
 
+def newest() -> str:
+    """The schema that this version needs."""
+    return str(ScriptDirectory(str(_tree())).get_current_head())
+
+
 def _tree() -> Path:
     return Path(str(migrations.__file__)).parent
 

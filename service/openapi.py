@@ -15,7 +15,7 @@ present, suppressed, amplified, absent, relocated, replaced, emerged or indeterm
 * Errors are problem documents (RFC 9457) with a stable `code`.
 * Lists are `{"data": [...], "next_cursor": ...}`, with `Link: rel="next"`.
 * Reads have an `ETag`; send it back as `If-None-Match`.
-* A POST or PATCH with an `Idempotency-Key` that is sent twice happens once; the answer is kept for 24 hours.
+* A POST or PATCH with an `Idempotency-Key` that is sent twice happens once; the answer is kept for a day by default.
 * `RateLimit` and `RateLimit-Policy` say how many requests a key has left; 429 has `Retry-After`.
 * API keys go into `Authorization: Bearer fw_...`.
 """

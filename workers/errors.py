@@ -1,5 +1,7 @@
 """How a run can end other than well. Pipelines raise these; the runner turns them into the run's state."""
 
+import errno
+import re
 from typing import Any
 
 
@@ -33,6 +35,25 @@ class TooLongError(RunError):
             f"It was not done after {seconds:,.0f} seconds, which is all that FEATUREWATCH_RUN_SECONDS gives an "
             "attempt. What it has made is kept: a retry goes on from there.",
         )
+
+
+def fault_of(error: Exception) -> RunError:
+    """What a run says of an error that no pipeline expected."""
+    text = f"{type(error).__name__}: {error}"[:4000]
+    code = error.errno if isinstance(error, OSError) else None
+    told = _IN_TEXT.search(text)  # libraries in Rust have errors of their own for it
+    if code in _FULL or (told and int(told[1]) in _FULL):
+        return RunError(
+            "disk-full",
+            f"{text}. Make room on the worker's disk (`featurewatch db vacuum` removes what nothing needs any more), "
+            "then retry the run: it goes on from what is made.",
+            title="The disk is full",
+        )
+    return RunError("internal", text, title="Something went wrong in the worker")
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 
 
 class RunCancelledError(Exception):

@@ -23,7 +23,14 @@ from service.kit.db import Database
 from service.runs import logic
 from service.runs.states import RunState
 from service.shards import queries as shards
-from workers.errors import GivingWayError, LeaseLostError, RunCancelledError, RunError, WorkerStoppingError
+from workers.errors import (
+    GivingWayError,
+    LeaseLostError,
+    RunCancelledError,
+    RunError,
+    WorkerStoppingError,
+    fault_of,
+)
 from workers.execution import AWAY, RETRY_SECONDS, Execution
 from workers.heart import Heart
 
@@ -117,8 +124,7 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline] | None) -> 
             raise
     except Exception as error:
         log.exception("failed")
-        title, detail = "Something went wrong in the worker", f"{type(error).__name__}: {error}"
-        _end(execution, RunState.FAILED, {"code": "internal", "title": title, "detail": detail[:4000]})
+        _end(execution, RunState.FAILED, fault_of(error).as_dict())
 
 
 def _pipeline(execution: Execution, pipelines: Mapping[str, Pipeline] | None) -> Pipeline:

@@ -1,30 +1,33 @@
-"""What must happen although nobody asks for it: ring bells, reap silent workers, deliver webhooks, tidy up.
+"""What must happen although nobody asks for it: ring bells, reap silent workers, deliver webhooks, watch, tidy up.
 
 Any number of processes may sweep at the same time. Each step reads first and writes only where there is work, so an
 idle installation makes no transactions that write.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
 
 import structlog
 
-from service.alerts import queries as alerts
+from service.alerts import raising, standing
 from service.audit import queries as audit
-from service.audit.idempotency import KEPT_FOR
 from service.config import Settings
 from service.kit import clock, outbound
+from service.kit.artifacts import ArtifactStore
 from service.kit.crypto import SecretBox
 from service.kit.db import Database
 from service.runs import logic as runs
 from service.runs import queries as run_queries
 from service.runs.states import queue_of
 from service.shards import queries as shards
-from service.webhooks import logic as webhooks
-from service.webhooks import queries as webhook_queries
+from service.store import logic as store
+from service.store import queries as store_queries
+from service.webhooks import queries as webhooks
+from service.webhooks import sending
 
 log = structlog.get_logger("featurewatch.sweeps")
 
@@ -33,10 +36,13 @@ Publish = Callable[[str, str], None]
 
 BELLS_AT_ONCE = 200
 SENDERS = 8
+SENDERS_EACH = 2
+"""Of one webhook: receivers that hang must not keep the others' deliveries waiting."""
 DELIVERY_SECONDS = 5.0
 """After so long no further deliveries are claimed in this sweep: the next one rings bells and reaps first."""
 TIDY_SECONDS = 60.0
-BELLS_KEPT = timedelta(days=1)
+EVENTS_AT_ONCE = 500
+VACUUM_SECONDS = 3600.0
 
 
 class Sweeper:
@@ -54,13 +60,20 @@ class Sweeper:
         call_helper: Callable[[], None] | None = None,
     ) -> None:
         self.settings, self.database, self.publish, self.call_helper = settings, database, publish, call_helper
+        self.artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
         self.allow = outbound.parse_networks(settings.webhook_allow)
         self._box: SecretBox | None = None
-        self._tidied = float("-inf")
+        self._tidied = self._vacuumed = float("-inf")
+        self._unswept: list[str] = []
+        """Families whose turn is yet to come in this round of `vacuum`"""
 
     def sweep(self) -> None:
         """Everything once. A step that fails is logged and does not keep the others from their work."""
-        for step in (self.ring, self.call, self.reap, self.deliver, self.tidy):
+        steps: list[Callable[[], object]] = [self.ring, self.call, self.reap, self.deliver]
+        if time.monotonic() - self._tidied >= TIDY_SECONDS:
+            steps += [self.watch, self.tidy]
+            self._tidied = time.monotonic()
+        for step in [*steps, self.vacuum]:
             with _guarded(step.__name__):
                 step()
 
@@ -113,40 +126,77 @@ class Sweeper:
     def deliver(self) -> int:
         """Send webhooks that are due, several at a time; how many attempts were made."""
         began, attempts = time.monotonic(), 0
+        under_way: dict[Future[None], str] = {}
         with ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook") as pool:
-            while time.monotonic() - began < DELIVERY_SECONDS:
-                parcels = self._claim()
-                if not parcels:
-                    break
-                attempts += sum(pool.map(self._send, parcels))
-        return attempts
+            while True:
+                while len(under_way) < SENDERS and time.monotonic() - began < DELIVERY_SECONDS:
+                    counts = Counter(under_way.values())
+                    parcel = self._claim([each for each, count in counts.items() if count >= SENDERS_EACH])
+                    if parcel is None:
+                        break
+                    under_way[pool.submit(self._send, parcel)] = parcel.webhook_id
+                    attempts += 1
+                if not under_way:
+                    return attempts
+                for done in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    del under_way[done]
+
+    def watch(self) -> None:
+        """Once a minute: raise and resolve the alerts that no judgement tells of, and end mutes that are over."""
+        with self.database.write() as session:
+            standing.watch(session)
+            raising.unmute(session, clock.utcnow())
 
     def tidy(self) -> None:
-        """Once a minute: forget remembered answers and heard bells, end mutes that are over."""
-        if time.monotonic() - self._tidied < TIDY_SECONDS:
-            return
-        now = clock.utcnow()
+        """Once a minute: forget remembered answers, heard bells, old events, old secrets and audit entries."""
+        now, settings = clock.utcnow(), self.settings
         with self.database.write() as session:
-            audit.drop_records_before(session, now - KEPT_FOR)
-            run_queries.drop_old_bells(session, rung_before=now - BELLS_KEPT)
-            alerts.unmute(session, now)
-        self._tidied = time.monotonic()
+            audit.drop_records_before(session, now - timedelta(hours=settings.answer_hours))
+            run_queries.drop_old_bells(session, rung_before=now - timedelta(hours=settings.bell_hours))
+            if settings.audit_days:
+                audit.drop_entries_before(session, now - timedelta(days=settings.audit_days))
+            webhooks.drop_old_secrets(session, now)
+            before = now - timedelta(days=settings.webhook_keep_days)
+            webhooks.drop_events(session, before=before, limit=EVENTS_AT_ONCE)
 
-    def _claim(self) -> list[webhooks.Parcel]:
+    def vacuum(self) -> int:
+        """Once an hour, one family in each sweep: let go what the policy keeps no longer; how many artifacts went.
+
+        A family that a worker has a run of has its turn in the next round.
+        """
+        if not self._unswept:
+            if time.monotonic() - self._vacuumed < VACUUM_SECONDS:
+                return 0
+            self._vacuumed = time.monotonic()
+            with self.database.read() as session:
+                self._unswept = list(store_queries.families(session))
+            if not self._unswept:
+                return 0
+        family = self._unswept.pop()
+        stored = self.artifacts.listing(family)  # outside the transaction: a remote store takes its time
+        with self.database.write() as session:
+            done = store.vacuum(session, self.artifacts, self.settings, family, stored, now=clock.utcnow())
+        if done.left:
+            self._unswept.append(family)
+        if done.removed:
+            log.info("vacuum", family=family, artifacts=len(done.removed), bytes=sum(done.removed.values()))
+        return len(done.removed)
+
+    def _claim(self, but: Collection[str]) -> sending.Parcel | None:
         with self.database.read() as session:
-            if not webhook_queries.due(session, now=clock.utcnow(), limit=1):
-                return []
+            if not webhooks.due(session, now=clock.utcnow(), limit=1, but=but):
+                return None
         with self.database.write() as session:
-            return webhooks.claim_due(session, limit=SENDERS)
+            return next(iter(sending.claim_due(session, limit=1, but=but)), None)
 
-    def _send(self, parcel: webhooks.Parcel) -> int:
+    def _send(self, parcel: sending.Parcel) -> None:
         """One attempt; an error of our own leaves the delivery reserved, and it becomes due again."""
         with _guarded("delivery"):
-            outcome = webhooks.send(parcel, self._secrets(), self.allow)
+            outcome = sending.send(parcel, self._secrets(), self.allow, self.settings.webhook_seconds)
+            pause_after = timedelta(days=self.settings.webhook_pause_days)
             with self.database.write() as session:
-                webhooks.record(session, parcel, outcome)
+                sending.record(session, parcel, outcome, pause_after=pause_after)
             log.info("webhook", delivery=parcel.delivery_id, status=outcome.status, error=outcome.error)
-        return 1
 
     def _secrets(self) -> SecretBox:
         if self._box is None:

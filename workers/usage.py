@@ -39,8 +39,9 @@ class Usage:
 
 def _cuda() -> Any:
     """torch, where the run has put something on a GPU. Asked of the module that is there: to load it takes seconds."""
-    torch: Any = sys.modules.get("torch")
-    return torch if torch is not None and torch.cuda.is_initialized() else None
+    torch = sys.modules.get("torch")
+    cuda: Any = getattr(torch, "cuda", None)  # not there yet while another thread is loading it
+    return torch if hasattr(cuda, "is_initialized") and cuda.is_initialized() else None
 
 
 def _cpu_seconds() -> float:

@@ -32,9 +32,8 @@ def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint, looked
         if not isinstance(condition, RewiredCondition):
             continue
         of_these = [one for one in looked if condition.feature in (None, one.feature)]
-        alert = queries.raised(session, rule.id, checkpoint.id)
         seen = {one.feature for one in of_these}
-        known = [one for one in (alert.evidence if alert else []) if one["feature"] not in seen]
+        known = [one for one in raising.held(session, rule, checkpoint) if one["feature"] not in seen]
         evidence = known + [one._asdict() for one in of_these if one.rewired]
         names = ", ".join(one["feature"] for one in evidence)
         summary = f"{checkpoint.name}: computed from other features: {names}"

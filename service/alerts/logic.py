@@ -1,8 +1,8 @@
-"""Alert rules against the verdicts of a checkpoint.
+"""Alert rules against the verdicts of a checkpoint, and what people do with rules and alerts.
 
-A rule fires on a transition: a feature that comes into a status at this checkpoint, not one that is still in it. An
-alert is of one (rule, checkpoint). It is resolved when its checkpoint is judged anew and the rule no longer holds, or
-when all features that raised it have come back in a later checkpoint of the same lineage.
+A rule on features fires on a transition: a feature that comes into a status at this checkpoint, not one that is still
+in it. Its alert is of one (rule, checkpoint), and is resolved when its checkpoint is judged anew and the rule no longer
+holds, or when all features that raised it have come back in a later checkpoint of the same lineage.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,16 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.alerts import queries, raising
+from service.alerts import quality, queries, raising
 from service.alerts.schemas import (
     CONDITION,
+    EVIDENCE_ROWS,
     AlertRuleCreate,
     AlertRuleUpdate,
     AlertState,
     FeatureCondition,
     FeatureRule,
     MuteBody,
-    RewiredCondition,
-    SignatureCondition,
     StatusCountCondition,
     TagCondition,
     WatchedCondition,
@@ -34,7 +33,6 @@ from service.kit.problems import ConflictError, NotFoundError
 from service.models import Alert, AlertRule, Checkpoint, Family, Feature, Verdict
 from service.verdicts import queries as verdicts
 
-EVIDENCE_ROWS = 100
 _NAMED_IN_SUMMARY = 3
 
 Change = tuple[Verdict, Feature]
@@ -62,17 +60,20 @@ def get_rule(session: Session, rule_id: str) -> tuple[AlertRule, str | None]:
 
 
 def change_rule(session: Session, rule: AlertRule, body: AlertRuleUpdate) -> None:
-    """Change what the body names. It holds for checkpoints that are judged from now on."""
+    """Change what the body names. It holds from now on. Alerts of another kind of condition are resolved."""
     if body.name is not None:
         rule.name = body.name
     if body.condition is not None:
+        if body.condition.kind != rule.condition["kind"]:
+            for alert in queries.unresolved_of_rule(session, rule.id):
+                raising.resolve(session, alert)
         rule.condition = body.condition.model_dump(mode="json")
     if body.enabled is not None:
         rule.enabled = body.enabled
     session.flush()
 
 
-def get(session: Session, alert_id: str) -> tuple[Alert, str, str, str]:
+def get(session: Session, alert_id: str) -> queries.Named:
     """An alert with the names of rule, family and checkpoint; NotFoundError."""
     found = queries.alert(session, alert_id)
     if found is None:
@@ -98,23 +99,30 @@ def mute(session: Session, alert: Alert, body: MuteBody) -> None:
     session.flush()
 
 
-def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint) -> list[Alert]:
-    """Hold the rules against the checkpoint's verdicts, in the transaction that wrote them. The alerts now raised.
+def resolve(session: Session, alert: Alert) -> None:
+    """Somebody says that it is over. It is raised again where it comes anew. ConflictError where it is resolved."""
+    _require_unresolved(alert)
+    raising.resolve(session, alert)
 
-    Doing it twice changes nothing. Alerts of the checkpoint that its verdicts no longer support are resolved, and
-    those of its ancestors whose features have come back.
+
+def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint) -> list[Alert]:
+    """Hold the rules against a checkpoint's verdicts and its FVU, in the transaction that wrote them.
+
+    The alerts now raised. Doing it twice changes nothing. Alerts of the checkpoint that it no longer supports are
+    resolved, and those of its ancestors whose features have come back.
     """
     session.flush()
     raised = []
     for rule in queries.rules_for(session, family.id):
         condition = CONDITION.validate_python(rule.condition)
-        if isinstance(condition, SignatureCondition | RewiredCondition):
-            continue  # `signatures` and `circuits` hold these against what they hear of
+        if not isinstance(condition, FeatureRule):
+            continue  # other modules hold these against what they hear of
         changes = _matching(session, condition, family, checkpoint)
         summary = _summary(condition, checkpoint, changes) if changes else ""
         evidence = [_evidence(*each) for each in changes[:EVIDENCE_ROWS]]
         raised.append(raising.settle(session, rule, family, checkpoint, summary, evidence))
-    _resolve_ancestors(session, family, checkpoint)
+    _resolve_ancestors(session, checkpoint)
+    raised += quality.evaluate(session, family=family, checkpoint=checkpoint)
     return [alert for alert in raised if alert is not None]
 
 
@@ -134,7 +142,7 @@ def rehearse(
     met = []
     for rule in queries.rules_for(session, family_id):
         condition = CONDITION.validate_python(rule.condition)
-        if isinstance(condition, SignatureCondition | RewiredCondition):
+        if not isinstance(condition, FeatureRule):
             continue
         of_these = [change for change in changes if change[0].status in condition.statuses]
         if matching := _meeting(condition, of_these):
@@ -163,11 +171,11 @@ def _meeting(condition: FeatureRule, changes: Sequence[Change]) -> list[Change]:
             return list(changes) if len(changes) >= condition.at_least else []
 
 
-def _resolve_ancestors(session: Session, family: Family, checkpoint: Checkpoint) -> None:
+def _resolve_ancestors(session: Session, checkpoint: Checkpoint) -> None:
     ancestors = verdicts.ancestors(session, checkpoint)
-    for alert, rule, raised_at in queries.unresolved(session, ancestors):
+    for alert, rule in queries.unresolved(session, ancestors):
         condition = CONDITION.validate_python(rule.condition)
-        if isinstance(condition, SignatureCondition | RewiredCondition):
+        if not isinstance(condition, FeatureRule):
             continue
         bad = set(condition.statuses)
         numbers = [parse_feature_id(row["feature"]) for row in alert.evidence]
@@ -175,7 +183,7 @@ def _resolve_ancestors(session: Session, family: Family, checkpoint: Checkpoint)
         # Not to be able to say is not to have come back, and neither is to have no verdict.
         back = all(statuses.get(number, "indeterminate") not in bad | {"indeterminate"} for number in numbers)
         if back:
-            raising.resolve(session, alert, rule, family, raised_at=raised_at, seen_at=checkpoint)
+            raising.resolve(session, alert, seen_at=checkpoint)
 
 
 def _summary(condition: FeatureRule, checkpoint: Checkpoint, changes: list[Change]) -> str:

@@ -4,11 +4,14 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from service.kit.pages import SortKey, keyset
-from service.models import Alert, AlertRule, Checkpoint, Family, Feature, Verdict
+from service.models import Alert, AlertRule, Checkpoint, Family, Feature, Run, Verdict
+
+Named = tuple[Alert, str | None, str | None, str | None]
+"""An alert with the names of its rule, family and checkpoint."""
 
 
 def rules_page(
@@ -30,6 +33,11 @@ def rule(session: Session, rule_id: str) -> tuple[AlertRule, str | None] | None:
         .where(AlertRule.id == rule_id)
     ).one_or_none()
     return None if row is None else (row[0], row[1])
+
+
+def all_rules(session: Session) -> Sequence[AlertRule]:
+    """All rules, disabled ones too, oldest first."""
+    return session.scalars(select(AlertRule).order_by(AlertRule.created_at, AlertRule.id)).all()
 
 
 def rules_for(session: Session, family_id: str) -> Sequence[AlertRule]:
@@ -60,9 +68,10 @@ def alerts_page(
     checkpoint: str | None,
     rule_id: str | None,
     state: str | None,
+    kind: str | None,
     after: Sequence[Any] | None,
     limit: int,
-) -> Sequence[tuple[Alert, str, str, str]]:
+) -> Sequence[Named]:
     """Alerts with the names of rule, family and checkpoint, newest first; one more than `limit` where there are."""
     statement = _alerts()
     if family is not None:
@@ -73,40 +82,52 @@ def alerts_page(
         statement = statement.where(Alert.rule_id == rule_id)
     if state is not None:
         statement = statement.where(Alert.state == state)
+    if kind is not None:
+        statement = statement.where(Alert.kind == kind)
     keys = [SortKey(Alert.created_at, descending=True), SortKey(Alert.id, descending=True)]
     rows = session.execute(keyset(statement, keys, after, limit))
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
-def alert(session: Session, alert_id: str) -> tuple[Alert, str, str, str] | None:
+def alert(session: Session, alert_id: str) -> Named | None:
     """One alert with the names of rule, family and checkpoint."""
     row = session.execute(_alerts().where(Alert.id == alert_id)).one_or_none()
     return None if row is None else (row[0], row[1], row[2], row[3])
 
 
-def unresolved(session: Session, checkpoint_ids: Collection[str]) -> Sequence[tuple[Alert, AlertRule, str]]:
-    """Alerts of the checkpoints that are not resolved, with their rules and the checkpoints' names."""
+def unresolved(session: Session, checkpoint_ids: Collection[str]) -> Sequence[tuple[Alert, AlertRule]]:
+    """Alerts of the checkpoints that are not resolved, with their rules."""
     rows = session.execute(
-        select(Alert, AlertRule, Checkpoint.name)
+        select(Alert, AlertRule)
         .join(AlertRule, AlertRule.id == Alert.rule_id)
-        .join(Checkpoint, Checkpoint.id == Alert.checkpoint_id)
         .where(Alert.checkpoint_id.in_(checkpoint_ids), Alert.state != "resolved")
         .order_by(Alert.created_at, Alert.id)
     )
-    return [(row[0], row[1], row[2]) for row in rows]
+    return [(row[0], row[1]) for row in rows]
 
 
-def raised(session: Session, rule_id: str, checkpoint_id: str) -> Alert | None:
-    """The alert of a rule at a checkpoint, in whatever state."""
-    return session.scalars(
-        select(Alert).where(Alert.rule_id == rule_id, Alert.checkpoint_id == checkpoint_id)
-    ).one_or_none()
+def unresolved_of(session: Session, kinds: Collection[str]) -> Sequence[Alert]:
+    """Alerts of these kinds that are not resolved, locked: of two who look at once, one resolves."""
+    statement = select(Alert).where(Alert.kind.in_(kinds), Alert.state != "resolved")
+    return session.scalars(statement.order_by(Alert.created_at, Alert.id).with_for_update()).all()
 
 
-def mute_of(session: Session, rule_id: str, family_id: str, now: datetime) -> Alert | None:
-    """A muted alert of the rule in the family whose mute still holds."""
+def unresolved_of_rule(session: Session, rule_id: str) -> Sequence[Alert]:
+    """Alerts of a rule that are not resolved."""
+    return session.scalars(select(Alert).where(Alert.rule_id == rule_id, Alert.state != "resolved")).all()
+
+
+def newest(session: Session, key: str) -> Alert | None:
+    """The last alert of a key, in whatever state."""
+    statement = select(Alert).where(Alert.key == key).order_by(Alert.created_at.desc(), Alert.id.desc())
+    return session.scalars(statement.limit(1)).one_or_none()
+
+
+def mute_of(session: Session, rule_id: str | None, family_id: str | None, now: datetime) -> Alert | None:
+    """A muted alert of the rule in the family whose mute still holds; none without a rule."""
     return session.scalars(
         select(Alert)
+        .where(Alert.rule_id.is_not(None))
         .where(Alert.rule_id == rule_id, Alert.family_id == family_id, Alert.state == "muted")
         .where(or_(Alert.muted_until.is_(None), Alert.muted_until > now))
         .order_by(Alert.created_at.desc())
@@ -114,13 +135,10 @@ def mute_of(session: Session, rule_id: str, family_id: str, now: datetime) -> Al
     ).one_or_none()
 
 
-def unmute(session: Session, now: datetime) -> None:
-    """Open the alerts whose mute is over."""
-    session.execute(
-        update(Alert)
-        .where(Alert.state == "muted", Alert.muted_until <= now)
-        .values(state="open", muted_until=None, updated_at=now)
-    )
+def mutes_over(session: Session, now: datetime) -> Sequence[Alert]:
+    """Muted alerts whose mute is over, locked."""
+    statement = select(Alert).where(Alert.state == "muted", Alert.muted_until <= now)
+    return session.scalars(statement.order_by(Alert.created_at, Alert.id).with_for_update()).all()
 
 
 def transitions(
@@ -152,10 +170,49 @@ def statuses_of(session: Session, checkpoint_id: str, features: Collection[int])
     return {row[0]: row[1] for row in rows}
 
 
+def last_judged(session: Session) -> Sequence[tuple[Family, datetime | None]]:
+    """Every family with the time at which a checkpoint of it was judged last."""
+    last = (
+        select(Checkpoint.family_id, func.max(Checkpoint.judged_at).label("at"))
+        .where(Checkpoint.state == "judged")
+        .group_by(Checkpoint.family_id)
+        .subquery()
+    )
+    rows = session.execute(select(Family, last.c.at).outerjoin(last, last.c.family_id == Family.id).order_by(Family.id))
+    return [(row[0], row[1]) for row in rows]
+
+
+def failures(session: Session) -> Sequence[tuple[Run, str | None]]:
+    """Failed runs since the last one of their family and kind that succeeded, with their checkpoints' names.
+
+    By family and kind, and in each the last one last.
+    """
+    last = (
+        select(Run.family_id, Run.kind, func.max(Run.finished_at).label("at"))
+        .where(Run.state == "succeeded")
+        .group_by(Run.family_id, Run.kind)
+        .subquery()
+    )
+    rows = session.execute(
+        select(Run, Checkpoint.name)
+        .outerjoin(last, (last.c.family_id == Run.family_id) & (last.c.kind == Run.kind))
+        .outerjoin(Checkpoint, Checkpoint.id == Run.checkpoint_id)
+        .where(Run.state == "failed", or_(last.c.at.is_(None), Run.finished_at > last.c.at))
+        .order_by(Run.family_id, Run.kind, Run.finished_at, Run.id)
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+def any_under_way(session: Session, run_ids: Collection[str]) -> bool:
+    """Whether one of the runs has not ended."""
+    statement = select(exists().where(Run.id.in_(run_ids), Run.state.in_(("queued", "running", "cancelling"))))
+    return bool(session.scalar(statement))
+
+
 def _alerts() -> Any:
     return (
         select(Alert, AlertRule.name, Family.name, Checkpoint.name)
-        .join(AlertRule, AlertRule.id == Alert.rule_id)
-        .join(Family, Family.id == Alert.family_id)
-        .join(Checkpoint, Checkpoint.id == Alert.checkpoint_id)
+        .outerjoin(AlertRule, AlertRule.id == Alert.rule_id)
+        .outerjoin(Family, Family.id == Alert.family_id)
+        .outerjoin(Checkpoint, Checkpoint.id == Alert.checkpoint_id)
     )

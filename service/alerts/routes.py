@@ -6,6 +6,7 @@ from fastapi import APIRouter, Body, Response
 
 from service.alerts import logic, queries
 from service.alerts.schemas import (
+    AlertKind,
     AlertRuleCreate,
     AlertRuleUpdate,
     AlertRuleView,
@@ -64,14 +65,16 @@ def list_alerts(
     checkpoint: str | None = None,
     rule: str | None = None,
     state: AlertState | None = None,
+    kind: AlertKind | None = None,
 ) -> Page[AlertView]:
-    order = f"alerts {family} {checkpoint} {rule} {state}"
+    order = f"alerts {family} {checkpoint} {rule} {state} {kind}"
     found = queries.alerts_page(
         session,
         family=family,
         checkpoint=checkpoint,
         rule_id=rule,
         state=state,
+        kind=kind,
         after=paging.after(order),
         limit=paging.limit,
     )
@@ -96,4 +99,12 @@ def mute(alert_id: str, session: WriteSession, body: Annotated[MuteBody | None, 
     """New alerts of the same rule in the same family are muted with it: they are kept, and no webhook tells of them."""
     alert, *names = logic.get(session, alert_id)
     logic.mute(session, alert, body or MuteBody())
+    return view(alert, *names)
+
+
+@router.post("/alerts/{alert_id}/resolve", summary="Say that it is over")
+def resolve(alert_id: str, session: WriteSession) -> AlertView:
+    """It is raised again where it comes anew: at another checkpoint, by a further failed run, after a new silence."""
+    alert, *names = logic.get(session, alert_id)
+    logic.resolve(session, alert)
     return view(alert, *names)

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
@@ -15,6 +15,11 @@ Status = Literal[
 ]  # fmt: skip
 ALARMING: list[Status] = ["suppressed", "absent", "replaced", "relocated", "amplified"]
 SIGNATURE_ALARMING: list[SignatureStatus] = ["suppressed", "amplified", "replaced", "absent"]
+AlertKind = Literal[
+    "feature", "watched", "tag", "status_count", "signature", "rewired", "quality", "run_failed", "absence",
+    "webhook_paused",
+]  # fmt: skip
+EVIDENCE_ROWS = 100
 Statuses = Annotated[list[Status], Field(min_length=1, max_length=8, description="Statuses that raise the alert.")]
 
 
@@ -92,8 +97,44 @@ class RewiredCondition(_Condition):
         return None if value is None else feature_id(parse_feature_id(value))
 
 
+class QualityCondition(_Condition):
+    """The dictionary describes a checkpoint worse than this: what it says of the features there is worth less."""
+
+    kind: Literal["quality"]
+    max_fvu: float | None = Field(None, gt=0, allow_inf_nan=False, description="Most FVU of a checkpoint.")
+    max_fvu_ratio: float | None = Field(
+        None, gt=1, allow_inf_nan=False, description="Most FVU of a checkpoint over that of its parent."
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.max_fvu is None and self.max_fvu_ratio is None:
+            raise ValueError("a quality rule needs max_fvu or max_fvu_ratio")
+        return self
+
+
+class RunFailedCondition(_Condition):
+    """So many runs of one kind in a family failed, and none has succeeded since."""
+
+    kind: Literal["run_failed"]
+    runs: list[Annotated[str, Field(pattern="^[a-z_]{1,100}$")]] = Field(
+        default=[], max_length=20, examples=[["onboard"]], description="Kinds of runs; empty: all, each by itself."
+    )
+    at_least: int = Field(1, ge=1)
+
+
+class AbsenceCondition(_Condition):
+    """No checkpoint of a family was judged for so many days."""
+
+    kind: Literal["absence"]
+    days: float = Field(gt=0, le=3650)
+
+
 FeatureRule = FeatureCondition | WatchedCondition | TagCondition | StatusCountCondition
-Condition = Annotated[FeatureRule | SignatureCondition | RewiredCondition, Field(discriminator="kind")]
+Condition = Annotated[
+    FeatureRule | SignatureCondition | RewiredCondition | QualityCondition | RunFailedCondition | AbsenceCondition,
+    Field(discriminator="kind"),
+]
 CONDITION: TypeAdapter[Condition] = TypeAdapter(Condition)
 
 
@@ -132,7 +173,7 @@ class MuteBody(BaseModel):
     hours: float | None = Field(None, gt=0, le=24 * 365)
 
     @model_validator(mode="after")
-    def _one(self) -> "MuteBody":
+    def _one(self) -> Self:
         if self.until is not None and self.hours is not None:
             raise ValueError("give `until` or `hours`, not both")
         return self
@@ -140,13 +181,15 @@ class MuteBody(BaseModel):
 
 class AlertView(BaseModel):
     id: str
-    rule: str
-    rule_name: str
-    family: str
-    checkpoint: str
+    kind: AlertKind = Field(description="That of its rule's condition; `webhook_paused` has no rule.")
+    rule: str | None
+    rule_name: str | None
+    family: str | None
+    checkpoint: str | None
+    webhook: str | None
     state: AlertState
     summary: str
-    evidence: list[dict[str, Any]] = Field(description="The verdicts that raised it, largest change first.")
+    evidence: list[dict[str, Any]] = Field(description="What raised it, e.g. verdicts, largest change first.")
     created_at: datetime
     updated_at: datetime
     muted_until: datetime | None
@@ -164,14 +207,16 @@ def rule_view(rule: AlertRule, family: str | None) -> AlertRuleView:
     )
 
 
-def view(alert: Alert, rule_name: str, family: str, checkpoint: str) -> AlertView:
+def view(alert: Alert, rule_name: str | None, family: str | None, checkpoint: str | None) -> AlertView:
     """An alert as the API and the webhooks show it."""
     return AlertView(
         id=alert.id,
+        kind=cast(AlertKind, alert.kind),
         rule=alert.rule_id,
         rule_name=rule_name,
         family=family,
         checkpoint=checkpoint,
+        webhook=alert.webhook_id,
         state=AlertState(alert.state),
         summary=alert.summary,
         evidence=alert.evidence,

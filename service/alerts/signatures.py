@@ -26,13 +26,12 @@ def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint, readin
             continue
         of_these = [row for row in readings if condition.signature in (None, row[1].name)]
         came = [row for row in of_these if row[0].status in condition.statuses and _changed(row[0])]
-        alert = queries.raised(session, rule.id, checkpoint.id)
         read = {row[1].name for row in of_these}
         # What another run has read stays.
-        kept = [one for one in (alert.evidence if alert else []) if one["signature"] not in read]
+        kept = [one for one in raising.held(session, rule, checkpoint) if one["signature"] not in read]
         evidence = kept + [_evidence(*row) for row in came]
         raised.append(raising.settle(session, rule, family, checkpoint, _summary(checkpoint, evidence), evidence))
-    _resolve_ancestors(session, family, checkpoint, readings)
+    _resolve_ancestors(session, checkpoint, readings)
     return [alert for alert in raised if alert is not None]
 
 
@@ -40,16 +39,16 @@ def _changed(row: Reading) -> bool:
     return row.previous_status is not None and row.previous_status != row.status
 
 
-def _resolve_ancestors(session: Session, family: Family, checkpoint: Checkpoint, readings: Sequence[Row]) -> None:
+def _resolve_ancestors(session: Session, checkpoint: Checkpoint, readings: Sequence[Row]) -> None:
     statuses = {signature.name: reading.status for reading, signature in readings}
     ancestors = verdicts.ancestors(session, checkpoint)
-    for alert, rule, raised_at in queries.unresolved(session, ancestors):
+    for alert, rule in queries.unresolved(session, ancestors):
         condition = CONDITION.validate_python(rule.condition)
         if not isinstance(condition, SignatureCondition):
             continue
         bad = {*condition.statuses, "indeterminate"}
         if all(statuses.get(one["signature"], "indeterminate") not in bad for one in alert.evidence):
-            raising.resolve(session, alert, rule, family, raised_at=raised_at, seen_at=checkpoint)
+            raising.resolve(session, alert, seen_at=checkpoint)
 
 
 def _summary(checkpoint: Checkpoint, evidence: Sequence[dict[str, Any]]) -> str:

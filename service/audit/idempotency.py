@@ -21,7 +21,6 @@ from service.kit.clock import utcnow
 from service.kit.problems import BadRequestError, ConflictError, UnprocessableError
 from service.models import IdempotencyRecord
 
-KEPT_FOR = timedelta(hours=24)
 METHODS = ("POST", "PATCH")
 _IN_PROGRESS = 0
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
@@ -41,8 +40,8 @@ def fingerprint(method: str, path: str, query: bytes, body: bytes) -> str:
     return hashlib.sha256(b"\0".join([method.encode(), path.encode(), query, body])).hexdigest()
 
 
-def claim(session: Session, *, caller: str, header: str, request: str) -> Claim:
-    """Take the key for this request. `request` is its fingerprint.
+def claim(session: Session, *, caller: str, header: str, request: str, hours: float) -> Claim:
+    """Take the key for this request. `request` is its fingerprint; answers are remembered for so many `hours`.
 
     Raises 400 for a header that is no key, 422 where the key came with another request, 409 where the answer held a
     secret that is shown once only.
@@ -52,7 +51,7 @@ def claim(session: Session, *, caller: str, header: str, request: str) -> Claim:
     if not 1 <= len(name) <= 255 or not name.isascii() or not name.isprintable():
         raise BadRequestError("An Idempotency-Key has 1 to 255 printable characters.", code="bad-idempotency-key")
     key = f"{caller}:{name}"
-    queries.drop_records_before(session, utcnow() - KEPT_FOR)
+    queries.drop_records_before(session, utcnow() - timedelta(hours=hours))
     found = queries.find_record(session, key)
     if found is None:
         record = IdempotencyRecord(key=key, fingerprint=request, status=_IN_PROGRESS, headers={}, body="")

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.audit import idempotency, queries
 from service.kit.problems import ConflictError, UnavailableError
+from service.kit.turns import WriteTurn
 from service.models import AuditEntry, IdempotencyRecord
 
 log = structlog.get_logger("featurewatch.audit")
@@ -30,9 +31,10 @@ class Transactions:
             await self.app(scope, receive, send)
             return
         session: Session = scope["app"].state.database.open_write()
-        scope["state"]["write_session"] = session
+        turn = WriteTurn(scope["app"].state.turns)
+        scope["state"] |= {"write_session": session, "write_turn": turn}
         try:
-            await self._within(session, scope, receive, send)
+            await self._within(session, turn, scope, receive, send)
         except IntegrityError as error:
             log.warning("write conflict", error=str(error.orig))
             raise ConflictError("Another request changed the same thing at the same time; try again.") from error
@@ -42,9 +44,12 @@ class Transactions:
                 "The database does not take this write now.", headers={"Retry-After": "5"}
             ) from error
         finally:
-            await run_in_threadpool(session.close)
+            try:
+                await run_in_threadpool(session.close)
+            finally:
+                turn.give_back()
 
-    async def _within(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _within(self, session: Session, turn: WriteTurn, scope: Scope, receive: Receive, send: Send) -> None:
         record: IdempotencyRecord | None = None
         key = Headers(scope=scope).get("idempotency-key")
         principal = scope["state"].get("principal")
@@ -53,8 +58,10 @@ class Transactions:
             request = idempotency.fingerprint(
                 scope["method"], scope["path"], scope.get("query_string", b""), scope["state"]["body"]
             )
+            hours = scope["app"].state.settings.answer_hours
+            await turn.take()
             claim = await run_in_threadpool(
-                idempotency.claim, session, caller=principal.id, header=key, request=request
+                idempotency.claim, session, caller=principal.id, header=key, request=request, hours=hours
             )
             if claim.replay is not None:
                 await claim.replay(scope, receive, send)
@@ -63,6 +70,7 @@ class Transactions:
         answer = _Held()
         await self.app(scope, receive, answer.hold)
         if answer.status < 400:
+            await turn.take()
             await run_in_threadpool(_settle, session, scope, answer, record)
         for message in answer.messages:
             await send(message)

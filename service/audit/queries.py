@@ -38,6 +38,11 @@ def add_record(session: Session, record: IdempotencyRecord) -> None:
     session.flush()
 
 
+def drop_entries_before(session: Session, moment: datetime) -> None:
+    """Forget writes that were carried out before `moment`."""
+    session.execute(delete(AuditEntry).where(AuditEntry.at < moment))
+
+
 def drop_records_before(session: Session, moment: datetime) -> None:
     """Forget answers that are older than `moment`."""
     session.execute(delete(IdempotencyRecord).where(IdempotencyRecord.created_at < moment))

@@ -63,7 +63,8 @@ class Authentication:
 
         await self.app(scope, receive, send_with_limits)
         if principal is not None and principal.note_use:
-            await run_in_threadpool(_note_use, database, principal.id)
+            async with scope["app"].state.turns.writing:
+                await run_in_threadpool(_note_use, database, principal.id)
 
     async def _principal(self, database: Database, headers: Headers, method: str) -> Principal | None:
         if not self.settings.require_keys:

@@ -168,6 +168,12 @@ def _parent(session: Session, family: Family, body: CheckpointIn, row: Checkpoin
             code="parent-failed",
             title="Failed parent",
         )
+    if queries.activations_kept(session, [parent.id]).get(parent.id) is False:
+        raise ConflictError(
+            f"The activations of {parent.name} were removed, so nothing can be compared with it; name a later "
+            "checkpoint, or register its files once more under another name.",
+            code="activations-gone",
+        )
     if row is not None and _descends(queries.lineage(session, family.id), parent.id, row.id):
         raise UnprocessableError(f"{parent.name} comes from {row.name} itself.", code="parent-cycle")
     return parent

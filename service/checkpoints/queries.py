@@ -67,6 +67,16 @@ def newest_runs(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, Ru
     return {run.checkpoint_id: run for run in runs if run.checkpoint_id is not None}
 
 
+def activations_kept(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, bool]:
+    """Checkpoint id -> whether the activations at all its hook points are kept, of those that were read."""
+    statement = (
+        select(Source.checkpoint_id, func.count() == func.count(Source.activations))
+        .where(Source.checkpoint_id.in_(checkpoint_ids))
+        .group_by(Source.checkpoint_id)
+    )
+    return {row[0]: bool(row[1]) for row in session.execute(statement)}
+
+
 def widths(session: Session, family_id: str) -> dict[str, int]:
     """Hook point -> width, as the family's newest judged checkpoint has them."""
     statement = (

@@ -91,9 +91,10 @@ def report(
     asked = features.comparison(session, family, checkpoint, baseline)
     wanted = wanted or Filter()
     counts = features.counts(session, asked)
-    told = findings.summary(session, artifacts, asked, counts, wanted)
-    order = order_of("change", None)
-    found = features.rows(session, asked, wanted=findings.changed(wanted), order=order, after=None, limit=LARGEST)
+    places = features.chosen(session, asked, findings.changed(wanted))
+    largest = asked.table.numbers[order_of("change", None).first(asked.table, places, None, LARGEST)].tolist()
+    told = findings.summary(session, artifacts, asked, counts, wanted, also=largest)
+    shown = features.shown(session, asked, largest)
     alerts = queries.alerts(session, asked.checkpoint.id)
     return Report(
         **dict(told),
@@ -104,7 +105,7 @@ def report(
         generation=asked.checkpoint.generation,
         features=sum(counts.values()),
         counts={status: counts.get(status, 0) for status in STATUSES},
-        changes=features.show(session, asked, found[:LARGEST]),
+        changes=[shown[number] for number in largest],
         refit=lineage.refit(session, asked.checkpoint),
         quality=asked.checkpoint.quality or {},
         signatures=_signatures(session, asked.checkpoint),

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from sqlalchemy.orm import Session
 
 from service.auth.guard import BY_METHOD
@@ -12,13 +12,23 @@ from service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointS
 from service.families import logic as families
 from service.features.queries import Filter
 from service.kit.pages import Page, Paging
-from service.kit.sessions import AppArtifacts, AppSettings, ReadSession, WriteSession
+from service.kit.sessions import AppArtifacts, AppDatabase, AppSettings, ReadSession, WriteSession
+from service.kit.turns import IN_TURN
 from service.models import Checkpoint, Family
 from service.runs import schemas as run_schemas
 
 router = APIRouter(prefix="/v1/families/{family}/checkpoints", tags=["checkpoints"], dependencies=[BY_METHOD])
 
 RETRY_AFTER_S = 2
+
+
+def _content(family: str, body: CheckpointIn, database: AppDatabase, settings: AppSettings) -> str:
+    """What a registration's files hold: looked at before its turn to write, since the look may take seconds.
+
+    The session ends with it: a request that waits for its turn must not keep a connection from the others.
+    """
+    with database.read() as session:
+        return logic.examine(session, settings, family, body)
 
 
 @router.post(
@@ -28,10 +38,13 @@ RETRY_AFTER_S = 2
     responses={200: {"description": "It is registered already, with the same content.", "model": Registration}},
 )
 def register_checkpoint(
-    family: str, body: CheckpointIn, read: ReadSession, session: WriteSession, settings: AppSettings, response: Response
+    family: str,
+    body: CheckpointIn,
+    content: Annotated[str, Depends(_content)],
+    session: WriteSession,
+    settings: AppSettings,
+    response: Response,
 ) -> Registration:
-    # The look at the files may take seconds, and a write transaction on SQLite keeps every other writer waiting.
-    content = logic.examine(read, settings, family, body)
     checkpoint, run, created = logic.register(session, settings, family, body, content)
     response.status_code = 202 if created else 200
     response.headers["Location"] = f"/v1/runs/{run.id}"
@@ -62,6 +75,7 @@ def get_checkpoint(family: str, name: str, session: ReadSession) -> CheckpointOu
     summary="What changed in a checkpoint",
     response_model=Report,
     responses={200: {"content": {"text/markdown": {}, "text/html": {}}}, 406: {"description": "No such format"}},
+    dependencies=[IN_TURN],
 )
 def get_report(
     family: str,
@@ -92,8 +106,9 @@ def get_report(
 def _show(session: Session, family: Family, rows: list[Checkpoint]) -> list[CheckpointOut]:
     runs = queries.newest_runs(session, [row.id for row in rows])
     names = queries.names(session, [row.parent_id for row in rows if row.parent_id])
+    kept = queries.activations_kept(session, [row.id for row in rows])
     shown = []
     for row in rows:
         run = run_schemas.view(runs[row.id], family.name, row.name) if row.id in runs else None
-        shown.append(view(row, family.name, names.get(row.parent_id or ""), run))
+        shown.append(view(row, family.name, names.get(row.parent_id or ""), run, kept.get(row.id)))
     return shown

@@ -71,6 +71,10 @@ class CheckpointOut(BaseModel):
     state: CheckpointState
     generation: int | None = Field(description="Of the dictionary that it was judged with.")
     quality: dict[str, Any] | None = Field(description="FVU, L0, share of valid positions, ...; null until judged.")
+    activations_kept: bool | None = Field(
+        description="False: retention removed them, so no checkpoint can be registered as its child, nor a calibration "
+        "made on it; all verdicts stay. Null until it was read."
+    )
     created_at: datetime
     judged_at: datetime | None
     run: RunView | None = Field(description="The newest run of this checkpoint.")
@@ -83,7 +87,9 @@ class Registration(BaseModel):
     run: RunView
 
 
-def view(row: Checkpoint, family: str, parent: str | None, run: RunView | None) -> CheckpointOut:
+def view(
+    row: Checkpoint, family: str, parent: str | None, run: RunView | None, activations_kept: bool | None
+) -> CheckpointOut:
     """A checkpoint as the API shows it."""
     return CheckpointOut(
         id=row.id,
@@ -98,6 +104,7 @@ def view(row: Checkpoint, family: str, parent: str | None, run: RunView | None) 
         state=row.state,
         generation=row.generation,
         quality=row.quality,
+        activations_kept=activations_kept,
         created_at=row.created_at,
         judged_at=row.judged_at,
         run=run,

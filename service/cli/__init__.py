@@ -4,7 +4,18 @@ import sys
 
 import typer
 
-from service.cli import base, calibrate, checkpoints, dependencies, features, label, notify, server, signatures
+from service.cli import (
+    base,
+    calibrate,
+    checkpoints,
+    database,
+    dependencies,
+    features,
+    label,
+    notify,
+    server,
+    signatures,
+)
 from service.client import ApiError, ClientError, UnreachableError, WaitTimeoutError
 
 app = typer.Typer(
@@ -16,6 +27,7 @@ app = typer.Typer(
 )
 app.callback()(base.options)
 server.add_to(app)
+database.add_to(app)
 checkpoints.add_to(app)
 features.add_to(app)
 signatures.add_to(app)

@@ -195,6 +195,7 @@ def list_checkpoints(family: Family, as_json: AsJson = False) -> None:
         ("NAME", lambda row: row["name"]),
         ("STATE", lambda row: row["state"]),
         ("PARENT", lambda row: row["parent"]),
+        ("ACTIVATIONS", lambda row: {True: "kept", False: "removed"}.get(row["activations_kept"])),
         ("FVU", lambda row: (row["quality"] or {}).get("fvu")),
         ("REGISTERED", lambda row: base.moment(row["created_at"])),
         ("URI", lambda row: row["uri"]),

@@ -121,6 +121,7 @@ _FIELDS = (
     "watched", "top_tokens", "promoted_tokens", "born_in", "origin", "generation",
     "retired_in",
 )  # fmt: skip
+_TABLES = ("verdicts", "sources", "features")
 _LINK_COLUMNS: list[tuple[str, Callable[[Any], Any]]] = [
     ("GENERATION", lambda link: link["generation"]),
     ("CHECKPOINT", lambda link: link["checkpoint"]),
@@ -239,6 +240,21 @@ def export_codes(
     names.write_text("\n".join(ids) + "\n", encoding="utf-8")
     made = {"codes": str(output), "ids": str(names), "features": len(ids), "bytes": output.stat().st_size}
     base.show_json(made) if as_json else base.show_fields(made.items())
+
+
+@export_app.command("parquet")
+def export_parquet(
+    family: Family,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")],
+    as_json: AsJson = False,
+) -> None:
+    """Save the family's tables: verdicts.parquet (every feature's trajectory), sources.parquet (the same at each hook
+    point) and features.parquet (labels, tags, tokens). Columns have their units in their metadata."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with base.connect() as client:
+        made = {name: client.download_table(family, name, folder / f"{name}.parquet") for name in _TABLES}
+    sizes = {str(path): path.stat().st_size for path in made.values()}
+    base.show_json(sizes) if as_json else base.show_fields((path, f"{size:,} bytes") for path, size in sizes.items())
 
 
 @export_app.command("neuronpedia")

@@ -110,7 +110,7 @@ def create_key(name: str, scopes: Sequence[str], expires_at: datetime | None = N
     """Make a key in the configured database; the only answer that holds it."""
     if unknown := sorted(set(scopes) - set(auth.SCOPES)):
         raise base.UsageError(f"there is no scope {', '.join(unknown)}; choose from {', '.join(auth.SCOPES)}")
-    with _database() as database, database.write() as session:
+    with opened() as database, database.write() as session:
         row, key = auth.create(session, name=name, scopes=scopes, expires_at=expires_at)
         _note(session, "POST", "/v1/keys", 201)
         return KeyOut.model_validate(row).model_dump(mode="json") | {"key": key}
@@ -118,14 +118,14 @@ def create_key(name: str, scopes: Sequence[str], expires_at: datetime | None = N
 
 def list_keys() -> list[dict[str, Any]]:
     """The keys of the configured database."""
-    with _database() as database, database.read() as session:
+    with opened() as database, database.read() as session:
         found = auth_queries.page_of_keys(session, after=None, limit=MOST_KEYS)
         return [KeyOut.model_validate(row).model_dump(mode="json") for row in found]
 
 
 def revoke_key(key: str) -> None:
     """End a key of the configured database."""
-    with _database() as database, database.write() as session:
+    with opened() as database, database.write() as session:
         try:
             auth.revoke(session, key)
             _note(session, "DELETE", f"/v1/keys/{key}", 204)
@@ -140,7 +140,7 @@ def _note(session: Session, method: str, path: str, status: int) -> None:
 
 
 @contextmanager
-def _database() -> Iterator[Database]:
+def opened() -> Iterator[Database]:
     """The configured database, its schema checked."""
     settings = Settings()
     if settings.resolved_database_url.startswith("sqlite"):
@@ -168,7 +168,8 @@ def _has_key(settings: Settings) -> bool:
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     """A bound socket, so that a port in use is told before anything starts."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # asyncio turns Nagle's algorithm off only where the protocol is named; with it, an answer may wait for 40 ms.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))

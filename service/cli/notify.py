@@ -27,11 +27,15 @@ def add_to(app: typer.Typer) -> None:
 def create_webhook(
     url: Annotated[str, typer.Argument(help="Where to POST events.")],
     event: Annotated[list[str] | None, typer.Option(help="Only these event types. May be repeated.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="standard, or slack: one line of text, for incoming webhooks of Slack and its like."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a webhook. Its secret is shown once: the receiver checks signatures with it."""
     with base.connect() as client:
-        made = client.create_webhook(url, event_types=event or ())
+        made = client.create_webhook(url, event_types=event or (), format=format)
     base.show_json(made) if as_json else base.show_fields(made.items())
 
 
@@ -57,6 +61,28 @@ def delete_webhook(webhook: WebhookId) -> None:
     """Remove a webhook."""
     with base.connect() as client:
         client.delete_webhook(webhook)
+
+
+@webhook_app.command("enable")
+def enable_webhook(webhook: WebhookId, as_json: AsJson = False) -> None:
+    """Send to a webhook again that is disabled or paused, what waited first."""
+    with base.connect() as client:
+        row = client.update_webhook(webhook, enabled=True)
+    base.show_json(row) if as_json else base.show_fields(row.items())
+
+
+@webhook_app.command("rotate")
+def rotate_secret(
+    webhook: WebhookId,
+    hours: Annotated[
+        float | None, typer.Option(help="The old secret signs beside the new one for so long; default: 24.", min=0)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the secret of a webhook. The new one is shown once."""
+    with base.connect() as client:
+        made = client.rotate_secret(webhook, hours=hours)
+    base.show_json(made) if as_json else base.show_fields(made.items())
 
 
 @webhook_app.command("test")
@@ -115,20 +141,43 @@ def create_rule(
     rewired: Annotated[
         str | None, typer.Option(help="When this feature is computed from others; `any`: any that is looked at.")
     ] = None,
+    fvu: Annotated[float | None, typer.Option(help="When a checkpoint's FVU is over this.")] = None,
+    fvu_ratio: Annotated[float | None, typer.Option(help="When its FVU is over so many times its parent's.")] = None,
+    run_failed: Annotated[
+        str | None, typer.Option(help="When runs of this kind fail, e.g. onboard; `any`: of any kind.")
+    ] = None,
+    silent_days: Annotated[float | None, typer.Option(help="When no checkpoint was judged for so many days.")] = None,
     status: Annotated[list[str] | None, typer.Option(help="Changes to these verdicts. May be repeated.")] = None,
-    at_least: Annotated[int | None, typer.Option(help="When so many features change to the --status.", min=1)] = None,
+    at_least: Annotated[
+        int | None,
+        typer.Option(
+            help="When so many features change to the --status, or so many runs failed and none since.", min=1
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a rule: one of --feature, --tag, --watched, --signature, --rewired, or --status with --at-least."""
+    """Make a rule of one kind.
+
+    --feature, --tag, --watched, --signature, --rewired, --fvu and --fvu-ratio, --run-failed, --silent-days, or --status
+    with --at-least.
+    """
     asked: dict[str, dict[str, Any] | None] = {
         "feature": given(feature=feature) or None,
         "tag": given(tag=tag) or None,
         "watched": {} if watched else None,
         "signature": None if signature is None else {} if signature == "any" else {"signature": signature},
         "rewired": None if rewired is None else {} if rewired == "any" else {"feature": rewired},
-        "status_count": given(at_least=at_least) or None,
+        "quality": given(max_fvu=fvu, max_fvu_ratio=fvu_ratio) or None,
+        "run_failed": None if run_failed is None else {} if run_failed == "any" else {"runs": [run_failed]},
+        "absence": given(days=silent_days) or None,
     }
-    condition = _condition({kind: fields for kind, fields in asked.items() if fields is not None}, status or [])
+    chosen = {kind: fields for kind, fields in asked.items() if fields is not None}
+    counted = given(at_least=at_least)
+    if "run_failed" in chosen:
+        chosen["run_failed"] |= counted
+    elif counted:
+        chosen["status_count"] = counted
+    condition = _condition(chosen, status or [])
     with base.connect() as client:
         made = client.create_alert_rule(name, condition, family=family)
     base.show_json(made) if as_json else base.show_fields(made.items())
@@ -137,14 +186,14 @@ def create_rule(
 def _condition(asked: dict[str, dict[str, Any]], status: list[str]) -> dict[str, Any]:
     """The condition of a rule: of its one kind with that kind's fields. UsageError where there is not one."""
     if len(asked) != 1:
-        raise base.UsageError("a rule needs one of --feature, --tag, --watched, --signature, --rewired and --at-least")
+        raise base.UsageError("a rule needs one kind; featurewatch alert rule create --help names them")
     ((kind, fields),) = asked.items()
     if kind == "status_count":
         if len(status) != 1:
             raise base.UsageError("--at-least counts one verdict; give --status once")
         return {"kind": kind, "status": status[0], **fields}
-    if kind == "rewired" and status:
-        raise base.UsageError("--rewired is no matter of a verdict; leave --status out")
+    if kind in ("rewired", "quality", "run_failed", "absence") and status:
+        raise base.UsageError("such a rule is no matter of a verdict; leave --status out")
     return {"kind": kind, **fields} | ({"statuses": status} if status else {})
 
 
@@ -177,16 +226,18 @@ def list_alerts(
     family: Annotated[str | None, typer.Option(help="Only this family's.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Only this checkpoint's.")] = None,
     state: Annotated[str | None, typer.Option(help="open, acknowledged, muted or resolved.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Of rules of this kind, or webhook_paused.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List alerts, newest first."""
     with base.connect() as client:
-        rows = list(client.alerts(family=family, checkpoint=checkpoint, state=state))
+        rows = list(client.alerts(family=family, checkpoint=checkpoint, state=state, kind=kind))
     if as_json:
         return base.show_json(rows)
     columns = [
         ("ID", lambda row: row["id"]),
         ("STATE", lambda row: row["state"]),
+        ("KIND", lambda row: row["kind"]),
         ("FAMILY", lambda row: row["family"]),
         ("CHECKPOINT", lambda row: row["checkpoint"]),
         ("SUMMARY", lambda row: row["summary"]),
@@ -212,4 +263,12 @@ def mute(
     """Keep quiet about an alert, and about new ones of the same rule and family."""
     with base.connect() as client:
         row = client.mute(alert, hours=hours)
+    base.show_json(row) if as_json else base.show_fields([("state", row["state"])])
+
+
+@alert_app.command("resolve")
+def resolve(alert: AlertId, as_json: AsJson = False) -> None:
+    """Say that it is over."""
+    with base.connect() as client:
+        row = client.resolve(alert)
     base.show_json(row) if as_json else base.show_fields([("state", row["state"])])

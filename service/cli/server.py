@@ -1,4 +1,4 @@
-"""`featurewatch up`, `demo`, `db`, `key`, `audit`: what runs on the server itself, and who may use it."""
+"""`featurewatch up`, `demo`, `key`, `audit`: what runs on the server itself, and who may use it."""
 
 import importlib.util
 import subprocess
@@ -15,7 +15,6 @@ from service.cli.base import AsJson
 from service.config import Settings
 from service.kit.clock import utcnow
 
-db_app = typer.Typer(help="The database's schema.", no_args_is_help=True)
 key_app = typer.Typer(help="API keys.", no_args_is_help=True)
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -26,7 +25,6 @@ def add_to(app: typer.Typer) -> None:
     """Add these commands to the main one."""
     app.command()(up)
     app.command(context_settings=PASSED_ON)(demo)
-    app.add_typer(db_app, name="db")
     app.add_typer(key_app, name="key")
     app.command()(audit)
 
@@ -61,20 +59,6 @@ def demo(context: typer.Context) -> None:
     # The caller's own arguments, to the caller's own Python.
     done = subprocess.run([sys.executable, "-m", "workers.demo", *context.args], check=False)  # noqa: S603
     raise typer.Exit(done.returncode)
-
-
-@db_app.command("upgrade")
-def upgrade_database() -> None:
-    """Bring the database to this version's schema. Safe to run at each start: of several, one does it."""
-    _local().upgrade(Settings())
-    base.say("the database's schema is up to date")
-
-
-@db_app.command("check")
-def check_database() -> None:
-    """Whether the database has this version's schema; exit code 2 if not."""
-    _local().check(Settings())
-    base.say("the database's schema is up to date")
 
 
 @key_app.command("create")

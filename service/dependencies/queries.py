@@ -65,13 +65,16 @@ def put(session: Session, rows: Sequence[dict[str, Any]]) -> None:
     session.flush()
 
 
-def rewired(session: Session, checkpoint_ids: Sequence[str], numbers: Sequence[int]) -> dict[tuple[str, int], bool]:
+def rewired(
+    session: Session, checkpoint_ids: Sequence[str], numbers: Sequence[int] | None = None
+) -> dict[tuple[str, int], bool]:
     """(checkpoint id, feature number) -> whether its dependencies changed against the parent, where that was said."""
     statement = select(DependencyGraph.checkpoint_id, DependencyGraph.feature, DependencyGraph.rewired).where(
         DependencyGraph.checkpoint_id.in_(checkpoint_ids),
-        DependencyGraph.feature.in_(numbers),
         DependencyGraph.rewired.is_not(None),
     )
+    if numbers is not None:
+        statement = statement.where(DependencyGraph.feature.in_(numbers))
     rows = session.execute(statement.order_by(DependencyGraph.created_at))
     return {(checkpoint_id, number): bool(value) for checkpoint_id, number, value in rows}
 

@@ -33,8 +33,11 @@ def findings(
 ) -> list[CircuitFinding]:
     """Features of a checkpoint that were rewired since the baseline, or are there without effect."""
     graphs = queries.at_checkpoint(session, checkpoint.id)
-    named = features.by_numbers(session, family.id, [graph.feature for graph in graphs])
-    statuses, found = verdicts.statuses(session, checkpoint.id), []
+    if not graphs:
+        return []
+    numbers = [graph.feature for graph in graphs]
+    named, found = features.by_numbers(session, family.id, numbers), []
+    statuses = verdicts.statuses(session, checkpoint.id, numbers)
     for graph in graphs:
         before = baseline and queries.one(session, baseline.id, graph.feature, graph.method)
         compared = logic.compare(session, artifacts, family, graph, before) if before else None

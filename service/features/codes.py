@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 from sqlalchemy.orm import Session
 
 from service.checkpoints.tensorfile import read_header
@@ -34,9 +33,7 @@ def code_of(session: Session, family: Family, checkpoint: str | None) -> tuple[C
 
 def feature_numbers(artifacts: ArtifactStore, code: Code) -> np.ndarray:
     """Numbers of the features, in the order of the code's columns: int64 [columns]."""
-    with safe_open(str(artifacts.path(code.artifact)), framework="numpy") as file:
-        numbers: np.ndarray = file.get_tensor("feature_numbers")
-        return numbers
+    return _tensors(str(artifacts.path(code.artifact)))["feature_numbers"]
 
 
 def stream_npz(path: Path, n_positions: int, n_features: int) -> Iterator[bytes]:
@@ -45,7 +42,7 @@ def stream_npz(path: Path, n_positions: int, n_features: int) -> Iterator[bytes]
     `path` is the code artifact (`indptr`, `indices`, `values`). Not compressed: floats hardly shrink.
     """
     header = read_header(path)
-    outlet = _Outlet()
+    outlet = Outlet()
     with zipfile.ZipFile(outlet, "w", zipfile.ZIP_STORED) as archive:
         for name, value in (("format", np.array(b"csr")), ("shape", np.array([n_positions, n_features], np.int64))):
             buffer = io.BytesIO()
@@ -69,12 +66,16 @@ def stream_npz(path: Path, n_positions: int, n_features: int) -> Iterator[bytes]
     yield outlet.drain()
 
 
-class _Outlet(io.RawIOBase):
+class Outlet(io.RawIOBase):
     """A file that can only be written on; what was written is taken away piece by piece."""
 
     def __init__(self) -> None:
         super().__init__()
         self.held = bytearray()
+        self.taken = 0
+
+    def tell(self) -> int:
+        return self.taken + len(self.held)
 
     def writable(self) -> bool:
         return True
@@ -85,6 +86,7 @@ class _Outlet(io.RawIOBase):
 
     def drain(self) -> bytes:
         piece = bytes(self.held)
+        self.taken += len(piece)
         self.held.clear()
         return piece
 
@@ -93,10 +95,10 @@ def examples(
     session: Session, artifacts: ArtifactStore, family: Family, feature: Feature, limit: int
 ) -> tuple[str, list[Example]]:
     """(checkpoint, top activating examples) of a feature, strongest first, from the newest code that has it."""
-    for code, checkpoint in queries.codes(session, family.id):
-        columns = np.flatnonzero(feature_numbers(artifacts, code) == feature.number)
-        if len(columns):
-            return checkpoint, _examples(artifacts, family, code, int(columns[0]), limit)
+    for code, kept, checkpoint in queries.example_files(session, family.id):
+        columns = _columns(artifacts, code, [feature.number])
+        if columns:
+            return checkpoint, _examples(artifacts, family, kept, columns, limit)[feature.number]
     raise NotFoundError(f"No code holds the feature F{feature.number} (yet).", code="no-code")
 
 
@@ -106,64 +108,56 @@ def examples_of(
     """Feature number -> its top examples, of many features at once; empty where nothing is kept of them (any more)."""
     found: dict[int, list[Example]] = {number: [] for number in numbers}
     wanted = set(numbers)
-    for code, _ in queries.codes(session, family.id):
+    for code, kept, _ in queries.example_files(session, family.id):
         if not wanted:
             break
         try:
-            columns = feature_numbers(artifacts, code)
-            here = {int(columns[column]): int(column) for column in np.flatnonzero(np.isin(columns, list(wanted)))}
-            for number, column in here.items():
-                found[number] = _examples(artifacts, family, code, column, limit)
+            here = _columns(artifacts, code, list(wanted))
+            found |= _examples(artifacts, family, kept, here, limit) if here else {}
         except (FileNotFoundError, NotFoundError):
             continue  # a report is worth having without them
         wanted -= set(here)
     return found
 
 
-def _examples(artifacts: ArtifactStore, family: Family, code: Code, column: int, limit: int) -> list[Example]:
-    with safe_open(str(artifacts.path(code.examples)), framework="numpy") as file:
-        places = file.get_slice("positions")[column : column + 1][0]
-        values = file.get_slice("values")[column : column + 1][0]
-    kept = [(int(place), float(value)) for place, value in zip(places, values, strict=True) if place >= 0][:limit]
+def _columns(artifacts: ArtifactStore, code: str, numbers: Sequence[int]) -> dict[int, int]:
+    """Feature number -> column of a code, of those of some features that it has."""
+    held = _tensors(str(artifacts.path(code)))["feature_numbers"]
+    return {int(held[column]): column for column in np.flatnonzero(np.isin(held, numbers)).tolist()}
+
+
+def _examples(
+    artifacts: ArtifactStore, family: Family, kept: str, columns: dict[int, int], limit: int
+) -> dict[int, list[Example]]:
     described = family.positions or {}
     if "artifact" not in described:
         raise NotFoundError(f"The positions of {family.name} are not known (yet).", code="no-code")
-    texts = _Texts(artifacts.path(described["documents"])) if described.get("documents") else None
-    found = []
-    with safe_open(str(artifacts.path(described["artifact"])), framework="numpy") as file:
-        offsets = {"start", "end"} <= set(file.keys())
-        for place, value in kept:
-            document = int(file.get_slice("document")[place : place + 1][0])
-            before = token = after = None
-            if texts is not None and offsets:
-                start = int(file.get_slice("start")[place : place + 1][0])
-                end = int(file.get_slice("end")[place : place + 1][0])
-                before, token, after = texts.around(document, start, end)
-            found.append(
-                Example(
-                    document=document,
-                    position=place,
-                    text_before=before,
-                    token=token,
-                    text_after=after,
-                    activation=value,
-                )
-            )
+    tops, places = _tensors(str(artifacts.path(kept))), _tensors(str(artifacts.path(described["artifact"])))
+    texts = described.get("documents") if {"start", "end"} <= set(places) else None
+    path = artifacts.path(texts) if texts else None
+    found = {}
+    for number, column in columns.items():
+        top = tops["positions"][column]
+        there = np.flatnonzero(top >= 0)[:limit]
+        found[number] = [
+            _example(places, path, place, value)
+            for place, value in zip(top[there].tolist(), tops["values"][column][there].tolist(), strict=True)
+        ]
     return found
 
 
-class _Texts:
-    """The probe corpus as it was read: JSON lines of `{"id", "text"}`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def around(self, document: int, start: int, end: int) -> tuple[str | None, str | None, str | None]:
-        """Text before, at and after the characters `start` to `end` of a document; None where it is not there."""
-        text = document_text(self.path, document)
-        if text is None:
-            return None, None, None
-        return text[max(0, start - _CONTEXT_CHARACTERS) : start], text[start:end], text[end : end + _CONTEXT_CHARACTERS]
+def _example(places: dict[str, np.ndarray], texts: Path | None, place: int, value: float) -> Example:
+    """texts: the probe corpus as it was read, where its offsets are known."""
+    document = int(places["document"][place])
+    before = token = after = None
+    text = document_text(texts, document) if texts else None
+    if text is not None:
+        start, end = int(places["start"][place]), int(places["end"][place])
+        before, token = text[max(0, start - _CONTEXT_CHARACTERS) : start], text[start:end]
+        after = text[end : end + _CONTEXT_CHARACTERS]
+    return Example(
+        document=document, position=place, text_before=before, token=token, text_after=after, activation=value
+    )
 
 
 def document_text(path: Path, document: int) -> str | None:
@@ -175,6 +169,17 @@ def document_text(path: Path, document: int) -> str | None:
         file.seek(where)
         text: str = json.loads(file.readline())["text"]
         return text
+
+
+@lru_cache(maxsize=16)
+def _tensors(path: str) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, mapped, not read. Artifacts never change, so this is kept."""
+    content = np.memmap(path, np.uint8, "r")
+    return {
+        name: np.ndarray(tensor.shape, _DTYPES[tensor.dtype], content, tensor.begin)
+        for name, tensor in read_header(Path(path)).items()
+        if tensor.dtype in _DTYPES
+    }
 
 
 @lru_cache(maxsize=8)

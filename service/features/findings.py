@@ -18,21 +18,21 @@ from service.features.schemas import (
     Finding,
     NotJudged,
     ReasonCount,
-    Status,
     Summary,
     Unjudged,
-    VerdictRow,
 )
-from service.features.sorting import least_change, order_of
+from service.features.sorting import least_changes, order_of
 from service.features.words import SEVERITY
 from service.kit.artifacts import ArtifactStore
 from service.kit.ids import feature_id, parse_feature_id
-from service.models import Checkpoint, Feature
+from service.models import Checkpoint
 from service.verdicts import queries as verdict_queries
 from service.verdicts.arrays import by_column
 from service.verdicts.generations import ancestry, fitted_fvu
+from service.verdicts.judge import STATUSES, Status
 from service.verdicts.policy import Policy
 from service.verdicts.reasons import Figures, Reason, reasons
+from service.verdicts.table import Table
 
 FINDINGS = 20
 PLACES = 3
@@ -43,19 +43,26 @@ _IN_HEADLINE = 3
 _LOW_VALID_SHARE, _TURNED = 0.8, 0.8
 _SCALE = 1.5
 
-Pair = tuple[VerdictRow, Feature]
-
 
 def summary(
-    session: Session, artifacts: ArtifactStore, asked: Comparison, counts: dict[str, int], wanted: Filter | None = None
+    session: Session,
+    artifacts: ArtifactStore,
+    asked: Comparison,
+    counts: dict[str, int],
+    wanted: Filter | None = None,
+    also: Sequence[int] = (),
 ) -> Summary:
-    """What a comparison found, in words. counts: of all its features by status; `wanted` chooses among the findings."""
+    """What a comparison found, in words. counts: of all its features by status; `wanted` chooses among the findings.
+
+    also: numbers of other features that will be shown, and are looked up with the rest.
+    """
     policy = Policy.model_validate(asked.family.policy)
     wanted = wanted or Filter()
     chosen = _choose(session, asked, wanted)
-    rows = logic.show(session, asked, chosen)
+    shown = logic.shown(session, asked, [*chosen, *also])
+    rows = [shown[number] for number in chosen]
     names = _names(session, asked, rows)
-    examples = codes.examples_of(session, artifacts, asked.family, [int(row.feature) for row, _ in chosen], EXAMPLES)
+    examples = codes.examples_of(session, artifacts, asked.family, chosen, EXAMPLES)
     findings = [
         Finding(
             feature=row,
@@ -66,9 +73,9 @@ def summary(
         for row in rows
     ]
     fitting = sum(logic.counts(session, asked, changed(wanted)).values())
-    shown = [words.in_short(row, names, policy) for row in rows[:_IN_HEADLINE]]
+    short = [words.in_short(row, names, policy) for row in rows[:_IN_HEADLINE]]
     return Summary(
-        headline=_headline(session, asked, counts, fitting, shown),
+        headline=_headline(session, asked, counts, fitting, short),
         changed=fitting,
         findings=findings,
         not_judged=_not_judged(session, asked, wanted, policy),
@@ -78,31 +85,30 @@ def summary(
 
 def changed(wanted: Filter) -> Filter:
     """The filter, of features that changed alone."""
-    statuses: list[Status] = [status for status in SEVERITY if not wanted.statuses or status in wanted.statuses]
+    statuses = [status for status in SEVERITY if not wanted.statuses or status in wanted.statuses]
     return replace(wanted, statuses=tuple(statuses), changed=True)
 
 
-def _choose(session: Session, asked: Comparison, wanted: Filter) -> list[Pair]:
-    """The findings, what to look at first before the others."""
-    every = changed(wanted)
+def _choose(session: Session, asked: Comparison, wanted: Filter) -> list[int]:
+    """Numbers of the features that are told of, what to look at first before the others."""
+    every, table = changed(wanted), asked.table
     order = order_of("least_change", None)
 
-    def first(part: Filter) -> list[Pair]:
-        return logic.rows(session, asked, wanted=part, order=order, after=None, limit=FINDINGS)[:FINDINGS]
+    def first(part: Filter) -> list[int]:
+        return order.first(table, logic.chosen(session, asked, part), None, FINDINGS).tolist()
 
     if not every.statuses:
         return []
     watched = [] if wanted.watched is False else first(replace(every, watched=True))
     groups = [first(replace(every, statuses=(status,))) for status in every.statuses]
-    certain = [pair for group in groups for pair in group[:PLACES]]
-    others = [pair for group in groups for pair in group[PLACES:]]
-    taken = {feature.number: (row, feature) for row, feature in [*watched, *certain, *others][::-1]}
-    ranked = list(reversed(taken.values()))[:FINDINGS]
-    return sorted(ranked, key=lambda pair: _place(*pair))
-
-
-def _place(row: VerdictRow, feature: Feature) -> tuple[bool, int, float, int]:
-    return not feature.watched, SEVERITY.index(row.status), -least_change(row), feature.number
+    certain = [place for group in groups for place in group[:PLACES]]
+    others = [place for group in groups for place in group[PLACES:]]
+    taken = dict.fromkeys([*watched, *certain, *others][::-1])
+    ranked = np.array(list(reversed(taken))[:FINDINGS], dtype=np.int64)
+    numbers = table.numbers[ranked]
+    severity = np.array([SEVERITY.index(STATUSES[status]) for status in table.statuses[ranked].tolist()])
+    keys = (numbers, -least_changes(table, ranked), severity, ~np.isin(numbers, list(asked.watched)))
+    return numbers[np.lexsort(keys)].tolist()
 
 
 def _names(session: Session, asked: Comparison, rows: Sequence[FeatureRow]) -> dict[str, str]:
@@ -118,28 +124,30 @@ def _names(session: Session, asked: Comparison, rows: Sequence[FeatureRow]) -> d
 
 def _not_judged(session: Session, asked: Comparison, wanted: Filter, policy: Policy) -> NotJudged:
     part = Filter(("indeterminate",), wanted.q, wanted.tag, wanted.watched)
-    found = logic.intervals(session, asked, part)
-    if not found:
+    places = logic.chosen(session, asked, part)
+    if not len(places):
         return NotJudged(features=0, watched=0, reasons=[], named=[])
-    numbers = np.array([row[0] for row in found], dtype=np.int64)
+    table = asked.table
+    numbers, firings = table.numbers[places], table.firings[places]
     measured = verdict_queries.measurement(session, asked.checkpoint.id, "documents")
-    documents = np.full(len(found), np.nan) if measured is None else by_column(measured, numbers)
-    ends = np.array([row[2:] for row in found], dtype=np.float64)
-    figures = Figures(np.array([row[1] for row in found], dtype=np.int64), documents, ends[:, 0], ends[:, 1])
-    why = reasons(figures, policy)
-    watching = queries.matching(session, asked.family.id, Filter(watched=True))
-    watched = np.array([number in watching for number in numbers.tolist()])
-    order = np.lexsort((numbers, -figures.firings, ~watched))[:NAMED].tolist()
-    column = {int(numbers[place]): place for place in order}
-    named = logic.show(session, asked, logic.of_numbers(session, asked, list(column)))
+    documents = np.full(len(places), np.nan) if measured is None else by_column(measured, numbers)
+    low, high = (table.floats[f"projection_ratio_{end}"][places] for end in ("lo", "hi"))
+    why = reasons(Figures(firings, documents, low, high), policy)
+    watched = np.isin(numbers, list(asked.watched))
+    order = np.lexsort((numbers, -firings, ~watched))[:NAMED].tolist()
+    first = numbers[order].tolist()
+    shown = logic.shown(session, asked, first)
     return NotJudged(
-        features=len(found),
+        features=len(places),
         watched=int(watched.sum()),
         reasons=[
             ReasonCount(reason=reason, text=words.REASONS[reason], features=count)
             for reason, count in Counter(why).most_common()
         ],
-        named=[_unjudged(row, why[place], documents[place], policy) for row, place in zip(named, order, strict=True)],
+        named=[
+            _unjudged(shown[number], why[place], documents[place], policy)
+            for number, place in zip(first, order, strict=True)
+        ],
     )
 
 
@@ -199,7 +207,7 @@ def _caveats(session: Session, asked: Comparison, policy: Policy) -> list[str]:
     if asked.baseline is None:
         return found
     if asked.stored:
-        cosine, size = queries.mean_cosine(session, here.id), (here.quality or {}).get("size_factor")
+        cosine, size = _mean_cosine(asked.table), (here.quality or {}).get("size_factor")
         if cosine is not None and cosine < _TURNED:
             found.append(
                 f"Directions turned on the whole (mean cosine {cosine:.2f} over the features that are there in both): "
@@ -215,6 +223,13 @@ def _caveats(session: Session, asked: Comparison, policy: Policy) -> list[str]:
             f"({here.generation} and {asked.baseline.generation}): they are compared over the features that both have."
         )
     return found
+
+
+def _mean_cosine(table: Table) -> float | None:
+    """Of the directions with the parent's, over the features that are there in both."""
+    cosines = table.floats["direction_cosine"][table.having([Status.PRESENT, Status.AMPLIFIED])]
+    cosines = cosines[~np.isnan(cosines)]
+    return float(cosines.mean()) if len(cosines) else None
 
 
 def _of_dictionary(session: Session, here: Checkpoint, policy: Policy) -> list[str]:

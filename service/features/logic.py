@@ -1,10 +1,12 @@
 """Features: lists for a checkpoint and a baseline, single ones, and what people say of them."""
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from service.checkpoints import logic as checkpoints
@@ -28,7 +30,10 @@ from service.kit.pages import check
 from service.kit.problems import NotFoundError
 from service.lineage import logic as lineage
 from service.models import Checkpoint, Family, Feature
-from service.verdicts import compare as verdicts
+from service.verdicts import stored
+from service.verdicts.compare import compared
+from service.verdicts.judge import PLACE, STATUSES, Status
+from service.verdicts.table import Table
 
 
 @dataclass
@@ -39,8 +44,21 @@ class Comparison:
     checkpoint: Checkpoint
     baseline: Checkpoint | None
     stored: bool
-    computed: Sequence[VerdictRow] | None = None
-    """All verdicts, where the table has them not; filled once per request."""
+    session: Session
+    shown: dict[int, FeatureRow] = field(default_factory=dict)
+
+    @cached_property
+    def table(self) -> Table:
+        """The verdicts of all features as columns; of stored ones those alone that lists are chosen by."""
+        if self.stored:
+            return stored.standing(self.session, self.checkpoint, keep=True)
+        assert self.baseline is not None
+        return compared(self.session, self.family, self.checkpoint, self.baseline, keep=True)
+
+    @cached_property
+    def watched(self) -> frozenset[int]:
+        """Numbers of the family's watched features."""
+        return frozenset(queries.matching(self.session, self.family.id, Filter(watched=True)))
 
 
 def comparison(session: Session, family: Family, checkpoint: str | None, baseline: str | None) -> Comparison:
@@ -51,8 +69,8 @@ def comparison(session: Session, family: Family, checkpoint: str | None, baselin
     chosen = checkpoints.get_judged(session, family, checkpoint)
     parent = checkpoint_queries.get(session, chosen.parent_id) if chosen.parent_id else None
     if baseline is None or (parent is not None and parent.name == baseline):
-        return Comparison(family, chosen, parent, True)
-    return Comparison(family, chosen, checkpoints.get_judged(session, family, baseline), False)
+        return Comparison(family, chosen, parent, True, session)
+    return Comparison(family, chosen, checkpoints.get_judged(session, family, baseline), False, session)
 
 
 def rows(
@@ -60,7 +78,7 @@ def rows(
 ) -> list[tuple[VerdictRow, Feature]]:
     """Verdicts with their features; a row more than `limit` where there are more."""
     if asked.stored:
-        stored = queries.page(
+        found = queries.page(
             session,
             family_id=asked.family.id,
             checkpoint_id=asked.checkpoint.id,
@@ -69,57 +87,48 @@ def rows(
             after=after,
             limit=limit,
         )
-        return cast(list[tuple[VerdictRow, Feature]], list(stored))
-    found = _select(compare(session, asked), session, asked.family, wanted)
-    found.sort(key=lambda row: order.rank(order.values(row)))
+        return cast(list[tuple[VerdictRow, Feature]], list(found))
     if after is not None:
         check(order.keys(), after)
-        start = order.rank(after)
-        found = [row for row in found if order.rank(order.values(row)) > start]
-    found = found[: limit + 1]
-    features = queries.by_numbers(session, asked.family.id, [int(row.feature) for row in found])
-    return [(row, features[int(row.feature)]) for row in found]
+    places = order.first(asked.table, chosen(session, asked, wanted), after, limit + 1)
+    return of_numbers(session, asked, asked.table.numbers[places].tolist())
 
 
-def compare(session: Session, asked: Comparison) -> Sequence[VerdictRow]:
-    """Verdicts of a checkpoint against any other one, from the stored measurements."""
-    if asked.computed is None:
-        assert asked.baseline is not None
-        found = verdicts.compare(session, asked.family, asked.checkpoint, asked.baseline)
-        asked.computed = cast(Sequence[VerdictRow], found)
-    return asked.computed
+def chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.int64]:
+    """Places of the features in the table that fit the filter, ascending: what `queries.page` selects in SQL."""
+    table = asked.table
+    places = table.having(wanted.statuses)
+    if wanted.min_change is not None:
+        places = places[table.floats["change"][places] >= wanted.min_change]
+    if wanted.max_q is not None:
+        places = places[table.floats["q_value"][places] <= wanted.max_q]
+    if wanted.changed:
+        gone = table.statuses[places] == PLACE[Status.ABSENT]
+        places = places[~gone | (table.floats["change"][places] > 0)]
+    if wanted.by_feature:
+        alone = (wanted.q, wanted.tag, wanted.watched) == (None, None, True)
+        numbers = asked.watched if alone else queries.matching(session, asked.family.id, wanted)
+        places = places[np.isin(table.numbers[places], list(numbers))]
+    return places
 
 
 def counts(session: Session, asked: Comparison, wanted: Filter | None = None) -> dict[str, int]:
     """Status -> how many features have it; of those that fit the filter."""
-    if asked.stored:
-        return queries.counts(session, asked.family.id, asked.checkpoint.id, wanted)
-    found = compare(session, asked)
-    if wanted is not None:
-        found = _select(found, session, asked.family, wanted)
-    return dict(Counter(str(row.status) for row in found))
+    if wanted is None:
+        return asked.table.counts
+    found = np.bincount(asked.table.statuses[chosen(session, asked, wanted)], minlength=len(STATUSES))
+    return {str(status): count for status, count in zip(STATUSES, found.tolist(), strict=True) if count}
 
 
 def of_numbers(session: Session, asked: Comparison, numbers: Sequence[int]) -> list[tuple[VerdictRow, Feature]]:
     """Verdicts of a few features, with these, in the order of `numbers`; those that have none are left out."""
     if asked.stored:
-        stored = queries.of_numbers(session, asked.family.id, asked.checkpoint.id, numbers)
-        found = {feature.number: cast(tuple[VerdictRow, Feature], (row, feature)) for row, feature in stored}
+        found = cast(Sequence[VerdictRow], queries.of_numbers(session, asked.checkpoint.id, numbers))
     else:
-        wanted = set(numbers)
-        features = queries.by_numbers(session, asked.family.id, numbers)
-        found = {n: (row, features[n]) for row in compare(session, asked) if (n := int(row.feature)) in wanted}
-    return [found[number] for number in numbers if number in found]
-
-
-def intervals(
-    session: Session, asked: Comparison, wanted: Filter
-) -> Sequence[tuple[int, int, float | None, float | None]]:
-    """(number, firings, ends of the projection ratio's interval) of the features that fit the filter."""
-    if asked.stored:
-        return queries.intervals(session, asked.family.id, asked.checkpoint.id, wanted)
-    found = _select(compare(session, asked), session, asked.family, wanted)
-    return [(int(row.feature), row.firings, row.projection_ratio_lo, row.projection_ratio_hi) for row in found]
+        places = asked.table.find(numbers)
+        found = cast(Sequence[VerdictRow], asked.table.rows(places[places >= 0].tolist()))
+    rows, features = {row.feature: row for row in found}, queries.by_numbers(session, asked.family.id, numbers)
+    return [(rows[number], features[number]) for number in numbers if number in rows]
 
 
 def show(session: Session, asked: Comparison, found: Sequence[tuple[VerdictRow, Feature]]) -> list[FeatureRow]:
@@ -131,7 +140,16 @@ def show(session: Session, asked: Comparison, found: Sequence[tuple[VerdictRow, 
         rewired = dependencies.rewired(session, [asked.checkpoint.id], [feature.number for _, feature in found])
         for row, (_, feature) in zip(rows, found, strict=True):
             row.rewired = rewired.get((asked.checkpoint.id, feature.number))
+    asked.shown.update({feature.number: row for row, (_, feature) in zip(rows, found, strict=True)})
     return rows
+
+
+def shown(session: Session, asked: Comparison, numbers: Sequence[int]) -> dict[int, FeatureRow]:
+    """A few features by number, as the API shows them; those that were shown before are not looked up again."""
+    missing = [number for number in dict.fromkeys(numbers) if number not in asked.shown]
+    if missing:
+        show(session, asked, of_numbers(session, asked, missing))
+    return asked.shown
 
 
 def get(session: Session, family: Family, feature_id: str) -> Feature:
@@ -173,20 +191,3 @@ def patch(feature: Feature, body: FeaturePatch) -> None:
         feature.tags = sorted(set(body.tags))
     if body.watched is not None:
         feature.watched = body.watched
-
-
-def _select(found: Sequence[VerdictRow], session: Session, family: Family, wanted: Filter) -> list[VerdictRow]:
-    """What `queries.page` selects in SQL."""
-    chosen = list(found)
-    if wanted.statuses:
-        chosen = [row for row in chosen if row.status in wanted.statuses]
-    if wanted.min_change is not None:
-        chosen = [row for row in chosen if row.change >= wanted.min_change]
-    if wanted.max_q is not None:
-        chosen = [row for row in chosen if row.q_value is not None and row.q_value <= wanted.max_q]
-    if wanted.changed:
-        chosen = [row for row in chosen if row.status != "absent" or row.change > 0]
-    if wanted.by_feature:
-        numbers = queries.matching(session, family.id, wanted)
-        chosen = [row for row in chosen if int(row.feature) in numbers]
-    return chosen

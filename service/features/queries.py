@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select
+from sqlalchemy import ColumnElement, Select, Text, cast, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from service.kit.ids import parse_feature_id
@@ -82,44 +82,30 @@ def get(session: Session, family_id: str, number: int) -> Feature | None:
     return session.get(Feature, (family_id, number))
 
 
-def counts(session: Session, family_id: str, checkpoint_id: str, wanted: Filter | None = None) -> dict[str, int]:
-    """Status -> how many features have it in a checkpoint, against its parent; of those that fit the filter."""
-    wanted = wanted or Filter()
-    statement = select(Verdict.status, func.count()).where(Verdict.checkpoint_id == checkpoint_id, *_by_verdict(wanted))
-    if wanted.by_feature:
-        statement = statement.where(Verdict.feature.in_(_narrow(_numbers(family_id), wanted)))
-    return {row[0]: row[1] for row in session.execute(statement.group_by(Verdict.status))}
+STORED = (
+    "feature", "status", "previous_status", "change", "projection_ratio", "projection_ratio_lo", "projection_ratio_hi",
+    "strength_ratio", "strength_ratio_lo", "strength_ratio_hi", "orthogonal_ratio", "q_value", "strength",
+    "direction_cosine", "readability", "firing_rate", "firings", "minimum_detectable_ratio", "successors",
+)  # fmt: skip
+"""Columns of a stored verdict."""
 
 
-def of_numbers(
-    session: Session, family_id: str, checkpoint_id: str, numbers: Sequence[int]
-) -> Sequence[tuple[Verdict, Feature]]:
-    """Stored verdicts of a few features, with these."""
-    statement = (
-        select(Verdict, Feature)
-        .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
-        .where(Verdict.family_id == family_id, Verdict.checkpoint_id == checkpoint_id, Verdict.feature.in_(numbers))
-    )
-    return [(row[0], row[1]) for row in session.execute(statement)]
+def stored(session: Session, checkpoint_id: str) -> Sequence[Sequence[Any]]:
+    """All stored verdicts of a checkpoint as plain rows of STORED, in the order of features."""
+    statement = select(*(getattr(Verdict, name) for name in STORED)).where(Verdict.checkpoint_id == checkpoint_id)
+    return session.execute(statement.order_by(Verdict.feature)).all()
 
 
-def intervals(
-    session: Session, family_id: str, checkpoint_id: str, wanted: Filter
-) -> Sequence[tuple[int, int, float | None, float | None]]:
-    """(number, firings, ends of the projection ratio's interval) of the stored verdicts that fit the filter."""
-    columns = (Verdict.feature, Verdict.firings, Verdict.projection_ratio_lo, Verdict.projection_ratio_hi)
-    statement = select(*columns).where(Verdict.checkpoint_id == checkpoint_id, *_by_verdict(wanted))
-    if wanted.by_feature:
-        statement = statement.where(Verdict.feature.in_(_narrow(_numbers(family_id), wanted)))
-    return [(row[0], row[1], row[2], row[3]) for row in session.execute(statement)]
+def following(session: Session, family_id: str, after: int, limit: int) -> Sequence[Feature]:
+    """Features of a family with numbers over `after`, ascending."""
+    statement = select(Feature).where(Feature.family_id == family_id, Feature.number > after)
+    return session.scalars(statement.order_by(Feature.number).limit(limit)).all()
 
 
-def mean_cosine(session: Session, checkpoint_id: str) -> float | None:
-    """Mean direction cosine of a checkpoint's features against its parent, of those that are there in both."""
-    statement = select(func.avg(Verdict.direction_cosine)).where(
-        Verdict.checkpoint_id == checkpoint_id, Verdict.status.in_(("present", "amplified"))
-    )
-    return session.scalar(statement)
+def of_numbers(session: Session, checkpoint_id: str, numbers: Sequence[int]) -> Sequence[Verdict]:
+    """Stored verdicts of a few features."""
+    statement = select(Verdict).where(Verdict.checkpoint_id == checkpoint_id, Verdict.feature.in_(numbers))
+    return session.scalars(statement).all()
 
 
 def course(session: Session, family_id: str, number: int) -> Sequence[tuple[Verdict, str, str | None]]:
@@ -144,6 +130,17 @@ def codes(session: Session, family_id: str) -> Sequence[tuple[Code, str]]:
         .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
     )
     return [(row[0], row[1]) for row in session.execute(statement)]
+
+
+def example_files(session: Session, family_id: str) -> Sequence[tuple[str, str, str]]:
+    """(artifact of the code, that of its examples, checkpoint) of a family, the newest first."""
+    statement = (
+        select(Code.artifact, Code.examples, Checkpoint.name)
+        .join(Checkpoint, Checkpoint.id == Code.checkpoint_id)
+        .where(Code.family_id == family_id)
+        .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
+    )
+    return [(row[0], row[1], row[2]) for row in session.execute(statement)]
 
 
 def _numbers(family_id: str) -> Select[int]:

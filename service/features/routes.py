@@ -7,7 +7,7 @@ from starlette.responses import StreamingResponse
 
 from service.auth.guard import BY_METHOD
 from service.families import logic as families
-from service.features import codes, findings, logic
+from service.features import codes, findings, logic, tables
 from service.features.queries import Filter
 from service.features.schemas import (
     STATUSES,
@@ -24,7 +24,8 @@ from service.features.sorting import Direction, SortName, order_of
 from service.features.sources import FeatureSources, of_feature
 from service.kit.ids import feature_id
 from service.kit.pages import Page, Paging
-from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
+from service.kit.sessions import AppArtifacts, AppDatabase, ReadSession, WriteSession
+from service.kit.turns import IN_TURN
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
 
@@ -49,7 +50,7 @@ MaxQQuery = Annotated[
 OrderQuery = Annotated[Direction | None, Query(description="Left out: what is natural for the sort key.")]
 
 
-@router.get("/features", summary="Features with their verdict in a checkpoint")
+@router.get("/features", summary="Features with their verdict in a checkpoint", dependencies=[IN_TURN])
 def list_features(
     family: str,
     session: ReadSession,
@@ -71,7 +72,12 @@ def list_features(
     return Page(data=data, next_cursor=cursor)
 
 
-@router.get("/diff", summary="Any two checkpoints, in words and feature by feature", response_model_by_alias=True)
+@router.get(
+    "/diff",
+    summary="Any two checkpoints, in words and feature by feature",
+    response_model_by_alias=True,
+    dependencies=[IN_TURN],
+)
 def diff(
     family: str,
     session: ReadSession,
@@ -121,7 +127,7 @@ def patch_feature(family: str, feature: str, body: FeaturePatch, session: WriteS
     return logic.detail(session, found, row)
 
 
-@router.get("/features/{feature}/trajectory", summary="One feature over all checkpoints")
+@router.get("/features/{feature}/trajectory", summary="One feature over all checkpoints", dependencies=[IN_TURN])
 def trajectory(family: str, feature: str, session: ReadSession) -> Trajectory:
     found = families.get(session, family)
     row = logic.get(session, found, feature)
@@ -169,6 +175,18 @@ def get_codes(
         return Response(status_code=304, headers={"ETag": tag})
     pieces = codes.stream_npz(artifacts.path(code.artifact), code.n_positions, code.n_features)
     return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
+
+
+@router.get(
+    "/tables/{table}",
+    summary="All verdicts, readings at hook points, or features, as Parquet",
+    response_class=StreamingResponse,
+    responses={200: {"content": {tables.MEDIA_TYPE: {}}, "description": "A Parquet file; columns have units."}},
+)
+def get_table(family: str, table: tables.TableName, session: ReadSession, database: AppDatabase) -> Response:
+    pieces = tables.stream(database.read, families.get(session, family).id, table)
+    headers = {"Content-Disposition": f'attachment; filename="{family}-{table}.parquet"'}
+    return StreamingResponse(pieces, media_type=tables.MEDIA_TYPE, headers=headers)
 
 
 @router.get("/codes/ids", summary="Feature ids of the code's columns, in order")

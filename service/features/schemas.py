@@ -230,15 +230,16 @@ def point(row: VerdictRow, checkpoint: str, baseline: str | None) -> Point:
 
 def feature_row(row: VerdictRow, feature: Feature, born_in: str, checkpoint: str, baseline: str | None) -> FeatureRow:
     """A feature with its verdict as the API shows it."""
-    return FeatureRow(**_feature_fields(feature, born_in), **_point_fields(row, checkpoint, baseline))
+    return FeatureRow(**feature_fields(feature, born_in), **_point_fields(row, checkpoint, baseline))
 
 
 def feature_detail(feature: Feature, born_in: str, last: Point | None, lineage: list[LineageLink]) -> FeatureDetail:
     """A feature as the API shows it alone."""
-    return FeatureDetail(**_feature_fields(feature, born_in), created_at=feature.created_at, last=last, lineage=lineage)
+    return FeatureDetail(**feature_fields(feature, born_in), created_at=feature.created_at, last=last, lineage=lineage)
 
 
-def _feature_fields(feature: Feature, born_in: str) -> dict[str, Any]:
+def feature_fields(feature: Feature, born_in: str) -> dict[str, Any]:
+    """Fields of FeatureOut."""
     return {
         "id": feature_id(feature.number),
         "label": feature.label,

@@ -1,13 +1,18 @@
 """Orders of feature lists: the same keys for rows of the database and for rows of a comparison."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, and_, case, func
 
 from service.features.schemas import VerdictRow
 from service.kit.pages import SortKey
 from service.models import Verdict
+from service.verdicts.judge import PLACE, Status
+from service.verdicts.table import Table
 
 SortName = Literal[
     "change", "id", "projection_ratio", "strength_ratio", "orthogonal_ratio", "strength", "readability",
@@ -57,10 +62,25 @@ class Order:
         value = least_change(row) if self.name == "least_change" else getattr(row, self.name)
         return (self._missing if value is None else value, int(row.feature))
 
-    def rank(self, values: tuple[Any, ...] | list[Any]) -> tuple[Any, ...]:
-        """Sort values turned so that a smaller rank comes first."""
-        first = -values[0] if self.descending else values[0]
-        return (first, *values[1:])
+    def first(
+        self, table: Table, places: NDArray[np.int64], after: Sequence[Any] | None, limit: int
+    ) -> NDArray[np.int64]:
+        """The first of some rows of a table in this order, after a row's sort values. places: of those, ascending."""
+        numbers, sign = table.numbers[places], -1 if self.descending else 1
+        values = numbers if self.name == "id" else self._values(table, places)
+        if after is not None:
+            ahead, ties = sign * values > sign * after[0], values == after[0]
+            kept = ahead if self.name == "id" else ahead | (ties & (numbers > after[1]))
+            places, values = places[kept], values[kept]
+        # Rows are in the order of numbers already, by which ties go.
+        return places[np.argsort(sign * values, kind="stable")[:limit]]
+
+    def _values(self, table: Table, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        if self.name == "least_change":
+            return least_changes(table, places)
+        if self.name == "firings":
+            return table.firings[places].astype(np.float64)
+        return np.nan_to_num(table.floats[self.name][places], nan=self._missing)
 
     @property
     def _missing(self) -> float:
@@ -75,7 +95,7 @@ def order_of(name: SortName, direction: Direction | None) -> Order:
 def least_change(row: VerdictRow) -> float:
     """The smallest factor of change that a feature's interval allows, 1 to 100: effect and certainty in one number.
 
-    1: the interval holds "as before". `_least_change_column` is the same in SQL.
+    1: the interval holds "as before". `least_changes` is the same of a table, `_least_change_column` in SQL.
     """
     low, high = row.projection_ratio_lo, row.projection_ratio_hi
     if low is None or high is None:
@@ -85,6 +105,15 @@ def least_change(row: VerdictRow) -> float:
     if high < 1:
         return 1.0 / high if high > 1 / _MOST else _MOST
     return 1.0
+
+
+def least_changes(table: Table, places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`least_change` of some rows of a table."""
+    ratio, low, high = (table.floats[f"projection_ratio{end}"][places] for end in ("", "_lo", "_hi"))
+    new = (table.statuses[places] == PLACE[Status.EMERGED]) & np.isnan(ratio)
+    falls = 1 / np.maximum(high, 1 / _MOST)
+    unknown = np.isnan(low) | np.isnan(high)
+    return np.select([unknown, low > 1, high < 1], [np.where(new, _MOST, 1.0), np.minimum(low, _MOST), falls], 1.0)
 
 
 def _least_change_column() -> ColumnElement[float]:

@@ -63,7 +63,7 @@ def of_feature(session: Session, family: Family, feature: Feature) -> FeatureSou
 def _in_checkpoint(
     session: Session, checkpoint: Checkpoint, number: int, values: dict[tuple[str, str], float | None]
 ) -> FeatureInCheckpoint:
-    size = (checkpoint.quality or {}).get("size_factor") or 1.0
+    size = (checkpoint.quality or {}).get("size_factor")
     sources = queries.sources(session, checkpoint.id)
     rows = []
     for hook in [name for name in checkpoint.hook_points if name in sources]:
@@ -75,12 +75,17 @@ def _in_checkpoint(
                 paired_with=sources[hook].stats.get("paired_with"),
                 readability=readability,
                 strength=strength,
-                projection_ratio=None if projection is None else round(projection / size, 6),
+                projection_ratio=None if projection is None else over_size(projection, size),
                 direction_cosine=cosine,
             )
         )
     verdict = queries.status(session, checkpoint.id, number)
     return FeatureInCheckpoint(checkpoint=checkpoint.name, status=verdict, best=_best(rows), sources=rows)
+
+
+def over_size(projection: float, size_factor: float | None) -> float:
+    """A projection ratio over its checkpoint's size factor."""
+    return round(projection / (size_factor or 1.0), 6)
 
 
 def _best(rows: Sequence[FeatureAtSource]) -> str | None:

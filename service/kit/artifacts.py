@@ -10,14 +10,17 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 UNFINISHED = ".new"
-"""Ends the names of what is being written."""
+"""Ends the names of what is being written, or removed."""
+WHOLE = "manifest.json"
+"""The file that says that a folder is whole: written last, removed first."""
 
 
 def content_key(**inputs: Any) -> str:
@@ -86,10 +89,38 @@ class ArtifactStore:
         for path in (self.cache / prefix).glob(f".*{UNFINISHED}"):
             _remove(path)
 
+    def listing(self, folder: str) -> dict[str, int]:
+        """Artifact -> bytes, of those directly in a folder. What is being written is left out."""
+        root, sizes = self._remote(folder), dict[str, int]()
+        self.fs.invalidate_cache()
+        for path, info in self.fs.find(root, detail=True).items():
+            part = path.removeprefix(root).lstrip("/").partition("/")[0]
+            if not part.startswith("."):
+                name = f"{folder}/{part}"
+                sizes[name] = sizes.get(name, 0) + int(info["size"] or 0)
+        return sizes
+
+    def modified(self, name: str) -> datetime:
+        """When an artifact was written, the last file of a folder. FileNotFoundError where it is not there."""
+        times = [self.fs.modified(path) for path in self.fs.find(self._remote(name))]
+        if not times:
+            raise FileNotFoundError(f"artifact {name} is not in the store {self.base}")
+        return max(time if time.tzinfo else time.replace(tzinfo=UTC) for time in times)
+
     def remove(self, name: str) -> None:
-        """Remove an artifact; one that is not there is no error."""
-        if self.fs.exists(self._remote(name)):
-            self.fs.rm(self._remote(name), recursive=True)
+        """Remove an artifact; one that is not there is no error. A folder that is half removed is never there."""
+        if self.is_local:
+            hidden = self.cache / name
+            hidden = hidden.with_name(f".{hidden.name}.{uuid.uuid4().hex}{UNFINISHED}")
+            with suppress(FileNotFoundError):
+                (self.cache / name).rename(hidden)
+            _remove(hidden)
+            return
+        remote = self._remote(name)
+        if self.fs.exists(f"{remote}/{WHOLE}"):
+            self.fs.rm_file(f"{remote}/{WHOLE}")
+        if self.fs.exists(remote):
+            self.fs.rm(remote, recursive=True)
         _remove(self.cache / name)
 
     def forget(self, name: str) -> None:
@@ -103,7 +134,7 @@ class ArtifactStore:
     def _upload(self, local: Path, name: str) -> None:
         # Object stores have no rename of folders: the part that says "whole" goes last.
         if local.is_dir():
-            files = sorted((f for f in local.rglob("*") if f.is_file()), key=lambda f: f.name == "manifest.json")
+            files = sorted((f for f in local.rglob("*") if f.is_file()), key=lambda f: f.name == WHOLE)
             for file in files:
                 self.fs.put_file(str(file), f"{self._remote(name)}/{file.relative_to(local)}")
         else:

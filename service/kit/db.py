@@ -18,6 +18,8 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import JSON, TypeDecorator
 
 SQLITE_BUSY_TIMEOUT_S = 30
+ARTIFACT = {"artifact": True}
+"""`info` of a column that holds the name of an artifact: what is named in none may be removed from the store."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):

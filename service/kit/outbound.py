@@ -11,6 +11,8 @@ import ssl
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 
 import httpcore2
@@ -57,7 +59,7 @@ class Reply:
     body: bytes
     seconds: float
     retry_after: str | None = None
-    """Its Retry-After header."""
+    """Its Retry-After header; `seconds_of` reads it."""
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
@@ -146,7 +148,8 @@ class GuardedTransport(httpx2.HTTPTransport):
     """Transport that only reaches public addresses and the networks in `allow`."""
 
     def __init__(self, allow: tuple[Network, ...] = (), total_seconds: float = TOTAL_SECONDS) -> None:
-        super().__init__(trust_env=False)
+        # With a context of its own it would read all certificates again: ten times the rest of a request.
+        super().__init__(verify=_tls(), trust_env=False)
         # The base class has no argument for the backend; the pool that it made has no connection yet.
         self._pool = httpcore2.ConnectionPool(
             ssl_context=_tls(),
@@ -189,6 +192,19 @@ def post(
                 break
         wait = response.headers.get("retry-after")
         return Reply(response.status_code, bytes(received[:RESPONSE_BYTES]), time.monotonic() - began, wait)
+
+
+def seconds_of(retry_after: str | None, now: datetime) -> float | None:
+    """Seconds of a Retry-After header: a number, or a date (RFC 9110, section 10.2.3); None: neither."""
+    try:
+        return max(0.0, float(retry_after or ""))
+    except ValueError:
+        pass
+    try:
+        at = parsedate_to_datetime(retry_after or "")
+    except (ValueError, OverflowError):
+        return None
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
 
 
 @cache

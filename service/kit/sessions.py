@@ -37,11 +37,12 @@ def read_session(request: Request) -> Iterator[Session]:
         yield session
 
 
-def write_session(request: Request) -> Session:
-    """The session of this request's transaction; only POST, PUT, PATCH and DELETE have one."""
+async def write_session(request: Request) -> Session:
+    """The session of this request's transaction, when it is its turn; only POST, PUT, PATCH and DELETE have one."""
     session = getattr(request.state, "write_session", None)
     if session is None:
         raise RuntimeError(f"{request.method} {request.url.path} has no transaction: only methods that write have one")
+    await request.state.write_turn.take()
     return cast(Session, session)
 
 

@@ -86,7 +86,8 @@ class Exporter:
                     f"The code of {self.checkpoint.name} has no feature {feature_id(number)}.", code="no-code"
                 )
         found = queries.with_logits(self.session, self.family.id, numbers)
-        rates = {int(n): rate for n, _, _, rate in verdicts.standing(self.session, self.checkpoint.id)}
+        rows = verdicts.standing(self.session, self.checkpoint.id, ["firing_rate"])
+        rates = {int(row[0]): float(row[3]) for row in rows}
         return [self._feature(found[number], rates.get(number, 0.0), limit) for number in numbers]
 
     def _feature(self, feature: Feature, rate: float, limit: int) -> NeuronpediaFeature:

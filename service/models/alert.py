@@ -3,12 +3,14 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.kit.clock import utcnow
 from service.kit.db import Base
 from service.kit.ids import new_id
+
+_UNRESOLVED = text("state != 'resolved'")
 
 
 class AlertRule(Base):
@@ -19,24 +21,35 @@ class AlertRule(Base):
     family_id: Mapped[str | None] = mapped_column(ForeignKey("family.id"), index=True)
     """None: every family."""
     condition: Mapped[dict[str, Any]]
-    """`{"kind": "watched" | "tag" | "feature" | "status_count", ...}`, see service.alerts.schemas."""
+    """`{"kind": "watched", ...}`, see service.alerts.schemas."""
     enabled: Mapped[bool] = mapped_column(default=True)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 
 class Alert(Base):
+    """Something that people should know of while it holds: of a rule or not, of a checkpoint, a family or a webhook."""
+
     __tablename__ = "alert"
-    __table_args__ = (UniqueConstraint("rule_id", "checkpoint_id"),)
+    __table_args__ = (
+        # What goes on is one alert, whoever looks at it and however often.
+        Index("uq_alert_unresolved", "key", unique=True, sqlite_where=_UNRESOLVED, postgresql_where=_UNRESOLVED),
+        Index("ix_alert_key", "key", "created_at"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("alt"))
-    rule_id: Mapped[str] = mapped_column(ForeignKey("alert_rule.id", ondelete="CASCADE"))
-    family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), index=True)
-    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), index=True)
+    kind: Mapped[str]
+    """That of its rule's condition; `webhook_paused` has no rule."""
+    key: Mapped[str]
+    """What it is about, e.g. `watched:{rule}:{checkpoint}`. There may be many of one key, one after the other."""
+    rule_id: Mapped[str | None] = mapped_column(ForeignKey("alert_rule.id", ondelete="CASCADE"), index=True)
+    family_id: Mapped[str | None] = mapped_column(ForeignKey("family.id"), index=True)
+    checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoint.id"), index=True)
+    webhook_id: Mapped[str | None] = mapped_column(ForeignKey("webhook.id", ondelete="CASCADE"), index=True)
     state: Mapped[str] = mapped_column(default="open")
     """open, acknowledged, muted or resolved."""
     summary: Mapped[str]
     evidence: Mapped[list[Any]]
-    """The verdicts that raised it, largest change first."""
+    """What raised it, e.g. verdicts, largest change first."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     updated_at: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow)
     muted_until: Mapped[datetime | None]

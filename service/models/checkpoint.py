@@ -7,7 +7,7 @@ from sqlalchemy import ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.kit.clock import utcnow
-from service.kit.db import Base
+from service.kit.db import ARTIFACT, Base
 from service.kit.ids import new_id
 
 
@@ -36,6 +36,8 @@ class Checkpoint(Base):
     """Generation of the dictionary that it was judged with."""
     quality: Mapped[dict[str, Any] | None]
     """`{fvu, l0, dead_share, valid_share, size_factor, positions_per_second, ...}` and the same per hook point."""
+    revision: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often its verdicts and measurements were written: what is kept of them in memory goes by it."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     judged_at: Mapped[datetime | None]
 
@@ -50,8 +52,8 @@ class Source(Base):
     d_model: Mapped[int]
     stats: Mapped[dict[str, Any]]
     """`{rms, fvu}`: floats; `paired_with`: the parent's hook point that it was held against, None: none."""
-    dictionary: Mapped[str | None]
+    dictionary: Mapped[str | None] = mapped_column(info=ARTIFACT)
     """safetensors with `mean` [d], `rms` [], `decoder` [m, d], `bias` [d], `readout` [d, m], `readout_bias` [m],
     `readout_slope` [m], `reference` [m, d]."""
-    activations: Mapped[str | None]
+    activations: Mapped[str | None] = mapped_column(info=ARTIFACT)
     """Folder of the activations; None after retention removed them."""

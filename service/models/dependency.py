@@ -7,7 +7,7 @@ from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.kit.clock import utcnow
-from service.kit.db import Base
+from service.kit.db import ARTIFACT, Base
 
 
 class DependencyGraph(Base):
@@ -27,7 +27,7 @@ class DependencyGraph(Base):
     hook_point: Mapped[str]
     """Where the feature is read."""
     n_positions: Mapped[int]
-    artifact: Mapped[str]
+    artifact: Mapped[str] = mapped_column(info=ARTIFACT)
     """safetensors with the sums by fold that everything is made from: `counts` [K], `values` [K]; for each earlier hook
     point `numbers.H` [E], `sums.H` [K, E] and `rest.H` [K, 3] (bias, error, tokens without a code)."""
     graph: Mapped[dict[str, Any]]

@@ -3,15 +3,19 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey
+from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.kit.clock import utcnow
-from service.kit.db import Base
+from service.kit.db import ARTIFACT, Base
 
 
 class Feature(Base):
     __tablename__ = "feature"
+    __table_args__ = (
+        Index("ix_feature_born", "family_id", "born_in"),
+        Index("ix_feature_watched", "family_id", "watched"),
+    )
 
     family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -54,9 +58,9 @@ class Code(Base):
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
     family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), index=True)
     generation: Mapped[int]
-    artifact: Mapped[str]
+    artifact: Mapped[str] = mapped_column(info=ARTIFACT)
     """safetensors CSR: `indptr` int64, `indices` int32, `values` float32, `feature_numbers` int64 [columns]."""
-    examples: Mapped[str]
+    examples: Mapped[str] = mapped_column(info=ARTIFACT)
     """safetensors: `positions` int64 [columns, n], -1 where fewer; `values` float32, largest first."""
     n_positions: Mapped[int]
     n_features: Mapped[int]

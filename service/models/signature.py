@@ -7,7 +7,7 @@ from sqlalchemy import ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.kit.clock import utcnow
-from service.kit.db import Base
+from service.kit.db import ARTIFACT, Base
 from service.kit.ids import new_id
 
 
@@ -21,7 +21,7 @@ class Signature(Base):
     description: Mapped[str]
     settings: Mapped[dict[str, Any]]
     """`{position, template, hook_points, features, seed}`, defaults filled in."""
-    contrast: Mapped[str]
+    contrast: Mapped[str] = mapped_column(info=ARTIFACT)
     """Artifact: JSONL, a row `{text, answer, label, group}` each."""
     n_rows: Mapped[int]
     n_positive: Mapped[int]
@@ -48,6 +48,6 @@ class Reading(Base):
     """Features that separate the classes here, chosen anew."""
     reason: Mapped[str | None]
     """Of `indeterminate`: why nothing can be said."""
-    activations: Mapped[str]
+    activations: Mapped[str] = mapped_column(info=ARTIFACT)
     """Artifact: safetensors, hook point -> [rows, d_model]."""
     judged_at: Mapped[datetime] = mapped_column(default=utcnow)

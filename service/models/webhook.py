@@ -18,10 +18,19 @@ class Webhook(Base):
     url: Mapped[str]
     event_types: Mapped[list[str]]
     """Empty: all."""
+    format: Mapped[str] = mapped_column(default="standard")
+    """standard or slack."""
     secret: Mapped[bytes]
     """The whsec_ secret, encrypted with the installation's SECRET_KEY."""
+    old_secret: Mapped[bytes | None]
+    """The one before the last rotation; it signs too until `old_secret_until`."""
+    old_secret_until: Mapped[datetime | None]
     enabled: Mapped[bool] = mapped_column(default=True)
     disabled_reason: Mapped[str | None]
+    failing_since: Mapped[datetime | None]
+    """The first failure after the last success; None: the last attempt was one."""
+    paused_at: Mapped[datetime | None]
+    """Set where it is not enabled because it failed for days: deliveries wait until somebody enables it."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 
@@ -35,7 +44,7 @@ class Event(Base):
     type: Mapped[str]
     family_id: Mapped[str | None] = mapped_column(ForeignKey("family.id"), index=True)
     data: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow, index=True)
 
 
 class Delivery(Base):
@@ -49,7 +58,7 @@ class Delivery(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("dlv"))
     webhook_id: Mapped[str] = mapped_column(ForeignKey("webhook.id", ondelete="CASCADE"), index=True)
-    event_id: Mapped[str] = mapped_column(ForeignKey("event.id"))
+    event_id: Mapped[str] = mapped_column(ForeignKey("event.id"), index=True)
     state: Mapped[str] = mapped_column(default="pending")
     """pending, delivered or failed (given up)."""
     attempts: Mapped[int] = mapped_column(default=0)

@@ -88,6 +88,22 @@ def claim(session: Session, *, worker: str, lease_seconds: float, run_id: str | 
     return None
 
 
+def hold_off(session: Session, family_id: str) -> bool:
+    """Keep workers from taking a run of an idle family until the transaction ends; False where one has a run of it.
+
+    By the index that holds one active run per family: a claim waits for whoever may be about to make one.
+    """
+    try:
+        with session.begin_nested():
+            placeholder = Run(family_id=family_id, kind="none", state=RunState.RUNNING)
+            session.add(placeholder)
+            session.flush()
+            session.delete(placeholder)
+    except IntegrityError:
+        return False
+    return True
+
+
 def heartbeat(
     session: Session,
     *,

@@ -185,6 +185,11 @@ def any_stale(session: Session, now: datetime) -> bool:
     return session.scalar(select(exists().where(Run.state.in_(ACTIVE), Run.lease_until < now))) or False
 
 
+def any_active(session: Session) -> bool:
+    """Whether a run is held by a worker, or by none any more until it is reaped."""
+    return session.scalar(select(exists().where(Run.state.in_(ACTIVE)))) or False
+
+
 def stale(session: Session, now: datetime) -> Sequence[Run]:
     """Active runs whose lease is over. Rows that a living worker has locked in this moment are not stale."""
     statement = (

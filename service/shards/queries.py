@@ -27,6 +27,11 @@ def any_free(session: Session, now: datetime) -> bool:
     return session.scalar(select(exists().where(_free(now), _led()))) or False
 
 
+def any_leased(session: Session, now: datetime) -> bool:
+    """Whether a helper holds a shard of any run."""
+    return session.scalar(select(exists().where(Shard.done_at.is_(None), Shard.lease_until > now))) or False
+
+
 def offers(session: Session, now: datetime) -> Sequence[tuple[str, str]]:
     """(run id, folder) of runs with shards that wait, the run first that is first in line."""
     rows = session.execute(

@@ -128,7 +128,10 @@ def at_checkpoint(session: Session, checkpoint: Checkpoint) -> list[tuple[str, s
     """(name, baseline, reading) of every signature that was read in a checkpoint, by name."""
     found = queries.at_checkpoint(session, checkpoint.id)
     baselines = {row.baseline_id: verdicts.checkpoint(session, row.baseline_id).name for _, row in found}
-    return [(row.name, baselines[row.baseline_id], _reading(session, reading, checkpoint)) for reading, row in found]
+    named = _names(session, checkpoint.family_id, [one for reading, _ in found for one in reading.carriers])
+    return [
+        (row.name, baselines[row.baseline_id], reading_view(reading, checkpoint.name, named)) for reading, row in found
+    ]
 
 
 def _turn(points: Sequence[ReadingView]) -> str | None:
@@ -213,7 +216,7 @@ def _check_hook_points(family: Family, settings: Settings) -> None:
 
 def _keep(artifacts: ArtifactStore, family: Family, text: str) -> str:
     name = f"{family.id}/contrast-{content_key(rows=text)}.jsonl"
-    if not artifacts.exists(name):
-        with artifacts.create(name) as place:
-            place.write_text(text, encoding="utf-8")
+    # Also where it is there: what was written in this moment is not removed as something that nothing refers to.
+    with artifacts.create(name) as place:
+        place.write_text(text, encoding="utf-8")
     return name

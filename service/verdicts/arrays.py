@@ -14,7 +14,9 @@ def by_number(values: NDArray[np.floating], numbers: NDArray[np.int64]) -> NDArr
 
 def by_column(stored: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
     """The inverse for any features: [..., l] -> [..., m], NaN for those that the array does not reach."""
-    known = numbers < stored.shape[-1]
-    picked = np.full((*stored.shape[:-1], len(numbers)), np.nan, dtype=np.float32)
-    picked[..., known] = stored[..., numbers[known]]
+    length = stored.shape[-1]
+    if not length:
+        return np.full((*stored.shape[:-1], len(numbers)), np.nan, dtype=np.float32)
+    picked = np.take(stored, np.minimum(numbers, length - 1), axis=-1)
+    picked[..., numbers >= length] = np.nan
     return picked

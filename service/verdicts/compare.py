@@ -2,42 +2,32 @@
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from service.models import Checkpoint, Family, Verdict
-from service.verdicts import queries
+from service.models import Checkpoint, Family
+from service.verdicts import queries, stored
 from service.verdicts.arrays import by_column
-from service.verdicts.figures import columns_of, numbers_of
-from service.verdicts.judge import GONE, Evidence, Floats, Status, judge, standard_error
+from service.verdicts.figures import floats_of
+from service.verdicts.judge import (
+    BLOCK,
+    GONE,
+    PLACE,
+    STATUSES,
+    Bools,
+    Estimates,
+    Evidence,
+    Floats,
+    Status,
+    estimates,
+    judge,
+)
 from service.verdicts.policy import Policy
-
-
-@dataclass(slots=True)
-class Row:
-    """A verdict that was computed on request, with the attributes of `service.models.Verdict`."""
-
-    feature: int
-    status: str
-    previous_status: str | None
-    change: float
-    projection_ratio: float | None
-    projection_ratio_lo: float | None
-    projection_ratio_hi: float | None
-    strength_ratio: float | None
-    strength_ratio_lo: float | None
-    strength_ratio_hi: float | None
-    orthogonal_ratio: float | None
-    q_value: float | None
-    strength: float | None
-    direction_cosine: float | None
-    readability: float | None
-    firing_rate: float
-    firings: int
-    minimum_detectable_ratio: float | None
-    successors: list[Any]
+from service.verdicts.stored import Course, Event, Measured, Stored
+from service.verdicts.table import Row, Table
 
 
 def compare(
@@ -54,81 +44,150 @@ def compare(
     Relocations and successions that took place between the two are those that were judged when they happened.
     emerged: features that the baseline is known not to have; comparison: as in `Evidence`.
     """
-    now, then = _stored(session, checkpoint), _stored(session, baseline)
-    parents = queries.parents(session, family.id)
-    between = _path(parents, checkpoint, baseline)
+    return compared(session, family, checkpoint, baseline, emerged=emerged, comparison=comparison).rows()
+
+
+def compared(
+    session: Session,
+    family: Family,
+    checkpoint: Checkpoint,
+    baseline: Checkpoint,
+    *,
+    emerged: Set[int] = frozenset(),
+    comparison: int = 1,
+    keep: bool = False,
+) -> Table:
+    """The same as columns. keep: as in `stored.read`."""
+    now, then = stored.read(session, checkpoint, keep=keep), stored.read(session, baseline, keep=keep)
+    numbers = now.standing.numbers
+    lineage = queries.lineage(session, family.id)
+    between = _path({one: parent for one, (parent, _) in lineage.items()}, checkpoint, baseline)
+    courses = [stored.course(session, family.id, one, lineage[one][1], keep=keep) for one in between]
     # One that was discovered later has no birth on the way, but may have a verdict that says so.
-    appeared = {row.feature for row in queries.verdicts(session, between, [Status.EMERGED])}
-    births = queries.born_in(session, family.id, between) | dict.fromkeys(appeared | emerged, "emerged")
+    births = {number: origin for course in courses for number, origin in course.born.items()}
+    births |= dict.fromkeys(frozenset(emerged).union(*(course.emerged for course in courses)), "emerged")
     # Discovered one step after the baseline: that step measured them there, as the level 1 that they start from.
-    follows = bool(between) and parents[between[-1]] == baseline.id
-    found = set(queries.born_in(session, family.id, between[-1:])) if follows else set()
+    follows = bool(between) and lineage[between[-1]][0] == baseline.id
+    found = set(courses[-1].born) if follows else set()
     # Where the baseline builds on this checkpoint, it goes on from the directions that features were relocated to here.
-    evidence = _evidence(now, then, births, found, ahead=checkpoint.id not in between)
+    previous = _at_baseline(numbers, then.standing)
+    evidence = _evidence(now, then, previous, births, found, ahead=checkpoint.id not in between)
     evidence.comparison = comparison
     judgement = judge(evidence, Policy.model_validate(family.policy))
-    numbers = np.array(now.numbers, dtype=np.int64)
-    columns = columns_of(numbers, evidence, judgement, then.statuses)
-    columns |= {
-        "strength": numbers_of(by_column(now.strength[0], numbers)),
-        "direction_cosine": [None] * len(numbers),
-        "readability": numbers_of(by_column(now.readability, numbers)),
-        "firing_rate": [now.figures[number][1] for number in now.numbers],
-    }
-    # Tens of thousands of rows: by place, not by name.
-    rows = [Row(*values) for values in zip(*(columns[name] for name in Row.__slots__), strict=True)]
-    happened = _happened(session, between)
-    for row in rows if happened else ():
-        wanted = _EVENT_OF.get(Status(row.status))
-        event = happened.get((row.feature, wanted)) if wanted else None
-        if event is not None:
-            row.status, row.successors = event.status, event.successors
+    statuses, change = judgement.places.copy(), judgement.change.astype(np.float64)
+    successors = {}
+    happened = _happened(courses)
+    for place, event in zip(
+        now.standing.find([number for number, _ in happened]).tolist(), happened.values(), strict=True
+    ):
+        if place >= 0 and _EVENT_OF.get(STATUSES[judgement.places[place]]) == event.status:
+            statuses[place], successors[place] = PLACE[event.status], event.successors
             # Its level went on along the new direction, so the ratio does not show it.
-            row.change = max(row.change, event.change)
-    return rows
+            change[place] = max(change[place], event.change)
+    floats = floats_of(judgement) | {
+        "change": change,
+        "strength": by_column(now.measured.strength[0], numbers).astype(np.float64),
+        "direction_cosine": np.full(len(numbers), np.nan),
+        "readability": by_column(now.measured.readability, numbers).astype(np.float64),
+        "firing_rate": now.standing.floats["firing_rate"],
+    }
+    return Table(numbers, statuses, now.standing.firings, floats, previous, successors)
 
 
-def _evidence(now: "_Stored", then: "_Stored", births: dict[int, str], found: set[int], *, ahead: bool) -> Evidence:
+def _at_baseline(numbers: NDArray[np.int64], then: Table) -> NDArray[np.int8]:
+    """[m] statuses that features have at the baseline, as places; -1: it has not got the feature."""
+    place = np.full(int(max(numbers.max(initial=0), then.numbers.max(initial=0))) + 1, -1, dtype=np.int8)
+    place[then.numbers] = then.statuses
+    return place[numbers]
+
+
+def _evidence(
+    now: Stored, then: Stored, previous: NDArray[np.int8], births: dict[int, str], found: set[int], *, ahead: bool
+) -> Evidence:
     """What two checkpoints hold against each other, columns in the order of `now`.
 
     births: origin of the features that came between them; found: those that start from level 1 at the baseline; ahead:
     the baseline builds on the checkpoint.
     """
-    numbers = np.array(now.numbers, dtype=np.int64)
-    known = np.isin(numbers, then.numbers)
-    born = np.array([births.get(number) == "emerged" for number in now.numbers]) & ~known
-    there = np.array([then.statuses.get(number) not in GONE for number in now.numbers])
-    shared = min(len(now.level), len(then.level))
+    numbers, held = now.standing.numbers, now.measured
+    known = previous >= 0
+    emerged = [number for number, origin in births.items() if origin == "emerged"]
+    born = np.isin(numbers, emerged) & ~known
+    there = ~np.isin(previous, [PLACE[status] for status in GONE])
 
     def of(stored: Floats) -> Floats:
         return by_column(stored, numbers)
 
-    reference = of(then.reference[:shared])
-    discovered = np.array([number in found for number in now.numbers]) & ~known
-    reference[:, discovered] = 1.0
-
-    level = of(now.level)
-    if ahead:
-        moved = np.array([now.statuses.get(number) == Status.RELOCATED for number in now.numbers])
-        level = np.where(moved, of(now.reference), level)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
-        projection = level[:shared] / reference
-        strength = of(now.strength[:shared]) / of(then.strength[:shared])
-        orthogonal = np.sqrt(np.maximum(strength**2 - projection**2, 0))
+    discovered = np.isin(numbers, list(found)) & ~known
+    moved = ahead & (now.standing.statuses == PLACE[Status.RELOCATED])
     # What is gone at the baseline is held against where it was last: its strength there is not at issue.
-    z = np.where(known, np.where(there, of(_strength_z(then)), np.inf), np.where(discovered, np.inf, 0.0))
-    return Evidence(
+    z = np.where(known, np.where(there, of(then.measured.strength_z), np.inf), np.where(discovered, np.inf, 0.0))
+    pair = _Pair(held, then.measured, numbers, moved, discovered)
+    projection, strength = pair.ratios(slice(None), 1)
+    return _Evidence(
         projection=projection,
         strength_ratio=strength,
-        orthogonal=orthogonal,
-        firings=np.array([now.figures[number][0] for number in now.numbers], dtype=np.int64),
-        documents=of(now.documents).astype(np.int64),
-        readability=of(now.readability),
-        readability_before=of(then.readability),
+        orthogonal=_orthogonal(projection, strength),
+        firings=now.standing.firings,
+        documents=of(held.documents).astype(np.int64),
+        readability=of(held.readability),
+        readability_before=of(then.measured.readability),
         baseline_z=z.astype(np.float32),
         there_before=there,
         born_here=born,
+        pair=pair,
     )
+
+
+class _Pair(NamedTuple):
+    """Two checkpoints, and the features that are compared, [m] each."""
+
+    now: Measured
+    then: Measured
+    numbers: NDArray[np.int64]
+    moved: Bools
+    """go by their reference now, too"""
+    discovered: Bools
+    """start from level 1 at the baseline"""
+
+    def ratios(self, columns: slice | NDArray[np.int64], most: int | None = None) -> tuple[Floats, Floats]:
+        """Replicates of projection and strength ratio of some features, at most so many: [K + 1, j] each."""
+        rows = min(len(self.now.level), len(self.then.level), most or len(self.now.level))
+        numbers, moved = self.numbers[columns], self.moved[columns]
+        level, reference = by_column(self.now.level[:rows], numbers), self.then.references(numbers, rows)
+        level[:, moved] = self.now.references(numbers[moved], rows)
+        reference[:, self.discovered[columns]] = 1.0
+        strength = by_column(self.now.strength[:rows], numbers)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
+            return level / reference, strength / by_column(self.then.strength[:rows], numbers)
+
+
+@dataclass
+class _Evidence(Evidence):
+    """Holds the estimates alone: replicates are divided a block at a time, and those of few features kept."""
+
+    pair: _Pair | None = None
+
+    def estimates(self) -> tuple[Estimates, Estimates]:
+        assert self.pair is not None
+        starts = range(0, max(len(self.pair.numbers), 1), BLOCK)
+        blocks = (self.pair.ratios(slice(start, start + BLOCK)) for start in starts)
+        projection, strength = zip(*((estimates(p), estimates(s)) for p, s in blocks), strict=True)
+        return _joined(projection), _joined(strength)
+
+    def turned(self, columns: NDArray[np.int64]) -> Floats:
+        assert self.pair is not None
+        return _orthogonal(*self.pair.ratios(columns))
+
+
+def _joined(parts: Sequence[Estimates]) -> Estimates:
+    value, error, sized = (np.concatenate([part[place] for part in parts]) for place in range(3))
+    return Estimates(value, error, sized, parts[0].folds)
+
+
+def _orthogonal(projection: Floats, strength: Floats) -> Floats:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.sqrt(np.maximum(strength**2 - projection**2, 0))
 
 
 _EVENT_OF = {
@@ -141,54 +200,9 @@ _EVENT_OF = {
 with its new direction: it counts as present."""
 
 
-def _happened(session: Session, between: Sequence[str]) -> dict[tuple[int, str], Verdict]:
-    """(feature, status) -> its last relocation or succession on the way."""
-    found = queries.verdicts(session, between, [Status.RELOCATED, Status.REPLACED])
-    latest_last = sorted(found, key=lambda verdict: -between.index(verdict.checkpoint_id))
-    return {(verdict.feature, verdict.status): verdict for verdict in latest_last}
-
-
-def _strength_z(stored: "_Stored") -> Floats:
-    """Strength^2 of each feature over its standard error: [m]."""
-    square = stored.strength.astype(np.float64) ** 2
-    return (square[0] / np.maximum(standard_error(square), 1e-9)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Arrays are by feature number in the last dimension."""
-
-    numbers: list[int]
-    """ascending, of the features that the checkpoint's code has"""
-    level: Floats
-    reference: Floats
-    strength: Floats
-    readability: Floats
-    documents: Floats
-    statuses: dict[int, str]
-    figures: dict[int, tuple[int, float]]
-    """number -> (firings, firing rate)"""
-
-
-def _stored(session: Session, checkpoint: Checkpoint) -> _Stored:
-    standing = queries.standing(session, checkpoint.id)
-
-    def array(metric: str) -> Floats:
-        found = queries.measurement(session, checkpoint.id, metric)
-        if found is None:
-            raise LookupError(f"the checkpoint {checkpoint.name} has no measurement {metric}")
-        return found
-
-    return _Stored(
-        numbers=[row[0] for row in standing],
-        level=array("level"),
-        reference=array("reference_level"),
-        strength=array("strength"),
-        readability=array("readability"),
-        documents=array("documents"),
-        statuses={row[0]: row[1] for row in standing},
-        figures={row[0]: (row[2], row[3]) for row in standing},
-    )
+def _happened(courses: Sequence[Course]) -> dict[tuple[int, Status], Event]:
+    """(feature, status) -> its last relocation or succession on the way. courses: latest first."""
+    return {(event.feature, event.status): event for course in reversed(courses) for event in course.events}
 
 
 def _path(parents: dict[str, str | None], checkpoint: Checkpoint, baseline: Checkpoint) -> Sequence[str]:

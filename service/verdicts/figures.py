@@ -21,17 +21,6 @@ def columns_of(
     numbers: NDArray[np.int64], evidence: Evidence, judgement: Judgement, previous: dict[int, str]
 ) -> dict[str, list[Any]]:
     """The same, a list of all features' values for each column of `Verdict`."""
-    arrays = {
-        "projection_ratio": judgement.projection,
-        "projection_ratio_lo": judgement.projection_lo,
-        "projection_ratio_hi": judgement.projection_hi,
-        "strength_ratio": judgement.strength_ratio,
-        "strength_ratio_lo": judgement.strength_lo,
-        "strength_ratio_hi": judgement.strength_hi,
-        "orthogonal_ratio": judgement.orthogonal,
-        "q_value": judgement.q_value,
-        "minimum_detectable_ratio": judgement.minimum_detectable,
-    }
     successors = [
         [
             {"id": feature_id(int(numbers[s.column])), "kind": s.kind, "cofiring": round(s.cofiring, 4)}
@@ -47,7 +36,23 @@ def columns_of(
         "change": judgement.change.astype(np.float64).tolist(),
         "firings": evidence.firings.tolist(),
         "successors": successors,
-    } | {name: numbers_of(values) for name, values in arrays.items()}
+    } | {name: numbers_of(values) for name, values in floats_of(judgement).items()}
+
+
+def floats_of(judgement: Judgement) -> dict[str, NDArray[np.float64]]:
+    """Figures of a judgement by the columns of `Verdict` that hold them, [m] each; NaN where there is none."""
+    figures = {
+        "projection_ratio": judgement.projection,
+        "projection_ratio_lo": judgement.projection_lo,
+        "projection_ratio_hi": judgement.projection_hi,
+        "strength_ratio": judgement.strength_ratio,
+        "strength_ratio_lo": judgement.strength_lo,
+        "strength_ratio_hi": judgement.strength_hi,
+        "orthogonal_ratio": judgement.orthogonal,
+        "q_value": judgement.q_value,
+        "minimum_detectable_ratio": judgement.minimum_detectable,
+    }
+    return {name: values.astype(np.float64) for name, values in figures.items()}
 
 
 def numbers_of(values: NDArray[np.floating]) -> list[float | None]:

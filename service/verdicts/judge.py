@@ -31,6 +31,9 @@ class Status(StrEnum):
     INDETERMINATE = "indeterminate"
 
 
+STATUSES = tuple(Status)
+"""Arrays hold a status as its place here."""
+PLACE = {status: place for place, status in enumerate(STATUSES)}
 GONE = frozenset({Status.ABSENT, Status.REPLACED})
 """After these a feature is not there any more: its reference stays where it last was."""
 
@@ -41,6 +44,19 @@ LARGEST = 1e6
 """Nor is one that leaves ratios as large as this, in any replicate."""
 LEAST_CHANGE = 0.1
 """The code's errors weigh at least as much as with so much of a change: neighbours of a feature change too."""
+BLOCK = 2048
+"""Features whose replicates are reckoned with at a time: what they need stays in the processor's cache."""
+
+
+class Estimates(NamedTuple):
+    """What the rule needs of replicates, [m] each."""
+
+    value: Floats
+    error: Floats
+    """jackknife standard error"""
+    sized: Bools
+    """that no replicate is too large, or no number: what is divided by next to nothing says nothing"""
+    folds: int
 
 
 @dataclass
@@ -67,6 +83,14 @@ class Evidence:
     comparison: int = 1
     """Which one of its lineage this is: 1 is the second checkpoint against the first. One that was asked for is 1."""
 
+    def estimates(self) -> tuple[Estimates, Estimates]:
+        """Of projection and strength ratio."""
+        return estimates(self.projection), estimates(self.strength_ratio)
+
+    def turned(self, columns: NDArray[np.int64]) -> Floats:
+        """The orthogonal ratio of a few features, [K + 1, j]."""
+        return self.orthogonal[:, columns]
+
 
 class Successor(NamedTuple):
     column: int
@@ -82,7 +106,8 @@ class Successor(NamedTuple):
 class Judgement:
     """Statuses and the figures behind them, [m] each; NaN where there is none."""
 
-    status: list[Status]
+    places: NDArray[np.int8]
+    """of the statuses in `STATUSES`"""
     projection: Floats
     projection_lo: Floats
     projection_hi: Floats
@@ -102,20 +127,39 @@ class Judgement:
     level: float
     """q-values up to it count as significant"""
 
+    @property
+    def status(self) -> list[Status]:
+        """The statuses by name."""
+        return [STATUSES[place] for place in self.places.tolist()]
+
+
+def estimates(replicates: NDArray[np.floating]) -> Estimates:
+    """Of replicates [K + 1, m]: row 0 is the estimate, row g + 1 leaves fold g out."""
+    m = replicates.shape[1]
+    error, sized = np.empty(m, dtype=np.float32), np.empty(m, dtype=bool)
+    with np.errstate(invalid="ignore", over="ignore"):  # of what is no number
+        for start in range(0, m, BLOCK):
+            block = replicates[:, start : start + BLOCK]
+            sized[start : start + BLOCK] = (block.max(0) < LARGEST) & (block.min(0) > -LARGEST)
+            error[start : start + BLOCK] = standard_error(block)
+    return Estimates(replicates[0], error, sized, len(replicates) - 1)
+
 
 def standard_error(replicates: NDArray[np.floating]) -> Floats:
     """Jackknife standard error of replicates [K + 1, ...]: row 0 is the estimate, row g + 1 leaves fold g out."""
     left_out = replicates[1:].astype(np.float64)
     k = len(left_out)
-    return np.sqrt((k - 1) / k * ((left_out - left_out.mean(0)) ** 2).sum(0)).astype(np.float32)
+    left_out -= left_out.mean(0)
+    left_out *= left_out
+    return np.sqrt((k - 1) / k * left_out.sum(0)).astype(np.float32)
 
 
 def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:
     """q-values of p-values (Benjamini and Hochberg 1995); NaN stays NaN and does not count."""
-    q = np.full(len(p), np.nan)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known])]
-    scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
+    q = np.where(np.isnan(p), np.nan, 1.0)
+    below = np.flatnonzero(p < 1)  # those of 1, nearly all, come last and stay at 1
+    order = below[np.argsort(p[below])]
+    scaled = p[order] * np.count_nonzero(~np.isnan(p)) / np.arange(1, len(order) + 1)
     q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return q
 
@@ -133,18 +177,20 @@ def spending(comparison: int) -> float:
 
 def judge(evidence: Evidence, policy: Policy) -> Judgement:
     """Judge every feature of one comparison."""
-    e, k = evidence, len(evidence.projection) - 1
+    e = evidence
+    projected, strengths = e.estimates()
+    k = projected.folds
     reach = float(stdtrit(k - 1, 0.5 + policy.confidence / 2))
     enough = (e.firings >= policy.min_firings) & (e.documents >= policy.min_documents)
-    solid = enough & (e.baseline_z >= BASELINE_Z) & _sizes(e.projection) & ~e.born_here
+    solid = enough & (e.baseline_z >= BASELINE_Z) & projected.sized & ~e.born_here
     typical = solid & e.there_before
-    projection, strengths = _known(solid, e.projection), _known(solid, e.strength_ratio)
-    size = _size(projection[:, typical], policy)
-    ratio, ratio_se = projection[0] / size, standard_error(projection) / abs(size)
+    projected, strengths = _of(solid, projected), _of(solid, strengths)
+    size = _size(projected, typical, policy)
+    ratio, ratio_se = projected.value / size, projected.error / abs(size)
     # Resampled documents share the code's errors, so the jackknife does not see them.
     ratio_se = np.hypot(ratio_se, policy.code_error * np.maximum(np.abs(1 - ratio), LEAST_CHANGE))
-    strength_size = _size(strengths[:, typical], policy)
-    strength, strength_se = strengths[0] / strength_size, standard_error(strengths) / strength_size
+    strength_size = _size(strengths, typical, policy)
+    strength, strength_se = strengths.value / strength_size, strengths.error / strength_size
     lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se
 
     level = policy.fdr * (spending(e.comparison) if policy.sequential else 1.0)
@@ -155,33 +201,36 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     still_gone = solid & ~e.there_before & (lo < policy.absent_below)
     strengthened = solid & high & e.there_before
     back = solid & ~e.there_before & (lo >= policy.suppressed_below)
-    orthogonal = _known(solid, e.orthogonal) / abs(size)
-    moved = weakened & readable & _moved(orthogonal, typical & ~low & ~high, reach, policy.suppressed_below)
+    orthogonal = np.where(solid & (np.abs(e.orthogonal[0]) < LARGEST), e.orthogonal[0], np.float32(np.nan)) / abs(size)
+    moved = np.zeros(len(ratio), dtype=bool)
+    asked = np.flatnonzero(weakened & readable)
+    usual = _usual(orthogonal[typical & ~low & ~high])
+    moved[asked] = _moved(estimates(e.turned(asked)), abs(size), usual, reach, policy.suppressed_below)
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
     replaced = weakened & np.isin(np.arange(len(ratio)), carried)
 
-    status = np.full(len(ratio), Status.INDETERMINATE, dtype=object)
+    status = np.full(len(ratio), PLACE[Status.INDETERMINATE], dtype=np.int8)
     inside = (lo >= policy.suppressed_below) & (hi <= policy.amplified_above)
-    status[solid & e.there_before & inside & readable] = Status.PRESENT
-    status[weakened] = Status.SUPPRESSED
-    status[solid & ~e.there_before & ~still_gone] = Status.SUPPRESSED
-    status[strengthened] = Status.AMPLIFIED
-    status[(weakened & absent) | still_gone] = Status.ABSENT
-    status[replaced] = Status.REPLACED
-    status[moved] = Status.RELOCATED
-    status[e.born_here | back] = Status.EMERGED
-    changed = ~np.isin(status, [Status.PRESENT, Status.INDETERMINATE]) & ~still_gone
+    status[solid & e.there_before & inside & readable] = PLACE[Status.PRESENT]
+    status[weakened] = PLACE[Status.SUPPRESSED]
+    status[solid & ~e.there_before & ~still_gone] = PLACE[Status.SUPPRESSED]
+    status[strengthened] = PLACE[Status.AMPLIFIED]
+    status[(weakened & absent) | still_gone] = PLACE[Status.ABSENT]
+    status[replaced] = PLACE[Status.REPLACED]
+    status[moved] = PLACE[Status.RELOCATED]
+    status[e.born_here | back] = PLACE[Status.EMERGED]
+    changed = (status != PLACE[Status.PRESENT]) & (status != PLACE[Status.INDETERMINATE]) & ~still_gone
     size_of_change = np.abs(np.log2(np.clip(np.where(e.born_here, 100.0, np.nan_to_num(ratio, nan=1.0)), 0.01, 100)))
     least = 1 - 2 * reach * ratio_se
     return Judgement(
-        status=list(status),
+        places=status,
         projection=_where(solid, ratio),
         projection_lo=_where(solid, lo),
         projection_hi=_where(solid, hi),
         strength_ratio=_where(solid, strength),
         strength_lo=_where(solid, np.maximum(strength - reach * strength_se, 0)),
         strength_hi=_where(solid, strength + reach * strength_se),
-        orthogonal=_where(solid, orthogonal[0]),
+        orthogonal=_where(solid, orthogonal),
         q_value=q.astype(np.float32),
         change=np.where(changed, size_of_change, 0.0).astype(np.float32),
         minimum_detectable=_where(solid & (ratio_se > 0) & (least > 0), least),
@@ -199,14 +248,11 @@ def _readable(e: Evidence, policy: Policy) -> Bools:
     return kept | np.isnan(e.readability) | (e.readability_before < policy.min_readability)
 
 
-def _sizes(replicates: Floats) -> Bools:
-    """Features whose ratios can be reckoned with: [m]. What is divided by next to nothing says nothing."""
-    return np.abs(replicates).max(0) < LARGEST
-
-
-def _known(solid: Bools, replicates: Floats) -> Floats:
-    """Replicates of the features that can be reckoned with, NaN for the others, so that no arithmetic meets them."""
-    return np.where(solid & _sizes(replicates), replicates, np.float32(np.nan))
+def _of(solid: Bools, found: Estimates) -> Estimates:
+    """Of the features that can be reckoned with, NaN for the others, so that no arithmetic meets them."""
+    known = solid & found.sized
+    value, error = (np.where(known, one, np.float32(np.nan)) for one in (found.value, found.error))
+    return Estimates(value, error, known, found.folds)
 
 
 def _significance(
@@ -214,25 +260,29 @@ def _significance(
 ) -> tuple[NDArray[np.float64], Bools, Bools]:
     """q-values of "outside the band", and which features are significantly under and over it."""
     se = np.maximum(se, 1e-9)
-    p_low = stdtr(k - 1, (ratio - policy.suppressed_below) / se)
-    p_high = stdtr(k - 1, (policy.amplified_above - ratio) / se)
-    p = np.where(solid, np.minimum(1.0, 2 * np.minimum(p_low, p_high)), np.nan).astype(np.float64)
+    outside = np.minimum(ratio - policy.suppressed_below, policy.amplified_above - ratio) / se
+    p = np.where(solid, 1.0, np.nan)
+    # Inside the band both sides have a probability of at least a half: most features, and `stdtr` is slow.
+    far = solid & (outside < 0)
+    p[far] = 2 * stdtr(k - 1, outside[far])
     q = benjamini_hochberg(p)
     significant = np.nan_to_num(q, nan=1.0) <= level
     return q, significant & (ratio < policy.suppressed_below), significant & (ratio > policy.amplified_above)
 
 
-def _moved(ratio: Floats, unchanged: Bools, reach: float, least: float) -> Bools:
+def _usual(orthogonal: NDArray[np.floating]) -> float:
+    """What nearly all of some unchanged features write along other directions."""
+    return float(np.quantile(np.nan_to_num(orthogonal), 0.99)) if len(orthogonal) else 0.0
+
+
+def _moved(orthogonal: Estimates, size: float, usual: float, reach: float, least: float) -> Bools:
     """Written along another direction as strongly as what counts as not suppressed.
 
-    The part of the orthogonal ratio ([K + 1, m]) that exceeds nearly all unchanged features must, with its whole
-    interval, be at least `least` of the former strength.
+    The part of the orthogonal ratio, over the size factor, that exceeds what is usual must, with its whole interval, be
+    at least `least` of the former strength.
     """
-    orthogonal = np.nan_to_num(ratio[0])
-    usual = float(np.quantile(orthogonal[unchanged], 0.99)) if unchanged.any() else 0.0
-    excess = np.sqrt(np.maximum(orthogonal**2 - usual**2, 0))
-    error = standard_error(np.nan_to_num(ratio))
-    return excess - reach * error >= least
+    excess = np.sqrt(np.maximum((orthogonal.value / size) ** 2 - usual**2, 0))
+    return orthogonal.sized & (excess - reach * orthogonal.error / size >= least)
 
 
 def _carried(successors: list[Successor], policy: Policy) -> bool:
@@ -241,15 +291,15 @@ def _carried(successors: list[Successor], policy: Policy) -> bool:
     return fire and sum(s.strength**2 for s in successors) >= policy.successor_strength**2
 
 
-def _size(replicates: Floats, policy: Policy) -> float:
-    """Median of ratios [K + 1, t], weighted by their precision; 1 where there is nothing to take it of.
+def _size(ratios: Estimates, typical: Bools, policy: Policy) -> float:
+    """Median of typical features' ratios, weighted by their precision; 1 where there is nothing to take it of.
 
     Where two models share concepts but no tokenizer, most features of a wide dictionary may hold what one model adds to
     its tokens. They write next to nothing, and the other model lacks them: with a vote for each, their ratio would be
     the size, and all that is shared would seem amplified. What a baseline hardly writes has no sure ratio, so precision
     leaves the word to the features that carry the stream. No ratio is surer than the code is (docs/adr/0017).
     """
-    values, variance = replicates[0].astype(np.float64), standard_error(replicates).astype(np.float64) ** 2
+    values, variance = ratios.value[typical].astype(np.float64), ratios.error[typical].astype(np.float64) ** 2
     known = np.isfinite(values) & np.isfinite(variance)
     values, variance = values[known], variance[known]
     if not len(values):

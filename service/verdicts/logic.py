@@ -22,7 +22,7 @@ from service.verdicts import past, queries
 from service.verdicts.arrays import by_column, by_number
 from service.verdicts.figures import numbers_of, verdict_columns
 from service.verdicts.generations import Ancestor, ancestry
-from service.verdicts.judge import GONE, Evidence, Floats, Judgement, Status
+from service.verdicts.judge import GONE, PLACE, Evidence, Floats, Judgement, Status
 from service.verdicts.past import Discovered
 from service.webhooks import logic as webhooks
 
@@ -115,6 +115,7 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
     checkpoint = queries.checkpoint(session, checkpoint_id)
     family = queries.family(session, checkpoint.family_id)
     queries.clear(session, checkpoint_id)
+    queries.revise(session, checkpoint)
     _write_features(session, family, checkpoint, outcome)
     if outcome.past is not None:
         past.record(session, family, outcome.past)  # first: the verdicts here go on from it
@@ -169,7 +170,7 @@ def keep(
 
 
 def _write_features(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> None:
-    if outcome.origins and set(queries.born_in(session, family.id, [checkpoint.id])) == set(outcome.origins):
+    if outcome.origins and set(queries.born_in(session, family.id, checkpoint.id)) == set(outcome.origins):
         return  # recorded before
     if family.n_features != outcome.first_number:
         raise RuntimeError(
@@ -253,8 +254,8 @@ def _write_measurements(session: Session, checkpoint: Checkpoint, outcome: Outco
             there = np.isin(numbers, list(previous))
             base[:, there] = by_column(stored, numbers[there])
     level = level * base
-    lost = np.array([status in GONE for status in judgement.status])
-    moved = np.array([status == Status.RELOCATED for status in judgement.status])
+    lost = np.isin(judgement.places, [PLACE[status] for status in GONE])
+    moved = judgement.places == PLACE[Status.RELOCATED]
     level[:, evidence.born_here] = 1.0
     # The chain goes on with the direction that a relocated feature has now, at the strength that it has there.
     reference = np.where(lost, base, level)

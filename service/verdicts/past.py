@@ -16,9 +16,10 @@ from sqlalchemy.orm import Session
 
 from service.models import Checkpoint, Family
 from service.verdicts import queries
-from service.verdicts.compare import Row, compare
+from service.verdicts.compare import compare
 from service.verdicts.figures import numbers_of
 from service.verdicts.judge import Bools, Floats, Status
+from service.verdicts.table import Row
 
 RATIOS = ("projection", "strength_ratio", "orthogonal", "cosine")
 """Stored metrics of a hook point that are against the parent's."""
@@ -77,6 +78,7 @@ def record(session: Session, family: Family, found: Discovered) -> None:
         first = past.there if before is None else past.there & ~before.there
         level = np.where(first, np.float32(1), past.projection * reference)
         judged_before = before is not None and before.checkpoint_id == checkpoint.parent_id
+        queries.revise(session, checkpoint)
         _write_measurements(session, checkpoint, found, past, level, ratios=judged_before or not checkpoint.parent_id)
         queries.remove_verdicts(session, checkpoint.id, found.numbers.tolist())
         queries.add_verdicts(session, _unjudged(family, checkpoint, found, past))

@@ -40,6 +40,14 @@ def parents(session: Session, family_id: str) -> dict[str, str | None]:
     return {row[0]: row[1] for row in rows}
 
 
+def lineage(session: Session, family_id: str) -> dict[str, tuple[str | None, int]]:
+    """Checkpoint id -> (id of its parent, its revision), of a whole family."""
+    columns = (Checkpoint.id, Checkpoint.parent_id, Checkpoint.revision)
+    return {
+        row[0]: (row[1], row[2]) for row in session.execute(select(*columns).where(Checkpoint.family_id == family_id))
+    }
+
+
 def ancestors(session: Session, checkpoint: Checkpoint) -> list[str]:
     """Ids of the checkpoints that one comes from, its parent first."""
     known, found = parents(session, checkpoint.family_id), list[str]()
@@ -50,29 +58,32 @@ def ancestors(session: Session, checkpoint: Checkpoint) -> list[str]:
     return found
 
 
-def statuses(session: Session, checkpoint_id: str) -> dict[int, str]:
-    """Feature number -> status in a checkpoint."""
-    rows = session.execute(select(Verdict.feature, Verdict.status).where(Verdict.checkpoint_id == checkpoint_id))
-    return {row[0]: row[1] for row in rows}
+def statuses(session: Session, checkpoint_id: str, numbers: Sequence[int] | None = None) -> dict[int, str]:
+    """Feature number -> status in a checkpoint, of some features or of all."""
+    statement = select(Verdict.feature, Verdict.status).where(Verdict.checkpoint_id == checkpoint_id)
+    if numbers is not None:
+        statement = statement.where(Verdict.feature.in_(numbers))
+    return {row[0]: row[1] for row in session.execute(statement)}
 
 
-def verdicts(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> Sequence[Verdict]:
-    """Verdicts of these checkpoints with one of these statuses."""
-    statement = select(Verdict).where(Verdict.checkpoint_id.in_(checkpoint_ids), Verdict.status.in_(statuses))
-    return session.scalars(statement).all()
+def events(session: Session, checkpoint_id: str, statuses: Sequence[str]) -> Sequence[Any]:
+    """(number, status, change, successors) of the features with one of these statuses in a checkpoint."""
+    columns = (Verdict.feature, Verdict.status, Verdict.change, Verdict.successors)
+    statement = select(*columns).where(Verdict.checkpoint_id == checkpoint_id, Verdict.status.in_(statuses))
+    return session.execute(statement).all()
 
 
-def standing(session: Session, checkpoint_id: str) -> list[tuple[int, str, int, float]]:
-    """(number, status, firings, firing rate) of a checkpoint's features, ascending."""
-    columns = (Verdict.feature, Verdict.status, Verdict.firings, Verdict.firing_rate)
-    rows = session.execute(select(*columns).where(Verdict.checkpoint_id == checkpoint_id))
-    return sorted((row[0], row[1], row[2], row[3]) for row in rows)
+def standing(session: Session, checkpoint_id: str, figures: Sequence[str]) -> Sequence[Any]:
+    """(number, status, firings, each of the figures) of a checkpoint's features, ascending."""
+    columns = (Verdict.feature, Verdict.status, Verdict.firings, *(getattr(Verdict, name) for name in figures))
+    statement = select(*columns).where(Verdict.checkpoint_id == checkpoint_id).order_by(Verdict.feature)
+    return session.execute(statement).all()
 
 
-def born_in(session: Session, family_id: str, checkpoint_ids: Sequence[str]) -> dict[int, str]:
-    """Feature number -> origin, of the features that these checkpoints' runs gave an id."""
+def born_in(session: Session, family_id: str, checkpoint_id: str) -> dict[int, str]:
+    """Feature number -> origin, of the features that a checkpoint's run gave an id."""
     statement = select(Feature.number, Feature.origin).where(
-        Feature.family_id == family_id, Feature.born_in.in_(checkpoint_ids)
+        Feature.family_id == family_id, Feature.born_in == checkpoint_id
     )
     return {row[0]: row[1] for row in session.execute(statement)}
 
@@ -117,6 +128,12 @@ def clear(session: Session, checkpoint_id: str) -> None:
     """Remove what an earlier judgement wrote of a checkpoint."""
     for table in (Verdict, Measurement, Source, Code, Lineage, DependencyGraph):
         session.execute(delete(table).where(table.checkpoint_id == checkpoint_id))
+
+
+def revise(session: Session, checkpoint: Checkpoint) -> None:
+    """Say that verdicts or measurements of a checkpoint are written in this transaction."""
+    checkpoint.revision = Checkpoint.revision + 1
+    session.flush()
 
 
 def add_features(session: Session, rows: list[dict[str, Any]]) -> None:

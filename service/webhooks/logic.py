@@ -1,24 +1,18 @@
-"""Events, and their way to the webhooks (Standard Webhooks 1.0).
+"""Webhooks, and the events that they are told of.
 
-An event is stored in the transaction that it tells of, with one delivery for each webhook that wants it. A sweep
-claims due deliveries, sends them outside of any transaction, and writes down what came of it. A sender that dies in
-between leaves a delivery that becomes due again: at least once, under one stable `webhook-id`.
+An event is stored in the transaction that it tells of, with one delivery for each webhook that wants it; `sending` has
+what comes after.
 """
 
 import base64
 import hashlib
-import json
 import math
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-import httpx2
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
-from standardwebhooks import Webhook as Signer
 
 from service.config import Settings
 from service.kit import clock, outbound
@@ -27,54 +21,14 @@ from service.kit.ids import new_id
 from service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
 from service.models import Delivery, Event, Webhook
 from service.webhooks import queries
-from service.webhooks.schemas import SECRET_PREFIX, TEST_EVENT, WebhookCreate, WebhookUpdate, literal_address
-
-RETRY_AFTER = tuple(
-    timedelta(**step)
-    for step in (
-        {"seconds": 5},
-        {"minutes": 5},
-        {"minutes": 30},
-        {"hours": 2},
-        {"hours": 5},
-        {"hours": 10},
-        {"hours": 14},
-        {"hours": 20},
-        {"hours": 24},
-    )
+from service.webhooks.schemas import (
+    SECRET_PREFIX,
+    TEST_EVENT,
+    RotateBody,
+    WebhookCreate,
+    WebhookUpdate,
+    literal_address,
 )
-"""Waits between the attempts; after the last one the delivery is given up."""
-
-JITTER = 0.1
-RESERVED = timedelta(seconds=60)
-"""Longer than an attempt can take; a sender that dies gives its deliveries back after it."""
-
-LOG_ENTRIES = 30
-LOG_CHARACTERS = 1000
-_random = secrets.SystemRandom()
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """One claimed delivery: all that is needed to send it without a database."""
-
-    delivery_id: str
-    webhook_id: str
-    reserved_until: datetime
-    url: str
-    sealed_secret: bytes
-    event_id: str
-    body: bytes
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one attempt. `status` is None where there was no answer."""
-
-    status: int | None
-    error: str | None
-    seconds: float
-    response: str
 
 
 def emit(session: Session, *, type: str, family_id: str | None, data: dict[str, Any], key: str) -> Event:
@@ -93,7 +47,7 @@ def emit(session: Session, *, type: str, family_id: str | None, data: dict[str, 
             session.add(event)
     except IntegrityError:  # another transaction told the same in this moment
         return session.get_one(Event, event_id)
-    for webhook in queries.enabled(session):
+    for webhook in queries.listening(session):
         if not webhook.event_types or type in webhook.event_types:
             session.add(_delivery(webhook, event))
     session.flush()
@@ -103,12 +57,13 @@ def emit(session: Session, *, type: str, family_id: str | None, data: dict[str, 
 def create(session: Session, settings: Settings, body: WebhookCreate) -> tuple[Webhook, str]:
     """A new webhook and its secret, which is stored encrypted and never shown again."""
     _check_literal(settings, body.url)
-    secret = body.secret or SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+    secret = body.secret or _new_secret()
     webhook_id = new_id("whk")
     webhook = Webhook(
         id=webhook_id,
         url=body.url,
         event_types=[str(each) for each in body.event_types],
+        format=body.format,
         secret=_box(settings).encrypt(secret.encode(), context=webhook_id),
         enabled=True,
     )
@@ -126,16 +81,31 @@ def get(session: Session, webhook_id: str) -> Webhook:
 
 
 def change(session: Session, settings: Settings, webhook: Webhook, body: WebhookUpdate) -> None:
-    """Change what the body names. Enabling forgets why it was disabled."""
+    """Change what the body names. Enabling forgets why it was disabled or paused, and sends what waited."""
     if body.url is not None:
         _check_literal(settings, body.url)
         webhook.url = body.url
     if body.event_types is not None:
         webhook.event_types = [str(each) for each in body.event_types]
+    if body.format is not None:
+        webhook.format = body.format
     if body.enabled is not None:
         webhook.enabled = body.enabled
+        webhook.failing_since = webhook.paused_at = None
         webhook.disabled_reason = None if body.enabled else "disabled by a user"
     session.flush()
+
+
+def rotate(session: Session, settings: Settings, webhook: Webhook, body: RotateBody) -> str:
+    """Give a webhook another secret, and return it. The one before signs beside it for so many hours."""
+    secret = body.secret or _new_secret()
+    webhook.old_secret, webhook.old_secret_until = None, None
+    if body.hours > 0:
+        webhook.old_secret = webhook.secret
+        webhook.old_secret_until = clock.utcnow() + timedelta(hours=body.hours)
+    webhook.secret = _box(settings).encrypt(secret.encode(), context=webhook.id)
+    session.flush()
+    return secret
 
 
 def test(session: Session, webhook: Webhook) -> tuple[Delivery, Event]:
@@ -174,78 +144,12 @@ def redeliver(session: Session, webhook: Webhook, delivery_id: str) -> Delivery:
     return delivery
 
 
-def claim_due(session: Session, *, limit: int) -> list[Parcel]:
-    """Reserve deliveries that are due. The caller commits before it sends them."""
-    now = clock.utcnow()
-    until = now + RESERVED
-    parcels = []
-    for delivery, webhook, event in queries.due(session, now=now, limit=limit):
-        if queries.reserve(session, delivery.id, now=now, until=until):
-            parcels.append(
-                Parcel(delivery.id, webhook.id, until, webhook.url, webhook.secret, event.id, payload(event))
-            )
-    return parcels
-
-
-def payload(event: Event) -> bytes:
-    """The body of every delivery of an event: made from the row alone, so a retry sends the same bytes."""
-    document = {"type": event.type, "timestamp": event.created_at.isoformat(), "data": event.data}
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
-
-
-def send(parcel: Parcel, box: SecretBox, allow: Sequence[outbound.Network]) -> Outcome:
-    """Sign and POST; never raises for what a receiver, the network or a changed key can do."""
-    began = datetime.now(UTC)
-    try:
-        secret = box.decrypt(parcel.sealed_secret, context=parcel.webhook_id).decode()
-        now = clock.utcnow()  # UTC: the library's sign() takes the digits and drops the zone
-        headers = {
-            "Content-Type": "application/json",
-            "User-Agent": "featurewatch-webhooks/1",
-            "webhook-id": parcel.event_id,
-            "webhook-timestamp": str(math.floor(now.timestamp())),
-            "webhook-signature": Signer(secret).sign(parcel.event_id, now, parcel.body.decode()),
-        }
-        reply = outbound.post(parcel.url, body=parcel.body, headers=headers, allow=tuple(allow))
-    except (httpx2.HTTPError, httpx2.InvalidURL, SecretKeyError) as error:
-        seconds = (datetime.now(UTC) - began).total_seconds()
-        return Outcome(None, f"{type(error).__name__}: {error}"[:LOG_CHARACTERS], seconds, "")
-    # Postgres text cannot hold a NUL.
-    text = reply.body.decode("utf-8", errors="replace").replace("\0", "\ufffd")[:LOG_CHARACTERS]
-    fault = None if 200 <= reply.status < 300 else f"status {reply.status}"
-    return Outcome(reply.status, fault, reply.seconds, text)
-
-
-def record(session: Session, parcel: Parcel, outcome: Outcome) -> bool:
-    """Write an attempt into the log and say what is next. False: the reservation was over, nothing was written."""
-    delivery = session.get(Delivery, parcel.delivery_id, populate_existing=True)
-    if delivery is None:
-        return False
-    now = clock.utcnow()
-    entry = {
-        "at": now.isoformat(),
-        "status": outcome.status,
-        "error": outcome.error,
-        "seconds": round(outcome.seconds, 3),
-        "response": outcome.response,
-    }
-    attempts = delivery.attempts + 1
-    values: dict[str, Any] = {"attempts": attempts, "log": [*delivery.log, entry][-LOG_ENTRIES:]}
-    if outcome.error is None:
-        values |= {"state": "delivered", "delivered_at": now, "next_attempt_at": None}
-    elif outcome.status == 410 or attempts > len(RETRY_AFTER):
-        values |= {"state": "failed", "next_attempt_at": None}
-    else:
-        values["next_attempt_at"] = now + RETRY_AFTER[attempts - 1] * _random.uniform(1, 1 + JITTER)
-    if not queries.settle(session, delivery.id, reserved_until=parcel.reserved_until, **values):
-        return False
-    if outcome.status == 410:
-        queries.disable(session, parcel.webhook_id, "the receiver answered 410 Gone")
-    return True
-
-
 def _delivery(webhook: Webhook, event: Event) -> Delivery:
     return Delivery(webhook_id=webhook.id, event_id=event.id, next_attempt_at=event.created_at, log=[])
+
+
+def _new_secret() -> str:
+    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def _require_enabled(webhook: Webhook) -> None:

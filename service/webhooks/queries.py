@@ -1,10 +1,10 @@
 """SQL of webhooks, events and deliveries."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import CursorResult, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.kit.pages import SortKey, keyset
@@ -17,9 +17,14 @@ def page(session: Session, *, after: Sequence[Any] | None, limit: int) -> Sequen
     return session.scalars(keyset(select(Webhook), keys, after, limit)).all()
 
 
-def enabled(session: Session) -> Sequence[Webhook]:
-    """Webhooks that events are sent to."""
-    return session.scalars(select(Webhook).where(Webhook.enabled)).all()
+def listening(session: Session) -> Sequence[Webhook]:
+    """Webhooks that get deliveries of new events: enabled ones, and paused ones, whose deliveries wait."""
+    return session.scalars(select(Webhook).where(or_(Webhook.enabled, Webhook.paused_at.is_not(None)))).all()
+
+
+def paused(session: Session) -> Sequence[Webhook]:
+    """Webhooks that were paused because they failed for days."""
+    return session.scalars(select(Webhook).where(Webhook.paused_at.is_not(None)).order_by(Webhook.id)).all()
 
 
 def remove(session: Session, webhook: Webhook) -> None:
@@ -53,13 +58,16 @@ def delivery(session: Session, webhook_id: str, delivery_id: str) -> Delivery | 
     ).one_or_none()
 
 
-def due(session: Session, *, now: datetime, limit: int) -> Sequence[tuple[Delivery, Webhook, Event]]:
-    """Deliveries whose time has come, longest due first."""
+def due(
+    session: Session, *, now: datetime, limit: int, but: Collection[str] = ()
+) -> Sequence[tuple[Delivery, Webhook, Event]]:
+    """Deliveries whose time has come, longest due first; none of the webhooks `but`."""
     rows = session.execute(
         select(Delivery, Webhook, Event)
         .join(Webhook, Webhook.id == Delivery.webhook_id)
         .join(Event, Event.id == Delivery.event_id)
         .where(Delivery.state == "pending", Delivery.next_attempt_at <= now, Webhook.enabled)
+        .where(Webhook.id.not_in(but))
         .order_by(Delivery.next_attempt_at, Delivery.id)
         .limit(limit)
     )
@@ -86,6 +94,33 @@ def settle(session: Session, delivery_id: str, *, reserved_until: datetime, **va
     )
 
 
+def works(session: Session, webhook_id: str) -> None:
+    """Something got through: whatever failed before."""
+    session.execute(
+        update(Webhook).where(Webhook.id == webhook_id, Webhook.failing_since.is_not(None)).values(failing_since=None)
+    )
+
+
+def fails(session: Session, webhook_id: str, now: datetime) -> datetime | None:
+    """Since when nothing gets through: now, where nothing failed before. None: the webhook is not enabled."""
+    return session.scalar(
+        update(Webhook)
+        .where(Webhook.id == webhook_id, Webhook.enabled)
+        .values(failing_since=func.coalesce(Webhook.failing_since, now))
+        .returning(Webhook.failing_since)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def pause(session: Session, webhook_id: str, now: datetime, reason: str) -> None:
+    """Stop sending to a webhook; what is on its way there waits."""
+    session.execute(
+        update(Webhook)
+        .where(Webhook.id == webhook_id, Webhook.enabled)
+        .values(enabled=False, paused_at=now, disabled_reason=reason)
+    )
+
+
 def disable(session: Session, webhook_id: str, reason: str) -> None:
     """Stop sending to a webhook, and give up what is on its way there."""
     session.execute(update(Webhook).where(Webhook.id == webhook_id).values(enabled=False, disabled_reason=reason))
@@ -94,6 +129,26 @@ def disable(session: Session, webhook_id: str, reason: str) -> None:
         .where(Delivery.webhook_id == webhook_id, Delivery.state == "pending")
         .values(state="failed", next_attempt_at=None)
     )
+
+
+def drop_old_secrets(session: Session, now: datetime) -> None:
+    """Forget secrets whose time beside the new one is over."""
+    session.execute(
+        update(Webhook).where(Webhook.old_secret_until <= now).values(old_secret=None, old_secret_until=None)
+    )
+
+
+def drop_events(session: Session, *, before: datetime, limit: int) -> None:
+    """Remove the oldest events of before a time with their deliveries, but none that is still on its way."""
+    under_way = (
+        select(Delivery.id)
+        .join(Webhook, Webhook.id == Delivery.webhook_id)
+        .where(Delivery.event_id == Event.id, Delivery.state == "pending", Webhook.enabled)
+    )
+    old = select(Event.id).where(Event.created_at < before, ~under_way.exists()).order_by(Event.created_at).limit(limit)
+    ids = session.scalars(old).all()
+    session.execute(delete(Delivery).where(Delivery.event_id.in_(ids)))
+    session.execute(delete(Event).where(Event.id.in_(ids)))
 
 
 def _changed(session: Session, statement: Any) -> bool:

@@ -1,8 +1,8 @@
 """`/v1/webhooks`: where events are sent, and what came of it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Body, Response
 
 from service.auth.guard import BY_METHOD
 from service.kit.pages import Page, Paging
@@ -10,6 +10,7 @@ from service.kit.sessions import AppSettings, ReadSession, WriteSession
 from service.webhooks import logic, queries
 from service.webhooks.schemas import (
     DeliveryView,
+    RotateBody,
     WebhookCreate,
     WebhookCreated,
     WebhookUpdate,
@@ -44,7 +45,7 @@ def get_webhook(webhook_id: str, session: ReadSession) -> WebhookView:
     return view(logic.get(session, webhook_id))
 
 
-@router.patch("/{webhook_id}", summary="Change URL, event types or whether it is enabled")
+@router.patch("/{webhook_id}", summary="Change URL, event types, format or whether it is enabled")
 def change_webhook(webhook_id: str, body: WebhookUpdate, session: WriteSession, settings: AppSettings) -> WebhookView:
     webhook = logic.get(session, webhook_id)
     logic.change(session, settings, webhook, body)
@@ -55,6 +56,21 @@ def change_webhook(webhook_id: str, body: WebhookUpdate, session: WriteSession, 
 def delete_webhook(webhook_id: str, session: WriteSession) -> Response:
     queries.remove(session, logic.get(session, webhook_id))
     return Response(status_code=204)
+
+
+@router.post("/{webhook_id}/rotate", summary="Change the secret; the answer is the only one that shows the new one")
+def rotate_secret(
+    webhook_id: str,
+    session: WriteSession,
+    settings: AppSettings,
+    response: Response,
+    body: Annotated[RotateBody | None, Body()] = None,
+) -> WebhookCreated:
+    """Deliveries carry a signature of each secret, new and old, until the old one's time is over."""
+    webhook = logic.get(session, webhook_id)
+    secret = logic.rotate(session, settings, webhook, body or RotateBody())
+    response.headers["Cache-Control"] = "no-store"
+    return created(webhook, secret)
 
 
 @router.post("/{webhook_id}/test", status_code=202, summary="Send a test event")

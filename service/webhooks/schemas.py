@@ -5,7 +5,7 @@ import binascii
 import ipaddress
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -21,6 +21,8 @@ class EventType(StrEnum):
     ALERT_RESOLVED = "alert.resolved"
     RUN_FAILED = "run.failed"
 
+
+Format = Literal["standard", "slack"]
 
 TEST_EVENT = "webhook.test"
 """Sent on demand to one webhook, whatever types it wants."""
@@ -52,6 +54,7 @@ def _check_secret(secret: str) -> str:
 
 
 WebhookUrl = Annotated[str, Field(max_length=2000), AfterValidator(_check_url)]
+Secret = Annotated[str, AfterValidator(_check_secret)]
 
 
 class WebhookCreate(BaseModel):
@@ -59,7 +62,11 @@ class WebhookCreate(BaseModel):
 
     url: WebhookUrl = Field(examples=["https://ci.example.com/featurewatch"])
     event_types: list[EventType] = Field(default=[], max_length=20, description="Empty: all.")
-    secret: Annotated[str, AfterValidator(_check_secret)] | None = Field(None, description="Default: a new one.")
+    format: Format = Field(
+        "standard",
+        description="Body: Standard Webhooks, or `{text}` as incoming webhooks of Slack and its like take it.",
+    )
+    secret: Secret | None = Field(None, description="Default: a new one.")
 
 
 class WebhookUpdate(BaseModel):
@@ -67,15 +74,31 @@ class WebhookUpdate(BaseModel):
 
     url: WebhookUrl | None = None
     event_types: list[EventType] | None = Field(None, max_length=20)
+    format: Format | None = None
     enabled: bool | None = None
+
+
+class RotateBody(BaseModel):
+    """Another secret, and how long the one before signs beside it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    secret: Secret | None = Field(None, description="Default: a new one.")
+    hours: float = Field(24.0, ge=0, le=24 * 30, description="0: the one before is void at once.")
 
 
 class WebhookView(BaseModel):
     id: str
     url: str
     event_types: list[str]
+    format: Format
     enabled: bool
     disabled_reason: str | None
+    failing_since: datetime | None = Field(description="The first failure after the last success; null: none.")
+    paused_at: datetime | None = Field(
+        description="Not null: it failed for days and was paused; deliveries wait until it is enabled."
+    )
+    old_secret_until: datetime | None = Field(description="Until then the secret before the last rotation signs too.")
     created_at: datetime
 
 
@@ -112,7 +135,7 @@ def view(webhook: Webhook) -> WebhookView:
 
 
 def created(webhook: Webhook, secret: str) -> WebhookCreated:
-    """A new webhook with its secret."""
+    """A webhook with its new secret."""
     return WebhookCreated(**view(webhook).model_dump(), secret=secret)
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from service.alerts import logic, queries
+from service.alerts import logic, raising
 from service.kit import clock
 from service.models import Checkpoint, Event, Family
 from tests import factories
@@ -146,12 +146,72 @@ def test_ack_and_mute(client, database, lineage):
     assert [alert["state"] for alert in alerts(client)] == ["muted", "muted"]
     assert len(events(database)) == 1, "muted: kept, and nobody is told"
     with database.write() as session:
-        queries.unmute(session, clock.utcnow() + timedelta(hours=3))
+        raising.unmute(session, clock.utcnow() + timedelta(hours=3))
     assert {alert["state"] for alert in alerts(client)} == {"open"}
+    assert [kind for kind, _ in events(database)] == ["alert.raised"] * 3, "they still hold: told again"
     assert client.post(f"{url}/mute").json()["muted_until"] is None
     for body in ({"hours": 1, "until": "2100-01-01T00:00:00Z"}, {"until": "2100-01-01T00:00:00"}, {"hours": 0}):
         assert client.post(f"{url}/mute", json=body).status_code == 422
     assert client.post(f"{url}/mute", json={"until": "2001-01-01T00:00:00Z"}).status_code == 409
+
+
+def measure(database, name, fvu):
+    """Judge a checkpoint with another FVU."""
+    with database.write() as session:
+        session.scalars(select(Checkpoint).where(Checkpoint.name == name)).one().quality = {"fvu": fvu}
+    return judge(database, name)
+
+
+def test_quality_against_a_bound_is_one_alert_along_a_lineage(client, database, lineage):
+    rule(client, {"kind": "quality", "max_fvu": 0.35})
+    assert measure(database, "v1", 0.3) == []
+    assert measure(database, "v2", 0.5) == ["v2: FVU 0.5, at most 0.35 may be"]
+    assert measure(database, "v2", 0.5) == [], "judged again: nothing new"
+    assert measure(database, "v3", 0.6) == [], "goes on"
+    (alert,) = alerts(client, "kind=quality&checkpoint=v2&state=open")
+    assert alert["evidence"] == [{"fvu": 0.5, "limit": 0.35, "parent_fvu": 0.3}]
+    assert alerts(client, "kind=watched") == []
+    assert measure(database, "v3", 0.35) == []
+    assert [alert["state"] for alert in alerts(client)] == ["resolved"]
+    assert [kind for kind, _ in events(database)] == ["alert.raised", "alert.resolved"]
+    assert events(database)[-1][1]["resolved_by"] == "v3"
+
+
+def test_quality_against_the_parent_is_raised_where_it_falls_again(client, database, lineage):
+    rule(client, {"kind": "quality", "max_fvu_ratio": 1.5})
+    assert measure(database, "v1", 0.9) == [], "nothing to compare with"
+    measure(database, "v1", 0.2)
+    assert measure(database, "v2", 0.4) == ["v2: FVU 0.4, at most 0.3 may be"]
+    assert measure(database, "v3", 0.5) == [], "not over 1.5 times v2's, and v2's alert stays"
+    assert measure(database, "v3", 0.7) == ["v3: FVU 0.7, at most 0.6 may be"]
+    assert {alert["state"] for alert in alerts(client)} == {"open"}
+    measure(database, "v3", 0.3)
+    assert {alert["state"] for alert in alerts(client)} == {"resolved"}
+    assert measure(database, "v3", None) == []
+
+
+def test_somebody_says_that_it_is_over(client, database, lineage):
+    rule(client, {"kind": "watched"})
+    judge(database, "v2", F0="suppressed")
+    url = f"/v1/alerts/{alerts(client)[0]['id']}"
+    assert client.post(f"{url}/resolve").json()["state"] == "resolved"
+    kind, data = events(database)[-1]
+    assert (kind, data["resolved_by"]) == ("alert.resolved", None)
+    again = client.post(f"{url}/resolve")
+    assert (again.status_code, again.json()["code"]) == (409, "alert-resolved")
+    assert judge(database, "v3", F0=("absent", "suppressed")) == ["v3: F0 absent"]
+
+
+def test_a_rule_that_becomes_one_of_another_kind_resolves_its_alerts(client, database, lineage):
+    made = rule(client, {"kind": "quality", "max_fvu": 0.35})
+    measure(database, "v2", 0.5)
+    client.patch(f"/v1/alert-rules/{made['id']}", json={"condition": {"kind": "watched"}})
+    assert [alert["state"] for alert in alerts(client)] == ["resolved"]
+    assert judge(database, "v2", F0="suppressed") == ["v2: F0 suppressed"]
+    assert [(alert["kind"], alert["state"]) for alert in alerts(client)] == [
+        ("watched", "open"),
+        ("quality", "resolved"),
+    ]
 
 
 def test_rules_are_made_changed_and_removed(client, database, lineage):
@@ -174,8 +234,21 @@ def test_rules_are_made_changed_and_removed(client, database, lineage):
         ({"name": "r", "condition": {"kind": "feature", "feature": "seven"}}, 422),
         ({"name": "r", "condition": {"kind": "watched", "statuses": []}}, 422),
         ({"name": "r", "condition": {"kind": "status_count", "status": "gone", "at_least": 1}}, 422),
+        ({"name": "r", "condition": {"kind": "quality"}}, 422),
+        ({"name": "r", "condition": {"kind": "quality", "max_fvu_ratio": 1}}, 422),
+        ({"name": "r", "condition": {"kind": "run_failed", "at_least": 0}}, 422),
+        ({"name": "r", "condition": {"kind": "run_failed", "runs": ["\0"]}}, 422),
+        ({"name": "r", "condition": {"kind": "absence"}}, 422),
+        ({"name": "r", "condition": {"kind": "absence", "days": 1e9}}, 422),
         ({"name": "r", "condition": {"kind": "watched"}, "family": "nobody"}, 404),
     ],
 )
 def test_what_is_no_rule(client, body, status):
     assert client.post("/v1/alert-rules", json=body).status_code == status
+
+
+def test_a_limit_without_end_is_none(client):
+    body = '{"name": "r", "condition": {"kind": "quality", "max_fvu": 1e999}}'
+    answer = client.post("/v1/alert-rules", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert client.get("/v1/alerts?kind=moon").status_code == 422

@@ -45,6 +45,8 @@ def family(database: Database) -> Family:
         session.flush()
         session.add(
             Alert(
+                kind="watched",
+                key="watched here",
                 rule_id=rule.id,
                 family_id=family.id,
                 checkpoint_id=v2.id,

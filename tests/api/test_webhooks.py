@@ -1,11 +1,12 @@
 """`/v1/webhooks`: secrets that are shown once, tests, deliveries, and URLs that are refused."""
 
 import base64
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from service.models import Delivery, Webhook
-from service.webhooks import logic
+from service.webhooks import logic, sending
 
 URL = "https://ci.example.com/hooks/featurewatch?team=safety"
 KEY = "a key for the tests, long enough"
@@ -51,6 +52,7 @@ def test_an_own_secret_is_kept(client):
         ({"url": "https://example.com:99999/"}, "invalid-request"),
         ({"url": URL, "event_types": ["checkpoint.jugged"]}, "invalid-request"),
         ({"url": URL, "secret": "whsec_short"}, "invalid-request"),
+        ({"url": URL, "format": "teams"}, "invalid-request"),
         ({"url": URL, "colour": "red"}, "invalid-request"),
         ({"url": "http://169.254.169.254/latest"}, "address-not-allowed"),
         ({"url": "http://[::ffff:10.0.0.1]/"}, "address-not-allowed"),
@@ -67,14 +69,42 @@ def test_change_and_remove(client, webhook, database):
     off = client.patch(url, json={"enabled": False}).json()
     assert (off["enabled"], off["disabled_reason"]) == (False, "disabled by a user")
     assert client.post(f"{url}/test").json()["code"] == "webhook-disabled"
-    on = client.patch(url, json={"enabled": True, "event_types": ["alert.raised"], "url": URL + "2"}).json()
+    on = client.patch(
+        url, json={"enabled": True, "event_types": ["alert.raised"], "url": URL + "2", "format": "slack"}
+    ).json()
     assert (on["disabled_reason"], on["event_types"], on["url"]) == (None, ["alert.raised"], URL + "2")
+    assert on["format"] == "slack"
     assert client.patch(url, json={"url": "http://10.0.0.1/"}).status_code == 422
     client.post(f"{url}/test")
     assert client.delete(url).status_code == 204
     assert client.get(url).json()["code"] == "unknown-webhook"
     with database.read() as session:
         assert session.query(Delivery).count() == 0
+
+
+def test_a_rotated_secret_is_shown_once_and_stored_encrypted(client, webhook, database):
+    url = f"/v1/webhooks/{webhook['id']}"
+    assert (webhook["format"], webhook["old_secret_until"]) == ("standard", None)
+    made = client.post(f"{url}/rotate")
+    assert (made.status_code, made.headers["Cache-Control"]) == (200, "no-store")
+    secret = made.json()["secret"]
+    assert secret.startswith("whsec_")
+    assert secret != webhook["secret"]
+    shown = client.get(url).json()
+    assert shown == {name: value for name, value in made.json().items() if name != "secret"}
+    left = datetime.fromisoformat(shown["old_secret_until"]) - datetime.now(UTC)
+    assert timedelta(hours=23) < left <= timedelta(hours=24)
+    with database.read() as session:
+        row = session.get_one(Webhook, webhook["id"])
+    for known in (webhook["secret"], secret):
+        assert known.encode() not in row.secret + row.old_secret
+        assert base64.b64decode(known.removeprefix("whsec_")) not in row.secret + row.old_secret
+    own = "whsec_" + base64.b64encode(b"s" * 32).decode()
+    now = client.post(f"{url}/rotate", json={"secret": own, "hours": 0}).json()
+    assert (now["secret"], now["old_secret_until"]) == (own, None)
+    for body in ({"hours": -1}, {"hours": 721}, {"secret": "whsec_short"}):
+        assert client.post(f"{url}/rotate", json=body).status_code == 422
+    assert client.post("/v1/webhooks/whk_none/rotate").json()["code"] == "unknown-webhook"
 
 
 def test_a_test_is_delivered_to_that_webhook_alone(client, webhook):
@@ -92,8 +122,10 @@ def test_deliveries_show_their_attempts_and_can_be_sent_again(client, webhook, d
         with database.write() as session:
             logic.emit(session, type="checkpoint.judged", family_id=None, data={"key": key}, key=key)
     with database.write() as session:
-        parcels = logic.claim_due(session, limit=5)
-        logic.record(session, parcels[0], logic.Outcome(410, "status 410", 0.25, "no such hook"))
+        parcels = sending.claim_due(session, limit=5)
+        sending.record(
+            session, parcels[0], sending.Outcome(410, "status 410", 0.25, "no such hook"), pause_after=timedelta()
+        )
     rows = client.get(f"{base}?limit=1")
     assert len(rows.json()["data"]) == 1
     assert "next" in rows.links
@@ -106,5 +138,5 @@ def test_deliveries_show_their_attempts_and_can_be_sent_again(client, webhook, d
     again = client.post(f"{base}/{failed['id']}/redeliver")
     assert (again.status_code, again.json()["state"], again.json()["event"]) == (202, "pending", failed["event"])
     with database.write() as session:
-        assert [parcel.delivery_id for parcel in logic.claim_due(session, limit=5)] == [failed["id"]]
+        assert [parcel.delivery_id for parcel in sending.claim_due(session, limit=5)] == [failed["id"]]
     assert client.post(f"{base}/dlv_none/redeliver").json()["code"] == "unknown-delivery"

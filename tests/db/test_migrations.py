@@ -10,8 +10,9 @@ from sqlalchemy import create_engine, inspect, text
 
 from service import migrate
 from service.config import Settings
+from service.kit import clock
 from service.kit.db import Database
-from service.models import Base
+from service.models import Alert, AlertRule, Base, Webhook
 from service.verdicts import queries
 from tests import factories
 
@@ -93,6 +94,45 @@ def test_features_of_before_get_an_automatic_label(database: Database) -> None:
             ("“stop”", [], {}),
             (None, [], {}),
         ]
+
+
+def test_alerts_of_before_get_kind_and_key(database: Database) -> None:
+    url = database.url.render_as_string(hide_password=False)
+    with database.write() as session:
+        family = factories.family(session)
+        checkpoint = factories.checkpoint(session, family, "v1")
+        for kind in ("watched", "absence"):
+            rule = AlertRule(id=f"rul_{kind}", name=kind, family_id=family.id, condition={"kind": kind})
+            session.add(rule)
+            session.flush()
+            at = checkpoint.id if kind == "watched" else None
+            session.add(
+                Alert(
+                    id=f"alt_{kind}",
+                    kind=kind,
+                    key=f"{kind}:{rule.id}:{at or family.id}",
+                    rule_id=rule.id,
+                    family_id=family.id,
+                    checkpoint_id=at,
+                    summary="",
+                    evidence=[],
+                )
+            )
+        hook = Webhook(id="whk_1", url="https://example.com", event_types=[], secret=b"", paused_at=clock.utcnow())
+        session.add(hook)
+        session.flush()
+        session.add(
+            Alert(kind="webhook_paused", key="webhook_paused:whk_1", webhook_id="whk_1", summary="", evidence=[])
+        )
+    database.close()
+    migrate.downgrade_url(url, "0007")
+    database.close()
+    migrate.upgrade_url(url)
+    with database.read() as session:
+        assert [rule.id for rule in session.query(AlertRule)] == ["rul_watched"], "0007 knows no absence"
+        (alert,) = session.query(Alert)
+        assert (alert.id, alert.kind, alert.key) == ("alt_watched", "watched", f"watched:rul_watched:{checkpoint.id}")
+        assert session.query(Webhook.format).scalar() == "standard"
 
 
 def test_check_says_what_to_do(database: Database) -> None:

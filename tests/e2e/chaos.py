@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -122,6 +123,8 @@ class Deployment:
         self.parts: list[Part] = []
         self.receiver = Receiver()
         self.done: Counter[str] = Counter()
+        self.retried: Counter[str] = Counter()
+        """Why runs failed that were then retried"""
 
     def __enter__(self) -> Self:
         self._stack = ExitStack()
@@ -215,19 +218,29 @@ class Deployment:
         for number in range(onboardings):
             family = f"family-{number // CHECKPOINTS}"
             if number % CHECKPOINTS == 0:
-                self.patiently(lambda name=family: self._create(name))
-            name, uri = f"v{number % CHECKPOINTS + 1}", uris[number % CHECKPOINTS]
-            made = self.patiently(lambda f=family, n=name, u=uri: self.client.register(f, name=n, uri=u))
+                self.patiently(lambda f=family: self.client.create_family(f, [HOOK_POINT], crosscoder=OPTIONS))
+            made = self.patiently(lambda f=family, n=number % CHECKPOINTS: self._register(f, n, uris[n]))
             accepted[made["run"]["id"]] = made["checkpoint"]["id"]
             time.sleep(self.random.uniform(0, 0.5))
         return accepted
 
-    def _create(self, name: str) -> None:
-        try:
-            self.client.create_family(name, [HOOK_POINT], crosscoder=OPTIONS)
-        except ApiError as error:
-            if error.status != 409:  # the answer of an earlier try was lost
-                raise
+    def _register(self, family: str, number: int, uri: str) -> Any:
+        parent = f"v{number}" if number else None
+        while True:
+            try:
+                return self.client.register(family, name=f"v{number + 1}", uri=uri, parent=parent)
+            except ApiError as error:
+                if error.code != "parent-failed":
+                    raise
+                self._retry_failed()
+
+    def _retry_failed(self) -> int:
+        """Retry runs that lost a worker in each of their attempts, as a person would; how many."""
+        failed = [run for run in self.client.runs() if run["state"] == "failed"]
+        for run in sorted(failed, key=lambda run: str(run["created_at"])):
+            self.client.retry(run["id"])
+            self.retried[(run["error"] or {"code": "?"})["code"]] += 1
+        return len(failed)
 
     def patiently(self, call: Callable[[], Any]) -> Any:
         """The answer of a call that is repeated as long as nobody answers: a CI job does no less."""
@@ -240,23 +253,19 @@ class Deployment:
                     raise
                 time.sleep(0.2)
 
-    def ended(self) -> Counter[str]:
-        """Wait until nothing is to be done any more; runs that lost all their workers are retried, as a person would.
-        What was retried, and why."""
-        retried: Counter[str] = Counter()
+    def end(self) -> None:
+        """Wait until nothing is to be done any more."""
         deadline = time.monotonic() + END_SECONDS
         while time.monotonic() < deadline:
-            runs = self.patiently(lambda: list(self.client.runs()))
-            failed = [run for run in runs if run["state"] == "failed"]
-            for run in sorted(failed, key=lambda run: str(run["created_at"])):
-                retried[(run["error"] or {"code": "?"})["code"]] += 1
-                self.patiently(lambda id_=run["id"]: self.client.retry(id_))
-            if not failed and all(run["state"] == "succeeded" for run in runs):
-                pending = [row for row in rows_of(self.database_url, Delivery) if row["state"] == "pending"]
-                if not pending:
-                    return retried
+            if not self.patiently(self._retry_failed):
+                states = {row["state"] for row in rows_of(self.database_url, Run)}
+                if states == {"succeeded"} and not any(
+                    row["state"] == "pending" for row in rows_of(self.database_url, Delivery)
+                ):
+                    return
             time.sleep(0.5)
-        raise AssertionError(f"not ended: {[(r['id'], r['state'], r['stage'], r['error']) for r in runs][:5]}")
+        left = [row for row in rows_of(self.database_url, Run) if row["state"] != "succeeded"]
+        raise AssertionError(f"not ended: {[(row['id'], row['state'], row['stage'], row['error']) for row in left]}")
 
     # What must hold
 
@@ -279,19 +288,18 @@ class Deployment:
             spans[runs[row["run_id"]]["family_id"]].append((row["started_at"], row["ended_at"]))
         for family, times in spans.items():
             ordered = sorted(times)
-            pairs = zip(ordered, ordered[1:], strict=False)
-            assert all(first[1] <= second[0] for first, second in pairs), f"two runs of {family} at once"
+            assert all(first[1] <= second[0] for first, second in pairwise(ordered)), f"two runs of {family} at once"
 
     def _check_verdicts(self, checkpoints: dict[str, dict[str, Any]]) -> None:
         features: dict[str, list[tuple[int, str]]] = defaultdict(list)
         for row in rows_of(self.database_url, Verdict):
             features[row["checkpoint_id"]].append((row["feature"], row["status"]))
-        columns = {row["id"]: row["n_features"] for row in rows_of(self.database_url, Code)}
+        columns = {row["checkpoint_id"]: row["n_features"] for row in rows_of(self.database_url, Code)}
         alike = defaultdict(set)
         for id_, checkpoint in checkpoints.items():
             found = sorted(features[id_])
             assert [number for number, _ in found] == list(range(len(found)))
-            assert len(found) == columns[checkpoint["code_id"]], checkpoint["name"]
+            assert len(found) == columns[id_], checkpoint["name"]
             alike[checkpoint["name"]].add(tuple(found))
         # Every family has the same checkpoints and options: whatever was killed, they say the same.
         assert {name: len(told) for name, told in alike.items()} == dict.fromkeys(alike, 1)

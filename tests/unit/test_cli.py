@@ -229,6 +229,32 @@ def test_errors_say_what_to_do(service: Up, tmp_path: Path) -> None:
     assert "FEATUREWATCH_WEBHOOK_ALLOW" in done.stderr
 
 
+def test_webhooks_and_rules_of_every_kind(service: Up) -> None:
+    hook = service.json(
+        "webhook", "create", "https://hooks.example.com/x", "--event", "run.failed", "--format", "slack"
+    )
+    assert (hook["format"], hook["enabled"]) == ("slack", True)
+    turned = service.json("webhook", "rotate", hook["id"], "--hours", "2")
+    assert turned["secret"] != hook["secret"]
+    assert turned["old_secret_until"] is not None
+    assert service.json("webhook", "enable", hook["id"])["enabled"]
+    assert service.run("webhook", "delete", hook["id"]).returncode == 0
+    for options, condition in [
+        (["--fvu", "0.4", "--fvu-ratio", "2"], {"kind": "quality", "max_fvu": 0.4, "max_fvu_ratio": 2.0}),
+        (["--run-failed", "onboard"], {"kind": "run_failed", "runs": ["onboard"], "at_least": 1}),
+        (["--run-failed", "any", "--at-least", "3"], {"kind": "run_failed", "runs": [], "at_least": 3}),
+        (["--silent-days", "7"], {"kind": "absence", "days": 7.0}),
+    ]:
+        made = service.json("alert", "rule", "create", "r", *options)
+        assert made["condition"] == condition
+        assert service.run("alert", "rule", "delete", made["id"]).returncode == 0
+    for options in (["--silent-days", "7", "--status", "absent"], ["--watched", "--at-least", "2"], []):
+        assert service.run("alert", "rule", "create", "r", *options).returncode == 2
+    assert service.json("alert", "list", "--kind", "webhook_paused") == []
+    done = service.run("alert", "resolve", "alt_none")
+    assert (done.returncode, "alt_none" in done.stderr) == (2, True)
+
+
 def test_nothing_answers() -> None:
     done = command("--url", f"http://127.0.0.1:{free_port()}", "family", "list")
     assert done.returncode == 3

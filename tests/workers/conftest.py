@@ -6,19 +6,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import standardwebhooks.webhooks
 
 from service.config import Settings
+from service.kit import clock
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.models import Run
 from service.runs import logic
+from service.webhooks import logic as webhooks
+from service.webhooks.schemas import WebhookCreate
 from tests import factories
+from tests.workers.receivers import Receiver
 from tests.workers.toy import PIPELINES
 from workers import runner
+from workers.sweeps import Sweeper
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +94,50 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 @pytest.fixture
 def installation(settings: Settings, database: Database, tmp_path: Path) -> Installation:
     return Installation(settings, database, tmp_path / "runs")
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver of webhooks."""
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture
+def register(settings: Settings, database: Database) -> Callable[..., tuple[str, str]]:
+    """Registers a webhook; its id and secret."""
+
+    def register(url: str, **more: Any) -> tuple[str, str]:
+        with database.write() as session:
+            webhook, secret = webhooks.create(session, settings, WebhookCreate(url=url, **more))
+            return webhook.id, secret
+
+    return register
+
+
+@pytest.fixture
+def sweeper(settings: Settings, database: Database) -> Sweeper:
+    return Sweeper(settings, database, publish=None)
+
+
+@pytest.fixture
+def time_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
+    """Moves the service's clock, and that of receivers who verify signatures."""
+    real, ahead = clock.utcnow, timedelta()
+
+    def move(by: timedelta) -> None:
+        nonlocal ahead
+        ahead += by
+
+    class Moved(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return clock.utcnow()
+
+    monkeypatch.setattr(clock, "utcnow", lambda: real() + ahead)
+    monkeypatch.setattr(standardwebhooks.webhooks, "datetime", Moved)
+    return move
 
 
 @pytest.fixture

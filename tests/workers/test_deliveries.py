@@ -1,9 +1,10 @@
 """Webhooks from the outbox to a real receiver: signatures, retries, reservations, and what must not be reached."""
 
+import json
 import threading
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.utils import format_datetime
 
 import pytest
 from sqlalchemy import select
@@ -12,92 +13,11 @@ from standardwebhooks import WebhookVerificationError
 
 from service.kit import clock
 from service.kit.crypto import SecretKeyError
-from service.models import Delivery, Webhook
-from service.webhooks import logic
-from service.webhooks.schemas import WebhookCreate
+from service.models import Delivery, Event, Webhook
+from service.webhooks import logic, sending
+from service.webhooks.schemas import RotateBody
+from tests.workers.receivers import Receiver, emit, only
 from workers.sweeps import Sweeper
-
-
-class Receiver:
-    """An HTTP server that keeps what it gets, and answers as it is told."""
-
-    def __init__(self, address="127.0.0.1"):
-        self.requests, self.answers, self.headers = [], [], {}
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.requests.append((self.path, dict(self.headers.items()), body))
-                status = receiver.answers.pop(0) if receiver.answers else 204
-                self.send_response(status)
-                for name, value in receiver.headers.items():
-                    self.send_header(name, value)
-                answer = b"" if status == 204 else b"told \0 you " * 200
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-            do_GET = do_POST
-
-            def log_message(self, *_):
-                pass
-
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 128  # more senders at once than the default of 5 lets wait
-
-        self.server = Server((address, 0), Handler)
-        self.url = f"http://{address}:{self.server.server_port}/hook?from=tests"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@pytest.fixture
-def receiver():
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture
-def sweeper(settings, database):
-    return Sweeper(settings, database, publish=None)
-
-
-@pytest.fixture
-def time_machine(monkeypatch):
-    """Moves the service's clock."""
-    real, ahead = clock.utcnow, timedelta()
-    monkeypatch.setattr(clock, "utcnow", lambda: real() + ahead)
-
-    def move(by):
-        nonlocal ahead
-        ahead += by
-
-    return move
-
-
-@pytest.fixture
-def register(settings, database):
-    def register(url, **more):
-        with database.write() as session:
-            webhook, secret = logic.create(session, settings, WebhookCreate(url=url, **more))
-            return webhook.id, secret
-
-    return register
-
-
-def emit(database, key="1", type_="checkpoint.judged", **data):
-    with database.write() as session:
-        return logic.emit(session, type=type_, family_id=None, data=data or {"checkpoint": "v2 – é"}, key=key).id
-
-
-def only(database, model=Delivery):
-    with database.read() as session:
-        return session.scalars(select(model)).one()
 
 
 def test_a_delivery_is_signed_as_the_standard_says(receiver, register, sweeper, database):
@@ -147,7 +67,100 @@ def test_retries_send_the_same_bytes_along_the_whole_schedule(receiver, register
     assert len({headers["webhook-id"] for _, headers, _ in receiver.requests}) == 1
     assert len({headers["webhook-timestamp"] for _, headers, _ in receiver.requests}) > 5, "the attempt's own time"
     entry = delivery.log[0]
-    assert (entry["status"], entry["error"], len(entry["response"])) == (500, "status 500", logic.LOG_CHARACTERS)
+    assert (entry["status"], entry["error"], len(entry["response"])) == (500, "status 500", sending.LOG_CHARACTERS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [("120", 120), ("0", 5), ("-7", 5), ("soon", 5), ("nan", 5), ("1e9", 86400), ("1e999", 86400), ("1" * 400, 86400)],
+)
+def test_retry_after_in_seconds(receiver, register, sweeper, database, asked, seconds):
+    register(receiver.url)
+    emit(database)
+    receiver.answers, receiver.headers = [503], {"Retry-After": asked}
+    began = clock.utcnow()
+    sweeper.deliver()
+    waits = (only(database).next_attempt_at - began).total_seconds()
+    assert seconds <= waits < seconds + 30, "what the receiver asked for, never less than the schedule, a day at most"
+
+
+@pytest.mark.parametrize(("hours", "seconds"), [(1, 3600), (-1, 5), (1000, 86400)])
+def test_retry_after_as_a_date(receiver, register, sweeper, database, time_machine, hours, seconds):
+    time_machine(timedelta(days=400))
+    register(receiver.url)
+    emit(database)
+    at = clock.utcnow() + timedelta(hours=hours, seconds=1)  # a date has no fractions of a second
+    receiver.answers, receiver.headers = [429], {"Retry-After": format_datetime(at, usegmt=True)}
+    began = clock.utcnow()
+    sweeper.deliver()
+    waits = (only(database).next_attempt_at - began).total_seconds()
+    assert seconds - 1 <= waits < seconds + 30
+
+
+def test_a_rotated_secret_signs_beside_the_old_one_for_a_time(
+    receiver, register, settings, sweeper, database, time_machine
+):
+    webhook_id, old = register(receiver.url)
+
+    def rotate(**body):
+        with database.write() as session:
+            return logic.rotate(session, settings, logic.get(session, webhook_id), RotateBody(**body))
+
+    def delivered(key, *secrets):
+        receiver.secrets = list(secrets)
+        emit(database, key)
+        sweeper.deliver()
+        return len(receiver.requests[-1][1]["webhook-signature"].split())
+
+    def rejected(secret):
+        _, headers, body = receiver.requests[-1]
+        with pytest.raises(WebhookVerificationError):
+            Verifier(secret).verify(body, headers)
+
+    new = rotate(hours=2)
+    assert delivered("a", old, new) == 2, "whichever of the two a receiver has"
+    time_machine(timedelta(hours=2))
+    assert delivered("b", new) == 1
+    rejected(old)
+    sweeper.tidy()
+    assert only(database, Webhook).old_secret is None, "forgotten for good"
+    last = rotate(hours=0)
+    assert delivered("c", last) == 1
+    rejected(new)
+    with database.read() as session:
+        assert {row.state for row in session.scalars(select(Delivery))} == {"delivered"}, "no signature was refused"
+
+
+def test_old_events_are_forgotten_unless_they_are_on_their_way(receiver, register, sweeper, database, time_machine):
+    register(receiver.url)
+    register(receiver.url, event_types=["run.failed"])
+    gone, late = emit(database, "gone"), emit(database, "late", "run.failed")
+    receiver.answer = lambda: 204 if receiver.ids()[-1] == gone else 500
+    sweeper.deliver()
+    time_machine(timedelta(days=31))
+    young = emit(database, "young")
+    sweeper.tidy()
+    with database.read() as session:
+        assert set(session.scalars(select(Event.id))) == {late, young}
+        assert set(session.scalars(select(Delivery.event_id))) == {late, young}
+    receiver.answer = lambda: 204
+    sweeper.deliver()
+    sweeper.tidy()
+    with database.read() as session:
+        assert set(session.scalars(select(Event.id))) == {young}
+
+
+def test_a_chat_gets_one_line_of_text(receiver, register, sweeper, database):
+    hostile = "<!channel> & @everyone\n*F7*"
+    alert = {"family": "smol", "summary": f"v2: {hostile} absent", "rule_name": "watched"}
+    register(receiver.url, format="slack")
+    emit(database, "1", "alert.raised", alert=alert)
+    sweeper.deliver()
+    ((_, headers, body),) = receiver.requests
+    assert headers["Content-Type"] == "application/json"
+    assert json.loads(body) == {
+        "text": "Alert: smol: v2: &lt;!channel&gt; &amp; @\u200beveryone *F7* absent (rule watched)"
+    }
 
 
 def test_gone_disables_the_webhook_and_gives_up_what_is_on_its_way(receiver, register, sweeper, database):
@@ -180,14 +193,14 @@ def test_a_sender_that_died_leaves_a_delivery_that_comes_again(receiver, registe
     register(receiver.url)
     event_id = emit(database)
     with database.write() as session:
-        (dead,) = logic.claim_due(session, limit=5)
-    outcome = logic.send(dead, sweeper._secrets(), sweeper.allow)
+        (dead,) = sending.claim_due(session, limit=5)
+    outcome = sending.send(dead, sweeper._secrets(), sweeper.allow, 15.0)
     assert sweeper.deliver() == 0, "reserved"
-    time_machine(logic.RESERVED + timedelta(seconds=1))
+    time_machine(sending.RESERVED + timedelta(seconds=1))
     assert sweeper.deliver() == 1
     assert [headers["webhook-id"] for _, headers, _ in receiver.requests] == [event_id] * 2
     with database.write() as session:
-        assert not logic.record(session, dead, outcome), "its reservation is over"
+        assert not sending.record(session, dead, outcome, pause_after=timedelta()), "its reservation is over"
     assert len(only(database).log) == 1
 
 

@@ -7,8 +7,6 @@ stands in one header and nowhere else: what an endpoint says of an error may rep
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -17,7 +15,7 @@ import httpx2
 
 from service.config import Settings
 from service.features.words import plain
-from service.kit import outbound
+from service.kit import clock, outbound
 from workers.errors import RunError
 from workers.labels.prompts import Message, NonsenseError
 
@@ -105,7 +103,7 @@ class Endpoint:
         if reply.status == HTTPStatus.NOT_FOUND:
             raise EndpointError("label-endpoint-unknown", f"{detail}; check URL and model", everywhere=True)
         if reply.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT) or reply.status >= 500:
-            wanted = _seconds_of(reply.retry_after)
+            wanted = outbound.seconds_of(reply.retry_after, clock.utcnow())
             busy = EndpointError("label-endpoint-busy", detail)
             if wanted is not None and wanted > LONGEST_PAUSE:
                 raise busy
@@ -131,16 +129,3 @@ def _content(body: bytes) -> str:
     if not isinstance(content, str):
         raise NonsenseError("the message has no text")
     return content
-
-
-def _seconds_of(retry_after: str | None) -> float | None:
-    """Seconds of a Retry-After header: a number, or a date (RFC 9110, section 10.2.3); None: neither."""
-    try:
-        return max(0.0, float(retry_after or ""))
-    except ValueError:
-        pass
-    try:
-        at = parsedate_to_datetime(retry_after or "")
-    except ValueError:
-        return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

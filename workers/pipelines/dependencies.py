@@ -118,7 +118,9 @@ def find_dependencies(execution: Execution) -> None:
                 rows=[row for row in rows if row is not None],
             )  # fmt: skip
             unseen = [feature_id(n) for n, row in zip(asked.targets, rows, strict=True) if row is None]
-            execution.finish(session, result | {"too_few_positions": unseen})
+            # Which positions are attention sinks stands beside the activations.
+            sinks = {} if asked.activations else {"attention_sinks": "not left out: the activations were removed"}
+            execution.finish(session, result | {"too_few_positions": unseen} | sinks)
 
 
 def load(execution: Execution) -> Asked:

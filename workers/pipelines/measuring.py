@@ -76,7 +76,7 @@ def measured(
         hook: work.artifact("dictionary", hook=hook, code=basis.artifact, checkpoint=work.checkpoint_id)
         for hook in work.hook_points
     }
-    if not execution.artifacts.exists(name):
+    if not all(map(execution.artifacts.exists, (name, *names.values()))):
         tensors = _measure(execution, work, basis, activations, parent, references, names)
         with execution.artifacts.create(name) as place:
             save_file({key: tensor.cpu().float().contiguous() for key, tensor in tensors.items()}, place)

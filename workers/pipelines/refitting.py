@@ -36,7 +36,7 @@ def refitted(execution: Execution, work: Work, activations: Activations, parent:
     artifact, lineage = work.artifact("code", **inputs), work.artifact("lineage", **inputs)
     saved = files.partial_fit(execution.settings.data_dir, artifact)
     device = device_of(execution)
-    if not execution.artifacts.exists(artifact):
+    if not all(map(execution.artifacts.exists, (artifact, lineage))):
         anchors = [parent if one.id == work.parent.id else open_kept(execution, work, one) for one in work.anchors]
         old, old_numbers, _ = files.load_code(execution.artifacts.path(work.parent.code), device)
         members = Members([*anchors, activations])

@@ -1,0 +1,441 @@
+"""The API under load: `python -m benchmarks.service --write-docs` writes docs/benchmarks.md.
+
+A family of many checkpoints (`service_data`) is written to SQLite and to a Postgres of the benchmark's own. The API is
+started as `featurewatch up` starts it, on SQLite, and as the compose file does, on Postgres and with a key. Then:
+
+- *latency*: clients ask for features, trajectories, comparisons and reports in random order, each the next thing as
+  soon as it has the last, while another process works as a worker does: heartbeats, and now and then a judged
+  checkpoint;
+- *floor*: the same clients ask for `/healthz`, which does nothing;
+- *burst*: registrations at the same moment, none of which may be lost or happen twice;
+- *memory*: the resident size of the API over many requests, and its slope.
+
+Clients, worker and server share the machine. `--quick` is a smoke test of a minute.
+"""
+
+import argparse
+import http.client
+import json
+import multiprocessing
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import linregress
+from scipy.stats import t as student
+from sqlalchemy import func, select, text
+
+from benchmarks.service_data import FAMILY, LEASE_S, NEW, Filler, Lineage
+from service import migrate
+from service.auth import logic as auth
+from service.config import Settings
+from service.families import logic as families
+from service.families.schemas import FamilyIn
+from service.models import Checkpoint, Family, Run
+from service.runs import logic as runs
+from service.verdicts.judge import Status
+from tests.services import free_port, postgres_server
+
+KINDS = ("features", "trajectory", "diff", "report")
+GOAL_MS = 50.0
+BURST = 200
+BEAT_S, JUDGED_EVERY_S = 1.0, 20.0
+START_S = 60.0
+SAMPLES = 50
+"""Sizes of the API's memory that are taken; the first fifth is left out of the slope."""
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- service -->", "<!-- /service -->"
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="The API under load, on SQLite and on Postgres.")
+    parser.add_argument("--features", type=int, default=32_768, help="that the newest checkpoint has")
+    parser.add_argument("--checkpoints", type=int, default=50)
+    parser.add_argument("--hook-points", type=int, default=4)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=120, help="of the latencies")
+    parser.add_argument("--requests", type=int, default=100_000, help="over which memory is watched")
+    parser.add_argument("--engine", choices=["sqlite", "postgres"], action="append", help="left out: both")
+    parser.add_argument("--quick", action="store_true", help="small and short")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--write-docs", action="store_true", help=f"put the tables into docs/{PAGE.name}")
+    parser.add_argument("--json", action="store_true", help="nothing but the object on standard output")
+    options = parser.parse_args()
+    if options.quick:
+        options.features, options.checkpoints, options.seconds, options.requests = 2048, 12, 5, 1000
+    log = sys.stderr if options.json else sys.stdout
+    result: dict[str, Any] = {"seed": options.seed, "clients": options.clients, "machine": machine()}
+    result |= {name: getattr(options, name) for name in ("features", "checkpoints", "hook_points")}
+    for engine in options.engine or ["sqlite", "postgres"]:
+        with (
+            tempfile.TemporaryDirectory(prefix="featurewatch-service-") as folder,
+            installed(engine, folder) as settings,
+        ):
+            filler, result[engine] = filled(settings, options)
+            print(f"{engine}: {result[engine]}", file=log, flush=True)
+            result[engine] |= measure(
+                filler, options, lambda line, e=engine: print(f"{e}: {line}", file=log, flush=True)
+            )
+    if options.write_docs:
+        write_page(result)
+    print(json.dumps(result))
+
+
+@contextmanager
+def installed(engine: str, folder: str) -> Iterator[Settings]:
+    """Settings of an empty installation."""
+    data = Path(folder).resolve() / "data"
+    data.mkdir()
+    if engine == "sqlite":
+        settings = Settings(data_dir=data, database_url="", artifacts="", require_keys=False)
+        migrate.upgrade(settings)
+        yield settings
+        return
+    with postgres_server() as server:
+        name = server.create(prefix="fw_benchmark")
+        try:
+            settings = Settings(data_dir=data, database_url=server.database_url(name), artifacts="", require_keys=True)
+            migrate.upgrade(settings)
+            yield settings
+        finally:
+            server.drop(name)
+
+
+def filled(settings: Settings, options: argparse.Namespace) -> tuple[Filler, dict[str, Any]]:
+    """The installation with its family, and what it took."""
+    hooks = [f"resid_post.{6 * (1 + place)}" for place in range(options.hook_points)]
+    filler = Filler(settings, Lineage(options.features - NEW * (options.checkpoints - 1), hooks, options.seed))
+    began = time.perf_counter()
+    filler.fill(options.checkpoints)
+    took = time.perf_counter() - began
+    with filler.database() as database:
+        if not database.is_sqlite:  # as autovacuum would have done, which this server does without
+            with database.writer.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.execute(text("VACUUM ANALYZE"))
+        size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+        size = size if database.is_sqlite else "SELECT pg_database_size(current_database())"
+        with database.read() as session:
+            megabytes = round((session.scalar(text(size)) or 0) / 1e6)
+    return filler, {"fill_seconds": round(took, 1), "megabytes": megabytes}
+
+
+def measure(filler: Filler, options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """All figures of one installation."""
+    with filler.database() as database, database.write() as session:
+        key = auth.create(session, name="benchmark", scopes=["write"])[1]
+    with serving(filler.settings, key) as service:
+        asked = Asked(options.features, options.checkpoints)
+        load(service, asked.anything, options.clients, seconds=options.seconds / 4, seed=options.seed)
+        found: dict[str, Any] = {"floor": spread(load(service, asked.floor, options.clients, count=2000)["floor"])}
+        with working(filler, options.checkpoints) as judged:
+            latencies = load(service, asked.anything, options.clients, seconds=options.seconds, seed=options.seed + 1)
+        found |= {"judged_meanwhile": judged.value}
+        found |= {"latency": {kind: spread(latencies[kind]) for kind in KINDS}}
+        found["per_second"] = round(sum(map(len, latencies.values())) / options.seconds, 1)
+        say(f"{found}")
+        found["burst"] = burst(service, filler)
+        say(f"{found['burst']}")
+        found["memory"] = memory(service, asked, options)
+        say(f"{found['memory']}")
+    return found
+
+
+@dataclass(frozen=True)
+class Service:
+    """An API that listens."""
+
+    host: str
+    port: int
+    key: str
+    process: subprocess.Popen[str]
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection that is kept."""
+        return http.client.HTTPConnection(self.host, self.port, timeout=120)
+
+    def ask(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: Any = None
+    ) -> tuple[int, bytes]:
+        """Status and body of an answer."""
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    def megabytes(self) -> float:
+        """Resident size of all its processes."""
+        pids = [self.process.pid]
+        for pid in pids:
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                pids += [int(child) for child in children.read_text().split()]
+        return sum(_resident(pid) for pid in pids) / 1e3
+
+
+def _resident(pid: int) -> int:
+    found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+@contextmanager
+def serving(settings: Settings, key: str) -> Iterator[Service]:
+    """The API in a process of its own, started as `featurewatch up` or the compose file starts it."""
+    port = free_port()
+    if settings.database_url:
+        command = ["-m", "uvicorn", "--factory", "service.app:create_app", "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--no-server-header"]
+    else:
+        command = ["-c", "from service.cli import main; main()", "up", "--no-worker", "--port", str(port)]
+    with (settings.data_dir / "api.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command], env=os.environ | settings.environment(), stdout=log, stderr=log, text=True
+        )
+    service = Service("127.0.0.1", port, key, process)
+    try:
+        deadline = time.monotonic() + START_S
+        while not _ready(service):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"the API did not come up:\n{(settings.data_dir / 'api.log').read_text()[-2000:]}")
+            time.sleep(0.1)
+        yield service
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _ready(service: Service) -> bool:
+    try:
+        return service.ask(service.connect(), "GET", "/readyz")[0] == 200
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What clients ask for: any feature, any checkpoint, any two of them."""
+
+    features: int
+    checkpoints: int
+
+    def floor(self, rng: random.Random) -> tuple[str, str]:
+        """A request that does nothing."""
+        return "floor", "/healthz"
+
+    def anything(self, rng: random.Random) -> tuple[str, str]:
+        """(kind, path) of one of the four kinds, each as often as the others."""
+        kind, base = rng.choice(KINDS), f"/v1/families/{FAMILY}"
+        first, second = rng.sample(range(self.checkpoints), 2)
+        match kind:
+            case "features":
+                return kind, f"{base}/features?checkpoint=v{first}&status={rng.choice(list(Status))}"
+            case "trajectory":
+                return kind, f"{base}/features/F{rng.randrange(self.features)}/trajectory"
+            case "diff":
+                return kind, f"{base}/diff?from=v{first}&to=v{second}"
+            case _:
+                return kind, f"{base}/checkpoints/v{first}/report"
+
+
+def load(
+    service: Service, draw: Callable[[random.Random], tuple[str, str]], clients: int, *,
+    seconds: float = float("inf"), count: float = float("inf"), seed: int = 0,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Milliseconds by kind, of so many clients that each ask the next thing when they have the last."""
+    took: dict[str, list[float]] = defaultdict(list)
+    deadline, left = time.monotonic() + seconds, iter(range(int(min(count, sys.maxsize))))
+
+    def client(number: int) -> None:
+        rng, connection = random.Random(f"{seed} {number}"), service.connect()
+        while time.monotonic() < deadline and next(left, None) is not None:
+            kind, path = draw(rng)
+            began = time.perf_counter()
+            status, body = service.ask(connection, "GET", path)
+            took[kind].append((time.perf_counter() - began) * 1e3)
+            if status != 200:
+                raise SystemExit(f"{path}: {status} {body[:500]!r}")
+
+    together([lambda number=number: client(number) for number in range(clients)])
+    return took
+
+
+def together(work: list[Callable[[], None]]) -> None:
+    """Do all of it at the same time, each in a thread; what one raises is raised."""
+    failed: list[BaseException] = []
+
+    def each(one: Callable[[], None]) -> None:
+        try:
+            one()
+        except BaseException as error:  # noqa: BLE001 - it is raised below
+            failed.append(error)
+
+    threads = [threading.Thread(target=each, args=(one,)) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def spread(milliseconds: list[float]) -> dict[str, float]:
+    """Percentiles."""
+    p50, p95, p99 = np.percentile(milliseconds, [50, 95, 99]).round(2).tolist()
+    return {"n": len(milliseconds), "p50": p50, "p95": p95, "p99": p99}
+
+
+@contextmanager
+def working(filler: Filler, place: int) -> Iterator[Any]:
+    """A worker in a process of its own; yields how many checkpoints it has judged."""
+    stop, judged = multiprocessing.Event(), multiprocessing.Value("i", 0)
+    process = multiprocessing.Process(target=_work, args=(filler, place, stop, judged))
+    process.start()
+    try:
+        yield judged
+    finally:
+        stop.set()
+        process.join()
+    if process.exitcode:
+        raise SystemExit("the worker failed")
+
+
+def _work(filler: Filler, place: int, stop: Event, judged: Any) -> None:
+    """Register, beat, judge, and so on until it is to stop; then the checkpoint under way is judged."""
+    with filler.database() as database:
+        while not stop.is_set():
+            run_id, attempt = filler.begin(database, place)
+            began = time.monotonic()
+            while time.monotonic() - began < JUDGED_EVERY_S and not stop.wait(BEAT_S):
+                with database.write() as session:
+                    runs.heartbeat(
+                        session, run_id=run_id, attempt=attempt, lease_seconds=LEASE_S, stage="harvest",
+                        progress=(time.monotonic() - began) / JUDGED_EVERY_S, detail={}, seconds={},
+                    )  # fmt: skip
+            filler.judge(database, place, (run_id, attempt))
+            place += 1
+            judged.value += 1
+
+
+def burst(service: Service, filler: Filler) -> dict[str, Any]:
+    """Registrations of different checkpoints, all sent at the same moment."""
+    answers: list[tuple[int, bytes]] = []
+    with filler.database() as database, database.write() as session:
+        body = FamilyIn(name="burst", hook_points=filler.lineage.hook_points)
+        families.create(session, filler.settings, body)
+    start = threading.Barrier(BURST)
+
+    def register(number: int) -> None:
+        connection = service.connect()
+        connection.connect()
+        start.wait()
+        body = {"name": f"v{number}", "uri": f"hf://org/model@v{number}"}
+        answers.append(service.ask(connection, "POST", "/v1/families/burst/checkpoints", body))
+
+    began = time.perf_counter()
+    together([lambda number=number: register(number) for number in range(BURST)])
+    took = time.perf_counter() - began
+    accepted = {json.loads(body)["run"]["id"] for status, body in answers if status in (201, 202)}
+    with filler.database() as database, database.read() as session:
+        there = select(func.count(func.distinct(Checkpoint.name)), func.count()).select_from(Checkpoint)
+        names, rows = session.execute(there.join(Family).where(Family.name == "burst")).one()
+        queued = set(session.scalars(select(Run.id).join(Family).where(Family.name == "burst")))
+    return {
+        "sent": BURST,
+        "answers": dict(Counter(str(status) for status, _ in answers)),
+        "checkpoints": names,
+        "rows": rows,
+        "runs_lost": len(accepted - queued),
+        "runs_twice": len(queued - accepted),
+        "seconds": round(took, 2),
+    }
+
+
+def memory(service: Service, asked: Asked, options: argparse.Namespace) -> dict[str, Any]:
+    """Resident size over many requests. The slope's interval takes samples for independent."""
+    sizes, done = [service.megabytes()], [0]
+    for sample in range(SAMPLES):
+        count = options.requests // SAMPLES
+        load(service, asked.anything, options.clients, count=count, seed=options.seed + 2 + sample)
+        done.append(done[-1] + count)
+        sizes.append(service.megabytes())
+    settled = slice(SAMPLES // 5, None)
+    line = linregress(np.array(done[settled]) / 1e5, sizes[settled])
+    reach = float(student.ppf(0.975, len(done[settled]) - 2)) * line.stderr
+    return {
+        "requests": done[-1],
+        "megabytes_first": round(sizes[0], 1),
+        "megabytes_settled": round(sizes[settled][0], 1),
+        "megabytes_last": round(sizes[-1], 1),
+        "megabytes_most": round(max(sizes), 1),
+        "slope_per_100000": round(line.slope, 2),
+        "slope_ci": [round(line.slope - reach, 2), round(line.slope + reach, 2)],
+    }
+
+
+def machine() -> str:
+    """Processor and cores that this process may use."""
+    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def write_page(result: dict[str, Any]) -> None:
+    """Put the tables of a run into docs/benchmarks.md."""
+    engines = [name for name in ("sqlite", "postgres") if name in result]
+    lines = [
+        f"{result['features']:,} features x {result['checkpoints']} checkpoints x {result['hook_points']} hook points; "
+        f"{result['clients']} clients; {result['machine']}; seed {result['seed']}.",
+        "",
+        *_table(
+            ["", "request", "requests", "p50, ms", "p95, ms", "p99, ms", f"p95 at most {GOAL_MS:.0f} ms"],
+            [
+                [engine, kind, f"{found['n']:,}", *(f"{found[name]:.1f}" for name in ("p50", "p95", "p99")),
+                 "" if kind == "floor" else "yes" if found["p95"] <= GOAL_MS else "no"]
+                for engine in engines
+                for kind, found in [*result[engine]["latency"].items(), ("floor", result[engine]["floor"])]
+            ],
+        ),
+        "",
+        *_table(
+            ["", "database", "written in", "requests/s", "judged meanwhile", "registrations", "accepted", "lost",
+             "twice", "memory, MB", "slope, MB per 100,000 requests"],
+            [_row(engine, result[engine]) for engine in engines],
+        ),
+    ]  # fmt: skip
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    table = "\n".join(lines)
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def _row(engine: str, found: dict[str, Any]) -> list[str]:
+    told, size = found["burst"], found["memory"]
+    accepted = sum(count for status, count in told["answers"].items() if status in ("201", "202"))
+    low, high = size["slope_ci"]
+    return [
+        engine, f"{found['megabytes']:,} MB", f"{found['fill_seconds']:.0f} s", f"{found['per_second']:.0f}",
+        f"{found['judged_meanwhile']}", f"{told['sent']} in {told['seconds']:.1f} s", f"{accepted}",
+        f"{told['runs_lost']}", f"{told['runs_twice']}",
+        f"{size['megabytes_settled']:.0f} to {size['megabytes_last']:.0f}",
+        f"{size['slope_per_100000']:.1f} ({low:.1f} to {high:.1f})",
+    ]  # fmt: skip
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in [head, ["---", *["---:"] * (len(head) - 1)], *rows]]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""`featurewatch db`: the database and the artifacts of this installation, on the server itself."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+
+from service.cli import base
+from service.cli.base import AsJson
+
+db_app = typer.Typer(help="The database, and the artifacts that it refers to.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the main one."""
+    app.add_typer(db_app, name="db")
+
+
+@db_app.command("upgrade")
+def upgrade() -> None:
+    """Bring the database to this version's schema. Safe to run at each start: of several, one does it."""
+    _local().upgrade()
+    base.say("the database's schema is up to date")
+
+
+@db_app.command("check")
+def check(as_json: AsJson = False) -> None:
+    """Whether the database has this version's schema, what it holds, and whether all artifacts that it refers to are
+    there. Exit code 1 where something is missing, 2 where the schema is another one."""
+    found = _local().check()
+    if as_json:
+        base.show_json(found)
+    else:
+        _show_check(found)
+    if found["missing"] or found["orphans"]:
+        raise typer.Exit(base.FAILED)
+
+
+def _show_check(found: dict[str, Any]) -> None:
+    base.show_fields(
+        [
+            ("schema", found["schema"]),
+            ("engine", found["engine"]),
+            ("database", _size(found["bytes"])),
+            ("artifacts", _size(found["artifact_bytes"])),
+            ("unreferenced", f"{found['unreferenced']:,} artifacts, {_size(found['unreferenced_bytes'])}"),
+        ]
+    )
+    base.out.print()
+    base.show_rows(list(found["rows"].items()), [("TABLE", lambda row: row[0]), ("ROWS", lambda row: row[1])], empty="")
+    if found["missing"]:
+        base.out.print()
+        columns = [("MISSING ARTIFACT", lambda row: row["artifact"]), ("REFERRED TO BY", lambda row: row["column"])]
+        base.show_rows(found["missing"], columns, empty="")
+    if found["orphans"]:
+        base.say(f"rows without their parents: {', '.join(found['orphans'])}; restore a backup")
+
+
+@db_app.command("copy")
+def copy(
+    from_: Annotated[str, typer.Argument(metavar="FROM", help="The other database: a SQLite file, or a URL.")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy another database into the configured one, which must be empty: from SQLite to Postgres, or back. Every row
+    is read back and compared. Artifacts stay where they are. Stop the service first."""
+    found = _local().copy(from_)
+    if as_json:
+        return base.show_json(found)
+    columns = [
+        ("TABLE", lambda row: row["table"]),
+        ("ROWS", lambda row: row["rows"]),
+        ("OF ARRAYS", lambda row: _size(row["bytes"]) if row["bytes"] else None),
+    ]
+    base.show_rows(found, columns, empty="")
+    base.say(f"{sum(row['rows'] for row in found):,} rows were copied, and are the same in both")
+    return None
+
+
+@db_app.command("vacuum")
+def vacuum(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what the retention policy keeps no longer, and give the space of a SQLite file back. Sweeps do the first
+    by themselves, hourly. What nothing refers to waits for FEATUREWATCH_VACUUM_HOURS first."""
+    found = _local().vacuum(dry_run=dry_run)
+    if as_json:
+        return base.show_json(found)
+    verb = "would be removed" if dry_run else "removed"
+    columns = [("ARTIFACT", lambda row: row[0]), ("SIZE", lambda row: _size(row[1])), ("", lambda row: row[2])]
+    rows = [(name, size, verb) for name, size in found["removed"].items()]
+    rows += [(name, size, "waits") for name, size in found["waiting"].items()]
+    base.show_rows(rows, columns, empty="Nothing to remove.")
+    base.say(
+        f"{_size(sum(found['removed'].values()))} {verb}, {_size(sum(found['waiting'].values()))} later; the database "
+        f"had {_size(found['bytes_before'])}, now {_size(found['bytes'])}"
+    )
+    if found["released"]:
+        base.say(f"activations kept no longer: {', '.join(found['released'])}")
+    if found["busy"]:
+        base.say(f"left alone, since a worker has a run of it: {', '.join(found['busy'])}")
+    return None
+
+
+@db_app.command("backup")
+def backup(
+    file: Annotated[Path, typer.Argument(help="File to write; must not be there.")], as_json: AsJson = False
+) -> None:
+    """Copy the SQLite database while the service runs. Copy the artifacts after it, not before."""
+    made = _local().backup(file)
+    base.show_json(made) if as_json else base.show_fields(made.items())
+
+
+@db_app.command("restore")
+def restore(
+    file: Annotated[Path, typer.Argument(help="What `backup` wrote.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Although the database holds rows: they go.")] = False,
+) -> None:
+    """Put a backup of a SQLite database in place, and bring it to this version's schema. Stop the service first."""
+    _local().restore(file, replace=replace)
+    base.say("the backup is in place; `featurewatch db check` says whether all artifacts are")
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    value, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while value >= 1000 and unit != "TB":
+        value, unit = value / 1000, next(units)
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+
+
+def _local() -> ModuleType:
+    """The whole service; imported when it is needed, so that the other commands start quickly."""
+    from service.cli import local_database  # noqa: PLC0415
+
+    return local_database

@@ -1,0 +1,142 @@
+"""What the commands of service.cli.database do. Apart from them, since it imports the whole service: slow to start."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import make_url
+
+from service import migrate
+from service.cli import base, local
+from service.config import Settings
+from service.kit.artifacts import ArtifactStore
+from service.kit.clock import utcnow
+from service.kit.db import Database
+from service.store import backup as backups
+from service.store import copying, logic, queries
+
+
+def upgrade() -> None:
+    """Bring the configured database to this version's schema."""
+    local.upgrade(Settings())
+
+
+def check() -> dict[str, Any]:
+    """What the installation holds, and what is broken; UsageError where the schema is another one."""
+    settings = Settings()
+    local.check(settings)
+    with closing(Database(settings.resolved_database_url)) as database, database.read() as session:
+        return {"schema": migrate.newest()} | logic.inspect(session, _artifacts(settings))
+
+
+def copy(from_: str) -> list[dict[str, Any]]:
+    """Copy a database into the configured one; what was copied, table by table."""
+    settings, url = Settings(), from_ if "://" in from_ else f"sqlite:///{Path(from_).expanduser().resolve()}"
+    if make_url(url) == make_url(settings.resolved_database_url):
+        raise base.UsageError("the configured database (FEATUREWATCH_DATABASE_URL) is the one to copy from")
+    if (file := _file(url)) is not None and not file.is_file():
+        raise base.UsageError(f"there is no database {file}")
+    try:
+        migrate.check(Settings(database_url=url))
+    except migrate.SchemaError as error:
+        raise base.UsageError(f"{error} That is the one to copy from: name it in FEATUREWATCH_DATABASE_URL.") from error
+    local.upgrade(settings)
+    try:
+        with (
+            closing(Database(url)) as source,
+            closing(Database(settings.resolved_database_url)) as target,
+            source.write() as reading,
+            target.write() as session,
+        ):
+            return [part._asdict() for part in copying.copy(reading, session)]
+    except copying.CopyError as error:
+        raise base.UsageError(str(error)) from error
+
+
+def vacuum(*, dry_run: bool) -> dict[str, Any]:
+    """Remove what is due, family by family, then the free pages of a SQLite file."""
+    settings = Settings()
+    artifacts = _artifacts(settings)
+    removed, waiting, released, busy = dict[str, int](), dict[str, int](), list[str](), list[str]()
+    with local.opened() as database:
+        before = _size(database)
+        with database.read() as session:
+            families = queries.families(session)
+        for family, name in families.items():
+            stored, now, done = artifacts.listing(family), utcnow(), logic.Vacuumed(left=not dry_run)
+            with database.read() as session:
+                found = logic.look(session, settings, family, stored, now)
+                names = queries.checkpoint_names(session, found.released)
+            while done.left:
+                with database.write() as session:
+                    done = logic.vacuum(session, artifacts, settings, family, stored, now=now)
+                removed |= done.removed
+                stored = {name: size for name, size in stored.items() if name not in done.removed}
+            if done.busy:
+                busy.append(name)
+                continue
+            removed |= found.due if dry_run else {}
+            waiting |= found.waiting
+            released += names
+        if database.is_sqlite and not dry_run:
+            _compact(database)
+        sizes = {"bytes_before": before, "bytes": _size(database)}
+    return {"removed": removed, "waiting": waiting, "released": released, "busy": busy, **sizes}
+
+
+def backup(file: Path) -> dict[str, Any]:
+    """Copy the configured SQLite database."""
+    try:
+        return {"file": str(file), "bytes": backups.backup(_sqlite_file("pg_dump"), file)}
+    except backups.BackupError as error:
+        raise base.UsageError(str(error)) from error
+
+
+def restore(file: Path, *, replace: bool) -> None:
+    """Put a copy in the place of the configured SQLite database."""
+    database = _sqlite_file("pg_restore")
+    if database.is_file() and not replace and _holds_rows():
+        raise base.UsageError(f"{database} holds rows; --replace gives them up")
+    try:
+        backups.restore(file, database)
+    except backups.BackupError as error:
+        raise base.UsageError(str(error)) from error
+    local.upgrade(Settings())
+
+
+def _holds_rows() -> bool:
+    with local.opened() as database, database.read() as session:
+        return any(queries.row_counts(session).values())
+
+
+def _compact(database: Database) -> None:
+    """Write the file anew without its free pages, of which deleted rows leave many."""
+    with closing(database.writer.raw_connection()) as connection:
+        try:
+            connection.cursor().execute("VACUUM")
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.OperationalError as error:
+            raise base.UsageError(f"the file is in use ({error}); its space is given back another time") from error
+
+
+def _size(database: Database) -> int:
+    with database.read() as session:
+        return queries.size(session)
+
+
+def _artifacts(settings: Settings) -> ArtifactStore:
+    return ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
+
+
+def _sqlite_file(otherwise: str) -> Path:
+    """Path of the configured database; UsageError where it is Postgres."""
+    file = _file(Settings().resolved_database_url)
+    if file is None:
+        raise base.UsageError(f"this database is Postgres: use {otherwise}, as docs/operations.md says")
+    return file
+
+
+def _file(url: str) -> Path | None:
+    parsed = make_url(url)
+    return Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None

@@ -1,0 +1,216 @@
+"""A family's verdicts, its readings at every hook point, and its features as Parquet, for pandas, DuckDB and the like.
+
+A row group is made when it is asked for, a checkpoint each, so memory does not grow with the number of checkpoints.
+What a column is and its unit stand in its metadata.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from service.checkpoints import queries as checkpoints
+from service.dependencies import queries as dependencies
+from service.features import queries
+from service.features.codes import Outlet
+from service.features.schemas import FeatureOut, Point, feature_fields
+from service.features.sources import METRICS, FeatureAtSource, over_size
+from service.kit.ids import feature_id
+from service.kit.problems import ConflictError
+from service.models import Checkpoint, Source
+from service.verdicts import queries as verdicts
+
+TableName = Literal["verdicts", "sources", "features"]
+MEDIA_TYPE = "application/vnd.apache.parquet"
+_FEATURES_AT_ONCE = 10_000
+
+Reading = Callable[[], AbstractContextManager[Session]]
+"""Opens a session for one row group: whoever reads the answer slowly must not hold a connection."""
+Columns = dict[str, Sequence[Any]]
+
+
+class _Of(NamedTuple):
+    """A column: its type, its unit (`1`: a plain number), and what it is where the API's schema does not say it."""
+
+    type: str
+    unit: str | None = None
+    about: str | None = None
+
+
+_RATIO = _Of("double", "1")
+_END = _Of("double", "1", "End of the ratio's interval, at the confidence of the family's policy.")
+_TEXT = _Of("string")
+_NAMES = _Of("list<string>")
+_SCALE = "scale of the source"
+
+_TABLES: dict[TableName, dict[str, _Of]] = {
+    "verdicts": {
+        "checkpoint": _Of("string", None, "What was judged; row groups come parents before their children."),
+        "baseline": _TEXT,
+        "id": _Of("string", None, "The feature."),
+        "status": _TEXT,
+        "previous_status": _Of("string", None, "At the baseline."),
+        "change": _Of("double", "factors of 2"),
+        "projection_ratio": _RATIO,
+        "projection_ratio_lo": _END,
+        "projection_ratio_hi": _END,
+        "strength_ratio": _RATIO,
+        "strength_ratio_lo": _END,
+        "strength_ratio_hi": _END,
+        "orthogonal_ratio": _RATIO,
+        "q_value": _Of("double", "1", "After Benjamini and Hochberg, over the features of the checkpoint."),
+        "strength": _Of("double", _SCALE, "Norm of its decoder row over all hook points."),
+        "direction_cosine": _Of("double", "1", "Between its decoder rows here and at the baseline."),
+        "readability": _RATIO,
+        "firing_rate": _Of("double", "share of positions"),
+        "firings": _Of("int64", "positions"),
+        "minimum_detectable_ratio": _Of("double", "1", "The largest ratio that could have been told from 1."),
+        "successors": _Of("list<successor>", None, "Features that fire where it weakened."),
+        "rewired": _Of("bool"),
+    },
+    "sources": {
+        "checkpoint": _TEXT,
+        "id": _Of("string", None, "The feature."),
+        "hook_point": _TEXT,
+        "d_model": _Of("int64", "dimensions"),
+        "paired_with": _TEXT,
+        "readability": _RATIO,
+        "strength": _Of("double", _SCALE),
+        "projection_ratio": _RATIO,
+        "direction_cosine": _RATIO,
+    },
+    "features": {
+        "id": _TEXT,
+        "label": _TEXT,
+        "auto_label": _TEXT,
+        "model_label": _TEXT,
+        "model_label_by": _TEXT,
+        "model_label_score": _RATIO,
+        "tags": _NAMES,
+        "watched": _Of("bool"),
+        "born_in": _TEXT,
+        "origin": _TEXT,
+        "top_tokens": _NAMES,
+        "promoted_tokens": _NAMES,
+        "generation": _Of("int64"),
+        "retired_in": _Of("int64"),
+    },
+}
+_SCHEMAS: dict[TableName, type[BaseModel]] = {"verdicts": Point, "sources": FeatureAtSource, "features": FeatureOut}
+
+
+def stream(read: Reading, family_id: str, table: TableName) -> Iterator[bytes]:
+    """The table as a Parquet file, in pieces. ConflictError, at once, where the server lacks what it takes."""
+    if find_spec("pyarrow") is None:
+        raise ConflictError(
+            "This server cannot write Parquet: install it with `pip install 'featurewatch[parquet]'`.",
+            code="parquet-not-installed",
+        )
+    return _stream(read, family_id, table)
+
+
+def _stream(read: Reading, family_id: str, table: TableName) -> Iterator[bytes]:
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+    from pyarrow import parquet  # noqa: PLC0415
+
+    parts = {"verdicts": _verdicts, "sources": _sources, "features": _features}[table]
+    schema, outlet = _schema(table), Outlet()
+    with parquet.ParquetWriter(outlet, schema, compression="zstd") as writer:
+        for columns in parts(read, family_id):
+            arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in schema]
+            writer.write_table(pa.table(arrays, schema=schema))
+            yield outlet.drain()
+    yield outlet.drain()
+
+
+def _schema(table: TableName) -> Any:
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    successor = pa.struct([("id", pa.string()), ("kind", pa.string()), ("cofiring", pa.float64())])
+    lists = {"list<string>": pa.list_(pa.string()), "list<successor>": pa.list_(successor)}
+    fields = []
+    for name, column in _TABLES[table].items():
+        known = _SCHEMAS[table].model_fields.get(name)
+        about = {"description": column.about or (known and known.description), "unit": column.unit}
+        kind = lists.get(column.type) or pa.type_for_alias(column.type)
+        fields.append(pa.field(name, kind, metadata={key: text for key, text in about.items() if text}))
+    return pa.schema(fields)
+
+
+def _verdicts(read: Reading, family_id: str) -> Iterator[Columns]:
+    """As `features?checkpoint=` and `trajectory` have them, in the order of ids."""
+    for checkpoint in _judged(read, family_id):
+        with read() as session:
+            rows = queries.stored(session, checkpoint.id)
+            rewired = dependencies.rewired(session, [checkpoint.id])
+            parent = checkpoints.get(session, checkpoint.parent_id) if checkpoint.parent_id else None
+        columns: Columns = dict(zip(queries.STORED, zip(*rows, strict=True), strict=True)) if rows else {}
+        numbers = columns.pop("feature", ())
+        yield (
+            dict.fromkeys(queries.STORED, ())
+            | columns
+            | {
+                "checkpoint": [checkpoint.name] * len(numbers),
+                "baseline": [parent and parent.name] * len(numbers),
+                "id": [feature_id(number) for number in numbers],
+                "rewired": [rewired.get((checkpoint.id, number)) for number in numbers],
+            }
+        )
+
+
+def _sources(read: Reading, family_id: str) -> Iterator[Columns]:
+    """As `features/{id}/sources` has them: of each checkpoint hook point by hook point, in the order of ids."""
+    for checkpoint in _judged(read, family_id):
+        with read() as session:
+            sources = verdicts.sources(session, checkpoint.id)
+            hooks = [hook for hook in checkpoint.hook_points if hook in sources]
+            found = [[verdicts.measurement(session, checkpoint.id, name, hook) for name in METRICS] for hook in hooks]
+        arrays = [[np.zeros(0, np.float32) if array is None else array for array in parts] for parts in found]
+        length = max((len(array) for parts in arrays for array in parts), default=0)
+        values = np.full((len(hooks), len(METRICS), length), np.nan)
+        for rows, parts in zip(values, arrays, strict=True):
+            for row, array in zip(rows, parts, strict=True):
+                row[: len(array)] = array
+        there = np.flatnonzero(~np.isnan(values).all((0, 1)))
+        ids = [feature_id(number) for number in there.tolist()]
+        for hook, picked in zip(hooks, values[:, :, there], strict=True):
+            yield _at_source(checkpoint, sources[hook], ids, dict(zip(METRICS, picked, strict=True)))
+
+
+def _at_source(checkpoint: Checkpoint, source: Source, ids: list[str], values: dict[str, Any]) -> Columns:
+    """values: metric -> [features]."""
+    size = (checkpoint.quality or {}).get("size_factor")
+    constant = {
+        "checkpoint": checkpoint.name,
+        "hook_point": source.hook_point,
+        "d_model": source.d_model,
+        "paired_with": source.stats.get("paired_with"),
+    }
+    return {name: [value] * len(ids) for name, value in constant.items()} | {
+        "id": ids,
+        "readability": values["readability"],
+        "strength": values["strength"],
+        "projection_ratio": [over_size(one, size) for one in values["projection"].tolist()],
+        "direction_cosine": values["cosine"],
+    }
+
+
+def _features(read: Reading, family_id: str) -> Iterator[Columns]:
+    """As `features/{id}` has them, without verdicts, in the order of ids."""
+    after: int | None = -1
+    while after is not None:
+        with read() as session:
+            found = queries.following(session, family_id, after, _FEATURES_AT_ONCE)
+            born = checkpoints.names(session, list({row.born_in for row in found}))
+        rows = [feature_fields(row, born[row.born_in]) for row in found]
+        yield {name: [row[name] for row in rows] for name in _TABLES["features"]}
+        after = found[-1].number if len(found) == _FEATURES_AT_ONCE else None
+
+
+def _judged(read: Reading, family_id: str) -> Sequence[Checkpoint]:
+    with read() as session:
+        return verdicts.judged(session, family_id)

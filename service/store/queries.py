@@ -1,0 +1,122 @@
+"""SQL over all tables: what they hold, which artifacts they refer to, and which activations are still wanted."""
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Table, delete, func, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from service.models import Base, Checkpoint, Family, Run, Shard, Source, Unreferenced
+from service.runs.states import FINAL
+
+
+def tables() -> list[Table]:
+    """All tables, those that others refer to first."""
+    return list(Base.metadata.sorted_tables)
+
+
+def row_counts(session: Session) -> dict[str, int]:
+    """Table -> rows."""
+    return {table.name: session.scalar(select(func.count()).select_from(table)) or 0 for table in tables()}
+
+
+def engine(session: Session) -> str:
+    """The database's name and version."""
+    dialect = session.get_bind().dialect
+    version = ".".join(str(part) for part in dialect.server_version_info or ())
+    return f"{'SQLite' if dialect.name == 'sqlite' else 'PostgreSQL'} {version}"
+
+
+def size(session: Session) -> int:
+    """Bytes that the database takes."""
+    sqlite = session.get_bind().dialect.name == "sqlite"
+    pages = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+    return int(session.scalar(text(pages if sqlite else "SELECT pg_database_size(current_database())")) or 0)
+
+
+def orphans(session: Session) -> list[str]:
+    """Tables with rows whose parents are not there. Postgres has none; SQLite has where somebody wrote without keys."""
+    if session.get_bind().dialect.name != "sqlite":
+        return []
+    return sorted({str(row[0]) for row in session.execute(text("PRAGMA foreign_key_check"))})
+
+
+def families(session: Session) -> dict[str, str]:
+    """Id -> name of all families."""
+    return {row[0]: row[1] for row in session.execute(select(Family.id, Family.name).order_by(Family.name))}
+
+
+def references(session: Session, family_id: str) -> dict[str, str]:
+    """Artifact -> the column that refers to it, of all that a family's rows need."""
+    found: dict[str, str] = {}
+    for column in _artifact_columns():
+        names = session.scalars(select(column).where(_of_family(column, family_id)).distinct())
+        found |= dict.fromkeys(names, f"{column.table.name}.{column.name}")
+    positions = session.get_one(Family, family_id).positions or {}
+    kept = [positions[part] for part in ("artifact", "documents") if positions.get(part)]
+    return found | dict.fromkeys(kept, "family.positions")
+
+
+def shared_folders(session: Session, family_id: str) -> set[str]:
+    """Artifacts that hold what helpers have read for harvests that go on, or will. They need not be there."""
+    statement = select(Shard.folder).join(Run, Run.id == Shard.run_id)
+    return set(session.scalars(statement.where(Run.family_id == family_id, Run.state.not_in(FINAL)).distinct()))
+
+
+def activations(session: Session, family_id: str) -> list[tuple[str, str]]:
+    """(checkpoint id, artifact) of a family's activations that are kept."""
+    statement = (
+        select(Source.checkpoint_id, Source.activations)
+        .join(Checkpoint, Checkpoint.id == Source.checkpoint_id)
+        .where(Checkpoint.family_id == family_id, Source.activations.is_not(None))
+    )
+    return [(row[0], str(row[1])) for row in session.execute(statement)]
+
+
+def awaited(session: Session, family_id: str) -> set[str]:
+    """Ids of the checkpoints that unfinished runs are about, and of their parents."""
+    statement = (
+        select(Checkpoint.id, Checkpoint.parent_id)
+        .join(Run, Run.checkpoint_id == Checkpoint.id)
+        .where(Run.family_id == family_id, Run.state.not_in(FINAL))
+    )
+    return {id_ for row in session.execute(statement) for id_ in row if id_ is not None}
+
+
+def checkpoint_names(session: Session, ids: Collection[str]) -> list[str]:
+    """Names of checkpoints."""
+    return list(session.scalars(select(Checkpoint.name).where(Checkpoint.id.in_(ids)).order_by(Checkpoint.created_at)))
+
+
+def let_go(session: Session, checkpoint_ids: Collection[str]) -> None:
+    """Refer to the activations of these checkpoints no longer."""
+    session.execute(update(Source).where(Source.checkpoint_id.in_(checkpoint_ids)).values(activations=None))
+
+
+def unreferenced(session: Session, family_id: str) -> dict[str, datetime]:
+    """Artifact -> since when nothing is known to refer to it."""
+    statement = select(Unreferenced.artifact, Unreferenced.since)
+    rows = session.execute(statement.where(_of_family(Unreferenced.artifact, family_id)))
+    return {row[0]: row[1] for row in rows}
+
+
+def note(session: Session, artifacts: Iterable[str], since: datetime) -> None:
+    """Write down that nothing refers to these."""
+    if rows := [{"artifact": name, "since": since} for name in artifacts]:
+        session.execute(insert(Unreferenced), rows)
+
+
+def forget(session: Session, artifacts: Iterable[str]) -> None:
+    """Strike off what is referred to again, or is gone."""
+    for name in artifacts:
+        session.execute(delete(Unreferenced).where(Unreferenced.artifact == name))
+
+
+def _artifact_columns() -> list[Any]:
+    return [column for table in tables() for column in table.columns if column.info.get("artifact")]
+
+
+def _of_family(column: Any, family_id: str) -> ColumnElement[bool]:
+    found: ColumnElement[bool] = column.startswith(f"{family_id}/", autoescape=True)
+    return found

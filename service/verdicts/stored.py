@@ -1,0 +1,163 @@
+"""What the database holds of a checkpoint's verdicts and measurements, as arrays; kept in memory for whoever asks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy.orm import Session
+
+from service.kit.kept import Kept
+from service.models import Checkpoint
+from service.verdicts import queries
+from service.verdicts.arrays import by_column
+from service.verdicts.judge import PLACE, Floats, Status, standard_error
+from service.verdicts.table import Table
+
+MOST_BYTES = 384 * 1024 * 1024
+"""Of a process. A checkpoint of 32,768 features takes 8 MB."""
+_kept: "Kept[Table | Measured | Course]" = Kept(MOST_BYTES)
+_PLACE: dict[str, int] = {str(status): place for status, place in PLACE.items()}
+
+
+Part = TypeVar("Part", Table, "Measured", "Course")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Arrays are by feature number in the last dimension."""
+
+    level: Floats
+    reference: Floats
+    """[K + 1, r] of the features whose reference is not their level"""
+    column: NDArray[np.int32]
+    """[l] of `reference`, -1: it is the level"""
+    strength: Floats
+    strength_z: Floats
+    readability: Floats
+    documents: Floats
+
+    @property
+    def nbytes(self) -> int:
+        """What the arrays take in memory."""
+        return sum(array.nbytes for array in vars(self).values())
+
+    def references(self, numbers: NDArray[np.int64], rows: int) -> Floats:
+        """Reference levels of any features: the first `rows` replicates, [rows, m]."""
+        found = by_column(self.level[:rows], numbers)
+        here = np.flatnonzero(numbers < len(self.column))
+        column = self.column[numbers[here]]
+        found[:, here[column >= 0]] = self.reference[:rows, column[column >= 0]]
+        return found
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint: where its features stand, and what was measured of them."""
+
+    standing: Table
+    measured: Measured
+
+
+class Event(NamedTuple):
+    """What happened to a feature in a checkpoint."""
+
+    feature: int
+    status: Status
+    change: float
+    successors: list[Any]
+
+
+@dataclass(frozen=True)
+class Course:
+    """What happened in a checkpoint, against its parent."""
+
+    born: dict[int, str]
+    """number -> origin, of the features that its run gave an id"""
+    emerged: list[int]
+    events: list[Event]
+    """relocations and successions"""
+
+    @property
+    def nbytes(self) -> int:
+        """About what it takes in memory."""
+        return 100 * len(self.born) + 400 * len(self.events)
+
+
+def read(session: Session, checkpoint: Checkpoint, *, keep: bool) -> Stored:
+    """What the database holds of a checkpoint. LookupError where a measurement is missing.
+
+    keep: take it out of memory where it was read before, and leave it there. For sessions that only read: one that
+    writes must not leave what may be rolled back. All that writes verdicts or measurements of a checkpoint counts its
+    `revision` up in the same transaction.
+    """
+    key = (checkpoint.id, checkpoint.revision)
+    measured = _get(Measured, key, lambda: _measured(session, checkpoint), keep)
+    return Stored(standing(session, checkpoint, keep=keep), measured)
+
+
+def standing(session: Session, checkpoint: Checkpoint, *, keep: bool) -> Table:
+    """The stored verdicts of a checkpoint, those columns alone that lists are chosen by."""
+    return _get(Table, (checkpoint.id, checkpoint.revision), lambda: _standing(session, checkpoint.id), keep)
+
+
+def course(session: Session, family_id: str, checkpoint_id: str, revision: int, *, keep: bool) -> Course:
+    """What happened in a checkpoint."""
+    return _get(Course, (checkpoint_id, revision), lambda: _course(session, family_id, checkpoint_id), keep)
+
+
+def _get(kind: type[Part], key: tuple[str, int], make: Callable[[], Part], keep: bool) -> Part:
+    if not keep:
+        return make()
+    found = _kept.get((kind, *key), make)
+    assert isinstance(found, kind)
+    return found
+
+
+def _course(session: Session, family_id: str, checkpoint_id: str) -> Course:
+    rows = queries.events(session, checkpoint_id, [Status.EMERGED, Status.RELOCATED, Status.REPLACED])
+    events = [Event(number, Status(status), change, successors) for number, status, change, successors in rows]
+    return Course(
+        born=queries.born_in(session, family_id, checkpoint_id),
+        emerged=[event.feature for event in events if event.status == Status.EMERGED],
+        events=[event for event in events if event.status != Status.EMERGED],
+    )
+
+
+FLOATS = ("change", "projection_ratio", "projection_ratio_lo", "projection_ratio_hi", "q_value", "direction_cosine",
+          "firing_rate")  # fmt: skip
+
+
+def _standing(session: Session, checkpoint_id: str) -> Table:
+    rows = queries.standing(session, checkpoint_id, FLOATS)
+    numbers, statuses, firings, *floats = zip(*rows, strict=True) if rows else ((),) * (3 + len(FLOATS))
+    return Table(
+        numbers=np.array(numbers, dtype=np.int64),
+        statuses=np.array([_PLACE[status] for status in statuses], dtype=np.int8),
+        firings=np.array(firings, dtype=np.int64),
+        floats={name: np.array(values, dtype=np.float64) for name, values in zip(FLOATS, floats, strict=True)},
+    )
+
+
+def _measured(session: Session, checkpoint: Checkpoint) -> Measured:
+    def array(metric: str) -> Floats:
+        found = queries.measurement(session, checkpoint.id, metric)
+        if found is None:
+            raise LookupError(f"the checkpoint {checkpoint.name} has no measurement {metric}")
+        return found
+
+    level, reference, strength = array("level"), array("reference_level"), array("strength")
+    other = np.flatnonzero(((level != reference) & ~(np.isnan(level) & np.isnan(reference))).any(0))
+    column = np.full(level.shape[-1], -1, dtype=np.int32)
+    column[other] = np.arange(len(other))
+    square = strength.astype(np.float64) ** 2
+    return Measured(
+        level=level,
+        reference=reference[:, other],
+        column=column,
+        strength=strength,
+        strength_z=(square[0] / np.maximum(standard_error(square), 1e-9)).astype(np.float32),
+        readability=array("readability"),
+        documents=array("documents"),
+    )

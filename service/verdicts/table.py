@@ -1,0 +1,97 @@
+"""Verdicts of many features as columns: what is chosen, counted and sorted of tens of thousands at once."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.verdicts.figures import numbers_of
+from service.verdicts.judge import PLACE, STATUSES, Status
+
+
+@dataclass(slots=True)
+class Row:
+    """A verdict that was computed on request, with the attributes of `service.models.Verdict`."""
+
+    feature: int
+    status: str
+    previous_status: str | None
+    change: float
+    projection_ratio: float | None
+    projection_ratio_lo: float | None
+    projection_ratio_hi: float | None
+    strength_ratio: float | None
+    strength_ratio_lo: float | None
+    strength_ratio_hi: float | None
+    orthogonal_ratio: float | None
+    q_value: float | None
+    strength: float | None
+    direction_cosine: float | None
+    readability: float | None
+    firing_rate: float
+    firings: int
+    minimum_detectable_ratio: float | None
+    successors: list[Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """[m] each, features in order of their numbers."""
+
+    numbers: NDArray[np.int64]
+    statuses: NDArray[np.int8]
+    """places in `STATUSES`"""
+    firings: NDArray[np.int64]
+    floats: dict[str, NDArray[np.float64]]
+    """columns of `Row`, NaN for None; of stored verdicts those alone that lists are chosen and sorted by"""
+    previous: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
+    """places in `STATUSES`, -1: none"""
+    successors: dict[int, list[Any]] = field(default_factory=dict)
+    """place -> the successors, where there are any"""
+
+    @property
+    def nbytes(self) -> int:
+        """What the columns take in memory."""
+        columns: list[NDArray[Any]] = [self.numbers, self.statuses, self.firings, *self.floats.values()]
+        return sum(column.nbytes for column in columns)
+
+    @cached_property
+    def _groups(self) -> list[NDArray[np.int64]]:
+        """Places of the features by status."""
+        return [np.flatnonzero(self.statuses == status) for status in range(len(STATUSES))]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Status -> how many features have it; of those that any has."""
+        sizes = zip(STATUSES, self._groups, strict=True)
+        return {str(status): len(group) for status, group in sizes if len(group)}
+
+    def having(self, statuses: Iterable[str]) -> NDArray[np.int64]:
+        """Places of the features with one of some statuses, ascending."""
+        groups = [self._groups[PLACE[Status(status)]] for status in statuses]
+        return np.sort(np.concatenate(groups)) if groups else np.arange(len(self.numbers))
+
+    def rows(self, places: Sequence[int] | None = None) -> list[Row]:
+        """Rows at some places, or all of them. The table must have every column of `Row`."""
+        at = slice(None) if places is None else np.asarray(places, dtype=np.int64)
+        chosen = range(len(self.numbers)) if places is None else places
+        columns: dict[str, list[Any]] = {name: numbers_of(column[at]) for name, column in self.floats.items()} | {
+            "feature": self.numbers[at].tolist(),
+            "status": [str(STATUSES[place]) for place in self.statuses[at].tolist()],
+            "previous_status": [str(STATUSES[one]) if one >= 0 else None for one in self.previous[at].tolist()],
+            "firings": self.firings[at].tolist(),
+            "successors": [self.successors.get(place, []) for place in chosen],
+        }
+        # Tens of thousands of rows: by place, not by name.
+        return [Row(*values) for values in zip(*(columns[name] for name in Row.__slots__), strict=True)]
+
+    def find(self, numbers: Sequence[int]) -> NDArray[np.int64]:
+        """Places of some features, in the order of `numbers`; -1 for those that are not there."""
+        wanted = np.array(numbers, dtype=np.int64)
+        if not len(self.numbers):
+            return np.full(len(wanted), -1)
+        places = np.minimum(np.searchsorted(self.numbers, wanted), len(self.numbers) - 1)
+        return np.where(self.numbers[places] == wanted, places, -1)
