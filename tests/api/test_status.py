@@ -53,8 +53,8 @@ def test_metrics(client: TestClient, database: Database) -> None:
         session.add(rule)
         session.flush()
         for checkpoint, state in ((first, "resolved"), (second, "open")):
-            row = Alert(rule_id=rule.id, family_id=family.id, checkpoint_id=checkpoint.id, state=state)
-            row.summary, row.evidence, row.muted_until = "", [], None
+            row = Alert(kind="watched", key=checkpoint.id, rule_id=rule.id, family_id=family.id, state=state)
+            row.checkpoint_id, row.summary, row.evidence = checkpoint.id, "", []
             session.add(row)
         webhook = Webhook(url="https://ci.example", event_types=[], secret=b"", disabled_reason=None)
         session.add(webhook)
