@@ -72,9 +72,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(Transactions)
     app.add_middleware(StorableText)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(Authentication, settings=settings)
     app.add_middleware(EntityTags)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(RequestContext)
     if settings.cors_origin_list:
         # Outside of all: a page is to see why it was refused, too.

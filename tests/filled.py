@@ -71,8 +71,8 @@ def fill(session: Session, artifacts: ArtifactStore, box: SecretBox) -> None:
     for rule_id, alert_id in zip(RULES, ALERTS, strict=True):
         session.add(AlertRule(id=rule_id, name=rule_id, family_id=family.id, condition={"kind": "watched"}))
         session.flush()
-        alert = Alert(id=alert_id, rule_id=rule_id, family_id=family.id, checkpoint_id=v2.id, summary="F0")
-        alert.evidence, alert.muted_until = [], None
+        alert = Alert(id=alert_id, kind="watched", key=f"watched:{rule_id}", rule_id=rule_id, summary="F0", evidence=[])
+        alert.family_id, alert.checkpoint_id = family.id, v2.id
         session.add(alert)
     for webhook_id, delivery_id in zip(WEBHOOKS, DELIVERIES, strict=True):
         webhook = Webhook(id=webhook_id, url="https://ci.example", event_types=[], disabled_reason=None)

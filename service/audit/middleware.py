@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.audit import idempotency, queries
 from service.kit.problems import ConflictError, UnavailableError
+from service.kit.routing import methods_at
 from service.kit.turns import WriteTurn
 from service.models import AuditEntry, IdempotencyRecord
 
@@ -51,12 +52,13 @@ class Transactions:
 
     async def _within(self, session: Session, turn: WriteTurn, scope: Scope, receive: Receive, send: Send) -> None:
         record: IdempotencyRecord | None = None
-        key = Headers(scope=scope).get("idempotency-key")
+        method = scope["method"]
+        key = Headers(scope=scope).get("idempotency-key") if method in idempotency.METHODS else None
         principal = scope["state"].get("principal")
-        # Without a caller the route refuses in a moment; a key must not open another caller's answers.
-        if key is not None and scope["method"] in idempotency.METHODS and principal is not None:
+        # Without a caller or a route it is refused in a moment; a key must not open another caller's answers.
+        if key is not None and principal is not None and methods_at(scope, [method]):
             request = idempotency.fingerprint(
-                scope["method"], scope["path"], scope.get("query_string", b""), scope["state"]["body"]
+                method, scope["path"], scope.get("query_string", b""), scope["state"]["body"]
             )
             hours = scope["app"].state.settings.answer_hours
             await turn.take()

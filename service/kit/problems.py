@@ -13,7 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Match
+
+from service.kit.routing import methods_at
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -176,7 +177,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
         detail = f"There is nothing at {request.url.path}."
     elif error.status_code == 405:
         detail = f"{request.method} is not allowed at {request.url.path}."
-        headers["Allow"] = ", ".join(_allowed(request))
+        headers["Allow"] = ", ".join(methods_at(request.scope))
     return problem_response(
         request.url.path,
         status=error.status_code,
@@ -186,13 +187,6 @@ async def _on_http(request: Request, error: Exception) -> Response:
         request_id=_request_id(request),
         headers=headers,
     )
-
-
-def _allowed(request: Request) -> list[str]:
-    """Methods that the path has. The framework names those of one route, and each method has its own."""
-    scopes = [{**request.scope, "method": method} for method in ("GET", "POST", "PUT", "PATCH", "DELETE")]
-    routes = request.app.routes
-    return [scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:

@@ -125,7 +125,7 @@ METRICS = (
         (),
         _oldest(queries.oldest_pending),
     ),
-    Metric("featurewatch_open_alerts", "Alerts that nobody has seen to, by family.", ("family",), _alerts),
+    Metric("featurewatch_open_alerts", "Alerts that nobody has seen to; empty: of no family.", ("family",), _alerts),
     Metric(
         "featurewatch_fvu_ratio",
         "Fraction of variance unexplained of the family's checkpoint that was judged last.",

@@ -51,14 +51,15 @@ def oldest_pending(session: Session) -> datetime | None:
 
 
 def open_alerts(session: Session) -> Sequence[tuple[str, int]]:
-    """(family, how many alerts are open) of each family."""
+    """(family, how many alerts are open) of each family, and of none: an empty name."""
     statement = (
         select(Family.name, func.count(Alert.id))
         .outerjoin(Alert, (Alert.family_id == Family.id) & (Alert.state == "open"))
         .group_by(Family.name)
         .order_by(Family.name)
     )
-    return [(family, count) for family, count in session.execute(statement)]
+    of_none = select(func.count()).where(Alert.family_id.is_(None), Alert.state == "open")
+    return [*((family, count) for family, count in session.execute(statement)), ("", session.scalar(of_none) or 0)]
 
 
 def newest_judged(session: Session) -> Sequence[tuple[str, str, datetime, dict[str, Any]]]:

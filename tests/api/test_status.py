@@ -53,9 +53,10 @@ def test_metrics(client: TestClient, database: Database) -> None:
         session.add(rule)
         session.flush()
         for checkpoint, state in ((first, "resolved"), (second, "open")):
-            row = Alert(kind="watched", key=checkpoint.id, rule_id=rule.id, family_id=family.id, state=state)
-            row.checkpoint_id, row.summary, row.evidence = checkpoint.id, "", []
+            row = Alert(kind="watched", key=f"watched:{checkpoint.id}", rule_id=rule.id, state=state, summary="")
+            row.family_id, row.checkpoint_id, row.evidence = family.id, checkpoint.id, []
             session.add(row)
+        session.add(Alert(kind="webhook_paused", key="webhook_paused:whk_1", summary="", evidence=[]))
         webhook = Webhook(url="https://ci.example", event_types=[], secret=b"", disabled_reason=None)
         session.add(webhook)
         session.flush()
@@ -72,6 +73,7 @@ def test_metrics(client: TestClient, database: Database) -> None:
         'featurewatch_deliveries{state="failed"} 0.0',
         'featurewatch_open_alerts{family="smol"} 1.0',
         'featurewatch_open_alerts{family="quiet"} 0.0',
+        'featurewatch_open_alerts{family=""} 1.0',
         'featurewatch_fvu_ratio{checkpoint="v2",family="smol"} 0.25',
         f'featurewatch_schema_info{{revision="{HEAD}"}} 1.0',
         f'featurewatch_build_info{{python="{platform.python_version()}",version="{__version__}"}} 1.0',
