@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.orm import Session
 
 from service.models import DependencyGraph, Feature, Run
@@ -67,13 +67,20 @@ def put(session: Session, rows: Sequence[dict[str, Any]]) -> None:
 
 def rewired(session: Session, checkpoint_ids: Sequence[str], numbers: Sequence[int]) -> dict[tuple[str, int], bool]:
     """(checkpoint id, feature number) -> whether its dependencies changed against the parent, where that was said."""
-    statement = select(DependencyGraph.checkpoint_id, DependencyGraph.feature, DependencyGraph.rewired).where(
-        DependencyGraph.checkpoint_id.in_(checkpoint_ids),
-        DependencyGraph.feature.in_(numbers),
+    rows = session.execute(_REWIRED, {"checkpoints": checkpoint_ids, "numbers": numbers})
+    return {(checkpoint_id, number): bool(value) for checkpoint_id, number, value in rows}
+
+
+# Built once: every list of features asks it, of up to 500 of them.
+_REWIRED = (
+    select(DependencyGraph.checkpoint_id, DependencyGraph.feature, DependencyGraph.rewired)
+    .where(
+        DependencyGraph.checkpoint_id.in_(bindparam("checkpoints", expanding=True)),
+        DependencyGraph.feature.in_(bindparam("numbers", expanding=True)),
         DependencyGraph.rewired.is_not(None),
     )
-    rows = session.execute(statement.order_by(DependencyGraph.created_at))
-    return {(checkpoint_id, number): bool(value) for checkpoint_id, number, value in rows}
+    .order_by(DependencyGraph.created_at)
+)
 
 
 def watched(session: Session, family_id: str) -> list[int]:
