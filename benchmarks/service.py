@@ -204,7 +204,7 @@ def serving(settings: Settings, key: str) -> Iterator[Service]:
     port = free_port()
     if settings.database_url:
         command = ["-m", "uvicorn", "--factory", "service.app:create_app", "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--workers", "2", "--no-server-header"]
+        command += ["--no-server-header", "--workers", "2"]
     else:
         command = ["-c", "from service.cli import main; main()", "up", "--no-worker", "--port", str(port)]
     with (settings.data_dir / "api.log").open("ab") as log:
