@@ -209,16 +209,17 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
     replaced = weakened & np.isin(np.arange(len(ratio)), carried)
 
-    status = np.full(len(ratio), PLACE[Status.INDETERMINATE], dtype=np.int8)
     inside = (lo >= policy.suppressed_below) & (hi <= policy.amplified_above)
-    status[solid & e.there_before & inside & readable] = PLACE[Status.PRESENT]
-    status[weakened] = PLACE[Status.SUPPRESSED]
-    status[solid & ~e.there_before & ~still_gone] = PLACE[Status.SUPPRESSED]
-    status[strengthened] = PLACE[Status.AMPLIFIED]
-    status[(weakened & absent) | still_gone] = PLACE[Status.ABSENT]
-    status[replaced] = PLACE[Status.REPLACED]
-    status[moved] = PLACE[Status.RELOCATED]
-    status[e.born_here | back] = PLACE[Status.EMERGED]
+    status = _places(
+        len(ratio),
+        (Status.PRESENT, solid & e.there_before & inside & readable),
+        (Status.SUPPRESSED, weakened | (solid & ~e.there_before & ~still_gone)),
+        (Status.AMPLIFIED, strengthened),
+        (Status.ABSENT, (weakened & absent) | still_gone),
+        (Status.REPLACED, replaced),
+        (Status.RELOCATED, moved),
+        (Status.EMERGED, e.born_here | back),
+    )
     changed = (status != PLACE[Status.PRESENT]) & (status != PLACE[Status.INDETERMINATE]) & ~still_gone
     size_of_change = np.abs(np.log2(np.clip(np.where(e.born_here, 100.0, np.nan_to_num(ratio, nan=1.0)), 0.01, 100)))
     least = 1 - 2 * reach * ratio_se
@@ -240,6 +241,14 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         strength_size=float(strength_size),
         level=level,
     )
+
+
+def _places(m: int, *cases: tuple[Status, Bools]) -> NDArray[np.int8]:
+    """[m] the place of each feature's status: that of the last case that holds, indeterminate where none does."""
+    places = np.full(m, PLACE[Status.INDETERMINATE], dtype=np.int8)
+    for status, holds in cases:
+        places[holds] = PLACE[status]
+    return places
 
 
 def _readable(e: Evidence, policy: Policy) -> Bools:
