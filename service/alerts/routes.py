@@ -23,7 +23,12 @@ from service.kit.sessions import ReadSession, WriteSession
 router = APIRouter(prefix="/v1", tags=["alerts"], dependencies=[BY_METHOD])
 
 
-@router.post("/alert-rules", status_code=201, summary="Make an alert rule")
+@router.post(
+    "/alert-rules",
+    status_code=201,
+    summary="Make an alert rule",
+    responses={404: {"description": "No such family"}},
+)
 def create_rule(body: AlertRuleCreate, session: WriteSession, response: Response) -> AlertRuleView:
     """It holds for checkpoints that are judged from now on."""
     rule, family = logic.create_rule(session, body)

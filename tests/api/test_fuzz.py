@@ -52,7 +52,12 @@ CONFIG = {
     "parameters": {name: {"dictionary": name, "probability": 0.8} for name in VALUES},
     "generation": {"mode": "all", "deterministic": True, "database": "none", "with-security-parameters": False},
     # What JSON Schema cannot say is refused with these; `nothing_that_the_document_allows` looks closer.
-    "checks": {"positive_data_acceptance": {"expected-statuses": ["2XX", "400", "401", "403", "404", "409", "422"]}},
+    "checks": {
+        "positive_data_acceptance": {"expected-statuses": ["2XX", "400", "401", "403", "404", "409", "422"]},
+        "negative_data_rejection": {
+            "expected-statuses": ["400", "401", "403", "404", "405", "406", "409", "413", "422"]
+        },
+    },
     "phases": {"coverage": {"enabled": EXAMPLES > 10}},
     # `labels` could be a feature too, as far as the router knows, so that path has the methods of both.
     "operations": [
