@@ -202,10 +202,8 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     strengthened = solid & high & e.there_before
     back = solid & ~e.there_before & (lo >= policy.suppressed_below)
     orthogonal = np.where(solid & (np.abs(e.orthogonal[0]) < LARGEST), e.orthogonal[0], np.float32(np.nan)) / abs(size)
-    moved = np.zeros(len(ratio), dtype=bool)
-    asked = np.flatnonzero(weakened & readable)
     usual = _usual(orthogonal[typical & ~low & ~high])
-    moved[asked] = _moved(estimates(e.turned(asked)), abs(size), usual, reach, policy.suppressed_below)
+    moved = _moved(e, weakened & readable, abs(size), usual, reach, policy.suppressed_below)
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
     replaced = weakened & np.isin(np.arange(len(ratio)), carried)
 
@@ -275,14 +273,17 @@ def _usual(orthogonal: NDArray[np.floating]) -> float:
     return float(np.quantile(np.nan_to_num(orthogonal), 0.99)) if len(orthogonal) else 0.0
 
 
-def _moved(orthogonal: Estimates, size: float, usual: float, reach: float, least: float) -> Bools:
-    """Written along another direction as strongly as what counts as not suppressed.
+def _moved(e: Evidence, asked: Bools, size: float, usual: float, reach: float, least: float) -> Bools:
+    """Of the features that are asked for, those written along another direction as strongly as if not suppressed.
 
     The part of the orthogonal ratio, over the size factor, that exceeds what is usual must, with its whole interval, be
     at least `least` of the former strength.
     """
+    columns, moved = np.flatnonzero(asked), np.zeros(len(asked), dtype=bool)
+    orthogonal = estimates(e.turned(columns))
     excess = np.sqrt(np.maximum((orthogonal.value / size) ** 2 - usual**2, 0))
-    return orthogonal.sized & (excess - reach * orthogonal.error / size >= least)
+    moved[columns] = orthogonal.sized & (excess - reach * orthogonal.error / size >= least)
+    return moved
 
 
 def _carried(successors: list[Successor], policy: Policy) -> bool:
