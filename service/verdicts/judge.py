@@ -177,10 +177,8 @@ def spending(comparison: int) -> float:
 
 def judge(evidence: Evidence, policy: Policy) -> Judgement:
     """Judge every feature of one comparison."""
-    e = evidence
-    projected, strengths = e.estimates()
-    k = projected.folds
-    reach = float(stdtrit(k - 1, 0.5 + policy.confidence / 2))
+    e, (projected, strengths) = evidence, evidence.estimates()
+    reach = float(stdtrit(projected.folds - 1, 0.5 + policy.confidence / 2))
     enough = (e.firings >= policy.min_firings) & (e.documents >= policy.min_documents)
     solid = enough & (e.baseline_z >= BASELINE_Z) & projected.sized & ~e.born_here
     typical = solid & e.there_before
@@ -194,14 +192,14 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se
 
     level = policy.fdr * (spending(e.comparison) if policy.sequential else 1.0)
-    q, low, high = _significance(ratio, ratio_se, solid, k, policy, level)
+    q, low, high = _significance(ratio, ratio_se, solid, projected.folds, policy, level)
     readable = _readable(e, policy)
     weakened = solid & low & e.there_before
     absent = solid & (hi < policy.absent_below)
     still_gone = solid & ~e.there_before & (lo < policy.absent_below)
     strengthened = solid & high & e.there_before
     back = solid & ~e.there_before & (lo >= policy.suppressed_below)
-    orthogonal = np.where(solid & (np.abs(e.orthogonal[0]) < LARGEST), e.orthogonal[0], np.float32(np.nan)) / abs(size)
+    orthogonal = np.where(solid & (e.orthogonal[0] < LARGEST), e.orthogonal[0], np.float32(np.nan)) / abs(size)
     usual = _usual(orthogonal[typical & ~low & ~high])
     moved = _moved(e, weakened & readable, abs(size), usual, reach, policy.suppressed_below)
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
@@ -218,7 +216,6 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     status[moved] = PLACE[Status.RELOCATED]
     status[e.born_here | back] = PLACE[Status.EMERGED]
     changed = (status != PLACE[Status.PRESENT]) & (status != PLACE[Status.INDETERMINATE]) & ~still_gone
-    size_of_change = np.abs(np.log2(np.clip(np.where(e.born_here, 100.0, np.nan_to_num(ratio, nan=1.0)), 0.01, 100)))
     least = 1 - 2 * reach * ratio_se
     return Judgement(
         places=status,
@@ -230,7 +227,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         strength_hi=_where(solid, strength + reach * strength_se),
         orthogonal=_where(solid, orthogonal),
         q_value=q.astype(np.float32),
-        change=np.where(changed, size_of_change, 0.0).astype(np.float32),
+        change=np.where(changed, _change(e, ratio), 0.0).astype(np.float32),
         minimum_detectable=_where(solid & (ratio_se > 0) & (least > 0), least),
         weakened=weakened,
         strengthened=strengthened,
@@ -238,6 +235,11 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         strength_size=float(strength_size),
         level=level,
     )
+
+
+def _change(e: Evidence, ratio: Floats) -> Floats:
+    """[m] factors of two, up or down."""
+    return np.abs(np.log2(np.clip(np.where(e.born_here, 100.0, np.nan_to_num(ratio, nan=1.0)), 0.01, 100)))
 
 
 def _readable(e: Evidence, policy: Policy) -> Bools:
