@@ -3,10 +3,11 @@
 A family of many checkpoints (`service_data`) is written to SQLite and to a Postgres of the benchmark's own. The API is
 started as `featurewatch up` starts it, on SQLite, and as the compose file does, on Postgres and with a key. Then:
 
-- *latency*: clients ask for features, trajectories, comparisons and reports in random order, each the next thing as
-  soon as it has the last, while another process works as a worker does: heartbeats, and now and then a judged
-  checkpoint;
-- *floor*: the same clients ask for `/healthz`, which does nothing;
+- *alone*: one client asks for features, trajectories, comparisons and reports: any checkpoint, any two of them;
+- *busy*: all clients do so at once, each the next thing as soon as it has the last, while another process works as a
+  worker does: heartbeats, and now and then a judged checkpoint;
+- *paced*: the same with a pause after each answer, of `--pause` seconds on average;
+- *floor*: all clients ask for `/healthz`, which does nothing;
 - *burst*: registrations at the same moment, none of which may be lost or happen twice;
 - *memory*: the resident size of the API over many requests, and its slope.
 
@@ -68,7 +69,8 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=50)
     parser.add_argument("--hook-points", type=int, default=4)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=120, help="of the latencies")
+    parser.add_argument("--seconds", type=float, default=120, help="of each load")
+    parser.add_argument("--pause", type=float, default=0.5, help="between two requests of a paced client, on average")
     parser.add_argument("--requests", type=int, default=100_000, help="over which memory is watched")
     parser.add_argument("--engine", choices=["sqlite", "postgres"], action="append", help="left out: both")
     parser.add_argument("--quick", action="store_true", help="small and short")
@@ -79,8 +81,8 @@ def main() -> None:
     if options.quick:
         options.features, options.checkpoints, options.seconds, options.requests = 2048, 12, 5, 1000
     log = sys.stderr if options.json else sys.stdout
-    result: dict[str, Any] = {"seed": options.seed, "clients": options.clients, "machine": machine()}
-    result |= {name: getattr(options, name) for name in ("features", "checkpoints", "hook_points")}
+    result: dict[str, Any] = {"seed": options.seed, "machine": machine()}
+    result |= {name: getattr(options, name) for name in ("features", "checkpoints", "hook_points", "clients", "pause")}
     for engine in options.engine or ["sqlite", "postgres"]:
         with (
             tempfile.TemporaryDirectory(prefix="featurewatch-service-") as folder,
@@ -140,14 +142,18 @@ def measure(filler: Filler, options: argparse.Namespace, say: Callable[[str], No
         key = auth.create(session, name="benchmark", scopes=["write"])[1]
     with serving(filler.settings, key) as service:
         asked = Asked(options.features, options.checkpoints)
-        load(service, asked.anything, options.clients, seconds=options.seconds / 4, seed=options.seed)
-        found: dict[str, Any] = {"floor": spread(load(service, asked.floor, options.clients, count=2000)["floor"])}
-        with working(filler, options.checkpoints) as judged:
-            latencies = load(service, asked.anything, options.clients, seconds=options.seconds, seed=options.seed + 1)
-        found |= {"judged_meanwhile": judged.value}
-        found |= {"latency": {kind: spread(latencies[kind]) for kind in KINDS}}
-        found["per_second"] = round(sum(map(len, latencies.values())) / options.seconds, 1)
+        asked.every_checkpoint(service)  # what is read once is no part of the figures
+        found: dict[str, Any] = {"floor": load(service, asked.floor, options.clients, count=2000)}
+        found["alone"] = load(service, asked.anything, 1, count=200, seed=options.seed)
         say(f"{found}")
+        with working(filler, options.checkpoints) as judged:
+            for name, pause in (("busy", 0.0), ("paced", options.pause)):
+                seed = options.seed + len(name)
+                found[name] = load(
+                    service, asked.anything, options.clients, seconds=options.seconds, pause=pause, seed=seed
+                )
+                say(f"{name}: {found[name]}")
+        found["judged_meanwhile"] = judged.value
         found["burst"] = burst(service, filler)
         say(f"{found['burst']}")
         found["memory"] = memory(service, asked, options)
@@ -198,7 +204,7 @@ def serving(settings: Settings, key: str) -> Iterator[Service]:
     port = free_port()
     if settings.database_url:
         command = ["-m", "uvicorn", "--factory", "service.app:create_app", "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--no-server-header"]
+        command += ["--no-server-header", "--workers", "2"]
     else:
         command = ["-c", "from service.cli import main; main()", "up", "--no-worker", "--port", str(port)]
     with (settings.data_dir / "api.log").open("ab") as log:
@@ -232,6 +238,13 @@ class Asked:
     features: int
     checkpoints: int
 
+    def every_checkpoint(self, service: Service) -> None:
+        """Ask once for each checkpoint's report and for its comparison with the first."""
+        connection = service.connect()
+        for number in range(self.checkpoints):
+            for path in (f"checkpoints/v{number}/report", f"diff?from=v0&to=v{number}"):
+                service.ask(connection, "GET", f"/v1/families/{FAMILY}/{path}")
+
     def floor(self, rng: random.Random) -> tuple[str, str]:
         """A request that does nothing."""
         return "floor", "/healthz"
@@ -253,9 +266,9 @@ class Asked:
 
 def load(
     service: Service, draw: Callable[[random.Random], tuple[str, str]], clients: int, *,
-    seconds: float = float("inf"), count: float = float("inf"), seed: int = 0,
-) -> dict[str, list[float]]:  # fmt: skip
-    """Milliseconds by kind, of so many clients that each ask the next thing when they have the last."""
+    seconds: float = float("inf"), count: float = float("inf"), pause: float = 0, seed: int = 0,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Percentiles of the milliseconds by kind, of clients that each ask the next thing after they have the last."""
     took: dict[str, list[float]] = defaultdict(list)
     deadline, left = time.monotonic() + seconds, iter(range(int(min(count, sys.maxsize))))
 
@@ -268,9 +281,10 @@ def load(
             took[kind].append((time.perf_counter() - began) * 1e3)
             if status != 200:
                 raise SystemExit(f"{path}: {status} {body[:500]!r}")
+            time.sleep(rng.expovariate(1 / pause) if pause else 0)
 
     together([lambda number=number: client(number) for number in range(clients)])
-    return took
+    return {kind: spread(took[kind]) for kind in sorted(took)}
 
 
 def together(work: list[Callable[[], None]]) -> None:
@@ -381,8 +395,8 @@ def memory(service: Service, asked: Asked, options: argparse.Namespace) -> dict[
         "megabytes_settled": round(sizes[settled][0], 1),
         "megabytes_last": round(sizes[-1], 1),
         "megabytes_most": round(max(sizes), 1),
-        "slope_per_100000": round(line.slope, 2),
-        "slope_ci": [round(line.slope - reach, 2), round(line.slope + reach, 2)],
+        "slope_per_100000": round(float(line.slope), 2),
+        "slope_ci": [round(float(line.slope + side * reach), 2) for side in (-1, 1)],
     }
 
 
@@ -397,21 +411,22 @@ def write_page(result: dict[str, Any]) -> None:
     engines = [name for name in ("sqlite", "postgres") if name in result]
     lines = [
         f"{result['features']:,} features x {result['checkpoints']} checkpoints x {result['hook_points']} hook points; "
-        f"{result['clients']} clients; {result['machine']}; seed {result['seed']}.",
+        f"{result['clients']} clients, pause {result['pause']:g} s; {result['machine']}; seed {result['seed']}.",
         "",
         *_table(
-            ["", "request", "requests", "p50, ms", "p95, ms", "p99, ms", f"p95 at most {GOAL_MS:.0f} ms"],
+            ["", "load", "request", "requests", "p50, ms", "p95, ms", "p99, ms", f"p95 at most {GOAL_MS:.0f} ms"],
             [
-                [engine, kind, f"{found['n']:,}", *(f"{found[name]:.1f}" for name in ("p50", "p95", "p99")),
-                 "" if kind == "floor" else "yes" if found["p95"] <= GOAL_MS else "no"]
+                [engine, load, kind, f"{took['n']:,}", *(f"{took[name]:.1f}" for name in ("p50", "p95", "p99")),
+                 ("yes" if took["p95"] <= GOAL_MS else "no") if load in ("busy", "paced") else ""]
                 for engine in engines
-                for kind, found in [*result[engine]["latency"].items(), ("floor", result[engine]["floor"])]
+                for load in ("floor", "alone", "busy", "paced")
+                for kind, took in result[engine][load].items()
             ],
         ),
         "",
         *_table(
-            ["", "database", "written in", "requests/s", "judged meanwhile", "registrations", "accepted", "lost",
-             "twice", "memory, MB", "slope, MB per 100,000 requests"],
+            ["", "database", "written in", "judged meanwhile", "registrations", "accepted", "lost", "twice",
+             "requests", "memory, MB", "slope, MB per 100,000 requests"],
             [_row(engine, result[engine]) for engine in engines],
         ),
     ]  # fmt: skip
@@ -425,16 +440,19 @@ def _row(engine: str, found: dict[str, Any]) -> list[str]:
     accepted = sum(count for status, count in told["answers"].items() if status in ("201", "202"))
     low, high = size["slope_ci"]
     return [
-        engine, f"{found['megabytes']:,} MB", f"{found['fill_seconds']:.0f} s", f"{found['per_second']:.0f}",
-        f"{found['judged_meanwhile']}", f"{told['sent']} in {told['seconds']:.1f} s", f"{accepted}",
-        f"{told['runs_lost']}", f"{told['runs_twice']}",
+        engine, f"{found['megabytes']:,} MB", f"{found['fill_seconds']:.0f} s", f"{found['judged_meanwhile']}",
+        f"{told['sent']} in {told['seconds']:.1f} s", f"{accepted}", f"{told['runs_lost']}", f"{told['runs_twice']}",
+        f"{size['requests']:,}",
         f"{size['megabytes_settled']:.0f} to {size['megabytes_last']:.0f}",
         f"{size['slope_per_100000']:.1f} ({low:.1f} to {high:.1f})",
     ]  # fmt: skip
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in [head, ["---", *["---:"] * (len(head) - 1)], *rows]]
+    return [
+        f"| {' | '.join(row)} |"
+        for row in [head, ["---" if cell in ("", "load", "request") else "---:" for cell in head], *rows]
+    ]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.orm import Session
 
 from service.models import DependencyGraph, Feature, Run
@@ -69,14 +69,23 @@ def rewired(
     session: Session, checkpoint_ids: Sequence[str], numbers: Sequence[int] | None = None
 ) -> dict[tuple[str, int], bool]:
     """(checkpoint id, feature number) -> whether its dependencies changed against the parent, where that was said."""
-    statement = select(DependencyGraph.checkpoint_id, DependencyGraph.feature, DependencyGraph.rewired).where(
-        DependencyGraph.checkpoint_id.in_(checkpoint_ids),
+    if numbers is None:
+        rows = session.execute(_REWIRED, {"checkpoints": checkpoint_ids})
+    else:
+        rows = session.execute(_REWIRED_OF, {"checkpoints": checkpoint_ids, "numbers": numbers})
+    return {(checkpoint_id, number): bool(value) for checkpoint_id, number, value in rows}
+
+
+# Built once: every list of features asks it, of up to 500 of them.
+_REWIRED = (
+    select(DependencyGraph.checkpoint_id, DependencyGraph.feature, DependencyGraph.rewired)
+    .where(
+        DependencyGraph.checkpoint_id.in_(bindparam("checkpoints", expanding=True)),
         DependencyGraph.rewired.is_not(None),
     )
-    if numbers is not None:
-        statement = statement.where(DependencyGraph.feature.in_(numbers))
-    rows = session.execute(statement.order_by(DependencyGraph.created_at))
-    return {(checkpoint_id, number): bool(value) for checkpoint_id, number, value in rows}
+    .order_by(DependencyGraph.created_at)
+)
+_REWIRED_OF = _REWIRED.where(DependencyGraph.feature.in_(bindparam("numbers", expanding=True)))
 
 
 def watched(session: Session, family_id: str) -> list[int]:

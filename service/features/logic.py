@@ -51,7 +51,7 @@ class Comparison:
     def table(self) -> Table:
         """The verdicts of all features as columns; of stored ones those alone that lists are chosen by."""
         if self.stored:
-            return stored.standing(self.session, self.checkpoint, keep=True)
+            return stored.standing(self.session, self.checkpoint)
         assert self.baseline is not None
         return compared(self.session, self.family, self.checkpoint, self.baseline, keep=True)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, cast, or_, select
+from sqlalchemy import ColumnElement, Select, Text, bindparam, cast, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from service.kit.ids import parse_feature_id
@@ -71,8 +71,7 @@ def by_numbers(session: Session, family_id: str, numbers: Sequence[int]) -> dict
     """Number -> feature, of those that there are."""
     found: dict[int, Feature] = {}
     for start in range(0, len(numbers), 500):  # SQLite takes so many variables in one statement
-        chosen = Feature.number.in_(numbers[start : start + 500])
-        rows = session.scalars(select(Feature).where(Feature.family_id == family_id, chosen))
+        rows = session.scalars(_BY_NUMBERS, {"family": family_id, "numbers": numbers[start : start + 500]})
         found |= {feature.number: feature for feature in rows}
     return found
 
@@ -104,8 +103,7 @@ def following(session: Session, family_id: str, after: int, limit: int) -> Seque
 
 def of_numbers(session: Session, checkpoint_id: str, numbers: Sequence[int]) -> Sequence[Verdict]:
     """Stored verdicts of a few features."""
-    statement = select(Verdict).where(Verdict.checkpoint_id == checkpoint_id, Verdict.feature.in_(numbers))
-    return session.scalars(statement).all()
+    return session.scalars(_OF_NUMBERS, {"checkpoint": checkpoint_id, "numbers": numbers}).all()
 
 
 def course(session: Session, family_id: str, number: int) -> Sequence[tuple[Verdict, str, str | None]]:
@@ -134,13 +132,19 @@ def codes(session: Session, family_id: str) -> Sequence[tuple[Code, str]]:
 
 def example_files(session: Session, family_id: str) -> Sequence[tuple[str, str, str]]:
     """(artifact of the code, that of its examples, checkpoint) of a family, the newest first."""
-    statement = (
-        select(Code.artifact, Code.examples, Checkpoint.name)
-        .join(Checkpoint, Checkpoint.id == Code.checkpoint_id)
-        .where(Code.family_id == family_id)
-        .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
-    )
-    return [(row[0], row[1], row[2]) for row in session.execute(statement)]
+    return [(row[0], row[1], row[2]) for row in session.execute(_EXAMPLE_FILES, {"family": family_id})]
+
+
+# Built once: to build such a statement, and to look up how it is compiled, takes longer than to run it.
+_IN_NUMBERS: Any = bindparam("numbers", expanding=True)
+_BY_NUMBERS = select(Feature).where(Feature.family_id == bindparam("family"), Feature.number.in_(_IN_NUMBERS))
+_OF_NUMBERS = select(Verdict).where(Verdict.checkpoint_id == bindparam("checkpoint"), Verdict.feature.in_(_IN_NUMBERS))
+_EXAMPLE_FILES = (
+    select(Code.artifact, Code.examples, Checkpoint.name)
+    .join(Checkpoint, Checkpoint.id == Code.checkpoint_id)
+    .where(Code.family_id == bindparam("family"))
+    .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
+)
 
 
 def _numbers(family_id: str) -> Select[int]:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from service.models import Checkpoint, Family
 from service.verdicts import queries, stored
-from service.verdicts.arrays import by_column
+from service.verdicts.arrays import by_column, seen_by_column
 from service.verdicts.figures import floats_of
 from service.verdicts.judge import (
     BLOCK,
@@ -154,12 +154,14 @@ class _Pair(NamedTuple):
         """Replicates of projection and strength ratio of some features, at most so many: [K + 1, j] each."""
         rows = min(len(self.now.level), len(self.then.level), most or len(self.now.level))
         numbers, moved = self.numbers[columns], self.moved[columns]
-        level, reference = by_column(self.now.level[:rows], numbers), self.then.references(numbers, rows)
-        level[:, moved] = self.now.references(numbers[moved], rows)
+        level, reference = seen_by_column(self.now.level[:rows], numbers), self.then.references(numbers, rows)
+        if moved.any():
+            level = level.copy()
+            level[:, moved] = self.now.references(numbers[moved], rows)
         reference[:, self.discovered[columns]] = 1.0
-        strength = by_column(self.now.strength[:rows], numbers)
+        strength, before = (seen_by_column(one.strength[:rows], numbers) for one in (self.now, self.then))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
-            return level / reference, strength / by_column(self.then.strength[:rows], numbers)
+            return np.divide(level, reference, out=reference), strength / before
 
 
 @dataclass

@@ -177,10 +177,8 @@ def spending(comparison: int) -> float:
 
 def judge(evidence: Evidence, policy: Policy) -> Judgement:
     """Judge every feature of one comparison."""
-    e = evidence
-    projected, strengths = e.estimates()
-    k = projected.folds
-    reach = float(stdtrit(k - 1, 0.5 + policy.confidence / 2))
+    e, (projected, strengths) = evidence, evidence.estimates()
+    reach = float(stdtrit(projected.folds - 1, 0.5 + policy.confidence / 2))
     enough = (e.firings >= policy.min_firings) & (e.documents >= policy.min_documents)
     solid = enough & (e.baseline_z >= BASELINE_Z) & projected.sized & ~e.born_here
     typical = solid & e.there_before
@@ -194,18 +192,16 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se
 
     level = policy.fdr * (spending(e.comparison) if policy.sequential else 1.0)
-    q, low, high = _significance(ratio, ratio_se, solid, k, policy, level)
+    q, low, high = _significance(ratio, ratio_se, solid, projected.folds, policy, level)
     readable = _readable(e, policy)
     weakened = solid & low & e.there_before
     absent = solid & (hi < policy.absent_below)
     still_gone = solid & ~e.there_before & (lo < policy.absent_below)
     strengthened = solid & high & e.there_before
     back = solid & ~e.there_before & (lo >= policy.suppressed_below)
-    orthogonal = np.where(solid & (np.abs(e.orthogonal[0]) < LARGEST), e.orthogonal[0], np.float32(np.nan)) / abs(size)
-    moved = np.zeros(len(ratio), dtype=bool)
-    asked = np.flatnonzero(weakened & readable)
+    orthogonal = np.where(solid & (e.orthogonal[0] < LARGEST), e.orthogonal[0], np.float32(np.nan)) / abs(size)
     usual = _usual(orthogonal[typical & ~low & ~high])
-    moved[asked] = _moved(estimates(e.turned(asked)), abs(size), usual, reach, policy.suppressed_below)
+    moved = _moved(e, weakened & readable, abs(size), usual, reach, policy.suppressed_below)
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
     replaced = weakened & np.isin(np.arange(len(ratio)), carried)
 
@@ -220,7 +216,6 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     status[moved] = PLACE[Status.RELOCATED]
     status[e.born_here | back] = PLACE[Status.EMERGED]
     changed = (status != PLACE[Status.PRESENT]) & (status != PLACE[Status.INDETERMINATE]) & ~still_gone
-    size_of_change = np.abs(np.log2(np.clip(np.where(e.born_here, 100.0, np.nan_to_num(ratio, nan=1.0)), 0.01, 100)))
     least = 1 - 2 * reach * ratio_se
     return Judgement(
         places=status,
@@ -232,7 +227,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         strength_hi=_where(solid, strength + reach * strength_se),
         orthogonal=_where(solid, orthogonal),
         q_value=q.astype(np.float32),
-        change=np.where(changed, size_of_change, 0.0).astype(np.float32),
+        change=np.where(changed, _change(e, ratio), 0.0).astype(np.float32),
         minimum_detectable=_where(solid & (ratio_se > 0) & (least > 0), least),
         weakened=weakened,
         strengthened=strengthened,
@@ -240,6 +235,11 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         strength_size=float(strength_size),
         level=level,
     )
+
+
+def _change(e: Evidence, ratio: Floats) -> Floats:
+    """[m] factors of two, up or down."""
+    return np.abs(np.log2(np.clip(np.where(e.born_here, 100.0, np.nan_to_num(ratio, nan=1.0)), 0.01, 100)))
 
 
 def _readable(e: Evidence, policy: Policy) -> Bools:
@@ -275,14 +275,17 @@ def _usual(orthogonal: NDArray[np.floating]) -> float:
     return float(np.quantile(np.nan_to_num(orthogonal), 0.99)) if len(orthogonal) else 0.0
 
 
-def _moved(orthogonal: Estimates, size: float, usual: float, reach: float, least: float) -> Bools:
-    """Written along another direction as strongly as what counts as not suppressed.
+def _moved(e: Evidence, asked: Bools, size: float, usual: float, reach: float, least: float) -> Bools:
+    """Of the features that are asked for, those written along another direction as strongly as if not suppressed.
 
     The part of the orthogonal ratio, over the size factor, that exceeds what is usual must, with its whole interval, be
     at least `least` of the former strength.
     """
+    columns, moved = np.flatnonzero(asked), np.zeros(len(asked), dtype=bool)
+    orthogonal = estimates(e.turned(columns))
     excess = np.sqrt(np.maximum((orthogonal.value / size) ** 2 - usual**2, 0))
-    return orthogonal.sized & (excess - reach * orthogonal.error / size >= least)
+    moved[columns] = orthogonal.sized & (excess - reach * orthogonal.error / size >= least)
+    return moved
 
 
 def _carried(successors: list[Successor], policy: Policy) -> bool:

@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 from service.kit.db import Database
 from service.models import Alert, AlertRule, Checkpoint, Event, Family, Feature, Measurement, Verdict
 from service.models import Lineage as LineageRow
-from service.verdicts import logic, queries
-from service.verdicts.compare import Row, _happened, compare
+from service.verdicts import logic, queries, stored
+from service.verdicts.compare import _happened, compare
 from service.verdicts.judge import GONE, Evidence, Status, Successor, judge
 from service.verdicts.policy import Policy
+from service.verdicts.table import Row
 from tests import factories
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -354,7 +355,7 @@ def test_of_two_successions_on_the_way_the_later_one_counts(database: Database, 
         feature = factories.feature(session, family, 7, chain[0])
         for number in order:
             factories.verdict(session, chain[number], feature, "replaced", successors=[{"id": f"F{number}"}])
-        found = _happened(session, [chain[2].id, chain[1].id])
+        found = _happened([stored.course(session, family.id, one.id, 0, keep=False) for one in chain[:0:-1]])
         assert found[7, "replaced"].successors == [{"id": "F2"}]
 
 
