@@ -84,10 +84,9 @@ def rude(behave: Callable[[socket.socket], object]) -> Iterator[str]:
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             # All of it: a connection that is closed with something unread in it is reset, whatever was answered.
-            headers = dict(
-                line.decode().lower().split(": ") for line in iter(self.rfile.readline, b"\r\n") if b": " in line
-            )
-            self.rfile.read(int(headers["content-length"]))
+            lines = iter(lambda: self.rfile.readline().strip(), b"")  # also at an end before the headers'
+            headers = dict(line.decode().lower().split(": ") for line in lines if b": " in line)
+            self.rfile.read(int(headers.get("content-length", 0)))
             with suppress(OSError):
                 behave(self.request)
 
