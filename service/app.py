@@ -22,6 +22,7 @@ from service.kit import problems, telemetry
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.kit.logs import configure_logging
+from service.kit.memory import give_back_large_blocks
 from service.kit.middleware import BodyLimit, EntityTags, RequestContext, StorableText
 from service.kit.turns import Turns
 from service.labels.routes import router as labels
@@ -48,6 +49,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         configure_logging(settings)
+        give_back_large_blocks()
         database = Database(settings.resolved_database_url)
         try:
             with database.reader.connect() as connection:
