@@ -25,7 +25,7 @@ from service.models import Attempt, Checkpoint, Code, Delivery, Event, Run, Verd
 from tests.e2e.parts import HOOK_POINT, environment, rows_of, write_lineage
 from tests.services import Postgres, Process, Valkey, free_port, postgres_server, valkey_server, wait_until
 
-CHECKPOINTS = 5
+CHECKPOINTS = 3
 SHAPE = {
     "n_checkpoints": CHECKPOINTS, "n_positions": 4_000, "width": 32, "n_planted": 24,
     "n_suppressed": 3, "n_removed": 2, "n_born": 2, "lowest_rate": 0.05,
@@ -211,7 +211,7 @@ class Deployment:
     # What is asked of it
 
     def onboard(self, onboardings: int) -> dict[str, str]:
-        """Register checkpoints of families, five each; run id -> checkpoint id of all that was accepted."""
+        """Register checkpoints of families, CHECKPOINTS each; run id -> checkpoint id of all that was accepted."""
         uris = write_lineage(make_lineage(0, **SHAPE), self.folder / "releases")
         self.patiently(lambda: self.client.create_webhook(self.receiver.url))
         accepted: dict[str, str] = {}

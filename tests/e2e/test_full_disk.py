@@ -11,8 +11,6 @@ from service.models import Event
 from tests.e2e.parts import HOOK_POINT, WAIT_SECONDS, Service, Worker, rows_of, unfinished, write_lineage
 from tests.e2e.test_kill import OPTIONS, SETTINGS, SHAPE, soon
 
-FULL = ("No space left on device", "database or disk is full")
-
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
@@ -52,7 +50,8 @@ def test_a_full_disk_ends_the_run_and_a_retry_goes_on(module_database: tuple[Pat
             run = client.register("small", name="v1", uri=uris[0])["run"]
             assert soon(lambda: any((disk / "data" / "partial").glob("*.fit"))), worker.log()
             fill(disk / "ballast")
-            assert soon(lambda: any(words in worker.log() for words in FULL)), worker.log()[-3000:]
+            # Not a missed beat of an embedded installation, whose database is full too: the fit's own save.
+            assert soon(lambda: bool(worker.lines("failed"))), worker.log()[-3000:]
             (disk / "ballast").unlink()
             ended = client.wait(run["id"], timeout=WAIT_SECONDS, interval=0.05)
             assert (ended["state"], (ended["error"] or {}).get("code")) == ("failed", "disk-full")
@@ -60,5 +59,5 @@ def test_a_full_disk_ends_the_run_and_a_retry_goes_on(module_database: tuple[Pat
             ended = client.wait(run["id"], timeout=WAIT_SECONDS, interval=0.05)
             assert ended["state"] == "succeeded", f"{ended['error']}\n{worker.log()[-3000:]}"
             assert [line["steps"] for line in worker.lines("the fit goes on")] == [OPTIONS["steps"]]
-            assert [row["type"] for row in rows_of(url, Event)] == ["run.failed", "checkpoint.judged"]
+            assert sorted(row["type"] for row in rows_of(url, Event)) == ["checkpoint.judged", "run.failed"]
             assert unfinished(disk / "data") == []
