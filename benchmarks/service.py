@@ -142,7 +142,9 @@ def measure(filler: Filler, options: argparse.Namespace, say: Callable[[str], No
         key = auth.create(session, name="benchmark", scopes=["write"])[1]
     with serving(filler.settings, key) as service:
         asked = Asked(options.features, options.checkpoints)
-        asked.every_checkpoint(service)  # what is read once is no part of the figures
+        # What each process reads once is no part of the figures.
+        asked.every_checkpoint(service)
+        load(service, asked.anything, options.clients, seconds=options.seconds, seed=options.seed)
         found: dict[str, Any] = {"floor": load(service, asked.floor, options.clients, count=2000)}
         found["alone"] = load(service, asked.anything, 1, count=200, seed=options.seed)
         say(f"{found}")
