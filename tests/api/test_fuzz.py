@@ -25,7 +25,7 @@ from tests import filled
 from tests.filled import VALUES
 from tests.services import Postgres
 
-EXAMPLES = int(os.environ.get("FEATUREWATCH_TEST_FUZZ_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("FEATUREWATCH_TEST_FUZZ_EXAMPLES", "2"))
 """For each operation. Over 10: the document's corner cases too, and other requests each time."""
 OPEN = ("/healthz", "/readyz")
 ALLOWED = {"none": set(), "read": {"read"}, "write": {"read", "write"}, "admin": {"read", "write", "admin"}}
