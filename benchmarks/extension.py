@@ -55,6 +55,7 @@ from workers.demo.main import Plan
 from workers.demo.models import base_model, save_ablated
 from workers.demo.selection import choose
 from workers.pipelines.dictionary import FOLDS, References, _joined, _new_columns
+from workers.pipelines.refitting import written_rows
 from workers.verdicts.measure import Side, procrustes, products, unexplained
 
 T = TypeVar("T")
@@ -193,13 +194,9 @@ def fitted(checkpoints: list[Checkpoint], config: FitConfig, state: FitState | N
 
 
 def warm(pair: Pair, code: Code, config: FitConfig) -> Crosscoder:
-    """A crosscoder of both that starts from the features of the parent's code, as `refitting._known_rows` has it."""
+    """A crosscoder of both that starts from the features of the parent's code, as a re-fit of the service does."""
     both = [pair.parent, pair.now]
-    regression = Regression(code, torch.arange(code.n), torch.zeros(code.n, dtype=torch.int64))
-    rows = torch.cat([regression.solve(one).decoder for one in both], 1)
-    written = rows.square().sum(1) * regression.energy.sum(0).float()
-    solid = (torch.bincount(code.latents, minlength=code.m) >= Policy().min_firings).nonzero().squeeze(1)
-    known = rows[solid[written[solid].argsort(descending=True)]]
+    known = written_rows(code, torch.arange(code.n), both, Policy().min_firings)
     return fitted(both, config, start_from(known, config, _layout(both)))
 
 

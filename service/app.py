@@ -19,7 +19,7 @@ from service.dependencies.routes import router as dependencies
 from service.families.routes import router as families
 from service.features.routes import router as features
 from service.kit import problems, telemetry
-from service.kit.artifacts import ArtifactStore
+from service.kit.artifacts import open_store
 from service.kit.db import Database
 from service.kit.logs import configure_logging
 from service.kit.memory import give_back_large_blocks
@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 check_connection(connection)
             telemetry.trace_database(database)
             app.state.database, app.state.turns = database, Turns(one_writer=database.is_sqlite)
-            app.state.artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
+            app.state.artifacts = open_store(settings)
             yield
         finally:
             database.close()

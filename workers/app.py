@@ -68,7 +68,7 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def publish(app: Celery, run_id: str, queue: str = "runs") -> None:
+def publish(app: Celery, run_id: str, queue: str) -> None:
     """Ring the bell of a run; raises within seconds where the broker is away."""
     app.send_task(EXECUTE, args=[run_id], queue=queue, retry=False)
 

@@ -12,7 +12,7 @@ import structlog
 from service import migrate
 from service.config import Settings
 from service.kit import telemetry
-from service.kit.artifacts import ArtifactStore
+from service.kit.artifacts import open_store
 from service.kit.db import Database
 from workers import runner
 from workers.sweeps import Sweeper
@@ -36,7 +36,7 @@ def serve(settings: Settings, stop: threading.Event, *, pipelines: Mapping[str, 
             stop.wait(AWAY_SECONDS)
     database = Database(settings.resolved_database_url)
     telemetry.trace_database(database)
-    artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
+    artifacts = open_store(settings)
     sweeps = threading.Thread(target=_sweep, args=(settings, database, stop), name="sweeps", daemon=True)
     sweeps.start()
     work = partial(

@@ -118,21 +118,30 @@ class Execution:
 
     def finish(self, session: Session, result: dict[str, Any]) -> None:
         """Inside a `write()`, as its last act: the run has succeeded if and only if that transaction commits."""
-        with self._lock:
-            seconds = self._seconds_now()
         # From here on the heartbeat may find the run ended, by us.
         self._finishing = True
-        done = logic.finish(
+        if not self.end(session, RunState.SUCCEEDED, result=result):
+            raise LeaseLostError(f"run {self.run_id} ended before attempt {self.attempt} finished it")
+
+    def end(
+        self,
+        session: Session,
+        state: RunState,
+        *,
+        result: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> bool:
+        """Write the run's end, and what it took, in any transaction; False where this attempt does not hold it."""
+        return logic.finish(
             session,
             run_id=self.run_id,
             attempt=self.attempt,
-            state=RunState.SUCCEEDED,
+            state=state,
             result=result,
-            seconds=seconds,
+            error=error,
+            seconds=self.seconds(),
             usage=self.usage(),
         )
-        if not done:
-            raise LeaseLostError(f"run {self.run_id} ended before attempt {self.attempt} finished it")
 
     def beat(self) -> bool:
         """Renew the lease, write the progress and see what was asked for; whether beats are still wanted.
@@ -195,15 +204,7 @@ class Execution:
         error = TooLongError(self.settings.run_seconds).as_dict()
         log.error("stuck: ending this process", run=self.run_id, stage=self._stage)
         with self.database.write() as session:
-            logic.finish(
-                session,
-                run_id=self.run_id,
-                attempt=self.attempt,
-                state=RunState.FAILED,
-                error=error,
-                seconds=self.seconds(),
-                usage=self.usage(),
-            )
+            self.end(session, RunState.FAILED, error=error)
         os._exit(STUCK)
 
     def _seconds_now(self) -> dict[str, float]:

@@ -141,15 +141,7 @@ def _pipeline(execution: Execution, pipelines: Mapping[str, Pipeline] | None) ->
 
 def _end(execution: Execution, state: RunState, error: dict[str, Any] | None = None) -> None:
     def act(session: Session) -> bool:
-        return logic.finish(
-            session,
-            run_id=execution.run_id,
-            attempt=execution.attempt,
-            state=state,
-            error=error,
-            seconds=execution.seconds(),
-            usage=execution.usage(),
-        )
+        return execution.end(session, state, error=error)
 
     if not _insist(execution, act):
         log.warning("lost before its end was written", wanted=state)

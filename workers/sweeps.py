@@ -17,7 +17,7 @@ from service.alerts import raising, standing
 from service.audit import queries as audit
 from service.config import Settings
 from service.kit import clock, outbound
-from service.kit.artifacts import ArtifactStore
+from service.kit.artifacts import open_store
 from service.kit.crypto import SecretBox
 from service.kit.db import Database
 from service.runs import logic as runs
@@ -60,7 +60,7 @@ class Sweeper:
         call_helper: Callable[[], None] | None = None,
     ) -> None:
         self.settings, self.database, self.publish, self.call_helper = settings, database, publish, call_helper
-        self.artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
+        self.artifacts = open_store(settings)
         self.allow = outbound.parse_networks(settings.webhook_allow)
         self._box: SecretBox | None = None
         self._tidied = self._vacuumed = float("-inf")

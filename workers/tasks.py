@@ -4,7 +4,7 @@ from functools import cache
 
 from service.config import Settings
 from service.kit import telemetry
-from service.kit.artifacts import ArtifactStore
+from service.kit.artifacts import ArtifactStore, open_store
 from service.kit.db import Database
 from workers import app as celery
 from workers import runner
@@ -43,7 +43,7 @@ def sweep() -> None:
 def _resources() -> tuple[Settings, Database, ArtifactStore]:
     """Made at the first task, so in the pool's child: connections must not be shared over a fork."""
     settings = Settings()
-    artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
+    artifacts = open_store(settings)
     database = Database(settings.resolved_database_url)
     telemetry.trace_database(database)
     return settings, database, artifacts

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from service.kit.pages import SortKey, keyset
 from service.models import Alert, AlertRule, Checkpoint, Family, Feature, Run, Verdict
+from service.runs.states import FINAL
 
 Named = tuple[Alert, str | None, str | None, str | None]
 """An alert with the names of its rule, family and checkpoint."""
@@ -205,7 +206,7 @@ def failures(session: Session) -> Sequence[tuple[Run, str | None]]:
 
 def any_under_way(session: Session, run_ids: Collection[str]) -> bool:
     """Whether one of the runs has not ended."""
-    statement = select(exists().where(Run.id.in_(run_ids), Run.state.in_(("queued", "running", "cancelling"))))
+    statement = select(exists().where(Run.id.in_(run_ids), Run.state.not_in(FINAL)))
     return bool(session.scalar(statement))
 
 

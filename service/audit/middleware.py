@@ -12,13 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.audit import idempotency, queries
 from service.kit.problems import ConflictError, UnavailableError
-from service.kit.routing import methods_at
+from service.kit.routing import READING, methods_at
 from service.kit.turns import WriteTurn
 from service.models import AuditEntry, IdempotencyRecord
 
 log = structlog.get_logger("featurewatch.audit")
-
-READING = ("GET", "HEAD", "OPTIONS")
 
 
 class Transactions:

@@ -7,8 +7,8 @@ from fastapi import Depends, Request
 
 from service.auth.logic import Principal
 from service.kit.problems import ForbiddenError, UnauthenticatedError
+from service.kit.routing import READING
 
-_READING = ("GET", "HEAD", "OPTIONS")
 _ADMIN_PATHS = ("/v1/keys", "/v1/audit")
 
 
@@ -17,7 +17,7 @@ def check_early(principal: Principal | None, method: str, path: str) -> None:
     if path.startswith(_ADMIN_PATHS):
         _check(principal, "admin")
     elif path.startswith("/v1/"):
-        _check(principal, "read" if method in _READING else "write")
+        _check(principal, _scope_of(method))
 
 
 def _check(principal: Principal | None, scope: str) -> None:
@@ -35,7 +35,11 @@ def _require(scope: str) -> Callable[[Request], Any]:
 
 
 async def _require_by_method(request: Request) -> None:
-    _check(_principal(request), "read" if request.method in _READING else "write")
+    _check(_principal(request), _scope_of(request.method))
+
+
+def _scope_of(method: str) -> str:
+    return "read" if method in READING else "write"
 
 
 def _principal(request: Request) -> Principal | None:

@@ -22,6 +22,7 @@ from service.config import Settings
 from service.kit.clock import utcnow
 from service.kit.db import Database
 from service.kit.problems import BadRequestError, ForbiddenError, UnauthenticatedError
+from service.kit.routing import READING
 
 log = structlog.get_logger("featurewatch.auth")
 
@@ -102,7 +103,7 @@ def _refuse_foreign_pages(headers: Headers, method: str) -> None:
             f"This service needs no keys, so it answers only to this machine's own names, not to {host!r}.",
             code="foreign-host",
         )
-    if method in ("GET", "HEAD", "OPTIONS"):
+    if method in READING:
         return
     origin = headers.get("origin")
     crossed = headers.get("sec-fetch-site") in ("cross-site", "same-site")

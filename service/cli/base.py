@@ -122,6 +122,15 @@ def show_fields(pairs: Iterable[tuple[str, Any]]) -> None:
     _print_grid(None, [[name, cell(value)] for name, value in pairs if value is not None])
 
 
+def size(count: int) -> str:
+    """Bytes for people."""
+    value, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while value >= 1000 and unit != "TB":
+        value, unit = value / 1000, next(units)
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+
+
 def _print_grid(headings: list[str] | None, cells: list[list[str]]) -> None:
     """Aligned columns: with colours and folded to the width on a terminal, whole lines elsewhere."""
     if not out.is_terminal:

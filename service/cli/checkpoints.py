@@ -249,7 +249,7 @@ def show_run(run: RunId, as_json: AsJson = False) -> None:
         ("WHY", lambda one: one["error"] and one["error"]["detail"]),
         ("DEVICE", lambda one: one["usage"].get("device")),
         ("CPU SECONDS", lambda one: one["usage"].get("cpu_seconds")),
-        ("PEAK MEMORY", lambda one: _megabytes(one["usage"].get("peak_memory_bytes"))),
+        ("PEAK MEMORY", lambda one: (peak := one["usage"].get("peak_memory_bytes")) and base.size(peak)),
         ("WORKER", lambda one: one["worker"]),
     ]
     return base.show_rows(attempts, columns, empty="No worker has tried it yet.")
@@ -309,10 +309,6 @@ def report(
         told.show(answer, f"{family}: {name}" + (f" against {answer['baseline']}" if answer["baseline"] else ""))
     else:
         typer.echo(text)
-
-
-def _megabytes(size: int | None) -> str | None:
-    return None if size is None else f"{size / 1e6:,.0f} MB"
 
 
 def _pairs(items: list[str] | None) -> dict[str, str]:

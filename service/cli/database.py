@@ -42,9 +42,9 @@ def _show_check(found: dict[str, Any]) -> None:
         [
             ("schema", found["schema"]),
             ("engine", found["engine"]),
-            ("database", _size(found["bytes"])),
-            ("artifacts", _size(found["artifact_bytes"])),
-            ("unreferenced", f"{found['unreferenced']:,} artifacts, {_size(found['unreferenced_bytes'])}"),
+            ("database", base.size(found["bytes"])),
+            ("artifacts", base.size(found["artifact_bytes"])),
+            ("unreferenced", f"{found['unreferenced']:,} artifacts, {base.size(found['unreferenced_bytes'])}"),
         ]
     )
     base.out.print()
@@ -70,7 +70,7 @@ def copy(
     columns = [
         ("TABLE", lambda row: row["table"]),
         ("ROWS", lambda row: row["rows"]),
-        ("OF ARRAYS", lambda row: _size(row["bytes"]) if row["bytes"] else None),
+        ("OF ARRAYS", lambda row: base.size(row["bytes"]) if row["bytes"] else None),
     ]
     base.show_rows(found, columns, empty="")
     base.say(f"{sum(row['rows'] for row in found):,} rows were copied, and are the same in both")
@@ -88,13 +88,13 @@ def vacuum(
     if as_json:
         return base.show_json(found)
     verb = "would be removed" if dry_run else "removed"
-    columns = [("ARTIFACT", lambda row: row[0]), ("SIZE", lambda row: _size(row[1])), ("", lambda row: row[2])]
+    columns = [("ARTIFACT", lambda row: row[0]), ("SIZE", lambda row: base.size(row[1])), ("", lambda row: row[2])]
     rows = [(name, size, verb) for name, size in found["removed"].items()]
     rows += [(name, size, "waits") for name, size in found["waiting"].items()]
     base.show_rows(rows, columns, empty="Nothing to remove.")
     base.say(
-        f"{_size(sum(found['removed'].values()))} {verb}, {_size(sum(found['waiting'].values()))} later; the database "
-        f"had {_size(found['bytes_before'])}, now {_size(found['bytes'])}"
+        f"{base.size(sum(found['removed'].values()))} {verb}, {base.size(sum(found['waiting'].values()))} later; "
+        f"the database had {base.size(found['bytes_before'])}, now {base.size(found['bytes'])}"
     )
     if found["released"]:
         base.say(f"activations kept no longer: {', '.join(found['released'])}")
@@ -120,15 +120,6 @@ def restore(
     """Put a backup of a SQLite database in place, and bring it to this version's schema. Stop the service first."""
     _local().restore(file, replace=replace)
     base.say("the backup is in place; `featurewatch db check` says whether all artifacts are")
-
-
-def _size(count: int) -> str:
-    """Bytes for people."""
-    value, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while value >= 1000 and unit != "TB":
-        value, unit = value / 1000, next(units)
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
 
 
 def _local() -> ModuleType:

@@ -10,7 +10,7 @@ from sqlalchemy.engine import make_url
 from service import migrate
 from service.cli import base, local
 from service.config import Settings
-from service.kit.artifacts import ArtifactStore
+from service.kit.artifacts import open_store
 from service.kit.clock import utcnow
 from service.kit.db import Database
 from service.store import backup as backups
@@ -27,7 +27,7 @@ def check() -> dict[str, Any]:
     settings = Settings()
     local.check(settings)
     with closing(Database(settings.resolved_database_url)) as database, database.read() as session:
-        return {"schema": migrate.newest()} | logic.inspect(session, _artifacts(settings))
+        return {"schema": migrate.newest()} | logic.inspect(session, open_store(settings))
 
 
 def copy(from_: str) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def copy(from_: str) -> list[dict[str, Any]]:
 def vacuum(*, dry_run: bool) -> dict[str, Any]:
     """Remove what is due, family by family, then the free pages of a SQLite file."""
     settings = Settings()
-    artifacts = _artifacts(settings)
+    artifacts = open_store(settings)
     removed, waiting, released, busy = dict[str, int](), dict[str, int](), list[str](), list[str]()
     with local.opened() as database:
         before = _size(database)
@@ -123,10 +123,6 @@ def _compact(database: Database) -> None:
 def _size(database: Database) -> int:
     with database.read() as session:
         return queries.size(session)
-
-
-def _artifacts(settings: Settings) -> ArtifactStore:
-    return ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
 
 
 def _sqlite_file(otherwise: str) -> Path:

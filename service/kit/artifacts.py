@@ -17,6 +17,8 @@ from typing import Any
 
 import fsspec
 
+from service.config import Settings
+
 UNFINISHED = ".new"
 """Ends the names of what is being written, or removed."""
 WHOLE = "manifest.json"
@@ -27,6 +29,11 @@ def content_key(**inputs: Any) -> str:
     """Digest (20 hex digits) of JSON-able inputs: the key of an artifact's name."""
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def open_store(settings: Settings) -> "ArtifactStore":
+    """The artifact store of an installation."""
+    return ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
 
 
 class ArtifactStore:

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.kit.ids import new_id
 from service.kit.problems import ProblemError, TooLargeError, UnprocessableError, problem_response, response_for
+from service.kit.routing import READING
 
 log = structlog.get_logger("featurewatch.http")
 
@@ -105,7 +106,7 @@ class BodyLimit:
         self.app, self.limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if scope["type"] != "http" or scope["method"] in READING:
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")

@@ -6,6 +6,8 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+READING = ("GET", "HEAD", "OPTIONS")
+"""Methods that change nothing."""
 
 
 def methods_at(scope: Scope, methods: Iterable[str] = METHODS) -> list[str]:

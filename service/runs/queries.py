@@ -161,13 +161,9 @@ def end_attempt(session: Session, run: Run, *, now: datetime, error: dict[str, A
     )
 
 
-def attempts(
-    session: Session, run_id: str, *, after: Sequence[Any] | None = None, limit: int | None = None
-) -> Sequence[Attempt]:
-    """Attempts at a run, oldest first; all, or a row more than `limit` where there are more."""
+def attempts(session: Session, run_id: str, *, after: Sequence[Any] | None, limit: int) -> Sequence[Attempt]:
+    """Attempts at a run, oldest first; a row more than `limit` where there are more."""
     statement = select(Attempt).where(Attempt.run_id == run_id)
-    if limit is None:
-        return session.scalars(statement.order_by(Attempt.number)).all()
     return session.scalars(keyset(statement, [SortKey(Attempt.number)], after, limit)).all()
 
 

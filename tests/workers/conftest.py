@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from service.config import Settings
 from service.kit import clock
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
-from service.models import Run
-from service.runs import logic
+from service.models import Attempt, Run
+from service.runs import logic, queries
 from service.webhooks import logic as webhooks
 from service.webhooks.schemas import WebhookCreate
 from tests import factories
@@ -67,6 +67,10 @@ class Installation:
     def run(self, run_id: str) -> Run:
         with self.database.read() as session:
             return session.get_one(Run, run_id)
+
+    def attempts(self, run_id: str) -> Sequence[Attempt]:
+        with self.database.read() as session:
+            return queries.attempts(session, run_id, after=None, limit=100)
 
     def checkpoint_state(self, run_id: str) -> str:
         with self.database.read() as session:

@@ -9,7 +9,7 @@ import redis
 from sqlalchemy import select
 
 from service.models import Bell, Run
-from service.runs import logic, queries
+from service.runs import logic
 from tests.services import free_port
 from tests.workers.conftest import wait_for
 from tests.workers.toy import journal
@@ -105,8 +105,7 @@ def test_a_worker_takes_from_its_own_queue_alone(installation, start_celery, sta
     assert states(installation, [first, label]) == ["queued", "queued"]
     start_celery("tests.workers.toy_celery", "-Q", "runs", "-c", "1", "-n", "gpu@%h")
     wait_for(lambda: states(installation, [first, label]) == ["succeeded"] * 2, 60)
-    with installation.database.read() as session:
-        names = {run: queries.attempts(session, run)[0].worker for run in (first, label, alone)}
+    names = {run: installation.attempts(run)[0].worker for run in (first, label, alone)}
     workers = {run: name.rpartition(":")[0] for run, name in names.items()}  # host and process
     assert workers[label] == workers[alone] != workers[first]
 

@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 
 from service.kit import clock
 from service.models import Event, Run
-from service.runs import logic, queries
+from service.runs import logic
 from tests.workers.conftest import wait_for
 from tests.workers.toy import journal
 from workers.errors import LeaseLostError, RunError
@@ -137,8 +137,7 @@ def test_what_nobody_asked_for_gives_way_and_goes_on_afterwards(installation):
 
 
 def attempts(installation, run_id):
-    with installation.database.read() as session:
-        return [(one.number, one.outcome, (one.error or {}).get("code")) for one in queries.attempts(session, run_id)]
+    return [(one.number, one.outcome, (one.error or {}).get("code")) for one in installation.attempts(run_id)]
 
 
 def test_attempts_are_kept_with_why_they_ended_and_what_they_cost(installation):
@@ -164,8 +163,7 @@ def test_attempts_are_kept_with_why_they_ended_and_what_they_cost(installation):
         (2, "failed", "a.b"),
         (3, "succeeded", None),
     ]
-    with installation.database.read() as session:
-        _, failed, last = queries.attempts(session, run_id)
+    _, failed, last = installation.attempts(run_id)
     assert (failed.usage["device"], failed.usage["positions_per_second"]) == ("cpu", {"harvest": 1234.5})
     assert failed.usage["peak_memory_bytes"] > 240e6
     assert last.usage["peak_memory_bytes"] < failed.usage["peak_memory_bytes"], "a peak of its own"

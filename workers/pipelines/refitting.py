@@ -1,5 +1,6 @@
 """Stage refit: the next generation of a family's dictionary, whose features go on under the ids of the last one's."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from workers.crosscoder.code import Code
 from workers.crosscoder.matching import Link, match
-from workers.crosscoder.regress import Regression, take_rows
+from workers.crosscoder.regress import Reader, Regression, take_rows
 from workers.execution import Execution
 from workers.pipelines import files
 from workers.pipelines.dictionary import Basis, References, common_rows, fitted_code
@@ -60,15 +61,18 @@ def refitted(execution: Execution, work: Work, activations: Activations, parent:
 
 
 def _known_rows(old: Code, members: Members, least_firings: int) -> Tensor | None:
-    """What the last generation's features write into every source of the members, [w, D], by regression on their code;
-    those that write most come first. What hardly fires has no row worth to start from. None: no position is common."""
+    """`written_rows` of the last generation in the members. None: no position is common."""
     valid = torch.stack([member.valid for member in members.members]).all(0)
     rows = valid.nonzero().squeeze(1).to(old.values.device)
-    if not len(rows):
-        return None
-    regression = Regression(old, rows, torch.zeros_like(rows))
-    decoder = torch.cat([regression.solve(member).decoder for member in members.members], 1)
-    firings = torch.bincount(regression.code.latents, minlength=old.m)
+    return written_rows(old, rows, members.members, least_firings) if len(rows) else None
+
+
+def written_rows(code: Code, rows: Tensor, sources: Sequence[Reader], least_firings: int) -> Tensor:
+    """What features write into every source, [w, D], by regression on their code at some positions; those that write
+    most come first. What hardly fires has no row worth to start from."""
+    regression = Regression(code, rows, torch.zeros_like(rows))
+    decoder = torch.cat([regression.solve(source).decoder for source in sources], 1)
+    firings = torch.bincount(code.latents, minlength=code.m)
     written = decoder.square().sum(1) * regression.energy.sum(0).float()
     solid = (firings >= least_firings).nonzero().squeeze(1)
     return decoder[solid[written[solid].argsort(descending=True)]]
