@@ -88,7 +88,8 @@ class Database:
         """A session for one transaction that writes. It has SQLite's lock from the start: what time it is, and what is
         overdue, is asked inside, and must not be an answer from before a long wait."""
         with Session(self.writer, expire_on_commit=False) as session, session.begin():
-            session.connection()
+            if self.is_sqlite:  # elsewhere the first statement may still say how it wants to be isolated
+                session.connection()
             yield session
 
     @contextmanager

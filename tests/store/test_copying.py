@@ -20,6 +20,10 @@ from service.store.copying import CopyError, copy
 from tests import factories
 from tests.services import Postgres
 
+# SQLAlchemy only warns where a transaction has begun and its isolation comes too late: then a copy from Postgres would
+# not be one moment's.
+pytestmark = pytest.mark.filterwarnings("error::sqlalchemy.exc.SAWarning")
+
 
 @pytest.fixture
 def other(
