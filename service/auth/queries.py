@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from service.kit.pages import SortKey, keyset
 from service.models import ApiKey
 
+_BY_PREFIX = select(ApiKey).where(ApiKey.prefix == bindparam("prefix"))
+"""Built once: every request asks it."""
+
 
 def find_by_prefix(session: Session, prefix: str) -> ApiKey | None:
     """The key with this prefix."""
-    return session.scalar(select(ApiKey).where(ApiKey.prefix == prefix))
+    return session.scalar(_BY_PREFIX, {"prefix": prefix})
 
 
 def find(session: Session, key_id: str) -> ApiKey | None:

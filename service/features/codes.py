@@ -149,15 +149,20 @@ def _examples(
 def _example(places: dict[str, np.ndarray], texts: Path | None, place: int, value: float) -> Example:
     """texts: the probe corpus as it was read, where its offsets are known."""
     document = int(places["document"][place])
-    before = token = after = None
-    text = document_text(texts, document) if texts else None
-    if text is not None:
-        start, end = int(places["start"][place]), int(places["end"][place])
-        before, token = text[max(0, start - _CONTEXT_CHARACTERS) : start], text[start:end]
-        after = text[end : end + _CONTEXT_CHARACTERS]
+    start, end = (int(places[name][place]) for name in ("start", "end")) if texts else (0, 0)
+    before, token, after = _passage(texts, document, start, end) if texts else (None, None, None)
     return Example(
         document=document, position=place, text_before=before, token=token, text_after=after, activation=value
     )
+
+
+@lru_cache(maxsize=16_384)
+def _passage(path: Path, document: int, start: int, end: int) -> tuple[str | None, str | None, str | None]:
+    """(text before, at and after a token). Kept, as artifacts never change: a kilobyte at most, and asked for again."""
+    text = document_text(path, document)
+    if text is None:
+        return None, None, None
+    return text[max(0, start - _CONTEXT_CHARACTERS) : start], text[start:end], text[end : end + _CONTEXT_CHARACTERS]
 
 
 def document_text(path: Path, document: int) -> str | None:

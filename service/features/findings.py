@@ -6,6 +6,7 @@ One place for `report` and `diff`. The words are in `service.features.words`; he
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from sqlalchemy.orm import Session
@@ -26,8 +27,7 @@ from service.features.words import SEVERITY
 from service.kit.artifacts import ArtifactStore
 from service.kit.ids import feature_id, parse_feature_id
 from service.models import Checkpoint
-from service.verdicts import queries as verdict_queries
-from service.verdicts.arrays import by_column
+from service.verdicts.arrays import among
 from service.verdicts.generations import ancestry, fitted_fvu
 from service.verdicts.judge import STATUSES, Status
 from service.verdicts.policy import Policy
@@ -58,8 +58,8 @@ def summary(
     """
     policy = Policy.model_validate(asked.family.policy)
     wanted = wanted or Filter()
-    chosen = _choose(session, asked, wanted)
-    shown = logic.shown(session, asked, [*chosen, *also])
+    chosen, unsure = _choose(session, asked, wanted), _unsure(session, asked, wanted, policy)
+    shown = logic.shown(session, asked, [*chosen, *also, *unsure.first])
     rows = [shown[number] for number in chosen]
     names = _names(session, asked, rows)
     examples = codes.examples_of(session, artifacts, asked.family, chosen, EXAMPLES)
@@ -78,7 +78,7 @@ def summary(
         headline=_headline(session, asked, counts, fitting, short),
         changed=fitting,
         findings=findings,
-        not_judged=_not_judged(session, asked, wanted, policy),
+        not_judged=_not_judged(unsure, shown, policy),
         caveats=_caveats(session, asked, policy),
     )
 
@@ -107,7 +107,7 @@ def _choose(session: Session, asked: Comparison, wanted: Filter) -> list[int]:
     ranked = np.array(list(reversed(taken))[:FINDINGS], dtype=np.int64)
     numbers = table.numbers[ranked]
     severity = np.array([SEVERITY.index(STATUSES[status]) for status in table.statuses[ranked].tolist()])
-    keys = (numbers, -least_changes(table, ranked), severity, ~np.isin(numbers, list(asked.watched)))
+    keys = (numbers, -least_changes(table, ranked), severity, ~among(numbers, asked.watched))
     return numbers[np.lexsort(keys)].tolist()
 
 
@@ -122,31 +122,39 @@ def _names(session: Session, asked: Comparison, rows: Sequence[FeatureRow]) -> d
     }
 
 
-def _not_judged(session: Session, asked: Comparison, wanted: Filter, policy: Policy) -> NotJudged:
+class _Unsure(NamedTuple):
+    """The features that could not be judged."""
+
+    why: list[Reason]
+    watched: int
+    first: dict[int, tuple[Reason, float]]
+    """number -> why, and in how many documents it fires: of those that are named"""
+
+
+def _unsure(session: Session, asked: Comparison, wanted: Filter, policy: Policy) -> _Unsure:
     part = Filter(("indeterminate",), wanted.q, wanted.tag, wanted.watched)
-    places = logic.chosen(session, asked, part)
-    if not len(places):
-        return NotJudged(features=0, watched=0, reasons=[], named=[])
-    table = asked.table
+    table, places = asked.table, logic.chosen(session, asked, part)
     numbers, firings = table.numbers[places], table.firings[places]
-    measured = verdict_queries.measurement(session, asked.checkpoint.id, "documents")
-    documents = np.full(len(places), np.nan) if measured is None else by_column(measured, numbers)
-    low, high = (table.floats[f"projection_ratio_{end}"][places] for end in ("lo", "hi"))
+    low, high, documents = (
+        table.floats[name][places] for name in ("projection_ratio_lo", "projection_ratio_hi", "documents")
+    )
     why = reasons(Figures(firings, documents, low, high), policy)
-    watched = np.isin(numbers, list(asked.watched))
+    watched = among(numbers, asked.watched)
     order = np.lexsort((numbers, -firings, ~watched))[:NAMED].tolist()
-    first = numbers[order].tolist()
-    shown = logic.shown(session, asked, first)
+    first = {int(numbers[place]): (why[place], float(documents[place])) for place in order}
+    return _Unsure(why, int(watched.sum()), first)
+
+
+def _not_judged(unsure: _Unsure, shown: dict[int, FeatureRow], policy: Policy) -> NotJudged:
     return NotJudged(
-        features=len(places),
-        watched=int(watched.sum()),
+        features=len(unsure.why),
+        watched=unsure.watched,
         reasons=[
             ReasonCount(reason=reason, text=words.REASONS[reason], features=count)
-            for reason, count in Counter(why).most_common()
+            for reason, count in Counter(unsure.why).most_common()
         ],
         named=[
-            _unjudged(shown[number], why[place], documents[place], policy)
-            for number, place in zip(first, order, strict=True)
+            _unjudged(shown[number], reason, documents, policy) for number, (reason, documents) in unsure.first.items()
         ],
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from service.features import queries
 from service.features.queries import Filter
 from service.features.schemas import (
     FeatureDetail,
+    FeatureFields,
     FeaturePatch,
     FeatureRow,
     Point,
@@ -31,6 +32,7 @@ from service.kit.problems import NotFoundError
 from service.lineage import logic as lineage
 from service.models import Checkpoint, Family, Feature
 from service.verdicts import stored
+from service.verdicts.arrays import among
 from service.verdicts.compare import compared
 from service.verdicts.judge import PLACE, STATUSES, Status
 from service.verdicts.table import Table
@@ -58,7 +60,7 @@ class Comparison:
     @cached_property
     def watched(self) -> frozenset[int]:
         """Numbers of the family's watched features."""
-        return frozenset(queries.matching(self.session, self.family.id, Filter(watched=True)))
+        return frozenset(queries.watched(self.session, self.family.id))
 
 
 def comparison(session: Session, family: Family, checkpoint: str | None, baseline: str | None) -> Comparison:
@@ -75,7 +77,7 @@ def comparison(session: Session, family: Family, checkpoint: str | None, baselin
 
 def rows(
     session: Session, asked: Comparison, *, wanted: Filter, order: Order, after: list[Any] | None, limit: int
-) -> list[tuple[VerdictRow, Feature]]:
+) -> list[tuple[VerdictRow, FeatureFields]]:
     """Verdicts with their features; a row more than `limit` where there are more."""
     if asked.stored:
         found = queries.page(
@@ -87,7 +89,8 @@ def rows(
             after=after,
             limit=limit,
         )
-        return cast(list[tuple[VerdictRow, Feature]], list(found))
+        features = queries.by_numbers(session, asked.family.id, [row.feature for row in found])
+        return [(row, features[row.feature]) for row in found]
     if after is not None:
         check(order.keys(), after)
     places = order.first(asked.table, chosen(session, asked, wanted), after, limit + 1)
@@ -108,7 +111,7 @@ def chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.in
     if wanted.by_feature:
         alone = (wanted.q, wanted.tag, wanted.watched) == (None, None, True)
         numbers = asked.watched if alone else queries.matching(session, asked.family.id, wanted)
-        places = places[np.isin(table.numbers[places], list(numbers))]
+        places = places[among(table.numbers[places], numbers)]
     return places
 
 
@@ -120,22 +123,21 @@ def counts(session: Session, asked: Comparison, wanted: Filter | None = None) ->
     return {str(status): count for status, count in zip(STATUSES, found.tolist(), strict=True) if count}
 
 
-def of_numbers(session: Session, asked: Comparison, numbers: Sequence[int]) -> list[tuple[VerdictRow, Feature]]:
+def of_numbers(session: Session, asked: Comparison, numbers: Sequence[int]) -> list[tuple[VerdictRow, FeatureFields]]:
     """Verdicts of a few features, with these, in the order of `numbers`; those that have none are left out."""
     if asked.stored:
-        found = cast(Sequence[VerdictRow], queries.of_numbers(session, asked.checkpoint.id, numbers))
+        found: Sequence[VerdictRow] = queries.of_numbers(session, asked.checkpoint.id, numbers)
     else:
         places = asked.table.find(numbers)
-        found = cast(Sequence[VerdictRow], asked.table.rows(places[places >= 0].tolist()))
+        found = asked.table.rows(places[places >= 0].tolist())
     rows, features = {row.feature: row for row in found}, queries.by_numbers(session, asked.family.id, numbers)
     return [(rows[number], features[number]) for number in numbers if number in rows]
 
 
-def show(session: Session, asked: Comparison, found: Sequence[tuple[VerdictRow, Feature]]) -> list[FeatureRow]:
+def show(session: Session, asked: Comparison, found: Sequence[tuple[VerdictRow, FeatureFields]]) -> list[FeatureRow]:
     """Rows as the API shows them."""
-    born = checkpoint_queries.names(session, list({feature.born_in for _, feature in found}))
     baseline = asked.baseline.name if asked.baseline else None
-    rows = [feature_row(row, feature, born[feature.born_in], asked.checkpoint.name, baseline) for row, feature in found]
+    rows = [feature_row(row, feature, asked.checkpoint.name, baseline) for row, feature in found]
     if asked.stored:  # against another baseline than the parent the flag would say something else
         rewired = dependencies.rewired(session, [asked.checkpoint.id], [feature.number for _, feature in found])
         for row, (_, feature) in zip(rows, found, strict=True):
@@ -168,10 +170,10 @@ def get(session: Session, family: Family, feature_id: str) -> Feature:
 def trajectory(session: Session, family: Family, feature: Feature) -> list[Point]:
     """A feature's verdicts, parents before their children, each against the parent."""
     course = queries.course(session, family.id, feature.number)
-    rewired = dependencies.rewired(session, [row.checkpoint_id for row, _, _ in course], [feature.number])
+    rewired = dependencies.rewired(session, [row.checkpoint_id for row in course], [feature.number])
     points = []
-    for row, name, parent in course:
-        points.append(point(row, name, parent))
+    for row in course:
+        points.append(point(row, row.checkpoint_name, row.parent_name))
         points[-1].rewired = rewired.get((row.checkpoint_id, feature.number))
     return points
 

@@ -46,20 +46,18 @@ def page(
     keys: Sequence[SortKey],
     after: Sequence[Any] | None,
     limit: int,
-) -> Sequence[tuple[Verdict, Feature]]:
-    """Stored verdicts of a checkpoint with their features; a row more than `limit` where there are more."""
-    statement = (
-        select(Verdict, Feature)
-        .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
-        .where(Verdict.checkpoint_id == checkpoint_id)
-    )
-    statement = statement.where(*_by_verdict(wanted))
+) -> Sequence[Any]:
+    """Stored verdicts of a checkpoint, plain rows; one more than `limit` where there are more."""
+    statement = select(*_VERDICT).where(Verdict.checkpoint_id == checkpoint_id, *_by_verdict(wanted))
     if wanted.by_feature:
         # In the order of changes, a rare tag would be looked for in every row; few features are looked up one by one.
         found = matching(session, family_id, wanted, limit=_FEW + 1)
-        few = len(found) <= _FEW
-        statement = statement.where(Verdict.feature.in_(found)) if few else _narrow(statement, wanted)
-    return [(row[0], row[1]) for row in session.execute(keyset(statement, keys, after, limit))]
+        if len(found) <= _FEW:
+            statement = statement.where(Verdict.feature.in_(found))
+        else:
+            same = (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature)
+            statement = _narrow(statement.join(Feature, same), wanted)
+    return _plain(session, keyset(statement, keys, after, limit))
 
 
 def matching(session: Session, family_id: str, wanted: Filter, limit: int | None = None) -> set[int]:
@@ -67,11 +65,16 @@ def matching(session: Session, family_id: str, wanted: Filter, limit: int | None
     return set(session.scalars(_narrow(_numbers(family_id), wanted).limit(limit)))
 
 
-def by_numbers(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Feature]:
-    """Number -> feature, of those that there are."""
-    found: dict[int, Feature] = {}
+def watched(session: Session, family_id: str) -> Sequence[int]:
+    """Numbers of the family's watched features."""
+    return session.scalars(_WATCHED, {"family": family_id}).all()
+
+
+def by_numbers(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Any]:
+    """Number -> feature, of those that there are: a plain row, with the name of `born_in` as `born_in_name`."""
+    found: dict[int, Any] = {}
     for start in range(0, len(numbers), 500):  # SQLite takes so many variables in one statement
-        rows = session.scalars(_BY_NUMBERS, {"family": family_id, "numbers": numbers[start : start + 500]})
+        rows = _plain(session, _BY_NUMBERS, family=family_id, numbers=numbers[start : start + 500])
         found |= {feature.number: feature for feature in rows}
     return found
 
@@ -101,22 +104,14 @@ def following(session: Session, family_id: str, after: int, limit: int) -> Seque
     return session.scalars(statement.order_by(Feature.number).limit(limit)).all()
 
 
-def of_numbers(session: Session, checkpoint_id: str, numbers: Sequence[int]) -> Sequence[Verdict]:
-    """Stored verdicts of a few features."""
-    return session.scalars(_OF_NUMBERS, {"checkpoint": checkpoint_id, "numbers": numbers}).all()
+def of_numbers(session: Session, checkpoint_id: str, numbers: Sequence[int]) -> Sequence[Any]:
+    """Stored verdicts of a few features, plain rows."""
+    return _plain(session, _OF_NUMBERS, checkpoint=checkpoint_id, numbers=numbers)
 
 
-def course(session: Session, family_id: str, number: int) -> Sequence[tuple[Verdict, str, str | None]]:
-    """(verdict, checkpoint, its parent) of one feature, parents before their children."""
-    parent = aliased(Checkpoint)
-    statement = (
-        select(Verdict, Checkpoint.name, parent.name)
-        .join(Checkpoint, Checkpoint.id == Verdict.checkpoint_id)
-        .outerjoin(parent, parent.id == Checkpoint.parent_id)
-        .where(Verdict.family_id == family_id, Verdict.feature == number)
-        .order_by(Checkpoint.created_at, Checkpoint.id)
-    )
-    return [(row[0], row[1], row[2]) for row in session.execute(statement)]
+def course(session: Session, family_id: str, number: int) -> Sequence[Any]:
+    """Verdicts of one feature, plain rows with `checkpoint_name` and `parent_name`; parents before their children."""
+    return _plain(session, _COURSE, family=family_id, number=number)
 
 
 def codes(session: Session, family_id: str) -> Sequence[tuple[Code, str]]:
@@ -137,14 +132,36 @@ def example_files(session: Session, family_id: str) -> Sequence[tuple[str, str, 
 
 # Built once: to build such a statement, and to look up how it is compiled, takes longer than to run it.
 _IN_NUMBERS: Any = bindparam("numbers", expanding=True)
-_BY_NUMBERS = select(Feature).where(Feature.family_id == bindparam("family"), Feature.number.in_(_IN_NUMBERS))
-_OF_NUMBERS = select(Verdict).where(Verdict.checkpoint_id == bindparam("checkpoint"), Verdict.feature.in_(_IN_NUMBERS))
+_VERDICT = [Verdict.checkpoint_id, *(getattr(Verdict, name) for name in STORED)]
+_FEATURE = [column for column in Feature.__table__.c if column.name != "logits"]
+_BY_NUMBERS = (
+    select(*_FEATURE, Checkpoint.name.label("born_in_name"))
+    .join(Checkpoint, Checkpoint.id == Feature.born_in)
+    .where(Feature.family_id == bindparam("family"), Feature.number.in_(_IN_NUMBERS))
+)
+_WATCHED = select(Feature.number).where(Feature.family_id == bindparam("family"), Feature.watched.is_(True))
+_OF_NUMBERS = select(*_VERDICT).where(
+    Verdict.checkpoint_id == bindparam("checkpoint"), Verdict.feature.in_(_IN_NUMBERS)
+)
+_PARENT = aliased(Checkpoint)
+_COURSE = (
+    select(*_VERDICT, Checkpoint.name.label("checkpoint_name"), _PARENT.name.label("parent_name"))
+    .join(Checkpoint, Checkpoint.id == Verdict.checkpoint_id)
+    .outerjoin(_PARENT, _PARENT.id == Checkpoint.parent_id)
+    .where(Verdict.family_id == bindparam("family"), Verdict.feature == bindparam("number"))
+    .order_by(Checkpoint.created_at, Checkpoint.id)
+)
 _EXAMPLE_FILES = (
     select(Code.artifact, Code.examples, Checkpoint.name)
     .join(Checkpoint, Checkpoint.id == Code.checkpoint_id)
     .where(Code.family_id == bindparam("family"))
     .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
 )
+
+
+def _plain(session: Session, statement: Select[Any], **values: Any) -> Sequence[Any]:
+    """Rows past the ORM: of a page of rows that are shown and forgotten, it takes most of the time."""
+    return session.connection().execute(statement, values).all()
 
 
 def _numbers(family_id: str) -> Select[int]:

@@ -42,6 +42,27 @@ class VerdictRow(Protocol):
     successors: Any
 
 
+class FeatureFields(Protocol):
+    """What a feature is read from: a row of service.models.Feature, with the name of the checkpoint it was born in."""
+
+    number: Any
+    label: Any
+    auto_label: Any
+    model_label: Any
+    model_label_by: Any
+    model_label_score: Any
+    model_label_score_lo: Any
+    model_label_score_hi: Any
+    tags: Any
+    watched: Any
+    born_in_name: Any
+    origin: Any
+    top_tokens: Any
+    promoted_tokens: Any
+    generation: Any
+    retired_in: Any
+
+
 class Successor(BaseModel):
     """A feature that fires where another one weakened."""
 
@@ -228,9 +249,10 @@ def point(row: VerdictRow, checkpoint: str, baseline: str | None) -> Point:
     return Point(**_point_fields(row, checkpoint, baseline))
 
 
-def feature_row(row: VerdictRow, feature: Feature, born_in: str, checkpoint: str, baseline: str | None) -> FeatureRow:
+def feature_row(row: VerdictRow, feature: FeatureFields, checkpoint: str, baseline: str | None) -> FeatureRow:
     """A feature with its verdict as the API shows it."""
-    return FeatureRow(**feature_fields(feature, born_in), **_point_fields(row, checkpoint, baseline))
+    shown = feature_fields(feature, feature.born_in_name)
+    return FeatureRow(**shown, **_point_fields(row, checkpoint, baseline))
 
 
 def feature_detail(feature: Feature, born_in: str, last: Point | None, lineage: list[LineageLink]) -> FeatureDetail:
@@ -238,7 +260,7 @@ def feature_detail(feature: Feature, born_in: str, last: Point | None, lineage: 
     return FeatureDetail(**feature_fields(feature, born_in), created_at=feature.created_at, last=last, lineage=lineage)
 
 
-def feature_fields(feature: Feature, born_in: str) -> dict[str, Any]:
+def feature_fields(feature: Feature | FeatureFields, born_in: str) -> dict[str, Any]:
     """Fields of FeatureOut."""
     return {
         "id": feature_id(feature.number),

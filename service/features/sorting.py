@@ -72,8 +72,12 @@ class Order:
             ahead, ties = sign * values > sign * after[0], values == after[0]
             kept = ahead if self.name == "id" else ahead | (ties & (numbers > after[1]))
             places, values = places[kept], values[kept]
+        keys = sign * values
+        if limit < len(keys):  # tens of thousands, of which a page is wanted
+            kept = keys <= np.partition(keys, limit - 1)[limit - 1]
+            places, keys = places[kept], keys[kept]
         # Rows are in the order of numbers already, by which ties go.
-        return places[np.argsort(sign * values, kind="stable")[:limit]]
+        return places[np.argsort(keys, kind="stable")[:limit]]
 
     def _values(self, table: Table, places: NDArray[np.int64]) -> NDArray[np.float64]:
         if self.name == "least_change":

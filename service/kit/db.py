@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic_core import from_json
 from sqlalchemy import DateTime, Dialect, Engine, LargeBinary, MetaData, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import DeclarativeBase, Session
@@ -80,7 +81,7 @@ class Database:
             self.writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE")
             self.reader = _sqlite_engine(url, begin="BEGIN")
         else:
-            self.writer = create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+            self.writer = _engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
             self.reader = self.writer
 
     @contextmanager
@@ -108,8 +109,13 @@ class Database:
         self.reader.dispose()
 
 
+def _engine(url: str, **options: Any) -> Engine:
+    # Lists have several small JSON columns a row; `json.loads` would take longer than the database.
+    return create_engine(url, json_deserializer=from_json, **options)
+
+
 def _sqlite_engine(url: str, begin: str) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S, "check_same_thread": False})
+    engine = _engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: sqlite3.Connection, _record: object) -> None:

@@ -1,5 +1,7 @@
 """Stored arrays are by feature number, those of a judgement by column of a code: there and back."""
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,14 @@ def by_column(stored: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArra
     picked = np.take(stored, np.minimum(numbers, length - 1), axis=-1)
     picked[..., numbers >= length] = np.nan
     return picked
+
+
+def among(numbers: NDArray[np.int64], some: Collection[int]) -> NDArray[np.bool_]:
+    """[m] which features are among some. By a flag for each number: `np.isin` sorts all of them."""
+    flags = np.zeros(int(max(numbers.max(initial=-1), max(some, default=-1))) + 1, dtype=bool)
+    flags[list(some)] = True
+    found: NDArray[np.bool_] = flags[numbers]
+    return found
 
 
 def seen_by_column(stored: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:

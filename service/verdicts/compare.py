@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from service.models import Checkpoint, Family
 from service.verdicts import queries, stored
-from service.verdicts.arrays import by_column, seen_by_column
+from service.verdicts.arrays import among, seen_by_column
 from service.verdicts.figures import floats_of
 from service.verdicts.judge import (
     BLOCK,
@@ -86,10 +86,11 @@ def compared(
             change[place] = max(change[place], event.change)
     floats = floats_of(judgement) | {
         "change": change,
-        "strength": by_column(now.measured.strength[0], numbers).astype(np.float64),
+        "strength": seen_by_column(now.measured.strength[0], numbers).astype(np.float64),
         "direction_cosine": np.full(len(numbers), np.nan),
-        "readability": by_column(now.measured.readability, numbers).astype(np.float64),
+        "readability": seen_by_column(now.measured.readability, numbers).astype(np.float64),
         "firing_rate": now.standing.floats["firing_rate"],
+        "documents": now.standing.floats["documents"],
     }
     return Table(numbers, statuses, now.standing.firings, floats, previous, successors)
 
@@ -112,13 +113,13 @@ def _evidence(
     numbers, held = now.standing.numbers, now.measured
     known = previous >= 0
     emerged = [number for number, origin in births.items() if origin == "emerged"]
-    born = np.isin(numbers, emerged) & ~known
-    there = ~np.isin(previous, [PLACE[status] for status in GONE])
+    born = among(numbers, emerged) & ~known
+    there = np.logical_and.reduce([previous != PLACE[status] for status in GONE])
 
     def of(stored: Floats) -> Floats:
-        return by_column(stored, numbers)
+        return seen_by_column(stored, numbers)
 
-    discovered = np.isin(numbers, list(found)) & ~known
+    discovered = among(numbers, found) & ~known
     moved = ahead & (now.standing.statuses == PLACE[Status.RELOCATED])
     # What is gone at the baseline is held against where it was last: its strength there is not at issue.
     z = np.where(known, np.where(there, of(then.measured.strength_z), np.inf), np.where(discovered, np.inf, 0.0))
@@ -129,7 +130,7 @@ def _evidence(
         strength_ratio=strength,
         orthogonal=_orthogonal(projection, strength),
         firings=now.standing.firings,
-        documents=of(held.documents).astype(np.int64),
+        documents=now.standing.floats["documents"].astype(np.int64),
         readability=of(held.readability),
         readability_before=of(then.measured.readability),
         baseline_z=z.astype(np.float32),
@@ -153,15 +154,22 @@ class _Pair(NamedTuple):
     def ratios(self, columns: slice | NDArray[np.int64], most: int | None = None) -> tuple[Floats, Floats]:
         """Replicates of projection and strength ratio of some features, at most so many: [K + 1, j] each."""
         rows = min(len(self.now.level), len(self.then.level), most or len(self.now.level))
-        numbers, moved = self.numbers[columns], self.moved[columns]
-        level, reference = seen_by_column(self.now.level[:rows], numbers), self.then.references(numbers, rows)
-        if moved.any():
-            level = level.copy()
-            level[:, moved] = self.now.references(numbers[moved], rows)
-        reference[:, self.discovered[columns]] = 1.0
-        strength, before = (seen_by_column(one.strength[:rows], numbers) for one in (self.now, self.then))
+        numbers = self.numbers[columns]
+        level, before, strength, strength_before = (
+            seen_by_column(array[:rows], numbers)
+            for array in (self.now.level, self.then.level, self.now.strength, self.then.strength)
+        )
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
-            return np.divide(level, reference, out=reference), strength / before
+            projection = level / before
+            # The few that go by something else than both levels.
+            moved, discovered = self.moved[columns], self.discovered[columns]
+            few = np.flatnonzero(moved | discovered | self.then.apart(numbers))
+            if len(few):
+                reference = self.then.references(numbers[few], rows)
+                reference[:, discovered[few]] = 1.0
+                own = np.where(moved[few], self.now.references(numbers[few], rows), level[:, few])
+                projection[:, few] = own / reference
+            return projection, strength / strength_before
 
 
 @dataclass

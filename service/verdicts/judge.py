@@ -41,7 +41,7 @@ GONE = frozenset({Status.ABSENT, Status.REPLACED})
 BASELINE_Z = 2.0
 """A baseline strength that is not over its noise by so many standard errors is nothing to take a ratio against."""
 LARGEST = 1e6
-"""Nor is one that leaves ratios as large as this, in any replicate."""
+"""Nor is one that leaves ratios as large as this, or so large an error."""
 LEAST_CHANGE = 0.1
 """The code's errors weigh at least as much as with so much of a change: neighbours of a feature change too."""
 BLOCK = 2048
@@ -55,7 +55,7 @@ class Estimates(NamedTuple):
     error: Floats
     """jackknife standard error"""
     sized: Bools
-    """that no replicate is too large, or no number: what is divided by next to nothing says nothing"""
+    """that neither is too large, or no number: what is divided by next to nothing says nothing"""
     folds: int
 
 
@@ -136,22 +136,21 @@ class Judgement:
 def estimates(replicates: NDArray[np.floating]) -> Estimates:
     """Of replicates [K + 1, m]: row 0 is the estimate, row g + 1 leaves fold g out."""
     m = replicates.shape[1]
-    error, sized = np.empty(m, dtype=np.float32), np.empty(m, dtype=bool)
+    value, error = replicates[0], np.empty(m, dtype=np.float32)
     with np.errstate(invalid="ignore", over="ignore"):  # of what is no number
         for start in range(0, m, BLOCK):
-            block = replicates[:, start : start + BLOCK]
-            sized[start : start + BLOCK] = (block.max(0) < LARGEST) & (block.min(0) > -LARGEST)
-            error[start : start + BLOCK] = standard_error(block)
-    return Estimates(replicates[0], error, sized, len(replicates) - 1)
+            error[start : start + BLOCK] = standard_error(replicates[:, start : start + BLOCK])
+        sized = (np.abs(value) < LARGEST) & (error < LARGEST)
+    return Estimates(value, error, sized, len(replicates) - 1)
 
 
 def standard_error(replicates: NDArray[np.floating]) -> Floats:
     """Jackknife standard error of replicates [K + 1, ...]: row 0 is the estimate, row g + 1 leaves fold g out."""
-    left_out = replicates[1:].astype(np.float64)
-    k = len(left_out)
-    left_out -= left_out.mean(0)
-    left_out *= left_out
-    return np.sqrt((k - 1) / k * left_out.sum(0)).astype(np.float32)
+    k = len(replicates) - 1
+    # From the estimate, which they lie close to: single precision loses nothing, and their mean's square is small.
+    off = replicates[1:] - replicates[0]
+    squares = np.einsum("k...,k...->...", off, off) - k * off.mean(0) ** 2
+    return np.sqrt((k - 1) / k * np.maximum(squares, 0)).astype(np.float32)
 
 
 def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -199,11 +198,12 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     still_gone = solid & ~e.there_before & (lo < policy.absent_below)
     strengthened = solid & high & e.there_before
     back = solid & ~e.there_before & (lo >= policy.suppressed_below)
-    orthogonal = np.where(solid & (e.orthogonal[0] < LARGEST), e.orthogonal[0], np.float32(np.nan)) / abs(size)
+    orthogonal = np.where(solid & (np.abs(e.orthogonal[0]) < LARGEST), e.orthogonal[0], np.float32(np.nan)) / abs(size)
     usual = _usual(orthogonal[typical & ~low & ~high])
-    moved = _moved(e, weakened & readable, abs(size), usual, reach, policy.suppressed_below)
+    moved = _moved(e, orthogonal, weakened & readable, abs(size), usual, reach, policy.suppressed_below)
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
-    replaced = weakened & np.isin(np.arange(len(ratio)), carried)
+    replaced = np.zeros(len(ratio), dtype=bool)
+    replaced[carried] = weakened[carried]
 
     status = np.full(len(ratio), PLACE[Status.INDETERMINATE], dtype=np.int8)
     inside = (lo >= policy.suppressed_below) & (hi <= policy.amplified_above)
@@ -275,16 +275,18 @@ def _usual(orthogonal: NDArray[np.floating]) -> float:
     return float(np.quantile(np.nan_to_num(orthogonal), 0.99)) if len(orthogonal) else 0.0
 
 
-def _moved(e: Evidence, asked: Bools, size: float, usual: float, reach: float, least: float) -> Bools:
+def _moved(
+    e: Evidence, ratio: NDArray[np.floating], asked: Bools, size: float, usual: float, reach: float, least: float
+) -> Bools:
     """Of the features that are asked for, those written along another direction as strongly as if not suppressed.
 
-    The part of the orthogonal ratio, over the size factor, that exceeds what is usual must, with its whole interval, be
-    at least `least` of the former strength.
+    ratio: [m] the orthogonal ratio over the size factor, NaN where there is none. The part of it that exceeds what is
+    usual must, with its whole interval, be at least `least` of the former strength.
     """
-    columns, moved = np.flatnonzero(asked), np.zeros(len(asked), dtype=bool)
+    moved, excess = np.zeros(len(asked), dtype=bool), np.sqrt(np.maximum(ratio**2 - usual**2, 0))
+    columns = np.flatnonzero(asked & (excess >= least))
     orthogonal = estimates(e.turned(columns))
-    excess = np.sqrt(np.maximum((orthogonal.value / size) ** 2 - usual**2, 0))
-    moved[columns] = orthogonal.sized & (excess - reach * orthogonal.error / size >= least)
+    moved[columns] = orthogonal.sized & (excess[columns] - reach * orthogonal.error / size >= least)
     return moved
 
 
@@ -318,4 +320,4 @@ def _size(ratios: Estimates, typical: Bools, policy: Policy) -> float:
 
 
 def _where(known: Bools, values: NDArray[np.floating]) -> Floats:
-    return np.where(known, values, np.nan).astype(np.float32)
+    return np.where(known, values, np.nan).astype(np.float32, copy=False)

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from service.kit.kept import Kept
 from service.models import Checkpoint
 from service.verdicts import queries
-from service.verdicts.arrays import seen_by_column
-from service.verdicts.judge import PLACE, Floats, Status, standard_error
+from service.verdicts.arrays import by_column, seen_by_column
+from service.verdicts.judge import PLACE, Bools, Floats, Status, standard_error
 from service.verdicts.table import Table
 
 _PLACE: dict[str, int] = {str(status): place for status, place in PLACE.items()}
@@ -29,12 +29,15 @@ class Measured:
     strength: Floats
     strength_z: Floats
     readability: Floats
-    documents: Floats
 
     @property
     def nbytes(self) -> int:
         """What the arrays take in memory."""
         return sum(array.nbytes for array in vars(self).values())
+
+    def apart(self, numbers: NDArray[np.int64]) -> Bools:
+        """[m] which of any features have a reference that is not their level."""
+        return (numbers < len(self.column)) & (self.column[np.minimum(numbers, len(self.column) - 1)] >= 0)
 
     def references(self, numbers: NDArray[np.int64], rows: int) -> Floats:
         """Reference levels of any features: the first `rows` replicates, [rows, m]."""
@@ -126,12 +129,16 @@ FLOATS = ("change", "projection_ratio", "projection_ratio_lo", "projection_ratio
 
 def _standing(session: Session, checkpoint_id: str) -> Table:
     rows = queries.standing(session, checkpoint_id, FLOATS)
-    numbers, statuses, firings, *floats = zip(*rows, strict=True) if rows else ((),) * (3 + len(FLOATS))
+    found, statuses, firings, *floats = zip(*rows, strict=True) if rows else ((),) * (3 + len(FLOATS))
+    numbers = np.array(found, dtype=np.int64)
+    documents = queries.measurement(session, checkpoint_id, "documents")
+    missing = np.full(len(numbers), np.nan)
     return Table(
-        numbers=np.array(numbers, dtype=np.int64),
+        numbers=numbers,
         statuses=np.array([_PLACE[status] for status in statuses], dtype=np.int8),
         firings=np.array(firings, dtype=np.int64),
-        floats={name: np.array(values, dtype=np.float64) for name, values in zip(FLOATS, floats, strict=True)},
+        floats={name: np.array(values, dtype=np.float64) for name, values in zip(FLOATS, floats, strict=True)}
+        | {"documents": missing if documents is None else by_column(documents, numbers).astype(np.float64)},
     )
 
 
@@ -154,5 +161,4 @@ def _measured(session: Session, checkpoint: Checkpoint) -> Measured:
         strength=strength,
         strength_z=(square[0] / np.maximum(standard_error(square), 1e-9)).astype(np.float32),
         readability=array("readability"),
-        documents=array("documents"),
     )

@@ -72,6 +72,8 @@ class Table:
     def having(self, statuses: Iterable[str]) -> NDArray[np.int64]:
         """Places of the features with one of some statuses, ascending."""
         groups = [self._groups[PLACE[Status(status)]] for status in statuses]
+        if len(groups) == 1:
+            return groups[0]
         return np.sort(np.concatenate(groups)) if groups else np.arange(len(self.numbers))
 
     def rows(self, places: Sequence[int] | None = None) -> list[Row]:
