@@ -1,7 +1,7 @@
 """The API under load: `python -m benchmarks.service --write-docs` writes docs/benchmarks.md.
 
 A family of many checkpoints (`service_data`) is written to SQLite and to a Postgres of the benchmark's own. The API is
-started as `featurewatch up` starts it, on SQLite, and as the compose file does, on Postgres and with a key. Then:
+started in two processes, as `featurewatch up` does it on SQLite, and the compose file on Postgres and with a key. Then:
 
 - *alone*: one client asks for features, trajectories, comparisons and reports: any checkpoint, any two of them;
 - *busy*: all clients do so at once, each the next thing as soon as it has the last, while another process works as a
@@ -111,7 +111,10 @@ def installed(engine: str, folder: str) -> Iterator[Settings]:
     with postgres_server() as server:
         name = server.create(prefix="fw_benchmark")
         try:
-            settings = Settings(data_dir=data, database_url=server.database_url(name), artifacts="", require_keys=True)
+            settings = Settings(
+                data_dir=data, database_url=server.database_url(name), artifacts="", require_keys=True,
+                requests_per_minute=1_000_000,  # counted, but never too many
+            )  # fmt: skip
             migrate.upgrade(settings)
             yield settings
         finally:
@@ -209,6 +212,7 @@ def serving(settings: Settings, key: str) -> Iterator[Service]:
         command += ["--no-server-header", "--workers", "2"]
     else:
         command = ["-c", "from service.cli import main; main()", "up", "--no-worker", "--port", str(port)]
+        command += ["--processes", "2"]
     with (settings.data_dir / "api.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, *command], env=os.environ | settings.environment(), stdout=log, stderr=log, text=True

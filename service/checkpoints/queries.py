@@ -93,10 +93,13 @@ def widths(session: Session, family_id: str) -> dict[str, int]:
 
 def alerts(session: Session, checkpoint_id: str) -> Sequence[tuple[Alert, str]]:
     """(alert, name of its rule) of a checkpoint, oldest first."""
-    statement = (
-        select(Alert, AlertRule.name)
-        .join(AlertRule, AlertRule.id == Alert.rule_id)
-        .where(Alert.checkpoint_id == checkpoint_id)
-        .order_by(Alert.created_at, Alert.id)
-    )
-    return [(row[0], row[1]) for row in session.execute(statement)]
+    return [(row[0], row[1]) for row in session.execute(_ALERTS, {"checkpoint": checkpoint_id})]
+
+
+# Built once: every report asks it.
+_ALERTS = (
+    select(Alert, AlertRule.name)
+    .join(AlertRule, AlertRule.id == Alert.rule_id)
+    .where(Alert.checkpoint_id == bindparam("checkpoint"))
+    .order_by(Alert.created_at, Alert.id)
+)

@@ -2,8 +2,11 @@
 
 import ipaddress
 import json
+import multiprocessing
+import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
@@ -11,7 +14,9 @@ from typing import Any
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 from sqlalchemy.orm import Session
+from uvicorn.supervisors import Multiprocess
 
 from service import migrate
 from service.app import create_app
@@ -47,7 +52,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve(settings: Settings, *, host: str, port: int, worker: bool, as_json: bool) -> None:
+def serve(settings: Settings, *, host: str, port: int, worker: bool, processes: int, as_json: bool) -> None:
     """Upgrade the schema, then run API and worker until a signal ends them."""
     if is_loopback(host) and "require_keys" not in settings.model_fields_set:
         settings = settings.model_copy(update={"require_keys": False})
@@ -63,14 +68,19 @@ def serve(settings: Settings, *, host: str, port: int, worker: bool, as_json: bo
             "Make one on this machine first: featurewatch key create admin --scope admin"
         )
     with _listening(host, port) as listener:
-        _run(settings, listener, worker, as_json)
+        _run(settings, listener, worker, processes, as_json)
 
 
-def _run(settings: Settings, listener: socket.socket, worker: bool, as_json: bool) -> None:
+def _run(settings: Settings, listener: socket.socket, worker: bool, processes: int, as_json: bool) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    alone = processes == 1
+    if not alone:
+        os.environ.update(settings.environment())  # from which each of them makes an application of its own
     config = uvicorn.Config(
-        create_app(settings),
+        create_app(settings) if alone else f"{__name__}:answering",
+        factory=not alone,
+        workers=processes,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=5,  # an open event stream must not keep the service from ending
@@ -85,9 +95,22 @@ def _run(settings: Settings, listener: socket.socket, worker: bool, as_json: boo
             keys = "needs API keys" if settings.require_keys else "needs no keys, and answers this machine only"
             base.say(f"featurewatch is at {url} ({keys}); the API's pages are at {url}/docs")
             base.say(f"data in {settings.data_dir.resolve()}; Ctrl-C ends it")
-        server.run(sockets=[listener])
-    if not server.started:
+        server.run(sockets=[listener]) if alone else Multiprocess(config, sockets=[listener]).run()
+    if alone and not server.started:
         raise typer.Exit(base.UNAVAILABLE)
+
+
+def answering() -> FastAPI:
+    """The application of one of several processes. It ends with the process that started it, however that ends."""
+    started_by = multiprocessing.parent_process()
+    assert started_by is not None
+
+    def watch() -> None:
+        started_by.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-watcher", daemon=True).start()
+    return create_app()
 
 
 def upgrade(settings: Settings) -> None:

@@ -40,6 +40,9 @@ def up(
         typer.Option(help="Folder that checkpoints and corpora may be read from; repeatable. (FEATUREWATCH_ROOTS)"),
     ] = None,
     worker: Annotated[bool, typer.Option(help="Whether to start a worker too.")] = True,
+    processes: Annotated[
+        int, typer.Option(help="Processes that answer requests. More are of use where many ask at once.", min=1)
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Say where it listens as a line of JSON.")] = False,
 ) -> None:
     """Run everything on this machine: API, worker and sweeps. Needs no other server."""
@@ -50,7 +53,8 @@ def up(
         overrides["roots"] = ":".join(str(Path(folder).expanduser().resolve()) for folder in root)
     if worker:
         _need_worker_packages()
-    _local().serve(Settings(**overrides), host=host, port=port, worker=worker, as_json=as_json)
+    settings = Settings(**overrides)
+    _local().serve(settings, host=host, port=port, worker=worker, processes=processes, as_json=as_json)
 
 
 def demo(context: typer.Context) -> None:

@@ -24,9 +24,7 @@ def one(session: Session, checkpoint_id: str, number: int, method: str | None) -
 
 def at_checkpoint(session: Session, checkpoint_id: str) -> list[DependencyGraph]:
     """The newest graph of each feature in a checkpoint, by number."""
-    statement = select(DependencyGraph).where(DependencyGraph.checkpoint_id == checkpoint_id)
-    rows = session.scalars(statement.order_by(DependencyGraph.created_at, DependencyGraph.method))
-    newest = {row.feature: row for row in rows}
+    newest = {row.feature: row for row in session.scalars(_AT_CHECKPOINT, {"checkpoint": checkpoint_id})}
     return [newest[number] for number in sorted(newest)]
 
 
@@ -76,7 +74,12 @@ def rewired(
     return {(checkpoint_id, number): bool(value) for checkpoint_id, number, value in rows}
 
 
-# Built once: every list of features asks it, of up to 500 of them.
+# Built once: every report asks the first, and every list of features the others, of up to 500 of them.
+_AT_CHECKPOINT = (
+    select(DependencyGraph)
+    .where(DependencyGraph.checkpoint_id == bindparam("checkpoint"))
+    .order_by(DependencyGraph.created_at, DependencyGraph.method)
+)
 _REWIRED = (
     select(DependencyGraph.checkpoint_id, DependencyGraph.feature, DependencyGraph.rewired)
     .where(

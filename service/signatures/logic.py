@@ -127,11 +127,8 @@ def course(session: Session, row: Signature) -> SignatureCourse:
 def at_checkpoint(session: Session, checkpoint: Checkpoint) -> list[tuple[str, str, ReadingView]]:
     """(name, baseline, reading) of every signature that was read in a checkpoint, by name."""
     found = queries.at_checkpoint(session, checkpoint.id)
-    baselines = {row.baseline_id: verdicts.checkpoint(session, row.baseline_id).name for _, row in found}
-    named = _names(session, checkpoint.family_id, [one for reading, _ in found for one in reading.carriers])
-    return [
-        (row.name, baselines[row.baseline_id], reading_view(reading, checkpoint.name, named)) for reading, row in found
-    ]
+    named = _names(session, checkpoint.family_id, [one for reading, _, _ in found for one in reading.carriers])
+    return [(name, baseline, reading_view(reading, checkpoint.name, named)) for reading, name, baseline in found]
 
 
 def _turn(points: Sequence[ReadingView]) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from service.kit.ids import parse_feature_id
@@ -76,15 +76,19 @@ def newest(session: Session, signature_id: str) -> tuple[Reading, Checkpoint] | 
     return None if row is None else (row[0], row[1])
 
 
-def at_checkpoint(session: Session, checkpoint_id: str) -> Sequence[tuple[Reading, Signature]]:
-    """Readings of a checkpoint with their signatures, by name."""
-    rows = session.execute(
-        select(Reading, Signature)
-        .join(Signature, Signature.id == Reading.signature_id)
-        .where(Reading.checkpoint_id == checkpoint_id)
-        .order_by(Signature.name)
-    )
-    return [(row[0], row[1]) for row in rows]
+def at_checkpoint(session: Session, checkpoint_id: str) -> Sequence[tuple[Reading, str, str]]:
+    """(reading, signature, baseline) of every reading of a checkpoint, by name."""
+    return [(row[0], row[1], row[2]) for row in session.execute(_AT_CHECKPOINT, {"checkpoint": checkpoint_id})]
+
+
+# Built once: every report asks it.
+_AT_CHECKPOINT = (
+    select(Reading, Signature.name, Checkpoint.name)
+    .join(Signature, Signature.id == Reading.signature_id)
+    .join(Checkpoint, Checkpoint.id == Signature.baseline_id)
+    .where(Reading.checkpoint_id == bindparam("checkpoint"))
+    .order_by(Signature.name)
+)
 
 
 def carriers(session: Session, family_id: str, most: int) -> list[int]:

@@ -149,7 +149,7 @@ def standard_error(replicates: NDArray[np.floating]) -> Floats:
     k = len(replicates) - 1
     # From the estimate, which they lie close to: single precision loses nothing, and their mean's square is small.
     off = replicates[1:] - replicates[0]
-    squares = np.einsum("k...,k...->...", off, off) - k * off.mean(0) ** 2
+    squares = np.einsum("k...,k...->...", off, off) - np.add.reduce(off) ** 2 / k
     return np.sqrt((k - 1) / k * np.maximum(squares, 0)).astype(np.float32)
 
 
@@ -304,9 +304,8 @@ def _size(ratios: Estimates, typical: Bools, policy: Policy) -> float:
     the size, and all that is shared would seem amplified. What a baseline hardly writes has no sure ratio, so precision
     leaves the word to the features that carry the stream. No ratio is surer than the code is (docs/adr/0017).
     """
-    values, variance = ratios.value[typical].astype(np.float64), ratios.error[typical].astype(np.float64) ** 2
-    known = np.isfinite(values) & np.isfinite(variance)
-    values, variance = values[known], variance[known]
+    known = typical & ratios.sized
+    values, variance = ratios.value[known], ratios.error[known].astype(np.float64) ** 2
     if not len(values):
         return 1.0
     least = policy.code_error * float(np.median(np.abs(values)))

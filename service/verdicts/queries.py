@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import LargeBinary, delete, func, insert, select, update
+from sqlalchemy import LargeBinary, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from service.models import Checkpoint, Code, DependencyGraph, Family, Feature, Lineage, Measurement, Source, Verdict
@@ -42,10 +42,14 @@ def parents(session: Session, family_id: str) -> dict[str, str | None]:
 
 def lineage(session: Session, family_id: str) -> dict[str, tuple[str | None, int]]:
     """Checkpoint id -> (id of its parent, its revision), of a whole family."""
-    columns = (Checkpoint.id, Checkpoint.parent_id, Checkpoint.revision)
-    return {
-        row[0]: (row[1], row[2]) for row in session.execute(select(*columns).where(Checkpoint.family_id == family_id))
-    }
+    rows = session.connection().execute(_LINEAGE, {"family": family_id})
+    return {row[0]: (row[1], row[2]) for row in rows}
+
+
+# Built once: every comparison asks it.
+_LINEAGE = select(Checkpoint.id, Checkpoint.parent_id, Checkpoint.revision).where(
+    Checkpoint.family_id == bindparam("family")
+)
 
 
 def ancestors(session: Session, checkpoint: Checkpoint) -> list[str]:
