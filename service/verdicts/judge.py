@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
+from service.verdicts.arrays import among
 from service.verdicts.policy import Policy
 
 Floats = NDArray[np.float32]
@@ -202,8 +203,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     usual = _usual(orthogonal[typical & ~low & ~high])
     moved = _moved(e, orthogonal, weakened & readable, abs(size), usual, reach, policy.suppressed_below)
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
-    replaced = np.zeros(len(ratio), dtype=bool)
-    replaced[carried] = weakened[carried]
+    replaced = weakened & among(np.arange(len(ratio)), carried)
 
     status = np.full(len(ratio), PLACE[Status.INDETERMINATE], dtype=np.int8)
     inside = (lo >= policy.suppressed_below) & (hi <= policy.amplified_above)
