@@ -1,8 +1,10 @@
 """SQL of features, their verdicts and codes."""
 
 import json
+from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Text, bindparam, cast, or_, select
@@ -161,7 +163,14 @@ _EXAMPLE_FILES = (
 
 def _plain(session: Session, statement: Select[Any], **values: Any) -> Sequence[Any]:
     """Rows past the ORM: of a page of rows that are shown and forgotten, it takes most of the time."""
-    return session.connection().execute(statement, values).all()
+    found = session.connection().execute(statement, values)
+    # Attributes of SQLAlchemy's own rows are looked up by name, several microseconds each.
+    return list(map(_row_type(tuple(found.keys()))._make, found))
+
+
+@lru_cache(maxsize=16)
+def _row_type(names: tuple[str, ...]) -> Any:
+    return namedtuple("Row", names)
 
 
 def _numbers(family_id: str) -> Select[int]:
