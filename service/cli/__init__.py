@@ -13,6 +13,7 @@ from service.cli import (
     features,
     label,
     notify,
+    register,
     server,
     signatures,
 )
@@ -29,6 +30,7 @@ app.callback()(base.options)
 server.add_to(app)
 database.add_to(app)
 checkpoints.add_to(app)
+register.add_to(app)
 features.add_to(app)
 signatures.add_to(app)
 notify.add_to(app)
