@@ -10,8 +10,6 @@ from service.cli import base
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Timeout, end_as
 from service.client_transport import given
-from service.signatures.schemas import ReadingView
-from service.signatures.words import sentence
 
 signature_app = typer.Typer(help="Signatures: concepts that a contrast set shows.", no_args_is_help=True)
 
@@ -102,6 +100,10 @@ def delete(family: Family, name: Name) -> None:
 
 
 def _show(course: dict[str, Any]) -> None:
+    # Its shapes bring the API's framework along, without which the other commands start in half the time.
+    from service.signatures.schemas import ReadingView  # noqa: PLC0415
+    from service.signatures.words import sentence  # noqa: PLC0415
+
     points = [ReadingView.model_validate(point) for point in course["points"]]
     columns = [
         ("CHECKPOINT", lambda point: point.checkpoint),

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import scipy.sparse
@@ -292,3 +294,11 @@ def test_the_demo_gets_its_options() -> None:
     done = command("demo", "--help")
     assert done.returncode == 0, done.stderr
     assert "--keep" in done.stdout
+
+
+def test_the_command_starts_without_the_server() -> None:
+    """A shell that completes names, and a CI job that asks often, wait for what is imported."""
+    heavy = "{'fastapi', 'sqlalchemy', 'scipy', 'jinja2', 'torch', 'pandas', 'pyarrow'}"
+    script = f"import sys, service.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
