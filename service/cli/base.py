@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from service import __version__
 from service.client import Client
-from service.client_types import Run
+from service.client.types import Run
 from service.config import ClientSettings
 
 OK, FAILED, USAGE, UNAVAILABLE = 0, 1, 2, 3
@@ -146,6 +147,14 @@ def _print_grid(headings: list[str] | None, cells: list[list[str]]) -> None:
     for line in cells:
         table.add_row(*(Text(text, style=STATUS_STYLES.get(text, "")) for text in line))
     out.print(table)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file; UsageError where that cannot be done."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error}") from error
 
 
 def cell(value: Any) -> str:

@@ -10,7 +10,7 @@ import typer
 from service.cli import base, told
 from service.cli.base import AsJson
 from service.cli.told import MaxQ, MinChange
-from service.client_types import Attempt, Run
+from service.client.types import Attempt, Run
 
 family_app = typer.Typer(help="Families: the models that are tracked together.", no_args_is_help=True)
 checkpoint_app = typer.Typer(help="Checkpoints: register, list, show.", no_args_is_help=True)
@@ -212,19 +212,19 @@ def report(
         raise base.UsageError(f"there is no format {form!r}; choose text, markdown, html or json")
     query: dict[str, Any] = {"baseline": baseline, "min_change": min_change, "max_q": max_q}
     with base.connect() as client:
-        if form == "json" or (form == "text" and not output):
+        if form == "text" and not output:
             answer = client.report(family, name, **query)
+            return told.show(
+                answer, f"{family}: {name}" + (f" against {answer['baseline']}" if answer["baseline"] else "")
+            )
+        if form == "json":
+            text = json.dumps(client.report(family, name, **query), indent=2)
         else:
-            answer = {}
             text = client.report_text(family, name, format="html" if form == "html" else "markdown", **query)
-    if form == "json":
-        text = json.dumps(answer, indent=2)
-    if output:
-        output.write_text(text + "\n", encoding="utf-8")
-    elif form == "text":
-        told.show(answer, f"{family}: {name}" + (f" against {answer['baseline']}" if answer["baseline"] else ""))
-    else:
-        typer.echo(text)
+    if not output:
+        return typer.echo(text)
+    base.write(output, text + "\n")
+    return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from service.cli import base, told
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family
 from service.cli.told import MaxQ, MinChange
-from service.client_types import FeatureRow
+from service.client.types import FeatureRow
 from service.features.words import plain
 
 _PAGE = 500

@@ -6,7 +6,7 @@ import typer
 
 from service.cli import base
 from service.cli.base import AsJson
-from service.client_transport import given
+from service.client.wire import given
 
 webhook_app = typer.Typer(help="Webhooks: where events are sent.", no_args_is_help=True)
 alert_app = typer.Typer(help="Alerts, and the rules that raise them.", no_args_is_help=True)

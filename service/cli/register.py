@@ -11,13 +11,30 @@ from service.cli import base
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Name, Timeout, checkpoint_app, end_as, why
 from service.cli.gate import documents, policy, rules
+from service.cli.gate.policy import Gate
 from service.cli.gate.rules import Outcome
 from service.client import Client, ClientError
-from service.client_types import Checkpoint, Run
+from service.client.types import Checkpoint, Report, Run
 from service.config import JobSettings
 from service.features.words import plain
 
 Status = Literal["passed", "failed", "judged", "waiting", "error"]
+Summary = Annotated[
+    Path | None,
+    typer.Option(
+        help="Append a Markdown summary to this file. Where GitHub names one (GITHUB_STEP_SUMMARY), that one gets it too."
+    ),
+]
+JUnit = Annotated[
+    Path | None, typer.Option(help="Write JUnit XML to this file, a test case for each rule of the gate.")
+]
+Outputs = Annotated[
+    Path | None,
+    typer.Option(
+        help="Append status (passed, failed, judged, waiting or error), run_id and report_url to this file as "
+        "NAME=VALUE lines, as GITHUB_OUTPUT and GitLab's dotenv reports want them."
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -88,23 +105,9 @@ def register(
     gate_policy: Annotated[
         str | None, typer.Option("--gate", help="Policy file (TOML), or `default`: exit code 1 if it fails. Waits.")
     ] = None,
-    summary: Annotated[
-        Path | None,
-        typer.Option(
-            help="Append a Markdown summary to this file. Where GitHub names one (GITHUB_STEP_SUMMARY), that one gets "
-            "it too."
-        ),
-    ] = None,
-    junit: Annotated[
-        Path | None, typer.Option(help="Write JUnit XML to this file, a test case for each rule of the gate.")
-    ] = None,
-    outputs: Annotated[
-        Path | None,
-        typer.Option(
-            help="Append status (passed, failed, judged, waiting or error), run_id and report_url to this file as "
-            "NAME=VALUE lines, as GITHUB_OUTPUT and GitLab's dotenv reports want them."
-        ),
-    ] = None,
+    summary: Summary = None,
+    junit: JUnit = None,
+    outputs: Outputs = None,
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
@@ -116,36 +119,42 @@ def register(
     if (summary or outputs) and not (wait or gate_policy):
         raise base.UsageError("--summary and --outputs tell what came of it; add --wait or --gate")
     gate = policy.load(gate_policy) if gate_policy else None
-    asked: dict[str, Any] = {
-        "adapter": adapter, "parent": parent, "hook_points": hook_point or None, "fit": fit,
+    body: dict[str, Any] = {
+        "name": name, "uri": uri, "adapter": adapter, "parent": parent, "hook_points": hook_point or None, "fit": fit,
         "metadata": _pairs(metadata) or None, "priority": priority,
     }  # fmt: skip
     with base.connect() as client:
-        if not wait and gate is None:
-            made = client.register(family, name=name, uri=uri, **asked)
-            run = made["run"]
-            if as_json:
-                return base.show_json(made)
-            said = f"{name} of {family} is registered; run {run['id']} is {run['state']}"
-            return base.out.print(said, markup=False, soft_wrap=True)
-        pages = [path for path in (summary, JobSettings().github_step_summary) if path]
-        url = documents.report_url(client.url, family, name)
-        job = Job(family, name, url, pages, junit, outputs, gated=gate is not None)
-        job.prepare()
-        try:
-            job.run = client.register(family, name=name, uri=uri, **asked)["run"]
-            job.run = base.follow(client, job.run["id"], timeout)
-            reads = (job.run["result"] or {}).get("signature_run")
-            if reads is not None:
-                read = base.follow(client, reads, timeout)
-                job.run = job.run if read["state"] == "succeeded" else read
-            job.checkpoint = client.checkpoint(family, name)
-            if gate is not None and job.run["state"] == "succeeded":
-                job.outcomes = rules.outcomes(gate, client, family, job.checkpoint)
-            return _conclude(client, job, as_json)
-        except (ClientError, base.UsageError) as error:
-            job.tell("error", why=str(error))
-            raise
+        if wait or gate is not None:
+            url = documents.report_url(client.url, family, name)
+            pages = [path for path in (summary, JobSettings().github_step_summary) if path]
+            job = Job(family, name, url, pages, junit, outputs, gated=gate is not None)
+            return _see_through(client, job, gate, body, timeout, as_json)
+        made = client.register(family, **body)
+    if as_json:
+        return base.show_json(made)
+    said = f"{name} of {family} is registered; run {made['run']['id']} is {made['run']['state']}"
+    return base.out.print(said, markup=False, soft_wrap=True)
+
+
+def _see_through(
+    client: Client, job: Job, gate: Gate | None, body: dict[str, Any], timeout: float | None, as_json: bool
+) -> None:
+    """Register, wait and judge; whatever becomes of it, the job's files tell."""
+    job.prepare()
+    try:
+        job.run = client.register(job.family, **body)["run"]
+        job.run = base.follow(client, job.run["id"], timeout)
+        reads = (job.run["result"] or {}).get("signature_run")
+        if reads is not None:
+            read = base.follow(client, reads, timeout)
+            job.run = job.run if read["state"] == "succeeded" else read
+        job.checkpoint = client.checkpoint(job.family, job.name)
+        if gate is not None and job.run["state"] == "succeeded":
+            job.outcomes = rules.outcomes(gate, client, job.family, job.checkpoint)
+        _conclude(client, job, as_json)
+    except (ClientError, base.UsageError) as error:
+        job.tell("error", why=str(error))
+        raise
 
 
 def _conclude(client: Client, job: Job, as_json: bool) -> None:
@@ -179,7 +188,7 @@ def _conclude(client: Client, job: Job, as_json: bool) -> None:
         raise typer.Exit(base.FAILED)
 
 
-def _show(job: Job, report: dict[str, Any]) -> None:
+def _show(job: Job, report: Report) -> None:
     wrap = not base.out.is_terminal
     assert job.run
     base.out.print(f"{job.name} of {job.family} is judged ({sum(job.run['seconds'].values()):.0f} s)", markup=False)

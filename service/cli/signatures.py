@@ -9,7 +9,8 @@ import typer
 from service.cli import base
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Timeout, end_as
-from service.client_transport import given
+from service.client.types import SignatureCourse
+from service.client.wire import given
 
 signature_app = typer.Typer(help="Signatures: concepts that a contrast set shows.", no_args_is_help=True)
 
@@ -99,7 +100,7 @@ def delete(family: Family, name: Name) -> None:
     base.say(f"{name} is forgotten")
 
 
-def _show(course: dict[str, Any]) -> None:
+def _show(course: SignatureCourse) -> None:
     # Its shapes bring the API's framework along, without which the other commands start in half the time.
     from service.signatures.schemas import ReadingView  # noqa: PLC0415
     from service.signatures.words import sentence  # noqa: PLC0415

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from service.cli.base import UsageError
 from service.cli.gate.rules import Outcome
-from service.client_types import Run
+from service.client.types import Run
 from service.features.markdown import cell
 
 # What XML 1.0 cannot hold, escaped or not.

@@ -28,7 +28,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.cli.base import UsageError
-from service.client_types import Status
+from service.features.schemas import Status
 from service.signatures.rule import Status as SignatureStatus
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from service.cli.base import UsageError
 from service.cli.gate.policy import Gate, Never
 from service.client import Client
-from service.client_types import Checkpoint
+from service.client.types import Checkpoint, ReportSignature
 from service.features import words
 from service.features.schemas import FeatureRow
 from service.verdicts.policy import Policy
@@ -94,7 +94,7 @@ def _never(rule: str, group: str, never: Never, rows: list[FeatureRow], policy: 
     return _outcome(rule, f"no {group} becomes {_either(never.never)}", "; ".join(parts), hit, 0, policy)
 
 
-def _signatures(never: Sequence[str], read: list[dict[str, Any]]) -> Outcome:
+def _signatures(never: Sequence[str], read: Sequence[ReportSignature]) -> Outcome:
     hit = [
         one
         for one in read
