@@ -22,7 +22,8 @@ Status = Literal["passed", "failed", "judged", "waiting", "error"]
 Summary = Annotated[
     Path | None,
     typer.Option(
-        help="Append a Markdown summary to this file. Where GitHub names one (GITHUB_STEP_SUMMARY), that one gets it too."
+        help="Append a Markdown summary to this file. Where GitHub names one (GITHUB_STEP_SUMMARY), that one gets "
+        "it too."
     ),
 ]
 JUnit = Annotated[
