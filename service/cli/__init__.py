@@ -39,6 +39,17 @@ label.add_to(app)
 dependencies.add_to(app)
 
 UNAVAILABLE_STATUS = 500
+_LISTED = {
+    "family": "family list",
+    "checkpoint": "checkpoint list FAMILY",
+    "feature": "features FAMILY",
+    "signature": "signature list FAMILY",
+    "run": "run list",
+    "webhook": "webhook list",
+    "alert rule": "alert rule list",
+    "alert": "alert list",
+}
+"""What lists the names that a command may be given."""
 
 
 def main() -> None:
@@ -65,6 +76,9 @@ def _explain(error: ApiError) -> str:
         text += "\nGive a key with --key or FEATUREWATCH_KEY; `featurewatch key create` on the server makes one."
     if error.status == 403 and error.code == "missing-scope":
         text += "\n`featurewatch key create --scope ...` on the server makes a key with more scopes."
+    if error.status == 404:
+        noun = next((noun for noun in _LISTED if f"no {noun} " in error.detail), None)
+        text += f"\n`featurewatch {_LISTED[noun]}` lists those that there are." if noun else ""
     if error.status >= UNAVAILABLE_STATUS and error.document.get("request_id"):
         text += f"\nThe server's log has more under the request id {error.document['request_id']}."
     return text

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base, told
+from service.cli import base, complete, told
 from service.cli.base import AsJson
 from service.cli.told import MaxQ, MinChange
 from service.client.types import Attempt, Run
@@ -16,9 +16,9 @@ family_app = typer.Typer(help="Families: the models that are tracked together.",
 checkpoint_app = typer.Typer(help="Checkpoints: register, list, show.", no_args_is_help=True)
 run_app = typer.Typer(help="Runs: what the workers do.", no_args_is_help=True)
 
-Family = Annotated[str, typer.Argument(help="Name of the family.")]
+Family = Annotated[str, typer.Argument(help="Name of the family.", autocompletion=complete.families)]
 Timeout = Annotated[float | None, typer.Option(help="Seconds to wait at most; exit code 3 after that.", min=0)]
-Name = Annotated[str, typer.Argument(help="Name of the checkpoint.")]
+Name = Annotated[str, typer.Argument(help="Name of the checkpoint.", autocompletion=complete.checkpoints)]
 RunId = Annotated[str, typer.Argument(help="Id of the run, run_...")]
 
 
@@ -76,7 +76,9 @@ def list_families(as_json: AsJson = False) -> None:
         ("GENERATION", lambda row: row["generation"]),
         ("CREATED", lambda row: base.moment(row["created_at"])),
     ]
-    return base.show_rows(rows, columns, empty="No family yet; `featurewatch family create` makes one.")
+    return base.show_rows(
+        rows, columns, empty="No family yet; `featurewatch family create` makes one.", wraps=("HOOK POINTS",)
+    )
 
 
 @family_app.command("show")
@@ -116,7 +118,12 @@ def list_checkpoints(family: Family, as_json: AsJson = False) -> None:
         ("REGISTERED", lambda row: base.moment(row["created_at"])),
         ("URI", lambda row: row["uri"]),
     ]
-    return base.show_rows(rows, columns, empty="No checkpoint yet; `featurewatch checkpoint register` adds one.")
+    return base.show_rows(
+        rows,
+        columns,
+        empty="No checkpoint yet; `featurewatch checkpoint register` adds one.",
+        optional=("ACTIVATIONS", "REGISTERED"),
+    )
 
 
 @checkpoint_app.command("show")
@@ -124,7 +131,11 @@ def show_checkpoint(family: Family, name: Name, as_json: AsJson = False) -> None
     """Show a checkpoint with its quality."""
     with base.connect() as client:
         row = client.checkpoint(family, name)
-    base.show_json(row) if as_json else base.show_fields(row.items())
+    if as_json:
+        return base.show_json(row)
+    run = row["run"]
+    newest = run and f"{run['id']} {run['kind']} {run['state']}"
+    return base.show_fields([*((key, value) for key, value in row.items() if key != "run"), ("run", newest)])
 
 
 @run_app.command("list")
@@ -148,7 +159,7 @@ def list_runs(
         ("ATTEMPT", lambda row: row["attempt"]),
         ("SECONDS", lambda row: f"{sum(row['seconds'].values()):.1f}"),
     ]
-    return base.show_rows(rows, columns, empty="No run.")
+    return base.show_rows(rows, columns, empty="No run.", optional=("ATTEMPT", "SECONDS", "STAGE"))
 
 
 @run_app.command("show")
@@ -168,7 +179,9 @@ def show_run(run: RunId, as_json: AsJson = False) -> None:
         ("PEAK MEMORY", lambda one: (peak := one["usage"].get("peak_memory_bytes")) and base.size(peak)),
         ("WORKER", lambda one: one["worker"]),
     ]
-    return base.show_rows(attempts, columns, empty="No worker has tried it yet.")
+    return base.show_rows(
+        attempts, columns, empty="No worker has tried it yet.", wraps=("WHY",), optional=("WORKER", "DEVICE")
+    )
 
 
 @run_app.command("wait")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base, told
+from service.cli import base, draw, told
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family
 from service.cli.told import MaxQ, MinChange
@@ -146,7 +146,8 @@ def _show(rows: list[FeatureRow], as_json: bool) -> None:
         ("SUCCESSORS", lambda row: [item["id"] for item in row["successors"]]),
         ("WHAT", what),
     ]
-    return base.show_rows(rows, columns, empty="No feature fits.")
+    optional = ("FIRINGS", "STRENGTH", "WAS", "Q")
+    return base.show_rows(rows, columns, empty="No feature fits.", wraps=("WHAT", "SUCCESSORS"), optional=optional)
 
 
 def what(row: Any) -> str:
@@ -176,7 +177,7 @@ def show_feature(
     if as_json:
         found = {"feature": row, "trajectory": points, "examples": shown}
         return base.show_json(found | ({"sources": places} if sources else {}))
-    base.show_fields((name, row.get(name)) for name in _FIELDS)
+    base.show_fields([*((name, row.get(name)) for name in _FIELDS), ("course", draw.course(points))])
     base.out.print()
     columns = [
         ("CHECKPOINT", lambda point: point["checkpoint"]),
@@ -187,7 +188,8 @@ def show_feature(
         ("FIRINGS", lambda point: point["firings"]),
         ("SUCCESSORS", lambda point: [f"{item['id']} {item['kind']}" for item in point["successors"]]),
     ]
-    base.show_rows(points, columns, empty="No verdict yet.")
+    optional = ("READABILITY", "STRENGTH", "FIRINGS")
+    base.show_rows(points, columns, empty="No verdict yet.", optional=optional)
     if sources:
         _show_sources(places)
     if row.get("lineage"):

@@ -4,7 +4,6 @@ import asyncio
 import importlib.util
 import inspect
 import re
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -12,20 +11,12 @@ from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
-import uvicorn
 from pydantic import TypeAdapter
-from sqlalchemy import update
 
-from service import migrate
 from service.app import create_app
 from service.client import AsyncClient, Client
 from service.config import Settings
-from service.kit.artifacts import ArtifactStore
-from service.kit.crypto import SecretBox
-from service.kit.db import Database
-from service.models import Source
 from tests import filled
-from tests.services import free_port, wait_until
 
 WITHOUT_A_METHOD = {
     ("GET", "/metrics"): "text for Prometheus, which asks for it itself",
@@ -116,29 +107,6 @@ def calls(number: int, folder: Path) -> dict[str, Callable[[Any], Any]]:
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[str]:
-    """A live server over a database with one of everything."""
-    folder = tmp_path_factory.mktemp("client")
-    settings = Settings(
-        data_dir=folder, require_keys=False, label_url="http://127.0.0.1:9/v1", label_model="none", log_level="CRITICAL"
-    )
-    migrate.upgrade(settings)
-    database = Database(settings.resolved_database_url)
-    with database.write() as session:
-        filled.fill(session, ArtifactStore(settings.artifacts_uri, folder / "cache"), SecretBox(settings))
-        session.execute(update(Source).values(activations="kept"))  # else nothing can be calibrated
-    database.close()
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    assert wait_until(lambda: server.started, 20)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
-
-
 async def _answer(found: Any) -> Any:
     if isinstance(found, Awaitable):
         return await found
@@ -204,10 +172,10 @@ def client_code() -> ModuleType:
 
 
 @pytest.mark.parametrize(("client", "number"), [(Client, 0), (AsyncClient, 1)], ids=["sync", "async"])
-def test_every_operation_has_a_method(client: type, number: int, url: str, tmp_path: Path) -> None:
+def test_every_operation_has_a_method(client: type, number: int, filled_url: str, tmp_path: Path) -> None:
     paths = create_app(Settings(data_dir=tmp_path)).openapi()["paths"]
     operations = {(m.upper(), path): about for path, item in paths.items() for m, about in item.items()}
-    found = answered(client, url, number, tmp_path)
+    found = answered(client, filled_url, number, tmp_path)
     public = {name for name, value in inspect.getmembers(client, inspect.isfunction) if name[0] != "_"}
     transport = {"pages", "json", "events", "download", "send", "close", "aclose"}
     assert set(found) == public - transport, "a method without a call here"
