@@ -10,6 +10,7 @@ from service.cli import (
     checkpoints,
     database,
     dependencies,
+    export,
     features,
     label,
     notify,
@@ -32,6 +33,7 @@ database.add_to(app)
 checkpoints.add_to(app)
 register.add_to(app)
 features.add_to(app)
+export.add_to(app)
 signatures.add_to(app)
 notify.add_to(app)
 calibrate.add_to(app)

@@ -23,7 +23,7 @@ WITHOUT_A_METHOD = {
 }
 ELSE = {
     "register", "report_text", "trajectory", "sources", "examples", "code_ids", "diff", "download_codes",
-    "download_table", "progress",
+    "download_dictionary", "download_table", "progress",
 }  # fmt: skip
 """What answers with a part of the document's shape, with more than it, or with a file."""
 ROWS = [{"positive": f"a lie {number}", "negative": f"the truth {number}"} for number in range(20)]
@@ -66,6 +66,9 @@ def calls(number: int, folder: Path) -> dict[str, Callable[[Any], Any]]:
         "compare": lambda c: c.compare("smol", "v1", "v2", limit=2),
         "lineage": lambda c: c.lineage("smol", generation=2),
         "download_codes": lambda c: c.download_codes("smol", folder / f"codes-{number}.npz"),
+        "download_dictionary": lambda c: c.download_dictionary(
+            "smol", "v2", folder / f"{number}.safetensors", hook_point="resid_post.12"
+        ),
         "download_table": lambda c: c.download_table("smol", "verdicts", folder / f"{number}.parquet"),
         "code_ids": lambda c: c.code_ids("smol", checkpoint="v2"),
         "neuronpedia": lambda c: c.neuronpedia("smol", passages=1),

@@ -156,6 +156,14 @@ class AsyncFeatureCalls(AsyncTransport):
         await self.download(path_of("families", family, "codes"), path, params=params)
         return path
 
+    async def download_dictionary(
+        self, family: str, checkpoint: str, path: Path, *, hook_point: str | None = None
+    ) -> Path:
+        """Save what a checkpoint writes and reads for each feature at one hook point, as safetensors."""
+        params = given(hook_point=hook_point)
+        await self.download(path_of("families", family, "checkpoints", checkpoint, "dictionary"), path, params=params)
+        return path
+
     async def download_table(self, family: str, table: str, path: Path) -> Path:
         """Save all `verdicts`, readings at `sources`, or `features` of a family as a Parquet file."""
         await self.download(path_of("families", family, "tables", table), path)
