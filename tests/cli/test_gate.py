@@ -130,7 +130,7 @@ def test_the_action_installs_its_own_version(tmp_path: Path) -> None:
     action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
     step = action["runs"]["steps"][0]
     checkout = tmp_path / "checkout"
-    for name in ("service", "workers", "migrations"):
+    for name in ("featurewatch", "service", "workers", "migrations"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout / name)
