@@ -11,6 +11,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service service
 COPY workers workers
 COPY migrations migrations
+COPY featurewatch featurewatch
 
 FROM build AS build-api
 RUN pip install -c constraints.txt ".[otel,parquet,s3]"

@@ -50,7 +50,8 @@ audit: $(VENV)/.test ## known vulnerabilities of what is installed (asks PyPI)
 	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > $(VENV)/.audited  # PyPI knows no torch==2.13.0+cpu
 	@$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(VENV)/.audited $(ARGS)
 
-docs: $(VENV)/.test ## write the pages that come from the code: settings, commands
+docs: $(VENV)/.test ## write what comes from the code: pages of settings and commands, parts of the client
+	@$(BIN)/python docs/client_code.py
 	@$(BIN)/python docs/build.py
 
 clean: ## remove the environment and the caches (never data)

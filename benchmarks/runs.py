@@ -3,7 +3,7 @@
 from typing import Any
 
 from service.client import Client
-from service.client_types import Run
+from service.client.types import Run
 
 
 def succeeded(client: Client, run: str, what: str, log: Any = None) -> Run:

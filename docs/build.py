@@ -1,10 +1,14 @@
-"""Writes what the code knows into the docs: settings, commands, metrics. `make docs`; `--check` only compares."""
+"""Writes what the code knows into the docs (settings, commands, metrics), and the client's made parts.
+
+`make docs`; `--check` only compares.
+"""
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import client_code
 import typer
 from pydantic_settings import BaseSettings
 
@@ -83,6 +87,7 @@ def pages() -> dict[Path, str]:
         DOCS / "configuration.md": configuration,
         DOCS / "cli.md": cli_page(),
         DOCS / "monitoring.md": monitoring,
+        **client_code.pages(),
     }
 
 
@@ -91,7 +96,7 @@ def main() -> int:
     stale = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv:
         for path in stale:
-            sys.stderr.write(f"docs/{path.name} is out of date; run make docs\n")
+            sys.stderr.write(f"{path.relative_to(DOCS.parent)} is out of date; run make docs\n")
         return 1 if stale else 0
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")

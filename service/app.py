@@ -16,6 +16,7 @@ from service.calibrations.routes import router as calibrations
 from service.checkpoints.routes import router as checkpoints
 from service.config import Settings
 from service.dependencies.routes import router as dependencies
+from service.dictionaries.routes import router as dictionaries
 from service.families.routes import router as families
 from service.features.routes import router as features
 from service.kit import problems, telemetry
@@ -34,8 +35,8 @@ from service.status.routes import router as status
 from service.webhooks.routes import router as webhooks
 
 ROUTERS = (
-    families, checkpoints, features, labels, lineage, signatures, calibrations, dependencies, runs, webhooks, alerts,
-    keys, audit, status,
+    families, checkpoints, dictionaries, features, labels, lineage, signatures, calibrations, dependencies, runs,
+    webhooks, alerts, keys, audit, status,
 )  # fmt: skip
 
 

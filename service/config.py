@@ -158,3 +158,11 @@ class ClientSettings(BaseSettings):
     key: SecretStr = Field(
         SecretStr(""), description="API key, `fw_...`. Empty: none, as `featurewatch up` needs none."
     )
+
+
+class JobSettings(BaseSettings):
+    """What a CI system tells a job of itself, under its own names."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+
+    github_step_summary: Path | None = Field(None, description="File that GitHub shows on the job's page.")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+import uvicorn
+from sqlalchemy import update
 
 from service import migrate
+from service.app import create_app
 from service.config import Settings
+from service.kit.artifacts import ArtifactStore
+from service.kit.crypto import SecretBox
 from service.kit.db import Database
-from tests.services import Postgres, Valkey, postgres_server, valkey_server
+from service.models import Source
+from tests import filled
+from tests.services import Postgres, Valkey, free_port, postgres_server, valkey_server, wait_until
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -110,3 +118,26 @@ def settings(tmp_path: Path, database_url: str, broker_url: str) -> Settings:
         roots=str(tmp_path),
         poll_seconds=0.05,
     )
+
+
+@pytest.fixture(scope="session")
+def filled_url(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[str]:
+    """URL of a live server over a database with one of everything, for tests that change little of it."""
+    folder = tmp_path_factory.mktemp("filled")
+    settings = Settings(
+        data_dir=folder, require_keys=False, label_url="http://127.0.0.1:9/v1", label_model="none", log_level="CRITICAL"
+    )
+    shutil.copyfile(sqlite_template, folder / "featurewatch.db")
+    database = Database(settings.resolved_database_url)
+    with database.write() as session:
+        filled.fill(session, ArtifactStore(settings.artifacts_uri, folder / "cache"), SecretBox(settings))
+        session.execute(update(Source).values(activations="kept"))  # else nothing can be calibrated
+    database.close()
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    assert wait_until(lambda: server.started, 20)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()

@@ -15,6 +15,7 @@ from service.webhooks import logic as webhooks
 from tests import factories
 
 HOOK_POINTS = ("resid_post.4", "resid_post.12")
+WIDTH = 64
 SPARE = 50
 """How many there are of what a request can delete."""
 RUNS = (
@@ -49,6 +50,7 @@ VALUES = {
     "key_id": KEYS,
     "actor": KEYS,
     "format": ["json", "markdown", "html"],
+    "hook_point": list(HOOK_POINTS),
 }
 """Values of parameters, by name, that lead to rows."""
 
@@ -97,7 +99,9 @@ def _features(session: Session, artifacts: ArtifactStore, family: Family, v1: Ch
     for checkpoint in (v1, v2):
         factories.code(session, artifacts, family, checkpoint)
         for hook_point in HOOK_POINTS:
-            factories.source(session, checkpoint, hook_point, 64)
+            source = factories.source(session, checkpoint, hook_point, WIDTH)
+            source.dictionary = f"{family.id}/dictionary-{checkpoint.name}-{hook_point}"
+            factories.save(artifacts, source.dictionary, dictionary(family.n_features))
         level = 1 + 0.002 * np.random.default_rng(0).normal(size=(31, family.n_features))
         for metric in ("level", "reference_level", "strength"):
             factories.measurement(session, checkpoint, metric, level)
@@ -108,6 +112,18 @@ def _features(session: Session, artifacts: ArtifactStore, family: Family, v1: Ch
         link = {"generation": 2, "old": old, "new": new_number, "kind": kind, "score": 0.9}
         session.add(Lineage(family_id=family.id, checkpoint_id=v2.id, **link))
     session.flush()
+
+
+def dictionary(m: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Tensors of a source's dictionary, as a worker keeps them."""
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "mean": (WIDTH,), "decoder": (m, WIDTH), "bias": (WIDTH,), "readout": (WIDTH, m), "readout_bias": (m,),
+        "reference": (m, WIDTH),
+    }  # fmt: skip
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    slope = rng.uniform(0.1, 1, m).astype(np.float32)  # one under 0.25 is not put right to the full
+    return tensors | {"rms": np.array(3.0, np.float32), "readout_slope": slope}
 
 
 def _graphs(session: Session, artifacts: ArtifactStore, v1: Checkpoint, v2: Checkpoint) -> None:

@@ -1,6 +1,5 @@
 """The report of one checkpoint: what changed, how good the dictionary is on it, which alerts it raised."""
 
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +12,10 @@ from sqlalchemy.orm import Session
 from service.checkpoints import queries
 from service.dependencies import words as circuits
 from service.dependencies.words import CircuitFinding
-from service.features import findings, words
+from service.features import findings, markdown, words
 from service.features import logic as features
 from service.features.queries import Filter
-from service.features.schemas import STATUSES, Example, FeatureRow, Status, Summary
+from service.features.schemas import STATUSES, FeatureRow, Status, Summary
 from service.features.sorting import order_of
 from service.kit.artifacts import ArtifactStore
 from service.kit.problems import NotAcceptableError
@@ -27,8 +26,6 @@ from service.signatures import logic as signatures
 from service.signatures.words import sentence
 
 LARGEST = 50
-_MOST_LETTERS = 4000
-"""Of one text in a document: far more than any sentence has."""
 Format = Literal["json", "markdown", "html"]
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "markdown": "text/markdown", "html": "text/html"}
 
@@ -202,27 +199,6 @@ def _interval(values: Sequence[float | None] | None) -> str:
     return "" if values is None else f"[{_number(values[0])}, {_number(values[1])}]"
 
 
-def _cell(text: str) -> str:
-    """Text for Markdown, also in a table: no line breaks, no marks, nothing that becomes HTML, a mention or a link."""
-    flat = words.plain(text, most=_MOST_LETTERS)
-    for mark in "\\`*_{}[]<>|#&~$":
-        flat = flat.replace(mark, "\\" + mark)
-    # GitHub looks for these in the rendered text, where an escape does not help: a space of no width does.
-    for word in ("@", "://", "www."):
-        flat = flat.replace(word, word[0] + "\u200b" + word[1:])
-    return flat
-
-
-def _code(example: Example) -> str:
-    """An example as Markdown code, in which nothing else is a mark; its token stands in ⟦ ⟧."""
-    place = words.passage(example)
-    if place is None:
-        return f"document {example.document}, position {example.position}"
-    text = f"{place[0]}⟦{place[1]}⟧{place[2]}"
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence} {text} {fence}"
-
-
 _templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "web" / "templates"),
     autoescape=jinja2.select_autoescape(["html"]),
@@ -234,8 +210,8 @@ _templates = jinja2.Environment(
 _templates.filters |= {
     "number": _number,
     "interval": _interval,
-    "cell": _cell,
-    "code": _code,
+    "cell": markdown.cell,
+    "code": markdown.code,
     "passage": words.passage,
     "named": lambda row: words.name_of(row.id, row.label, row.auto_label),
 }

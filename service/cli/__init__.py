@@ -10,9 +10,11 @@ from service.cli import (
     checkpoints,
     database,
     dependencies,
+    export,
     features,
     label,
     notify,
+    register,
     server,
     signatures,
 )
@@ -29,7 +31,9 @@ app.callback()(base.options)
 server.add_to(app)
 database.add_to(app)
 checkpoints.add_to(app)
+register.add_to(app)
 features.add_to(app)
+export.add_to(app)
 signatures.add_to(app)
 notify.add_to(app)
 calibrate.add_to(app)
@@ -37,6 +41,17 @@ label.add_to(app)
 dependencies.add_to(app)
 
 UNAVAILABLE_STATUS = 500
+_LISTED = {
+    "family": "family list",
+    "checkpoint": "checkpoint list FAMILY",
+    "feature": "features FAMILY",
+    "signature": "signature list FAMILY",
+    "run": "run list",
+    "webhook": "webhook list",
+    "alert rule": "alert rule list",
+    "alert": "alert list",
+}
+"""What lists the names that a command may be given."""
 
 
 def main() -> None:
@@ -63,6 +78,9 @@ def _explain(error: ApiError) -> str:
         text += "\nGive a key with --key or FEATUREWATCH_KEY; `featurewatch key create` on the server makes one."
     if error.status == 403 and error.code == "missing-scope":
         text += "\n`featurewatch key create --scope ...` on the server makes a key with more scopes."
+    if error.status == 404:
+        noun = next((noun for noun in _LISTED if f"no {noun} " in error.detail), None)
+        text += f"\n`featurewatch {_LISTED[noun]}` lists those that there are." if noun else ""
     if error.status >= UNAVAILABLE_STATUS and error.document.get("request_id"):
         text += f"\nThe server's log has more under the request id {error.document['request_id']}."
     return text

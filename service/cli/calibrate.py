@@ -7,7 +7,8 @@ import typer
 from service.cli import base
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Timeout, end_as
-from service.client_transport import given
+from service.client.types import CalibrationResult
+from service.client.wire import given
 
 NULLS = "repeat, bfloat16, int8, halves, finetune"
 
@@ -51,7 +52,7 @@ def calibrate(
         end_as(run)
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: CalibrationResult) -> None:
     had = [one for one in result["nulls"] if not one["unavailable"]]
     columns = [
         ("NULL", lambda row: row["null"]),

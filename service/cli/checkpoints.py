@@ -1,4 +1,4 @@
-"""`featurewatch family`, `checkpoint`, `run`, `report`."""
+"""`featurewatch family`, `checkpoint list`, `checkpoint show`, `run`, `report`."""
 
 import json
 from collections.abc import Callable
@@ -7,20 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base, gate, told
+from service.cli import base, complete, told
 from service.cli.base import AsJson
 from service.cli.told import MaxQ, MinChange
-from service.client import Client
-from service.client_types import Attempt, Checkpoint, Run
-from service.features.words import plain
+from service.client.types import Attempt, Run
 
 family_app = typer.Typer(help="Families: the models that are tracked together.", no_args_is_help=True)
 checkpoint_app = typer.Typer(help="Checkpoints: register, list, show.", no_args_is_help=True)
 run_app = typer.Typer(help="Runs: what the workers do.", no_args_is_help=True)
 
-Family = Annotated[str, typer.Argument(help="Name of the family.")]
+Family = Annotated[str, typer.Argument(help="Name of the family.", autocompletion=complete.families)]
 Timeout = Annotated[float | None, typer.Option(help="Seconds to wait at most; exit code 3 after that.", min=0)]
-Name = Annotated[str, typer.Argument(help="Name of the checkpoint.")]
+Name = Annotated[str, typer.Argument(help="Name of the checkpoint.", autocompletion=complete.checkpoints)]
 RunId = Annotated[str, typer.Argument(help="Id of the run, run_...")]
 
 
@@ -78,7 +76,9 @@ def list_families(as_json: AsJson = False) -> None:
         ("GENERATION", lambda row: row["generation"]),
         ("CREATED", lambda row: base.moment(row["created_at"])),
     ]
-    return base.show_rows(rows, columns, empty="No family yet; `featurewatch family create` makes one.")
+    return base.show_rows(
+        rows, columns, empty="No family yet; `featurewatch family create` makes one.", wraps=("HOOK POINTS",)
+    )
 
 
 @family_app.command("show")
@@ -89,99 +89,17 @@ def show_family(family: Family, as_json: AsJson = False) -> None:
     base.show_json(row) if as_json else base.show_fields(row.items())
 
 
-@checkpoint_app.command("register")
-def register(
-    family: Family,
-    name: Name,
-    uri: Annotated[str, typer.Argument(help="hf://org/model@revision, file:///folder, activations+file:///folder ...")],
-    adapter: Annotated[str | None, typer.Option(help="URI of a PEFT adapter to put on the model.")] = None,
-    parent: Annotated[
-        str | None, typer.Option(help="Checkpoint to compare with; default: the family's newest.")
-    ] = None,
-    hook_point: Annotated[
-        list[str] | None, typer.Option(help="Where to read it, if not at the family's hook points. May be repeated.")
-    ] = None,
-    fit: Annotated[str, typer.Option(help="auto, extend, refit or later.")] = "auto",
-    metadata: Annotated[list[str] | None, typer.Option(help="NAME=VALUE to keep with it. May be repeated.")] = None,
-    priority: Annotated[int | None, typer.Option(help="Larger ones go first; default: 0.", min=0, max=100)] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the verdicts and show progress.")] = False,
-    gate_policy: Annotated[
-        str | None, typer.Option("--gate", help="Policy file (TOML), or `default`: exit code 1 if it fails. Waits.")
-    ] = None,
-    timeout: Timeout = None,
-    as_json: AsJson = False,
-) -> None:
-    """Register a checkpoint, as a CI job does after training."""
-    if gate_policy and fit == "later":
-        raise base.UsageError("--gate needs verdicts, and --fit later leaves them to a later checkpoint's run")
-    rules = gate.load(gate_policy) if gate_policy else None
-    with base.connect() as client:
-        made = client.register(
-            family,
-            name=name,
-            uri=uri,
-            adapter=adapter,
-            parent=parent,
-            hook_points=hook_point or None,
-            fit=fit,
-            metadata=_pairs(metadata) or None,
-            priority=priority,
-        )
-        run = made["run"]
-        if not wait and rules is None:
-            if as_json:
-                return base.show_json(made)
-            base.out.print(
-                f"{name} of {family} is registered; run {run['id']} is {run['state']}", markup=False, soft_wrap=True
-            )
-            return None
-        run = base.follow(client, run["id"], timeout)
-        reads = (run["result"] or {}).get("signature_run")
-        if reads is not None:
-            end_as(base.follow(client, reads, timeout))
-        checkpoint = client.checkpoint(family, name)
-        failed = gate.failures(rules, client, family, checkpoint) if rules and run["state"] == "succeeded" else []
-        return _conclude(client, family, checkpoint, run, failed if rules else None, as_json)
-
-
-def _conclude(
-    client: Client, family: str, checkpoint: Checkpoint, run: Run, failed: list[str] | None, as_json: bool
-) -> None:
-    """Print how it went, and end with the exit code that says so. `failed` is None where there is no gate."""
-    succeeded = run["state"] == "succeeded"
-    waits = succeeded and checkpoint["state"] == "harvested"
-    summary = client.report(family, checkpoint["name"]) if succeeded and not waits else None
-    if as_json:
-        verdict = None if failed is None or not succeeded else {"passed": not failed, "failures": failed}
-        base.show_json({"checkpoint": checkpoint, "run": run, "report": summary, "gate": verdict})
-    elif waits:
-        base.out.print(f"{checkpoint['name']} of {family} is read and waits for the first fit", markup=False)
-    elif summary is not None:
-        seconds = sum(run["seconds"].values())
-        base.out.print(f"{checkpoint['name']} of {family} is judged ({seconds:.0f} s)", markup=False)
-        base.out.print(plain(summary["headline"], most=4000), markup=False, soft_wrap=not base.out.is_terminal)
-        for caveat in summary["caveats"]:
-            base.out.print(f"! {plain(caveat, most=4000)}", markup=False, soft_wrap=not base.out.is_terminal)
-        base.show_fields((status, count) for status, count in summary["counts"].items() if count)
-        for one in summary["signatures"]:
-            line = f"signature {one['name']} is {one['status']}: {one['what']}"
-            base.out.print(plain(line, most=400), markup=False, soft_wrap=not base.out.is_terminal)
-        if failed is not None:
-            base.out.print("gate: [red]failed[/]" if failed else "gate: [green]passed[/]")
-            for reason in failed:
-                base.out.print(f"  {reason}", markup=False, soft_wrap=True)
-    end_as(run)
-    if failed:
-        raise typer.Exit(base.FAILED)
-
-
 def end_as(run: Run) -> None:
     """Exit code 1 and the reason where a run did not succeed."""
-    if run["state"] == "succeeded":
-        return
+    if run["state"] != "succeeded":
+        raise typer.Exit(base.complain(why(run), base.FAILED))
+
+
+def why(run: Run) -> str:
+    """Why a run did not succeed."""
     error = run["error"]
     reason = f": {error['title']}: {error['detail']} ({error['code']})" if error else ""
-    raise typer.Exit(base.complain(f"run {run['id']} {run['state']}{reason}", base.FAILED))
+    return f"run {run['id']} {run['state']}{reason}"
 
 
 @checkpoint_app.command("list")
@@ -200,7 +118,12 @@ def list_checkpoints(family: Family, as_json: AsJson = False) -> None:
         ("REGISTERED", lambda row: base.moment(row["created_at"])),
         ("URI", lambda row: row["uri"]),
     ]
-    return base.show_rows(rows, columns, empty="No checkpoint yet; `featurewatch checkpoint register` adds one.")
+    return base.show_rows(
+        rows,
+        columns,
+        empty="No checkpoint yet; `featurewatch checkpoint register` adds one.",
+        optional=("ACTIVATIONS", "REGISTERED"),
+    )
 
 
 @checkpoint_app.command("show")
@@ -208,7 +131,11 @@ def show_checkpoint(family: Family, name: Name, as_json: AsJson = False) -> None
     """Show a checkpoint with its quality."""
     with base.connect() as client:
         row = client.checkpoint(family, name)
-    base.show_json(row) if as_json else base.show_fields(row.items())
+    if as_json:
+        return base.show_json(row)
+    run = row["run"]
+    newest = run and f"{run['id']} {run['kind']} {run['state']}"
+    return base.show_fields([*((key, value) for key, value in row.items() if key != "run"), ("run", newest)])
 
 
 @run_app.command("list")
@@ -232,7 +159,7 @@ def list_runs(
         ("ATTEMPT", lambda row: row["attempt"]),
         ("SECONDS", lambda row: f"{sum(row['seconds'].values()):.1f}"),
     ]
-    return base.show_rows(rows, columns, empty="No run.")
+    return base.show_rows(rows, columns, empty="No run.", optional=("ATTEMPT", "SECONDS", "STAGE"))
 
 
 @run_app.command("show")
@@ -252,7 +179,9 @@ def show_run(run: RunId, as_json: AsJson = False) -> None:
         ("PEAK MEMORY", lambda one: (peak := one["usage"].get("peak_memory_bytes")) and base.size(peak)),
         ("WORKER", lambda one: one["worker"]),
     ]
-    return base.show_rows(attempts, columns, empty="No worker has tried it yet.")
+    return base.show_rows(
+        attempts, columns, empty="No worker has tried it yet.", wraps=("WHY",), optional=("WORKER", "DEVICE")
+    )
 
 
 @run_app.command("wait")
@@ -296,29 +225,19 @@ def report(
         raise base.UsageError(f"there is no format {form!r}; choose text, markdown, html or json")
     query: dict[str, Any] = {"baseline": baseline, "min_change": min_change, "max_q": max_q}
     with base.connect() as client:
-        if form == "json" or (form == "text" and not output):
+        if form == "text" and not output:
             answer = client.report(family, name, **query)
+            return told.show(
+                answer, f"{family}: {name}" + (f" against {answer['baseline']}" if answer["baseline"] else "")
+            )
+        if form == "json":
+            text = json.dumps(client.report(family, name, **query), indent=2)
         else:
-            answer = {}
             text = client.report_text(family, name, format="html" if form == "html" else "markdown", **query)
-    if form == "json":
-        text = json.dumps(answer, indent=2)
-    if output:
-        output.write_text(text + "\n", encoding="utf-8")
-    elif form == "text":
-        told.show(answer, f"{family}: {name}" + (f" against {answer['baseline']}" if answer["baseline"] else ""))
-    else:
-        typer.echo(text)
-
-
-def _pairs(items: list[str] | None) -> dict[str, str]:
-    pairs = {}
-    for item in items or []:
-        name, equals, value = item.partition("=")
-        if not (name and equals):
-            raise base.UsageError(f"--metadata {item!r} is no NAME=VALUE")
-        pairs[name] = value
-    return pairs
+    if not output:
+        return typer.echo(text)
+    base.write(output, text + "\n")
+    return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -18,10 +18,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 @db_app.command("upgrade")
-def upgrade() -> None:
+def upgrade(as_json: AsJson = False) -> None:
     """Bring the database to this version's schema. Safe to run at each start: of several, one does it."""
     _local().upgrade()
-    base.say("the database's schema is up to date")
+    base.show_json({"upgraded": True}) if as_json else base.say("the database's schema is up to date")
 
 
 @db_app.command("check")
@@ -116,10 +116,13 @@ def backup(
 def restore(
     file: Annotated[Path, typer.Argument(help="What `backup` wrote.")],
     replace: Annotated[bool, typer.Option("--replace", help="Although the database holds rows: they go.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put a backup of a SQLite database in place, and bring it to this version's schema. Stop the service first."""
     _local().restore(file, replace=replace)
-    base.say("the backup is in place; `featurewatch db check` says whether all artifacts are")
+    if as_json:
+        return base.show_json({"restored": str(file)})
+    return base.say("the backup is in place; `featurewatch db check` says whether all artifacts are")
 
 
 def _local() -> ModuleType:

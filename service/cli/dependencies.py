@@ -8,7 +8,7 @@ from service.cli import base
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Timeout, end_as
 from service.cli.features import FeatureId
-from service.client_types import Dependencies
+from service.client.types import AnswerEffect, Comparison, Dependencies
 
 Method = Annotated[str | None, typer.Option(help="gradient, relp or integrated; default: what was used last.")]
 
@@ -44,7 +44,7 @@ def dependencies(
     return _show(found)
 
 
-def _of_answers(one: dict[str, Any]) -> str:
+def _of_answers(one: AnswerEffect) -> str:
     change = base.ratio(one["ablate"], one["ablate_ci"])
     rest = "" if one["effective"] else ", no more than random directions"
     return f"margin {one['margin']:+.2f}; without the feature {change}{rest}"
@@ -86,7 +86,7 @@ def _show(found: Dependencies) -> None:
         _show_comparison(found["comparison"])
 
 
-def _show_comparison(compared: dict[str, Any]) -> None:
+def _show_comparison(compared: Comparison) -> None:
     base.out.print()
     word = {True: "rewired", False: "not rewired", None: f"cannot say: {compared['why_not']}"}[compared["rewired"]]
     base.out.print(f"against {compared['baseline']}: {word}", markup=False, highlight=False)

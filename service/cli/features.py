@@ -1,24 +1,20 @@
-"""`featurewatch features`, `feature`, `diff`, `lineage`, `export`."""
+"""`featurewatch features`, `feature`, `diff`, `lineage`."""
 
-import json
 from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from service.cli import base, told
+from service.cli import base, draw, told
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family
 from service.cli.told import MaxQ, MinChange
-from service.client_types import FeatureRow
+from service.client.types import FeatureRow
 from service.features.words import plain
 
 _PAGE = 500
 """Most rows of one answer of the API."""
-
-export_app = typer.Typer(help="Export data for other tools.", no_args_is_help=True)
 
 Statuses = Annotated[list[str] | None, typer.Option("--status", help="Only these verdicts. May be repeated.")]
 Limit = Annotated[int, typer.Option(help="Most rows; 0: all.", min=0)]
@@ -31,7 +27,6 @@ def add_to(app: typer.Typer) -> None:
     app.command("feature")(show_feature)
     app.command()(diff)
     app.command()(lineage)
-    app.add_typer(export_app, name="export")
 
 
 def list_features(
@@ -121,7 +116,6 @@ _FIELDS = (
     "watched", "top_tokens", "promoted_tokens", "born_in", "origin", "generation",
     "retired_in",
 )  # fmt: skip
-_TABLES = ("verdicts", "sources", "features")
 _LINK_COLUMNS: list[tuple[str, Callable[[Any], Any]]] = [
     ("GENERATION", lambda link: link["generation"]),
     ("CHECKPOINT", lambda link: link["checkpoint"]),
@@ -146,7 +140,8 @@ def _show(rows: list[FeatureRow], as_json: bool) -> None:
         ("SUCCESSORS", lambda row: [item["id"] for item in row["successors"]]),
         ("WHAT", what),
     ]
-    return base.show_rows(rows, columns, empty="No feature fits.")
+    optional = ("FIRINGS", "STRENGTH", "WAS", "Q")
+    return base.show_rows(rows, columns, empty="No feature fits.", wraps=("WHAT", "SUCCESSORS"), optional=optional)
 
 
 def what(row: Any) -> str:
@@ -176,7 +171,7 @@ def show_feature(
     if as_json:
         found = {"feature": row, "trajectory": points, "examples": shown}
         return base.show_json(found | ({"sources": places} if sources else {}))
-    base.show_fields((name, row.get(name)) for name in _FIELDS)
+    base.show_fields([*((name, row.get(name)) for name in _FIELDS), ("course", draw.course(points))])
     base.out.print()
     columns = [
         ("CHECKPOINT", lambda point: point["checkpoint"]),
@@ -187,7 +182,8 @@ def show_feature(
         ("FIRINGS", lambda point: point["firings"]),
         ("SUCCESSORS", lambda point: [f"{item['id']} {item['kind']}" for item in point["successors"]]),
     ]
-    base.show_rows(points, columns, empty="No verdict yet.")
+    optional = ("READABILITY", "STRENGTH", "FIRINGS")
+    base.show_rows(points, columns, empty="No verdict yet.", optional=optional)
     if sources:
         _show_sources(places)
     if row.get("lineage"):
@@ -223,55 +219,3 @@ def _where(example: Any) -> str:
         return f"document {example['document']}, position {example['position']}"
     text = f"{example['text_before'] or ''}⟦{example['token']}⟧{example['text_after'] or ''}"
     return " ".join(text.split())
-
-
-@export_app.command("codes")
-def export_codes(
-    family: Family,
-    checkpoint: Annotated[str | None, typer.Option(help="Up to this checkpoint; default: the newest.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .npz.")] = Path("codes.npz"),
-    as_json: AsJson = False,
-) -> None:
-    """Save the sparse code (positions x features) for scipy.sparse.load_npz, and the column ids beside it."""
-    with base.connect() as client:
-        ids = client.code_ids(family, checkpoint=checkpoint)
-        client.download_codes(family, output, checkpoint=checkpoint)
-    names = output.with_suffix(".ids.txt")
-    names.write_text("\n".join(ids) + "\n", encoding="utf-8")
-    made = {"codes": str(output), "ids": str(names), "features": len(ids), "bytes": output.stat().st_size}
-    base.show_json(made) if as_json else base.show_fields(made.items())
-
-
-@export_app.command("parquet")
-def export_parquet(
-    family: Family,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")],
-    as_json: AsJson = False,
-) -> None:
-    """Save the family's tables: verdicts.parquet (every feature's trajectory), sources.parquet (the same at each hook
-    point) and features.parquet (labels, tags, tokens). Columns have their units in their metadata."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with base.connect() as client:
-        made = {name: client.download_table(family, name, folder / f"{name}.parquet") for name in _TABLES}
-    sizes = {str(path): path.stat().st_size for path in made.values()}
-    base.show_json(sizes) if as_json else base.show_fields((path, f"{size:,} bytes") for path, size in sizes.items())
-
-
-@export_app.command("neuronpedia")
-def export_neuronpedia(
-    family: Family,
-    checkpoint: Annotated[str | None, typer.Option(help="Its features; default: the newest that is judged.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("neuronpedia"),
-    passages: Annotated[int, typer.Option(help="Passages of each feature.", min=0, max=16)] = 10,
-    as_json: AsJson = False,
-) -> None:
-    """Save each feature as a JSON file, `42.json` for F42, in the shape of Neuronpedia's feature API."""
-    out.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with base.connect() as client:
-        for feature in client.neuronpedia(family, checkpoint=checkpoint, passages=passages):
-            text = json.dumps(feature, ensure_ascii=False)
-            (out / f"{int(feature['index'])}.json").write_text(text + "\n", encoding="utf-8")
-            count += 1
-    made = {"folder": str(out), "features": count}
-    base.show_json(made) if as_json else base.show_fields(made.items())

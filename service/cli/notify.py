@@ -6,7 +6,7 @@ import typer
 
 from service.cli import base
 from service.cli.base import AsJson
-from service.client_transport import given
+from service.client.wire import given
 
 webhook_app = typer.Typer(help="Webhooks: where events are sent.", no_args_is_help=True)
 alert_app = typer.Typer(help="Alerts, and the rules that raise them.", no_args_is_help=True)
@@ -53,14 +53,17 @@ def list_webhooks(as_json: AsJson = False) -> None:
         ("ENABLED", lambda row: row["enabled"]),
         ("WHY NOT", lambda row: row["disabled_reason"]),
     ]
-    return base.show_rows(rows, columns, empty="No webhook.")
+    return base.show_rows(
+        rows, columns, empty="No webhook yet; `featurewatch webhook create` makes one.", wraps=("URL", "WHY NOT")
+    )
 
 
 @webhook_app.command("delete")
-def delete_webhook(webhook: WebhookId) -> None:
+def delete_webhook(webhook: WebhookId, as_json: AsJson = False) -> None:
     """Remove a webhook."""
     with base.connect() as client:
         client.delete_webhook(webhook)
+    base.show_json({"deleted": webhook}) if as_json else base.say(f"{webhook} is deleted")
 
 
 @webhook_app.command("enable")
@@ -108,7 +111,7 @@ def list_deliveries(webhook: WebhookId, as_json: AsJson = False) -> None:
         ("LAST ANSWER", _last_answer),
         ("CREATED", lambda row: base.moment(row["created_at"])),
     ]
-    return base.show_rows(rows, columns, empty="Nothing was sent to it yet.")
+    return base.show_rows(rows, columns, empty="Nothing was sent to it yet.", wraps=("LAST ANSWER",))
 
 
 def _last_answer(row: dict[str, Any]) -> Any:
@@ -211,14 +214,17 @@ def list_rules(as_json: AsJson = False) -> None:
         ("CONDITION", lambda row: row["condition"]),
         ("ENABLED", lambda row: row["enabled"]),
     ]
-    return base.show_rows(rows, columns, empty="No alert rule.")
+    return base.show_rows(
+        rows, columns, empty="No alert rule yet; `featurewatch alert rule create` makes one.", wraps=("CONDITION",)
+    )
 
 
 @rule_app.command("delete")
-def delete_rule(rule: Annotated[str, typer.Argument(help="Id of the rule, rul_...")]) -> None:
-    """Remove a rule."""
+def delete_rule(rule: Annotated[str, typer.Argument(help="Id of the rule, rul_...")], as_json: AsJson = False) -> None:
+    """Remove a rule with its alerts."""
     with base.connect() as client:
         client.delete_alert_rule(rule)
+    base.show_json({"deleted": rule}) if as_json else base.say(f"{rule} is deleted")
 
 
 @alert_app.command("list")
@@ -243,7 +249,7 @@ def list_alerts(
         ("SUMMARY", lambda row: row["summary"]),
         ("RAISED", lambda row: base.moment(row["created_at"])),
     ]
-    return base.show_rows(rows, columns, empty="No alert.")
+    return base.show_rows(rows, columns, empty="No alert.", wraps=("SUMMARY",), optional=("KIND", "RAISED"))
 
 
 @alert_app.command("ack")

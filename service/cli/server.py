@@ -108,17 +108,24 @@ def list_keys(as_json: AsJson = False) -> None:
         ("EXPIRES", lambda row: base.moment(row["expires_at"])),
         ("REVOKED", lambda row: base.moment(row["revoked_at"])),
     ]
-    return base.show_rows(rows, columns, empty="No key yet; `featurewatch key create` makes one.")
+    return base.show_rows(
+        rows,
+        columns,
+        empty="No key yet; `featurewatch key create` makes one.",
+        wraps=("NAME",),
+        optional=("REVOKED", "LAST USED", "STARTS WITH"),
+    )
 
 
 @key_app.command("revoke")
-def revoke_key(key: Annotated[str, typer.Argument(help="Id of the key, key_...")]) -> None:
+def revoke_key(key: Annotated[str, typer.Argument(help="Id of the key, key_...")], as_json: AsJson = False) -> None:
     """End an API key."""
     if base.target().named:
         with base.connect() as client:
             client.revoke_key(key)
     else:
         _local().revoke_key(key)
+    base.show_json({"revoked": key}) if as_json else base.say(f"{key} is revoked")
 
 
 def audit(
@@ -138,7 +145,7 @@ def audit(
         ("STATUS", lambda row: row["status"]),
         ("REQUEST", lambda row: row["request_id"]),
     ]
-    return base.show_rows(rows, columns, empty="Nothing was written yet.")
+    return base.show_rows(rows, columns, empty="Nothing was written yet.", wraps=("PATH",), optional=("REQUEST",))
 
 
 def _local() -> ModuleType:

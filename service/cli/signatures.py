@@ -6,12 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base
+from service.cli import base, draw
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Timeout, end_as
-from service.client_transport import given
-from service.signatures.schemas import ReadingView
-from service.signatures.words import sentence
+from service.client.types import SignatureCourse
+from service.client.wire import given
 
 signature_app = typer.Typer(help="Signatures: concepts that a contrast set shows.", no_args_is_help=True)
 
@@ -94,22 +93,28 @@ def show(family: Family, name: Name, as_json: AsJson = False) -> None:
 
 
 @signature_app.command("delete")
-def delete(family: Family, name: Name) -> None:
+def delete(family: Family, name: Name, as_json: AsJson = False) -> None:
     """Forget a signature and its readings."""
     with base.connect() as client:
         client.delete_signature(family, name)
-    base.say(f"{name} is forgotten")
+    base.show_json({"deleted": name}) if as_json else base.say(f"{name} is forgotten")
 
 
-def _show(course: dict[str, Any]) -> None:
+def _show(course: SignatureCourse) -> None:
+    # Its shapes bring the API's framework along, without which the other commands start in half the time.
+    from service.signatures.schemas import ReadingView  # noqa: PLC0415
+    from service.signatures.words import sentence  # noqa: PLC0415
+
     points = [ReadingView.model_validate(point) for point in course["points"]]
     columns = [
         ("CHECKPOINT", lambda point: point.checkpoint),
         ("STATUS", lambda point: point.status),
-        ("", lambda point: sentence(course["baseline"], point)),
+        ("READING", lambda point: sentence(course["baseline"], point)),
         ("CARRIED BY", lambda point: list(dict.fromkeys(one.feature for one in point.carriers))[:5]),
     ]
-    base.show_rows(points, columns, empty="It has not been read yet.")
+    base.show_rows(points, columns, empty="It has not been read yet.", wraps=("READING",), optional=("CARRIED BY",))
+    if len(points) > 1:
+        base.say(f"strength {draw.sparkline([point.figures.strength_ratio for point in points])}")
     if course["turns_at"] is not None:
         base.say(f"It turns at {course['turns_at']}.")
 

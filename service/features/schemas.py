@@ -1,14 +1,17 @@
 """JSON of features and their verdicts."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.kit.ids import feature_id
 from service.lineage.schemas import LineageLink
-from service.models import Feature
 from service.verdicts.reasons import Reason
+
+if TYPE_CHECKING:
+    # The command shows features by these shapes, and starts without the database's tables.
+    from service.models import Feature
 
 Status = Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
 STATUSES: tuple[Status, ...] = (
@@ -255,12 +258,12 @@ def feature_row(row: VerdictRow, feature: FeatureFields, checkpoint: str, baseli
     return FeatureRow(**shown, **_point_fields(row, checkpoint, baseline))
 
 
-def feature_detail(feature: Feature, born_in: str, last: Point | None, lineage: list[LineageLink]) -> FeatureDetail:
+def feature_detail(feature: "Feature", born_in: str, last: Point | None, lineage: list[LineageLink]) -> FeatureDetail:
     """A feature as the API shows it alone."""
     return FeatureDetail(**feature_fields(feature, born_in), created_at=feature.created_at, last=last, lineage=lineage)
 
 
-def feature_fields(feature: Feature | FeatureFields, born_in: str) -> dict[str, Any]:
+def feature_fields(feature: "Feature | FeatureFields", born_in: str) -> dict[str, Any]:
     """Fields of FeatureOut."""
     return {
         "id": feature_id(feature.number),

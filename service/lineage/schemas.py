@@ -1,11 +1,14 @@
 """JSON of the lineage of features over generations."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
 from service.kit.ids import feature_id
-from service.models import Lineage
+
+if TYPE_CHECKING:
+    # The command shows features by these shapes, and starts without the database's tables.
+    from service.models import Lineage
 
 LinkKind = Literal["carried", "retired", "split", "merged", "new"]
 LINK_KINDS: tuple[LinkKind, ...] = ("carried", "retired", "split", "merged", "new")
@@ -38,7 +41,7 @@ class Refit(BaseModel):
     new: int = Field(description="New features that none of the old leads to.")
 
 
-def link(row: Lineage, checkpoint: str) -> LineageLink:
+def link(row: "Lineage", checkpoint: str) -> LineageLink:
     """A link as the API shows it."""
     return LineageLink(
         generation=row.generation,

@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from benchmarks.planted_data import Lineage, write_checkpoint
 from service.client import Client
-from service.client_types import Run
+from service.client.types import Run
 from service.kit.db import Base, Database
 
 HOOK_POINT = "resid_post.1"

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from service.client_transport import ApiError
+from service.client import ApiError
 from service.models import (
     Alert,
     Checkpoint,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.planted_data import make_lineage
-from service.client_types import Run
+from service.client.types import Run
 from service.models import Event, Verdict
 from tests.e2e.parts import HOOK_POINT, WAIT_SECONDS, Service, Worker, rows_of, unfinished, write_lineage
 from tests.unit.activations.tiny import save_checkpoint

@@ -8,8 +8,8 @@ import pytest
 from benchmarks.planted_data import HOOK_POINT, make_lineage
 from service.cli import gate
 from service.client import ApiError
+from tests.cli.live import command
 from tests.e2e.parts import Service
-from tests.unit.test_cli import command
 from tests.workers.test_signature import FIT, SHAPE, positions_of, write
 
 

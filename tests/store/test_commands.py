@@ -19,8 +19,8 @@ from service.models import AuditEntry, Event, Family, Unreferenced
 from service.store import backup as backups
 from service.store.backup import BackupError
 from tests import factories
+from tests.cli.live import command
 from tests.services import Postgres
-from tests.unit.test_cli import command
 
 
 @pytest.fixture

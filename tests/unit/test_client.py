@@ -1,15 +1,18 @@
-"""The client against a server that answers as a script says."""
+"""Both clients against a server that answers as a script says."""
 
+import asyncio
+import email.utils
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
-from service.client import ApiError, Client, ClientError, UnreachableError, WaitTimeoutError
+from service.client import ApiError, AsyncClient, Client, ClientError, UnreachableError, WaitTimeoutError
 from tests.services import free_port
 
 RUN = {"id": "run_1", "state": "running", "stage": "fit", "progress": 0.5, "detail": {}}
@@ -60,18 +63,67 @@ def server() -> Iterator[Script]:
         thread.join()
 
 
+class Caller:
+    """A client of either kind, whose calls are waited for and whose lists are read to their end."""
+
+    def __init__(self, kind: type, url: str, **options: Any) -> None:
+        self.runner = asyncio.Runner()
+        self.client = kind(url, "fw_secret", **options)
+        self.waited: list[float] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if isinstance(self.client, AsyncClient):
+            self.runner.run(self.client.aclose())
+        else:
+            self.client.close()
+        self.runner.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *given, **named: self.runner.run(self._call(name, given, named))
+
+    async def _call(self, name: str, given: Any, named: Any) -> Any:
+        found = getattr(self.client, name)(*given, **named)
+        if isinstance(found, AsyncIterator):
+            return [row async for row in found]
+        if isinstance(found, Iterator):
+            return list(found)
+        return await found if isinstance(found, Awaitable) else found
+
+    def note_pauses(self) -> list[float]:
+        """How long it would wait, from now on."""
+
+        async def note(seconds: float) -> None:
+            self.waited.append(seconds)
+
+        self.client.pause = note if isinstance(self.client, AsyncClient) else self.waited.append
+        return self.waited
+
+
+@pytest.fixture(params=[Client, AsyncClient], ids=["sync", "async"])
+def kind(request: pytest.FixtureRequest) -> type:
+    return request.param
+
+
 @pytest.fixture
-def client(server: Script) -> Iterator[Client]:
-    with Client(f"http://127.0.0.1:{server.server_address[1]}", "fw_secret") as client:
+def url(server: Script) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}"
+
+
+@pytest.fixture
+def client(kind: type, url: str) -> Iterator[Caller]:
+    with Caller(kind, url) as client:
         yield client
 
 
-def test_pages_are_followed_to_the_end(server: Script, client: Client) -> None:
+def test_pages_are_followed_to_the_end(server: Script, client: Caller) -> None:
     server.answers = [
         (200, {}, {"data": [{"id": "F1"}], "next_cursor": "abc"}),
         (200, {}, {"data": [{"id": "F2"}], "next_cursor": None}),
     ]
-    rows = list(client.features("a family", checkpoint="v2", status=["absent", "replaced"], watched=True))
+    rows = client.features("a family", checkpoint="v2", status=["absent", "replaced"], watched=True)
     assert [row["id"] for row in rows] == ["F1", "F2"]
     first, second = (path for _, path, _, _ in server.requests)
     assert first.startswith("/v1/families/a%20family/features?")
@@ -83,13 +135,13 @@ def test_pages_are_followed_to_the_end(server: Script, client: Client) -> None:
 
 
 @pytest.mark.parametrize("trouble", [(503, {"Retry-After": "0"}, {}), (429, {}, {}), (502, {}, {}), None])
-def test_a_passing_trouble_is_waited_out(server: Script, client: Client, trouble: Any) -> None:
+def test_a_passing_trouble_is_waited_out(server: Script, client: Caller, trouble: Any) -> None:
     server.answers = [trouble, trouble, (200, {}, RUN)]
     assert client.run("run_1")["stage"] == "fit"
     assert len(server.requests) == 3
 
 
-def test_a_repeated_post_has_the_same_idempotency_key(server: Script, client: Client) -> None:
+def test_a_repeated_post_has_the_same_idempotency_key(server: Script, client: Caller) -> None:
     server.answers = [None, (202, {}, RUN), (202, {}, RUN)]
     client.cancel("run_1")
     client.cancel("run_1")
@@ -97,15 +149,22 @@ def test_a_repeated_post_has_the_same_idempotency_key(server: Script, client: Cl
     assert first == second != third
 
 
-def test_retry_after_is_kept(server: Script, client: Client) -> None:
-    server.answers = [(429, {"Retry-After": "1"}, {}), (200, {}, RUN)]
-    waited: list[float] = []
-    client.pause = waited.append
+def test_retry_after_is_kept(server: Script, client: Caller) -> None:
+    soon = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    server.answers = [(429, {"Retry-After": "20"}, {}), (503, {"Retry-After": soon}, {}), (200, {}, RUN)]
+    waited = client.note_pauses()
     client.run("run_1")
-    assert waited == [1.0]
+    assert waited[0] == 20.0
+    assert 25.0 < waited[1] <= 30.0
 
 
-def test_a_problem_document_becomes_an_error(server: Script, client: Client) -> None:
+def test_who_is_to_come_back_much_later_is_told_at_once(server: Script, client: Caller) -> None:
+    server.answers = [(503, {"Retry-After": "3600"}, {"title": "Not available now", "detail": "an upgrade"})]
+    with pytest.raises(ApiError, match="an upgrade"):
+        client.run("run_1")
+
+
+def test_a_problem_document_becomes_an_error(server: Script, client: Caller) -> None:
     problem = {"title": "Not found", "code": "not-found", "detail": "There is no family x.", "status": 404}
     server.answers = [(404, {"Content-Type": "application/problem+json"}, problem)]
     with pytest.raises(ApiError, match=r"Not found: There is no family x\.") as caught:
@@ -114,31 +173,31 @@ def test_a_problem_document_becomes_an_error(server: Script, client: Client) -> 
     assert len(server.requests) == 1
 
 
-def test_an_error_that_is_no_problem_document(server: Script, client: Client) -> None:
+def test_an_error_that_is_no_problem_document(server: Script, client: Caller) -> None:
     server.answers = [(418, {}, ["what?"])]
     with pytest.raises(ApiError) as caught:
         client.family("x")
     assert caught.value.status == 418
 
 
-def test_trouble_that_stays_is_told(server: Script) -> None:
+def test_trouble_that_stays_is_told(server: Script, kind: type, url: str) -> None:
     server.answers = [(503, {}, {"title": "Not available now", "code": "unavailable", "detail": "d"})] * 2
-    with Client(f"http://127.0.0.1:{server.server_address[1]}", retries=1) as client, pytest.raises(ApiError) as caught:
+    with Caller(kind, url, retries=1) as client, pytest.raises(ApiError) as caught:
         client.family("x")
     assert caught.value.status == 503
 
 
-def test_nothing_answers() -> None:
-    with Client(f"http://127.0.0.1:{free_port()}", retries=1) as client, pytest.raises(UnreachableError):
+def test_nothing_answers(kind: type) -> None:
+    with Caller(kind, f"http://127.0.0.1:{free_port()}", retries=1) as client, pytest.raises(UnreachableError):
         client.family("x")
 
 
-def test_a_url_without_scheme_is_refused() -> None:
+def test_a_url_without_scheme_is_refused(kind: type) -> None:
     with pytest.raises(ClientError, match="http://"):
-        Client("localhost:8000")
+        kind("localhost:8000")
 
 
-def test_waiting_sees_every_state_and_ends(server: Script, client: Client) -> None:
+def test_waiting_sees_every_state_and_ends(server: Script, client: Caller) -> None:
     server.answers = [(200, {}, RUN | {"state": state}) for state in ("queued", "running", "failed")]
     seen: list[str] = []
     run = client.wait("run_1", on_progress=lambda run: seen.append(run["state"]), interval=0.01)
@@ -146,14 +205,14 @@ def test_waiting_sees_every_state_and_ends(server: Script, client: Client) -> No
     assert run["state"] == "failed"
 
 
-def test_waiting_has_an_end(server: Script, client: Client) -> None:
+def test_waiting_has_an_end(server: Script, client: Caller) -> None:
     server.answers = [(200, {}, RUN)] * 100
     with pytest.raises(WaitTimeoutError, match="still running") as caught:
         client.wait("run_1", timeout=0.1, interval=0.02)
     assert caught.value.run["id"] == "run_1"
 
 
-def test_a_broken_download_leaves_nothing(server: Script, client: Client, tmp_path: Path) -> None:
+def test_a_broken_download_leaves_nothing(server: Script, client: Caller, tmp_path: Path) -> None:
     server.answers = [(404, {}, {"title": "Not found", "detail": "no code yet"})]
     with pytest.raises(ApiError):
         client.download_codes("x", tmp_path / "codes.npz")

@@ -12,7 +12,9 @@ from setuptools import PEP420PackageFinder
 from tests import services
 
 ROOT = Path(__file__).parents[2]
-CODE = sorted(path for folder in ("service", "workers", "migrations") for path in (ROOT / folder).rglob("*.py"))
+CODE = sorted(
+    path for folder in ("featurewatch", "service", "workers", "migrations") for path in (ROOT / folder).rglob("*.py")
+)
 MOST_LINES, MOST_FUNCTION_LINES = 400, 60
 
 
@@ -59,7 +61,7 @@ def test_an_installation_holds_everything() -> None:
     for path in CODE:
         assert ".".join(path.parent.relative_to(ROOT).parts) in packages, f"{path} would not be installed"
     data = {path for name, globs in config["package-data"].items() for g in globs for path in (ROOT / name).glob(g)}
-    for folder in ("service", "migrations", "workers"):
+    for folder in ("featurewatch", "service", "migrations", "workers"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and path.suffix not in (".py", ".pyc"):
                 assert path in data, f"{path} would not be installed"

@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from service.dictionaries.folding import LEAST_SLOPE
 from service.kit.artifacts import ArtifactStore
 from workers.crosscoder.regress import weighted_median
 from workers.verdicts.measure import shared_turn
 
 Floats = NDArray[np.float64]
 Columns = NDArray[np.int64]
-LEAST_SLOPE = 0.25
-"""of a read-out on its code that is put right; of one under it hardly more than noise would be magnified"""
 
 
 @dataclass(frozen=True)

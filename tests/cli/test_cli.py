@@ -5,88 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pytest
 import scipy.sparse
 
-from benchmarks.planted_data import make_lineage, write_checkpoint
+from tests.cli.live import FIT, SHAPE, Up, command
 from tests.services import free_port, wait_until
 
-SHAPE = {
-    "n_checkpoints": 2, "n_positions": 8000, "width": 64, "n_planted": 32,
-    "n_suppressed": 3, "n_removed": 4, "n_born": 0, "lowest_rate": 0.03,
-}  # fmt: skip
-FIT = ["--features", "40", "--k", "2", "--steps", "600", "--batch-size", "256", "--learning-rate", "0.003"]
 STRICT = "[counts]\nsuppressed = 0\nabsent = 0\nreplaced = 0\n"
 LENIENT = "[counts]\nsuppressed = 40\nabsent = 40\n[quality]\nfvu = 1.0\n"
-
-
-def command(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
-    """Run `featurewatch` to its end, with nothing of this shell's settings."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("FEATUREWATCH_")}
-    return subprocess.run(
-        [sys.executable, "-c", "from service.cli import main; main()", *arguments],
-        env=clean | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
-class Up:
-    """`featurewatch up` on a free port."""
-
-    def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("FEATUREWATCH_")}
-        start = [sys.executable, "-c", "from service.cli import main; main()", "up", "--json", "--port", "0"]
-        self.log = folder / "up.log"
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*start, "--data-dir", str(folder / "data"), *arguments],
-                env=clean | {"FEATUREWATCH_POLL_SECONDS": "0.1"} | (env or {}),
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        assert line, self.log.read_text()
-        self.where: dict[str, Any] = json.loads(line)
-        self.url: str = self.where["url"].replace("0.0.0.0", "127.0.0.1")
-
-    def run(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-        return command(*arguments, env={"FEATUREWATCH_URL": self.url} | (env or {}))
-
-    def json(self, *arguments: str) -> Any:
-        done = self.run(*arguments, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=40)
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with activations of two checkpoints, v1 and v2: some features are weaker or gone in v2."""
-    folder = tmp_path_factory.mktemp("planted")
-    lineage = make_lineage(3, **SHAPE)
-    for checkpoint in (1, 2):
-        write_checkpoint(lineage, checkpoint, folder / f"v{checkpoint}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def service(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    up = Up(tmp_path_factory.mktemp("service"), "--root", str(planted))
-    yield up
-    assert up.stop() == 0
 
 
 def test_from_registration_to_the_gate(service: Up, planted: Path, tmp_path: Path) -> None:
@@ -367,3 +294,11 @@ def test_the_demo_gets_its_options() -> None:
     done = command("demo", "--help")
     assert done.returncode == 0, done.stderr
     assert "--keep" in done.stdout
+
+
+def test_the_command_starts_without_the_server() -> None:
+    """A shell that completes names, and a CI job that asks often, wait for what is imported."""
+    heavy = "{'fastapi', 'sqlalchemy', 'scipy', 'jinja2', 'torch', 'pandas', 'pyarrow'}"
+    script = f"import sys, service.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

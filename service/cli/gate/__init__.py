@@ -1,0 +1,1 @@
+"""Gates: whether a checkpoint may pass, and the documents that tell a CI system so."""

@@ -1,0 +1,142 @@
+"""What a checkpoint passes and fails by, rule by rule, with the evidence of each failure."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from service.cli.base import UsageError
+from service.cli.gate.policy import Gate, Never
+from service.client import Client
+from service.client.types import Checkpoint, ReportSignature
+from service.features import words
+from service.features.schemas import FeatureRow
+from service.verdicts.policy import Policy
+
+_NAMED = 20
+"""Features of a failure that are told of; a policy that hundreds break is not read to its end."""
+
+
+class Outcome(NamedTuple):
+    """How a checkpoint stands to one rule of a gate."""
+
+    rule: str
+    """Its place in the policy file, e.g. `counts.absent`."""
+    asked: str
+    """The rule as a sentence."""
+    failure: str = ""
+    """What broke it; empty: it passed."""
+    evidence: tuple[str, ...] = ()
+    """A sentence for each feature that broke it: how much changed, how sure that is."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the checkpoint keeps it."""
+        return not self.failure
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"rule": self.rule, "asked": self.asked, "passed": self.passed, "failure": self.failure or None,
+                "evidence": list(self.evidence)}  # fmt: skip
+
+
+def outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -> list[Outcome]:
+    """Every rule of the gate, in the order of the policy file's tables. Raises UsageError where one cannot be held."""
+    return list(_outcomes(gate, client, family, checkpoint))
+
+
+def _outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -> Iterator[Outcome]:
+    name = checkpoint["name"]
+    policy = Policy.model_validate(client.family(family)["policy"])
+    groups = [gate.watched, *gate.tags.values()]
+    wanted = sorted(set(gate.counts) | {status for group in groups for status in group.never})
+    read = client.features(family, checkpoint=name, status=wanted) if wanted else ()
+    rows = [row for row in map(FeatureRow.model_validate, read) if _changed(row)]
+    for status, limit in gate.counts.items():
+        hit = [row for row in rows if row.status == status]
+        failure = f"{len(hit):,} features became {status}, at most {limit:,} may: {_names(hit)}"
+        yield _outcome(f"counts.{status}", f"at most {limit:,} features become {status}", failure, hit, limit, policy)
+    if gate.watched.never:
+        yield _never("watched", "watched feature", gate.watched, [row for row in rows if row.watched], policy)
+    for tag, rule in gate.tags.items():
+        tagged = [row for row in rows if tag in row.tags]
+        yield _never(f"tags.{tag}", f"feature tagged {tag}", rule, tagged, policy)
+    if gate.signatures.never:
+        yield _signatures(gate.signatures.never, client.report(family, name)["signatures"])
+    yield from _quality(gate, checkpoint["quality"] or {})
+    if gate.alerts.open is not None:
+        yield _alerts(gate.alerts.open, [alert["summary"] for alert in _open_alerts(client, family, name)])
+
+
+def _open_alerts(client: Client, family: str, checkpoint: str) -> Iterable[Any]:
+    return client.alerts(family=family, checkpoint=checkpoint, state="open")
+
+
+def _changed(row: FeatureRow) -> bool:
+    """Whether it came to its status here: what was suppressed at the parent already is no news."""
+    if row.previous_status is None:
+        return row.status == "emerged"
+    return row.status != row.previous_status
+
+
+def _outcome(rule: str, asked: str, failure: str, hit: Sequence[FeatureRow], limit: int, policy: Policy) -> Outcome:
+    if len(hit) <= limit:
+        return Outcome(rule, asked)
+    told = [_evidence(row, policy) for row in hit[:_NAMED]]
+    rest = [f"and {len(hit) - _NAMED:,} more"] if len(hit) > _NAMED else []
+    return Outcome(rule, asked, failure, (*told, *rest))
+
+
+def _never(rule: str, group: str, never: Never, rows: list[FeatureRow], policy: Policy) -> Outcome:
+    hit = [row for row in rows if row.status in never.never]
+    by_status = {status: [row for row in hit if row.status == status] for status in never.never}
+    plural = group.replace("feature", "features")
+    parts = [f"{len(these):,} {plural if len(these) > 1 else group} became {status}: {_names(these)}"
+             for status, these in by_status.items() if these]  # fmt: skip
+    return _outcome(rule, f"no {group} becomes {_either(never.never)}", "; ".join(parts), hit, 0, policy)
+
+
+def _signatures(never: Sequence[str], read: Sequence[ReportSignature]) -> Outcome:
+    hit = [
+        one
+        for one in read
+        if one["previous_status"] is not None and one["status"] != one["previous_status"] and one["status"] in never
+    ]
+    failure = "; ".join(f"signature {one['name']} became {one['status']}" for one in hit)
+    evidence = tuple(f"signature {one['name']} became {one['status']}: {one['what']}" for one in hit)
+    return Outcome("signatures", f"no signature becomes {_either(never)}", failure, evidence)
+
+
+def _quality(gate: Gate, quality: dict[str, Any]) -> Iterator[Outcome]:
+    for name, limit in gate.quality.items():
+        value = quality.get(name)
+        if not isinstance(value, int | float):
+            raise UsageError(
+                f"the gate limits the quality {name!r}, which is not measured; there are {sorted(quality)}"
+            )
+        failure = f"{name} is {value:.3g}, over {limit:.3g}" if value > limit else ""
+        yield Outcome(f"quality.{name}", f"{name} is at most {limit:.3g}", failure)
+
+
+def _alerts(limit: int, summaries: list[str]) -> Outcome:
+    asked = f"at most {limit:,} alerts of the checkpoint are open"
+    if len(summaries) <= limit:
+        return Outcome("alerts.open", asked)
+    failure = f"{len(summaries):,} open alerts, at most {limit:,} may be"
+    rest = [f"and {len(summaries) - _NAMED:,} more"] if len(summaries) > _NAMED else []
+    return Outcome("alerts.open", asked, failure, (*summaries[:_NAMED], *rest))
+
+
+def _evidence(row: FeatureRow, policy: Policy) -> str:
+    """How much changed, and how sure that is."""
+    names = {row.id: words.name_of(row.id, row.label, row.auto_label)}
+    sure = words.how_sure(row, policy)
+    return f"{words.what_happened(row, names, policy)} {sure[:1].upper()}{sure[1:]}"
+
+
+def _names(rows: Sequence[FeatureRow]) -> str:
+    named = [f"{row.id} ({words.plain(row.label)})" if row.label else row.id for row in rows]
+    return ", ".join(named[:10]) + (f" and {len(named) - 10:,} more" if len(named) > 10 else "")
+
+
+def _either(statuses: Sequence[str]) -> str:
+    """`suppressed, absent or replaced`."""
+    return " or ".join(part for part in (", ".join(statuses[:-1]), statuses[-1]) if part)

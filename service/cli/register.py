@@ -1,0 +1,219 @@
+"""`featurewatch checkpoint register`: what a CI job calls after training, and what it leaves for the job's page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from service.cli import base
+from service.cli.base import AsJson
+from service.cli.checkpoints import Family, Name, Timeout, checkpoint_app, end_as, why
+from service.cli.gate import documents, policy, rules
+from service.cli.gate.policy import Gate
+from service.cli.gate.rules import Outcome
+from service.client import Client, ClientError
+from service.client.types import Checkpoint, Report, Run
+from service.config import JobSettings
+from service.features.words import plain
+
+Status = Literal["passed", "failed", "judged", "waiting", "error"]
+Summary = Annotated[
+    Path | None,
+    typer.Option(
+        help="Append a Markdown summary to this file. Where GitHub names one (GITHUB_STEP_SUMMARY), that one gets "
+        "it too."
+    ),
+]
+JUnit = Annotated[
+    Path | None, typer.Option(help="Write JUnit XML to this file, a test case for each rule of the gate.")
+]
+Outputs = Annotated[
+    Path | None,
+    typer.Option(
+        help="Append status (passed, failed, judged, waiting or error), run_id and report_url to this file as "
+        "NAME=VALUE lines, as GITHUB_OUTPUT and GitLab's dotenv reports want them."
+    ),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command to `featurewatch checkpoint`, a part of the main one."""
+    checkpoint_app.command("register")(register)
+
+
+@dataclass
+class Job:
+    """A registration that is waited for, and the files that tell a CI system how it went."""
+
+    family: str
+    name: str
+    url: str
+    summary: Sequence[Path]
+    junit: Path | None
+    outputs: Path | None
+    gated: bool
+    run: Run | None = None
+    checkpoint: Checkpoint | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every rule is kept."""
+        return all(one.passed for one in self.outcomes)
+
+    def prepare(self) -> None:
+        """Make the files' folders, so that what cannot be written is told before hours of waiting."""
+        for path in filter(None, (*self.summary, self.junit, self.outputs)):
+            documents.write(path, "", append=True)
+
+    def tell(self, status: Status, report: str = "", why: str = "") -> None:
+        """Write the files. report: Markdown; why: why there is no verdict, of an error."""
+        said = {
+            "passed": "passed its gate",
+            "failed": "failed its gate",
+            "judged": "is judged",
+            "waiting": "is read and waits for the first fit",
+        }.get(status, f"has no verdict: {why}")
+        for path in self.summary:
+            title = f"featurewatch: {self.name} of {self.family} {said}"
+            documents.write(path, documents.summary(title, self.outcomes, report, self.url), append=True)
+        if self.junit:
+            seconds = sum(self.run["seconds"].values()) if self.run else 0.0
+            suite = f"featurewatch.{self.family}.{self.name}"
+            text = documents.junit(suite, self.outcomes, seconds=seconds, error=why)
+            documents.write(self.junit, text, append=False)
+        if self.outputs:
+            documents.write(self.outputs, documents.values(status, self.run, self.url), append=True)
+
+
+def register(
+    family: Family,
+    name: Name,
+    uri: Annotated[str, typer.Argument(help="hf://org/model@revision, file:///folder, activations+file:///folder ...")],
+    adapter: Annotated[str | None, typer.Option(help="URI of a PEFT adapter to put on the model.")] = None,
+    parent: Annotated[
+        str | None, typer.Option(help="Checkpoint to compare with; default: the family's newest.")
+    ] = None,
+    hook_point: Annotated[
+        list[str] | None, typer.Option(help="Where to read it, if not at the family's hook points. May be repeated.")
+    ] = None,
+    fit: Annotated[str, typer.Option(help="auto, extend, refit or later.")] = "auto",
+    metadata: Annotated[list[str] | None, typer.Option(help="NAME=VALUE to keep with it. May be repeated.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Larger ones go first; default: 0.", min=0, max=100)] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the verdicts and show progress.")] = False,
+    gate_policy: Annotated[
+        str | None, typer.Option("--gate", help="Policy file (TOML), or `default`: exit code 1 if it fails. Waits.")
+    ] = None,
+    summary: Summary = None,
+    junit: JUnit = None,
+    outputs: Outputs = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a checkpoint, as a CI job does after training."""
+    if gate_policy and fit == "later":
+        raise base.UsageError("--gate needs verdicts, and --fit later leaves them to a later checkpoint's run")
+    if junit and not gate_policy:
+        raise base.UsageError("--junit has a test case for each rule of a gate; name one with --gate, e.g. default")
+    if (summary or outputs) and not (wait or gate_policy):
+        raise base.UsageError("--summary and --outputs tell what came of it; add --wait or --gate")
+    gate = policy.load(gate_policy) if gate_policy else None
+    body: dict[str, Any] = {
+        "name": name, "uri": uri, "adapter": adapter, "parent": parent, "hook_points": hook_point or None, "fit": fit,
+        "metadata": _pairs(metadata) or None, "priority": priority,
+    }  # fmt: skip
+    with base.connect() as client:
+        if wait or gate is not None:
+            url = documents.report_url(client.url, family, name)
+            pages = [path for path in (summary, JobSettings().github_step_summary) if path]
+            job = Job(family, name, url, pages, junit, outputs, gated=gate is not None)
+            return _see_through(client, job, gate, body, timeout, as_json)
+        made = client.register(family, **body)
+    if as_json:
+        return base.show_json(made)
+    said = f"{name} of {family} is registered; run {made['run']['id']} is {made['run']['state']}"
+    return base.out.print(said, markup=False, soft_wrap=True)
+
+
+def _see_through(
+    client: Client, job: Job, gate: Gate | None, body: dict[str, Any], timeout: float | None, as_json: bool
+) -> None:
+    """Register, wait and judge; whatever becomes of it, the job's files tell."""
+    job.prepare()
+    try:
+        job.run = client.register(job.family, **body)["run"]
+        job.run = base.follow(client, job.run["id"], timeout)
+        reads = (job.run["result"] or {}).get("signature_run")
+        if reads is not None:
+            read = base.follow(client, reads, timeout)
+            job.run = job.run if read["state"] == "succeeded" else read
+        job.checkpoint = client.checkpoint(job.family, job.name)
+        if gate is not None and job.run["state"] == "succeeded":
+            job.outcomes = rules.outcomes(gate, client, job.family, job.checkpoint)
+        _conclude(client, job, as_json)
+    except (ClientError, base.UsageError) as error:
+        job.tell("error", why=str(error))
+        raise
+
+
+def _conclude(client: Client, job: Job, as_json: bool) -> None:
+    """Print how it went, write the files, and end with the exit code that says so."""
+    run, checkpoint = job.run, job.checkpoint
+    assert run and checkpoint
+    succeeded = run["state"] == "succeeded"
+    waits = succeeded and checkpoint["state"] == "harvested"
+    report = client.report(job.family, job.name) if succeeded and not waits else None
+    if as_json:
+        verdict = {
+            "passed": job.passed,
+            "failures": [one.failure for one in job.outcomes if not one.passed],
+            "rules": [one.document() for one in job.outcomes],
+        }
+        gate = verdict if job.gated and succeeded else None
+        base.show_json({"checkpoint": checkpoint, "run": run, "report": report, "gate": gate})
+    elif waits:
+        base.out.print(f"{job.name} of {job.family} is read and waits for the first fit", markup=False)
+    elif report is not None:
+        _show(job, report)
+    if report is not None:
+        status: Status = "judged" if not job.gated else "passed" if job.passed else "failed"
+        job.tell(status, client.report_text(job.family, job.name, format="markdown") if job.summary else "")
+    elif waits:
+        job.tell("waiting")
+    else:
+        job.tell("error", why=why(run))
+    end_as(run)
+    if not job.passed:
+        raise typer.Exit(base.FAILED)
+
+
+def _show(job: Job, report: Report) -> None:
+    wrap = not base.out.is_terminal
+    assert job.run
+    base.out.print(f"{job.name} of {job.family} is judged ({sum(job.run['seconds'].values()):.0f} s)", markup=False)
+    base.out.print(plain(report["headline"], most=4000), markup=False, soft_wrap=wrap)
+    for caveat in report["caveats"]:
+        base.out.print(f"! {plain(caveat, most=4000)}", markup=False, soft_wrap=wrap)
+    base.show_fields((status, count) for status, count in report["counts"].items() if count)
+    for one in report["signatures"]:
+        line = f"signature {one['name']} is {one['status']}: {one['what']}"
+        base.out.print(plain(line, most=400), markup=False, soft_wrap=wrap)
+    if not job.gated:
+        return
+    base.out.print("gate: [green]passed[/]" if job.passed else "gate: [red]failed[/]")
+    for failed in (one for one in job.outcomes if not one.passed):
+        base.out.print(f"  {failed.rule}: {plain(failed.failure, most=4000)}", markup=False, soft_wrap=True)
+        for text in failed.evidence:
+            base.out.print(f"    {plain(text, most=4000)}", markup=False, soft_wrap=True)
+
+
+def _pairs(items: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for item in items or []:
+        name, equals, value = item.partition("=")
+        if not (name and equals):
+            raise base.UsageError(f"--metadata {item!r} is no NAME=VALUE")
+        pairs[name] = value
+    return pairs

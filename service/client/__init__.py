@@ -1,0 +1,10 @@
+"""Python client of the REST API: `Client`, and `AsyncClient` with the same calls.
+
+Answers are dictionaries of the shapes in `service.client.types`.
+"""
+
+from service.client.aio.client import AsyncClient
+from service.client.errors import ApiError, ClientError, UnreachableError, WaitTimeoutError
+from service.client.sync.client import Client
+
+__all__ = ["ApiError", "AsyncClient", "Client", "ClientError", "UnreachableError", "WaitTimeoutError"]

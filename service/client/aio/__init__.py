@@ -1,0 +1,1 @@
+"""The asynchronous client, from which service/client/sync is made: `make docs`."""

@@ -1,0 +1,66 @@
+"""Calls about runs."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import cast
+
+from service.client import types, wire
+from service.client.aio.transport import AsyncTransport
+from service.client.errors import WaitTimeoutError
+from service.client.wire import given, path_of
+
+
+class AsyncRunCalls(AsyncTransport):
+    """One method for each call."""
+
+    # Runs
+
+    def runs(
+        self, *, family: str | None = None, checkpoint: str | None = None, state: str | None = None
+    ) -> AsyncIterator[types.Run]:
+        """Runs, newest first."""
+        return self.pages(path_of("runs"), given(family=family, checkpoint=checkpoint, state=state))
+
+    async def run(self, run: str) -> types.Run:
+        """One run."""
+        return cast(types.Run, await self.json("GET", path_of("runs", run)))
+
+    def attempts(self, run: str) -> AsyncIterator[types.Attempt]:
+        """Each try at a run by a worker, oldest first: how it ended, and what it cost."""
+        return self.pages(path_of("runs", run, "attempts"))
+
+    async def cancel(self, run: str) -> types.Run:
+        """Ask a run to stop; a worker confirms it at its next step."""
+        return cast(types.Run, await self.json("POST", path_of("runs", run, "cancel")))
+
+    async def retry(self, run: str) -> types.Run:
+        """Queue a failed or cancelled run again; it goes on from what is already made."""
+        return cast(types.Run, await self.json("POST", path_of("runs", run, "retry")))
+
+    def progress(self, run: str) -> AsyncIterator[types.Run]:
+        """The run whenever it changed, until it is over. These are server-sent events, which end after 15 minutes."""
+        return self.events(path_of("runs", run, "events"))
+
+    async def wait(
+        self,
+        run: str,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[types.Run], None] | None = None,
+        interval: float = 1.0,
+    ) -> types.Run:
+        """Wait until a run is over, however it ends. `on_progress` sees it at each look.
+
+        Raises WaitTimeoutError after `timeout` seconds; the run goes on.
+        """
+        start = time.monotonic()
+        while True:
+            current = await self.run(run)
+            if on_progress:
+                on_progress(current)
+            if current["state"] in wire.FINAL_STATES:
+                return current
+            left = None if timeout is None else start + timeout - time.monotonic()
+            if left is not None and left <= 0:
+                raise WaitTimeoutError(current, timeout or 0.0)
+            await self.pause(interval if left is None else min(interval, left))

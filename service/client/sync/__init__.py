@@ -1,0 +1,1 @@
+"""The client, made from service/client/aio: `make docs`."""

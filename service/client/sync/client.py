@@ -1,0 +1,22 @@
+# Written by `make docs` from service/client/aio/client.py.
+"""Python client of the REST API.
+
+    with Client("https://featurewatch.example", key="fw_...") as client:
+        registration = client.register("assistant", name="v7", uri="hf://org/model@v7", parent="v6")
+        client.wait(registration["run"]["id"])
+        for row in client.features("assistant", checkpoint="v7", status=["suppressed", "absent"]):
+            print(row["id"], row["projection_ratio"], row["successors"])
+
+Answers are dictionaries of the shapes in service.client.types. What is written carries an Idempotency-Key, so all calls
+can be sent again: a refused connection, 429, 502, 503 and 504 are retried with growing pauses, no sooner than
+Retry-After says.
+"""
+
+from service.client.sync.families import FamilyCalls
+from service.client.sync.features import FeatureCalls
+from service.client.sync.notify import NotifyCalls
+from service.client.sync.runs import RunCalls
+
+
+class Client(FamilyCalls, FeatureCalls, RunCalls, NotifyCalls):
+    """The calls of the API, one method each."""

@@ -1,0 +1,160 @@
+# Written by `make docs` from service/client/aio/families.py.
+"""Calls about families, checkpoints, calibrations and signatures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, cast
+
+from service.client import types
+from service.client.sync.transport import Transport
+from service.client.wire import given, path_of
+
+
+class FamilyCalls(Transport):
+    """One method for each call."""
+
+    # Families
+
+    def families(self) -> Iterator[types.Family]:
+        """All families."""
+        return self.pages(path_of("families"))
+
+    def family(self, name: str) -> types.Family:
+        """One family."""
+        return cast(types.Family, self.json("GET", path_of("families", name)))
+
+    def create_family(
+        self,
+        name: str,
+        hook_points: Sequence[str],
+        *,
+        corpus: Mapping[str, Any] | None = None,
+        crosscoder: Mapping[str, Any] | None = None,
+        policy: Mapping[str, Any] | None = None,
+    ) -> types.Family:
+        """Make a family. What is left out takes the service's defaults."""
+        body = {"name": name, "hook_points": list(hook_points), "corpus": corpus, "crosscoder": crosscoder}
+        return cast(types.Family, self.json("POST", path_of("families"), body=given(**body, policy=policy)))
+
+    # Checkpoints
+
+    def checkpoints(self, family: str, *, state: str | None = None) -> Iterator[types.Checkpoint]:
+        """The checkpoints of a family; only those in one state, where given."""
+        return self.pages(path_of("families", family, "checkpoints"), given(state=state))
+
+    def checkpoint(self, family: str, name: str) -> types.Checkpoint:
+        """One checkpoint."""
+        return cast(types.Checkpoint, self.json("GET", path_of("families", family, "checkpoints", name)))
+
+    def register(
+        self,
+        family: str,
+        *,
+        name: str,
+        uri: str,
+        adapter: str | None = None,
+        parent: str | None = None,
+        hook_points: Sequence[str] | None = None,
+        fit: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        priority: int | None = None,
+    ) -> types.Registered:
+        """Register a checkpoint: a run reads it and judges every feature. The same one again: the same run."""
+        body = given(name=name, uri=uri, adapter=adapter, parent=parent, fit=fit, metadata=metadata, priority=priority)
+        if hook_points is not None:
+            body["hook_points"] = list(hook_points)
+        response = self.send("POST", path_of("families", family, "checkpoints"), body=body)
+        return cast(types.Registered, response.json() | {"created": response.status_code != HTTPStatus.OK})
+
+    def report(
+        self,
+        family: str,
+        checkpoint: str,
+        *,
+        baseline: str | None = None,
+        min_change: float | None = None,
+        max_q: float | None = None,
+    ) -> types.Report:
+        """What changed in a checkpoint: `headline`, `findings`, `not_judged`, `caveats` in words; counts, quality."""
+        path = path_of("families", family, "checkpoints", checkpoint, "report")
+        params = given(baseline=baseline, min_change=min_change, max_q=max_q)
+        return cast(types.Report, self.json("GET", path, params=params))
+
+    def report_text(
+        self,
+        family: str,
+        checkpoint: str,
+        *,
+        format: str,
+        baseline: str | None = None,
+        min_change: float | None = None,
+        max_q: float | None = None,
+    ) -> str:
+        """The report as a document; `format` is markdown or html."""
+        path = path_of("families", family, "checkpoints", checkpoint, "report")
+        accept = {"Accept": "text/markdown" if format == "markdown" else "text/html"}
+        params = given(baseline=baseline, min_change=min_change, max_q=max_q, format=format)
+        return (self.send("GET", path, params=params, headers=accept)).text
+
+    # Calibrations
+
+    def calibrate(
+        self,
+        family: str,
+        *,
+        checkpoint: str | None = None,
+        nulls: Sequence[str] | None = None,
+        splits: int | None = None,
+        seed: int | None = None,
+        finetune: Mapping[str, Any] | None = None,
+    ) -> types.Calibration:
+        """Ask how often the family's thresholds raise a false alarm. It is a run: `wait` for its id."""
+        body = given(checkpoint=checkpoint, splits=splits, seed=seed, finetune=finetune)
+        if nulls is not None:
+            body["nulls"] = list(nulls)
+        return cast(types.Calibration, self.json("POST", path_of("families", family, "calibrations"), body=body))
+
+    def calibrations(self, family: str) -> Iterator[types.Calibration]:
+        """Calibrations of a family, newest first."""
+        return self.pages(path_of("families", family, "calibrations"))
+
+    def calibration(self, family: str, calibration: str) -> types.Calibration:
+        """One calibration."""
+        return cast(types.Calibration, self.json("GET", path_of("families", family, "calibrations", calibration)))
+
+    # Signatures
+
+    def create_signature(
+        self,
+        family: str,
+        name: str,
+        *,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        uri: str | None = None,
+        description: str | None = None,
+        baseline: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> types.SignatureCreated:
+        """Watch a concept that a contrast set shows (`rows`, or the `uri` of a file): `signature`, and its `runs`."""
+        body = given(name=name, uri=uri, description=description, baseline=baseline, settings=settings)
+        if rows is not None:
+            body["rows"] = list(rows)
+        made = self.json("POST", path_of("families", family, "signatures"), body=body)
+        return cast(types.SignatureCreated, made)
+
+    def signatures(self, family: str) -> Iterator[types.Signature]:
+        """The signatures of a family, each with its newest reading."""
+        return self.pages(path_of("families", family, "signatures"))
+
+    def signature(self, family: str, name: str) -> types.Signature:
+        """One signature."""
+        return cast(types.Signature, self.json("GET", path_of("families", family, "signatures", name)))
+
+    def signature_trajectory(self, family: str, name: str) -> types.SignatureCourse:
+        """A signature over all checkpoints: `points`, and the checkpoint where it `turns_at`."""
+        path = path_of("families", family, "signatures", name, "trajectory")
+        return cast(types.SignatureCourse, self.json("GET", path))
+
+    def delete_signature(self, family: str, name: str) -> None:
+        """Forget a signature and its readings."""
+        self.send("DELETE", path_of("families", family, "signatures", name))

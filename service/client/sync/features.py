@@ -1,0 +1,183 @@
+# Written by `make docs` from service/client/aio/features.py.
+"""Calls about features, their verdicts, their code and what they depend on."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from service.client import types
+from service.client.sync.transport import Transport
+from service.client.wire import given, path_of
+
+
+class FeatureCalls(Transport):
+    """One method for each call."""
+
+    # Features
+
+    def features(
+        self,
+        family: str,
+        *,
+        checkpoint: str | None = None,
+        baseline: str | None = None,
+        status: Sequence[str] = (),
+        q: str | None = None,
+        tag: str | None = None,
+        watched: bool | None = None,
+        min_change: float | None = None,
+        max_q: float | None = None,
+        sort: str | None = None,
+        order: str | None = None,
+    ) -> Iterator[types.FeatureRow]:
+        """Features with their verdicts in a checkpoint. Of several statuses, any counts.
+
+        min_change: least size of the change, in factors of two; max_q: largest q-value.
+        """
+        params = given(checkpoint=checkpoint, baseline=baseline, q=q, tag=tag, watched=watched)
+        params |= given(min_change=min_change, max_q=max_q, sort=sort, order=order) | {"status": list(status)}
+        return self.pages(path_of("families", family, "features"), params)
+
+    def feature(self, family: str, feature: str) -> types.Feature:
+        """One feature, with its newest verdict."""
+        return cast(types.Feature, self.json("GET", path_of("families", family, "features", feature)))
+
+    def trajectory(self, family: str, feature: str) -> list[types.Point]:
+        """A feature's verdicts over all checkpoints."""
+        answer = self.json("GET", path_of("families", family, "features", feature, "trajectory"))
+        return cast(list[types.Point], answer["points"])
+
+    def sources(self, family: str, feature: str) -> list[types.FeatureInCheckpoint]:
+        """A feature at every hook point of every checkpoint, and the one of each that it is read `best` at."""
+        answer = self.json("GET", path_of("families", family, "features", feature, "sources"))
+        return cast(list[types.FeatureInCheckpoint], answer["data"])
+
+    def examples(self, family: str, feature: str, *, limit: int = 10) -> list[types.Example]:
+        """The places where a feature fires most, strongest first; at most 100."""
+        path = path_of("families", family, "features", feature, "examples")
+        return cast(list[types.Example], (self.json("GET", path, params={"limit": limit}))["data"])
+
+    def update_feature(
+        self,
+        family: str,
+        feature: str,
+        *,
+        label: str | None = None,
+        tags: Sequence[str] | None = None,
+        watched: bool | None = None,
+    ) -> types.Feature:
+        """Label, tag or watch a feature. What is left out stays; an empty label takes the one it has away."""
+        body = given(tags=None if tags is None else list(tags), watched=watched)
+        if label is not None:
+            body["label"] = label or None
+        return cast(types.Feature, self.json("PATCH", path_of("families", family, "features", feature), body=body))
+
+    def label(self, family: str, *, features: Sequence[str] | None = None, checkpoint: str | None = None) -> types.Run:
+        """Have features labelled by the server's endpoint; without names those that are watched or changed."""
+        body: dict[str, Any] = given(checkpoint=checkpoint)
+        if features is not None:
+            body["features"] = list(features)
+        return cast(types.Run, self.json("POST", path_of("families", family, "features", "labels"), body=body))
+
+    def find_dependencies(self, family: str, checkpoint: str, features: Sequence[str], **options: Any) -> types.Run:
+        """Queue a run that finds what features are computed from. options: `method`, `positions`, `effects`, ..."""
+        path = path_of("families", family, "checkpoints", checkpoint, "dependencies")
+        return cast(types.Run, self.json("POST", path, body=given(**options) | {"features": list(features)}))
+
+    def dependencies(
+        self,
+        family: str,
+        feature: str,
+        *,
+        checkpoint: str | None = None,
+        baseline: str | None = None,
+        method: str | None = None,
+    ) -> types.Dependencies:
+        """What a feature is computed from in a checkpoint; against a baseline, what was gained, lost and changed."""
+        path = path_of("families", family, "features", feature, "dependencies")
+        params = given(checkpoint=checkpoint, baseline=baseline, method=method)
+        return cast(types.Dependencies, self.json("GET", path, params=params))
+
+    def diff(
+        self,
+        family: str,
+        from_: str,
+        to: str,
+        *,
+        status: Sequence[str] = (),
+        q: str | None = None,
+        tag: str | None = None,
+        watched: bool | None = None,
+        min_change: float | None = None,
+        max_q: float | None = None,
+        sort: str | None = None,
+        order: str | None = None,
+    ) -> Iterator[types.FeatureRow]:
+        """The features of any two checkpoints, largest change first; only those that fit, as of `features`."""
+        params = given(q=q, tag=tag, watched=watched, min_change=min_change, max_q=max_q, sort=sort, order=order)
+        params |= {"from": from_, "to": to, "status": list(status)}
+        return self.pages(path_of("families", family, "diff"), params)
+
+    def compare(
+        self,
+        family: str,
+        from_: str,
+        to: str,
+        *,
+        status: Sequence[str] = (),
+        q: str | None = None,
+        tag: str | None = None,
+        watched: bool | None = None,
+        min_change: float | None = None,
+        max_q: float | None = None,
+        sort: str | None = None,
+        order: str | None = None,
+        limit: int | None = None,
+    ) -> types.Diff:
+        """Any two checkpoints in words, as `report` says it, with the first `limit` of the features of `diff`."""
+        params = given(q=q, tag=tag, watched=watched, min_change=min_change, max_q=max_q, sort=sort, order=order)
+        params |= given(limit=limit) | {"from": from_, "to": to, "status": list(status)}
+        return cast(types.Diff, self.json("GET", path_of("families", family, "diff"), params=params))
+
+    def lineage(
+        self, family: str, *, generation: int | None = None, kind: str | None = None
+    ) -> Iterator[types.LineageLink]:
+        """What re-fits made of the features, generation by generation; only links of one kind, where given."""
+        return self.pages(path_of("families", family, "lineage"), given(generation=generation, kind=kind))
+
+    def download_codes(self, family: str, path: Path, *, checkpoint: str | None = None) -> Path:
+        """Save the sparse code up to a checkpoint (the newest), positions x features, as scipy's `save_npz` does."""
+        params = given(checkpoint=checkpoint)
+        self.download(path_of("families", family, "codes"), path, params=params)
+        return path
+
+    def download_dictionary(self, family: str, checkpoint: str, path: Path, *, hook_point: str | None = None) -> Path:
+        """Save what a checkpoint writes and reads for each feature at one hook point, as safetensors."""
+        params = given(hook_point=hook_point)
+        self.download(path_of("families", family, "checkpoints", checkpoint, "dictionary"), path, params=params)
+        return path
+
+    def download_table(self, family: str, table: str, path: Path) -> Path:
+        """Save all `verdicts`, readings at `sources`, or `features` of a family as a Parquet file."""
+        self.download(path_of("families", family, "tables", table), path)
+        return path
+
+    def code_ids(self, family: str, *, checkpoint: str | None = None) -> list[str]:
+        """Feature ids of the code's columns, in their order."""
+        path = path_of("families", family, "codes", "ids")
+        return cast(list[str], (self.json("GET", path, params=given(checkpoint=checkpoint)))["feature_ids"])
+
+    def neuronpedia(
+        self, family: str, *, checkpoint: str | None = None, passages: int = 10
+    ) -> Iterator[types.NeuronpediaFeature]:
+        """All features of a checkpoint, as Neuronpedia-style viewers read them."""
+        path = path_of("families", family, "neuronpedia")
+        return self.pages(path, given(checkpoint=checkpoint, passages=passages, limit=100))
+
+    def neuronpedia_feature(
+        self, family: str, feature: str, *, checkpoint: str | None = None, passages: int = 10
+    ) -> types.NeuronpediaFeature:
+        """One feature, as Neuronpedia-style viewers read it."""
+        path = path_of("families", family, "features", feature, "neuronpedia")
+        answer = self.json("GET", path, params=given(checkpoint=checkpoint, passages=passages))
+        return cast(types.NeuronpediaFeature, answer)

@@ -1,0 +1,173 @@
+# Written by `make docs` from service/client/aio/notify.py.
+"""Calls about webhooks, alerts, API keys, and the service itself."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, cast
+
+from service.client import types
+from service.client.sync.transport import Transport
+from service.client.wire import given, path_of
+
+
+class NotifyCalls(Transport):
+    """One method for each call."""
+
+    # Webhooks
+
+    def webhooks(self) -> Iterator[types.Webhook]:
+        """All webhooks."""
+        return self.pages(path_of("webhooks"))
+
+    def create_webhook(
+        self, url: str, *, event_types: Sequence[str] = (), format: str | None = None, secret: str | None = None
+    ) -> types.WebhookCreated:
+        """Register a webhook; without event types it gets all. Keep `secret` of the answer: it is not shown again.
+
+        `format` is standard, the default, or slack.
+        """
+        body = given(url=url, format=format, secret=secret) | {"event_types": list(event_types)}
+        return cast(types.WebhookCreated, self.json("POST", path_of("webhooks"), body=body))
+
+    def webhook(self, webhook: str) -> types.Webhook:
+        """One webhook."""
+        return cast(types.Webhook, self.json("GET", path_of("webhooks", webhook)))
+
+    def update_webhook(
+        self,
+        webhook: str,
+        *,
+        url: str | None = None,
+        event_types: Sequence[str] | None = None,
+        format: str | None = None,
+        enabled: bool | None = None,
+    ) -> types.Webhook:
+        """Change a webhook. What is left out stays."""
+        body = given(url=url, format=format, enabled=enabled)
+        if event_types is not None:
+            body["event_types"] = list(event_types)
+        return cast(types.Webhook, self.json("PATCH", path_of("webhooks", webhook), body=body))
+
+    def delete_webhook(self, webhook: str) -> None:
+        """Remove a webhook with its deliveries."""
+        self.send("DELETE", path_of("webhooks", webhook))
+
+    def rotate_secret(
+        self, webhook: str, *, secret: str | None = None, hours: float | None = None
+    ) -> types.WebhookCreated:
+        """Change the secret; the one before signs beside it for so long. Keep `secret`: it is not shown again."""
+        body = given(secret=secret, hours=hours)
+        made = self.json("POST", path_of("webhooks", webhook, "rotate"), body=body)
+        return cast(types.WebhookCreated, made)
+
+    def test_webhook(self, webhook: str) -> types.Delivery:
+        """Send a test event."""
+        return cast(types.Delivery, self.json("POST", path_of("webhooks", webhook, "test")))
+
+    def deliveries(self, webhook: str, *, state: str | None = None) -> Iterator[types.Delivery]:
+        """Deliveries of a webhook, newest first."""
+        return self.pages(path_of("webhooks", webhook, "deliveries"), given(state=state))
+
+    def delivery(self, webhook: str, delivery: str) -> types.Delivery:
+        """One delivery, with each attempt at it."""
+        return cast(types.Delivery, self.json("GET", path_of("webhooks", webhook, "deliveries", delivery)))
+
+    def redeliver(self, webhook: str, delivery: str) -> types.Delivery:
+        """Send a delivery once more, with the same `webhook-id`."""
+        path = path_of("webhooks", webhook, "deliveries", delivery, "redeliver")
+        return cast(types.Delivery, self.json("POST", path))
+
+    # Alerts
+
+    def alert_rules(self, *, family: str | None = None) -> Iterator[types.AlertRule]:
+        """All alert rules; only those that hold for a family, where given."""
+        return self.pages(path_of("alert-rules"), given(family=family))
+
+    def alert_rule(self, rule: str) -> types.AlertRule:
+        """One alert rule."""
+        return cast(types.AlertRule, self.json("GET", path_of("alert-rules", rule)))
+
+    def update_alert_rule(
+        self,
+        rule: str,
+        *,
+        name: str | None = None,
+        condition: Mapping[str, Any] | None = None,
+        enabled: bool | None = None,
+    ) -> types.AlertRule:
+        """Change a rule. What is left out stays."""
+        body = given(name=name, condition=condition, enabled=enabled)
+        return cast(types.AlertRule, self.json("PATCH", path_of("alert-rules", rule), body=body))
+
+    def create_alert_rule(
+        self, name: str, condition: Mapping[str, Any], *, family: str | None = None
+    ) -> types.AlertRule:
+        """Make a rule, for one family or for all, e.g. with the condition `{"kind": "watched"}`."""
+        body = given(name=name, condition=dict(condition), family=family)
+        return cast(types.AlertRule, self.json("POST", path_of("alert-rules"), body=body))
+
+    def delete_alert_rule(self, rule: str) -> None:
+        """Remove a rule with its alerts."""
+        self.send("DELETE", path_of("alert-rules", rule))
+
+    def alerts(
+        self,
+        *,
+        family: str | None = None,
+        checkpoint: str | None = None,
+        rule: str | None = None,
+        state: str | None = None,
+        kind: str | None = None,
+    ) -> Iterator[types.Alert]:
+        """Alerts, newest first."""
+        params = given(family=family, checkpoint=checkpoint, rule=rule, state=state, kind=kind)
+        return self.pages(path_of("alerts"), params)
+
+    def alert(self, alert: str) -> types.Alert:
+        """One alert."""
+        return cast(types.Alert, self.json("GET", path_of("alerts", alert)))
+
+    def acknowledge(self, alert: str) -> types.Alert:
+        """Say that somebody has seen an alert."""
+        return cast(types.Alert, self.json("POST", path_of("alerts", alert, "ack")))
+
+    def mute(self, alert: str, *, hours: float | None = None) -> types.Alert:
+        """Keep quiet about an alert, and new ones of its rule and family, for so long or until it is resolved."""
+        return cast(types.Alert, self.json("POST", path_of("alerts", alert, "mute"), body=given(hours=hours)))
+
+    def resolve(self, alert: str) -> types.Alert:
+        """Say that an alert is over."""
+        return cast(types.Alert, self.json("POST", path_of("alerts", alert, "resolve")))
+
+    # Keys, and what was done with them
+
+    def keys(self) -> Iterator[types.Key]:
+        """All API keys, without their secrets."""
+        return self.pages(path_of("keys"))
+
+    def key(self, key: str) -> types.Key:
+        """One API key, without its secret."""
+        return cast(types.Key, self.json("GET", path_of("keys", key)))
+
+    def create_key(self, name: str, scopes: Sequence[str], *, expires_at: datetime | None = None) -> types.NewKey:
+        """Make an API key. Keep `key` of the answer: it is not shown again."""
+        body = {"name": name, "scopes": list(scopes), "expires_at": expires_at and expires_at.isoformat()}
+        return cast(types.NewKey, self.json("POST", path_of("keys"), body=body))
+
+    def revoke_key(self, key: str) -> None:
+        """End an API key."""
+        self.send("DELETE", path_of("keys", key))
+
+    def audit(self, *, actor: str | None = None) -> Iterator[types.AuditEntry]:
+        """Writes that were carried out, newest first; `actor` is the id of a key."""
+        return self.pages(path_of("audit"), given(actor=actor))
+
+    # The service itself
+
+    def health(self) -> types.Health:
+        """Whether the API's process answers."""
+        return cast(types.Health, self.json("GET", "/healthz"))
+
+    def readiness(self) -> types.Readiness:
+        """Whether the service can work: database, schema. ApiError with status 503 where it cannot."""
+        return cast(types.Readiness, self.json("GET", "/readyz"))

@@ -1,0 +1,142 @@
+"""Shapes of the REST API's answers about alerts, as the client returns them: dictionaries with known keys.
+
+Written by `make docs` from the OpenAPI document.
+"""
+
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+
+class AbsenceCondition(TypedDict):
+    """No checkpoint of a family was judged for so many days."""
+
+    kind: Literal["absence"]
+    days: float
+
+
+class FeatureCondition(TypedDict):
+    """One feature comes into one of the statuses."""
+
+    kind: Literal["feature"]
+    feature: str
+    statuses: NotRequired[
+        list[
+            Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
+        ]
+    ]
+
+
+class QualityCondition(TypedDict):
+    """The dictionary describes a checkpoint worse than this: what it says of the features there is worth less."""
+
+    kind: Literal["quality"]
+    max_fvu: NotRequired[float | None]
+    max_fvu_ratio: NotRequired[float | None]
+
+
+class RewiredCondition(TypedDict):
+    """A feature is computed from other features than at the parent, as far as that was looked at."""
+
+    kind: Literal["rewired"]
+    feature: NotRequired[str | None]
+
+
+class RunFailedCondition(TypedDict):
+    """So many runs of one kind in a family failed, and none has succeeded since."""
+
+    kind: Literal["run_failed"]
+    runs: NotRequired[list[str]]
+    at_least: NotRequired[int]
+
+
+class SignatureCondition(TypedDict):
+    """A signature comes into one of the statuses."""
+
+    kind: Literal["signature"]
+    signature: NotRequired[str | None]
+    statuses: NotRequired[list[Literal["present", "suppressed", "amplified", "replaced", "absent", "indeterminate"]]]
+
+
+class StatusCountCondition(TypedDict):
+    """So many features come into the status at once."""
+
+    kind: Literal["status_count"]
+    status: Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
+    at_least: int
+
+
+class TagCondition(TypedDict):
+    """Any feature with the tag comes into one of the statuses."""
+
+    kind: Literal["tag"]
+    tag: str
+    statuses: NotRequired[
+        list[
+            Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
+        ]
+    ]
+
+
+class WatchedCondition(TypedDict):
+    """Any watched feature comes into one of the statuses."""
+
+    kind: Literal["watched"]
+    statuses: NotRequired[
+        list[
+            Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
+        ]
+    ]
+
+
+AlertState = Literal["open", "acknowledged", "muted", "resolved"]
+
+
+class AlertRule(TypedDict):
+    """`AlertRuleView` of the OpenAPI document."""
+
+    id: str
+    name: str
+    family: str | None
+    condition: (
+        FeatureCondition
+        | WatchedCondition
+        | TagCondition
+        | StatusCountCondition
+        | SignatureCondition
+        | RewiredCondition
+        | QualityCondition
+        | RunFailedCondition
+        | AbsenceCondition
+    )
+    enabled: bool
+    created_at: str
+
+
+class Alert(TypedDict):
+    """`AlertView` of the OpenAPI document."""
+
+    id: str
+    kind: Literal[
+        "feature",
+        "watched",
+        "tag",
+        "status_count",
+        "signature",
+        "rewired",
+        "quality",
+        "run_failed",
+        "absence",
+        "webhook_paused",
+    ]
+    rule: str | None
+    rule_name: str | None
+    family: str | None
+    checkpoint: str | None
+    webhook: str | None
+    state: AlertState
+    summary: str
+    evidence: list[dict[str, Any]]
+    created_at: str
+    updated_at: str
+    muted_until: str | None

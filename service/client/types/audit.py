@@ -1,0 +1,18 @@
+"""Shapes of the REST API's answers about audit, as the client returns them: dictionaries with known keys.
+
+Written by `make docs` from the OpenAPI document.
+"""
+
+from typing_extensions import TypedDict
+
+
+class AuditEntry(TypedDict):
+    """One write that was carried out."""
+
+    id: str
+    at: str
+    actor: str
+    method: str
+    path: str
+    status: int
+    request_id: str

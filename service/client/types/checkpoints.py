@@ -1,0 +1,248 @@
+"""Shapes of the REST API's answers about checkpoints, as the client returns them: dictionaries with known keys.
+
+Written by `make docs` from the OpenAPI document.
+"""
+
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
+
+
+class RunFault(TypedDict):
+    """Why a run failed, or why its last attempt did."""
+
+    code: str
+    title: str
+    detail: str
+
+
+RunState = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+
+
+class Usage(TypedDict):
+    """What an attempt has cost. Null where it is not known, as on systems that do not tell."""
+
+    device: str | None
+    cpu_seconds: float | None
+    peak_memory_bytes: int | None
+    peak_device_memory_bytes: int | None
+    positions_per_second: dict[str, float]
+
+
+class CircuitFinding(TypedDict):
+    """A feature that is written, but made or used otherwise than its strength tells."""
+
+    feature: str
+    status: str | None
+    rewired: bool
+    effective: bool | None
+    agreement: float | None
+    what: str
+
+
+class Example(TypedDict):
+    """A place where the feature fires strongly. Text is null where a family has none (activations brought along)."""
+
+    document: int
+    position: int
+    text_before: str | None
+    token: str | None
+    text_after: str | None
+    activation: float
+
+
+Reason = Literal["few_firings", "few_documents", "no_baseline", "wide_interval", "not_significant", "unreadable"]
+
+
+class Refit(TypedDict):
+    """How many features a re-fit carried over, and what became of the others."""
+
+    why: str
+    carried: int
+    retired: int
+    split: int
+    merged: int
+    new: int
+
+
+class ReportAlert(TypedDict):
+    """An alert that the checkpoint raised."""
+
+    id: str
+    rule: str
+    state: str
+    summary: str
+    created_at: str
+
+
+class ReportSignature(TypedDict):
+    """A signature in the checkpoint, against its own baseline."""
+
+    name: str
+    status: str
+    previous_status: str | None
+    what: str
+    strength_ratio: float | None
+    strength_ratio_ci: list[float] | None
+    auroc: float
+    carriers: list[str]
+
+
+class Successor(TypedDict):
+    """A feature that fires where another one weakened."""
+
+    id: str
+    kind: str
+    cofiring: float | None
+
+
+class Run(TypedDict):
+    """One piece of work for the workers."""
+
+    id: str
+    family: str
+    checkpoint: str | None
+    kind: str
+    state: RunState
+    stage: str | None
+    progress: float
+    detail: dict[str, Any]
+    priority: int
+    attempt: int
+    max_attempts: int
+    seconds: dict[str, float]
+    usage: Usage
+    request_id: str | None
+    result: dict[str, Any] | None
+    error: RunFault | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class FeatureRow(TypedDict):
+    """A feature with its verdict in one checkpoint."""
+
+    checkpoint: str
+    baseline: str | None
+    status: Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
+    previous_status: (
+        Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
+        | None
+    )
+    change: float
+    projection_ratio: float | None
+    projection_ratio_ci: list[float | None] | None
+    strength_ratio: float | None
+    strength_ratio_ci: list[float | None] | None
+    orthogonal_ratio: float | None
+    q_value: float | None
+    strength: float | None
+    direction_cosine: float | None
+    readability: float | None
+    firing_rate: float
+    firings: int
+    minimum_detectable_ratio: float | None
+    successors: list[Successor]
+    rewired: bool | None
+    id: str
+    label: str | None
+    auto_label: str | None
+    model_label: str | None
+    model_label_by: str | None
+    model_label_score: float | None
+    model_label_score_ci: list[float | None] | None
+    tags: list[str]
+    watched: bool
+    born_in: str
+    origin: str
+    top_tokens: list[str]
+    promoted_tokens: list[str]
+    generation: int
+    retired_in: int | None
+
+
+class ReasonCount(TypedDict):
+    """How many features could not be judged for one reason."""
+
+    reason: Reason
+    text: str
+    features: int
+
+
+class Checkpoint(TypedDict):
+    """A checkpoint and the run that judges it."""
+
+    id: str
+    family: str
+    name: str
+    uri: str
+    adapter: str | None
+    parent: str | None
+    hook_points: list[str]
+    fit: str
+    metadata: dict[str, Any]
+    state: Literal["registered", "harvested", "judged", "failed"]
+    generation: int | None
+    quality: dict[str, Any] | None
+    activations_kept: bool | None
+    created_at: str
+    judged_at: str | None
+    run: Run | None
+
+
+class Finding(TypedDict):
+    """One change, in plain words, with the figures and places behind it."""
+
+    feature: FeatureRow
+    what: str
+    how_sure: str
+    examples: list[Example]
+
+
+class Unjudged(TypedDict):
+    """A feature that could not be judged."""
+
+    feature: FeatureRow
+    reason: Reason
+    why: str
+    detectable: str
+
+
+class Registration(TypedDict):
+    """Answer to a registration."""
+
+    checkpoint: Checkpoint
+    run: Run
+
+
+class NotJudged(TypedDict):
+    """What could not be judged, and why."""
+
+    features: int
+    watched: int
+    reasons: list[ReasonCount]
+    named: list[Unjudged]
+
+
+class Report(TypedDict):
+    """What changed in one checkpoint against a baseline."""
+
+    headline: str
+    changed: int
+    findings: list[Finding]
+    not_judged: NotJudged
+    caveats: list[str]
+    family: str
+    checkpoint: str
+    baseline: str | None
+    judged_at: str | None
+    generation: int | None
+    features: int
+    counts: dict[str, int]
+    changes: list[FeatureRow]
+    refit: Refit | None
+    quality: dict[str, Any]
+    signatures: list[ReportSignature]
+    circuits: list[CircuitFinding]
+    alerts: list[ReportAlert]

@@ -1,0 +1,130 @@
+"""Shapes of the REST API's answers about dependencies, as the client returns them: dictionaries with known keys.
+
+Written by `make docs` from the OpenAPI document.
+"""
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+
+class AnswerEffect(TypedDict):
+    """What the same edits do to the answers of a signature's contrast set: the logit of the positive answer's first"""
+
+    signature: str
+    texts: int
+    margin: float
+    ablate: float
+    ablate_ci: list[float]
+    amplify: float
+    amplify_ci: list[float]
+    random_most: float
+    effective: bool
+
+
+class ChangedEdge(TypedDict):
+    """An edge that is not the same in two checkpoints."""
+
+    feature: str
+    hook_point: str
+    before: float
+    after: float
+    change_ci: list[float]
+    q: float
+
+
+class Edge(TypedDict):
+    """What one source feature gives to the target's pre-activation, on average where the target fires."""
+
+    feature: str
+    hook_point: str
+    weight: float
+    ci: list[float]
+    q: float
+
+
+class LogitEdge(TypedDict):
+    """How much the feature moves the logit of a next token, less what it moves all of them."""
+
+    token: str
+    change: float
+
+
+class SourcePlace(TypedDict):
+    """Everything at one earlier hook point, as means over the target's positions: nothing is left out."""
+
+    hook_point: str
+    features: float
+    bias: float
+    error: float
+    uncoded: float
+    explained: float | None
+    total: float | None
+
+
+class TokenEdge(TypedDict):
+    """What an input token gives, wherever it stands before the target."""
+
+    token: str
+    weight: float
+    ci: list[float]
+
+
+class Comparison(TypedDict):
+    """The same feature's edges in two checkpoints, of sources that are present in both."""
+
+    baseline: str
+    compared: int
+    gained: list[ChangedEdge]
+    lost: list[ChangedEdge]
+    changed: list[ChangedEdge]
+    agreement: float | None
+    agreement_ci: list[float] | None
+    p_value: float | None
+    rewired: bool | None
+    why_not: str | None
+
+
+class Effect(TypedDict):
+    """What happens to the next token, in nats of KL, at positions where the feature fires."""
+
+    positions: int
+    ablate: float
+    ablate_ci: list[float]
+    amplify: float
+    amplify_ci: list[float]
+    random: float
+    random_most: float
+    directions: int
+    effective: bool
+    answers: list[AnswerEffect]
+    text: str
+
+
+class Graph(TypedDict):
+    """The edges into one feature that are above the noise of the checkpoint's documents."""
+
+    value: float
+    constant: float
+    documents: int
+    sources: list[SourcePlace]
+    edges: list[Edge]
+    other_features: float
+    tokens: list[TokenEdge]
+    other_tokens: float
+    logits: list[LogitEdge]
+
+
+class Dependencies(TypedDict):
+    """A feature's dependencies in a checkpoint."""
+
+    feature: str
+    checkpoint: str
+    method: Literal["relp", "gradient", "integrated"]
+    hook_point: str
+    positions: int
+    graph: Graph
+    effect: Effect | None
+    comparison: Comparison | None
+    run: str
+    created_at: str

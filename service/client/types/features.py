@@ -1,0 +1,178 @@
+"""Shapes of the REST API's answers about features, as the client returns them: dictionaries with known keys.
+
+Written by `make docs` from the OpenAPI document.
+"""
+
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
+
+from service.client.types.checkpoints import Example, FeatureRow, Finding, NotJudged, Successor
+
+Diff = TypedDict(
+    "Diff",
+    {
+        "headline": str,
+        "changed": int,
+        "findings": list[Finding],
+        "not_judged": NotJudged,
+        "caveats": list[str],
+        "from": str,
+        "to": str,
+        "counts": dict[str, int],
+        "data": list[FeatureRow],
+        "next_cursor": str | None,
+    },
+)
+
+
+class LineageLink(TypedDict):
+    """What a re-fit made of a feature. One that is split, or merged out of several, has several links."""
+
+    generation: int
+    checkpoint: str
+    kind: Literal["carried", "retired", "split", "merged", "new"]
+    old: str | None
+    new: str | None
+    score: float
+
+
+class Point(TypedDict):
+    """The verdict on one feature in one checkpoint, against a baseline, and its evidence."""
+
+    checkpoint: str
+    baseline: str | None
+    status: Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
+    previous_status: (
+        Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
+        | None
+    )
+    change: float
+    projection_ratio: float | None
+    projection_ratio_ci: list[float | None] | None
+    strength_ratio: float | None
+    strength_ratio_ci: list[float | None] | None
+    orthogonal_ratio: float | None
+    q_value: float | None
+    strength: float | None
+    direction_cosine: float | None
+    readability: float | None
+    firing_rate: float
+    firings: int
+    minimum_detectable_ratio: float | None
+    successors: list[Successor]
+    rewired: bool | None
+
+
+class FeatureAtSource(TypedDict):
+    """A feature at one hook point of a checkpoint."""
+
+    hook_point: str
+    d_model: int
+    paired_with: str | None
+    readability: float | None
+    strength: float | None
+    projection_ratio: float | None
+    direction_cosine: float | None
+
+
+class Examples(TypedDict):
+    """Top activating examples, strongest first."""
+
+    id: str
+    checkpoint: str
+    data: list[Example]
+
+
+class CodeColumns(TypedDict):
+    """Columns of the sparse code, in order."""
+
+    checkpoint: str
+    generation: int
+    feature_ids: list[str]
+
+
+class Activation(TypedDict):
+    """A passage, token by token, with the feature's activation on each."""
+
+    tokens: list[str]
+    values: list[float]
+    maxValue: float
+    maxValueTokenIndex: int
+    minValue: float
+
+
+class Explanation(TypedDict):
+    """A label, and whose it is: a person's, a model's, or the automatic one."""
+
+    description: str
+    typeName: str
+    explanationModelName: str | None
+    scores: list[dict[str, Any]]
+
+
+class Feature(TypedDict):
+    """A feature with its newest verdict."""
+
+    id: str
+    label: str | None
+    auto_label: str | None
+    model_label: str | None
+    model_label_by: str | None
+    model_label_score: float | None
+    model_label_score_ci: list[float | None] | None
+    tags: list[str]
+    watched: bool
+    born_in: str
+    origin: str
+    top_tokens: list[str]
+    promoted_tokens: list[str]
+    generation: int
+    retired_in: int | None
+    created_at: str
+    last: Point | None
+    lineage: list[LineageLink]
+
+
+class Trajectory(TypedDict):
+    """One feature over all checkpoints, in the order of the lineage."""
+
+    id: str
+    label: str | None
+    auto_label: str | None
+    points: list[Point]
+
+
+class FeatureInCheckpoint(TypedDict):
+    """A feature at all hook points of a checkpoint."""
+
+    checkpoint: str
+    status: str | None
+    best: str | None
+    sources: list[FeatureAtSource]
+
+
+class NeuronpediaFeature(TypedDict):
+    """A feature as Neuronpedia-style viewers read it."""
+
+    modelId: str
+    layer: str
+    sourceSetName: str
+    index: str
+    pos_str: list[str]
+    pos_values: list[float]
+    neg_str: list[str]
+    neg_values: list[float]
+    frac_nonzero: float
+    maxActApprox: float
+    activations: list[Activation]
+    explanations: list[Explanation]
+
+
+class FeatureSources(TypedDict):
+    """A feature at every source of its family, parents before their children."""
+
+    id: str
+    label: str | None
+    auto_label: str | None
+    data: list[FeatureInCheckpoint]

@@ -1,0 +1,35 @@
+"""Shapes of the REST API's answers about keys, as the client returns them: dictionaries with known keys.
+
+Written by `make docs` from the OpenAPI document.
+"""
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+
+class NewKey(TypedDict):
+    """A key that was just made: the only answer that shows it."""
+
+    id: str
+    name: str
+    prefix: str
+    scopes: list[Literal["read", "write", "admin"]]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+    key: str
+
+
+class Key(TypedDict):
+    """A key, without its secret part."""
+
+    id: str
+    name: str
+    prefix: str
+    scopes: list[Literal["read", "write", "admin"]]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None

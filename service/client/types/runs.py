@@ -1,0 +1,20 @@
+"""Shapes of the REST API's answers about runs, as the client returns them: dictionaries with known keys.
+
+Written by `make docs` from the OpenAPI document.
+"""
+
+from typing_extensions import TypedDict
+
+from service.client.types.checkpoints import RunFault, RunState, Usage
+
+
+class Attempt(TypedDict):
+    """One try at a run by one worker."""
+
+    number: int
+    worker: str
+    outcome: RunState | None
+    error: RunFault | None
+    usage: Usage
+    started_at: str
+    ended_at: str | None

@@ -1,0 +1,99 @@
+"""A source's dictionary as a folder that other tools load: SAELens and dictionary_learning.
+
+saelens: `cfg.json` and `sae_weights.safetensors` of its `standard` architecture, for `SAE.load_from_disk`.
+dictionary-learning: `config.json` and `ae.pt` of its `AutoEncoder`, for `load_dictionary`. That scales decoder rows to
+norm 1 when it loads them, so they are written so: its activations are ours times the norm of each row.
+Both have `feature_ids.txt` beside them: the features' ids, in the order of columns, one a line.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from service.dictionaries.folding import Autoencoder, Floats, unit_rows
+
+LAYOUTS = ("saelens", "dictionary-learning")
+_TRANSFORMER_LENS = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "attn_out": "hook_attn_out"}
+# The service has no torch, and `ae.pt` is torch's own format; a worker's environment has it.
+_AS_PICKLE = (
+    "import sys, torch; from safetensors.torch import load_file; torch.save(load_file(sys.argv[1]), sys.argv[2])"
+)
+
+
+class NeedsTorchError(Exception):
+    """The layout is written by torch, which is not installed here."""
+
+
+def write(
+    folder: Path, layout: str, folded: Autoencoder, feature_ids: Sequence[str], about: Mapping[str, Any]
+) -> list[Path]:
+    """Write a dictionary; the files. about: `model`, `hook_point`, and what else is to be remembered.
+
+    Raises NeedsTorchError, OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = folder / "feature_ids.txt"
+    names.write_text("".join(f"{name}\n" for name in feature_ids), encoding="utf-8")
+    made = _saelens(folder, folded, about) if layout == "saelens" else _dictionary_learning(folder, folded, about)
+    return [*made, names]
+
+
+def _saelens(folder: Path, folded: Autoencoder, about: Mapping[str, Any]) -> list[Path]:
+    d, m = folded.W_enc.shape
+    kind, _, layer = str(about["hook_point"]).partition(".")
+    config = {
+        "architecture": "standard",
+        "d_in": d,
+        "d_sae": m,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "model_name": about["model"],
+            "hook_name": f"blocks.{layer}.{_TRANSFORMER_LENS[kind]}",
+            "featurewatch": dict(about),
+        },
+    }
+    weights = folder / "sae_weights.safetensors"
+    save_file(dict(zip(folded._fields, folded, strict=True)), weights)
+    return [_write_json(folder / "cfg.json", config), weights]
+
+
+def _dictionary_learning(folder: Path, folded: Autoencoder, about: Mapping[str, Any]) -> list[Path]:
+    if importlib.util.find_spec("torch") is None:
+        raise NeedsTorchError
+    unit = unit_rows(folded)
+    d, m = unit.W_enc.shape
+    tensors: dict[str, Floats] = {
+        "bias": unit.b_dec,
+        "encoder.weight": unit.W_enc.T.copy(),
+        # It takes its decoder's bias off before it encodes.
+        "encoder.bias": unit.b_enc + unit.b_dec @ unit.W_enc,
+        "decoder.weight": unit.W_dec.T.copy(),
+    }
+    config = {
+        "trainer": {"dict_class": "AutoEncoder", "activation_dim": d, "dict_size": m, "lm_name": about["model"]},
+        "buffer": {"d_submodule": d, "io": "out"},
+        "featurewatch": dict(about),
+    }
+    weights = folder / "ae.pt"
+    with tempfile.TemporaryDirectory() as place:
+        plain = Path(place) / "ae.safetensors"
+        save_file(tensors, plain)
+        command = [sys.executable, "-c", _AS_PICKLE, str(plain), str(weights)]
+        subprocess.run(command, check=True)  # noqa: S603 fixed arguments
+    return [_write_json(folder / "config.json", config), weights]
+
+
+def _write_json(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    return path

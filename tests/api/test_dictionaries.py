@@ -1,0 +1,96 @@
+"""Dictionaries of sources over REST, and as a sparse autoencoder on raw activations."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from safetensors.numpy import load, load_file
+
+from service.config import Settings
+from service.dictionaries import layouts
+from service.dictionaries.folding import fold, unit_rows
+from service.kit.artifacts import ArtifactStore
+from service.kit.crypto import SecretBox
+from service.kit.db import Database
+from tests import filled
+from tests.filled import WIDTH, dictionary
+
+WHERE = "/v1/families/smol/checkpoints/v2/dictionary"
+
+
+def test_a_dictionary_is_given_as_it_is_kept(client: TestClient, database: Database, artifacts: ArtifactStore) -> None:
+    with database.write() as session:
+        filled.fill(session, artifacts, SecretBox(Settings(secret_key="a secret of this test")))
+    answer = client.get(WHERE, params={"hook_point": "resid_post.12"})
+    assert answer.status_code == 200
+    tensors = load(answer.content)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        name: tensor.shape for name, tensor in dictionary(6).items()
+    }
+    assert 'filename="smol-v2-resid_post.12.safetensors"' in answer.headers["content-disposition"]
+    again = client.get(WHERE, params={"hook_point": "resid_post.12"}, headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+    several = client.get(WHERE)
+    assert several.status_code == 422
+    assert "resid_post.12, resid_post.4" in several.json()["detail"]
+    other = client.get(WHERE, params={"hook_point": "resid_post.5"})
+    assert (other.status_code, other.json()["code"]) == (404, "no-dictionary")
+    assert client.get(WHERE.replace("v2", "v3")).json()["code"] == "not-judged"
+
+
+def test_folding_changes_nothing() -> None:
+    """On raw activations the autoencoder reads and writes what the read-out and the decoder do on normalised ones."""
+    kept, x = dictionary(40), np.random.default_rng(1).normal(size=(200, WIDTH)).astype(np.float32)
+    folded = fold(kept)
+    g = WIDTH**0.5 / float(kept["rms"])
+    normalised = (x - kept["mean"]) * g
+    read = np.maximum(normalised @ kept["readout"] + kept["readout_bias"], 0) / np.maximum(kept["readout_slope"], 0.25)
+    np.testing.assert_allclose(folded.encode(x), read, rtol=1e-4, atol=1e-4)
+    written = (read @ kept["decoder"] + kept["bias"]) / g + kept["mean"]
+    np.testing.assert_allclose(folded.decode(folded.encode(x)), written, rtol=1e-4, atol=1e-3)
+
+    kept["decoder"][7] = 0  # written nowhere here
+    folded, unit = fold(kept), unit_rows(fold(kept))
+    norms = np.linalg.norm(folded.W_dec, axis=1)
+    np.testing.assert_allclose(np.linalg.norm(unit.W_dec, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(unit.encode(x), folded.encode(x) * norms, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(unit.decode(unit.encode(x)), folded.decode(folded.encode(x)), rtol=1e-4, atol=1e-2)
+    assert not unit.encode(x)[:, 7].any()
+    del kept["readout_slope"]  # as before slopes were kept
+    assert fold(kept).encode(x).shape == (200, 40)
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_layouts_are_what_their_tools_read(layout: str, tmp_path: Path) -> None:
+    """The formulas of SAELens' StandardSAE and of dictionary_learning's AutoEncoder on the files (the tools themselves
+    load them in benchmarks/layouts.py)."""
+    import torch  # noqa: PLC0415
+
+    folded, x = fold(dictionary(40)), np.random.default_rng(1).normal(size=(50, WIDTH)).astype(np.float32)
+    about = {"model": "hf://org/v2", "family": "smol", "checkpoint": "v2", "hook_point": "resid_post.12"}
+    files = layouts.write(tmp_path / "out", layout, folded, [f"F{i}" for i in range(40)], about)
+    assert sorted(path.name for path in files) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert (tmp_path / "out" / "feature_ids.txt").read_text().split()[39] == "F39"
+    if layout == "saelens":
+        config = json.loads((tmp_path / "out" / "cfg.json").read_text())
+        assert (config["d_in"], config["d_sae"], config["apply_b_dec_to_input"]) == (WIDTH, 40, False)
+        assert config["metadata"]["hook_name"] == "blocks.12.hook_resid_post"
+        w = load_file(tmp_path / "out" / "sae_weights.safetensors")
+        code = np.maximum(x @ w["W_enc"] + w["b_enc"], 0)
+        back = code @ w["W_dec"] + w["b_dec"]
+        np.testing.assert_allclose(code, folded.encode(x), rtol=1e-5, atol=1e-4)
+    else:
+        config = json.loads((tmp_path / "out" / "config.json").read_text())["trainer"]
+        assert (config["dict_class"], config["activation_dim"], config["dict_size"]) == ("AutoEncoder", WIDTH, 40)
+        state = torch.load(tmp_path / "out" / "ae.pt", weights_only=True)
+        norms = state["decoder.weight"].norm(dim=0)
+        assert torch.allclose(norms, torch.ones_like(norms)), "else the tool scales everything when it loads it"
+        y = torch.from_numpy(x) - state["bias"]
+        read = torch.relu(y @ state["encoder.weight"].T + state["encoder.bias"])
+        back = (read @ state["decoder.weight"].T + state["bias"]).numpy()
+        scale = np.linalg.norm(folded.W_dec, axis=1)
+        np.testing.assert_allclose(read.numpy(), folded.encode(x) * scale, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(back, folded.decode(folded.encode(x)), rtol=1e-4, atol=1e-2)

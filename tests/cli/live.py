@@ -1,0 +1,63 @@
+"""The embedded service in a process of its own, and the `featurewatch` command beside it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SHAPE = {
+    "n_checkpoints": 2, "n_positions": 8000, "width": 64, "n_planted": 32,
+    "n_suppressed": 3, "n_removed": 4, "n_born": 0, "lowest_rate": 0.03,
+}  # fmt: skip
+FIT = ["--features", "40", "--k", "2", "--steps", "600", "--batch-size", "256", "--learning-rate", "0.003"]
+
+
+def command(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
+    """Run `featurewatch` to its end, with nothing of this shell's settings."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FEATUREWATCH_")}
+    return subprocess.run(
+        [sys.executable, "-c", "from service.cli import main; main()", *arguments],
+        env=clean | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+class Up:
+    """`featurewatch up` on a free port."""
+
+    def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("FEATUREWATCH_")}
+        start = [sys.executable, "-c", "from service.cli import main; main()", "up", "--json", "--port", "0"]
+        self.log = folder / "up.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*start, "--data-dir", str(folder / "data"), *arguments],
+                env=clean | {"FEATUREWATCH_POLL_SECONDS": "0.1"} | (env or {}),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line, self.log.read_text()
+        self.where: dict[str, Any] = json.loads(line)
+        self.url: str = self.where["url"].replace("0.0.0.0", "127.0.0.1")
+
+    def run(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        return command(*arguments, env={"FEATUREWATCH_URL": self.url} | (env or {}))
+
+    def json(self, *arguments: str) -> Any:
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=40)

@@ -1,0 +1,177 @@
+"""The gate in CI: what it leaves for people and machines, and the steps for GitHub and GitLab, run as they run them."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from tests.cli.live import FIT, Up
+from tests.services import free_port
+
+ROOT = Path(__file__).parents[2]
+POLICY = """
+[counts]
+absent = 0
+emerged = 40
+[watched]
+never = ["suppressed", "absent", "replaced"]
+[tags.harmless]
+never = ["absent"]
+[quality]
+fvu = 1.0
+"""
+HOSTILE = 'v2$(touch pwned)`touch pwned`"; touch pwned #'
+"""A tag that anybody may give; as shell text it would make a file."""
+
+
+@pytest.fixture(scope="module")
+def gated(service: Up, planted: Path) -> Up:
+    """The service with a family `gated` whose v1 is judged."""
+    service.json("family", "create", "gated", "--hook-point", "resid_post.1", *FIT)
+    done = service.run("checkpoint", "register", "gated", "v1", f"activations+file://{planted}/v1", "--wait")
+    assert done.returncode == 0, done.stderr
+    return service
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A PATH on which `featurewatch` is this checkout's."""
+    script = tmp_path / "bin" / "featurewatch"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\nfrom service.cli import main\nmain()\n", encoding="utf-8")
+    script.chmod(0o755)
+    return f"{script.parent}:{os.environ['PATH']}"
+
+
+def bash(script: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    """Run a step as the runners do, in an environment of nothing else."""
+    shell = [shutil.which("bash") or "bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+    clean = environment | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    return subprocess.run(shell, cwd=folder, env=clean, capture_output=True, text=True, timeout=120, check=False)
+
+
+def lines_of(path: Path) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def github(step: dict[str, Any], inputs: dict[str, str], folder: Path, path: str) -> subprocess.CompletedProcess:
+    """Run a step of the action with its inputs, as GitHub fills them into `env`, and with the files that it names."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+    values = {name: inputs.get(name, about.get("default", "")) for name, about in action["inputs"].items()}
+    for name, about in action["inputs"].items():
+        assert not about.get("required") or name in inputs, name
+    environment = {
+        name: re.sub(r"\$\{\{ inputs\.([a-z]+) \}\}", lambda found: values[found[1]], text)
+        for name, text in step["env"].items()
+    }
+    files = {"GITHUB_OUTPUT": str(folder / "output"), "GITHUB_STEP_SUMMARY": str(folder / "page.md")}
+    return bash(step["run"], folder, environment | files | {"PATH": path, "GITHUB_ACTION_PATH": str(ROOT)})
+
+
+def test_the_action_gates_a_release(gated: Up, planted: Path, tmp_path: Path, path: str) -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+    steps = action["runs"]["steps"]
+    assert all("${{" not in step["run"] for step in steps), "an input that is put into shell text is shell text"
+    step = next(step for step in steps if step.get("id") == "gate")
+    (tmp_path / "gate.toml").write_text(POLICY, encoding="utf-8")
+    inputs = {
+        "url": gated.url, "family": "gated", "checkpoint": HOSTILE, "uri": f"activations+file://{planted}/v2",
+        "parent": "v1", "gate": "gate.toml", "junit": "out/gate.xml",
+    }  # fmt: skip
+    refused = github(step, inputs, tmp_path, path)
+    assert refused.returncode == 2, refused.stderr
+    assert not (tmp_path / "pwned").exists()
+    assert lines_of(tmp_path / "output")["status"] == "error"
+    assert "has no verdict" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    (tmp_path / "output").unlink()
+
+    done = github(step, inputs | {"checkpoint": "v2"}, tmp_path, path)
+    assert done.returncode == 1, done.stderr
+    assert "counts.absent: " in done.stdout
+    told = lines_of(tmp_path / "output")
+    assert told["status"] == "failed"
+    assert gated.json("run", "show", told["run_id"])["checkpoint"] == "v2"
+    assert told["report_url"] == f"{gated.url}/v1/families/gated/checkpoints/v2/report?format=html"
+    for output in action["outputs"].values():
+        assert re.fullmatch(r"\$\{\{ steps\.gate\.outputs\.(status|run_id|report_url) \}\}", output["value"])
+
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "# featurewatch: v2 of gated failed its gate" in page
+    assert "| counts.emerged | at most 40 features become emerged | passed |" in page
+    assert "# gated: v2 against v1" in page
+    absent = [row["id"] for row in gated.json("features", "gated", "--checkpoint", "v2", "--status", "absent")]
+    suite = ElementTree.parse(tmp_path / "out" / "gate.xml").getroot()
+    cases = {case.get("name", "").partition(":")[0]: case for case in suite.iter("testcase")}
+    assert list(cases) == ["counts.absent", "counts.emerged", "watched", "tags.harmless", "quality.fvu"]
+    assert {name for name, case in cases.items() if case.find("failure") is not None} == {"counts.absent"}
+    why = cases["counts.absent"].findtext("failure") or ""
+    assert len(why.splitlines()) == len(absent) and all(f"{name} is absent: " in why for name in absent)
+    assert "95% interval" in why and "of its own direction is still written" in why and "q " in why.lower()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("5", "1", "0")
+
+
+@pytest.mark.parametrize(
+    ("schema", "file"), [("github-actions", "action.yml"), ("gitlab-ci", "deploy/gitlab/featurewatch.yml")]
+)
+def test_the_files_are_what_the_runners_read(schema: str, file: str) -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", str(ROOT / file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_action_installs_its_own_version(tmp_path: Path) -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+    step = action["runs"]["steps"][0]
+    checkout = tmp_path / "checkout"
+    for name in ("featurewatch", "service", "workers", "migrations"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout / name)
+    # Without the net: what it depends on is here already, and so is setuptools.
+    offline = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1", "PIP_TARGET": f"{tmp_path}/site"}
+    python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = bash(step["run"], tmp_path, offline | {"PATH": python, "GITHUB_ACTION_PATH": str(checkout)})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "service" / "cli" / "gate" / "rules.py").exists()
+    assert (tmp_path / "site" / "bin" / "featurewatch").exists()
+
+
+def test_the_gitlab_job(gated: Up, planted: Path, tmp_path: Path, path: str) -> None:
+    job = yaml.safe_load((ROOT / "deploy/gitlab/featurewatch.yml").read_text(encoding="utf-8"))[".featurewatch"]
+    script = "\n".join([*job["before_script"], *job["script"]])
+    uri = f"activations+file://{planted}/v2"
+    variables = job["variables"] | {"FAMILY": "gated", "CHECKPOINT": "v2", "URI": uri, "PARENT": "v1", "PATH": path}
+    (tmp_path / "lenient.toml").write_text("[counts]\nabsent = 40\n", encoding="utf-8")
+    done = bash(script, tmp_path, variables | {"FEATUREWATCH_URL": gated.url, "GATE": "lenient.toml"})
+    assert done.returncode == 0, done.stderr
+    reports = job["artifacts"]["reports"]
+    assert lines_of(tmp_path / reports["dotenv"])["status"] == "passed"
+    assert ElementTree.parse(tmp_path / reports["junit"]).getroot().get("tests") == "1"
+    assert "passed its gate" in (tmp_path / job["artifacts"]["paths"][0]).read_text(encoding="utf-8")
+
+    nobody = variables | {"FEATUREWATCH_URL": f"http://127.0.0.1:{free_port()}"}
+    done = bash(script, tmp_path, nobody)
+    assert done.returncode == 3, done.stderr
+    assert lines_of(tmp_path / reports["dotenv"])["status"] == "error"
+    suite = ElementTree.parse(tmp_path / reports["junit"]).getroot()
+    assert suite.get("errors") == "1"
+    assert "does not answer" in (suite.findtext(".//error") or "")
+
+
+def test_what_cannot_be_told_is_said_first(gated: Up, planted: Path, tmp_path: Path) -> None:
+    register = ["checkpoint", "register", "gated", "v3", f"activations+file://{planted}/v2"]
+    done = gated.run(*register, "--wait", "--junit", str(tmp_path / "x.xml"))
+    assert (done.returncode, "--gate" in done.stderr) == (2, True)
+    done = gated.run(*register, "--summary", str(tmp_path / "x.md"))
+    assert (done.returncode, "--wait" in done.stderr) == (2, True)
+    (tmp_path / "file").touch()
+    done = gated.run(*register, "--gate", "default", "--summary", str(tmp_path / "file" / "x.md"))
+    assert (done.returncode, "cannot be written" in done.stderr) == (2, True)
+    assert [row["name"] for row in gated.json("checkpoint", "list", "gated")] == ["v1", "v2"], "nothing was registered"
