@@ -1,8 +1,8 @@
 """Browsers: a sealed cookie says who signed in, and holds the token that every form of the page sends back.
 
-The cookie holds the id of the key, not the key, under AES-GCM: nobody who sees the cookie jar has a key, and a key that is
-revoked or expires ends its visits at once. It opens the pages alone: `/v1` takes no cookie, so no other site's page can
-write there in a reader's name.
+The cookie holds the id of the key, not the key, under AES-GCM: nobody who sees the cookie jar has a key, and a key that
+is revoked or expires ends its visits at once. It opens the pages alone: `/v1` takes no cookie, so no other site's page
+can write there in a reader's name.
 """
 
 import base64

@@ -84,8 +84,9 @@ class Authentication:
             _refuse_foreign_pages(headers, method)
             return logic.ANONYMOUS
         if "authorization" not in headers:
-            known = visit is not None and visit.key_id is not None
-            return await run_in_threadpool(_returning, database, visit.key_id) if known else None
+            if visit is None or visit.key_id is None:
+                return None
+            return await run_in_threadpool(_returning, database, visit.key_id)
         return await run_in_threadpool(_authenticate, database, _bearer(headers["authorization"]))
 
 

@@ -119,9 +119,7 @@ def course(session: Session, family_id: str, number: int) -> Sequence[tuple[Verd
     return [(row[0], row[1], row[2]) for row in session.execute(statement)]
 
 
-def changes(
-    session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]
-) -> Sequence[tuple[str, str, int]]:
+def changes(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> Sequence[tuple[str, str, int]]:
     """(checkpoint id, status, features that came into it there) of some statuses."""
     came = or_(Verdict.status != "absent", Verdict.change > 0)
     statement = (
@@ -132,9 +130,7 @@ def changes(
     return [(row[0], row[1], row[2]) for row in session.execute(statement)]
 
 
-def largest(
-    session: Session, checkpoint_id: str, statuses: Sequence[str], limit: int
-) -> Sequence[tuple[int, float]]:
+def largest(session: Session, checkpoint_id: str, statuses: Sequence[str], limit: int) -> Sequence[tuple[int, float]]:
     """(number, change) of the features that changed most in a checkpoint, into one of the statuses."""
     statement = (
         select(Verdict.feature, Verdict.change)

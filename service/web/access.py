@@ -92,4 +92,10 @@ def may(request: Request, scope: str) -> bool:
 def cookie_options(request: Request) -> dict[str, Any]:
     """Name and attributes of the cookie."""
     scheme = request.url.scheme
-    return {"key": cookie_name(scheme), "path": "/", "httponly": True, "samesite": "strict", "secure": scheme == "https"}
+    return {
+        "key": cookie_name(scheme),
+        "path": "/",
+        "httponly": True,
+        "samesite": "strict",
+        "secure": scheme == "https",
+    }

@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
-from service.features.schemas import STATUSES, FeatureRow
+from service.features.schemas import STATUSES, FeatureRow, Status
 from service.web.plots import Plot
 
-_WORDS = {
+_WORDS: dict[Status, str] = {
     "present": "kept", "suppressed": "suppressed", "amplified": "amplified", "absent": "absent",
     "relocated": "relocated", "replaced": "replaced", "emerged": "emerged", "indeterminate": "not judged",
 }  # fmt: skip
 MOST_SUCCESSORS = 12
 
 
-def flow(baseline: str, checkpoint: str, counts: Mapping[str, int], replaced: Sequence[FeatureRow], link: str) -> Plot:
+def flow(
+    baseline: str, checkpoint: str, counts: Mapping[Status, int], replaced: Sequence[FeatureRow], link: str
+) -> Plot:
     """counts: features by status. replaced: the first of those, with their successors. link: a list by status."""
     rows: list[list[str | int | None]] = []
     links: list[str] = []
@@ -27,7 +29,9 @@ def flow(baseline: str, checkpoint: str, counts: Mapping[str, int], replaced: Se
         rows.append([_WORDS["replaced"], f"{row.id} by {names}", 1])
         links.append(f"{link}status=replaced")
     if shown and counts.get("replaced", 0) > len(shown):
-        rows.append([_WORDS["replaced"], f"{counts['replaced'] - len(shown):,} others", counts["replaced"] - len(shown)])
+        rows.append(
+            [_WORDS["replaced"], f"{counts['replaced'] - len(shown):,} others", counts["replaced"] - len(shown)]
+        )
         links.append(f"{link}status=replaced")
     return Plot(
         "flow",

@@ -54,7 +54,7 @@ def draw(checkpoints: Sequence[CheckpointOut], changes: Mapping[str, Mapping[str
         short = one.name if len(one.name) <= _LETTERS else one.name[: _LETTERS - 1] + "…"
         nodes.append(Node(one, x, y, short, changed, worst))
     depth = max((place[0] for place in places.values()), default=0)
-    return Drawing(nodes, paths, 2 * MARGIN + depth * STEP, MARGIN + (max(ends, default=0) + 1) * LANE - 14)
+    return Drawing(nodes, paths, 2 * MARGIN + depth * STEP, MARGIN // 2 + 46 + max(ends, default=0) * LANE)
 
 
 def _lane(ends: Mapping[int, int], parent: tuple[int, int] | None, depth: int) -> int:

@@ -37,6 +37,12 @@ class Plot:
         return [any(isinstance(row[at], int | float) for row in self.rows) for at in range(len(self.columns))]
 
 
+def parents(rows: Sequence[Sequence[Cell]], names: Sequence[str | None]) -> list[int | None]:
+    """Of each row the place of its parent's; None where that is not among them. names: the parents', in order."""
+    places = {row[0]: place for place, row in enumerate(rows)}
+    return [None if name is None else places.get(name) for name in names]
+
+
 def csv_response(plots: Sequence[Plot], name: str) -> Response:
     """The numbers of one plot as a CSV file; 404 where the page has none of this name."""
     for plot in plots:

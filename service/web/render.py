@@ -36,7 +36,13 @@ _HEADERS = {
 
 
 def page(
-    request: Request, template: str, *, status: int = 200, plots: Sequence[Plot] = (), secret: bool = False, **values: Any
+    request: Request,
+    template: str,
+    *,
+    status: int = 200,
+    plots: Sequence[Plot] = (),
+    secret: bool = False,
+    **values: Any,
 ) -> Response:
     """A page; of `?csv=<plot>` the numbers of one of its plots. `secret`: no cache may keep it."""
     asked = request.query_params.get("csv")
@@ -53,7 +59,9 @@ def page(
         version=__version__,
         **values,
     )  # fmt: skip
-    response = HTMLResponse(text, status_code=status, headers=_HEADERS | ({"Cache-Control": "no-store"} if secret else {}))
+    response = HTMLResponse(
+        text, status_code=status, headers=_HEADERS | ({"Cache-Control": "no-store"} if secret else {})
+    )
     return with_visit(request, response)
 
 

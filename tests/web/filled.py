@@ -1,4 +1,4 @@
-"""An installation to look at: a lineage on real text, where each feature fires on a word, and one of everything else."""
+"""An installation to look at: a lineage on real text, where a feature fires on a word, and one of everything else."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from service.families.schemas import FamilyIn
 from service.features import logic as features
 from service.features.schemas import FeaturePatch
 from service.kit.clock import utcnow
-from service.models import Alert, Checkpoint, Family, Run
+from service.models import Alert, Attempt, Checkpoint, Family, Run
 from service.verdicts import logic as verdicts
 from service.verdicts.policy import Policy
 from service.webhooks import logic as webhooks
@@ -62,9 +62,7 @@ class Pages(Filler):
         with self.artifacts.create(documents) as path:
             lines = [f'{{"id": {number}, "text": {json.dumps(text)}}}\n' for number, text in enumerate(self.texts)]
             path.write_text("".join(lines), encoding="utf-8")
-        factories.save(
-            self.artifacts, positions, {"document": self.document, "start": self.start, "end": self.end}
-        )
+        factories.save(self.artifacts, positions, {"document": self.document, "start": self.start, "end": self.end})
         return {"digest": "0", "count": len(self.word), "artifact": positions, "documents": documents}
 
     def keep(self, family_id: str, checkpoint_id: str, place: int, outcome: verdicts.Outcome) -> tuple[str, str]:
@@ -135,11 +133,11 @@ class Pages(Filler):
             factories.save(self.artifacts, artifact, {"counts": counts, "values": values, **tensors})
             words = ([" the", " secret"], np.stack([2.0 * counts, 0.8 * counts], 1))
             graph = figures.graph(load(self.artifacts, artifact), -2.0, words, [(" no", 0.4)], Policy())
-            row = {"feature": 1, "method": "gradient", "hook_point": family.hook_points[1], "effect": None,
-                   "n_positions": int(counts.sum()), "artifact": artifact, "graph": graph.model_dump(mode="json")}  # fmt: skip
-            dependencies.record(
-                session, self.artifacts, checkpoint_id=checkpoint.id, run_id="run_none", rows=[row]
-            )
+            row = {
+                "feature": 1, "method": "gradient", "hook_point": family.hook_points[1], "effect": None,
+                "n_positions": int(counts.sum()), "artifact": artifact, "graph": graph.model_dump(mode="json"),
+            }  # fmt: skip
+            dependencies.record(session, self.artifacts, checkpoint_id=checkpoint.id, run_id="run_none", rows=[row])
 
     def _runs(self, session: Any, family: Family, newest: Checkpoint) -> None:
         now = utcnow()
@@ -154,7 +152,9 @@ class Pages(Filler):
             for name, value in more.items():
                 setattr(row, name, value)
             session.add(row)
-        other = Family(name="live", **{name: getattr(family, name) for name in ("hook_points", "corpus", "crosscoder", "policy")})
+        other = Family(
+            name="live", **{name: getattr(family, name) for name in ("hook_points", "corpus", "crosscoder", "policy")}
+        )
         session.add(other)
         session.flush()
         held = {"worker": "host-1", "attempt": 1, "lease_until": now + timedelta(hours=1), "started_at": now}
@@ -162,11 +162,17 @@ class Pages(Filler):
         row = Run(id="run_running", family_id=other.id, kind="onboard", state="running", params={}, **held, **told)
         session.add(row)
         session.flush()
+        for run, outcome in (("run_failed", "failed"), ("run_running", None)):
+            tried = {"outcome": outcome, "error": fault if outcome else None, "ended_at": now if outcome else None}
+            usage = {"cpu_seconds": 14.2, "peak_memory_bytes": 3 * 2**30}
+            session.add(Attempt(run_id=run, number=1, worker="host-1", started_at=now, usage=usage, **tried))
+        session.flush()
 
     def _alerts(self, session: Any, family: Family, newest: Checkpoint) -> None:
         condition = {"kind": "feature", "feature": "F1"}
         rule, _ = alerts.create_rule(
-            session, AlertRuleCreate.model_validate({"name": "F1 changes", "family": family.name, "condition": condition})
+            session,
+            AlertRuleCreate.model_validate({"name": "F1 changes", "family": family.name, "condition": condition}),
         )
         evidence = [{"feature": "F1", "status": "suppressed", "projection_ratio": 0.21, "q_value": 0.0004}]
         for number in range(4):

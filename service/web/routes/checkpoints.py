@@ -11,8 +11,16 @@ from service.checkpoints.report import MEDIA_TYPES, Format, render, report
 from service.families import logic as families
 from service.features import routes as features
 from service.features.queries import Filter
-from service.features.routes import MaxQQuery, MinChangeQuery, OrderQuery, SortQuery, StatusQuery, TagQuery, TextQuery
-from service.features.routes import WatchedQuery
+from service.features.routes import (
+    MaxQQuery,
+    MinChangeQuery,
+    OrderQuery,
+    SortQuery,
+    StatusQuery,
+    TagQuery,
+    TextQuery,
+    WatchedQuery,
+)
 from service.kit.pages import Pager, Paging
 from service.kit.sessions import AppArtifacts, ReadSession
 from service.kit.turns import IN_TURN

@@ -20,7 +20,7 @@ from service.kit.sessions import ReadSession
 from service.kit.turns import IN_TURN
 from service.web.access import pages
 from service.web.lineage import draw
-from service.web.plots import Plot
+from service.web.plots import Plot, parents
 from service.web.render import address, page
 
 router = pages()
@@ -107,15 +107,19 @@ def _features(session: Session, family_id: str, family: str, judged: Sequence[Ch
 
 
 def _quality(family: str, judged: Sequence[CheckpointOut]) -> Plot:
+    rows = [[one.name, *((one.quality or {}).get(name) for name in _QUALITY)] for one in judged]
     return Plot(
         "quality",
         "lines",
         "Quality of the dictionary over checkpoints",
         ["checkpoint", "FVU", "L0", "valid share", "dead share", "size factor"],
-        [[one.name, *((one.quality or {}).get(name) for name in _QUALITY)] for one in judged],
-        note="FVU: what the dictionary leaves unexplained. L0: features that fire at a position. Valid share: positions "
-        "that can be compared.",
+        rows,
+        note="FVU: what the dictionary leaves unexplained. L0: features that fire at a position. Valid share: the "
+        "positions that can be compared.",
         links=[address("families", family, "checkpoints", one.name) for one in judged],
-        options={"panels": [["FVU", [1]], ["L0", [2]], ["valid share", [3]]]},
+        options={
+            "panels": [["FVU", [1]], ["L0", [2]], ["valid share", [3]]],
+            "parents": parents(rows, [one.parent for one in judged]),
+        },
         drawn=len(judged) > 1,
     )

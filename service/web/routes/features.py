@@ -23,7 +23,7 @@ from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
 from service.kit.turns import IN_TURN
 from service.labels.neuronpedia import Activation, Exporter
 from service.web.access import SentForm, filled, pages
-from service.web.plots import Plot
+from service.web.plots import Plot, parents
 from service.web.render import address, back, is_fragment, page
 from service.web.routes.families import all_checkpoints
 
@@ -87,7 +87,7 @@ def show_feature(
     side_by_side = _dependencies(session, artifacts, family, detail, course, now or None, before or None)
     return page(
         request, "features/feature.html",
-        plots=[_trajectory(family, course), *_at_hook_points(family, sources)],
+        plots=[_trajectory(family, course), *_at_hook_points(family, sources, course)],
         family=family, feature=detail, course=course, sources=sources, passages=passages, why_not=why_not,
         predecessors=history.predecessors(session, found, row.number), dependencies=side_by_side,
         policy=found.policy, logits=_logits(row),
@@ -95,9 +95,7 @@ def show_feature(
 
 
 @router.post("/families/{family}/features/{feature}/watch")
-def watch_feature(
-    request: Request, family: str, feature: str, session: WriteSession, form: SentForm
-) -> Response:
+def watch_feature(request: Request, family: str, feature: str, session: WriteSession, form: SentForm) -> Response:
     body = FeaturePatch(watched=form.one("watched") == "yes")
     detail = features.patch_feature(family, feature, body, session)
     if is_fragment(request):
@@ -155,12 +153,14 @@ def _trajectory(family: str, course: Trajectory) -> Plot:
         rows,
         note="Projection ratio against the checkpoint's parent, with its interval; the band is what counts as present.",
         links=[address("families", family, "checkpoints", row[0]) for row in rows],
+        options={"parents": parents(rows, [point.baseline for point in course.points])},
         drawn=len(rows) > 1,
     )  # fmt: skip
 
 
-def _at_hook_points(family: str, sources: FeatureSources) -> list[Plot]:
+def _at_hook_points(family: str, sources: FeatureSources, course: Trajectory) -> list[Plot]:
     """Strength and readability at each hook point over checkpoints."""
+    before = {point.checkpoint: point.baseline for point in course.points}
     hooks = list(dict.fromkeys(source.hook_point for one in sources.data for source in one.sources))
     plots = []
     for name, title, note in (
@@ -172,7 +172,10 @@ def _at_hook_points(family: str, sources: FeatureSources) -> list[Plot]:
             at = {source.hook_point: getattr(source, name) for source in one.sources}
             rows.append([one.checkpoint, *(at.get(hook) for hook in hooks)])
         links = [address("families", family, "checkpoints", row[0]) for row in rows]
-        options = {"panels": [["", list(range(1, len(hooks) + 1))]]}
+        options = {
+            "panels": [["", list(range(1, len(hooks) + 1))]],
+            "parents": parents(rows, [before.get(row[0]) for row in rows]),
+        }
         plots.append(
             Plot(name, "lines", title, ["checkpoint", *hooks], rows, note, links, options, drawn=len(rows) > 1)
         )

@@ -11,8 +11,9 @@ from service.signatures import routes as signatures
 from service.signatures.schemas import SignatureCourse
 from service.signatures.words import sentence
 from service.web.access import pages
-from service.web.plots import Plot
+from service.web.plots import Plot, parents
 from service.web.render import address, page
+from service.web.routes.families import all_checkpoints
 
 router = pages()
 
@@ -31,7 +32,11 @@ def show_signature(request: Request, family: str, signature: str, session: ReadS
     found = signatures.get_signature(family, signature, session)
     course = signatures.trajectory(family, signature, session)
     said = {point.checkpoint: sentence(course.baseline, point) for point in course.points}
-    plots = [_strength(family, course), _separation(family, course)]
+    before = {one.name: one.parent for one in all_checkpoints(request, session, family)}
+    above = parents(
+        [[point.checkpoint] for point in course.points], [before[point.checkpoint] for point in course.points]
+    )
+    plots = [_strength(family, course, above), _separation(family, course, above)]
     return page(
         request, "features/signature.html", plots=plots, family=family, signature=found, course=course, said=said
     )
@@ -41,7 +46,7 @@ def _links(family: str, course: SignatureCourse) -> list[str]:
     return [address("families", family, "checkpoints", point.checkpoint) for point in course.points]
 
 
-def _strength(family: str, course: SignatureCourse) -> Plot:
+def _strength(family: str, course: SignatureCourse, above: list[int | None]) -> Plot:
     rows: list[list[Any]] = []
     for point in course.points:
         figures = point.figures
@@ -60,13 +65,13 @@ def _strength(family: str, course: SignatureCourse) -> Plot:
         rows,
         note="How much the signature's features write of the difference between its classes, with 95% intervals.",
         links=_links(family, course),
-        options={"columns": ["strength ratio", "from", "to"]},
+        options={"columns": ["strength ratio", "from", "to"], "parents": above},
         drawn=len(rows) > 1,
     )  # fmt: skip
 
 
-def _separation(family: str, course: SignatureCourse) -> Plot:
-    rows = [
+def _separation(family: str, course: SignatureCourse, above: list[int | None]) -> Plot:
+    rows: list[list[Any]] = [
         [point.checkpoint, point.figures.auroc, point.figures.reselected_auroc, point.figures.probe_auroc,
          point.figures.random_auroc_95]
         for point in course.points
@@ -79,6 +84,6 @@ def _separation(family: str, course: SignatureCourse) -> Plot:
         rows,
         note="0.5 is chance. Where random features separate as well, go by the strength.",
         links=_links(family, course),
-        options={"panels": [["", [1, 2, 3, 4]]]},
+        options={"panels": [["", [1, 2, 3, 4]]], "parents": above},
         drawn=len(rows) > 1,
     )

@@ -16,9 +16,7 @@ router = pages()
 @router.get("/webhooks")
 def list_webhooks(request: Request, session: ReadSession, paging: Paging) -> Response:
     found = webhooks.list_webhooks(session, paging)
-    return page(
-        request, "notify/webhooks.html", rows=found.data, next_cursor=found.next_cursor, events=list(EventType)
-    )
+    return page(request, "notify/webhooks.html", rows=found.data, next_cursor=found.next_cursor, events=list(EventType))
 
 
 @router.post("/webhooks")

@@ -84,6 +84,7 @@ const live = document.querySelector("[data-events]");
 if (live) {
   const stream = new EventSource(live.dataset.events);
   const log = live.querySelector(".log");
+  log.textContent = "";
   let last = "";
   const show = (event) => {
     const run = JSON.parse(event.data);

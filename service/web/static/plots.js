@@ -3,6 +3,7 @@
 
 const STATUSES = ["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"];
 const SYMBOLS = { present: "circle", suppressed: "path://M0 0H10L5 9Z", amplified: "path://M0 9H10L5 0Z", absent: "path://M0 2 2 0 5 3 8 0 10 2 7 5 10 8 8 10 5 7 2 10 0 8 3 5Z", relocated: "rect", replaced: "diamond", emerged: "path://M5 0 6.5 3.5 10 5 6.5 6.5 5 10 3.5 6.5 0 5 3.5 3.5Z", indeterminate: "emptyCircle" };
+const DASHES = [[], [7, 3], [2, 3], [8, 3, 2, 3]];
 const LINES = ["amplified", "suppressed", "emerged", "replaced", "present", "relocated", "absent", "indeterminate"];
 
 const probe = document.body.appendChild(document.createElement("span"));
@@ -27,6 +28,16 @@ const axisOf = (names, more = {}) => ({ type: "category", data: names, axisLabel
 const valueAxis = (more = {}) => ({ type: "value", scale: true, axisLabel: label(), splitLine: { lineStyle: { color: colour("line") } }, ...more });
 const tooltip = (formatter, more = {}) => ({ renderMode: "richText", confine: true, backgroundColor: colour("panel"), borderColor: colour("strong-line"), textStyle: { color: colour("text"), fontSize: 12 }, formatter, ...more });
 const base = (figure) => ({ animation: false, textStyle: { fontFamily: "system-ui, sans-serif" }, aria: { enabled: true, label: { description: `${figure.querySelector("h2").textContent}. The numbers are in the table below.` } } });
+// Lines go from parent to child: a branch does not go on from its neighbour on the axis.
+const between = (rows, parents, value, tone, more) => ({
+  type: "custom", silent: true, tooltip: { show: false }, ...more,
+  data: rows.map((row, child) => [parents[child], rows[parents[child]]?.[value], child, row[value]]).filter((one) => one.every((part) => part != null)),
+  encode: { x: [0, 2], y: [1, 3] },
+  renderItem(_, api) {
+    const [from, to] = [api.coord([api.value(0), api.value(1)]), api.coord([api.value(2), api.value(3)])];
+    return { type: "line", shape: { x1: from[0], y1: from[1], x2: to[0], y2: to[1] }, style: { stroke: tone, lineWidth: 1.5, lineDash: more.dash } };
+  },
+});
 const zoomed = (count, axes) => (count > 40 ? [{ type: "slider", xAxisIndex: axes, height: 14, bottom: 2, startValue: count - 40, endValue: count - 1, textStyle: { color: "transparent" }, borderColor: colour("line"), fillerColor: colour("raised") }] : []);
 
 const draw = {
@@ -42,7 +53,7 @@ const draw = {
       series: [{
         type: "heatmap", itemStyle: { borderColor: colour("panel"), borderWidth: 1 },
         label: { show: rows.length <= 30, formatter: (one) => shown(one.data.value[3]), color: colour("text"), fontSize: 11 },
-        data: at.map((value) => ({ value, itemStyle: { color: colour(statuses[value[1]], 0.14 + 0.5 * Math.min(value[2] / 3, 1)) } })),
+        data: at.map((value) => ({ value, itemStyle: { color: colour(statuses[value[1]], 0.2 + 0.5 * Math.min(value[2] / 3, 1)) } })),
       }],
       // Each cell has its own colour; a heat map without a scale is refused.
       visualMap: { show: false, min: 0, max: 4, dimension: 2, inRange: {}, seriesIndex: [] },
@@ -71,10 +82,16 @@ const draw = {
       grid: panels.map((_, nth) => ({ left: 56, right: 16, top: `${nth * share + (panels.length > 1 ? 5 : 11)}%`, height: `${share - (panels.length > 1 ? 13 : 26)}%` })),
       xAxis: panels.map((_, gridIndex) => axisOf(names, { gridIndex, boundaryGap: rows.length < 8 })),
       yAxis: panels.map(([name], gridIndex) => valueAxis({ gridIndex, splitNumber: 3, name, nameTextStyle: { ...label(), align: "left" }, nameGap: 6 })),
-      legend: lines.length > panels.length ? { top: 0, right: 8, textStyle: label(), itemWidth: 16, type: "scroll" } : { show: false },
+      legend: lines.length > panels.length ? { top: 0, right: 8, textStyle: label(), icon: "roundRect", itemWidth: 12, itemHeight: 4, type: "scroll" } : { show: false },
       axisPointer: { link: [{ xAxisIndex: "all" }] },
       tooltip: tooltip((found) => [found[0]?.axisValueLabel, ...found.map((one) => `${one.seriesName}: ${shown(one.data)}`)].join("\n"), { trigger: "axis" }),
-      series: lines.map(({ panel, place, nth }) => ({ type: "line", name: columns[place], xAxisIndex: panel, yAxisIndex: panel, data: rows.map((row) => row[place]), symbolSize: 5, connectNulls: false, lineStyle: { width: 1.6, type: ["solid", "dashed", "dotted"][Math.floor(nth / 4) % 3] }, color: colour(LINES[nth % LINES.length]) })),
+      series: lines.flatMap(({ panel, place, nth }) => {
+        const shared = { name: columns[place], xAxisIndex: panel, yAxisIndex: panel, color: colour(LINES[nth % LINES.length]) };
+        return [
+          between(rows, options.parents, place, shared.color, { ...shared, dash: DASHES[nth % DASHES.length] }),
+          { ...shared, type: "line", data: rows.map((row) => row[place]), symbolSize: 5, lineStyle: { width: 0 } },
+        ];
+      }),
     };
   },
   trajectory({ columns, rows }, options) {
@@ -83,16 +100,17 @@ const draw = {
     const most = Math.max(1.2, ...rows.map((row) => Math.min(row[of[to]] ?? row[of[value]] ?? 0, 6))) * 1.05;
     const band = options.band || [0.5, 2];
     return {
-      grid: { left: 44, right: 16, top: 12, bottom: rows.length > 40 ? 44 : 26 },
+      grid: { left: 44, right: 16, top: 12, bottom: rows.length > 40 ? 48 : 32 },
       dataZoom: zoomed(rows.length, [0]),
-      xAxis: axisOf(rows.map((row) => row[0]), { boundaryGap: true }),
-      yAxis: valueAxis({ scale: false, min: (range) => Math.min(0, Math.max(-0.5, Math.floor(range.min * 10) / 10)), max: Math.ceil(most * 4) / 4 }),
+      xAxis: axisOf(rows.map((row) => row[0]), { boundaryGap: true, axisLabel: { ...label(), margin: 14, formatter: (name) => short(name), hideOverlap: true } }),
+      yAxis: valueAxis({ scale: false, min: (range) => (range.min < -0.05 ? -0.25 : 0), max: Math.ceil(most * 4) / 4 }),
       tooltip: tooltip((one) => {
         const row = rows[one.dataIndex];
         return [`${row[0]}${of.against && row[of.against] ? ` against ${row[of.against]}` : ""}`, row[of.status], `${value} ${shown(row[of[value]])} (${shown(row[of[from]])} to ${shown(row[of[to]])})`, of.q ? `q ${shown(row[of.q])}` : ""].filter(Boolean).join("\n");
       }),
       series: [
-        { type: "line", data: rows.map((row) => row[of[value]]), symbol: "none", lineStyle: { color: colour("strong-line"), width: 1.2 }, z: 1, silent: true,
+        between(rows, options.parents, of[value], colour("strong-line"), { z: 1 }),
+        { type: "line", data: rows.map((row) => row[of[value]]), symbol: "none", lineStyle: { width: 0 }, z: 1, silent: true,
           markArea: { silent: true, itemStyle: { color: colour("present"), opacity: 0.07 }, data: [[{ yAxis: band[0] }, { yAxis: band[1] }]] },
           markLine: { silent: true, symbol: "none", label: { show: false }, lineStyle: { color: colour("strong-line"), type: "dashed", width: 1 }, data: [{ yAxis: 1 }] } },
         { type: "custom", silent: true, z: 2, data: rows.map((row, x) => [x, row[of[from]], row[of[to]]]), encode: { x: 0, y: [1, 2] },
@@ -115,7 +133,7 @@ const draw = {
       series: [{
         type: "sankey", left: 8, right: 190, top: 10, bottom: 10, nodeGap: 12, nodeWidth: 10, draggable: false, emphasis: { focus: "adjacency" },
         label: { color: colour("text"), fontSize: 12, formatter: (one) => { const into = rows.find((row) => row[1] === one.name); return status(one.name) && into ? `${one.name}  ${shown(into[2])}` : short(one.name, 32); } },
-        data: names.map((name) => ({ name, itemStyle: { color: colour(status(name) || "quiet"), borderWidth: 0 } })),
+        data: names.map((name) => ({ name, label: { position: name === "replaced" && rows.some((row) => row[0] === name) ? "top" : "right" }, itemStyle: { color: colour(status(name) || "quiet"), borderWidth: 0 } })),
         links: rows.map((row) => ({ source: row[0], target: row[1], value: Math.sqrt(row[2]), features: row[2], lineStyle: { color: colour(status(row[1]) || status(row[0]) || "quiet"), opacity: 0.28, curveness: 0.5 } })),
       }],
     };
