@@ -1,7 +1,9 @@
 """A filled installation that the tests of the pages share, on each kind of database, and browsers that signed in."""
 
 import re
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tests.services import Postgres
 from tests.web.filled import fill
 
 BASE = "http://localhost"
+SECRET = "s" * 32
 
 
 @dataclass
@@ -84,24 +87,42 @@ class Installation:
             return row.id, key
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgres"])
-def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """Tests change it: each has things of its own in it."""
-    folder, url, drop = tmp_path_factory.mktemp(f"pages-{request.param}-"), "", lambda: None
-    if request.param == "postgres":
-        server: Postgres = request.getfixturevalue("postgres")
-        name = server.create()
-        url, drop = server.database_url(name), lambda: server.drop(name)
-    with_installation = _open(folder, url)
-    yield next(with_installation)
-    with_installation.close()
-    drop()
+@pytest.fixture(scope="session")
+def filled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data folder of a filled installation on SQLite, to copy."""
+    folder = tmp_path_factory.mktemp("filled-")
+    fill(Settings(data_dir=folder, secret_key=SECRET))
+    return folder
 
 
-def _open(folder: Path, url: str) -> Iterator[Installation]:
-    settings = Settings(data_dir=folder, database_url=url, secret_key="s" * 32, log_level="ERROR")
-    fill(settings)
+@contextmanager
+def _open(settings: Settings) -> Iterator[Installation]:
     with TestClient(create_app(settings), base_url=BASE, follow_redirects=False) as client:
         installation = Installation(settings, client, {})
         installation.keys |= {scope: installation.new_key(scope)[1] for scope in ("read", "write", "admin")}
         yield installation
+
+
+@pytest.fixture(scope="module")
+def filled(filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """On SQLite, for what asks the database nothing of its own. Each test writes to things of its own in it."""
+    folder = tmp_path_factory.mktemp("pages-") / "data"
+    shutil.copytree(filled_folder, folder)
+    with _open(Settings(data_dir=folder, secret_key=SECRET, log_level="ERROR")) as installation:
+        yield installation
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def everywhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """On each kind of database."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("filled")
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    name = server.create()
+    url, folder = server.database_url(name), tmp_path_factory.mktemp("pages-postgres-")
+    settings = Settings(data_dir=folder, database_url=url, secret_key=SECRET, log_level="ERROR")
+    fill(settings)
+    with _open(settings) as installation:
+        yield installation
+    server.drop(name)
