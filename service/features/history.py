@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from service.features import queries
+from service.features.queries import Filter
 from service.features.words import SEVERITY
 from service.kit.ids import feature_id
 from service.models import Family, Feature
-
-MOST_PER_CHECKPOINT = 40
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,11 @@ def changes(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, dict[s
 
 def most_changed(session: Session, family_id: str, checkpoint_ids: Sequence[str], most: int) -> list[Course]:
     """The features that changed most in any of the checkpoints, watched ones first. To emerge alone is no change."""
-    largest: dict[int, float] = {}
     statuses_of_change = [status for status in SEVERITY if status != "emerged"]
-    for one in checkpoint_ids:
-        for number, change in queries.largest(session, one, statuses_of_change, MOST_PER_CHECKPOINT):
-            largest[number] = max(change, largest.get(number, 0.0))
-    features = queries.by_numbers(session, family_id, list(largest))
-    ranked = sorted(largest, key=lambda number: (not features[number].watched, -largest[number], number))[:most]
+    largest = dict(queries.largest(session, checkpoint_ids, statuses_of_change))
+    watched = queries.matching(session, family_id, Filter(watched=True))
+    ranked = sorted(largest, key=lambda number: (number not in watched, -largest[number], number))[:most]
+    features = queries.by_numbers(session, family_id, ranked)
     statuses: dict[int, dict[str, str]] = {number: {} for number in ranked}
     for number, checkpoint_id, status in queries.statuses(session, family_id, ranked):
         statuses[number][checkpoint_id] = status

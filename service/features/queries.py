@@ -130,14 +130,14 @@ def changes(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[
     return [(row[0], row[1], row[2]) for row in session.execute(statement)]
 
 
-def largest(session: Session, checkpoint_id: str, statuses: Sequence[str], limit: int) -> Sequence[tuple[int, float]]:
-    """(number, change) of the features that changed most in a checkpoint, into one of the statuses."""
+def largest(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> Sequence[tuple[int, float]]:
+    """(number, largest change) of the features that came into one of the statuses in one of the checkpoints."""
     statement = (
-        select(Verdict.feature, Verdict.change)
-        .where(Verdict.checkpoint_id == checkpoint_id, Verdict.status.in_(statuses), Verdict.change > 0)
-        .order_by(Verdict.change.desc(), Verdict.feature)
+        select(Verdict.feature, func.max(Verdict.change))
+        .where(Verdict.checkpoint_id.in_(checkpoint_ids), Verdict.status.in_(statuses), Verdict.change > 0)
+        .group_by(Verdict.feature)
     )
-    return [(row[0], row[1]) for row in session.execute(statement.limit(limit))]
+    return [(row[0], row[1]) for row in session.execute(statement)]
 
 
 def statuses(session: Session, family_id: str, numbers: Sequence[int]) -> Sequence[tuple[int, str, str]]:

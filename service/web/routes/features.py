@@ -9,7 +9,7 @@ from starlette.responses import Response
 from service.dependencies import routes as dependencies
 from service.dependencies.schemas import Dependencies, DependenciesIn
 from service.families import logic as families
-from service.features import history, logic
+from service.features import history, logic, queries
 from service.features import routes as features
 from service.features.queries import Filter
 from service.features.routes import MaxQQuery, MinChangeQuery, OrderQuery, SortQuery, StatusQuery, TagQuery, TextQuery
@@ -18,10 +18,11 @@ from service.features.sources import FeatureSources
 from service.kit.artifacts import ArtifactStore
 from service.kit.ids import feature_id
 from service.kit.pages import Paging
-from service.kit.problems import NotFoundError, ProblemError
+from service.kit.problems import NotFoundError
 from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
 from service.kit.turns import IN_TURN
-from service.labels.neuronpedia import Activation, Exporter
+from service.labels.passages import Activation, Passages
+from service.models import Family
 from service.web.access import SentForm, filled, pages
 from service.web.plots import Plot, parents
 from service.web.render import address, back, is_fragment, page
@@ -83,7 +84,7 @@ def show_feature(
     row = logic.get(session, found, feature)
     detail = logic.detail(session, found, row)
     course, sources = features.trajectory(family, feature, session), features.sources(family, feature, session)
-    passages, why_not = _passages(session, artifacts, family, row.number, course)
+    passages, why_not = _passages(session, artifacts, found, row.number)
     side_by_side = _dependencies(session, artifacts, family, detail, course, now or None, before or None)
     return page(
         request, "features/feature.html",
@@ -118,20 +119,18 @@ def find_dependencies(family: str, feature: str, session: WriteSession, request:
     return back(request, address("runs", run.id))
 
 
-def _passages(
-    session: Session, artifacts: ArtifactStore, family: str, number: int, course: Trajectory
-) -> tuple[list[Activation], str]:
+def _passages(session: Session, artifacts: ArtifactStore, family: Family, number: int) -> tuple[list[Activation], str]:
     """Passages token by token from the newest code that has the feature; else none, and why."""
-    why = f"No code holds {feature_id(number)} yet."
-    for point in reversed(course.points):
+    for code, _ in queries.codes(session, family.id):
         try:
-            exporter = Exporter(session, artifacts, families.get(session, family), point.checkpoint)
-            if number in exporter.columns:
-                found = exporter.features([number], PASSAGES)[0].activations
-                return found, "" if found else "The family has no text: its activations were brought along without it."
-        except (ProblemError, FileNotFoundError) as error:
-            why = getattr(error, "detail", "The examples are not kept any more.")
-    return [], why
+            passages = Passages(artifacts, family, code)
+        except FileNotFoundError:
+            continue  # retention took them; an older code may have its own
+        column = passages.column(number)
+        if column is not None:
+            found = passages.activations(column, PASSAGES)
+            return found, "" if found else "The family has no text: its activations were brought along without it."
+    return [], f"No code that is kept holds {feature_id(number)}."
 
 
 def _trajectory(family: str, course: Trajectory) -> Plot:
