@@ -211,7 +211,7 @@ class Filler:
             with database.write() as session:
                 body = FamilyIn(name=FAMILY, hook_points=self.lineage.hook_points)
                 family, _ = families.create(session, self.settings, body)
-                self.positions = self._corpus(family.id)
+                self.positions = self.corpus(family.id)
                 for condition in (
                     {"kind": "watched"}, {"kind": "tag", "tag": "safety"},
                     {"kind": "status_count", "status": "suppressed", "at_least": 50},
@@ -252,7 +252,15 @@ class Filler:
             family = families.get(session, FAMILY)
             checkpoint = checkpoints.get(session, family, f"v{place}")
             outcome = self.lineage.outcome(place, parent, family.n_features, depth)
-        code, examples = (f"{family.id}/{kind}-{checkpoint.id}.safetensors" for kind in ("code", "examples"))
+        code, examples = self.keep(family.id, checkpoint.id, place, outcome)
+        outcome = replace(outcome, code=code, examples=examples, positions=self.positions)
+        with database.write() as session:
+            result = verdicts.record(session, checkpoint_id=checkpoint.id, run_id=held[0], outcome=outcome)
+            runs.finish(session, run_id=held[0], attempt=held[1], state=RunState.SUCCEEDED, result=result)
+
+    def keep(self, family_id: str, checkpoint_id: str, place: int, outcome: verdicts.Outcome) -> tuple[str, str]:
+        """Names of the code's artifact and of its examples."""
+        code, examples = (f"{family_id}/{kind}-{checkpoint_id}.safetensors" for kind in ("code", "examples"))
         with self.artifacts.create(code) as path:
             save_file({"feature_numbers": outcome.numbers}, path)
         rng = np.random.default_rng(place)
@@ -260,17 +268,15 @@ class Filler:
             places = rng.integers(0, POSITIONS, (len(outcome.numbers), EXAMPLES))
             values = -np.sort(-rng.lognormal(1, 0.3, places.shape).astype(np.float32), axis=1)
             save_file({"positions": places, "values": values}, path)
-        outcome = replace(outcome, code=code, examples=examples, positions=self.positions)
-        with database.write() as session:
-            result = verdicts.record(session, checkpoint_id=checkpoint.id, run_id=held[0], outcome=outcome)
-            runs.finish(session, run_id=held[0], attempt=held[1], state=RunState.SUCCEEDED, result=result)
+        return code, examples
 
     def _take(self, session: Session, run_id: str) -> tuple[str, int]:
         run = runs.claim(session, worker=WORKER, lease_seconds=LEASE_S, run_id=run_id)
         assert run is not None
         return run.id, run.attempt
 
-    def _corpus(self, family_id: str) -> dict[str, Any]:
+    def corpus(self, family_id: str) -> dict[str, Any]:
+        """The probe corpus: what a family's `positions` are."""
         rng = np.random.default_rng(0)
         letters = rng.integers(ord("a"), ord("z") + 1, (DOCUMENTS, TOKENS, LETTERS), dtype=np.uint8)
         letters[..., -1] = ord(" ")

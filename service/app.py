@@ -32,6 +32,7 @@ from service.migrate import check_connection
 from service.runs.routes import router as runs
 from service.signatures.routes import router as signatures
 from service.status.routes import router as status
+from service.web import site
 from service.webhooks.routes import router as webhooks
 
 ROUTERS = (
@@ -90,6 +91,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     for router in ROUTERS:
         app.include_router(router)
+    site.install(app)
     openapi.install(app)
     telemetry.trace_app(app)
     return app

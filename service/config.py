@@ -28,7 +28,8 @@ class Settings(BaseSettings):
     )
     secret_key: SecretStr = Field(
         SecretStr(""),
-        description="Encrypts webhook secrets. Empty: made once and kept in the data folder (embedded installations).",
+        description="Encrypts webhook secrets and the cookies of the pages. Empty: made once and kept in the data "
+        "folder (embedded installations).",
     )
     require_keys: bool = Field(
         True, description="Whether requests need an API key. `featurewatch up` on a loopback address turns it off."

@@ -53,11 +53,20 @@ def authenticate(session: Session, key: str) -> Principal:
     # One message for all: nobody learns which prefixes exist.
     if row is None or not keys.matches(key, row.hash) or row.revoked_at is not None:
         raise UnauthenticatedError("This API key is not valid.", code="invalid-key")
-    now = utcnow()
     if not alive(row):
         raise UnauthenticatedError("This API key has expired.", code="expired-key")
+    return _principal(row)
+
+
+def returning(session: Session, key_id: str) -> Principal | None:
+    """Who signed in with a key before; None where it has ended since."""
+    row = queries.find(session, key_id)
+    return _principal(row) if row is not None and alive(row) else None
+
+
+def _principal(row: ApiKey) -> Principal:
     granted: set[str] = set().union(*(_INCLUDED.get(scope, set()) for scope in row.scopes))
-    stale = row.last_used_at is None or now - row.last_used_at > USE_NOTED_EVERY
+    stale = row.last_used_at is None or utcnow() - row.last_used_at > USE_NOTED_EVERY
     return Principal(row.id, frozenset(granted), note_use=stale)
 
 

@@ -1,4 +1,4 @@
-"""Who is asking: reads the bearer key of a request into `request.state.principal`.
+"""Who is asking: reads the bearer key of a request, or a browser's cookie, into `request.state.principal`.
 
 Where no keys are required, everybody on the loopback address is an administrator. A browser on that machine is there
 too, on behalf of any page it shows; so such a service answers only to names that no foreign page can have (no DNS
@@ -12,9 +12,11 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import logic, queries
+from service.auth.browser import Visit, Visits, cookie_name
 from service.auth.guard import check_early
 from service.auth.limits import RateLimits, network_of
 from service.auth.logic import Principal
@@ -37,7 +39,7 @@ class Authentication:
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app, self.settings = app, settings
+        self.app, self.settings, self.visits = app, settings, Visits(settings)
         self.limits = RateLimits(settings.requests_per_minute if settings.require_keys else 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,12 +48,13 @@ class Authentication:
             return
         database: Database = scope["app"].state.database
         address = network_of(scope["client"][0]) if scope.get("client") else "-"
+        visit = self._visit(scope)
         try:
-            principal = await self._principal(database, Headers(scope=scope), scope["method"])
+            principal = await self._principal(database, Headers(scope=scope), scope["method"], visit)
         except UnauthenticatedError:
             await self.limits.spend(address)
             raise
-        scope.setdefault("state", {})["principal"] = principal
+        scope.setdefault("state", {}).update(principal=principal, visit=visit, visits=self.visits)
         told: dict[str, str] = {}
         if scope["path"] not in _UNLIMITED:
             told = await self.limits.spend(principal.id if principal else address)
@@ -67,12 +70,23 @@ class Authentication:
             async with scope["app"].state.turns.writing:
                 await run_in_threadpool(_note_use, database, principal.id)
 
-    async def _principal(self, database: Database, headers: Headers, method: str) -> Principal | None:
+    def _visit(self, scope: Scope) -> Visit | None:
+        """That of a browser's cookie; the API takes none."""
+        if scope["path"].startswith("/v1"):
+            return None
+        cookie = cookie_parser(Headers(scope=scope).get("cookie", "")).get(cookie_name(scope["scheme"]))
+        return self.visits.open(cookie) if cookie else None
+
+    async def _principal(
+        self, database: Database, headers: Headers, method: str, visit: Visit | None
+    ) -> Principal | None:
         if not self.settings.require_keys:
             _refuse_foreign_pages(headers, method)
             return logic.ANONYMOUS
         if "authorization" not in headers:
-            return None
+            if visit is None or visit.key_id is None:
+                return None
+            return await run_in_threadpool(_returning, database, visit.key_id)
         return await run_in_threadpool(_authenticate, database, _bearer(headers["authorization"]))
 
 
@@ -86,6 +100,11 @@ def _bearer(header: str) -> str:
 def _authenticate(database: Database, key: str) -> Principal:
     with database.read() as session:
         return logic.authenticate(session, key)
+
+
+def _returning(database: Database, key_id: str) -> Principal | None:
+    with database.read() as session:
+        return logic.returning(session, key_id)
 
 
 def _note_use(database: Database, key_id: str) -> None:

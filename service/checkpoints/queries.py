@@ -35,6 +35,20 @@ def newest(session: Session, family_id: str, states: Sequence[str]) -> Sequence[
     return session.scalars(statement.order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())).all()
 
 
+def newest_judged(session: Session, family_ids: Sequence[str]) -> dict[str, Checkpoint]:
+    """Family id -> its newest judged checkpoint."""
+    order = func.row_number().over(
+        partition_by=Checkpoint.family_id, order_by=(Checkpoint.created_at.desc(), Checkpoint.id.desc())
+    )
+    ranked = (
+        select(Checkpoint.id, order.label("place"))
+        .where(Checkpoint.family_id.in_(family_ids), Checkpoint.state == "judged")
+        .subquery()
+    )
+    found = session.scalars(select(Checkpoint).join(ranked, (ranked.c.id == Checkpoint.id) & (ranked.c.place == 1)))
+    return {one.family_id: one for one in found}
+
+
 def lineage(session: Session, family_id: str) -> dict[str, str | None]:
     """Checkpoint id -> id of its parent, of a whole family."""
     statement = select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.family_id == family_id)

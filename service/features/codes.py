@@ -33,7 +33,7 @@ def code_of(session: Session, family: Family, checkpoint: str | None) -> tuple[C
 
 def feature_numbers(artifacts: ArtifactStore, code: Code) -> np.ndarray:
     """Numbers of the features, in the order of the code's columns: int64 [columns]."""
-    return _tensors(str(artifacts.path(code.artifact)))["feature_numbers"]
+    return tensors(artifacts, code.artifact)["feature_numbers"]
 
 
 def stream_npz(path: Path, n_positions: int, n_features: int) -> Iterator[bytes]:
@@ -122,7 +122,7 @@ def examples_of(
 
 def _columns(artifacts: ArtifactStore, code: str, numbers: Sequence[int]) -> dict[int, int]:
     """Feature number -> column of a code, of those of some features that it has."""
-    held = _tensors(str(artifacts.path(code)))["feature_numbers"]
+    held = tensors(artifacts, code)["feature_numbers"]
     return {int(held[column]): column for column in np.flatnonzero(np.isin(held, numbers)).tolist()}
 
 
@@ -132,7 +132,7 @@ def _examples(
     described = family.positions or {}
     if "artifact" not in described:
         raise NotFoundError(f"The positions of {family.name} are not known (yet).", code="no-code")
-    tops, places = _tensors(str(artifacts.path(kept))), _tensors(str(artifacts.path(described["artifact"])))
+    tops, places = tensors(artifacts, kept), tensors(artifacts, described["artifact"])
     texts = described.get("documents") if {"start", "end"} <= set(places) else None
     path = artifacts.path(texts) if texts else None
     found = {}
@@ -163,6 +163,11 @@ def _passage(path: Path, document: int, start: int, end: int) -> tuple[str | Non
     if text is None:
         return None, None, None
     return text[max(0, start - _CONTEXT_CHARACTERS) : start], text[start:end], text[end : end + _CONTEXT_CHARACTERS]
+
+
+def tensors(artifacts: ArtifactStore, name: str) -> dict[str, np.ndarray]:
+    """The tensors of an artifact, mapped, not read; FileNotFoundError where it is kept no more."""
+    return _tensors(str(artifacts.path(name)))
 
 
 def document_text(path: Path, document: int) -> str | None:

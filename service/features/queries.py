@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, bindparam, cast, or_, select
+from sqlalchemy import ColumnElement, Select, Text, bindparam, cast, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from service.kit.ids import parse_feature_id
@@ -114,6 +114,47 @@ def of_numbers(session: Session, checkpoint_id: str, numbers: Sequence[int]) -> 
 def course(session: Session, family_id: str, number: int) -> Sequence[Any]:
     """Verdicts of one feature, plain rows with `checkpoint_name` and `parent_name`; parents before their children."""
     return _plain(session, _COURSE, family=family_id, number=number)
+
+
+def changes(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> Sequence[tuple[str, str, int]]:
+    """(checkpoint id, status, features that came into it there) of some statuses."""
+    came = or_(Verdict.status != "absent", Verdict.change > 0)
+    statement = (
+        select(Verdict.checkpoint_id, Verdict.status, func.count())
+        .where(Verdict.checkpoint_id.in_(checkpoint_ids), Verdict.status.in_(statuses), came)
+        .group_by(Verdict.checkpoint_id, Verdict.status)
+    )
+    return [(row[0], row[1], row[2]) for row in session.execute(statement)]
+
+
+def largest(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> Sequence[tuple[int, float]]:
+    """(number, largest change) of the features that came into one of the statuses in one of the checkpoints."""
+    statement = (
+        select(Verdict.feature, func.max(Verdict.change))
+        .where(Verdict.checkpoint_id.in_(checkpoint_ids), Verdict.status.in_(statuses), Verdict.change > 0)
+        .group_by(Verdict.feature)
+    )
+    return [(row[0], row[1]) for row in session.execute(statement)]
+
+
+def statuses(session: Session, family_id: str, numbers: Sequence[int]) -> Sequence[tuple[int, str, str]]:
+    """(number, checkpoint id, status) of a few features wherever they have a verdict."""
+    columns = (Verdict.feature, Verdict.checkpoint_id, Verdict.status)
+    statement = select(*columns).where(Verdict.family_id == family_id, Verdict.feature.in_(numbers))
+    return [(row[0], row[1], row[2]) for row in session.execute(statement)]
+
+
+def replaced_by(session: Session, family_id: str, feature: str) -> Sequence[tuple[int, str, list[Any]]]:
+    """(number, checkpoint, successors) of the features that one, `F7`, succeeded, parents before their children."""
+    statement = (
+        select(Verdict.feature, Checkpoint.name, Verdict.successors)
+        # Through the checkpoints: an index finds the few that were replaced in each.
+        .join(Checkpoint, Checkpoint.id == Verdict.checkpoint_id)
+        .where(Checkpoint.family_id == family_id, Verdict.status == "replaced")
+        .where(cast(Verdict.successors, Text).contains(json.dumps(feature), autoescape=True))
+        .order_by(Checkpoint.created_at, Checkpoint.id, Verdict.feature)
+    )
+    return [(row[0], row[1], row[2]) for row in session.execute(statement)]
 
 
 def codes(session: Session, family_id: str) -> Sequence[tuple[Code, str]]:

@@ -59,7 +59,7 @@ def secret_key(settings: Settings) -> bytes:
         return given.encode()
     if make_url(settings.resolved_database_url).get_backend_name() != "sqlite":
         raise SecretKeyError(
-            "webhook secrets need FEATUREWATCH_SECRET_KEY, the same one for the API and all workers; "
+            "webhook secrets and the web pages need FEATUREWATCH_SECRET_KEY, the same one for the API and all workers; "
             "`openssl rand -hex 32` makes a good one"
         )
     return _key_file(settings.data_dir.expanduser().resolve())

@@ -159,6 +159,15 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_validation)
 
 
+async def answer(request: Request, error: Exception) -> Response:
+    """The problem document of an error of one of the classes that `install` names."""
+    if isinstance(error, ProblemError):
+        return await _on_problem(request, error)
+    if isinstance(error, HTTPException):
+        return await _on_http(request, error)
+    return await _on_validation(request, error)
+
+
 def _request_id(request: Request) -> str | None:
     return getattr(request.state, "request_id", None)
 

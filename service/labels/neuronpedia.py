@@ -5,12 +5,9 @@ Only what is known is filled in; there are no histograms and no correlated neuro
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, Field
-from safetensors import safe_open
 from sqlalchemy.orm import Session
 
 from service.checkpoints import logic as checkpoints
@@ -19,21 +16,9 @@ from service.kit.artifacts import ArtifactStore
 from service.kit.ids import feature_id
 from service.kit.problems import NotFoundError
 from service.labels import queries
-from service.models import Checkpoint, Code, Family, Feature
+from service.labels.passages import Activation, Passages
+from service.models import Checkpoint, Family, Feature
 from service.verdicts import queries as verdicts
-
-AROUND = 32
-"""Tokens on each side of the one on which the feature fires most."""
-
-
-class Activation(BaseModel):
-    """A passage, token by token, with the feature's activation on each."""
-
-    tokens: list[str]
-    values: list[float]
-    max_value: float = Field(serialization_alias="maxValue")
-    max_value_token_index: int = Field(serialization_alias="maxValueTokenIndex")
-    min_value: float = Field(serialization_alias="minValue")
 
 
 class Explanation(BaseModel):
@@ -74,7 +59,7 @@ class Exporter:
         self.checkpoint: Checkpoint = checkpoints.get_judged(session, family, checkpoint)
         self.code, _ = codes.code_of(session, family, self.checkpoint.name)
         self.columns = {int(n): column for column, n in enumerate(codes.feature_numbers(artifacts, self.code))}
-        self.texts = _Texts(artifacts, family, self.code)
+        self.texts = Passages(artifacts, family, self.code)
         sources = verdicts.sources(session, self.checkpoint.id)
         self.hook_point = _deepest([hook for hook in self.checkpoint.hook_points if hook in sources])
 
@@ -108,55 +93,6 @@ class Exporter:
             activations=self.texts.activations(column, limit),
             explanations=_explanations(feature),
         )
-
-
-class _Texts:
-    """Passages of a code's examples."""
-
-    def __init__(self, artifacts: ArtifactStore, family: Family, code: Code) -> None:
-        with safe_open(str(artifacts.path(code.examples)), framework="numpy") as file:
-            self.places, self.values = file.get_tensor("positions"), file.get_tensor("values")
-        self.code = safe_open(str(artifacts.path(code.artifact)), framework="numpy")
-        positions = family.positions or {}
-        self.documents: Path | None = None
-        if positions.get("documents"):
-            self.documents = artifacts.path(positions["documents"])
-            with safe_open(str(artifacts.path(positions["artifact"])), framework="numpy") as file:
-                self.document, self.start, self.end = (file.get_tensor(name) for name in ("document", "start", "end"))
-
-    def largest(self, column: int) -> float:
-        return float(self.values[column].max(initial=0.0))
-
-    def activations(self, column: int, limit: int) -> list[Activation]:
-        """Passages around the places where a column fires most, strongest first, one for each place."""
-        if self.documents is None:
-            return []
-        rows = [int(row) for row in self.places[column] if row >= 0][:limit]
-        return [self._around(column, row, self.documents) for row in rows]
-
-    def _around(self, column: int, row: int, documents: Path) -> Activation:
-        first, last = max(0, row - AROUND), min(len(self.document), row + AROUND + 1)
-        same = first + np.flatnonzero(self.document[first:last] == self.document[row])
-        first, last = int(same[0]), int(same[-1]) + 1
-        text = codes.document_text(documents, int(self.document[row])) or ""
-        # From one token's end to the next one's: together the passage as it stands, blanks included.
-        begins = [int(self.start[first]), *self.end[first : last - 1].tolist()]
-        tokens = [text[begin:end] for begin, end in zip(begins, self.end[first:last].tolist(), strict=True)]
-        values = self._values(column, first, last)
-        at = row - first
-        return Activation(
-            tokens=tokens, values=values, max_value=values[at], max_value_token_index=at, min_value=min(values)
-        )
-
-    def _values(self, column: int, first: int, last: int) -> list[float]:
-        """Activations of a column at the positions `first` to `last`."""
-        ends = self.code.get_slice("indptr")[first : last + 1]
-        part = slice(int(ends[0]), int(ends[-1]))
-        latents, values = (self.code.get_slice(name)[part.start : part.stop] for name in ("indices", "values"))
-        row = np.repeat(np.arange(last - first), np.diff(ends))
-        found = np.zeros(last - first)
-        found[row[latents == column]] = values[latents == column]
-        return [round(float(value), 4) for value in found]
 
 
 def _explanations(feature: Feature) -> list[Explanation]:

@@ -1,0 +1,47 @@
+"""What became of the features between two checkpoints, as a flow from one to the other."""
+
+from collections.abc import Mapping, Sequence
+
+from service.features.schemas import STATUSES, FeatureRow, Status
+from service.web.plots import Plot
+
+_WORDS: dict[Status, str] = {
+    "present": "kept", "suppressed": "suppressed", "amplified": "amplified", "absent": "absent",
+    "relocated": "relocated", "replaced": "replaced", "emerged": "emerged", "indeterminate": "not judged",
+}  # fmt: skip
+MOST_SUCCESSORS = 12
+
+
+def flow(
+    baseline: str, checkpoint: str, counts: Mapping[Status, int], replaced: Sequence[FeatureRow], link: str
+) -> Plot:
+    """counts: features by status. replaced: the first of those, with their successors. link: a list by status."""
+    rows: list[list[str | int | None]] = []
+    links: list[str] = []
+    for status in STATUSES:
+        if counts.get(status):
+            start = f"not in {baseline}" if status == "emerged" else baseline
+            rows.append([start, _WORDS[status], counts[status]])
+            links.append(f"{link}status={status}")
+    shown = [row for row in replaced if row.successors][:MOST_SUCCESSORS]
+    for row in shown:
+        names = " + ".join(successor.id for successor in row.successors)
+        rows.append([_WORDS["replaced"], f"{row.id} by {names}", 1])
+        links.append(f"{link}status=replaced")
+    if shown and counts.get("replaced", 0) > len(shown):
+        rows.append(
+            [_WORDS["replaced"], f"{counts['replaced'] - len(shown):,} others", counts["replaced"] - len(shown)]
+        )
+        links.append(f"{link}status=replaced")
+    return Plot(
+        "flow",
+        "flow",
+        f"What became of the features from {baseline} to {checkpoint}",
+        ["from", "to", "features"],
+        rows,
+        note="Widths go by the square root of the number, so that a few changed features show beside thousands that "
+        "were kept.",
+        links=links,
+        options={"statuses": {word: status for status, word in _WORDS.items()}},
+        drawn=bool(rows),
+    )

@@ -1,0 +1,71 @@
+"""The lineage of checkpoints as a drawing: generations of descent from left to right, a lane for each branch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from service.checkpoints.schemas import CheckpointOut
+from service.features.words import SEVERITY
+
+STEP, LANE, MARGIN = 84, 64, 46
+_LETTERS = 12
+
+
+@dataclass(frozen=True)
+class Node:
+    """A checkpoint on the drawing, in pixels."""
+
+    checkpoint: CheckpointOut
+    x: int
+    y: int
+    short: str
+    changed: int
+    worst: str
+    """The gravest status that a feature came into here; the checkpoint's state where none did."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Nodes and the paths between parents and children."""
+
+    nodes: list[Node]
+    paths: list[str]
+    width: int
+    height: int
+
+
+def draw(checkpoints: Sequence[CheckpointOut], changes: Mapping[str, Mapping[str, int]]) -> Drawing:
+    """checkpoints: parents before their children. changes: checkpoint id -> status -> features that came into it."""
+    places: dict[str, tuple[int, int]] = {}
+    ends: dict[int, int] = {}
+    """Lane -> depth of the last checkpoint in it."""
+    nodes, paths = [], []
+    for one in checkpoints:
+        parent = places.get(one.parent or "")
+        depth = parent[0] + 1 if parent else 0
+        lane = _lane(ends, parent, depth)
+        ends[lane] = depth
+        places[one.name] = (depth, lane)
+        x, y = MARGIN + depth * STEP, MARGIN // 2 + 12 + lane * LANE
+        if parent:
+            paths.append(_path(MARGIN + parent[0] * STEP, MARGIN // 2 + 12 + parent[1] * LANE, x, y))
+        found = changes.get(one.id, {})
+        worst = next((status for status in SEVERITY if found.get(status)), one.state)
+        changed = sum(found.get(status, 0) for status in SEVERITY)
+        short = one.name if len(one.name) <= _LETTERS else one.name[: _LETTERS - 1] + "…"
+        nodes.append(Node(one, x, y, short, changed, worst))
+    depth = max((place[0] for place in places.values()), default=0)
+    return Drawing(nodes, paths, 2 * MARGIN + depth * STEP, MARGIN // 2 + 46 + max(ends, default=0) * LANE)
+
+
+def _lane(ends: Mapping[int, int], parent: tuple[int, int] | None, depth: int) -> int:
+    """The parent's lane where the parent is its last one; else the first that is free from there on."""
+    if parent and ends[parent[1]] == parent[0]:
+        return parent[1]
+    lane = parent[1] + 1 if parent else 0
+    while lane in ends and ends[lane] >= depth - 1:
+        lane += 1
+    return lane
+
+
+def _path(x: int, y: int, to_x: int, to_y: int) -> str:
+    return f"M{x} {y}H{to_x}" if y == to_y else f"M{x} {y}C{x + STEP // 2} {y} {to_x - STEP // 2} {to_y} {to_x} {to_y}"

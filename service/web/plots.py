@@ -1,0 +1,65 @@
+"""Plots as numbers: a table that is shown, downloaded as CSV, and drawn by the page's script from what it shows."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from starlette.responses import Response
+
+from service.kit.problems import NotFoundError
+
+Cell = str | int | float | None
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What a plot shows. The script knows each kind; `options` say what the numbers are."""
+
+    name: str
+    """Of the CSV file; unique on its page."""
+    kind: Literal["counts", "statuses", "lines", "trajectory", "flow", "table"]
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+    links: Sequence[str] = ()
+    """Where each row leads to; empty: nowhere."""
+    options: dict[str, Any] = field(default_factory=dict)
+    drawn: bool = True
+    """False: there is too little to draw, and the table says it all."""
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Of each column: whether it holds numbers."""
+        return [any(isinstance(row[at], int | float) for row in self.rows) for at in range(len(self.columns))]
+
+
+def parents(rows: Sequence[Sequence[Cell]], names: Sequence[str | None]) -> list[int | None]:
+    """Of each row the place of its parent's; None where that is not among them. names: the parents', in order."""
+    places = {row[0]: place for place, row in enumerate(rows)}
+    return [None if name is None else places.get(name) for name in names]
+
+
+def csv_response(plots: Sequence[Plot], name: str) -> Response:
+    """The numbers of one plot as a CSV file; 404 where the page has none of this name."""
+    for plot in plots:
+        if plot.name == name:
+            return as_csv(name, plot.columns, plot.rows)
+    raise NotFoundError(f"This page has no plot {name!r}.", code="unknown-plot")
+
+
+def as_csv(name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Response:
+    """A CSV file (RFC 4180). Text that a spreadsheet would take for a formula is quoted."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([_safe(column) for column in columns])
+    writer.writerows([_safe(cell) for cell in row] for row in rows)
+    headers = {"Content-Disposition": f'attachment; filename="{name}.csv"', "Cache-Control": "private, no-cache"}
+    return Response(text.getvalue(), media_type="text/csv", headers=headers)
+
+
+def _safe(cell: Cell) -> Cell:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

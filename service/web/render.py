@@ -1,0 +1,172 @@
+"""Turning what the API says into HTML: one environment, one way to answer."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from fastapi import Request
+from markupsafe import Markup
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from service import __version__
+from service.auth.browser import SECONDS
+from service.features import words
+from service.web import shapes
+from service.web.access import cookie_options, may, visit_of
+from service.web.plots import Plot, csv_response
+
+FOLDER = Path(__file__).parent
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    # Without an origin the guard against foreign pages could not tell our own forms.
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "private, no-cache",
+    "Vary": "Cookie, HX-Request",
+}
+
+
+def page(
+    request: Request,
+    template: str,
+    *,
+    status: int = 200,
+    plots: Sequence[Plot] = (),
+    secret: bool = False,
+    **values: Any,
+) -> Response:
+    """A page; of `?csv=<plot>` the numbers of one of its plots. `secret`: no cache may keep it."""
+    asked = request.query_params.get("csv")
+    if asked is not None:
+        return csv_response(plots, asked)
+    visit = visit_of(request)
+    text = _environment().get_template(template).render(
+        request=request,
+        csrf=visit.token,
+        signed_in=visit.key_id is not None,
+        may_write=may(request, "write"),
+        may_admin=may(request, "admin"),
+        plots={plot.name: plot for plot in plots},
+        version=__version__,
+        **values,
+    )  # fmt: skip
+    response = HTMLResponse(
+        text, status_code=status, headers=_HEADERS | ({"Cache-Control": "no-store"} if secret else {})
+    )
+    return with_visit(request, response)
+
+
+def with_visit(request: Request, response: Response) -> Response:
+    """The answer, with the cookie of a visit that began in this request."""
+    if getattr(request.state, "new_visit", False):
+        sealed = request.state.visits.seal(request.state.visit)
+        response.set_cookie(value=sealed, max_age=SECONDS, **cookie_options(request))
+    return response
+
+
+def back(request: Request, path: str) -> Response:
+    """To a page after a form was carried out."""
+    del request
+    return RedirectResponse(path, status_code=303)
+
+
+def is_fragment(request: Request) -> bool:
+    """Whether htmx asks for a part of a page."""
+    return request.headers.get("hx-request") == "true"
+
+
+def address(*parts: str) -> str:
+    """A path of ours; what stands in a name is no part of it."""
+    return "/" + "/".join(quote(part, safe="") for part in parts)
+
+
+@cache
+def static(name: str) -> str:
+    """Address of a file that a browser may keep for ever: it changes with the file's content."""
+    digest = hashlib.sha256((FOLDER / "static" / name).read_bytes()).hexdigest()[:12]
+    return f"/static/{name}?{digest}"
+
+
+def _moment(value: datetime | None) -> Markup:
+    if value is None:
+        return Markup('<span class="quiet">never</span>')
+    moment = value.astimezone(UTC)
+    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
+        moment.isoformat(timespec="seconds"), moment.strftime("%Y-%m-%d %H:%M:%S"), moment.strftime("%Y-%m-%d %H:%M")
+    )
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    """A figure for people, thousands apart; a dash where there is none."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _interval(ends: Sequence[float | None] | None) -> str:
+    if ends is None:
+        return ""
+    low, high = ("?" if end is None else f"{end:.2f}" for end in ends)
+    return f"{low} to {high}"
+
+
+def _q(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "<0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _bytes(value: float | None) -> str:
+    return "–" if value is None else f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {
+        "moment": _moment, "number": _number, "ratio": _ratio, "interval": _interval, "q": _q, "seconds": _seconds,
+        "bytes": _bytes, "pretty": _pretty, "plain": words.plain, "passage": words.passage,
+    }  # fmt: skip
+    found.globals |= {
+        "static": static, "address": address, "GLYPHS": shapes.GLYPHS, "bar": shapes.bar, "shade": shapes.shade,
+    }  # fmt: skip
+    return found

@@ -1,0 +1,91 @@
+"""The alerts inbox, and the rules that fill it."""
+
+from typing import Annotated
+
+from fastapi import Query, Request
+from starlette.responses import Response
+
+from service.alerts import routes as alerts
+from service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, AlertState, MuteBody
+from service.kit.pages import MAX_LIMIT, Pager, Paging
+from service.kit.sessions import ReadSession, WriteSession
+from service.web.access import SentForm, filled, pages
+from service.web.render import address, back, is_fragment, page
+
+router = pages()
+
+MUTES = {"24": "for a day", "168": "for a week", "": "until it is resolved"}
+
+
+@router.get("/alerts")
+def list_alerts(
+    request: Request,
+    session: ReadSession,
+    paging: Paging,
+    state: Annotated[str, Query(max_length=20)] = "open",
+    family: Annotated[str | None, Query(max_length=200)] = None,
+) -> Response:
+    chosen = AlertState(state) if state in set(AlertState) else None
+    found = alerts.list_alerts(session, paging, family=family or None, state=chosen)
+    template = "notify/alert_rows.html" if is_fragment(request) else "notify/alerts.html"
+    rules = [] if is_fragment(request) else alerts.list_rules(session, Pager(MAX_LIMIT, None, request, Response())).data
+    return page(
+        request, template, rows=found.data, next_cursor=found.next_cursor, state=state, family=family or "",
+        states=[*AlertState, "all"], mutes=MUTES, rules=rules,
+    )  # fmt: skip
+
+
+@router.get("/alerts/{alert_id}")
+def show_alert(request: Request, alert_id: str, session: ReadSession) -> Response:
+    return page(request, "notify/alert.html", alert=alerts.get_alert(alert_id, session), mutes=MUTES)
+
+
+@router.post("/alerts/{alert_id}/ack")
+def acknowledge(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
+    alerts.acknowledge(alert_id, session)
+    return _settled(request, alert_id, form)
+
+
+@router.post("/alerts/{alert_id}/mute")
+def mute(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
+    alerts.mute(alert_id, session, filled(MuteBody, hours=form.some("hours")))
+    return _settled(request, alert_id, form)
+
+
+@router.post("/alerts/{alert_id}/resolve")
+def resolve(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
+    alerts.resolve(alert_id, session)
+    return _settled(request, alert_id, form)
+
+
+@router.post("/alert-rules")
+def create_rule(request: Request, session: WriteSession, form: SentForm) -> Response:
+    kind = form.one("kind")
+    condition: dict[str, object] = {"kind": kind}
+    match kind:
+        case "feature" | "tag":
+            condition[kind] = form.one("of")
+        case "signature" | "rewired":
+            condition["signature" if kind == "signature" else "feature"] = form.some("of")
+        case "status_count":
+            condition |= {"status": form.one("of"), "at_least": form.one("at_least") or "1"}
+        case "absence":
+            condition["days"] = form.one("at_least")
+        case "quality":
+            condition["max_fvu_ratio"] = form.one("at_least")
+    body = filled(AlertRuleCreate, name=form.one("name"), family=form.some("family"), condition=condition)
+    alerts.create_rule(body, session, Response())
+    return back(request, "/alerts#rules")
+
+
+@router.post("/alert-rules/{rule_id}")
+def change_rule(request: Request, rule_id: str, session: WriteSession, form: SentForm) -> Response:
+    if form.one("do") == "delete":
+        alerts.delete_rule(rule_id, session)
+    else:
+        alerts.change_rule(rule_id, AlertRuleUpdate(enabled=form.one("do") == "enable"), session)
+    return back(request, "/alerts#rules")
+
+
+def _settled(request: Request, alert_id: str, form: SentForm) -> Response:
+    return back(request, address("alerts", alert_id) if form.one("from") == "alert" else "/alerts")

@@ -1,0 +1,115 @@
+"""The report of a checkpoint against any baseline, and the flow between any two."""
+
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import Query, Request
+from starlette.responses import Response
+
+from service.checkpoints import routes as checkpoints
+from service.checkpoints.report import MEDIA_TYPES, Format, render, report
+from service.families import logic as families
+from service.features import routes as features
+from service.features.queries import Filter
+from service.features.routes import (
+    MaxQQuery,
+    MinChangeQuery,
+    OrderQuery,
+    SortQuery,
+    StatusQuery,
+    TagQuery,
+    TextQuery,
+    WatchedQuery,
+)
+from service.kit.pages import Pager, Paging
+from service.kit.sessions import AppArtifacts, ReadSession
+from service.kit.turns import IN_TURN
+from service.web.access import pages
+from service.web.flow import MOST_SUCCESSORS, flow
+from service.web.plots import Plot
+from service.web.render import address, is_fragment, page
+from service.web.routes.families import all_checkpoints
+
+router = pages()
+
+BaselineQuery = Annotated[str | None, Query(description="Left out: the parent.")]
+
+
+@router.get("/families/{family}/checkpoints/{name}", dependencies=[IN_TURN])
+def show_report(
+    request: Request,
+    family: str,
+    name: str,
+    session: ReadSession,
+    artifacts: AppArtifacts,
+    baseline: BaselineQuery = None,
+    form: Annotated[Format | None, Query(alias="format")] = None,
+) -> Response:
+    one = checkpoints.get_checkpoint(family, name, session)
+    if one.state != "judged":
+        return page(request, "families/waiting.html", family=family, checkpoint=one)
+    found = report(session, artifacts, families.get(session, family), name, baseline or None)
+    if form is not None:
+        text = found.model_dump_json() if form == "json" else render(found, form)
+        return Response(text, media_type=MEDIA_TYPES[form])
+    others = [other.name for other in all_checkpoints(request, session, family) if other.state == "judged"]
+    changes = Plot(
+        "changes",
+        "table",
+        f"The largest changes, {len(found.changes)} features",
+        ["feature", "status", "projection ratio", "from", "to", "strength ratio", "q", "label", "successors"],
+        [_change(row) for row in found.changes],
+        links=[address("families", family, "features", row.id) for row in found.changes],
+        drawn=False,
+    )
+    return page(
+        request, "families/report.html", plots=[changes], report=found, checkpoint=one,
+        others=[other for other in others[::-1] if other != name],
+    )  # fmt: skip
+
+
+def _change(row: Any) -> list[Any]:
+    low, high = row.projection_ratio_ci or (None, None)
+    named = row.label or row.auto_label or ""
+    successors = ", ".join(successor.id for successor in row.successors)
+    return [row.id, row.status, row.projection_ratio, low, high, row.strength_ratio, row.q_value, named, successors]
+
+
+@router.get("/families/{family}/diff", dependencies=[IN_TURN])
+def show_diff(
+    request: Request,
+    family: str,
+    session: ReadSession,
+    artifacts: AppArtifacts,
+    paging: Paging,
+    from_: Annotated[str | None, Query(alias="from")] = None,
+    to: str | None = None,
+    status: StatusQuery = None,
+    q: TextQuery = None,
+    tag: TagQuery = None,
+    watched: WatchedQuery = None,
+    min_change: MinChangeQuery = None,
+    max_q: MaxQQuery = None,
+    sort: SortQuery = "change",
+    order: OrderQuery = None,
+) -> Response:
+    every = [one for one in all_checkpoints(request, session, family) if one.state == "judged"]
+    judged = [one.name for one in every]
+    if len(judged) < 2:
+        return page(request, "families/diff.html", family=family, judged=judged, found=None, asked=("", ""))
+    asked = (from_ or every[-1].parent or judged[-2], to or judged[-1])
+    wanted = Filter(tuple(status or ()), q or None, tag or None, watched, min_change, max_q)
+    found = features.diff(
+        family, session, artifacts, paging, asked[0], asked[1], status, wanted.q, wanted.tag, watched, min_change,
+        max_q, sort, order,
+    )  # fmt: skip
+    shared: dict[str, Any] = {"family": family, "rows": found.data, "next_cursor": found.next_cursor}
+    if is_fragment(request):
+        return page(request, "features/rows.html", **shared)
+    few = Pager(MOST_SUCCESSORS, None, request, Response())
+    replaced = features.diff(family, session, artifacts, few, asked[0], asked[1], status=["replaced"]).data
+    link = f"{address('families', family, 'features')}?{urlencode({'checkpoint': asked[1], 'baseline': asked[0]})}&"
+    plot = flow(asked[0], asked[1], found.counts, replaced, link)
+    return page(
+        request, "families/diff.html", plots=[plot], judged=judged, found=found, asked=asked, wanted=wanted, **shared
+    )

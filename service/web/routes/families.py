@@ -1,0 +1,125 @@
+"""Families, and one family over its checkpoints."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import RedirectResponse
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from service.checkpoints import queries as checkpoint_queries
+from service.checkpoints import routes as checkpoints
+from service.checkpoints.schemas import CheckpointOut
+from service.families import routes as families
+from service.features import history
+from service.features.words import SEVERITY
+from service.kit.ids import feature_id
+from service.kit.pages import MAX_LIMIT, Pager, Paging
+from service.kit.sessions import ReadSession
+from service.kit.turns import IN_TURN
+from service.web.access import pages
+from service.web.lineage import draw
+from service.web.plots import Plot, parents
+from service.web.render import address, page
+
+router = pages()
+
+MOST_CHECKPOINTS, MOST_FEATURES = 60, 30
+"""Newest checkpoints, and features, of the heat maps: more are not told apart by eye."""
+_QUALITY = ("fvu", "l0", "valid_share", "dead_share", "size_factor")
+
+
+@router.get("/")
+def home() -> Response:
+    return RedirectResponse("/families", status_code=307)
+
+
+@router.get("/families")
+def list_families(request: Request, session: ReadSession, paging: Paging) -> Response:
+    found = families.list_families(session, paging)
+    newest = checkpoint_queries.newest_judged(session, [one.id for one in found.data])
+    changes = history.changes(session, [one.id for one in newest.values()])
+    return page(
+        request, "families/families.html", families=found.data, next_cursor=found.next_cursor, newest=newest,
+        changes=changes,
+    )  # fmt: skip
+
+
+@router.get("/families/{family}", dependencies=[IN_TURN])
+def show_family(request: Request, family: str, session: ReadSession) -> Response:
+    found = families.get_family(family, session)
+    every = all_checkpoints(request, session, family)
+    judged = [one for one in every if one.state == "judged"][-MOST_CHECKPOINTS:]
+    changes = history.changes(session, [one.id for one in judged])
+    drawing = draw(every, changes)
+    plots = [_counts(family, judged, changes), _features(session, found.id, family, judged), _quality(family, judged)]
+    return page(
+        request, "families/family.html", plots=plots, family=found, checkpoints=every[::-1], changes=changes,
+        drawing=drawing,
+    )  # fmt: skip
+
+
+def all_checkpoints(request: Request, session: Session, family: str) -> list[CheckpointOut]:
+    """Every checkpoint of a family as the API shows it, oldest first."""
+    found, cursor = list[CheckpointOut](), None
+    while True:
+        paging = Pager(MAX_LIMIT, cursor, request, Response())
+        part = checkpoints.list_checkpoints(family, session, paging)
+        found += part.data
+        cursor = part.next_cursor
+        if cursor is None:
+            return found
+
+
+def _counts(family: str, judged: Sequence[CheckpointOut], changes: dict[str, dict[str, int]]) -> Plot:
+    statuses = (*SEVERITY, "indeterminate")
+    return Plot(
+        "changes",
+        "counts",
+        "What changed, by checkpoint",
+        ["checkpoint", *statuses],
+        [[one.name, *(changes[one.id].get(status, 0) for status in statuses)] for one in judged],
+        note="Features that came into a status against the checkpoint's parent.",
+        links=[address("families", family, "checkpoints", one.name) for one in judged],
+        drawn=len(judged) > 1,
+    )
+
+
+def _features(session: Session, family_id: str, family: str, judged: Sequence[CheckpointOut]) -> Plot:
+    courses = history.most_changed(session, family_id, [one.id for one in judged], MOST_FEATURES)
+    rows: list[list[Any]] = []
+    for course in courses:
+        feature = course.feature
+        label = feature.label or feature.auto_label or ""
+        rows.append([feature_id(feature.number), label, *(course.statuses.get(one.id) for one in judged)])
+    return Plot(
+        "features",
+        "statuses",
+        "The features that changed most",
+        ["feature", "label", *(one.name for one in judged)],
+        rows,
+        note="Watched ones first, then by the largest change in any checkpoint; new features only where they changed "
+        "later. Empty: no verdict there.",
+        links=[address("families", family, "features", row[0]) for row in rows],
+        drawn=bool(rows) and len(judged) > 1,
+    )
+
+
+def _quality(family: str, judged: Sequence[CheckpointOut]) -> Plot:
+    rows = [[one.name, *((one.quality or {}).get(name) for name in _QUALITY)] for one in judged]
+    return Plot(
+        "quality",
+        "lines",
+        "Quality of the dictionary over checkpoints",
+        ["checkpoint", "FVU", "L0", "valid share", "dead share", "size factor"],
+        rows,
+        note="FVU: what the dictionary leaves unexplained. L0: features that fire at a position. Valid share: the "
+        "positions that can be compared.",
+        links=[address("families", family, "checkpoints", one.name) for one in judged],
+        options={
+            "panels": [["FVU", [1]], ["L0", [2]], ["valid share", [3]]],
+            "parents": parents(rows, [one.parent for one in judged]),
+        },
+        drawn=len(judged) > 1,
+    )

@@ -1,0 +1,205 @@
+"""Features: the list of a checkpoint, one feature, and what people say of it."""
+
+from typing import Annotated, Any
+
+from fastapi import Query, Request
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from service.dependencies import routes as dependencies
+from service.dependencies.schemas import Dependencies, DependenciesIn
+from service.families import logic as families
+from service.features import history, logic, queries
+from service.features import routes as features
+from service.features.queries import Filter
+from service.features.routes import MaxQQuery, MinChangeQuery, OrderQuery, SortQuery, StatusQuery, TagQuery, TextQuery
+from service.features.schemas import FeatureDetail, FeaturePatch, Trajectory
+from service.features.sources import FeatureSources
+from service.kit.artifacts import ArtifactStore
+from service.kit.ids import feature_id
+from service.kit.pages import Paging
+from service.kit.problems import NotFoundError
+from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
+from service.kit.turns import IN_TURN
+from service.labels.passages import Activation, Passages
+from service.models import Family
+from service.web.access import SentForm, filled, pages
+from service.web.plots import Plot, parents
+from service.web.render import address, back, is_fragment, page
+from service.web.routes.families import all_checkpoints
+
+router = pages()
+
+PASSAGES = 12
+
+
+@router.get("/families/{family}/features", dependencies=[IN_TURN])
+def list_features(
+    request: Request,
+    family: str,
+    session: ReadSession,
+    paging: Paging,
+    checkpoint: str | None = None,
+    baseline: str | None = None,
+    status: StatusQuery = None,
+    q: TextQuery = None,
+    tag: TagQuery = None,
+    watched: Annotated[str | None, Query()] = None,
+    min_change: MinChangeQuery = None,
+    max_q: MaxQQuery = None,
+    sort: SortQuery = "change",
+    order: OrderQuery = None,
+) -> Response:
+    judged = [one.name for one in all_checkpoints(request, session, family) if one.state == "judged"]
+    if not judged:
+        return page(request, "features/features.html", family=family, judged=[], rows=[], next_cursor=None)
+    wanted = Filter(tuple(status or ()), q or None, tag or None, bool(watched) or None, min_change, max_q)
+    found = features.list_features(
+        family, session, paging, checkpoint or None, baseline or None, status, wanted.q, wanted.tag, wanted.watched,
+        min_change, max_q, sort, order,
+    )  # fmt: skip
+    shared: dict[str, Any] = {"family": family, "rows": found.data, "next_cursor": found.next_cursor}
+    if is_fragment(request):
+        return page(request, "features/rows.html", **shared)
+    asked = logic.comparison(session, families.get(session, family), checkpoint or None, baseline or None)
+    counts = logic.counts(session, asked)
+    return page(
+        request, "features/features.html", judged=judged, wanted=wanted, sort=sort, counts=counts,
+        checkpoint=asked.checkpoint.name, baseline=asked.baseline.name if asked.baseline else None,
+        asked_baseline=baseline or "", **shared,
+    )  # fmt: skip
+
+
+@router.get("/families/{family}/features/{feature}", dependencies=[IN_TURN])
+def show_feature(
+    request: Request,
+    family: str,
+    feature: str,
+    session: ReadSession,
+    artifacts: AppArtifacts,
+    now: Annotated[str | None, Query(description="Dependencies in this checkpoint.")] = None,
+    before: Annotated[str | None, Query(description="And in this one beside it.")] = None,
+) -> Response:
+    found = families.get(session, family)
+    row = logic.get(session, found, feature)
+    detail = logic.detail(session, found, row)
+    course, sources = features.trajectory(family, feature, session), features.sources(family, feature, session)
+    passages, why_not = _passages(session, artifacts, found, row.number)
+    side_by_side = _dependencies(session, artifacts, family, detail, course, now or None, before or None)
+    return page(
+        request, "features/feature.html",
+        plots=[_trajectory(family, course), *_at_hook_points(family, sources, course)],
+        family=family, feature=detail, course=course, sources=sources, passages=passages, why_not=why_not,
+        predecessors=history.predecessors(session, found, row.number), dependencies=side_by_side,
+        policy=found.policy, logits=_logits(row),
+    )  # fmt: skip
+
+
+@router.post("/families/{family}/features/{feature}/watch")
+def watch_feature(request: Request, family: str, feature: str, session: WriteSession, form: SentForm) -> Response:
+    body = FeaturePatch(watched=form.one("watched") == "yes")
+    detail = features.patch_feature(family, feature, body, session)
+    if is_fragment(request):
+        return page(request, "features/watch.html", family=family, feature=detail)
+    return back(request, address("families", family, "features", detail.id))
+
+
+@router.post("/families/{family}/features/{feature}")
+def say_of_feature(request: Request, family: str, feature: str, session: WriteSession, form: SentForm) -> Response:
+    tags = form.one("tags").replace(",", " ").lower().split()
+    body = filled(FeaturePatch, label=form.some("label"), tags=tags)
+    detail = features.patch_feature(family, feature, body, session)
+    return back(request, address("families", family, "features", detail.id))
+
+
+@router.post("/families/{family}/features/{feature}/dependencies")
+def find_dependencies(family: str, feature: str, session: WriteSession, request: Request, form: SentForm) -> Response:
+    body = filled(DependenciesIn, features=[feature])
+    run = dependencies.find(family, form.one("checkpoint"), body, session, Response())
+    return back(request, address("runs", run.id))
+
+
+def _passages(session: Session, artifacts: ArtifactStore, family: Family, number: int) -> tuple[list[Activation], str]:
+    """Passages token by token from the newest code that has the feature; else none, and why."""
+    for code, _ in queries.codes(session, family.id):
+        try:
+            passages = Passages(artifacts, family, code)
+        except FileNotFoundError:
+            continue  # retention took them; an older code may have its own
+        column = passages.column(number)
+        if column is not None:
+            found = passages.activations(column, PASSAGES)
+            return found, "" if found else "The family has no text: its activations were brought along without it."
+    return [], f"No code that is kept holds {feature_id(number)}."
+
+
+def _trajectory(family: str, course: Trajectory) -> Plot:
+    rows: list[list[Any]] = []
+    for point in course.points:
+        low, high = point.projection_ratio_ci or (None, None)
+        strength = point.strength_ratio_ci or (None, None)
+        rows.append(
+            [point.checkpoint, point.baseline, point.status, point.projection_ratio, low, high, point.strength_ratio,
+             *strength, point.orthogonal_ratio, point.q_value, point.direction_cosine, point.readability,
+             point.firing_rate, point.firings]
+        )  # fmt: skip
+    return Plot(
+        "trajectory",
+        "trajectory",
+        "How much of its own direction is written",
+        ["checkpoint", "against", "status", "projection ratio", "from", "to", "strength ratio", "strength from",
+         "strength to", "orthogonal ratio", "q", "cosine", "readability", "firing rate", "firings"],
+        rows,
+        note="Projection ratio against the checkpoint's parent, with its interval; the band is what counts as present.",
+        links=[address("families", family, "checkpoints", row[0]) for row in rows],
+        options={"parents": parents(rows, [point.baseline for point in course.points])},
+        drawn=len(rows) > 1,
+    )  # fmt: skip
+
+
+def _at_hook_points(family: str, sources: FeatureSources, course: Trajectory) -> list[Plot]:
+    """Strength and readability at each hook point over checkpoints."""
+    before = {point.checkpoint: point.baseline for point in course.points}
+    hooks = list(dict.fromkeys(source.hook_point for one in sources.data for source in one.sources))
+    plots = []
+    for name, title, note in (
+        ("strength", "Strength by hook point", "Norm of the decoder row, in units of the source's own scale."),
+        ("readability", "Readability by hook point", "Correlation of the source's own read-out with the code."),
+    ):
+        rows: list[list[Any]] = []
+        for one in sources.data:
+            at = {source.hook_point: getattr(source, name) for source in one.sources}
+            rows.append([one.checkpoint, *(at.get(hook) for hook in hooks)])
+        links = [address("families", family, "checkpoints", row[0]) for row in rows]
+        options = {
+            "panels": [["", list(range(1, len(hooks) + 1))]],
+            "parents": parents(rows, [before.get(row[0]) for row in rows]),
+        }
+        plots.append(
+            Plot(name, "lines", title, ["checkpoint", *hooks], rows, note, links, options, drawn=len(rows) > 1)
+        )
+    return plots
+
+
+def _dependencies(
+    session: Session, artifacts: ArtifactStore, family: str, detail: FeatureDetail, course: Trajectory,
+    now: str | None, before: str | None,
+) -> tuple[Dependencies | None, Dependencies | None]:  # fmt: skip
+    """What it is computed from now, compared with before, and before; None where nobody looked."""
+    try:
+        newest = dependencies.show(family, detail.id, session, artifacts, now)
+    except NotFoundError:
+        return None, None
+    parents = {point.checkpoint: point.baseline for point in course.points}
+    other = before or parents.get(newest.checkpoint)
+    if other is None:
+        return newest, None
+    try:
+        compared = dependencies.show(family, detail.id, session, artifacts, newest.checkpoint, other, newest.method)
+        return compared, dependencies.show(family, detail.id, session, artifacts, other, None, newest.method)
+    except NotFoundError:
+        return newest, None
+
+
+def _logits(row: Any) -> dict[str, list[Any]]:
+    return {name: row.logits.get(name, [])[:10] for name in ("promoted", "demoted")}

@@ -1,0 +1,51 @@
+"""API keys, for administrators."""
+
+from datetime import timedelta
+
+from fastapi import Request
+from starlette.responses import Response
+
+from service.auth import routes as keys
+from service.auth.guard import ADMIN
+from service.auth.schemas import KeyIn
+from service.kit.clock import utcnow
+from service.kit.pages import Paging
+from service.kit.problems import UnprocessableError
+from service.kit.sessions import ReadSession, WriteSession
+from service.web.access import SentForm, filled, pages
+from service.web.render import back, page
+
+router = pages(guard=ADMIN)
+
+MOST_DAYS = 36_500
+
+
+@router.get("/keys")
+def list_keys(request: Request, session: ReadSession, paging: Paging) -> Response:
+    found = keys.list_keys(session, paging)
+    return page(request, "access/keys.html", rows=found.data, next_cursor=found.next_cursor, made=None)
+
+
+@router.post("/keys")
+def create_key(request: Request, session: WriteSession, form: SentForm) -> Response:
+    days = form.some("days")
+    expires = None if days is None else utcnow() + timedelta(days=_days(days))
+    body = filled(KeyIn, name=form.one("name"), scopes=[form.one("scope") or "read"], expires_at=expires)
+    made = keys.create_key(body, session, Response())
+    return page(request, "access/keys.html", rows=[], next_cursor=None, made=made, secret=True, status=201)
+
+
+@router.post("/keys/{key_id}/revoke")
+def revoke_key(request: Request, key_id: str, session: WriteSession, form: SentForm) -> Response:
+    keys.revoke_key(key_id, session)
+    return back(request, "/keys")
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = 0.0
+    if not 0 < days <= MOST_DAYS:
+        raise UnprocessableError(f"days: a number over 0 and up to {MOST_DAYS:,}, or nothing: for ever")
+    return days

@@ -1,0 +1,43 @@
+"""Small drawings that need no script: an interval on a scale, a shade for an activation, a glyph for a status."""
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+GLYPHS = {
+    "present": "●", "suppressed": "▼", "amplified": "▲", "absent": "✕", "relocated": "↷", "replaced": "⇄",
+    "emerged": "✦", "indeterminate": "?",
+    "queued": "○", "running": "◐", "cancelling": "◑", "succeeded": "✓", "failed": "✕", "cancelled": "–",
+    "registered": "○", "harvested": "◐", "judged": "✓",
+    "open": "!", "acknowledged": "✓", "muted": "◌", "resolved": "✓", "pending": "○", "delivered": "✓",
+}  # fmt: skip
+"""A state is told by colour, shape and word."""
+_WIDTH, _MARGIN, _MOST = 96, 4, 2.5
+_SHADES = 8
+
+
+def bar(value: float | None, ends: Sequence[float | None] | None, low: float = 0.5, high: float = 2.0) -> Markup:
+    """A ratio with its interval between 0 and 2.5, over the band of `present`. The figures stand beside it."""
+    if value is None:
+        return Markup("")
+
+    def at(ratio: float | None) -> str:
+        return f"{_MARGIN + (_WIDTH - 2 * _MARGIN) * min(max(ratio or 0.0, 0.0), _MOST) / _MOST:.1f}"
+
+    start, end = (at(value), at(value)) if not ends or None in ends else (at(ends[0]), at(ends[1]))
+    return Markup(
+        '<svg class="bar" width="{w}" height="14" viewBox="0 0 {w} 14" aria-hidden="true" focusable="false">'
+        '<rect class="band" x="{low}" y="1" width="{span}" height="12"/>'
+        '<line class="one" x1="{one}" x2="{one}" y1="1" y2="13"/>'
+        '<line class="ci" x1="{start}" x2="{end}" y1="7" y2="7"/>'
+        '<circle class="dot" cx="{dot}" cy="7" r="3"/></svg>'
+    ).format(
+        w=_WIDTH, low=at(low), span=f"{float(at(high)) - float(at(low)):.1f}", one=at(1.0), start=start, end=end,
+        dot=at(value),
+    )  # fmt: skip
+
+
+def shade(value: float, most: float) -> str:
+    """The class of a token's shade: `s0` (it does not fire) to `s8` (as strongly as anywhere)."""
+    share = 0.0 if most <= 0 else min(max(value / most, 0.0), 1.0)
+    return f"s{0 if share == 0 else max(1, round(share * _SHADES))}"

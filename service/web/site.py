@@ -1,0 +1,62 @@
+"""The pages as a part of the application: their routes, their static files, and what their errors look like."""
+
+import json
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from service.kit import problems
+from service.kit.problems import MEDIA_TYPE, ProblemError
+from service.web.render import FOLDER, is_fragment, page
+from service.web.routes import alerts, checkpoints, families, features, keys, login, runs, signatures, webhooks
+
+ROUTERS = tuple(
+    part.router for part in (login, families, checkpoints, features, signatures, runs, alerts, webhooks, keys)
+)
+_NO_PAGES = ("/v1", "/metrics", "/healthz", "/readyz", "/openapi.json", "/docs", "/static")
+_FOR_EVER = "public, max-age=31536000, immutable"
+
+
+class _Static(StaticFiles):
+    """Files whose address holds a digest of their content."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        if scope.get("query_string") and response.status_code == 200:
+            response.headers["Cache-Control"] = _FOR_EVER
+        return response
+
+
+def install(app: FastAPI) -> None:
+    """Add the pages. After `problems.install`: what people meet in a browser is shown as a page."""
+    for router in ROUTERS:
+        app.include_router(router)
+    app.mount("/static", _Static(directory=FOLDER / "static"), name="static")
+    for kind in (ProblemError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _on_error)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    """A problem as a page; as the API says it where no page was asked for."""
+    answer = await problems.answer(request, error)
+    wanted = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith(_NO_PAGES)
+    if not wanted and not is_fragment(request):
+        return answer
+    assert answer.media_type == MEDIA_TYPE
+    if answer.status_code == 401:
+        return _to_sign_in(request)
+    return page(request, "access/problem.html", status=answer.status_code, problem=json.loads(bytes(answer.body)))
+
+
+def _to_sign_in(request: Request) -> Response:
+    reading = request.method == "GET" and not is_fragment(request)
+    path = f"{request.url.path}?{request.url.query}".removesuffix("?") if reading else "/families"
+    target = f"/login?next={quote(path, safe='')}"
+    if is_fragment(request):  # a redirect would put the form of signing in into the place of the fragment
+        return Response(status_code=204, headers={"HX-Redirect": target})
+    return RedirectResponse(target, status_code=303)

@@ -1,0 +1,107 @@
+// What a page does beyond reading: keyboard, theme, forms that send themselves, live runs. Everything works without it.
+"use strict";
+
+const all = (selector, from = document) => [...from.querySelectorAll(selector)];
+
+// Without scripts a select has a button beside it; with them a choice is enough.
+for (const one of all("[data-plain]")) one.hidden = true;
+document.addEventListener("change", (event) => {
+  if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();
+});
+document.addEventListener("submit", (event) => {
+  const asked = event.submitter?.dataset.confirm;
+  if (asked && !confirm(asked)) event.preventDefault();
+  // Empty fields say nothing: the address stays short.
+  if (event.target.method === "get")
+    for (const field of all("input, select", event.target)) if (!field.value) field.disabled = true;
+});
+addEventListener("pageshow", () => all(":disabled").forEach((field) => (field.disabled = false)));
+
+// Theme
+const themeSwitch = document.querySelector("[data-theme-switch]");
+const tellTheme = () => (themeSwitch.querySelector("span").textContent = Theme.chosen);
+if (themeSwitch) {
+  themeSwitch.hidden = false;
+  tellTheme();
+  themeSwitch.addEventListener("click", () => (Theme.next(), tellTheme()));
+}
+
+// Keyboard
+const help = document.getElementById("help");
+const helpButton = document.querySelector("[data-help]");
+if (helpButton) {
+  helpButton.hidden = false;
+  helpButton.addEventListener("click", () => help.showModal());
+}
+const rows = () => all("table[data-rows] tbody tr:not(.more)");
+function step(by) {
+  const list = rows();
+  const at = list.findIndex((row) => row.getAttribute("aria-selected") === "true");
+  const next = list[Math.min(Math.max(at + by, 0), list.length - 1)];
+  if (!next) return;
+  list[at]?.removeAttribute("aria-selected");
+  next.setAttribute("aria-selected", "true");
+  next.querySelector("a, button")?.focus({ preventScroll: true });
+  next.scrollIntoView({ block: "nearest" });
+}
+const keys = {
+  "/": () => document.querySelector("[data-search]")?.focus(),
+  "?": () => help.showModal(),
+  j: () => step(1),
+  k: () => step(-1),
+  t: () => themeSwitch?.click(),
+  w: () => document.querySelector("[data-watch]")?.click(),
+};
+let going = 0;
+document.addEventListener("keydown", (event) => {
+  const writing = event.target.matches("input:not([type=checkbox]), textarea, select") || help.open;
+  if (writing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "g") return void (going = Date.now());
+  if (Date.now() - going < 1000) {
+    going = 0;
+    const link = document.querySelector(`nav [data-key="${CSS.escape(event.key)}"]`);
+    if (link) return link.click();
+  }
+  if (keys[event.key]) {
+    event.preventDefault();
+    keys[event.key]();
+  }
+});
+
+// A selection of the list is of the row that has the focus, however it came there.
+document.addEventListener("focusin", (event) => {
+  const row = event.target.closest("table[data-rows] tbody tr");
+  if (!row || row.getAttribute("aria-selected") === "true") return;
+  for (const one of all("table[data-rows] tr[aria-selected]")) one.removeAttribute("aria-selected");
+  row.setAttribute("aria-selected", "true");
+});
+
+// A lineage is read from its end.
+for (const one of all(".lineage")) one.scrollLeft = one.scrollWidth;
+
+// A run that goes on tells of itself.
+const live = document.querySelector("[data-events]");
+if (live) {
+  const stream = new EventSource(live.dataset.events);
+  const log = live.querySelector(".log");
+  log.textContent = "";
+  let last = "";
+  const show = (event) => {
+    const run = JSON.parse(event.data);
+    const per = Math.round(100 * run.progress);
+    live.querySelector("[data-stage]").textContent = run.stage || run.state;
+    live.querySelector("[data-percent]").textContent = `${per}%`;
+    live.querySelector("progress").value = run.progress;
+    const detail = Object.entries(run.detail).map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? +value.toPrecision(4) : JSON.stringify(value)}`);
+    const said = [run.state, run.stage, `${per}%`, ...detail].filter(Boolean).join(" · ");
+    if (said !== last) {
+      last = said;
+      const line = log.appendChild(document.createElement("li"));
+      line.textContent = `${new Date().toISOString().slice(11, 19)}  ${said}`;
+      while (log.children.length > 500) log.firstChild.remove();
+      log.scrollTop = log.scrollHeight;
+    }
+  };
+  stream.addEventListener("progress", show);
+  stream.addEventListener("end", (event) => (show(event), stream.close(), location.reload()));
+}

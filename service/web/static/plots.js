@@ -1,0 +1,202 @@
+// Draws each plot from the table of its numbers. Colours are the stylesheet's, so they follow the theme.
+"use strict";
+
+const STATUSES = ["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"];
+const SYMBOLS = { present: "circle", suppressed: "path://M0 0H10L5 9Z", amplified: "path://M0 9H10L5 0Z", absent: "path://M0 2 2 0 5 3 8 0 10 2 7 5 10 8 8 10 5 7 2 10 0 8 3 5Z", relocated: "rect", replaced: "diamond", emerged: "path://M5 0 6.5 3.5 10 5 6.5 6.5 5 10 3.5 6.5 0 5 3.5 3.5Z", indeterminate: "emptyCircle" };
+const DASHES = [[], [7, 3], [2, 3], [8, 3, 2, 3]];
+const LINES = ["amplified", "suppressed", "emerged", "replaced", "present", "relocated", "absent", "indeterminate"];
+
+const probe = document.body.appendChild(document.createElement("span"));
+probe.hidden = true;
+const colour = (name, alpha = 1) => {
+  probe.style.color = `var(--${name})`;
+  const [red, green, blue] = getComputedStyle(probe).color.match(/[\d.]+/g);
+  return `rgba(${red},${green},${blue},${alpha})`;
+};
+const short = (text, most = 14) => (String(text).length > most ? `${String(text).slice(0, most - 1)}…` : String(text));
+const shown = (value) => (value == null ? "–" : typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en") : String(+value.toPrecision(3))) : value);
+
+function numbers(figure) {
+  const table = figure.querySelector("table.numbers");
+  const cells = (row) => [...row.cells].map((cell) => (cell.dataset.v !== undefined ? +cell.dataset.v : cell.textContent === "–" ? null : cell.textContent.trim()));
+  const body = [...table.tBodies[0].rows];
+  return { columns: cells(table.tHead.rows[0]), rows: body.map(cells), links: body.map((row) => row.dataset.link) };
+}
+
+const label = () => ({ color: colour("quiet"), fontSize: 11 });
+const axisOf = (names, more = {}) => ({ type: "category", data: names, axisLabel: { ...label(), formatter: (name) => short(name), hideOverlap: true }, axisLine: { lineStyle: { color: colour("line") } }, axisTick: { show: false }, ...more });
+const valueAxis = (more = {}) => ({ type: "value", scale: true, axisLabel: label(), splitLine: { lineStyle: { color: colour("line") } }, ...more });
+const tooltip = (formatter, more = {}) => ({ renderMode: "richText", confine: true, backgroundColor: colour("panel"), borderColor: colour("strong-line"), textStyle: { color: colour("text"), fontSize: 12 }, formatter, ...more });
+const base = (figure) => ({ animation: false, textStyle: { fontFamily: "system-ui, sans-serif" }, aria: { enabled: true, label: { description: `${figure.querySelector("h2").textContent}. The numbers are in the table below.` } } });
+// Lines go from parent to child: a branch does not go on from its neighbour on the axis.
+const between = (rows, parents, value, tone, more) => ({
+  type: "custom", silent: true, tooltip: { show: false }, ...more,
+  data: rows.map((row, child) => [parents[child], rows[parents[child]]?.[value], child, row[value]]).filter((one) => one.every((part) => part != null)),
+  encode: { x: [0, 2], y: [1, 3] },
+  renderItem(_, api) {
+    const [from, to] = [api.coord([api.value(0), api.value(1)]), api.coord([api.value(2), api.value(3)])];
+    return { type: "line", shape: { x1: from[0], y1: from[1], x2: to[0], y2: to[1] }, style: { stroke: tone, lineWidth: 1.5, lineDash: more.dash } };
+  },
+});
+const zoomed = (count, axes) => (count > 40 ? [{ type: "slider", xAxisIndex: axes, height: 14, bottom: 2, startValue: count - 40, endValue: count - 1, textStyle: { color: "transparent" }, borderColor: colour("line"), fillerColor: colour("raised") }] : []);
+
+const draw = {
+  counts({ columns, rows }) {
+    const statuses = columns.slice(1);
+    const at = rows.flatMap((row, x) => statuses.map((_, y) => [x, y, Math.log10(1 + row[y + 1]), row[y + 1]]).filter((one) => one[3]));
+    return {
+      grid: { left: 90, right: 10, top: 6, bottom: rows.length > 40 ? 44 : 26 },
+      dataZoom: zoomed(rows.length, [0]),
+      xAxis: axisOf(rows.map((row) => row[0])),
+      yAxis: axisOf(statuses, { inverse: true }),
+      tooltip: tooltip((one) => `${rows[one.data.value[0]][0]}\n${statuses[one.data.value[1]]}: ${shown(one.data.value[3])}`),
+      series: [{
+        type: "heatmap", itemStyle: { borderColor: colour("panel"), borderWidth: 1 },
+        label: { show: rows.length <= 30, formatter: (one) => shown(one.data.value[3]), color: colour("text"), fontSize: 11 },
+        data: at.map((value) => ({ value, itemStyle: { color: colour(statuses[value[1]], 0.2 + 0.5 * Math.min(value[2] / 3, 1)) } })),
+      }],
+      // Each cell has its own colour; a heat map without a scale is refused.
+      visualMap: { show: false, min: 0, max: 4, dimension: 2, inRange: {}, seriesIndex: [] },
+    };
+  },
+  statuses({ columns, rows }) {
+    const names = columns.slice(2);
+    const data = rows.flatMap((row, y) => names.map((_, x) => ({ value: [x, y, STATUSES.indexOf(row[x + 2])] })).filter((one) => one.value[2] >= 0));
+    return {
+      grid: { left: 190, right: 10, top: 6, bottom: names.length > 40 ? 70 : 54 },
+      dataZoom: zoomed(names.length, [0]),
+      xAxis: axisOf(names),
+      yAxis: axisOf(rows.map((row) => row[0] + (row[1] ? `  ${short(row[1], 22)}` : "")), { inverse: true, axisLabel: { ...label(), color: colour("text"), width: 180, overflow: "truncate", interval: 0 } }),
+      tooltip: tooltip((one) => `${rows[one.data.value[1]][0]} ${rows[one.data.value[1]][1]}\n${names[one.data.value[0]]}: ${STATUSES[one.data.value[2]]}`),
+      visualMap: { type: "piecewise", dimension: 2, bottom: names.length > 40 ? 20 : 0, left: "center", orient: "horizontal", itemWidth: 12, itemHeight: 12, itemGap: 14, textStyle: { color: colour("quiet"), fontSize: 11 },
+        pieces: STATUSES.map((name, value) => ({ value, label: name, color: name === "present" ? colour("raised") : colour(name) })) },
+      series: [{ type: "heatmap", data, itemStyle: { borderColor: colour("panel"), borderWidth: 1 } }],
+    };
+  },
+  lines({ columns, rows }, options) {
+    const panels = options.panels;
+    const share = 100 / panels.length;
+    const names = rows.map((row) => row[0]);
+    const lines = panels.flatMap(([, places], panel) => places.map((place, nth) => ({ panel, place, nth })));
+    return {
+      grid: panels.map((_, nth) => ({ left: 56, right: 16, top: `${nth * share + (panels.length > 1 ? 5 : 11)}%`, height: `${share - (panels.length > 1 ? 13 : 26)}%` })),
+      xAxis: panels.map((_, gridIndex) => axisOf(names, { gridIndex, boundaryGap: rows.length < 8 })),
+      yAxis: panels.map(([name], gridIndex) => valueAxis({ gridIndex, splitNumber: 3, name, nameTextStyle: { ...label(), align: "left" }, nameGap: 6 })),
+      legend: lines.length > panels.length ? { top: 0, right: 8, textStyle: label(), icon: "roundRect", itemWidth: 12, itemHeight: 4, type: "scroll" } : { show: false },
+      axisPointer: { link: [{ xAxisIndex: "all" }] },
+      tooltip: tooltip((found) => [found[0]?.axisValueLabel, ...found.map((one) => `${one.seriesName}: ${shown(one.data)}`)].join("\n"), { trigger: "axis" }),
+      series: lines.flatMap(({ panel, place, nth }) => {
+        const shared = { name: columns[place], xAxisIndex: panel, yAxisIndex: panel, color: colour(LINES[nth % LINES.length]) };
+        return [
+          between(rows, options.parents, place, shared.color, { ...shared, dash: DASHES[nth % DASHES.length] }),
+          { ...shared, type: "line", data: rows.map((row) => row[place]), symbolSize: 5, lineStyle: { width: 0 } },
+        ];
+      }),
+    };
+  },
+  trajectory({ columns, rows }, options) {
+    const of = Object.fromEntries(columns.map((name, place) => [name, place]));
+    const [value, from, to] = options.columns || ["projection ratio", "from", "to"];
+    const most = Math.max(1.2, ...rows.map((row) => Math.min(row[of[to]] ?? row[of[value]] ?? 0, 6))) * 1.05;
+    const band = options.band || [0.5, 2];
+    return {
+      grid: { left: 44, right: 16, top: 12, bottom: rows.length > 40 ? 48 : 32 },
+      dataZoom: zoomed(rows.length, [0]),
+      xAxis: axisOf(rows.map((row) => row[0]), { boundaryGap: true, axisLabel: { ...label(), margin: 14, formatter: (name) => short(name), hideOverlap: true } }),
+      yAxis: valueAxis({ scale: false, min: (range) => (range.min < -0.05 ? -0.25 : 0), max: Math.ceil(most * 4) / 4 }),
+      tooltip: tooltip((one) => {
+        const row = rows[one.dataIndex];
+        return [`${row[0]}${of.against && row[of.against] ? ` against ${row[of.against]}` : ""}`, row[of.status], `${value} ${shown(row[of[value]])} (${shown(row[of[from]])} to ${shown(row[of[to]])})`, of.q ? `q ${shown(row[of.q])}` : ""].filter(Boolean).join("\n");
+      }),
+      series: [
+        between(rows, options.parents, of[value], colour("strong-line"), { z: 1 }),
+        { type: "line", data: rows.map((row) => row[of[value]]), symbol: "none", lineStyle: { width: 0 }, z: 1, silent: true,
+          markArea: { silent: true, itemStyle: { color: colour("present"), opacity: 0.07 }, data: [[{ yAxis: band[0] }, { yAxis: band[1] }]] },
+          markLine: { silent: true, symbol: "none", label: { show: false }, lineStyle: { color: colour("strong-line"), type: "dashed", width: 1 }, data: [{ yAxis: 1 }] } },
+        { type: "custom", silent: true, z: 2, data: rows.map((row, x) => [x, row[of[from]], row[of[to]]]), encode: { x: 0, y: [1, 2] },
+          renderItem(_, api) {
+            if (rows[api.value(0)][of[from]] == null) return null;
+            const [x, low] = api.coord([api.value(0), api.value(1)]);
+            const high = api.coord([api.value(0), api.value(2)])[1];
+            const line = (x1, y1, x2, y2) => ({ type: "line", shape: { x1, y1, x2, y2 }, style: { stroke: colour(rows[api.value(0)][of.status] || "text"), lineWidth: 1.4 } });
+            return { type: "group", children: [line(x, low, x, high), line(x - 4, low, x + 4, low), line(x - 4, high, x + 4, high)] };
+          } },
+        { type: "scatter", z: 3, symbolSize: 11, data: rows.map((row) => ({ value: row[of[value]], symbol: SYMBOLS[row[of.status]] || "circle", itemStyle: { color: colour(row[of.status] || "text") } })) },
+      ],
+    };
+  },
+  flow({ rows }, options) {
+    const status = (name) => options.statuses[name];
+    const names = [...new Set(rows.flatMap((row) => [row[0], row[1]]))];
+    return {
+      tooltip: tooltip((one) => (one.dataType === "edge" ? `${one.data.source} → ${one.data.target}\n${shown(one.data.features)} features` : one.name)),
+      series: [{
+        type: "sankey", left: 8, right: 190, top: 10, bottom: 10, nodeGap: 12, nodeWidth: 10, draggable: false, emphasis: { focus: "adjacency" },
+        label: { color: colour("text"), fontSize: 12, formatter: (one) => { const into = rows.find((row) => row[1] === one.name); return status(one.name) && into ? `${one.name}  ${shown(into[2])}` : short(one.name, 32); } },
+        data: names.map((name) => ({ name, label: { position: name === "replaced" && rows.some((row) => row[0] === name) ? "top" : "right" }, itemStyle: { color: colour(status(name) || "quiet"), borderWidth: 0 } })),
+        links: rows.map((row) => ({ source: row[0], target: row[1], value: Math.sqrt(row[2]), features: row[2], lineStyle: { color: colour(status(row[1]) || status(row[0]) || "quiet"), opacity: 0.28, curveness: 0.5 } })),
+      }],
+    };
+  },
+};
+
+const save = (href, name) => {
+  const link = document.createElement("a");
+  link.href = href;
+  link.download = `${name}.png`;
+  link.click();
+};
+
+function start(figure) {
+  const place = figure.querySelector(".drawing");
+  const found = numbers(figure);
+  const options = JSON.parse(figure.dataset.options);
+  if (figure.dataset.kind === "statuses") place.style.height = `${found.rows.length * 19 + 76}px`;
+  const chart = echarts.init(place, null, { renderer: "canvas" });
+  const paint = () => chart.setOption({ ...base(figure), ...draw[figure.dataset.kind](found, options) }, true);
+  paint();
+  new ResizeObserver(() => chart.resize()).observe(place);
+  document.addEventListener("theme", paint);
+  chart.on("click", (one) => {
+    const row = figure.dataset.kind === "statuses" ? one.data.value[1] : figure.dataset.kind === "counts" ? one.data.value[0] : one.dataIndex;
+    const link = one.dataType === "node" ? null : found.links[row];
+    if (link) location.assign(link);
+  });
+  const png = figure.querySelector("[data-png]");
+  png.hidden = false;
+  png.addEventListener("click", () => save(chart.getDataURL({ pixelRatio: 2, backgroundColor: colour("panel") }), figure.id));
+}
+
+// A drawing of ours becomes a picture with the colours that the stylesheet gives it.
+function startDrawing(figure) {
+  const png = figure.querySelector("[data-png]");
+  png.hidden = false;
+  png.addEventListener("click", () => {
+    const svg = figure.querySelector("svg");
+    const copy = svg.cloneNode(true);
+    const parts = [...svg.querySelectorAll("path, circle, text")];
+    [...copy.querySelectorAll("path, circle, text")].forEach((one, nth) => {
+      const style = getComputedStyle(parts[nth]);
+      for (const name of ["fill", "stroke", "stroke-width", "font-size", "text-anchor"]) one.setAttribute(name, style.getPropertyValue(name));
+      one.setAttribute("font-family", "sans-serif");
+    });
+    copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+    const canvas = document.createElement("canvas");
+    canvas.width = 2 * svg.width.baseVal.value;
+    canvas.height = 2 * svg.height.baseVal.value;
+    const image = new Image();
+    image.addEventListener("load", () => {
+      const pen = canvas.getContext("2d");
+      pen.fillStyle = colour("panel");
+      pen.fillRect(0, 0, canvas.width, canvas.height);
+      pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+      save(canvas.toDataURL("image/png"), figure.id);
+    });
+    image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(new XMLSerializer().serializeToString(copy))}`;
+  });
+}
+
+for (const figure of document.querySelectorAll("figure[data-kind]")) {
+  if (figure.dataset.kind === "drawing") startDrawing(figure);
+  else start(figure);
+}

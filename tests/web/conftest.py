@@ -1,0 +1,128 @@
+"""A filled installation that the tests of the pages share, on each kind of database, and browsers that signed in."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.app import create_app
+from service.auth import logic as auth
+from service.config import Settings
+from service.kit.db import Database
+from tests.services import Postgres
+from tests.web.filled import fill
+
+BASE = "http://localhost"
+SECRET = "s" * 32
+
+
+@dataclass
+class Browser:
+    """A client that keeps cookies and sends forms as a browser does."""
+
+    client: TestClient
+    key: str = ""
+    token: str = field(default="")
+
+    def get(self, path: str, **options):
+        return self.client.get(path, headers={"accept": "text/html", **options.pop("headers", {})}, **options)
+
+    def page(self, path: str) -> str:
+        """The text of a page, which must be there."""
+        answer = self.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def send(self, path: str, fields: dict[str, str | list[str]] | None = None, *, token: str | None = None, **headers):
+        """Send a form, with the token of the page that it stands in."""
+        token = self.token if token is None else token
+        return self.client.post(
+            path, data={"csrf": token, **(fields or {})}, headers={"accept": "text/html", **headers}
+        )
+
+    def sign_in(self, target: str = "/families"):
+        self.token = token_of(self.page(f"/login?next={target}"))
+        answer = self.send("/login", {"key": self.key, "next": target})
+        if answer.status_code == 303:
+            self.token = token_of(self.page("/families"))
+        return answer
+
+
+def token_of(text: str) -> str:
+    """The token of the first form of a page."""
+    found = re.search(r'name="csrf" value="([^"]+)"', text)
+    assert found, text
+    return found[1]
+
+
+@dataclass
+class Installation:
+    """A filled service, and a key for each scope."""
+
+    settings: Settings
+    client: TestClient
+    keys: dict[str, str]
+
+    @property
+    def database(self) -> Database:
+        return self.client.app.state.database
+
+    def browser(self, scope: str | None, base: str = BASE) -> Browser:
+        """A browser of its own; signed in, where a scope is named."""
+        client = TestClient(self.client.app, base_url=base, follow_redirects=False)
+        browser = Browser(client, self.keys.get(scope or "", ""))
+        if scope is not None:
+            assert browser.sign_in().status_code == 303
+        return browser
+
+    def new_key(self, scope: str) -> tuple[str, str]:
+        """(id, key) of a key that a test may end."""
+        with self.database.write() as session:
+            row, key = auth.create(session, name=f"a {scope} key", scopes=[scope])
+            return row.id, key
+
+
+@pytest.fixture(scope="session")
+def filled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data folder of a filled installation on SQLite, to copy."""
+    folder = tmp_path_factory.mktemp("filled-")
+    fill(Settings(data_dir=folder, secret_key=SECRET))
+    return folder
+
+
+@contextmanager
+def _open(settings: Settings) -> Iterator[Installation]:
+    with TestClient(create_app(settings), base_url=BASE, follow_redirects=False) as client:
+        installation = Installation(settings, client, {})
+        installation.keys |= {scope: installation.new_key(scope)[1] for scope in ("read", "write", "admin")}
+        yield installation
+
+
+@pytest.fixture(scope="module")
+def filled(filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """On SQLite, for what asks the database nothing of its own. Each test writes to things of its own in it."""
+    folder = tmp_path_factory.mktemp("pages-") / "data"
+    shutil.copytree(filled_folder, folder)
+    with _open(Settings(data_dir=folder, secret_key=SECRET, log_level="ERROR")) as installation:
+        yield installation
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def everywhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """On each kind of database."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("filled")
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    name = server.create()
+    url, folder = server.database_url(name), tmp_path_factory.mktemp("pages-postgres-")
+    settings = Settings(data_dir=folder, database_url=url, secret_key=SECRET, log_level="ERROR")
+    fill(settings)
+    with _open(settings) as installation:
+        yield installation
+    server.drop(name)

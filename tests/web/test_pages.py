@@ -1,0 +1,185 @@
+"""What the pages show, and to whom."""
+
+import csv
+import html
+import io
+import re
+
+import pytest
+
+from service.web.plots import as_csv
+from service.web.render import FOLDER
+from tests.web.conftest import Installation
+from tests.web.filled import FAMILY, HOSTILE
+
+HERE = f"/families/{FAMILY}"
+PAGES = {
+    "/families": "v10",
+    HERE: "Lineage",
+    "/families/empty": "featurewatch checkpoint register empty v1",
+    f"{HERE}/checkpoints/v10": "against",
+    f"{HERE}/checkpoints/v10?baseline=v2": "v2",
+    f"{HERE}/checkpoints/v0": "first of its lineage",
+    f"{HERE}/features": "F45",
+    f"{HERE}/features?status=suppressed&q=&tag=&sort=q_value": "suppressed",
+    f"{HERE}/features/F1": "Rewired",
+    f"{HERE}/features/F73": "F448",
+    f"{HERE}/features/F448": "whose activation it carries 90%",
+    f"{HERE}/diff": "What became of the features",
+    f"{HERE}/diff?from=v3&to=v10": "F73 by F448",
+    "/families/empty/diff": "Two judged checkpoints are needed",
+    "/families/empty/features": "No features yet",
+    f"{HERE}/signatures": "concept-0",
+    "/families/empty/signatures": "featurewatch signature create empty",
+    f"{HERE}/signatures/concept-0": "AUROC",
+    "/runs": "onboard",
+    "/runs?family=live&state=running": "harvest",
+    "/runs/run_running": "42%",
+    "/runs/run_failed": "It needs 3.2 GiB",
+    "/alerts": "F1 changes",
+    "/alerts?state=resolved&family=empty": "No alert is resolved",
+    "/alerts/alt_0": "Evidence",
+    "/webhooks": "ci.example.com",
+}
+"""Address -> what must stand there."""
+WRITES = (
+    ">Acknowledge<",
+    ">Watch<",
+    ">Watched<",
+    ">Save<",
+    ">Make rule<",
+    ">Make webhook<",
+    ">Send a test<",
+    ">Retry<",
+)
+
+
+@pytest.fixture(scope="module")
+def reader(everywhere: Installation):
+    return everywhere.browser("read")
+
+
+@pytest.fixture(scope="module")
+def writer(everywhere: Installation):
+    return everywhere.browser("write")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_is_there_and_is_safe(reader, path: str) -> None:
+    answer = reader.get(path)
+    text = answer.text
+    assert answer.status_code == 200, text
+    assert PAGES[path] in html.unescape(text)
+    policy = answer.headers["content-security-policy"]
+    assert "unsafe" not in policy and "default-src 'none'" in policy and "http" not in policy
+    assert not re.search(r"<script(?![^>]*\bsrc=)", text), "a script that the policy forbids"
+    assert not re.search(r"<[^>]*\s(style|on[a-z]+)=", text), "an attribute that the policy forbids"
+    outside = re.findall(r'(?:src|href|action)="(https?:[^"]*|//[^"]*)"', text)
+    assert not outside, "a page asks nobody else for anything"
+    assert HOSTILE not in text and "<b>" not in re.sub(r"<b>[^<]*</b>", "", text)
+    assert not any(word in text for word in WRITES), "a reader sees no button that writes"
+    assert text.count('method="post"') == 1, "but the one that signs out"
+    for name in set(re.findall(r'"/static/([^"?]+)\?', text)):
+        assert (FOLDER / "static" / name).is_file()
+
+
+def test_what_is_hostile_is_shown_as_text(reader, writer) -> None:
+    escaped = html.escape(HOSTILE, quote=False)
+    for path in (f"{HERE}/features/F1", f"{HERE}/features", "/alerts", f"{HERE}/checkpoints/v10"):
+        assert escaped.replace("'", "&#39;").replace('"', "&#34;") in reader.page(path), path
+    assert f'value="{html.escape(HOSTILE).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")}"' in writer.page(
+        f"{HERE}/features/F1"
+    )
+
+
+def test_a_writer_sees_what_writes_and_an_administrator_the_keys(everywhere, writer) -> None:
+    assert "Watched</button>" in writer.page(f"{HERE}/features/F1")
+    assert "Make rule" in writer.page("/alerts")
+    assert 'href="/keys"' not in writer.page("/families")
+    refused = writer.get("/keys")
+    assert refused.status_code == 403 and "scope `admin`" in html.unescape(refused.text)
+    assert "Make key" in everywhere.browser("admin").page("/keys")
+
+
+def test_the_list_goes_on_by_pages_without_repeating(reader) -> None:
+    """Every feature once, by the links that htmx follows and a reader without scripts clicks."""
+    path, seen = f"{HERE}/features?sort=id&limit=200", []
+    while path:
+        answer = reader.get(path, headers={"hx-request": "true"} if seen else {})
+        seen += re.findall(r'class="id" href="[^"]*">(F\d+)<', answer.text)
+        if len(seen) > 200:
+            assert "<html" not in answer.text, "a part is a part"
+        following = re.search(r'hx-get="([^"]+)"', answer.text)
+        path = html.unescape(following[1]) if following else ""
+    assert len(seen) == len(set(seen)) == 544
+
+
+def test_the_numbers_of_a_plot_are_a_file(reader) -> None:
+    for page, name, columns in (
+        (HERE, "changes", "absent"),
+        (HERE, "features", "v10"),
+        (HERE, "quality", "FVU"),
+        (f"{HERE}/features/F1", "trajectory", "projection ratio"),
+        (f"{HERE}/features/F1", "readability", "resid_post.12"),
+        (f"{HERE}/diff?from=v3&to=v10", "flow", "features"),
+        (f"{HERE}/checkpoints/v10", "changes", "successors"),
+        (f"{HERE}/signatures/concept-0", "strength", "change"),
+    ):
+        link = re.search(rf'href="([^"]*csv={name}[^"]*)"', reader.page(page))
+        assert link, f"{page} has no download of {name}"
+        answer = reader.get(html.unescape(link[1]))
+        assert answer.headers["content-type"].startswith("text/csv")
+        assert f'filename="{name}.csv"' in answer.headers["content-disposition"]
+        rows = list(csv.DictReader(io.StringIO(answer.text)))
+        assert columns in rows[0], f"{name} has {list(rows[0])}"
+    assert reader.get(f"{HERE}?csv=nothing").status_code == 404
+    course = reader.client.get(
+        f"/v1{HERE}/features/F73/trajectory", headers={"authorization": f"Bearer {reader.key}"}
+    ).json()["points"]
+    rows = list(csv.DictReader(io.StringIO(reader.get(f"{HERE}/features/F73?csv=trajectory").text)))
+    assert [float(row["projection ratio"]) for row in rows] == [point["projection_ratio"] for point in course]
+
+
+def test_no_text_becomes_a_formula() -> None:
+    text = as_csv("x", ["=name"], [["=HYPERLINK(1)"], ["@a"], [-1.5], ['say "hi"\n']]).body
+    rows = list(csv.reader(io.StringIO(bytes(text).decode())))
+    assert rows == [["'=name"], ["'=HYPERLINK(1)"], ["'@a"], ["-1.5"], ['say "hi"\n']]
+
+
+def test_the_heat_map_counts_as_reports_do(reader) -> None:
+    rows = list(csv.DictReader(io.StringIO(reader.get(f"{HERE}?csv=changes").text)))
+    assert [row["checkpoint"] for row in rows] == [f"v{number}" for number in range(11)]
+    for row in rows[1:]:
+        report = reader.get(f"{HERE}/checkpoints/{row['checkpoint']}?format=json").json()
+        changed = sum(int(row[name]) for name in row if name not in ("checkpoint", "indeterminate"))
+        assert changed == report["changed"], row
+        assert int(row["indeterminate"]) == report["counts"]["indeterminate"]
+
+
+def test_passages_are_shaded_by_activation(reader) -> None:
+    """F73 fires on one word: it is shaded everywhere, the strongest passage first and darkest."""
+    found = re.findall(r'<span class="s(\d)" title="([\d.]+)">([^<]+)</span>', reader.page(f"{HERE}/features/F73"))
+    assert found[0][0] == "8" and float(found[0][1]) == max(float(one[1]) for one in found)
+    assert {one[2].strip(",.").lower() for one in found if int(one[0]) >= 3} == {"default"}
+
+
+def test_problems_are_pages_for_people_and_documents_for_programs(reader) -> None:
+    missing = reader.get("/families/none")
+    assert missing.status_code == 404 and "There is no family none." in missing.text and "<nav" in missing.text
+    assert reader.get("/nowhere").status_code == 404
+    assert "larger" not in reader.get(f"{HERE}/features?min_change=x").text
+    wrong = reader.get(f"{HERE}/features?sort=nothing")
+    assert wrong.status_code == 422 and "sort" in wrong.text
+    api = reader.client.get(
+        "/v1/families/none", headers={"accept": "text/html", "authorization": f"Bearer {reader.key}"}
+    )
+    assert api.headers["content-type"] == "application/problem+json"
+
+
+def test_files_may_be_kept_for_ever(reader) -> None:
+    """Their address changes with their content; and they are ours to give on."""
+    sheet = re.search(r'href="(/static/page\.css\?\w+)"', reader.page("/families"))
+    assert sheet and "immutable" in reader.client.get(sheet[1]).headers["cache-control"]
+    assert "immutable" not in reader.client.get("/static/page.css").headers.get("cache-control", "")
+    vendored = {path.name.partition("-")[0] for path in (FOLDER / "static/vendor").glob("*.js")}
+    assert vendored == {path.name.partition("-")[0] for path in (FOLDER / "static/vendor").glob("*LICENSE.txt")}

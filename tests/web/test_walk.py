@@ -1,0 +1,300 @@
+"""A walk over every page of a live service in a browser: light and dark, wide and narrow, with and without scripts.
+
+Screenshots of each page are kept in pytest's temporary folder, `pages-*/shots`: look at them after a change.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from service.auth import logic as auth
+from service.config import Settings
+from service.kit.db import Database
+from service.models import Run
+from tests.e2e.parts import Service
+from tests.web import chromium
+from tests.web.filled import FAMILY
+
+AXE = (Path(__file__).parent / "vendor/axe-4.14.1.min.js").read_text(encoding="utf-8")
+HERE = f"/families/{FAMILY}"
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
+PAGES = {
+    "families": "/families",
+    "family": HERE,
+    "family-empty": "/families/empty",
+    "report": f"{HERE}/checkpoints/v10",
+    "features": f"{HERE}/features?limit=12",
+    "feature": f"{HERE}/features/F1",
+    "feature-replaced": f"{HERE}/features/F73",
+    "diff": f"{HERE}/diff?from=v3&to=v10&limit=12",
+    "signatures": f"{HERE}/signatures",
+    "signature": f"{HERE}/signatures/concept-0",
+    "runs": "/runs?limit=12",
+    "run-live": "/runs/run_running",
+    "run-failed": "/runs/run_failed",
+    "alerts": "/alerts",
+    "alert": "/alerts/alt_0",
+    "webhooks": "/webhooks",
+    "keys": "/keys",
+    "problem": "/families/none",
+}
+
+
+@dataclass
+class Site:
+    """A live service, a browser, and what went wrong in it."""
+
+    url: str
+    key: str
+    database: Database
+    shots: Path
+    browser: Browser
+    faults: list[str] = field(default_factory=list)
+
+    def context(self, theme: str, **options) -> BrowserContext:
+        """A browser of its own that writes down what it complains of and whom it asks."""
+        context = self.browser.new_context(base_url=self.url, color_scheme=theme, viewport=WIDE, **options)
+        context.set_default_timeout(15_000)
+        context.on("console", lambda told: self._heard(told.type, f"{told.page.url}: {told.text}"))
+        context.on("weberror", lambda error: self.faults.append(f"{error.page.url}: {error.error}"))
+        context.on("request", lambda asked: self._asked(asked.url))
+        return context
+
+    def _heard(self, kind: str, text: str) -> None:
+        expected = "/families/none" in text and "404" in text
+        if kind in ("error", "warning") and not expected:
+            self.faults.append(text)
+
+    def _asked(self, url: str) -> None:
+        if not url.startswith((self.url, "data:", "blob:")):
+            self.faults.append(f"somebody else was asked: {url}")
+
+    def sign_in(self, page: Page) -> None:
+        page.goto("/families")
+        page.get_by_label("API key").fill(self.key)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_role("heading", name="Families")).to_be_visible()
+
+
+@pytest.fixture(scope="module")
+def site(filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("pages-")
+    shutil.copytree(filled_folder, folder / "data")
+    settings = Settings(data_dir=folder / "data")
+    database = Database(settings.resolved_database_url)
+    with database.write() as session:
+        _, key = auth.create(session, name="walk", scopes=["admin"])
+    (folder / "shots").mkdir()
+    live = Service(folder, settings.resolved_database_url, worker=False, require_keys=True)
+    with live, chromium.browser() as browser:
+        yield Site(str(live.client.url), key, database, folder / "shots", browser)
+    database.close()
+
+
+def test_every_page_in_both_themes(site: Site) -> None:
+    """No fault that axe calls serious or critical, nothing on the console, nothing wider than a narrow screen."""
+    with site.context("light") as context:
+        page = context.new_page()
+        page.goto("/login")
+        _look(site, page, "login")
+        site.sign_in(page)
+        for name, path in PAGES.items():
+            page.goto(path)
+            drawn = page.locator("figure[data-kind] .drawing")
+            for place in range(drawn.count()):
+                expect(drawn.nth(place).locator("canvas").first).to_be_visible()
+            _look(site, page, name)
+    assert not site.faults, "\n".join(site.faults)
+
+
+def _look(site: Site, page: Page, name: str) -> None:
+    page.evaluate(AXE)
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        page.screenshot(path=site.shots / f"{name}-{theme}.jpeg", quality=85, full_page=True)
+        rules = {} if theme == "light" else {"runOnly": ["color-contrast"]}
+        found = page.evaluate("(options) => axe.run(document, options)", rules)
+        for fault in found["violations"]:
+            if fault["impact"] in ("serious", "critical"):
+                where = [f"{node['target']} {node['failureSummary']}" for node in fault["nodes"][:3]]
+                site.faults.append(f"{name} ({theme}): {fault['id']}: {fault['help']} {where}")
+    page.set_viewport_size(NARROW)
+    if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+        site.faults.append(f"{name} is wider than a narrow screen")
+    page.screenshot(path=site.shots / f"{name}-narrow.jpeg", quality=85, full_page=True)
+    page.set_viewport_size(WIDE)
+    page.emulate_media(color_scheme="light")
+
+
+@pytest.fixture
+def page(site: Site) -> Iterator[Page]:
+    site.faults.clear()
+    with site.context("light", accept_downloads=True) as context:
+        page = context.new_page()
+        site.sign_in(page)
+        yield page
+    assert not site.faults
+
+
+def test_reading(site: Site, page: Page) -> None:
+    """From the families to a feature and back to a comparison, by what stands on the pages."""
+    page.get_by_role("link", name=FAMILY, exact=True).click()
+    page.get_by_role("link", name=re.compile("v8 is judged, 17 changed, absent among them$")).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("v8 against v7")
+    page.get_by_label("Baseline").select_option("v2")
+    expect(page.get_by_role("heading", level=1)).to_have_text("v8 against v2")
+    page.get_by_role("link", name="F73").first.click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("default")
+    page.get_by_text("Numbers of How much of its own direction").click()
+    expect(page.get_by_role("region", name="How much of its own direction is written: numbers")).to_be_visible()
+    for name in ("trajectory", "strength"):
+        with page.expect_download() as saved:
+            page.locator(f"#{name}").get_by_role("button", name="PNG").click()
+        assert Path(saved.value.path()).read_bytes().startswith(b"\x89PNG")
+    with page.expect_download() as saved:
+        page.locator("#trajectory").get_by_role("link", name="CSV").click()
+    assert saved.value.suggested_filename == "trajectory.csv"
+    page.goto(HERE)
+    with page.expect_download() as saved:
+        page.locator("#lineage").get_by_role("button", name="PNG").click()
+    assert len(Path(saved.value.path()).read_bytes()) > 5_000, "an empty picture is smaller"
+    page.locator("#features .drawing").click(position={"x": 600, "y": 15})
+    expect(page).to_have_url(re.compile(r"/features/F\d+$"))
+    page.get_by_role("link", name="Compare").or_(page.get_by_role("link", name=FAMILY)).first.click()
+    page.get_by_role("link", name="Compare").click()
+    page.get_by_label("Baseline").select_option("v3")
+    expect(page.get_by_role("heading", name="What became of the features from v3 to v10")).to_be_visible()
+    page.locator("form.chips input[value=replaced]").click()
+    expect(page.locator("table[data-rows] tbody tr")).to_have_count(2)
+
+
+def test_a_long_list_goes_on_while_it_is_scrolled(site: Site, page: Page) -> None:
+    page.goto(f"{HERE}/features?sort=id")
+    rows = page.locator("table[data-rows] tbody tr:not(.more)")
+    expect(rows).to_have_count(50)
+    page.mouse.move(700, 500)
+    for most in (100, 150):
+        page.mouse.wheel(0, 20_000)
+        expect(rows).to_have_count(most)
+    ids = page.locator("table[data-rows] td:first-child a.id").all_inner_texts()
+    assert ids == [f"F{number}" for number in range(150)]
+
+
+def test_the_keyboard(site: Site, page: Page) -> None:
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keyboard")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("t")
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    page.keyboard.press("t")
+    page.keyboard.press("g")
+    page.keyboard.press("a")
+    expect(page.get_by_role("heading", name="Alerts", level=1)).to_be_visible()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark", "the theme stays over pages"
+    page.goto(f"{HERE}/features?sort=id")
+    page.keyboard.press("/")
+    page.keyboard.type("F12")
+    page.keyboard.press("Enter")
+    expect(page.locator("table[data-rows] tbody tr")).to_have_count(1)
+    assert "tag=" not in page.url, "empty fields are left out"
+    page.goto(f"{HERE}/features?sort=id")
+    for key in "jjjk":
+        page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("F1")
+    before = page.url
+    pressed = page.locator("[data-watch]").get_attribute("aria-pressed")
+    page.keyboard.press("w")
+    expect(page.locator("[data-watch]")).not_to_have_attribute("aria-pressed", str(pressed))
+    assert page.url == before, "htmx changes the button alone"
+
+
+def test_writing(site: Site, page: Page) -> None:
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto(f"{HERE}/features/F5")
+    page.get_by_label("Label", exact=True).fill("uses of for")
+    page.get_by_label("Tags").fill("loops")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("F5 uses of for")
+    page.goto("/alerts")
+    page.get_by_role("button", name="Acknowledge alt_0").click()
+    page.get_by_label("Mute alt_1 for how long").select_option("168")
+    page.get_by_role("button", name="Mute alt_1").click()
+    page.get_by_role("button", name="Resolve alt_2").click()
+    expect(page.locator("table[data-rows] tbody tr")).to_have_count(1)
+    page.get_by_text("New rule").click()
+    page.get_by_label("Name").fill("anything watched")
+    page.get_by_role("button", name="Make rule").click()
+    expect(page.get_by_role("region", name="Rules")).to_contain_text("anything watched")
+    page.goto("/webhooks")
+    page.get_by_label("URL").fill("https://hooks.example/x")
+    page.get_by_label("alert.raised").check()
+    page.get_by_role("button", name="Make webhook").click()
+    expect(page.locator(".secret")).to_contain_text("whsec_")
+    page.get_by_role("link", name="To the webhook").click()
+    page.get_by_role("button", name="Send a test").click()
+    expect(page.get_by_role("region", name="Deliveries")).to_contain_text("webhook.test")
+    page.goto("/keys")
+    page.get_by_label("What it is for").fill("ci")
+    page.get_by_role("button", name="Make key").click()
+    expect(page.locator(".secret")).to_contain_text("fw_")
+    page.get_by_role("link", name="All keys").click()
+    page.get_by_role("button", name="Revoke ci").click()
+    expect(page.get_by_role("region", name="API keys")).to_contain_text("revoked")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+    page.goto("/families")
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+    page.get_by_label("API key").fill(site.key)
+    page.get_by_role("button", name="Sign in").click()
+
+
+def test_a_run_is_followed_live_and_cancelled(site: Site, page: Page) -> None:
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto("/runs/run_running")
+    with site.database.write() as session:
+        run = session.get_one(Run, "run_running")
+        run.stage, run.progress, run.detail = "extend", 0.75, {"iterations": 12}
+    expect(page.locator("[data-percent]")).to_have_text("75%")
+    expect(page.get_by_label("Log")).to_contain_text("extend · 75% · iterations 12")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("main .status").first).to_contain_text("cancelling")
+    with site.database.write() as session:
+        run = session.get_one(Run, "run_running")
+        run.state, run.progress = "cancelled", 0.8
+    expect(page.get_by_role("button", name="Retry")).to_be_visible()
+
+
+def test_everything_can_be_read_without_scripts(site: Site) -> None:
+    with site.context("light", java_script_enabled=False) as context:
+        page = context.new_page()
+        site.sign_in(page)
+        page.goto(HERE)
+        expect(page.get_by_role("link", name=re.compile("v8 is judged"))).to_be_visible()
+        page.locator("#changes summary").click()
+        expect(page.locator("#changes table")).to_contain_text("suppressed")
+        page.goto(f"{HERE}/features?sort=id")
+        page.get_by_role("link", name="Load more").click()
+        expect(page.locator("table[data-rows] tbody tr").first).to_contain_text("F50")
+        page.goto(f"{HERE}/checkpoints/v10")
+        page.get_by_label("Baseline").select_option("v2")
+        page.get_by_role("button", name="Compare").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("v10 against v2")
+        page.goto(f"{HERE}/features/F6")
+        page.get_by_role("button", name="Watch").click()
+        expect(page.get_by_role("button", name="Watched")).to_be_visible()
+    assert not site.faults
+
+
+def test_a_missing_browser_is_a_clear_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv(chromium.VARIABLE, raising=False)
+    with pytest.raises(chromium.BrowserMissingError, match="apt-get install chromium"):
+        chromium.executable()
