@@ -1,12 +1,17 @@
 """The embedded service in a process of its own, and the `featurewatch` command beside it."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from service.cli import main
 
 SHAPE = {
     "n_checkpoints": 2, "n_positions": 8000, "width": 64, "n_planted": 32,
@@ -17,10 +22,9 @@ FIT = ["--features", "40", "--k", "2", "--steps", "600", "--batch-size", "256", 
 
 def command(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
     """Run `featurewatch` to its end, with nothing of this shell's settings."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("FEATUREWATCH_")}
     return subprocess.run(
         [sys.executable, "-c", "from service.cli import main; main()", *arguments],
-        env=clean | (env or {}),
+        env=_clean() | (env or {}),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -28,17 +32,36 @@ def command(*arguments: str, env: dict[str, str] | None = None, timeout: float =
     )
 
 
+def within(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """The same in this process: without the seconds in which another one would start."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.dict(os.environ, _clean() | (env or {}), clear=True),
+        mock.patch.object(sys, "argv", ["featurewatch", *arguments]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def _clean() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("FEATUREWATCH_")}
+
+
 class Up:
     """`featurewatch up` on a free port."""
 
     def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("FEATUREWATCH_")}
         start = [sys.executable, "-c", "from service.cli import main; main()", "up", "--json", "--port", "0"]
         self.log = folder / "up.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*start, "--data-dir", str(folder / "data"), *arguments],
-                env=clean | {"FEATUREWATCH_POLL_SECONDS": "0.1"} | (env or {}),
+                env=_clean() | {"FEATUREWATCH_POLL_SECONDS": "0.1"} | (env or {}),
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -50,7 +73,7 @@ class Up:
         self.url: str = self.where["url"].replace("0.0.0.0", "127.0.0.1")
 
     def run(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-        return command(*arguments, env={"FEATUREWATCH_URL": self.url} | (env or {}))
+        return within(*arguments, env={"FEATUREWATCH_URL": self.url} | (env or {}))
 
     def json(self, *arguments: str) -> Any:
         done = self.run(*arguments, "--json")

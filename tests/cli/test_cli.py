@@ -9,7 +9,7 @@ from pathlib import Path
 
 import scipy.sparse
 
-from tests.cli.live import FIT, SHAPE, Up, command
+from tests.cli.live import FIT, SHAPE, Up, command, within
 from tests.services import free_port, wait_until
 
 STRICT = "[counts]\nsuppressed = 0\nabsent = 0\nreplaced = 0\n"
@@ -208,13 +208,13 @@ def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "featurewatch key create" in refused.stderr
     data = {"FEATUREWATCH_DATA_DIR": str(tmp_path / "data")}
-    expired = command("key", "create", "old", "--days", "0", env=data)
+    expired = within("key", "create", "old", "--days", "0", env=data)
     assert expired.returncode == 0
     again = command("up", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path / "data"), "--no-worker")
     assert again.returncode == 2, "a key that has expired opens nothing"
-    made = command("key", "create", "ci", "--scope", "read", "--days", "1", "--json", env=data)
+    made = within("key", "create", "ci", "--scope", "read", "--days", "1", "--json", env=data)
     key = json.loads(made.stdout)["key"]
-    admin = json.loads(command("key", "create", "admin", "--scope", "admin", "--json", env=data).stdout)["key"]
+    admin = json.loads(within("key", "create", "admin", "--scope", "admin", "--json", env=data).stdout)["key"]
     up = Up(tmp_path, "--host", "0.0.0.0", "--no-worker")
     try:
         without = up.run("family", "list")
@@ -223,11 +223,11 @@ def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
         assert up.run("family", "list", env={"FEATUREWATCH_KEY": key}).returncode == 0
         writing = ["family", "create", "x", "--hook-point", "resid_post.1"]
         assert "scope" in up.run(*writing, env={"FEATUREWATCH_KEY": key}).stderr
-        listed = json.loads(command("key", "list", "--json", env=data).stdout)
+        listed = json.loads(within("key", "list", "--json", env=data).stdout)
         assert [row["name"] for row in listed] == ["admin", "ci", "old"]
         assert listed[1]["expires_at"] > listed[1]["created_at"]
         assert key not in json.dumps(listed)
-        assert command("key", "revoke", listed[1]["id"], env=data).returncode == 0
+        assert within("key", "revoke", listed[1]["id"], env=data).returncode == 0
         assert up.run("family", "list", env={"FEATUREWATCH_KEY": key}).returncode == 2
         written = json.loads(up.run("audit", "--json", env={"FEATUREWATCH_KEY": admin}).stdout)
         assert [(row["actor"], row["method"]) for row in written] == [("server", "DELETE")] + [("server", "POST")] * 3
@@ -276,10 +276,10 @@ def _stat(pid: int) -> list[str]:
 
 def test_the_database_can_be_checked_and_upgraded(database_url: str, tmp_path: Path) -> None:
     env = {"FEATUREWATCH_DATABASE_URL": database_url, "FEATUREWATCH_DATA_DIR": str(tmp_path / "data")}
-    assert command("db", "check", env=env).returncode == 0
-    assert command("db", "upgrade", env=env).returncode == 0
+    assert within("db", "check", env=env).returncode == 0
+    assert within("db", "upgrade", env=env).returncode == 0
     empty = {"FEATUREWATCH_DATABASE_URL": f"sqlite:///{tmp_path}/empty.db"}
-    done = command("db", "check", env=empty)
+    done = within("db", "check", env=empty)
     assert done.returncode == 2
     assert "featurewatch db upgrade" in done.stderr
 

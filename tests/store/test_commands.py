@@ -19,7 +19,7 @@ from service.models import AuditEntry, Event, Family, Unreferenced
 from service.store import backup as backups
 from service.store.backup import BackupError
 from tests import factories
-from tests.cli.live import command
+from tests.cli.live import within
 from tests.services import Postgres
 
 
@@ -41,7 +41,7 @@ def filled(database: Database) -> Database:
 
 
 def answer(environment: dict[str, str], *arguments: str) -> Any:
-    done = command("db", *arguments, "--json", env=environment)
+    done = within("db", *arguments, "--json", env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -52,17 +52,17 @@ def test_check_says_what_is_there(environment: dict[str, str], filled: Database,
     assert found["engine"].startswith("SQLite 3" if engine_kind == "sqlite" else "PostgreSQL 1")
     assert (found["rows"]["family"], found["rows"]["checkpoint"], found["rows"]["verdict"]) == (1, 1, 0)
     assert found["bytes"] > 10_000
-    done = command("db", "check", env=environment)
+    done = within("db", "check", env=environment)
     assert done.returncode == 0 and "unreferenced  0 artifacts, 0 B" in done.stdout
 
 
 def test_check_refuses_another_schema(environment: dict[str, str], filled: Database, database_url: str) -> None:
     filled.close()
     migrate.downgrade_url(database_url, "0006")
-    done = command("db", "check", env=environment)
+    done = within("db", "check", env=environment)
     assert done.returncode == 2 and "older than this version's" in done.stderr
-    assert command("db", "upgrade", env=environment).returncode == 0
-    assert command("db", "check", env=environment).returncode == 0
+    assert within("db", "upgrade", env=environment).returncode == 0
+    assert within("db", "check", env=environment).returncode == 0
 
 
 def test_check_finds_rows_without_parents(environment: dict[str, str], database: Database) -> None:
@@ -73,7 +73,7 @@ def test_check_finds_rows_without_parents(environment: dict[str, str], database:
     with closing(sqlite3.connect(str(database.url.database))) as connection:  # a plain one: keys are off
         connection.execute("INSERT INTO bell (run_id, created_at) VALUES ('run_none', '2026-01-01 00:00:00')")
         connection.commit()
-    done = command("db", "check", "--json", env=environment)
+    done = within("db", "check", "--json", env=environment)
     assert done.returncode == 1 and json.loads(done.stdout)["orphans"] == ["bell"]
 
 
@@ -91,14 +91,14 @@ def test_an_embedded_installation_moves_to_postgres(
         copied = {row["table"]: row["rows"] for row in answer(environment, "copy", str(file))}
         assert (copied["family"], copied["checkpoint"], copied["verdict"]) == (1, 1, 0)
         assert answer(environment, "check")["rows"]["checkpoint"] == 1
-        again = command("db", "copy", str(file), env=environment)
+        again = within("db", "copy", str(file), env=environment)
         assert again.returncode == 2 and "holds rows already (family, checkpoint)" in again.stderr
-        missing = command("db", "copy", str(tmp_path / "none.db"), env=environment)
+        missing = within("db", "copy", str(tmp_path / "none.db"), env=environment)
         assert missing.returncode == 2 and "there is no database" in missing.stderr
-        itself = command("db", "copy", postgres.database_url(name), env=environment)
+        itself = within("db", "copy", postgres.database_url(name), env=environment)
         assert itself.returncode == 2 and "is the one to copy from" in itself.stderr
         migrate.downgrade_url(f"sqlite:///{file}", "0006")
-        old_schema = command("db", "copy", str(file), env=environment)
+        old_schema = within("db", "copy", str(file), env=environment)
         assert old_schema.returncode == 2 and "older than this version's" in old_schema.stderr
     finally:
         postgres.drop(name)
@@ -121,7 +121,7 @@ def test_vacuum_says_what_it_would_do_and_does_it(
     assert answer(env | {"FEATUREWATCH_VACUUM_HOURS": "0"}, "vacuum")["waiting"] == said["removed"], "0: for ever"
     assert answer(env, "vacuum")["removed"] == said["removed"]
     assert store.listing(family.id) == {}
-    assert "Nothing to remove." in command("db", "vacuum", env=env).stderr
+    assert "Nothing to remove." in within("db", "vacuum", env=env).stderr
 
 
 def test_vacuum_gives_the_space_of_a_sqlite_file_back(
@@ -182,17 +182,17 @@ def test_backup_and_restore(environment: dict[str, str], filled: Database, tmp_p
     copy = tmp_path / "backup"
     if not filled.is_sqlite:
         for words, tool in ((["backup", str(copy)], "pg_dump"), (["restore", str(copy)], "pg_restore")):
-            done = command("db", *words, env=environment)
+            done = within("db", *words, env=environment)
             assert done.returncode == 2 and f"use {tool}, as docs/operations.md says" in done.stderr
         return
     assert answer(environment, "backup", str(copy)) == {"file": str(copy), "bytes": copy.stat().st_size}
-    again = command("db", "backup", str(copy), env=environment)
+    again = within("db", "backup", str(copy), env=environment)
     assert again.returncode == 2 and "is there already" in again.stderr
     with filled.write() as session:
         factories.family(session, "later")
-    refused = command("db", "restore", str(copy), env=environment)
+    refused = within("db", "restore", str(copy), env=environment)
     assert refused.returncode == 2 and "holds rows; --replace gives them up" in refused.stderr
-    done = command("db", "restore", str(copy), "--replace", env=environment)
+    done = within("db", "restore", str(copy), "--replace", env=environment)
     assert done.returncode == 0, done.stderr
     with filled.read() as session:  # over connections that were open all the time
         assert [family.name for family in session.scalars(select(Family))] == ["smol"]
