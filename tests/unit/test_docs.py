@@ -11,6 +11,7 @@ import pytest
 from service.config import ClientSettings, Settings, TelemetrySettings
 from service.status.metrics import METRICS
 from service.webhooks.schemas import TEST_EVENT, EventType
+from tests.unit import codes
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -100,3 +101,13 @@ def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"\bmake ([a-z]+)\b", readme):
         assert re.search(rf"^{target}:", makefile, re.M), f"there is no `make {target}`"
+
+
+def test_every_code_of_an_error_is_documented() -> None:
+    """Codes of answers, and of runs that failed, each with what to do; and no code that there is not."""
+    answers, _, runs = (ROOT / "docs/problems.md").read_text(encoding="utf-8").partition("\n## Of runs that failed\n")
+    for page, known in ((answers, codes.of_problems()), (runs, codes.of_runs())):
+        rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+        assert all(row[-1] for row in rows)
+        listed = [code for row in rows for code in re.findall(r"`([^`]+)`", row[0])]
+        assert sorted(listed) == sorted(known)
