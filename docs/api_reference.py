@@ -1,4 +1,4 @@
-"""Writes docs/api-reference.md from the OpenAPI document: operations by tag, then the shapes that they take and give."""
+"""Writes docs/api-reference.md from the OpenAPI document: operations by tag, then the shapes of what goes and comes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +16,8 @@ HEAD = """# API reference
 
 Written by `make docs` from the OpenAPI document, which a running service has at `/openapi.json`, and at `/docs` to try.
 What holds for all calls (errors, keys, pages, idempotency, jobs) is in [api.md](api.md). Below, a field with a `*`
-must be there (in answers it always is), and one without may be left out, or be null. Shapes have the names that they have
-in the Python client (`service.client.types`). POST and PATCH take an `Idempotency-Key` besides.
+must be there (in answers it always is), and one without may be left out, or be null. Shapes have their names in the
+Python client (`service.client.types`). POST and PATCH take an `Idempotency-Key` besides.
 
 Any call below `/v1` may answer 401, 403, 422, 429 or 500, and each operation lists what else it may refuse with: a
 problem document in every case. [problems.md](problems.md) has the codes, and what to do about each."""
