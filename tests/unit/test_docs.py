@@ -127,10 +127,16 @@ def test_make_targets_of_the_readme_exist() -> None:
 
 
 def test_every_code_of_an_error_is_documented() -> None:
-    """Codes of answers, and of runs that failed, each with what to do; and no code that there is not."""
+    """Codes of answers, each with its status and what to do, and of runs that failed; and no code that there is not."""
     answers, _, runs = (ROOT / "docs/problems.md").read_text(encoding="utf-8").partition("\n## Of runs that failed\n")
-    for page, known in ((answers, codes.of_problems()), (runs, codes.of_runs())):
-        rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
-        assert all(row[-1] for row in rows)
-        listed = [code for row in rows for code in re.findall(r"`([^`]+)`", row[0])]
-        assert sorted(listed) == sorted(known)
+    listed = [code for codes_, *_ in rows_of(runs) for code in re.findall(r"`([^`]+)`", codes_)]
+    assert sorted(listed) == sorted(codes.of_runs())
+    told = [(code, int(row[1])) for row in rows_of(answers) for code in re.findall(r"`([^`]+)`", row[0])]
+    assert sorted(told) == sorted(codes.of_problems().items())
+
+
+def rows_of(page: str) -> list[list[str]]:
+    """Rows of a page's tables that begin with a code; none of their cells is empty."""
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert all(all(row) for row in rows)
+    return rows
