@@ -68,7 +68,7 @@ def measure(folder: Path, seed: int, python: Path) -> dict[str, Any]:
     about = {"model": "planted", "family": "planted", "checkpoint": "v1", "hook_point": HOOK_POINT}
     for layout in layouts.LAYOUTS:
         layouts.write(folder / layout, layout, folded, ids, about)
-    some = x[::7]
+    some = np.ascontiguousarray(x[::7])
     save_file({"x": some}, folder / "x.safetensors")
     command = [str(python), "-m", "benchmarks.peers.layouts", str(folder)]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
