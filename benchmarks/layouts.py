@@ -9,6 +9,7 @@ service's own formulas give, and how well the source's own read-out stands in fo
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,12 +20,13 @@ import numpy as np
 import scipy.sparse
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.fit import CACHE
 from benchmarks.fit_rounds import peers_environment
-from benchmarks.planted_data import make_lineage, write_checkpoint
+from benchmarks.planted_data import HOOK_POINT, make_lineage, write_checkpoint
+from benchmarks.runs import succeeded
+from service.client import Client
 from service.dictionaries import layouts
 from service.dictionaries.folding import Floats, fold, unit_rows
-from tests.e2e.parts import HOOK_POINT, Service
+from workers.demo.installation import Installation
 
 OPTIONS = {"n_features": 160, "k": 6, "steps": 2000, "batch_size": 512, "learning_rate": 0.003, "seed": 0}
 
@@ -36,7 +38,8 @@ def main() -> None:
     parser.add_argument("--python", type=Path, help="Python of an environment that has both tools.")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    python = asked.python or peers_environment(CACHE)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    python = asked.python or peers_environment(cache / "featurewatch" / "public-trainers")
     with tempfile.TemporaryDirectory() as place:
         found = measure(Path(place), asked.seed, python)
     if asked.json:
@@ -49,20 +52,23 @@ def main() -> None:
 
 def measure(folder: Path, seed: int, python: Path) -> dict[str, Any]:
     """Fit, export, load by the tools, compare. Errors are relative to the largest value."""
-    lineage = make_lineage(seed, n_checkpoints=1, n_positions=20_000, width=128, n_planted=128)
+    lineage = make_lineage(seed, n_checkpoints=2, n_positions=20_000, width=128, n_planted=128)
     write_checkpoint(lineage, 1, folder / "v1")
-    x = next(iter(load_file(next((folder / "v1").glob(f"{HOOK_POINT}*.safetensors"))).values())).astype(np.float32)
-    with Service(folder, f"sqlite:///{folder}/featurewatch.db") as service:
-        service.client.create_family("planted", [HOOK_POINT], crosscoder=OPTIONS)
-        service.judge("planted", "v1", f"activations+file://{folder}/v1")
-        kept = load_file(service.client.download_dictionary("planted", "v1", folder / "source.safetensors"))
-        ids = service.client.code_ids("planted")
-        code = scipy.sparse.load_npz(service.client.download_codes("planted", folder / "codes.npz")).toarray()
+    shards = sorted((folder / "v1").glob(f"{HOOK_POINT}-*.safetensors"))
+    x = np.concatenate([load_file(shard)["activations"] for shard in shards]).astype(np.float32)
+    (folder / "data").mkdir()
+    with Installation(folder / "data", [folder]) as installation, Client(installation.url) as client:
+        client.create_family("planted", [HOOK_POINT], crosscoder=OPTIONS)
+        made = client.register("planted", name="v1", uri=f"activations+file://{folder}/v1")
+        succeeded(client, made["run"]["id"], "v1")
+        kept = load_file(client.download_dictionary("planted", "v1", folder / "source.safetensors"))
+        ids = client.code_ids("planted")
+        code = scipy.sparse.load_npz(client.download_codes("planted", folder / "codes.npz")).toarray()
     folded = fold(kept)
     about = {"model": "planted", "family": "planted", "checkpoint": "v1", "hook_point": HOOK_POINT}
     for layout in layouts.LAYOUTS:
         layouts.write(folder / layout, layout, folded, ids, about)
-    some = x[: len(code)][::7]
+    some = np.ascontiguousarray(x[::7])
     save_file({"x": some}, folder / "x.safetensors")
     command = [str(python), "-m", "benchmarks.peers.layouts", str(folder)]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[1])

@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 
 def main(folder: Path) -> None:
     """`saelens/`, `dictionary-learning/` and `x.safetensors` -> `seen.safetensors`."""
-    # The package imports nnsight, pinned to an old release, for harvesting alone.
+    from sae_lens import SAE  # noqa: PLC0415  # and with it `datasets`, which looks whether there is a real zstandard
+
+    # The other package imports nnsight, pinned to an old release, and zstandard for harvesting alone.
     harvest: Any = ModuleType("nnsight")
     harvest.LanguageModel = object
-    sys.modules["nnsight"] = harvest
+    sys.modules |= {"nnsight": harvest, "zstandard": ModuleType("zstandard")}
     from dictionary_learning.utils import load_dictionary  # noqa: PLC0415
-    from sae_lens import SAE  # noqa: PLC0415
 
     x = load_file(folder / "x.safetensors")["x"]
     sae = SAE.load_from_disk(folder / "saelens")

@@ -9,10 +9,10 @@ import jinja2
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from service.checkpoints import queries
+from service.checkpoints import markdown, queries
 from service.dependencies import words as circuits
 from service.dependencies.words import CircuitFinding
-from service.features import findings, markdown, words
+from service.features import findings, words
 from service.features import logic as features
 from service.features.queries import Filter
 from service.features.schemas import STATUSES, FeatureRow, Status, Summary

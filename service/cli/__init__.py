@@ -4,20 +4,9 @@ import sys
 
 import typer
 
-from service.cli import (
-    base,
-    calibrate,
-    checkpoints,
-    database,
-    dependencies,
-    export,
-    features,
-    label,
-    notify,
-    register,
-    server,
-    signatures,
-)
+from service.cli import base, calibrate, checkpoints, dependencies, export, features, label, notify, signatures
+from service.cli.gate import register
+from service.cli.host import database, server
 from service.client import ApiError, ClientError, UnreachableError, WaitTimeoutError
 
 app = typer.Typer(

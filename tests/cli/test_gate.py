@@ -98,7 +98,7 @@ def test_the_action_gates_a_release(gated: Up, planted: Path, tmp_path: Path, pa
     told = lines_of(tmp_path / "output")
     assert told["status"] == "failed"
     assert gated.json("run", "show", told["run_id"])["checkpoint"] == "v2"
-    assert told["report_url"] == f"{gated.url}/v1/families/gated/checkpoints/v2/report?format=html"
+    assert told["report_url"] == f"{gated.url}/families/gated/checkpoints/v2"
     for output in action["outputs"].values():
         assert re.fullmatch(r"\$\{\{ steps\.gate\.outputs\.(status|run_id|report_url) \}\}", output["value"])
 

@@ -137,12 +137,14 @@ def test_pages_are_followed_to_the_end(server: Script, client: Caller) -> None:
 @pytest.mark.parametrize("trouble", [(503, {"Retry-After": "0"}, {}), (429, {}, {}), (502, {}, {}), None])
 def test_a_passing_trouble_is_waited_out(server: Script, client: Caller, trouble: Any) -> None:
     server.answers = [trouble, trouble, (200, {}, RUN)]
+    client.note_pauses()
     assert client.run("run_1")["stage"] == "fit"
     assert len(server.requests) == 3
 
 
 def test_a_repeated_post_has_the_same_idempotency_key(server: Script, client: Caller) -> None:
     server.answers = [None, (202, {}, RUN), (202, {}, RUN)]
+    client.note_pauses()
     client.cancel("run_1")
     client.cancel("run_1")
     first, second, third = (headers["idempotency-key"] for _, _, headers, _ in server.requests)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from service.checkpoints.markdown import cell as _cell
+from service.checkpoints.markdown import code as _code
 from service.features import words
-from service.features.markdown import cell as _cell
-from service.features.markdown import code as _code
 from service.features.schemas import Example, FeatureRow
 from service.verdicts.policy import Policy
 

@@ -9,19 +9,19 @@ from pathlib import Path
 from urllib.parse import quote
 from xml.etree import ElementTree
 
+from service.checkpoints.markdown import cell
 from service.cli.base import UsageError
 from service.cli.gate.rules import Outcome
 from service.client.types import Run
-from service.features.markdown import cell
 
 # What XML 1.0 cannot hold, escaped or not.
 _UNSPEAKABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def report_url(service: str, family: str, checkpoint: str) -> str:
-    """Where people read the report. It needs a login or a key like every other page; no key is in it."""
+    """The page where people read the report. It needs a login like every other page; no key is in it."""
     parts = (quote(part, safe="") for part in (family, checkpoint))
-    return "{}/v1/families/{}/checkpoints/{}/report?format=html".format(service.rstrip("/"), *parts)
+    return "{}/families/{}/checkpoints/{}".format(service.rstrip("/"), *parts)
 
 
 def summary(title: str, outcomes: Sequence[Outcome], report: str, url: str) -> str:

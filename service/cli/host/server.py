@@ -150,7 +150,7 @@ def audit(
 
 def _local() -> ModuleType:
     """The whole service; imported when it is needed, so that the other commands start quickly."""
-    from service.cli import local  # noqa: PLC0415
+    from service.cli.host import local  # noqa: PLC0415
 
     return local
 

@@ -1,4 +1,4 @@
-"""What the commands of service.cli.server do. Apart from them, since it imports the whole service: slow to start."""
+"""What the commands of `server` do. Apart from them, since it imports the whole service: slow to start."""
 
 import ipaddress
 import json
@@ -25,7 +25,7 @@ from service.auth import logic as auth
 from service.auth import queries as auth_queries
 from service.auth.schemas import KeyOut
 from service.cli import base
-from service.cli.child import WorkerProcess
+from service.cli.host.child import WorkerProcess
 from service.config import Settings
 from service.kit.db import Database
 from service.kit.ids import new_id

@@ -127,6 +127,6 @@ def restore(
 
 def _local() -> ModuleType:
     """The whole service; imported when it is needed, so that the other commands start quickly."""
-    from service.cli import local_database  # noqa: PLC0415
+    from service.cli.host import local_database  # noqa: PLC0415
 
     return local_database

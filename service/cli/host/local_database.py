@@ -1,4 +1,4 @@
-"""What the commands of service.cli.database do. Apart from them, since it imports the whole service: slow to start."""
+"""What the commands of `database` do. Apart from them, since it imports the whole service: slow to start."""
 
 import sqlite3
 from contextlib import closing
@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy.engine import make_url
 
 from service import migrate
-from service.cli import base, local
+from service.cli import base
+from service.cli.host import local
 from service.config import Settings
 from service.kit.artifacts import open_store
 from service.kit.clock import utcnow
