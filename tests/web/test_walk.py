@@ -107,6 +107,7 @@ def test_every_page_in_both_themes(site: Site) -> None:
             page.goto(path)
             drawn = page.locator("figure[data-kind] .drawing")
             for place in range(drawn.count()):
+                drawn.nth(place).scroll_into_view_if_needed()
                 expect(drawn.nth(place).locator("canvas").first).to_be_visible()
             _look(site, page, name)
     assert not site.faults, "\n".join(site.faults)
