@@ -116,6 +116,7 @@ def test_the_list_goes_on_by_pages_without_repeating(reader) -> None:
 
 def test_the_numbers_of_a_plot_are_a_file(reader) -> None:
     for page, name, columns in (
+        (HERE, "lineage", "parent"),
         (HERE, "changes", "absent"),
         (HERE, "features", "v10"),
         (HERE, "quality", "FVU"),
@@ -180,6 +181,7 @@ def test_files_may_be_kept_for_ever(reader) -> None:
     """Their address changes with their content; and they are ours to give on."""
     sheet = re.search(r'href="(/static/page\.css\?\w+)"', reader.page("/families"))
     assert sheet and "immutable" in reader.client.get(sheet[1]).headers["cache-control"]
-    assert "immutable" not in reader.client.get("/static/page.css").headers.get("cache-control", "")
+    for address in ("/static/page.css", "/static/page.css?other"):
+        assert "immutable" not in reader.client.get(address).headers.get("cache-control", "")
     vendored = {path.name.partition("-")[0] for path in (FOLDER / "static/vendor").glob("*.js")}
     assert vendored == {path.name.partition("-")[0] for path in (FOLDER / "static/vendor").glob("*LICENSE.txt")}

@@ -174,6 +174,13 @@ def test_reading(site: Site, page: Page) -> None:
     expect(page.locator("table[data-rows] tbody tr")).to_have_count(2)
 
 
+def test_a_link_from_elsewhere_leads_to_the_page(site: Site, page: Page) -> None:
+    """As from a chat: the browser holds the cookie back at first, and one is signed in all the same."""
+    page.goto(f"data:text/html,<a href='{site.url}{HERE}'>look</a>")
+    page.get_by_role("link", name="look").click()
+    expect(page.get_by_role("heading", name="Lineage")).to_be_visible()
+
+
 def test_a_long_list_goes_on_while_it_is_scrolled(site: Site, page: Page) -> None:
     page.goto(f"{HERE}/features?sort=id")
     rows = page.locator("table[data-rows] tbody tr:not(.more)")
