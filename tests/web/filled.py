@@ -193,9 +193,7 @@ class Pages(Filler):
         session.flush()
 
 
-def fill(settings: Settings, n_checkpoints: int = N_CHECKPOINTS) -> Pages:
+def fill(settings: Settings, n_features: int = N_FEATURES) -> None:
     """Make the installation's database and artifacts."""
     migrate.upgrade(settings)
-    pages = Pages(settings)
-    pages.fill(n_checkpoints)
-    return pages
+    Pages(settings, n_features).fill(N_CHECKPOINTS)

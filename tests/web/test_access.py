@@ -34,6 +34,17 @@ def test_a_page_asks_to_sign_in_and_leads_back(filled: Installation) -> None:
     assert browser.get("/login").headers["location"] == "/families", "who has signed in need not"
 
 
+def test_a_link_of_another_site_does_not_sign_one_out(filled: Installation) -> None:
+    """The browser holds a strict cookie back then: no new one may take its place, and the page is asked for again."""
+    browser = filled.browser(None)
+    for path in (HERE, "/login", "/nowhere"):
+        answer = browser.get(path, headers={"sec-fetch-site": "cross-site"})
+        assert answer.status_code == 200 and 'http-equiv="refresh" content="0"' in answer.text
+        assert "set-cookie" not in answer.headers
+    reader = filled.browser("read")
+    assert "Lineage" in reader.get(HERE, headers={"sec-fetch-site": "cross-site"}).text, "where it comes along"
+
+
 @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example/x", "/\\evil.example", "javascript:1", ""])
 def test_no_link_leads_away_after_signing_in(filled: Installation, target: str) -> None:
     browser = filled.browser(None)
