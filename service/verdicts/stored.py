@@ -128,9 +128,35 @@ FLOATS: dict[str, type[np.float32] | type[np.float64]] = dict.fromkeys(
     np.float32,
 ) | {"firing_rate": np.float64}
 """Figures that a table of stored verdicts has, as precise as they were computed."""
+RECORD = np.dtype(
+    [("number", "<i8"), ("status", "i1"), ("firings", "<i8")]
+    + [(name, np.dtype(kind).newbyteorder("<")) for name, kind in FLOATS.items()]
+    + [("documents", "<f4")]
+)
+"""One feature of a packed table. Another layout needs a migration that empties `standing`."""
+
+
+def pack(session: Session, checkpoint_id: str) -> None:
+    """Keep the verdicts of a checkpoint, all of which are written, as columns."""
+    session.flush()
+    table = _from_rows(session, checkpoint_id)
+    records = np.empty(len(table.numbers), dtype=RECORD)
+    columns = {"number": table.numbers, "status": table.statuses, "firings": table.firings, **table.floats}
+    for name, values in columns.items():
+        records[name] = values
+    queries.put_packed(session, checkpoint_id, records.tobytes())
 
 
 def _standing(session: Session, checkpoint_id: str) -> Table:
+    data = queries.packed(session, checkpoint_id)
+    if data is None:
+        return _from_rows(session, checkpoint_id)
+    records = np.frombuffer(data, dtype=RECORD)
+    columns = {name: np.ascontiguousarray(records[name]) for name in RECORD.names or ()}
+    return Table(columns.pop("number"), columns.pop("status"), columns.pop("firings"), columns)
+
+
+def _from_rows(session: Session, checkpoint_id: str) -> Table:
     rows = queries.standing(session, checkpoint_id, [*FLOATS])
     found, statuses, firings, *floats = zip(*rows, strict=True) if rows else ((),) * (3 + len(FLOATS))
     numbers = np.array(found, dtype=np.int64)
