@@ -229,8 +229,12 @@ def ratio(value: float | None, interval: Sequence[float | None] | None) -> str:
     if value is None:
         return "-"
     if not interval or None in interval:
-        return f"{value:.2f}"
-    return f"{value:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
+        return _hundredths(value)
+    return f"{_hundredths(value)} ({_hundredths(interval[0])} to {_hundredths(interval[1])})"
+
+
+def _hundredths(value: float | None) -> str:
+    return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"  # nothing is 0.00, not -0.00
 
 
 def moment(text: str | None) -> str | None:

@@ -52,8 +52,9 @@ def _outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -
     rows = [row for row in map(FeatureRow.model_validate, read) if _changed(row)]
     for status, limit in gate.counts.items():
         hit = [row for row in rows if row.status == status]
-        failure = f"{len(hit):,} features became {status}, at most {limit:,} may: {_names(hit)}"
-        yield _outcome(f"counts.{status}", f"at most {limit:,} features become {status}", failure, hit, limit, policy)
+        failure = f"{_many(len(hit))} became {status}, at most {limit:,} may: {_names(hit)}"
+        asked = f"at most {_many(limit)} become{'s' if limit == 1 else ''} {status}"
+        yield _outcome(f"counts.{status}", asked, failure, hit, limit, policy)
     if gate.watched.never:
         yield _never("watched", "watched feature", gate.watched, [row for row in rows if row.watched], policy)
     for tag, rule in gate.tags.items():
@@ -129,7 +130,12 @@ def _evidence(row: FeatureRow, policy: Policy) -> str:
     """How much changed, and how sure that is."""
     names = {row.id: words.name_of(row.id, row.label, row.auto_label)}
     sure = words.how_sure(row, policy)
-    return f"{words.what_happened(row, names, policy)} {sure[:1].upper()}{sure[1:]}"
+    q, explained, _ = sure.partition(": of all findings")  # which a page of findings need not say of each
+    return f"{words.what_happened(row, names, policy)} {f'({q})' if explained else sure}"
+
+
+def _many(features: int) -> str:
+    return f"{features:,} feature{'' if features == 1 else 's'}"
 
 
 def _names(rows: Sequence[FeatureRow]) -> str:
