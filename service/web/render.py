@@ -46,7 +46,7 @@ def page(
 ) -> Response:
     """A page; of `?csv=<plot>` the numbers of one of its plots. `secret`: no cache may keep it."""
     asked = request.query_params.get("csv")
-    if asked is not None:
+    if asked is not None and plots:
         return csv_response(plots, asked)
     if cut_off(request):
         return once_more()

@@ -17,6 +17,9 @@ PAGES = {
     "/families": "v10",
     HERE: "Lineage",
     "/families/empty": "featurewatch checkpoint register empty v1",
+    "/families/live": "v1 is registered",
+    "/families/live/checkpoints/v1": "Its run is running",
+    "/families/live/checkpoints/v2": "It could not be judged",
     f"{HERE}/checkpoints/v10": "against",
     f"{HERE}/checkpoints/v10?baseline=v2": "v2",
     f"{HERE}/checkpoints/v0": "first of its lineage",
@@ -133,7 +136,8 @@ def test_the_numbers_of_a_plot_are_a_file(reader) -> None:
         assert f'filename="{name}.csv"' in answer.headers["content-disposition"]
         rows = list(csv.DictReader(io.StringIO(answer.text)))
         assert columns in rows[0], f"{name} has {list(rows[0])}"
-    assert reader.get(f"{HERE}?csv=nothing").status_code == 404
+    missing = reader.get(f"{HERE}?csv=nothing")
+    assert missing.status_code == 404 and "no plot &#39;nothing&#39;" in missing.text
     course = reader.client.get(
         f"/v1{HERE}/features/F73/trajectory", headers={"authorization": f"Bearer {reader.key}"}
     ).json()["points"]
