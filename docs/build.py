@@ -1,4 +1,4 @@
-"""Writes what the code knows into the docs (settings, commands, metrics), and the client's made parts.
+"""Writes what the code knows into the docs (settings, commands, metrics, the API), and the client's made parts.
 
 `make docs`; `--check` only compares.
 """
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import api_reference
 import client_code
 import typer
 from pydantic_settings import BaseSettings
@@ -85,6 +86,7 @@ def pages() -> dict[Path, str]:
     monitoring = between((DOCS / "monitoring.md").read_text(encoding="utf-8"), "metrics", metrics_table())
     return {
         DOCS / "configuration.md": configuration,
+        DOCS / "api-reference.md": api_reference.page(),
         DOCS / "cli.md": cli_page(),
         DOCS / "monitoring.md": monitoring,
         **client_code.pages(),

@@ -16,7 +16,12 @@ from service.models import Family
 router = APIRouter(prefix="/v1/families", tags=["families"], dependencies=[BY_METHOD])
 
 
-@router.post("", status_code=201, summary="Make a family", responses={200: {"description": "It is there already."}})
+@router.post(
+    "",
+    status_code=201,
+    summary="Make a family",
+    responses={200: {"description": "It is there already.", "model": FamilyOut}},
+)
 def create_family(body: FamilyIn, session: WriteSession, settings: AppSettings, response: Response) -> FamilyOut:
     family, created = logic.create(session, settings, body)
     if not created:

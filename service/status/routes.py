@@ -41,6 +41,12 @@ def readyz(database: AppDatabase, artifacts: AppArtifacts) -> Readiness:
     return Readiness(checks=checks)
 
 
-@router.get("/metrics", summary="Figures for Prometheus", dependencies=[READ], response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    dependencies=[READ],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}},
+)
 def metrics(session: ReadSession) -> Response:
     return Response(scrape(session), headers={"Content-Type": CONTENT_TYPE_LATEST})

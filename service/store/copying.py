@@ -72,7 +72,7 @@ def _copy_table(table: Table, source: Connection, target: Connection) -> Copied:
     for batch in _batches(table, source):
         target.execute(insert(table), batch)
         rows += len(batch)
-        size += sum(len(row[name]) for row in batch for name in binary)
+        size += sum(len(row[name] or b"") for row in batch for name in binary)
     return Copied(table.name, rows, size)
 
 

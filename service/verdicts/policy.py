@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Policy(BaseModel):
-    """Thresholds of DESIGN section 6. They are policy, set before looking; none is tuned to data."""
+    """Thresholds of the verdicts, and when to fit again. They are set before looking; none is tuned to data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

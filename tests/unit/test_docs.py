@@ -7,15 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from service.config import ClientSettings, Settings, TelemetrySettings
 from service.status.metrics import METRICS
 from service.webhooks.schemas import TEST_EVENT, EventType
+from tests.unit import codes
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").rglob("*.md")
 )
+GUIDES = ["README.md", *(f"docs/guide-{who}.md" for who in ("researcher", "ci", "platform"))]
 
 
 @pytest.mark.parametrize("settings", [Settings, ClientSettings])
@@ -68,15 +71,36 @@ def test_the_dashboard_asks_for_what_there_is() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+    """To a file that is there, and to a heading that it has."""
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            there = page.parent / target if target else page
+            assert there.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(there), f"{page.name} links to {target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_gpu_file_changes_services_that_there_are() -> None:
+    found = re.search(
+        r"```yaml\n(services:.+?)```", (ROOT / "docs/guide-platform.md").read_text(encoding="utf-8"), re.S
+    )
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+    assert found
+    for name, changes in yaml.safe_load(found[1])["services"].items():
+        assert set(changes) <= set(services[name])
+        assert set(changes["build"]["args"]) <= set(re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(), re.M))
 
 
 def test_commands_of_the_docs_exist() -> None:
-    """Every `featurewatch ...` line of README and guide is one of the commands of docs/cli.md."""
+    """Every `featurewatch ...` line of README and guides is one of the commands of docs/cli.md. (That they work:
+    tests/cli/test_docs_commands.py.)"""
     known = re.findall(r"^## featurewatch (.+)$", (ROOT / "docs/cli.md").read_text(encoding="utf-8"), re.M)
-    for name in ("README.md", "docs/guide.md"):
+    for name in GUIDES:
         text = (ROOT / name).read_text(encoding="utf-8")
         lines = re.findall(r"^    (?:docker compose exec api )?featurewatch (.+)$", text, re.M)
         assert lines
@@ -86,7 +110,7 @@ def test_commands_of_the_docs_exist() -> None:
 
 def test_options_of_the_docs_exist() -> None:
     page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
-    for name in ("README.md", "docs/guide.md"):
+    for name in GUIDES:
         text = (ROOT / name).read_text(encoding="utf-8")
         for line in re.findall(r"^    featurewatch (.+)$", text, re.M):
             heading = max((h for h in re.findall(r"^## featurewatch (.+)$", page, re.M) if line.startswith(h)), key=len)
@@ -100,3 +124,19 @@ def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"\bmake ([a-z]+)\b", readme):
         assert re.search(rf"^{target}:", makefile, re.M), f"there is no `make {target}`"
+
+
+def test_every_code_of_an_error_is_documented() -> None:
+    """Codes of answers, each with its status and what to do, and of runs that failed; and no code that there is not."""
+    answers, _, runs = (ROOT / "docs/problems.md").read_text(encoding="utf-8").partition("\n## Of runs that failed\n")
+    listed = [code for codes_, *_ in rows_of(runs) for code in re.findall(r"`([^`]+)`", codes_)]
+    assert sorted(listed) == sorted(codes.of_runs())
+    told = [(code, int(row[1])) for row in rows_of(answers) for code in re.findall(r"`([^`]+)`", row[0])]
+    assert sorted(told) == sorted(codes.of_problems().items())
+
+
+def rows_of(page: str) -> list[list[str]]:
+    """Rows of a page's tables that begin with a code; none of their cells is empty."""
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert all(all(row) for row in rows)
+    return rows

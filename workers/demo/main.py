@@ -205,7 +205,7 @@ def _run(options: argparse.Namespace, show: Show) -> Outcome:
         outcome.seconds = demo.seconds | {"set_up": round(set_up, 1), "total": round(total, 1)}
         show.outcome(outcome, RELEASES)
         show.say(f"{total - set_up:.0f} s after {set_up:.0f} s of set-up")
-        _say_how_to_go_on(show, outcome, installation, kept=options.keep)
+        _say_how_to_go_on(show, outcome, installation, folder / "v3", kept=options.keep)
         if options.json:
             sys.stdout.write(json.dumps(outcome.as_json()) + "\n")
             sys.stdout.flush()
@@ -214,18 +214,22 @@ def _run(options: argparse.Namespace, show: Show) -> Outcome:
     return outcome
 
 
-def _say_how_to_go_on(show: Show, outcome: Outcome, installation: Installation, *, kept: bool) -> None:
+def _say_how_to_go_on(show: Show, outcome: Outcome, installation: Installation, v3: Path, *, kept: bool) -> None:
     worst = min(outcome.planted, key=lambda each: each.expected_ratio)
     if not kept:
         show.say("to look further: featurewatch demo --keep leaves the service up")
         return
+    # `make demo` does not put the command on the path.
+    command = "featurewatch" if shutil.which("featurewatch") else f"{Path(sys.executable).parent}/featurewatch"
     show.say(f"""
-The service stays up at {installation.url} until Ctrl-C. Look further in another terminal:
+The service stays up until Ctrl-C. Look further in a browser:
+  {installation.url}/families/{FAMILY}/checkpoints/v3
+or in another terminal; the last line asks as CI would, and fails:
   export FEATUREWATCH_URL={installation.url}
-  featurewatch report {FAMILY} v3
-  featurewatch features {FAMILY} --checkpoint v3 --status absent --status suppressed
-  featurewatch feature {FAMILY} {worst.feature}
-  {installation.url}/docs""")
+  {command} report {FAMILY} v3
+  {command} features {FAMILY} --checkpoint v3 --status absent --status suppressed
+  {command} feature {FAMILY} {worst.feature}
+  {command} checkpoint register {FAMILY} v3 {v3.resolve().as_uri()} --gate default""")
 
 
 @contextmanager

@@ -1,0 +1,217 @@
+"""Every command and every piece of Python in README and docs, run in the order of the pages.
+
+They meet a live embedded service with a worker that reads real, tiny models. What a page says of `hf://org/model@v1`,
+of ports and of ids is exchanged for what there is here (`Reader.exchanges`); what cannot run in a test is in `NOT_RUN`.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sqlite3
+import string
+import tomllib
+from collections.abc import Iterator
+from contextlib import chdir, closing
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import httpx2
+import pytest
+
+from service.client import ApiError, Client
+from service.webhooks.schemas import TEST_EVENT, EventType
+from tests.cli.blocks import Block, blocks
+from tests.cli.live import Up, within
+from tests.unit.activations.tiny import save_checkpoint
+from tests.workers.receivers import Receiver
+
+ROOT = Path(__file__).parents[2]
+FIRST = ["README.md", "docs/guide-researcher.md", "docs/guide-ci.md", "docs/guide-platform.md", "docs/api.md"]
+PAGES = FIRST + sorted({str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")} - {*FIRST, "docs/cli.md"})
+"""docs/cli.md is made from the help of each command, and shows usage lines."""
+
+NOT_RUN = {
+    "featurewatch up": "goes on for ever; what all others talk to here is started by it",
+    "featurewatch label": "asks a model behind an endpoint: tests/workers/test_labelling.py has one",
+    "make": "builds environments, runs for minutes; tests/unit/test_docs.py looks whether the target is there",
+    "docker": "needs docker; tests/unit/test_compose.py reads the compose file",
+    "pip": "installs packages; tests/unit/test_docs.py looks whether the extras are there",
+    "python": "benchmarks that run for minutes; each has tests of its own",
+    "cp": "the reader's own files",
+    "rsync": "the reader's own files",
+    ".": "the reader's own shell",
+}
+COMPOSE = "docker compose exec api featurewatch"
+"""Runs in the API's container what runs here as it is."""
+WORDS = frozenset({"featurewatch", "curl"} | {begin for begin in NOT_RUN if " " not in begin})
+SMALL = (
+    "--hook-point resid_post.0 --hook-point resid_post.2 --documents 16 --context 48 --features 48 --k 4 --steps 20 "
+    "--batch-size 256 --seed 0"
+)
+BODY = {
+    "hook_points": ["resid_post.0", "resid_post.2"],
+    "corpus": {"max_documents": 16, "context_length": 48},
+    "crosscoder": {"n_features": 48, "k": 4, "steps": 20, "batch_size": 256, "seed": 0},
+}
+OF_A_REFIT = {"ended_features", "ended_watched"}
+"""Fields of an event that come only with what this test has no time for."""
+
+
+class Reader:
+    """Somebody who follows the pages, in a folder of their own."""
+
+    def __init__(self, up: Up, models: Path, folder: Path, receiver: Receiver) -> None:
+        self.up, self.folder, self.client = up, folder, Client(up.url)
+        self.variables = {"TAG": "v2"}
+        self.names: dict[str, Any] = {}
+        """what the page's Python has made"""
+        self.skipped: set[str] = set()
+        self.exchanges = [
+            (r"family create (\w+) --hook-point .*", rf"family create \1 {SMALL}"),
+            (r'"hook_points": \["resid_post.12"\]', json.dumps(BODY)[1:-1]),
+            (r"hf://HuggingFaceTB/SmolLM2-135M-Instruct", f"file://{models}/v2"),
+            (r"hf://HuggingFaceTB/SmolLM2-135M", f"file://{models}/v1"),
+            (r"hf://org/model@", f"file://{models}/"),
+            (r"resid_post\.1[02]\b", "resid_post.0"),
+            (r"resid_post\.20\b", "resid_post.2"),
+            (r"(http://127\.0\.0\.1:8000|https://featurewatch\.example|(?<=curl -s )localhost:8000)", up.url),
+            (r"(?<=curl -si )localhost:8000|(?<=')localhost:8000", up.url),
+            (r"https://(ci\.example\.com|hooks\.slack\.com)/[\w/]+", receiver.url),
+            (r'key="fw_\.\.\."', 'key=""'),
+            (r"--splits 16", "--splits 1 --null halves"),
+            (r'"nulls": \[.*\], "splits": 16', '"nulls": ["repeat"]'),
+            (r"featurewatch-data/featurewatch\.db", f"{up.where['data_dir']}/featurewatch.db"),
+            (r"\b(run|alt|whk|key)_\.\.\.", lambda found: self.newest(found[1])),
+        ]
+
+    def newest(self, prefix: str) -> str:
+        """Id of the newest of its kind, which is what a reader of the page has just made or seen."""
+        if prefix == "alt":
+            return next(row["id"] for row in self.client.alerts() if row["state"] != "resolved")
+        listed = {"run": self.client.runs, "whk": self.client.webhooks, "key": self.client.keys}[prefix]
+        return next(iter(listed()))["id"]
+
+    def exchanged(self, text: str) -> str:
+        """A piece of a page with what is here in place of what it names."""
+        for pattern, here in self.exchanges:
+            text = re.sub(pattern, here, text)
+        return text
+
+    def turn_to_a_page(self) -> None:
+        """Each page begins anew: no signature, nothing under way, no Python of another page."""
+        self.names = {}
+        for signature in ("refusal", "past"):
+            try:
+                self.client.delete_signature("assistant", signature)
+            except ApiError as error:
+                assert error.status == 404, error
+        for state in ("queued", "running"):
+            for run in self.client.runs(state=state):
+                self.client.cancel(run["id"])
+
+    def read(self, block: Block) -> None:
+        """Do what a block says; AssertionError, or what it raises, where that does not work."""
+        match block.kind:
+            case "assignment":
+                name, _, value = self.exchanged(block.text).partition("=")
+                self.variables[name] = value
+            case "command":
+                self.run(block.text.replace(COMPOSE, "featurewatch"))
+            case "python":
+                with mock.patch.dict(os.environ, {"FEATUREWATCH_URL": self.up.url}):
+                    exec(compile(self.exchanged(block.text), block.place, "exec"), self.names)
+            case "json":
+                rows = block.text.strip().split("\n{")  # one document, or one a line
+                assert all(json.loads("{" * (row is not rows[0]) + row) for row in rows)
+            case "toml":
+                tomllib.loads(block.text)
+                (self.folder / "gate.toml").write_text(block.text, encoding="utf-8")
+
+    def run(self, line: str) -> None:
+        """Run a command, in this process; it must end well, or as a gate may."""
+        if begin := next((begin for begin in NOT_RUN if f"{line} ".startswith(f"{begin} ")), None):
+            self.skipped.add(begin)
+            return
+        line = self.exchanged(string.Template(line).safe_substitute(self.variables))
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "curl":
+            curl(arguments)
+            return
+        # Into an installation of its own: the service's is not to be touched while it runs.
+        other = arguments[:2] in (["db", "restore"], ["db", "copy"])
+        data = self.folder / arguments[1] if other else self.up.where["data_dir"]
+        done = within(*arguments, env={"FEATUREWATCH_URL": self.up.url, "FEATUREWATCH_DATA_DIR": str(data)})
+        assert done.returncode in ((0, 1) if "--gate" in arguments else (0,)), f"{line}: {done.stderr or done.stdout}"
+
+
+def curl(arguments: list[str]) -> None:
+    """Send what curl would: it is not on every machine."""
+    parser = argparse.ArgumentParser("curl")
+    for flag in ("-s", "-i"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("-H", action="append", default=[])
+    parser.add_argument("-d")
+    parser.add_argument("-o")
+    parser.add_argument("url")
+    asked = parser.parse_args(arguments)
+    headers = dict(header.split(": ", 1) for header in asked.H)
+    answer = httpx2.request("POST" if asked.d else "GET", asked.url, headers=headers, content=asked.d, timeout=30)
+    assert answer.status_code < 400, f"{asked.url}: {answer.text}"
+    if asked.o:
+        Path(asked.o).write_bytes(answer.content)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """Before the first page: a service, an empty folder, and a rule that will have raised an alert."""
+    models, folder = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("reader")
+    for seed, name in enumerate(("v1", "v2", "v3")):
+        save_checkpoint(models / name, seed=seed)
+    rows = ({"text": f"number {i} {'is' if i % 2 else 'was'} it", "label": i % 2} for i in range(40))
+    (folder / "refusal.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    receiver = Receiver()
+    threads = {"FEATUREWATCH_WEBHOOK_ALLOW": "127.0.0.1/32", "FEATUREWATCH_THREADS": "1"}
+    up = Up(tmp_path_factory.mktemp("docs"), "--root", str(models), env=threads)
+    reader = Reader(up, models, folder, receiver)
+    reader.client.create_alert_rule("anything", {"kind": "quality", "max_fvu": 1e-6})
+    with chdir(folder):
+        yield reader
+    reader.client.close()
+    receiver.close()
+    assert up.stop() == 0
+
+
+def test_every_command_runs(reader: Reader) -> None:
+    wrong, read = [], []
+    for name in PAGES:
+        reader.turn_to_a_page()
+        for block in blocks(ROOT / name, WORDS):
+            try:
+                reader.read(block)
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong is told of its place
+                wrong.append(f"{block.place}: {block.text.strip().splitlines()[0]}\n  {error!r}")
+            read.append(block)
+    assert not wrong, "\n".join(wrong)
+    assert reader.skipped == set(NOT_RUN), "no page has a command of this kind any more"
+    assert len([block for block in read if block.text.startswith("featurewatch")]) > 60
+    assert {"command", "python", "assignment", "toml", "json"} <= {block.kind for block in read}
+
+
+def test_events_hold_what_the_docs_say(reader: Reader) -> None:
+    """Events of every type, as the pages' commands made them and one run more that fails."""
+    run = reader.client.register("assistant", name="never", uri=reader.exchanged("hf://org/model@v3"), fit="later")[
+        "run"
+    ]
+    assert reader.client.wait(run["id"], timeout=60)["state"] == "failed"
+    # That of the page was muted before: its end is not told.
+    reader.client.resolve(next(reader.client.alerts(state="open"))["id"])
+    rows = re.findall(r"^\| `(\w+\.\w+)` \| (.+?) \|", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.M)
+    documented = {type_: set(re.findall(r"`(\w+)`", fields)) for type_, fields in rows}
+    with closing(sqlite3.connect(f"{reader.up.where['data_dir']}/featurewatch.db")) as connection:
+        events = connection.execute("SELECT type, data FROM event").fetchall()
+    assert {type_ for type_, _ in events} == {*EventType, TEST_EVENT} == set(documented)
+    for type_, data in events:
+        assert set(json.loads(data)) == documented[type_] - OF_A_REFIT, type_
