@@ -246,10 +246,11 @@ class Asked:
 
     def every_checkpoint(self, service: Service) -> None:
         """Ask once for each checkpoint's report and for its comparison with the first."""
-        connection = service.connect()
+        connections = [service.connect() for _ in range(8)]  # so that each of the processes has some
         for number in range(self.checkpoints):
             for path in (f"checkpoints/v{number}/report", f"diff?from=v0&to=v{number}"):
-                service.ask(connection, "GET", f"/v1/families/{FAMILY}/{path}")
+                for connection in connections:
+                    service.ask(connection, "GET", f"/v1/families/{FAMILY}/{path}")
 
     def floor(self, rng: random.Random) -> tuple[str, str]:
         """A request that does nothing."""

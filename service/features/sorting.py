@@ -84,7 +84,7 @@ class Order:
             return least_changes(table, places)
         if self.name == "firings":
             return table.firings[places].astype(np.float64)
-        return np.nan_to_num(table.floats[self.name][places], nan=self._missing)
+        return np.nan_to_num(table.floats[self.name][places].astype(np.float64), nan=self._missing)
 
     @property
     def _missing(self) -> float:

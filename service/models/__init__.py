@@ -12,11 +12,11 @@ from service.models.run import Attempt, Bell, Run
 from service.models.shard import Shard
 from service.models.signature import Reading, Signature
 from service.models.unreferenced import Unreferenced
-from service.models.verdict import Measurement, Verdict
+from service.models.verdict import Measurement, Standing, Verdict
 from service.models.webhook import Delivery, Event, Webhook
 
 __all__ = [
     "Alert", "AlertRule", "ApiKey", "Attempt", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery",
     "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "Measurement", "Reading", "Run",
-    "Shard", "Signature", "Source", "Unreferenced", "Verdict", "Webhook",
+    "Shard", "Signature", "Source", "Standing", "Unreferenced", "Verdict", "Webhook",
 ]  # fmt: skip

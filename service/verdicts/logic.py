@@ -18,7 +18,7 @@ from service.kit.clock import utcnow
 from service.kit.ids import feature_id
 from service.labels.automatic import auto_label
 from service.models import Checkpoint, Code, Family, Source
-from service.verdicts import past, queries
+from service.verdicts import past, queries, stored
 from service.verdicts.arrays import by_column, by_number
 from service.verdicts.figures import numbers_of, verdict_columns
 from service.verdicts.generations import Ancestor, ancestry
@@ -125,6 +125,7 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
     previous = queries.statuses(session, checkpoint.parent_id) if checkpoint.parent_id else {}
     _write_measurements(session, checkpoint, outcome, previous)
     queries.add_verdicts(session, _verdict_rows(family, checkpoint, outcome, previous))
+    stored.pack(session, checkpoint_id)
     family.positions = family.positions or outcome.positions
     family.generation = max(family.generation, outcome.generation)
     checkpoint.state, checkpoint.generation = "judged", outcome.generation

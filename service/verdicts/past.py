@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from service.models import Checkpoint, Family
-from service.verdicts import queries
+from service.verdicts import queries, stored
 from service.verdicts.compare import compare
 from service.verdicts.figures import numbers_of
 from service.verdicts.judge import Bools, Floats, Status
@@ -92,6 +92,7 @@ def record(session: Session, family: Family, found: Discovered) -> None:
         reference = np.where(moved, past.strength_ratio * reference, level)
         if moved.any():
             _write(session, checkpoint, found, past, "reference_level", reference)
+        stored.pack(session, checkpoint.id)
         before = past
 
 

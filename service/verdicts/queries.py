@@ -8,7 +8,18 @@ from numpy.typing import NDArray
 from sqlalchemy import LargeBinary, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from service.models import Checkpoint, Code, DependencyGraph, Family, Feature, Lineage, Measurement, Source, Verdict
+from service.models import (
+    Checkpoint,
+    Code,
+    DependencyGraph,
+    Family,
+    Feature,
+    Lineage,
+    Measurement,
+    Source,
+    Standing,
+    Verdict,
+)
 
 ALL_HOOKS = "*"
 
@@ -85,6 +96,19 @@ def standing(session: Session, checkpoint_id: str, figures: Sequence[str]) -> Se
     return session.connection().execute(statement).all()
 
 
+def packed(session: Session, checkpoint_id: str) -> bytes | None:
+    """The verdicts of a checkpoint as `stored.pack` keeps them, or None."""
+    return session.connection().execute(_PACKED, {"checkpoint": checkpoint_id}).scalar()
+
+
+def put_packed(session: Session, checkpoint_id: str, data: bytes) -> None:
+    """Keep the verdicts of a checkpoint that has none kept."""
+    session.execute(insert(Standing), [{"checkpoint_id": checkpoint_id, "data": data}])
+
+
+_PACKED = select(Standing.data).where(Standing.checkpoint_id == bindparam("checkpoint"))
+
+
 def born_in(session: Session, family_id: str, checkpoint_id: str) -> dict[int, str]:
     """Feature number -> origin, of the features that a checkpoint's run gave an id."""
     statement = select(Feature.number, Feature.origin).where(
@@ -131,7 +155,7 @@ def status(session: Session, checkpoint_id: str, number: int) -> str | None:
 
 def clear(session: Session, checkpoint_id: str) -> None:
     """Remove what an earlier judgement wrote of a checkpoint."""
-    for table in (Verdict, Measurement, Source, Code, Lineage, DependencyGraph):
+    for table in (Verdict, Standing, Measurement, Source, Code, Lineage, DependencyGraph):
         session.execute(delete(table).where(table.checkpoint_id == checkpoint_id))
 
 
@@ -139,6 +163,7 @@ def revise(session: Session, checkpoint: Checkpoint) -> None:
     """Say that verdicts or measurements of a checkpoint are written in this transaction."""
     checkpoint.revision = Checkpoint.revision + 1
     session.flush()
+    session.execute(delete(Standing).where(Standing.checkpoint_id == checkpoint.id))
 
 
 def add_features(session: Session, rows: list[dict[str, Any]]) -> None:

@@ -45,7 +45,7 @@ class Table:
     statuses: NDArray[np.int8]
     """places in `STATUSES`"""
     firings: NDArray[np.int64]
-    floats: dict[str, NDArray[np.float64]]
+    floats: dict[str, NDArray[np.floating]]
     """columns of `Row`, NaN for None; of stored verdicts those alone that lists are chosen and sorted by"""
     previous: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     """places in `STATUSES`, -1: none"""

@@ -46,8 +46,10 @@ def page(
 ) -> Response:
     """A page; of `?csv=<plot>` the numbers of one of its plots. `secret`: no cache may keep it."""
     asked = request.query_params.get("csv")
-    if asked is not None:
+    if asked is not None and plots:
         return csv_response(plots, asked)
+    if cut_off(request):
+        return once_more()
     visit = visit_of(request)
     text = _environment().get_template(template).render(
         request=request,
@@ -65,6 +67,17 @@ def page(
     return with_visit(request, response)
 
 
+def cut_off(request: Request) -> bool:
+    """Whether a link of another site led here: then the browser held back the cookie, if it has one."""
+    crossed = request.headers.get("sec-fetch-site") == "cross-site"
+    return crossed and request.method == "GET" and request.state.visit is None
+
+
+def once_more() -> Response:
+    """The same address again, asked for by ourselves: the cookie comes along, and is not overwritten by a new one."""
+    return HTMLResponse(_environment().get_template("access/again.html").render(), headers=_HEADERS)
+
+
 def with_visit(request: Request, response: Response) -> Response:
     """The answer, with the cookie of a visit that began in this request."""
     if getattr(request.state, "new_visit", False):
@@ -73,9 +86,8 @@ def with_visit(request: Request, response: Response) -> Response:
     return response
 
 
-def back(request: Request, path: str) -> Response:
+def back(path: str) -> Response:
     """To a page after a form was carried out."""
-    del request
     return RedirectResponse(path, status_code=303)
 
 
@@ -89,11 +101,15 @@ def address(*parts: str) -> str:
     return "/" + "/".join(quote(part, safe="") for part in parts)
 
 
-@cache
 def static(name: str) -> str:
     """Address of a file that a browser may keep for ever: it changes with the file's content."""
-    digest = hashlib.sha256((FOLDER / "static" / name).read_bytes()).hexdigest()[:12]
-    return f"/static/{name}?{digest}"
+    return f"/static/{name}?{digest(name)}"
+
+
+@cache
+def digest(name: str) -> str:
+    """Of a static file's content."""
+    return hashlib.sha256((FOLDER / "static" / name).read_bytes()).hexdigest()[:12]
 
 
 def _moment(value: datetime | None) -> Markup:

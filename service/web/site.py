@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from service.kit import problems
 from service.kit.problems import MEDIA_TYPE, ProblemError
-from service.web.render import FOLDER, is_fragment, page
+from service.web.render import FOLDER, cut_off, digest, is_fragment, once_more, page
 from service.web.routes import alerts, checkpoints, families, features, keys, login, runs, signatures, webhooks
 
 ROUTERS = tuple(
@@ -27,7 +27,7 @@ class _Static(StaticFiles):
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
-        if scope.get("query_string") and response.status_code == 200:
+        if response.status_code == 200 and scope["query_string"].decode() == digest(path):
             response.headers["Cache-Control"] = _FOR_EVER
         return response
 
@@ -54,6 +54,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 def _to_sign_in(request: Request) -> Response:
+    if cut_off(request):
+        return once_more()
     reading = request.method == "GET" and not is_fragment(request)
     path = f"{request.url.path}?{request.url.query}".removesuffix("?") if reading else "/families"
     target = f"/login?next={quote(path, safe='')}"

@@ -6,7 +6,7 @@ import numpy as np
 from fastapi.testclient import TestClient
 
 from service.kit.db import Database
-from service.verdicts import logic, past
+from service.verdicts import logic, past, queries, stored
 from service.verdicts.judge import judge
 from service.verdicts.policy import Policy
 from tests.unit.verdicts.test_compare import Lineage
@@ -50,3 +50,21 @@ def test_a_past_that_is_told_later(client: TestClient, database: Database) -> No
     assert seen(client, "F50") == ("suppressed", "suppressed", before[2] + 1)
     against_parent = client.get(f"{URL}/diff?from=v1&to=v2&q=F51").json()["data"]
     assert [row["status"] for row in against_parent] == ["emerged"]
+
+
+def test_what_is_packed_are_the_rows(database: Database) -> None:
+    """Every checkpoint has its verdicts as columns, also after its past was written; without them the rows answer."""
+    with database.write() as session:
+        lineage = lineage_of(session)
+        past.record(session, lineage.family, discovered(lineage, ["v1", "v2", "v3"]))
+        for name, checkpoint in lineage.checkpoints.items():
+            assert queries.packed(session, checkpoint.id) is not None, name
+            packed = stored.read(session, checkpoint, keep=False).standing
+            queries.revise(session, checkpoint)
+            assert queries.packed(session, checkpoint.id) is None
+            rows = stored.read(session, checkpoint, keep=False).standing
+            assert len(rows.numbers) > 20
+            for ours, theirs in [(packed.numbers, rows.numbers), (packed.statuses, rows.statuses),
+                                 (packed.firings, rows.firings), *zip(packed.floats.values(), rows.floats.values(),
+                                                                      strict=True)]:  # fmt: skip
+                np.testing.assert_array_equal(ours, theirs)

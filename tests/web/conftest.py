@@ -112,17 +112,13 @@ def filled(filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield installation
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def everywhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """On each kind of database."""
-    if request.param == "sqlite":
-        yield request.getfixturevalue("filled")
-        return
-    server: Postgres = request.getfixturevalue("postgres")
-    name = server.create()
-    url, folder = server.database_url(name), tmp_path_factory.mktemp("pages-postgres-")
+@pytest.fixture(scope="module")
+def on_postgres(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """A smaller one on Postgres, for the statements that the pages alone make."""
+    name = postgres.create()
+    url, folder = postgres.database_url(name), tmp_path_factory.mktemp("pages-postgres-")
     settings = Settings(data_dir=folder, database_url=url, secret_key=SECRET, log_level="ERROR")
-    fill(settings)
+    fill(settings, n_features=120)
     with _open(settings) as installation:
         yield installation
-    server.drop(name)
+    postgres.drop(name)

@@ -159,7 +159,19 @@ class Pages(Filler):
         session.flush()
         held = {"worker": "host-1", "attempt": 1, "lease_until": now + timedelta(hours=1), "started_at": now}
         told = {"stage": "harvest", "progress": 0.42, "detail": {"positions_per_second": 2104.7}}
-        row = Run(id="run_running", family_id=other.id, kind="onboard", state="running", params={}, **held, **told)
+        new = {"quality": None, "generation": None}
+        waiting = factories.checkpoint(session, other, "v1", state="registered", **new)
+        factories.checkpoint(session, other, "v2", parent=waiting, state="failed", **new)
+        row = Run(
+            id="run_running",
+            family_id=other.id,
+            checkpoint_id=waiting.id,
+            kind="onboard",
+            state="running",
+            params={},
+            **held,
+            **told,
+        )
         session.add(row)
         session.flush()
         for run, outcome in (("run_failed", "failed"), ("run_running", None)):
@@ -193,9 +205,7 @@ class Pages(Filler):
         session.flush()
 
 
-def fill(settings: Settings, n_checkpoints: int = N_CHECKPOINTS) -> Pages:
+def fill(settings: Settings, n_features: int = N_FEATURES) -> None:
     """Make the installation's database and artifacts."""
     migrate.upgrade(settings)
-    pages = Pages(settings)
-    pages.fill(n_checkpoints)
-    return pages
+    Pages(settings, n_features).fill(N_CHECKPOINTS)

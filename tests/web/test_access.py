@@ -9,11 +9,13 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from service.app import create_app
+from service.auth import logic
 from service.auth.browser import Visits, begin
 from service.config import Settings
 from service.families import logic as families
 from service.features import logic as features
 from service.kit.clock import utcnow
+from service.kit.logs import configure_logging
 from service.kit.problems import UnavailableError
 from service.models import Alert, AlertRule, ApiKey, AuditEntry, Run, Webhook
 from tests.web.conftest import BASE, Browser, Installation, token_of
@@ -32,6 +34,17 @@ def test_a_page_asks_to_sign_in_and_leads_back(filled: Installation) -> None:
     browser.key = filled.keys["read"]
     assert browser.sign_in(f"{HERE}/features").headers["location"] == f"{HERE}/features"
     assert browser.get("/login").headers["location"] == "/families", "who has signed in need not"
+
+
+def test_a_link_of_another_site_does_not_sign_one_out(filled: Installation) -> None:
+    """The browser holds a strict cookie back then: no new one may take its place, and the page is asked for again."""
+    browser = filled.browser(None)
+    for path in (HERE, "/login", "/nowhere"):
+        answer = browser.get(path, headers={"sec-fetch-site": "cross-site"})
+        assert answer.status_code == 200 and 'http-equiv="refresh" content="0"' in answer.text
+        assert "set-cookie" not in answer.headers
+    reader = filled.browser("read")
+    assert "Lineage" in reader.get(HERE, headers={"sec-fetch-site": "cross-site"}).text, "where it comes along"
 
 
 @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example/x", "/\\evil.example", "javascript:1", ""])
@@ -61,6 +74,27 @@ def test_the_cookie_holds_no_key_and_opens_pages_alone(filled: Installation) -> 
     over.key = filled.keys["read"]
     told = over.sign_in().headers["set-cookie"]
     assert told.startswith("__Host-") and "Secure" in told and "Domain" not in told
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_no_key_gets_into_the_log(filled: Installation, monkeypatch, capfd, as_json: bool) -> None:
+    """Not even where something breaks while a key is looked at, in a form, a header or a cookie."""
+    configure_logging(filled.settings.model_copy(update={"log_json": as_json}))
+    browser, signed_in = filled.browser(None), filled.browser("read")
+    browser.token = token_of(browser.page("/login"))
+    key = filled.keys["admin"]
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the database is on fire")
+
+    monkeypatch.setattr(logic, "authenticate", broken)
+    assert browser.send("/login", {"key": key}).status_code == 500
+    assert filled.client.get("/v1/families", headers={"authorization": f"Bearer {key}"}).status_code == 500
+    monkeypatch.setattr(logic, "returning", broken)
+    assert signed_in.get("/families").status_code == 500
+    told = capfd.readouterr().err
+    assert told.count("the database is on fire") >= 3
+    assert key not in told and next(iter(signed_in.client.cookies.values())) not in told
 
 
 def test_signing_out_and_the_end_of_a_key_end_the_visit(filled: Installation) -> None:

@@ -75,7 +75,7 @@ def create_rule(request: Request, session: WriteSession, form: SentForm) -> Resp
             condition["max_fvu_ratio"] = form.one("at_least")
     body = filled(AlertRuleCreate, name=form.one("name"), family=form.some("family"), condition=condition)
     alerts.create_rule(body, session, Response())
-    return back(request, "/alerts#rules")
+    return back("/alerts#rules")
 
 
 @router.post("/alert-rules/{rule_id}")
@@ -84,8 +84,8 @@ def change_rule(request: Request, rule_id: str, session: WriteSession, form: Sen
         alerts.delete_rule(rule_id, session)
     else:
         alerts.change_rule(rule_id, AlertRuleUpdate(enabled=form.one("do") == "enable"), session)
-    return back(request, "/alerts#rules")
+    return back("/alerts#rules")
 
 
 def _settled(request: Request, alert_id: str, form: SentForm) -> Response:
-    return back(request, address("alerts", alert_id) if form.one("from") == "alert" else "/alerts")
+    return back(address("alerts", alert_id) if form.one("from") == "alert" else "/alerts")

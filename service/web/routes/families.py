@@ -53,7 +53,12 @@ def show_family(request: Request, family: str, session: ReadSession) -> Response
     judged = [one for one in every if one.state == "judged"][-MOST_CHECKPOINTS:]
     changes = history.changes(session, [one.id for one in judged])
     drawing = draw(every, changes)
-    plots = [_counts(family, judged, changes), _features(session, found.id, family, judged), _quality(family, judged)]
+    plots = [
+        _lineage(every, changes),
+        _counts(family, judged, changes),
+        _features(session, found.id, family, judged),
+        _quality(family, judged),
+    ]
     return page(
         request, "families/family.html", plots=plots, family=found, checkpoints=every[::-1], changes=changes,
         drawing=drawing,
@@ -70,6 +75,17 @@ def all_checkpoints(request: Request, session: Session, family: str) -> list[Che
         cursor = part.next_cursor
         if cursor is None:
             return found
+
+
+def _lineage(every: Sequence[CheckpointOut], changes: dict[str, dict[str, int]]) -> Plot:
+    """The numbers of the drawing."""
+    changed = {key: sum(found.get(status, 0) for status in SEVERITY) for key, found in changes.items()}
+    rows = [
+        [one.name, one.parent, one.state, changed.get(one.id), one.generation, one.created_at.isoformat()]
+        for one in every
+    ]
+    columns = ["checkpoint", "parent", "state", "changed features", "generation", "registered"]
+    return Plot("lineage", "table", "Lineage", columns, rows, drawn=False)
 
 
 def _counts(family: str, judged: Sequence[CheckpointOut], changes: dict[str, dict[str, int]]) -> Plot:

@@ -50,9 +50,11 @@ def list_features(
     sort: SortQuery = "change",
     order: OrderQuery = None,
 ) -> Response:
-    judged = [one.name for one in all_checkpoints(request, session, family) if one.state == "judged"]
-    if not judged:
-        return page(request, "features/features.html", family=family, judged=[], rows=[], next_cursor=None)
+    judged: list[str] = []
+    if not is_fragment(request):
+        judged = [one.name for one in all_checkpoints(request, session, family) if one.state == "judged"]
+        if not judged:
+            return page(request, "features/features.html", family=family, judged=[], rows=[], next_cursor=None)
     wanted = Filter(tuple(status or ()), q or None, tag or None, bool(watched) or None, min_change, max_q)
     found = features.list_features(
         family, session, paging, checkpoint or None, baseline or None, status, wanted.q, wanted.tag, wanted.watched,
@@ -101,7 +103,7 @@ def watch_feature(request: Request, family: str, feature: str, session: WriteSes
     detail = features.patch_feature(family, feature, body, session)
     if is_fragment(request):
         return page(request, "features/watch.html", family=family, feature=detail)
-    return back(request, address("families", family, "features", detail.id))
+    return back(address("families", family, "features", detail.id))
 
 
 @router.post("/families/{family}/features/{feature}")
@@ -109,14 +111,14 @@ def say_of_feature(request: Request, family: str, feature: str, session: WriteSe
     tags = form.one("tags").replace(",", " ").lower().split()
     body = filled(FeaturePatch, label=form.some("label"), tags=tags)
     detail = features.patch_feature(family, feature, body, session)
-    return back(request, address("families", family, "features", detail.id))
+    return back(address("families", family, "features", detail.id))
 
 
 @router.post("/families/{family}/features/{feature}/dependencies")
 def find_dependencies(family: str, feature: str, session: WriteSession, request: Request, form: SentForm) -> Response:
     body = filled(DependenciesIn, features=[feature])
     run = dependencies.find(family, form.one("checkpoint"), body, session, Response())
-    return back(request, address("runs", run.id))
+    return back(address("runs", run.id))
 
 
 def _passages(session: Session, artifacts: ArtifactStore, family: Family, number: int) -> tuple[list[Activation], str]:

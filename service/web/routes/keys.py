@@ -38,7 +38,7 @@ def create_key(request: Request, session: WriteSession, form: SentForm) -> Respo
 @router.post("/keys/{key_id}/revoke")
 def revoke_key(request: Request, key_id: str, session: WriteSession, form: SentForm) -> Response:
     keys.revoke_key(key_id, session)
-    return back(request, "/keys")
+    return back("/keys")
 
 
 def _days(text: str) -> float:

@@ -52,10 +52,10 @@ def run_events(run_id: str, session: ReadSession, database: AppDatabase) -> Stre
 @router.post("/runs/{run_id}/cancel")
 def cancel_run(request: Request, run_id: str, session: WriteSession, form: SentForm) -> Response:
     runs.cancel_run(run_id, session, Response())
-    return back(request, address("runs", run_id))
+    return back(address("runs", run_id))
 
 
 @router.post("/runs/{run_id}/retry")
 def retry_run(request: Request, run_id: str, session: WriteSession, form: SentForm) -> Response:
     runs.retry_run(run_id, session, Response())
-    return back(request, address("runs", run_id))
+    return back(address("runs", run_id))

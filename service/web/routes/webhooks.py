@@ -50,11 +50,11 @@ def change_webhook(
             return page(request, "notify/secret.html", webhook=made, secret=True)
         case "delete":
             webhooks.delete_webhook(webhook_id, session)
-            return back(request, "/webhooks")
-    return back(request, address("webhooks", webhook_id))
+            return back("/webhooks")
+    return back(address("webhooks", webhook_id))
 
 
 @router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver")
 def redeliver(request: Request, webhook_id: str, delivery_id: str, session: WriteSession, form: SentForm) -> Response:
     webhooks.redeliver(webhook_id, delivery_id, session, Response())
-    return back(request, address("webhooks", webhook_id))
+    return back(address("webhooks", webhook_id))

@@ -76,6 +76,20 @@ document.addEventListener("focusin", (event) => {
   row.setAttribute("aria-selected", "true");
 });
 
+// What htmx could not do is said, not swallowed.
+function complain(text) {
+  const said = document.createElement("p");
+  said.className = "problem";
+  said.setAttribute("role", "alert");
+  said.textContent = text;
+  document.getElementById("main").prepend(said);
+}
+document.addEventListener("htmx:responseError", ({ detail }) => {
+  const page = new DOMParser().parseFromString(detail.xhr.responseText, "text/html");
+  complain(page.querySelector(".problem")?.textContent || `The server answered ${detail.xhr.status}; load the page again.`);
+});
+document.addEventListener("htmx:sendError", () => complain("The server does not answer; try again in a moment."));
+
 // A lineage is read from its end.
 for (const one of all(".lineage")) one.scrollLeft = one.scrollWidth;
 

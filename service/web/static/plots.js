@@ -196,7 +196,17 @@ function startDrawing(figure) {
   });
 }
 
+// A plot is drawn when it comes near: what is below the fold does not hold up what is above it.
+const near = new IntersectionObserver(
+  (seen) => {
+    for (const one of seen.filter((each) => each.isIntersecting)) {
+      near.unobserve(one.target);
+      start(one.target);
+    }
+  },
+  { rootMargin: "300px" },
+);
 for (const figure of document.querySelectorAll("figure[data-kind]")) {
   if (figure.dataset.kind === "drawing") startDrawing(figure);
-  else start(figure);
+  else near.observe(figure);
 }
