@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.planted_data import HOOK_POINT, make_lineage
-from service.cli import gate
+from service.cli.gate import policy as gate
 from service.client import ApiError
 from tests.cli.live import command
 from tests.e2e.parts import Service

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import select
 
 from service import migrate
-from service.cli import base, local_database
+from service.cli import base
+from service.cli.host import local_database
 from service.kit.artifacts import ArtifactStore
 from service.kit.clock import utcnow
 from service.kit.db import Database
