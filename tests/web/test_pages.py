@@ -17,7 +17,7 @@ PAGES = {
     "/families": "v10",
     HERE: "Lineage",
     "/families/empty": "featurewatch checkpoint register empty v1",
-    "/families/live": "v1 is registered",
+    "/families/live": "Nothing is judged yet",
     "/families/live/checkpoints/v1": "Its run is running",
     "/families/live/checkpoints/v2": "It could not be judged",
     f"{HERE}/checkpoints/v10": "against",

@@ -85,7 +85,7 @@ def _lineage(every: Sequence[CheckpointOut], changes: dict[str, dict[str, int]])
         for one in every
     ]
     columns = ["checkpoint", "parent", "state", "changed features", "generation", "registered"]
-    return Plot("lineage", "table", "Lineage", columns, rows, drawn=False)
+    return Plot("lineage", "table", "Lineage", columns, rows, drawn=bool(rows))
 
 
 def _counts(family: str, judged: Sequence[CheckpointOut], changes: dict[str, dict[str, int]]) -> Plot:
