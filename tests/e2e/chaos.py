@@ -153,7 +153,7 @@ class Deployment:
     def _commands(self, port: int) -> dict[str, list[str]]:
         if self.kind == "sqlite":
             workers = {f"worker-{i}": [sys.executable, "-m", "workers"] for i in range(WORKERS)}
-            return {"api": [*FEATUREWATCH, "up", "--no-worker", "--processes", "2", "--port", str(port)], **workers}
+            return {"api": [*FEATUREWATCH, "up", "--no-worker", "--port", str(port)], **workers}
         celery = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-c", "1", *QUIET]
         serve = ["uvicorn", "--factory", "service.app:create_app", "--host", "127.0.0.1", "--port", str(port)]
         workers = {f"worker-{i}": [*celery, "-Q", "runs,cpu,shards", "-n", f"runs{i}@%h"] for i in range(WORKERS)}
