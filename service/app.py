@@ -68,6 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=__version__,
         description=openapi.DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # ours has all it needs on this server
         redoc_url=None,
         openapi_url="/openapi.json",
     )

@@ -18,6 +18,7 @@ from typing import Any
 import fsspec
 
 from service.config import Settings
+from service.kit.problems import NotFoundError
 
 UNFINISHED = ".new"
 """Ends the names of what is being written, or removed."""
@@ -34,6 +35,12 @@ def content_key(**inputs: Any) -> str:
 def open_store(settings: Settings) -> "ArtifactStore":
     """The artifact store of an installation."""
     return ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache" / "artifacts")
+
+
+class MissingArtifactError(NotFoundError, FileNotFoundError):
+    """An artifact that a row refers to is not in the store (any more)."""
+
+    code, title = "artifact-missing", "Not in the artifact store"
 
 
 class ArtifactStore:
@@ -54,16 +61,16 @@ class ArtifactStore:
     def path(self, name: str) -> Path:
         """Local path of an artifact (file or folder), fetched first where the store is remote.
 
-        Raises FileNotFoundError that names the artifact.
+        Raises MissingArtifactError that names the artifact.
         """
         local = self.cache / name
         if self.is_local:
             if not local.exists():
-                raise FileNotFoundError(f"artifact {name} is not in the store {self.base}")
+                raise MissingArtifactError(f"The artifact {name} is not in the store {self.base}.")
             return local
         if not local.exists():
             if not self.exists(name):
-                raise FileNotFoundError(f"artifact {name} is not in the store {self.base}")
+                raise MissingArtifactError(f"The artifact {name} is not in the store {self.base}.")
             local.parent.mkdir(parents=True, exist_ok=True)
             temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
             self.fs.get(self._remote(name), str(temporary), recursive=True)
@@ -111,7 +118,7 @@ class ArtifactStore:
         """When an artifact was written, the last file of a folder. FileNotFoundError where it is not there."""
         times = [self.fs.modified(path) for path in self.fs.find(self._remote(name))]
         if not times:
-            raise FileNotFoundError(f"artifact {name} is not in the store {self.base}")
+            raise MissingArtifactError(f"The artifact {name} is not in the store {self.base}.")
         return max(time if time.tzinfo else time.replace(tzinfo=UTC) for time in times)
 
     def remove(self, name: str) -> None:

@@ -23,11 +23,6 @@ _SECURITY_HEADERS = {
 }
 _POLICY_PLAIN = "default-src 'none'; frame-ancestors 'none'"
 _POLICY_PAGE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
-# The API browser is a script of that host, started by one in the page.
-_POLICY_BROWSER = (
-    "default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src https://cdn.jsdelivr.net; "
-    "img-src data: https://fastapi.tiangolo.com; connect-src 'self'; frame-ancestors 'none'"
-)
 _TLS_ONLY = "max-age=31536000"
 _QUIET = ("/healthz", "/readyz", "/metrics")
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -91,8 +86,7 @@ def _add_headers(headers: MutableHeaders, scope: Scope, request_id: str) -> None
     for name, value in _SECURITY_HEADERS.items():
         headers.setdefault(name, value)
     page = headers.get("content-type", "").startswith("text/html")
-    policy = _POLICY_BROWSER if scope["path"] == "/docs" else _POLICY_PAGE
-    headers.setdefault("Content-Security-Policy", policy if page else _POLICY_PLAIN)
+    headers.setdefault("Content-Security-Policy", _POLICY_PAGE if page else _POLICY_PLAIN)
     if scope["scheme"] == "https":  # also where a proxy that uvicorn trusts says so
         headers.setdefault("Strict-Transport-Security", _TLS_ONLY)
     if scope["path"].startswith("/v1"):

@@ -75,7 +75,12 @@ def cut_off(request: Request) -> bool:
 
 def once_more() -> Response:
     """The same address again, asked for by ourselves: the cookie comes along, and is not overwritten by a new one."""
-    return HTMLResponse(_environment().get_template("access/again.html").render(), headers=_HEADERS)
+    return bare("access/again.html", _HEADERS)
+
+
+def bare(template: str, headers: dict[str, str]) -> Response:
+    """A page that is the same for everybody."""
+    return HTMLResponse(_environment().get_template(template).render(), headers=headers)
 
 
 def with_visit(request: Request, response: Response) -> Response:

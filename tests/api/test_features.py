@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
-from service.models import Alert, AlertRule, Family
+from service.models import Alert, AlertRule, Code, Family
 from tests import factories
 from tests.api.test_errors import check_problem
 
@@ -231,6 +232,18 @@ def test_codes(client: TestClient, database: Database, artifacts: ArtifactStore,
     columns = client.get(f"{URL}/codes/ids").json()
     assert columns == {"checkpoint": "v4", "generation": 1, "feature_ids": ["F0", "F1", "F5"]}
     check_problem(client.get(f"{URL}/codes?checkpoint=v1"), 404, "no-code")
+
+
+def test_a_code_that_the_store_has_lost(
+    client: TestClient, database: Database, artifacts: ArtifactStore, family: Family
+) -> None:
+    with database.write() as session:
+        found = session.merge(family)
+        factories.code(session, artifacts, found, factories.checkpoint(session, found, "v4"))
+    with database.read() as session:
+        artifacts.path(session.scalars(select(Code.artifact)).one()).unlink()
+    for path in ("codes", "codes/ids", "features/F0/examples"):
+        check_problem(client.get(f"{URL}/{path}"), 404, "artifact-missing")
 
 
 def test_report(client: TestClient) -> None:

@@ -106,7 +106,8 @@ def test_security_headers(client: TestClient, path: str) -> None:
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "frame-ancestors 'none'" in policy
-    assert ("script-src" in policy) == (path == "/docs")
+    assert ("script-src 'self'" in policy) == (path == "/docs")
+    assert "http" not in policy
     assert "strict-transport-security" not in headers
 
 

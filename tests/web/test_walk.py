@@ -104,6 +104,16 @@ def site(filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     database.close()
 
 
+def test_the_api_s_browser_asks_this_server_alone(site: Site) -> None:
+    with site.context("light") as context:
+        page = context.new_page()
+        page.goto("/docs")
+        page.get_by_text("/v1/families/{family}/diff").first.click()
+        expect(page.get_by_text("The baseline.").first).to_be_visible()
+        page.screenshot(path=site.shots / "api.png")
+    assert not site.faults
+
+
 def test_every_page_in_both_themes(site: Site) -> None:
     """No fault that axe calls serious or critical, nothing on the console, nothing wider than a narrow screen."""
     with site.context("light") as context:

@@ -93,7 +93,7 @@ def _run(settings: Settings, listener: socket.socket, worker: bool, processes: i
             typer.echo(json.dumps(where))
         else:
             keys = "needs API keys" if settings.require_keys else "needs no keys, and answers this machine only"
-            base.say(f"featurewatch is at {url} ({keys}); the API's pages are at {url}/docs")
+            base.say(f"featurewatch is at {url} ({keys}): open it in a browser; the API is at {url}/docs")
             base.say(f"data in {settings.data_dir.resolve()}; Ctrl-C ends it")
         server.run(sockets=[listener]) if alone else Multiprocess(config, sockets=[listener]).run()
     if alone and not server.started:
