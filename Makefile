@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # Processes of the test run, and words for pytest, e.g. `make test ARGS='-k webhooks'`.
-WORKERS ?= 2
+WORKERS ?= 3
 ARGS ?=
 
 BIN := $(VENV)/bin

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 from sqlalchemy import Table, select
 from sqlalchemy.engine import make_url
 
@@ -22,6 +23,9 @@ from service.kit.db import Base, Database
 
 HOOK_POINT = "resid_post.1"
 WAIT_SECONDS = 120.0
+
+ONE_DATABASE = pytest.mark.parametrize("service", ["sqlite"], indirect=True, scope="session")
+"""For what is measured, which knows no database. Whatever is stored, killed, kept or removed is tested on both."""
 
 
 def environment(folder: Path, database_url: str, **settings: object) -> dict[str, str]:

@@ -6,7 +6,9 @@ from typer.testing import CliRunner
 
 from benchmarks.circuit_models import make_circuit, save_model, write_text
 from service.cli import app
-from tests.e2e.parts import Service
+from tests.e2e.parts import ONE_DATABASE, Service
+
+pytestmark = ONE_DATABASE
 
 
 def test_asked_for_and_shown(service: Service) -> None:

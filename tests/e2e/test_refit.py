@@ -9,7 +9,9 @@ from scipy import sparse
 
 from benchmarks.planted_data import Lineage, make_lineage
 from benchmarks.planted_score import Matching, match
-from tests.e2e.parts import HOOK_POINT, Service, write_lineage
+from tests.e2e.parts import HOOK_POINT, ONE_DATABASE, Service, write_lineage
+
+pytestmark = ONE_DATABASE
 
 OPTIONS = {"n_features": 60, "k": 3, "steps": 1400, "batch_size": 256, "learning_rate": 0.003}
 POLICY = {"refit_every": 1, "warm_start": False}

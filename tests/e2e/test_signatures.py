@@ -9,10 +9,11 @@ from benchmarks.planted_data import HOOK_POINT, make_lineage
 from service.cli.gate import policy as gate
 from service.client import ApiError
 from tests.cli.live import command
-from tests.e2e.parts import Service
+from tests.e2e.parts import ONE_DATABASE, Service
 from tests.workers.test_signature import FIT, SHAPE, positions_of, write
 
 
+@ONE_DATABASE
 def test_a_lost_concept_fails_the_gate(service: Service, tmp_path: Path) -> None:
     lineage, folder = make_lineage(1, **SHAPE), service.folder / "signatures"
     folder.mkdir(exist_ok=True)

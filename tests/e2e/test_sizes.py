@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from benchmarks.planted_score import match
 from service.cli import app
 from service.client import ApiError
-from tests.e2e.parts import Service, unfinished
+from tests.e2e.parts import ONE_DATABASE, Service, unfinished
 from tests.unit.activations.tiny import write_activations
+
+pytestmark = ONE_DATABASE
 
 POSITIONS, FEATURES, LATE, LOST = 6000, 36, 12, 20
 OPTIONS = {"n_features": 56, "k": 3, "steps": 1200, "batch_size": 256, "learning_rate": 0.003}

@@ -13,7 +13,9 @@ from scipy import sparse
 from benchmarks.planted_data import Lineage, make_lineage
 from benchmarks.planted_score import match
 from service.client import ApiError
-from tests.e2e.parts import HOOK_POINT, Service, unfinished
+from tests.e2e.parts import HOOK_POINT, ONE_DATABASE, Service, unfinished
+
+pytestmark = ONE_DATABASE
 
 OPTIONS = {"n_features": 60, "k": 3, "steps": 1400, "batch_size": 256, "learning_rate": 0.003}
 LARGER, WIDTH = "resid_post.2", 64

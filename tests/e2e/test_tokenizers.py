@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.tokenizer_models import NORM
 from benchmarks.tokenizers import FAMILY, HOOKS, SMALL, Pair, corpus_of, make, registration, score
-from tests.e2e.parts import Service
+from tests.e2e.parts import ONE_DATABASE, Service
 from workers.activations.positions import Reader
 
 OPTIONS = {"n_features": 48, "k": 3, "steps": 1200, "batch_size": 512, "learning_rate": 0.003, "seed": 0}
@@ -54,6 +54,7 @@ def test_models_carry_the_text_and_not_its_tokens(two: tuple[Path, Pair], versio
     assert np.median(late) < 0.9, "pairs are written later"
 
 
+@ONE_DATABASE
 def test_shared_concepts_are_carried(service: Service, two: tuple[Path, Pair]) -> None:
     built, pair = two
     folder = service.folder / "tokenizers"
