@@ -40,7 +40,7 @@ def open_store(settings: Settings) -> "ArtifactStore":
 class MissingArtifactError(NotFoundError, FileNotFoundError):
     """An artifact that a row refers to is not in the store (any more)."""
 
-    code, title = "artifact-missing", "Not in the artifact store"
+    status, code, title = 404, "artifact-missing", "Not in the artifact store"
 
 
 class ArtifactStore:

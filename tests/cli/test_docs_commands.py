@@ -110,8 +110,11 @@ class Reader:
             except ApiError as error:
                 assert error.status == 404, error
         for state in ("queued", "running"):
-            for run in self.client.runs(state=state):
-                self.client.cancel(run["id"])
+            for run in list(self.client.runs(state=state)):
+                try:
+                    self.client.cancel(run["id"])
+                except ApiError as error:  # it may have ended meanwhile
+                    assert error.status == 409, error
 
     def read(self, block: Block) -> None:
         """Do what a block says; AssertionError, or what it raises, where that does not work."""
