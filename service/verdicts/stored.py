@@ -37,7 +37,9 @@ class Measured:
 
     def apart(self, numbers: NDArray[np.int64]) -> Bools:
         """[m] which of any features have a reference that is not their level."""
-        return (numbers < len(self.column)) & (self.column[np.minimum(numbers, len(self.column) - 1)] >= 0)
+        found, here = np.zeros(len(numbers), dtype=bool), numbers < len(self.column)
+        found[here] = self.column[numbers[here]] >= 0
+        return found
 
     def references(self, numbers: NDArray[np.int64], rows: int) -> Floats:
         """Reference levels of any features: the first `rows` replicates, [rows, m]."""
