@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from service.features import queries
-from service.features.queries import Filter
+from service.features.schemas import FeatureFields
 from service.features.words import SEVERITY
 from service.kit.ids import feature_id
-from service.models import Family, Feature
+from service.models import Family
 
 
 @dataclass(frozen=True)
 class Course:
     """One feature over checkpoints."""
 
-    feature: Feature
+    feature: FeatureFields
     statuses: dict[str, str]
     """Checkpoint id -> status there; only where it has a verdict."""
 
@@ -25,7 +25,7 @@ class Course:
 class Predecessor:
     """A feature that another one replaced in a checkpoint."""
 
-    feature: Feature
+    feature: FeatureFields
     checkpoint: str
     kind: str
     """replaced, split or merged."""
@@ -48,7 +48,7 @@ def most_changed(session: Session, family_id: str, checkpoint_ids: Sequence[str]
     """The features that changed most in any of the checkpoints, watched ones first. To emerge alone is no change."""
     statuses_of_change = [status for status in SEVERITY if status != "emerged"]
     largest = dict(queries.largest(session, checkpoint_ids, statuses_of_change))
-    watched = queries.matching(session, family_id, Filter(watched=True))
+    watched = set(queries.watched(session, family_id))
     ranked = sorted(largest, key=lambda number: (number not in watched, -largest[number], number))[:most]
     features = queries.by_numbers(session, family_id, ranked)
     statuses: dict[int, dict[str, str]] = {number: {} for number in ranked}

@@ -118,10 +118,10 @@ def course(session: Session, family_id: str, number: int) -> Sequence[Any]:
 
 def changes(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> Sequence[tuple[str, str, int]]:
     """(checkpoint id, status, features that came into it there) of some statuses."""
-    came = or_(Verdict.status != "absent", Verdict.change > 0)
+    came = _by_verdict(Filter(tuple(statuses), changed=True))
     statement = (
         select(Verdict.checkpoint_id, Verdict.status, func.count())
-        .where(Verdict.checkpoint_id.in_(checkpoint_ids), Verdict.status.in_(statuses), came)
+        .where(Verdict.checkpoint_id.in_(checkpoint_ids), *came)
         .group_by(Verdict.checkpoint_id, Verdict.status)
     )
     return [(row[0], row[1], row[2]) for row in session.execute(statement)]

@@ -1,8 +1,9 @@
 """`/v1/families/{family}/features`, `/diff` and `/codes`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
 from service.auth.guard import BY_METHOD
@@ -22,8 +23,9 @@ from service.features.schemas import (
 )
 from service.features.sorting import Direction, SortName, order_of
 from service.features.sources import FeatureSources, of_feature
+from service.kit.artifacts import ArtifactStore
 from service.kit.ids import feature_id
-from service.kit.pages import Page, Paging
+from service.kit.pages import Page, Pager, Paging
 from service.kit.sessions import AppArtifacts, AppDatabase, ReadSession, WriteSession
 from service.kit.turns import IN_TURN
 
@@ -68,7 +70,7 @@ def list_features(
 ) -> Page[FeatureRow]:
     asked = logic.comparison(session, families.get(session, family), checkpoint, baseline)
     wanted = Filter(tuple(status or ()), q, tag, watched, min_change, max_q)
-    data, cursor = _page(session, paging, asked, wanted, sort, order)
+    data, cursor = page_of(session, paging, asked, wanted, sort, order)
     return Page(data=data, next_cursor=cursor)
 
 
@@ -96,16 +98,37 @@ def diff(
 ) -> Diff:
     asked = logic.comparison(session, families.get(session, family), to, from_)
     wanted = Filter(tuple(status or ()), q, tag, watched, min_change, max_q)
-    data, cursor = _page(session, paging, asked, wanted, sort, order)
+    return diff_of(session, artifacts, paging, asked, wanted, sort, order)
+
+
+def diff_of(
+    session: Session,
+    artifacts: ArtifactStore,
+    paging: Pager,
+    asked: logic.Comparison,
+    wanted: Filter,
+    sort: SortName,
+    direction: Direction | None,
+) -> Diff:
+    """A comparison in words, with a page of its features."""
+    assert asked.baseline is not None
+    data, cursor = page_of(session, paging, asked, wanted, sort, direction)
     found = logic.counts(session, asked)
     counts = {name: found.get(name, 0) for name in STATUSES}
     told = findings.summary(session, artifacts, asked, found, wanted)
-    return Diff(**dict(told), **{"from": from_}, to=to, counts=counts, data=data, next_cursor=cursor)
+    names = {"from": asked.baseline.name, "to": asked.checkpoint.name}
+    return Diff(**dict(told), **names, counts=counts, data=data, next_cursor=cursor)
 
 
-def _page(
-    session: Any, paging: Any, asked: logic.Comparison, wanted: Filter, sort: SortName, direction: Direction | None
+def page_of(
+    session: Session,
+    paging: Pager,
+    asked: logic.Comparison,
+    wanted: Filter,
+    sort: SortName,
+    direction: Direction | None,
 ) -> tuple[list[FeatureRow], str | None]:
+    """A page of a comparison's features, and the cursor of the next one."""
     order = order_of(sort, direction)
     name = f"{asked.checkpoint.id}:{asked.baseline and asked.baseline.id}:{wanted}:{order}"
     found = logic.rows(session, asked, wanted=wanted, order=order, after=paging.after(name), limit=paging.limit)

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from service.checkpoints import routes as checkpoints
 from service.checkpoints.report import MEDIA_TYPES, Format, render, report
 from service.families import logic as families
+from service.features import logic
 from service.features import routes as features
 from service.features.queries import Filter
 from service.features.routes import (
@@ -99,17 +100,16 @@ def show_diff(
         return page(request, "families/diff.html", family=family, judged=judged, found=None, asked=("", ""))
     asked = (from_ or every[-1].parent or judged[-2], to or judged[-1])
     wanted = Filter(tuple(status or ()), q or None, tag or None, watched, min_change, max_q)
-    found = features.diff(
-        family, session, artifacts, paging, asked[0], asked[1], status, wanted.q, wanted.tag, watched, min_change,
-        max_q, sort, order,
-    )  # fmt: skip
-    shared: dict[str, Any] = {"family": family, "rows": found.data, "next_cursor": found.next_cursor}
+    compared = logic.comparison(session, families.get(session, family), asked[1], asked[0])
     if is_fragment(request):
-        return page(request, "features/rows.html", **shared)
+        rows, cursor = features.page_of(session, paging, compared, wanted, sort, order)
+        return page(request, "features/rows.html", family=family, rows=rows, next_cursor=cursor)
+    found = features.diff_of(session, artifacts, paging, compared, wanted, sort, order)
     few = Pager(MOST_SUCCESSORS, None, request, Response())
-    replaced = features.diff(family, session, artifacts, few, asked[0], asked[1], status=["replaced"]).data
+    replaced, _ = features.page_of(session, few, compared, Filter(("replaced",)), "change", None)
     link = f"{address('families', family, 'features')}?{urlencode({'checkpoint': asked[1], 'baseline': asked[0]})}&"
     plot = flow(asked[0], asked[1], found.counts, replaced, link)
     return page(
-        request, "families/diff.html", plots=[plot], judged=judged, found=found, asked=asked, wanted=wanted, **shared
-    )
+        request, "families/diff.html", plots=[plot], judged=judged, found=found, asked=asked, wanted=wanted,
+        family=family, rows=found.data, next_cursor=found.next_cursor,
+    )  # fmt: skip

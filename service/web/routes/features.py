@@ -56,14 +56,11 @@ def list_features(
         if not judged:
             return page(request, "features/features.html", family=family, judged=[], rows=[], next_cursor=None)
     wanted = Filter(tuple(status or ()), q or None, tag or None, bool(watched) or None, min_change, max_q)
-    found = features.list_features(
-        family, session, paging, checkpoint or None, baseline or None, status, wanted.q, wanted.tag, wanted.watched,
-        min_change, max_q, sort, order,
-    )  # fmt: skip
-    shared: dict[str, Any] = {"family": family, "rows": found.data, "next_cursor": found.next_cursor}
+    asked = logic.comparison(session, families.get(session, family), checkpoint or None, baseline or None)
+    rows, cursor = features.page_of(session, paging, asked, wanted, sort, order)
+    shared: dict[str, Any] = {"family": family, "rows": rows, "next_cursor": cursor}
     if is_fragment(request):
         return page(request, "features/rows.html", **shared)
-    asked = logic.comparison(session, families.get(session, family), checkpoint or None, baseline or None)
     counts = logic.counts(session, asked)
     return page(
         request, "features/features.html", judged=judged, wanted=wanted, sort=sort, counts=counts,
