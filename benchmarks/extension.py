@@ -24,6 +24,7 @@ some of which carry much of the stream. What a version is as a model, its loss s
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -63,8 +64,26 @@ T = TypeVar("T")
 
 TRAINING = Training(steps=24, learning_rate=2e-5, batch_documents=4, context_length=128, seed=0)
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-FVUS = ("extension_fvu", "refit_fvu", "refit_fvu_as_trained", "long_extension_fvu", "warm_refit_fvu", "parent_fvu")
-RATIOS = ("fvu_ratio", "fvu_ratio_to_as_trained", "fvu_ratio_to_warm", "long_fvu_ratio_to_warm")
+ROWS = {
+    "positions x width": "{positions:,} x {width}",
+    "latents": "{latents:,}",
+    "training steps of a fit": "{steps:,}",
+    "seconds of the extension": "{extension_seconds:.2f}",
+    "seconds of the cold re-fit": "{refit_seconds:.1f}",
+    "the extension's share of them": "{share:.1%}",
+    "FVU of the extension": "{extension_fvu:.4f}",
+    "FVU of the cold re-fit": "{refit_fvu:.4f}",
+    "FVU of the cold re-fit as trained": "{refit_fvu_as_trained:.4f}",
+    "FVU of the warm re-fit": "{warm_refit_fvu:.4f}",
+    "FVU of the extension of a parent trained twice the steps": "{long_extension_fvu:.4f}",
+    "FVU of the parent's own activations": "{parent_fvu:.4f}",
+    "extension / cold re-fit": "{fvu_ratio:.3f}",
+    "extension / cold re-fit as trained": "{fvu_ratio_to_as_trained:.3f}",
+    "extension / warm re-fit": "{fvu_ratio_to_warm:.3f}",
+    "the same after as much training": "{long_fvu_ratio_to_warm:.3f}",
+    "the version's loss per token": "{loss:.2f}",
+}
+"""Words of a row of the table -> how it is written."""
 BEGIN, END = "<!-- extension -->", "<!-- /extension -->"
 
 
@@ -323,19 +342,12 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
 
 def write_page(result: dict[str, Any]) -> None:
     """Put the table of a run into docs/benchmarks.md."""
-    head = ["data", "positions x width", "latents", "steps", "extension, s", "re-fit, s", "share of its time"]
-    head += ["FVU, extension", "FVU, re-fit", "as trained", "extension after twice the steps", "warm re-fit"]
-    head += ["parent's own", "ratio", "ratio to as trained", "ratio to warm", "after twice the steps, to warm", "loss"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for name, found in result.items():
-        if not isinstance(found, dict):
-            continue
-        lines.append([
-            name, f"{found['positions']:,} x {found['width']}", f"{found['latents']:,}", f"{found['steps']:,}",
-            f"{found['extension_seconds']:.2f}", f"{found['refit_seconds']:.1f}", f"{found['share']:.1%}",
-            *(f"{found[key]:.4f}" for key in FVUS), *(f"{found[key]:.3f}" for key in RATIOS),
-            f"{found['loss']:.2f}" if "loss" in found else "",
-        ])  # fmt: skip
+    data = {name: found for name, found in result.items() if isinstance(found, dict)}
+    lines = [["", *data], ["---", *["---:"] * len(data)]]
+    for words, form in ROWS.items():
+        lines.append(
+            [words, *(form.format(**{"loss": math.nan} | found).replace("nan", "") for found in data.values())]
+        )
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     facts = f"Seed {result['seed']}, {result['threads']} threads."
