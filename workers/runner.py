@@ -136,7 +136,7 @@ def _pipeline(execution: Execution, pipelines: Mapping[str, Pipeline] | None) ->
     try:
         return pipelines[execution.kind]
     except KeyError:
-        raise RunError("unknown_kind", f"This worker knows no runs of the kind {execution.kind!r}.") from None
+        raise RunError("unknown-kind", f"This worker knows no runs of the kind {execution.kind!r}.") from None
 
 
 def _end(execution: Execution, state: RunState, error: dict[str, Any] | None = None) -> None:

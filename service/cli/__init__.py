@@ -62,7 +62,8 @@ def main() -> None:
 def _explain(error: ApiError) -> str:
     text = str(error)
     for fault in error.document.get("errors") or []:
-        text += f"\n  {fault.get('pointer') or fault.get('location')}: {fault.get('detail')}"
+        said = f"{fault.get('pointer') or fault.get('location')}: {fault.get('detail')}"
+        text += "" if said in text else f"\n  {said}"  # the detail has the first few
     if error.status == 401:
         text += "\nGive a key with --key or FEATUREWATCH_KEY; `featurewatch key create` on the server makes one."
     if error.status == 403 and error.code == "missing-scope":

@@ -319,4 +319,5 @@ class _Lines:
         if stage == self.stage and now - self.said < 30:
             return
         self.stage, self.said = stage, now
-        say("  ".join(filter(None, [f"{run['state']}: {stage} {run['progress']:.0%}", rate(run), left])))
+        now_at = f"{run['state']}: {stage} {run['progress']:.0%}" if run["stage"] else run["state"]
+        say("  ".join(filter(None, [now_at, rate(run), left])))

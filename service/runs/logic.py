@@ -249,7 +249,7 @@ def reap(session: Session, now: datetime) -> list[str]:
     reaped = []
     for run in queries.stale(session, now):
         error = {
-            "code": "worker_lost",
+            "code": "worker-lost",
             "title": "The worker fell silent",
             "detail": f"Worker {run.worker} did not renew its lease in attempt {run.attempt} of {run.max_attempts}"
             + (f", stage {run.stage}." if run.stage else "."),

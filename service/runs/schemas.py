@@ -14,7 +14,7 @@ class RunFault(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    code: str = Field(description="For programs.", examples=["worker_lost"])
+    code: str = Field(description="For programs.", examples=["worker-lost"])
     title: str
     detail: str
 

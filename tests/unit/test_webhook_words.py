@@ -17,7 +17,7 @@ FAILED = {
     "family": "smol",
     "checkpoint": "v3",
     "kind": "onboard",
-    "error": {"code": "worker_lost", "title": "The worker fell silent", "detail": "Worker w\ndid not\x1b[31m renew."},
+    "error": {"code": "worker-lost", "title": "The worker fell silent", "detail": "Worker w\ndid not\x1b[31m renew."},
 }
 
 

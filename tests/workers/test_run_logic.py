@@ -101,7 +101,7 @@ def test_the_reaper_gives_up_after_the_last_attempt_and_tells_of_it(installation
         with installation.database.write() as session:
             assert logic.reap(session, clock.utcnow() + LATER) == [run_id]
     run = installation.run(run_id)
-    assert (run.state, run.error["code"]) == ("failed", "worker_lost")
+    assert (run.state, run.error["code"]) == ("failed", "worker-lost")
     assert installation.checkpoint_state(run_id) == "failed"
     assert bells(installation)[following] == 2, "the next run of the family is rung"
     with installation.database.read() as session:

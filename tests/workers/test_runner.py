@@ -70,7 +70,7 @@ def test_a_pipeline_that_ends_without_a_word_has_succeeded(installation):
     [
         ("refuse", "activations.wrong_width", "resid_post.3 is 64 wide, the family's 128"),
         ("stumble", "internal", "ZeroDivisionError: division by zero"),
-        ("juggle", "unknown_kind", "This worker knows no runs of the kind 'juggle'."),
+        ("juggle", "unknown-kind", "This worker knows no runs of the kind 'juggle'."),
     ],
 )
 def test_a_failure_says_why_and_is_not_tried_again(installation, kind, code, detail):
@@ -159,7 +159,7 @@ def test_attempts_are_kept_with_why_they_ended_and_what_they_cost(installation):
         logic.retry(session, session.get_one(Run, run_id))
     installation.run_next()
     assert attempts(installation, run_id) == [
-        (1, "queued", "worker_lost"),
+        (1, "queued", "worker-lost"),
         (2, "failed", "a.b"),
         (3, "succeeded", None),
     ]
