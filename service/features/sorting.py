@@ -114,10 +114,11 @@ def least_change(row: VerdictRow) -> float:
 def least_changes(table: Table, places: NDArray[np.int64]) -> NDArray[np.float64]:
     """`least_change` of some rows of a table."""
     ratio, low, high = (table.floats[f"projection_ratio{end}"][places] for end in ("", "_lo", "_hi"))
-    new = (table.statuses[places] == PLACE[Status.EMERGED]) & np.isnan(ratio)
     falls = 1 / np.maximum(high, 1 / _MOST)
-    unknown = np.isnan(low) | np.isnan(high)
-    return np.select([unknown, low > 1, high < 1], [np.where(new, _MOST, 1.0), np.minimum(low, _MOST), falls], 1.0)
+    known = ~(np.isnan(low) | np.isnan(high))
+    least = np.where(known & (low > 1), np.minimum(low, _MOST), np.where(known & (high < 1), falls, 1.0))
+    least[~known & (table.statuses[places] == PLACE[Status.EMERGED]) & np.isnan(ratio)] = _MOST
+    return least
 
 
 def _least_change_column() -> ColumnElement[float]:

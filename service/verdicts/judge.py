@@ -216,6 +216,8 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     status[moved] = PLACE[Status.RELOCATED]
     status[e.born_here | back] = PLACE[Status.EMERGED]
     changed = (status != PLACE[Status.PRESENT]) & (status != PLACE[Status.INDETERMINATE]) & ~still_gone
+    change = np.zeros(len(ratio), dtype=np.float32)
+    change[changed] = _change(ratio[changed], e.born_here[changed])
     least = 1 - 2 * reach * ratio_se
     return Judgement(
         places=status,
@@ -227,7 +229,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         strength_hi=_where(solid, strength + reach * strength_se),
         orthogonal=_where(solid, orthogonal),
         q_value=q.astype(np.float32),
-        change=np.where(changed, _change(e, ratio), 0.0).astype(np.float32),
+        change=change,
         minimum_detectable=_where(solid & (ratio_se > 0) & (least > 0), least),
         weakened=weakened,
         strengthened=strengthened,
@@ -237,9 +239,9 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     )
 
 
-def _change(e: Evidence, ratio: Floats) -> Floats:
-    """[m] factors of two, up or down."""
-    return np.abs(np.log2(np.clip(np.where(e.born_here, 100.0, np.nan_to_num(ratio, nan=1.0)), 0.01, 100)))
+def _change(ratio: Floats, born: Bools) -> Floats:
+    """[j] factors of two, up or down."""
+    return np.abs(np.log2(np.clip(np.where(born, 100.0, np.nan_to_num(ratio, nan=1.0)), 0.01, 100)))
 
 
 def _readable(e: Evidence, policy: Policy) -> Bools:
@@ -266,7 +268,7 @@ def _significance(
     far = solid & (outside < 0)
     p[far] = 2 * stdtr(k - 1, outside[far])
     q = benjamini_hochberg(p)
-    significant = np.nan_to_num(q, nan=1.0) <= level
+    significant = q <= level
     return q, significant & (ratio < policy.suppressed_below), significant & (ratio > policy.amplified_above)
 
 
