@@ -33,8 +33,8 @@ def among(numbers: NDArray[np.int64], some: Collection[int]) -> NDArray[np.bool_
 
 
 def seen_by_column(stored: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The same to look at only: no copy is made where the features follow one another, as nearly all do."""
-    first, after = (int(numbers[0]), int(numbers[0]) + len(numbers)) if len(numbers) else (0, 0)
-    if after <= stored.shape[-1] and np.array_equal(numbers, np.arange(first, after)):
+    """The same of ascending numbers, to look at only: no copy where they follow one another, as nearly all do."""
+    first, after = (int(numbers[0]), int(numbers[-1]) + 1) if len(numbers) else (0, 0)
+    if after <= stored.shape[-1] and after - first == len(numbers):
         return stored[..., first:after]
     return by_column(stored, numbers)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,8 +140,9 @@ def _evidence(
     )
 
 
-class _Pair(NamedTuple):
-    """Two checkpoints, and the features that are compared, [m] each."""
+@dataclass(frozen=True)
+class _Pair:
+    """Two checkpoints, and the features that are compared, [m] each, in the order of their numbers."""
 
     now: Measured
     then: Measured
@@ -151,8 +152,20 @@ class _Pair(NamedTuple):
     discovered: Bools
     """start from level 1 at the baseline"""
 
+    @cached_property
+    def apart(self) -> Bools:
+        """[m] those that go by something else than both levels: few."""
+        return self.moved | self.discovered | self.then.apart(self.numbers)
+
     def ratios(self, columns: slice | NDArray[np.int64], most: int | None = None) -> tuple[Floats, Floats]:
         """Replicates of projection and strength ratio of some features, at most so many: [K + 1, j] each."""
+        projection, strength = self.of_levels(columns, most)
+        few = np.flatnonzero(self.apart[columns])
+        projection[:, few] = self.of_few(np.arange(len(self.numbers))[columns][few])[: len(projection)]
+        return projection, strength
+
+    def of_levels(self, columns: slice | NDArray[np.int64], most: int | None = None) -> tuple[Floats, Floats]:
+        """The same as if all went by both levels."""
         rows = min(len(self.now.level), len(self.then.level), most or len(self.now.level))
         numbers = self.numbers[columns]
         level, before, strength, strength_before = (
@@ -160,16 +173,17 @@ class _Pair(NamedTuple):
             for array in (self.now.level, self.then.level, self.now.strength, self.then.strength)
         )
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
-            projection = level / before
-            # The few that go by something else than both levels.
-            moved, discovered = self.moved[columns], self.discovered[columns]
-            few = np.flatnonzero(moved | discovered | self.then.apart(numbers))
-            if len(few):
-                reference = self.then.references(numbers[few], rows)
-                reference[:, discovered[few]] = 1.0
-                own = np.where(moved[few], self.now.references(numbers[few], rows), level[:, few])
-                projection[:, few] = own / reference
-            return projection, strength / strength_before
+            return level / before, strength / strength_before
+
+    def of_few(self, columns: NDArray[np.int64]) -> Floats:
+        """Replicates of the projection ratio of features that are apart, [K + 1, j]."""
+        rows, numbers = min(len(self.now.level), len(self.then.level)), self.numbers[columns]
+        reference = self.then.references(numbers, rows)
+        reference[:, self.discovered[columns]] = 1.0
+        level = seen_by_column(self.now.level[:rows], numbers)
+        own = np.where(self.moved[columns], self.now.references(numbers, rows), level)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return (own / reference).astype(np.float32, copy=False)
 
 
 @dataclass
@@ -181,9 +195,12 @@ class _Evidence(Evidence):
     def estimates(self) -> tuple[Estimates, Estimates]:
         assert self.pair is not None
         starts = range(0, max(len(self.pair.numbers), 1), BLOCK)
-        blocks = (self.pair.ratios(slice(start, start + BLOCK)) for start in starts)
-        projection, strength = zip(*((estimates(p), estimates(s)) for p, s in blocks), strict=True)
-        return _joined(projection), _joined(strength)
+        blocks = (self.pair.of_levels(slice(start, start + BLOCK)) for start in starts)
+        levels, strengths = zip(*((estimates(p), estimates(s)) for p, s in blocks), strict=True)
+        projection, few = _joined(levels), np.flatnonzero(self.pair.apart)
+        apart = estimates(self.pair.of_few(few))
+        projection.value[few], projection.error[few], projection.sized[few] = apart.value, apart.error, apart.sized
+        return projection, _joined(strengths)
 
     def turned(self, columns: NDArray[np.int64]) -> Floats:
         assert self.pair is not None
