@@ -154,6 +154,14 @@ def standard_error(replicates: NDArray[np.floating]) -> Floats:
     return np.sqrt((k - 1) / k * np.maximum(squares, 0)).astype(np.float32)
 
 
+def quantile(values: NDArray[np.floating], share: float) -> float:
+    """As `np.quantile`, by sorting: numpy sorts tens of thousands in a fifth of the time that it takes to part them."""
+    ordered = np.sort(values)
+    below, rest = divmod(share * (len(ordered) - 1), 1)
+    low, high = ordered[int(below)], ordered[min(int(below) + 1, len(ordered) - 1)]
+    return float(low + rest * (high - low))
+
+
 def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:
     """q-values of p-values (Benjamini and Hochberg 1995); NaN stays NaN and does not count."""
     q = np.where(np.isnan(p), np.nan, 1.0)
@@ -186,7 +194,8 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     size = _size(projected, typical, policy)
     ratio, ratio_se = projected.value / size, projected.error / abs(size)
     # Resampled documents share the code's errors, so the jackknife does not see them.
-    ratio_se = np.hypot(ratio_se, policy.code_error * np.maximum(np.abs(1 - ratio), LEAST_CHANGE))
+    code_se = policy.code_error * np.maximum(np.abs(1 - ratio), LEAST_CHANGE)
+    ratio_se = np.sqrt(ratio_se**2 + code_se**2)
     strength_size = _size(strengths, typical, policy)
     strength, strength_se = strengths.value / strength_size, strengths.error / strength_size
     lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se
@@ -274,7 +283,7 @@ def _significance(
 
 def _usual(orthogonal: NDArray[np.floating]) -> float:
     """What nearly all of some unchanged features write along other directions."""
-    return float(np.quantile(np.nan_to_num(orthogonal), 0.99)) if len(orthogonal) else 0.0
+    return quantile(np.nan_to_num(orthogonal), 0.99) if len(orthogonal) else 0.0
 
 
 def _moved(
@@ -310,7 +319,7 @@ def _size(ratios: Estimates, typical: Bools, policy: Policy) -> float:
     values, variance = ratios.value[known], ratios.error[known].astype(np.float64) ** 2
     if not len(values):
         return 1.0
-    least = policy.code_error * float(np.median(np.abs(values)))
+    least = policy.code_error * quantile(np.abs(values), 0.5)
     weight = 1 / np.maximum(variance + least**2, 1e-12)
     order = np.argsort(values)
     share = np.cumsum(weight[order]) / weight.sum()
