@@ -50,6 +50,7 @@ from service.models import Checkpoint, Family, Run
 from service.runs import logic as runs
 from service.verdicts.judge import Status
 from tests.services import free_port, postgres_server
+from workers.__main__ import NICE
 
 KINDS = ("features", "trajectory", "diff", "report")
 GOAL_MS = 50.0
@@ -336,6 +337,7 @@ def working(filler: Filler, place: int) -> Iterator[Any]:
 
 def _work(filler: Filler, place: int, stop: Event, judged: Any) -> None:
     """Register, beat, judge, and so on until it is to stop; then the checkpoint under way is judged."""
+    os.nice(NICE)  # as the worker of `featurewatch up`; in compose it has a third of the API's `cpu_shares`
     with filler.database() as database:
         while not stop.is_set():
             run_id, attempt = filler.begin(database, place)

@@ -21,6 +21,10 @@ from workers.runner import Pipeline
 
 log = structlog.get_logger("featurewatch.worker")
 
+NICE = 5
+"""Beside the API: who asks it waits for the answer, a run takes its minutes either way. Not more, since a worker that
+writes holds SQLite's lock."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Work until SIGTERM or SIGINT; exit status 0 then, 1 where the database's schema does not fit."""
@@ -45,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             target=_watch_parent, args=(options.exit_with_parent, stop), name="parent", daemon=True
         )
         watch.start()
+        os.nice(NICE)
     try:
         embedded.serve(settings, stop, pipelines=_load(options.pipelines) if options.pipelines else None)
     except SchemaError as error:

@@ -206,7 +206,7 @@ def _plain(session: Session, statement: Select[Any], **values: Any) -> Sequence[
     """Rows past the ORM: of a page of rows that are shown and forgotten, it takes most of the time."""
     found = session.connection().execute(statement, values)
     # Attributes of SQLAlchemy's own rows are looked up by name, several microseconds each.
-    return list(map(_row_type(tuple(found.keys()))._make, found))
+    return list(map(_row_type(tuple(found.keys()))._make, found.all()))
 
 
 @lru_cache(maxsize=16)
