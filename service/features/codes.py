@@ -17,6 +17,7 @@ from service.features.schemas import Example
 from service.kit.artifacts import ArtifactStore
 from service.kit.problems import NotFoundError
 from service.models import Code, Family, Feature
+from service.verdicts.arrays import among
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CONTEXT_CHARACTERS = 120
@@ -123,7 +124,7 @@ def examples_of(
 def _columns(artifacts: ArtifactStore, code: str, numbers: Sequence[int]) -> dict[int, int]:
     """Feature number -> column of a code, of those of some features that it has."""
     held = tensors(artifacts, code)["feature_numbers"]
-    return {int(held[column]): column for column in np.flatnonzero(np.isin(held, numbers)).tolist()}
+    return {int(held[column]): column for column in np.flatnonzero(among(held, numbers)).tolist()}
 
 
 def _examples(

@@ -161,13 +161,12 @@ class _Pair:
         """Replicates of projection and strength ratio of some features, at most so many: [K + 1, j] each."""
         projection, strength = self.of_levels(columns, most)
         few = np.flatnonzero(self.apart[columns])
-        projection[:, few] = self.of_few(np.arange(len(self.numbers))[columns][few])[: len(projection)]
+        projection[:, few] = self.of_few(np.arange(len(self.numbers))[columns][few], most)
         return projection, strength
 
     def of_levels(self, columns: slice | NDArray[np.int64], most: int | None = None) -> tuple[Floats, Floats]:
         """The same as if all went by both levels."""
-        rows = min(len(self.now.level), len(self.then.level), most or len(self.now.level))
-        numbers = self.numbers[columns]
+        rows, numbers = self._rows(most), self.numbers[columns]
         level, before, strength, strength_before = (
             seen_by_column(array[:rows], numbers)
             for array in (self.now.level, self.then.level, self.now.strength, self.then.strength)
@@ -175,15 +174,19 @@ class _Pair:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
             return level / before, strength / strength_before
 
-    def of_few(self, columns: NDArray[np.int64]) -> Floats:
+    def of_few(self, columns: NDArray[np.int64], most: int | None = None) -> Floats:
         """Replicates of the projection ratio of features that are apart, [K + 1, j]."""
-        rows, numbers = min(len(self.now.level), len(self.then.level)), self.numbers[columns]
+        rows, numbers = self._rows(most), self.numbers[columns]
         reference = self.then.references(numbers, rows)
         reference[:, self.discovered[columns]] = 1.0
         level = seen_by_column(self.now.level[:rows], numbers)
         own = np.where(self.moved[columns], self.now.references(numbers, rows), level)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return (own / reference).astype(np.float32, copy=False)
+
+    def _rows(self, most: int | None) -> int:
+        """How many replicates both have, at most so many."""
+        return min(len(self.now.level), len(self.then.level), most or len(self.now.level))
 
 
 @dataclass
@@ -229,7 +232,10 @@ with its new direction: it counts as present."""
 
 def _happened(courses: Sequence[Course]) -> dict[tuple[int, Status], Event]:
     """(feature, status) -> its last relocation or succession on the way. courses: latest first."""
-    return {(event.feature, event.status): event for course in reversed(courses) for event in course.events}
+    found: dict[tuple[int, Status], Event] = {}
+    for course in reversed(courses):
+        found |= course.events
+    return found
 
 
 def _path(parents: dict[str, str | None], checkpoint: Checkpoint, baseline: Checkpoint) -> Sequence[str]:

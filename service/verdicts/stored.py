@@ -74,8 +74,8 @@ class Course:
     born: dict[int, str]
     """number -> origin, of the features that its run gave an id"""
     emerged: list[int]
-    events: list[Event]
-    """relocations and successions"""
+    events: dict[tuple[int, Status], Event]
+    """(feature, status) -> a relocation or succession"""
 
     @property
     def nbytes(self) -> int:
@@ -121,7 +121,7 @@ def _course(session: Session, family_id: str, checkpoint_id: str) -> Course:
     return Course(
         born=queries.born_in(session, family_id, checkpoint_id),
         emerged=[event.feature for event in events if event.status == Status.EMERGED],
-        events=[event for event in events if event.status != Status.EMERGED],
+        events={(event.feature, event.status): event for event in events if event.status != Status.EMERGED},
     )
 
 
