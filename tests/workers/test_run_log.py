@@ -26,6 +26,8 @@ log = structlog.get_logger("featurewatch.worker")
 def quiet():
     """Logging as a worker has it, but nothing on the stream: what is kept does not go by its level."""
     configure_logging(Settings(log_level="CRITICAL"))
+    yield
+    configure_logging(Settings())
 
 
 def lines(installation, run_id, **options):
