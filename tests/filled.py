@@ -72,6 +72,7 @@ def fill(session: Session, artifacts: ArtifactStore, box: SecretBox) -> None:
         session.add(row)
         session.flush()
         if state != "queued":
+            row.attempt = 1
             factories.log(session, row, [("info", "claimed", {"kind": kind}), ("warning", "missed a beat", {})])
     for rule_id, alert_id in zip(RULES, ALERTS, strict=True):
         session.add(AlertRule(id=rule_id, name=rule_id, family_id=family.id, condition={"kind": "watched"}))
