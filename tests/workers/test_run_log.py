@@ -16,6 +16,7 @@ from service.runs import logic, queries
 from service.runs.lines import FIRST, LAST
 from service.runs.schemas import Level
 from tests.workers.conftest import wait_for
+from workers.activations import models
 from workers.errors import RunError
 from workers.lines import MOST_LETTERS
 
@@ -211,6 +212,7 @@ def test_secrets_are_not_kept(installation):
 
 def test_libraries_are_heard_where_they_warn(installation):
     configure_logging(Settings(log_level="INFO"))
+    assert models  # which makes the library's lines go our way
     library = logging.getLogger("transformers.modeling")
     run_id = installation.queue(installation.add_family())
 
