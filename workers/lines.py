@@ -11,10 +11,12 @@ from structlog.processors import format_exc_info
 from service.config import Settings
 from service.kit import clock
 from service.runs.lines import FIRST, LAST, Line
+from service.runs.schemas import Level
 from service.webhooks.logic import plain
 
 MOST_LETTERS = 4000
 """Of a text of a line, and of its fields together. A traceback counts apart."""
+_LEVELS = {"info": Level.INFO, "warning": Level.WARNING, "error": Level.ERROR, "critical": Level.ERROR}
 _KNOWN = {"event", "level", "timestamp", "logger", "run", "attempt", "request_id", "exc_info", "exception"}
 _SECRET = re.compile(
     r"(?<=://)[^\s/@]+(?=@)"  # user and password of an address
@@ -42,9 +44,9 @@ class Lines:
 
     def add(self, said: Mapping[str, Any]) -> None:
         """Take a line as structlog has it before it is rendered; from any thread."""
-        level = "error" if said["level"] == "critical" else said["level"]
+        level = _LEVELS.get(said["level"])
         ours = str(said.get("logger", "")).startswith("featurewatch")
-        if level == "debug" or (level == "info" and not ours):
+        if level is None or (level is Level.INFO and not ours):
             return
         event, fields = self._text(str(said["event"])), self._fields(said if ours else {**said, "by": said["logger"]})
         with self._lock:
@@ -61,7 +63,7 @@ class Lines:
     def ending(self, **fields: Any) -> list[Line]:
         """They, and that the run succeeded, which is so only if the transaction that they are written in commits."""
         found = self.waiting()
-        return [*found, Line(self.last + 1, clock.utcnow(), "info", "succeeded", fields)]
+        return [*found, Line(self.last + 1, clock.utcnow(), Level.INFO, "succeeded", fields)]
 
     def written(self, lines: list[Line]) -> None:
         """These are in the database now."""

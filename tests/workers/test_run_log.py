@@ -219,6 +219,7 @@ def test_libraries_are_heard_where_they_warn(installation):
     def loads(execution):
         library.info("loading")
         library.warning("%d weights are %s", 3, "missing")
+        library.log(25, "a level that only it knows")
         log.debug("not worth a row")
 
     installation.run_next(pipelines={"steps": loads})

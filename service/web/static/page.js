@@ -98,19 +98,21 @@ const log = document.querySelector("[data-log]");
 const panel = log?.parentElement;
 const toEnd = () => (panel.scrollTop = panel.scrollHeight);
 if (log) toEnd();
-let seen = Number(log?.dataset.seen), wanted = 0, reading = false;
+const lastLine = () => all("[data-number]", log).at(-1);
+let seen = log ? Math.max(log.dataset.seen, lastLine()?.dataset.number ?? 0) : 0;
+let wanted = 0, reading = false;
 async function readOn(number) {
   wanted = number;
   if (reading) return;
   reading = true;
   while (wanted > seen) {
-    const before = all("[data-number]", log).at(-1);
+    const before = lastLine();
     const answer = await fetch(`${log.dataset.log}&after=${seen}&attempt=${before?.dataset.attempt ?? 0}`).catch(() => null);
     if (!answer?.ok) break; // with the next news there is another chance
     const atEnd = panel.scrollHeight - panel.scrollTop - panel.clientHeight < 40;
     const asked = wanted;
     log.insertAdjacentHTML("beforeend", (await answer.text()).trim());
-    const last = all("[data-number]", log).at(-1);
+    const last = lastLine();
     seen = last === before ? asked : Number(last.dataset.number);
     if (atEnd) toEnd();
   }
