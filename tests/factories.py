@@ -1,5 +1,6 @@
 """Rows for tests: families, judged checkpoints, features with verdicts, codes with examples."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from service.families.schemas import Corpus, CrosscoderOptions
 from service.kit.artifacts import ArtifactStore
 from service.kit.clock import utcnow
 from service.labels.automatic import auto_label
-from service.models import Checkpoint, Code, Family, Feature, Measurement, Source, Verdict
+from service.models import Checkpoint, Code, Family, Feature, Measurement, Run, Source, Verdict
+from service.runs import lines
 from service.verdicts.policy import Policy
 
 
@@ -144,6 +146,13 @@ def code(session: Session, artifacts: ArtifactStore, of: Family, at: Checkpoint,
     session.add(row)
     session.flush()
     return row
+
+
+def log(session: Session, run: Run, said: Iterable[tuple[str, str, dict[str, Any]]]) -> None:
+    """Lines (level, event, fields) of a run's attempt, after those that its log has."""
+    new = [lines.Line(number, utcnow(), *one) for number, one in enumerate(said, run.lines + 1)]
+    lines.keep(session, run_id=run.id, attempt=run.attempt, lines=new)
+    session.refresh(run)
 
 
 def save(artifacts: ArtifactStore, name: str, tensors: dict[str, np.ndarray]) -> None:

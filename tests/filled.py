@@ -70,6 +70,10 @@ def fill(session: Session, artifacts: ArtifactStore, box: SecretBox) -> None:
         row = Run(id=run_id, family_id=family.id, checkpoint_id=checkpoint.id, kind=kind, state=state)
         row.params, row.seconds = asked.get(kind, {}), {"harvest": 1.5}
         session.add(row)
+        session.flush()
+        if state != "queued":
+            row.attempt = 1
+            factories.log(session, row, [("info", "claimed", {"kind": kind}), ("warning", "missed a beat", {})])
     for rule_id, alert_id in zip(RULES, ALERTS, strict=True):
         session.add(AlertRule(id=rule_id, name=rule_id, family_id=family.id, condition={"kind": "watched"}))
         session.flush()

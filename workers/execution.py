@@ -15,9 +15,10 @@ from service.config import Settings
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.models import Run
-from service.runs import logic
+from service.runs import lines, logic
 from service.runs.states import RunState
 from workers.errors import GivingWayError, LeaseLostError, RunCancelledError, TooLongError, WorkerStoppingError
+from workers.lines import Lines
 from workers.usage import Usage
 
 log = structlog.get_logger("featurewatch.worker")
@@ -47,6 +48,8 @@ class Execution:
         self._progress, self._detail = 0.0, dict[str, Any]()
         self._seconds: dict[str, float] = dict(run.seconds)
         self._began, self._usage = time.monotonic(), Usage()
+        self.lines = Lines(settings, run.lines)
+        """What was logged of the run and is not in the database yet."""
         self._lease_until = self._began + settings.lease_seconds
         self._cancelling = self._lost = self._writing = self._finishing = self._gives_way = False
         self.finished = False
@@ -131,8 +134,9 @@ class Execution:
         result: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
     ) -> bool:
-        """Write the run's end, and what it took, in any transaction; False where this attempt does not hold it."""
-        return logic.finish(
+        """Write the run's end, what it took and what it logged, in any transaction; False where this attempt does not
+        hold it."""
+        held = logic.finish(
             session,
             run_id=self.run_id,
             attempt=self.attempt,
@@ -142,9 +146,20 @@ class Execution:
             seconds=self.seconds(),
             usage=self.usage(),
         )
+        if held:
+            succeeded = state is RunState.SUCCEEDED
+            self._keep(session, self.lines.ending(seconds=self.seconds()) if succeeded else self.lines.waiting())
+        return held
+
+    def release(self, session: Session, error: dict[str, Any], *, counted: bool) -> RunState | None:
+        """Give the run back, in any transaction; what it became, None where this attempt does not hold it."""
+        became = logic.release(session, run_id=self.run_id, attempt=self.attempt, error=error, counted=counted)
+        if became is not None:
+            self._keep(session, self.lines.waiting())
+        return became
 
     def beat(self) -> bool:
-        """Renew the lease, write the progress and see what was asked for; whether beats are still wanted.
+        """Renew the lease, write progress and log, and see what was asked for; whether beats are still wanted.
 
         A run that takes no step although its time is over cannot be stopped: it is failed, and this process ended.
         """
@@ -152,6 +167,7 @@ class Execution:
             self._end_process()
         with self._lock:
             stage, progress, detail, seconds = self._stage, self._progress, self._detail, dict(self._seconds)
+        said = self.lines.waiting()
         began = time.monotonic()
         with self.database.write() as session:
             state = logic.heartbeat(
@@ -165,10 +181,13 @@ class Execution:
                 seconds=seconds,
                 usage=self.usage(),
             )
+            if state is not None:
+                self._keep(session, said)
             self._gives_way = logic.gives_way(session, family_id=self.family_id, priority=self.priority)
         if state is None:
             self._lost = not self._finishing
             return False
+        self.lines.written(said)
         self._lease_until = began + self.settings.lease_seconds
         self._cancelling = state is RunState.CANCELLING
         return True
@@ -176,7 +195,8 @@ class Execution:
     def snapshot(self) -> tuple[Any, ...]:
         """What a beat would write; the same twice: nothing new to tell."""
         with self._lock:
-            return self._stage, self._progress, tuple(sorted(self._detail)), tuple(map(str, self._detail.values()))
+            detail = tuple(sorted(self._detail)), tuple(map(str, self._detail.values()))
+            return self._stage, self._progress, *detail, self.lines.last
 
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds until now, the running stage with them."""
@@ -212,6 +232,10 @@ class Execution:
             return dict(self._seconds)
         spent = time.monotonic() - self._stage_began
         return self._seconds | {self._stage: round(self._seconds.get(self._stage, 0.0) + spent, 3)}
+
+    def _keep(self, session: Session, said: list[lines.Line]) -> None:
+        # In a transaction that has changed the run's row as its holder: who lost the run adds nothing any more.
+        lines.keep(session, run_id=self.run_id, attempt=self.attempt, lines=said)
 
     def _hold(self, session: Session) -> None:
         held = logic.hold(session, run_id=self.run_id, attempt=self.attempt, lease_seconds=self.settings.lease_seconds)

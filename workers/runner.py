@@ -20,6 +20,7 @@ from service.config import Settings
 from service.kit import clock
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
+from service.kit.logs import listening
 from service.runs import logic
 from service.runs.states import RunState
 from service.shards import queries as shards
@@ -67,7 +68,8 @@ def run_next(
     if run is None:
         return None
     execution = Execution(run, settings=settings, database=database, artifacts=artifacts, stop=stop)
-    with structlog.contextvars.bound_contextvars(run=run.id, attempt=run.attempt, request_id=run.request_id):
+    context = {"run": run.id, "attempt": run.attempt, "request_id": run.request_id}
+    with structlog.contextvars.bound_contextvars(**context), listening(run.id, execution.lines.add):
         log.info("claimed", kind=run.kind)
         heart = Heart(execution)
         heart.start()
@@ -149,7 +151,7 @@ def _end(execution: Execution, state: RunState, error: dict[str, Any] | None = N
 
 def _give_back(execution: Execution, error: dict[str, Any], *, counted: bool) -> None:
     def act(session: Session) -> RunState | None:
-        return logic.release(session, run_id=execution.run_id, attempt=execution.attempt, error=error, counted=counted)
+        return execution.release(session, error, counted=counted)
 
     log.info("given back", became=_insist(execution, act))
 

@@ -1,16 +1,21 @@
 """`featurewatch family`, `checkpoint list`, `checkpoint show`, `run`, `report`."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from service.cli import base, complete, told
 from service.cli.base import AsJson
 from service.cli.told import MaxQ, MinChange
-from service.client.types import Attempt, Run
+from service.client.types import Attempt, LogLine, Run
+from service.client.wire import FINAL_STATES
+from service.runs.schemas import Level, LogLineView
+from service.runs.words import as_text
 
 family_app = typer.Typer(help="Families: the models that are tracked together.", no_args_is_help=True)
 checkpoint_app = typer.Typer(help="Checkpoints: register, list, show.", no_args_is_help=True)
@@ -19,7 +24,10 @@ run_app = typer.Typer(help="Runs: what the workers do.", no_args_is_help=True)
 Family = Annotated[str, typer.Argument(help="Name of the family.", autocompletion=complete.families)]
 Timeout = Annotated[float | None, typer.Option(help="Seconds to wait at most; exit code 3 after that.", min=0)]
 Name = Annotated[str, typer.Argument(help="Name of the checkpoint.", autocompletion=complete.checkpoints)]
-RunId = Annotated[str, typer.Argument(help="Id of the run, run_...")]
+RunId = Annotated[str, typer.Argument(help="Id of the run, run_...", autocompletion=complete.runs)]
+
+LOOK_SECONDS = 1.0
+_LEVEL_STYLES = {"warning": "yellow", "error": "red"}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -182,6 +190,35 @@ def show_run(run: RunId, as_json: AsJson = False) -> None:
     return base.show_rows(
         attempts, columns, empty="No worker has tried it yet.", wraps=("WHY",), optional=("WORKER", "DEVICE")
     )
+
+
+@run_app.command("log")
+def show_log(
+    run: RunId,
+    attempt: Annotated[int | None, typer.Option(help="Of this attempt only.", min=1)] = None,
+    level: Annotated[Level, typer.Option(help="Lines of this level and of those that matter more.")] = Level.INFO,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run is over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What the workers logged of a run, oldest first. --follow --json prints an object a line."""
+    last = 0
+    with base.connect() as client:
+        if as_json and not follow:
+            return base.show_json(client.log(run, attempt=attempt, level=level))
+        over = False
+        while not over:
+            over = not follow or client.run(run)["state"] in FINAL_STATES  # before its last lines are asked for
+            for line in client.log(run, attempt=attempt, level=level, after=last):
+                last = line["number"]
+                typer.echo(json.dumps(line)) if as_json else _show_line(line)
+            if not over:
+                time.sleep(LOOK_SECONDS)
+    return None if last else base.say("No line: they come when a worker has taken the run.")
+
+
+def _show_line(line: LogLine) -> None:
+    text = as_text(LogLineView.model_validate(line))
+    base.out.print(Text(text, style=_LEVEL_STYLES.get(line["level"], "")), soft_wrap=True)
 
 
 @run_app.command("wait")

@@ -1,6 +1,7 @@
 """Names for shell completion, from the service."""
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 import typer
 
@@ -9,6 +10,8 @@ from service.client import Client, ClientError
 
 SECONDS = 1.0
 """A shell that completes is waited for by a person."""
+RUNS = 50
+"""The newest ones: an id that is older is copied from somewhere."""
 
 
 def families(context: typer.Context, incomplete: str) -> list[str]:
@@ -22,6 +25,11 @@ def checkpoints(context: typer.Context, incomplete: str) -> list[str]:
     if not family:
         return []
     return _names(context, incomplete, lambda client: (row["name"] for row in client.checkpoints(family)))
+
+
+def runs(context: typer.Context, incomplete: str) -> list[str]:
+    """Ids of the newest runs that begin so."""
+    return _names(context, incomplete, lambda client: (row["id"] for row in islice(client.runs(), RUNS)))
 
 
 def _names(context: typer.Context, incomplete: str, ask: Callable[[Client], Iterable[str]]) -> list[str]:

@@ -2,12 +2,27 @@
 
 import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
+from structlog.typing import EventDict, WrappedLogger
 
 from service.config import Settings
+
+_listeners: dict[str, Callable[[EventDict], None]] = {}
+
+
+@contextmanager
+def listening(run: str, listener: Callable[[EventDict], None]) -> Iterator[None]:
+    """Tell `listener` of every line that names this run, too, whatever level the stream has."""
+    _listeners[run] = listener
+    try:
+        yield
+    finally:
+        del _listeners[run]
 
 
 def configure_logging(settings: Settings) -> None:
@@ -18,6 +33,7 @@ def configure_logging(settings: Settings) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
+        _tell,
     ]
     # Without the values of variables, which both show by default: keys, secrets and cookies are among them.
     tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
@@ -42,3 +58,10 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
     # Every request has a line of ours already, with its id.
     logging.getLogger("uvicorn.access").disabled = True
+
+
+def _tell(_logger: WrappedLogger, _method: str, said: EventDict) -> EventDict:
+    listener = _listeners.get(str(said.get("run")))
+    if listener is not None:
+        listener(said)
+    return said

@@ -8,7 +8,7 @@ from service.models.dependency import DependencyGraph
 from service.models.family import Family
 from service.models.feature import Code, Feature
 from service.models.lineage import Lineage
-from service.models.run import Attempt, Bell, Run
+from service.models.run import Attempt, Bell, LogLine, Run
 from service.models.shard import Shard
 from service.models.signature import Reading, Signature
 from service.models.unreferenced import Unreferenced
@@ -17,6 +17,6 @@ from service.models.webhook import Delivery, Event, Webhook
 
 __all__ = [
     "Alert", "AlertRule", "ApiKey", "Attempt", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery",
-    "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "Measurement", "Reading", "Run",
-    "Shard", "Signature", "Source", "Standing", "Unreferenced", "Verdict", "Webhook",
+    "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "LogLine", "Measurement",
+    "Reading", "Run", "Shard", "Signature", "Source", "Standing", "Unreferenced", "Verdict", "Webhook",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A run: one piece of work for the workers. And the bell that tells a worker of it."""
+"""A run: one piece of work for the workers; its attempts, its log, and the bell that tells a worker of it."""
 
 from datetime import datetime
 from typing import Any
@@ -43,6 +43,8 @@ class Run(Base):
     usage: Mapped[dict[str, Any]] = mapped_column(default=dict)
     """What the current attempt, or the last one, has cost; see workers.usage."""
     lease_until: Mapped[datetime | None]
+    lines: Mapped[int] = mapped_column(default=0)
+    """Lines that its log has had, those that are gone with them: the number of the last one."""
     seconds: Mapped[dict[str, Any]] = mapped_column(default=dict)
     """Stage -> seconds that it took, added up over attempts."""
     result: Mapped[dict[str, Any] | None]
@@ -68,6 +70,22 @@ class Attempt(Base):
     usage: Mapped[dict[str, Any]] = mapped_column(default=dict)
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
+
+
+class LogLine(Base):
+    """A line that a worker logged of a run. See service.runs.lines for how many are kept."""
+
+    __tablename__ = "run_log"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """From 1, over all attempts."""
+    attempt: Mapped[int]
+    at: Mapped[datetime]
+    level: Mapped[str]
+    event: Mapped[str]
+    fields: Mapped[dict[str, Any]]
+    """What else it says; `exception` is a traceback."""
 
 
 class Bell(Base):

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from service.kit import clock
 from service.kit.problems import ConflictError, NotFoundError
 from service.models import Attempt, Bell, Run
-from service.runs import queries
+from service.runs import lines, queries
 from service.runs.states import ACTIVE, FINAL, RunState, queue_of
 from service.webhooks import logic as webhooks
 
@@ -257,6 +257,8 @@ def reap(session: Session, now: datetime) -> list[str]:
         became = _give_back(session, run, error=error, counted=True, now=now, lease_before=now)
         if became is not None:
             log.warning("reaped a run", run=run.id, attempt=run.attempt, became=became)
+            last = lines.Line(run.lines + 1, now, "error", "the worker fell silent", {"detail": error["detail"]})
+            lines.keep(session, run_id=run.id, attempt=run.attempt, lines=[last])
             reaped.append(run.id)
     return reaped
 

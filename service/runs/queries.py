@@ -1,14 +1,14 @@
-"""SQL of runs and their bells."""
+"""SQL of runs, their logs and their bells."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CursorResult, Select, delete, exists, func, select, update
+from sqlalchemy import CursorResult, Select, delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from service.kit.pages import SortKey, keyset
-from service.models import Attempt, Bell, Checkpoint, Family, Run
+from service.models import Attempt, Bell, Checkpoint, Family, LogLine, Run
 from service.runs.states import ACTIVE, RunState, can_become
 
 _CANDIDATES = 20
@@ -165,6 +165,41 @@ def attempts(session: Session, run_id: str, *, after: Sequence[Any] | None, limi
     """Attempts at a run, oldest first; a row more than `limit` where there are more."""
     statement = select(Attempt).where(Attempt.run_id == run_id)
     return session.scalars(keyset(statement, [SortKey(Attempt.number)], after, limit)).all()
+
+
+def line_count(session: Session, run_id: str, attempt: int) -> int | None:
+    """How many lines a run's log has had; None where another attempt has begun."""
+    return session.scalar(select(Run.lines).where(Run.id == run_id, Run.attempt == attempt))
+
+
+def add_lines(session: Session, run_id: str, attempt: int, lines: Sequence[dict[str, Any]], last: int) -> None:
+    """Write lines of an attempt; `last` is the number of the last one."""
+    session.execute(insert(LogLine), [{"run_id": run_id, "attempt": attempt, **line} for line in lines])
+    session.execute(update(Run).where(Run.id == run_id).values(lines=last))
+
+
+def drop_lines(session: Session, run_id: str, first: int, last: int, **said: Any) -> None:
+    """Remove the lines `first` to `last`, but for the first one, which says so as a warning."""
+    of_run = LogLine.run_id == run_id
+    session.execute(delete(LogLine).where(of_run, LogLine.number > first, LogLine.number <= last))
+    session.execute(update(LogLine).where(of_run, LogLine.number == first).values(level="warning", **said))
+
+
+def lines(
+    session: Session,
+    run_id: str,
+    *,
+    attempt: int | None,
+    levels: Sequence[str],
+    beyond: int,
+    after: Sequence[Any] | None,
+    limit: int,
+) -> Sequence[LogLine]:
+    """Lines of a run's log with larger numbers than `beyond`, oldest first; one more than `limit` where there are."""
+    statement = select(LogLine).where(LogLine.run_id == run_id, LogLine.number > beyond, LogLine.level.in_(levels))
+    if attempt is not None:
+        statement = statement.where(LogLine.attempt == attempt)
+    return session.scalars(keyset(statement, [SortKey(LogLine.number)], after, limit)).all()
 
 
 def raise_priority(session: Session, family_id: str, kind: str, priority: int) -> None:

@@ -1,6 +1,8 @@
 """`/v1/runs`: what the workers do, have done and will do."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
@@ -9,12 +11,13 @@ from service.kit.pages import Page, Paging
 from service.kit.sessions import AppDatabase, ReadSession, WriteSession
 from service.models import Run
 from service.runs import events, logic, queries
-from service.runs.schemas import AttemptView, RunView, attempt_view, view
+from service.runs.schemas import AttemptView, Level, LogLineView, RunView, attempt_view, line_view, view
 from service.runs.states import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[BY_METHOD])
 
 RETRY_AFTER = "2"
+_MOST = 2**31 - 1
 EVENT = {
     "type": "object",
     "properties": {
@@ -52,6 +55,31 @@ def run_attempts(run_id: str, session: ReadSession, paging: Paging) -> Page[Atte
     found = queries.attempts(session, run_id, after=paging.after("attempts"), limit=paging.limit)
     rows, cursor = paging.page(found, "attempts", lambda row: (row.number,))
     return Page(data=[attempt_view(one, run) for one in rows], next_cursor=cursor)
+
+
+@router.get("/{run_id}/log", summary="What its workers logged")
+def run_log(
+    run_id: str,
+    session: ReadSession,
+    paging: Paging,
+    attempt: Annotated[int | None, Query(ge=1, le=_MOST, description="Left out: all of them.")] = None,
+    level: Annotated[Level, Query(description="Lines of this level and of those that matter more.")] = Level.INFO,
+    after: Annotated[int, Query(ge=0, le=_MOST, description="Lines with larger numbers: what came since.")] = 0,
+) -> Page[LogLineView]:
+    """Oldest first. A line is there within a second or two; a worker that is killed takes its last ones with it."""
+    logic.get(session, run_id)
+    order = f"log {attempt} {level} {after}"
+    found = queries.lines(
+        session,
+        run_id,
+        attempt=attempt,
+        levels=level.and_above,
+        beyond=after,
+        after=paging.after(order),
+        limit=paging.limit,
+    )
+    rows, cursor = paging.page(found, order, lambda row: (row.number,))
+    return Page(data=[line_view(row) for row in rows], next_cursor=cursor)
 
 
 @router.get(

@@ -1,11 +1,12 @@
 """Shapes of runs in the API."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.models import Attempt, Run
+from service.models import Attempt, LogLine, Run
 from service.runs.states import RunState
 
 
@@ -45,6 +46,31 @@ class AttemptView(BaseModel):
     ended_at: datetime | None
 
 
+class Level(StrEnum):
+    """How much a line of a log matters."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+    @property
+    def and_above(self) -> list[str]:
+        """This level and those that matter more."""
+        levels = [level.value for level in Level]
+        return levels[levels.index(self.value) :]
+
+
+class LogLineView(BaseModel):
+    """One line that a worker logged of a run."""
+
+    number: int = Field(description="From 1, over all attempts. `lines left out` stands for those that are not kept.")
+    attempt: int
+    at: datetime
+    level: Level
+    event: str = Field(description="What happened, in a few words.")
+    fields: dict[str, Any] = Field(description="What else it says. `exception` is a traceback.")
+
+
 class RunView(BaseModel):
     """One piece of work for the workers."""
 
@@ -65,6 +91,7 @@ class RunView(BaseModel):
     max_attempts: int
     seconds: dict[str, float] = Field(description="Stage -> seconds, added up over attempts.")
     usage: Usage = Field(description="What the newest attempt has cost so far.")
+    log_lines: int = Field(description="Number of the last line of its log; 0: there is none.")
     request_id: str | None = Field(description="The request that asked for it, as the logs name it.")
     result: dict[str, Any] | None
     error: RunFault | None
@@ -89,6 +116,7 @@ def view(run: Run, family: str, checkpoint: str | None) -> RunView:
         max_attempts=run.max_attempts,
         seconds=run.seconds,
         usage=Usage.model_validate(run.usage),
+        log_lines=run.lines,
         request_id=run.request_id,
         result=run.result,
         error=None if run.error is None else RunFault.model_validate(run.error),
@@ -109,4 +137,16 @@ def attempt_view(one: Attempt, run: Run) -> AttemptView:
         usage=Usage.model_validate(usage),
         started_at=one.started_at,
         ended_at=one.ended_at,
+    )
+
+
+def line_view(line: LogLine) -> LogLineView:
+    """A line of a log as the API shows it."""
+    return LogLineView(
+        number=line.number,
+        attempt=line.attempt,
+        at=line.at,
+        level=Level(line.level),
+        event=line.event,
+        fields=line.fields,
     )

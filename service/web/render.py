@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from service import __version__
 from service.auth.browser import SECONDS
 from service.features import words
+from service.runs.words import details, seen
 from service.web import shapes
 from service.web.access import cookie_options, may, visit_of
 from service.web.plots import Plot, csv_response
@@ -186,6 +187,7 @@ def _environment() -> jinja2.Environment:
     found.filters |= {
         "moment": _moment, "number": _number, "ratio": _ratio, "interval": _interval, "q": _q, "seconds": _seconds,
         "bytes": _bytes, "pretty": _pretty, "plain": words.plain, "passage": words.passage,
+        "details": details, "seen": seen,
     }  # fmt: skip
     found.globals |= {
         "static": static, "address": address, "GLYPHS": shapes.GLYPHS, "bar": shapes.bar, "shade": shapes.shade,

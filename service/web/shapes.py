@@ -9,6 +9,7 @@ GLYPHS = {
     "emerged": "✦", "indeterminate": "?",
     "queued": "○", "running": "◐", "cancelling": "◑", "succeeded": "✓", "failed": "✕", "cancelled": "–",
     "registered": "○", "harvested": "◐", "judged": "✓",
+    "warning": "!", "error": "✕",
     "open": "!", "acknowledged": "✓", "muted": "◌", "resolved": "✓", "pending": "○", "delivered": "✓",
 }  # fmt: skip
 """A state is told by colour, shape and word."""

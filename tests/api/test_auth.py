@@ -29,7 +29,8 @@ def bearer(database: Database, *scopes: str, **options) -> dict[str, str]:
 
 
 def test_without_a_key(client: TestClient) -> None:
-    for path in ("/v1/families", "/v1/keys", "/v1/runs", "/v1/webhooks", "/v1/alerts", "/metrics"):
+    nouns = ("families", "keys", "runs", "runs/run_1/log", "webhooks", "alerts")
+    for path in (*(f"/v1/{noun}" for noun in nouns), "/metrics"):
         response = client.get(path)
         check_problem(response, 401, "unauthenticated")
         assert response.headers["www-authenticate"].startswith("Bearer")
@@ -48,6 +49,7 @@ def test_scopes(client: TestClient, database: Database) -> None:
     assert client.get("/v1/families", headers=read).status_code == 200
     assert client.post("/v1/families", json=FAMILY, headers=write).status_code == 201
     assert client.get("/v1/families/smol", headers=write).status_code == 200
+    check_problem(client.get("/v1/runs/run_1/log", headers=read), 404, "unknown-run")
     check_problem(client.get("/v1/keys", headers=write), 403, "missing-scope")
     assert len(client.get("/v1/keys", headers=admin).json()["data"]) == 3
 

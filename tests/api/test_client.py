@@ -76,6 +76,7 @@ def calls(number: int, folder: Path) -> dict[str, Callable[[Any], Any]]:
         "runs": lambda c: c.runs(family="smol", state="queued"),
         "run": lambda c: c.run(queued),
         "attempts": lambda c: c.attempts(done),
+        "log": lambda c: c.log(done, attempt=1, level="warning", after=1),
         "progress": lambda c: c.progress(done),
         "wait": lambda c: c.wait(done, timeout=5),
         "retry": lambda c: c.retry(failed),

@@ -113,6 +113,8 @@ def test_a_shell_completes_names(filled_url: str) -> None:
 
     assert completed("report sm") == ["smol"]
     assert completed("report smol v") == ["v1", "v2", "v3"]
+    assert completed("run log run_4") == ["run_4"]
+    assert completed("run log run_4 --level w") == ["warning"]
     assert completed("--url http://127.0.0.1:1 report sm") == [], "a service that is away is no error at a prompt"
 
 

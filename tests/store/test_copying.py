@@ -68,6 +68,8 @@ def filled(database: Database) -> Database:
         run = runs.create(session, family_id=family.id, checkpoint_id=child.id, kind="onboard", params={})
         run.result = null()  # SQL's NULL
         run.started_at = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC)
+        session.flush()
+        factories.log(session, run, [("error", "failed ☃", {"exception": "a\n b", "loss": None, "nul": "\0"})])
         session.add(Event(id="msg_1", type="x", family_id=None, data={"text": "zero \u0000 and 𝄞"}))
     return database
 

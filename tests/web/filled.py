@@ -32,6 +32,11 @@ from tests import factories
 
 N_FEATURES, N_CHECKPOINTS, EXAMPLES = 400, 11, 12
 DOCUMENTS, WORDS = 250, 60
+FAULT = {
+    "code": "out-of-memory",
+    "exception": 'Traceback (most recent call last):\n  File "/app/workers/runner.py", line 107, in _execute\n'
+    "    _pipeline(execution, pipelines)(execution)\nworkers.errors.RunError: it needs 3.2 GiB, and 1.5 are free",
+}
 HOSTILE = "<script>alert('label')</script>\"'><img src=x onerror=alert(1)>"
 """A label that would run, were it not escaped."""
 
@@ -178,7 +183,26 @@ class Pages(Filler):
             tried = {"outcome": outcome, "error": fault if outcome else None, "ended_at": now if outcome else None}
             usage = {"cpu_seconds": 14.2, "peak_memory_bytes": 3 * 2**30}
             session.add(Attempt(run_id=run, number=1, worker="host-1", started_at=now, usage=usage, **tried))
+        self._logs(session)
         session.flush()
+
+    def _logs(self, session: Any) -> None:
+        failed = session.get_one(Run, "run_failed")
+        for attempt in (2, 3):
+            failed.attempt = attempt
+            session.flush()
+            told = {"positions": 40_960, "valid": 40_711, "widths": {"resid_post.4": 576, "resid_post.12": 576}}
+            said: list[tuple[str, str, dict[str, Any]]] = [
+                ("info", "claimed", {"kind": "onboard"}),
+                ("info", "stage", {"stage": "harvest"}),
+                ("info", "activations", told | {"from_before": attempt == 3}),
+                ("info", "stage", {"stage": "extend"}),
+                ("warning", "missed a beat", {"error": f"the server closed the connection {HOSTILE}"}),
+            ]
+            silent = ("error", "the worker fell silent", {"detail": "Worker host-1 did not renew its lease."})
+            factories.log(session, failed, [*said, silent if attempt == 2 else ("error", "failed", FAULT)])
+        running = session.get_one(Run, "run_running")
+        factories.log(session, running, said[:2])
 
     def _alerts(self, session: Any, family: Family, newest: Checkpoint) -> None:
         condition = {"kind": "feature", "feature": "F1"}

@@ -16,6 +16,7 @@ from service.auth import logic as auth
 from service.config import Settings
 from service.kit.db import Database
 from service.models import Run
+from tests import factories
 from tests.e2e.parts import Service
 from tests.web import chromium
 from tests.web.filled import FAMILY
@@ -293,7 +294,24 @@ def test_a_run_is_followed_live_and_cancelled(site: Site, page: Page) -> None:
         run = session.get_one(Run, "run_running")
         run.stage, run.progress, run.detail = "extend", 0.75, {"iterations": 12}
     expect(page.locator("[data-percent]")).to_have_text("75%")
-    expect(page.get_by_label("Log")).to_contain_text("extend · 75% · iterations 12")
+    expect(page.locator("[data-detail]")).to_have_text("iterations 12")
+    log = page.get_by_role("region", name="Log")
+    lines = log.get_by_role("listitem")
+    expect(lines).to_have_text([re.compile("Attempt 1"), re.compile("claimed"), re.compile("harvest")])
+    with site.database.write() as session:
+        run = session.get_one(Run, "run_running")
+        run.attempt = 2
+        session.flush()
+        factories.log(session, run, [("warning", f"so far {number}", {}) for number in range(600)])
+    expect(lines).to_have_count(3 + 1 + 600)
+    expect(lines.nth(3)).to_contain_text("Attempt 2")
+    expect(lines.last).to_have_text(re.compile("! *warning *so far 599"))
+    expect(lines.last).to_be_in_viewport()
+    page.get_by_label("Lines", exact=True).select_option("error")
+    expect(log).to_contain_text("There is no such line")
+    with page.expect_download() as saved:
+        page.get_by_role("link", name="Text of the whole log").click()
+    assert Path(saved.value.path()).read_text(encoding="utf-8").count("\n") == 602
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("main .status").first).to_contain_text("cancelling")
     with site.database.write() as session:

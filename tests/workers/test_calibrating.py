@@ -72,12 +72,12 @@ def ask(installation: Installation, name: str = "planted", **body: Any) -> str:
 
 
 def tables(installation: Installation) -> dict[str, list[Any]]:
-    """All rows but those of runs, their attempts and their bells."""
+    """All rows but those of runs, their attempts, logs and bells."""
     with installation.database.read() as session:
         return {
             table.name: sorted(map(repr, session.execute(table.select())))
             for table in Base.metadata.sorted_tables
-            if table.name not in ("run", "attempt", "bell")
+            if table.name not in ("run", "attempt", "run_log", "bell")
         }
 
 

@@ -34,6 +34,9 @@ __all__ = [
 # They draw progress bars on the error stream of a service.
 disable_hub_progress_bars()
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+# What it warns of belongs into our log, and that of the run: it would print it by itself.
+transformers_logging.disable_default_handler()
+transformers_logging.enable_propagation()
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError)
 

@@ -8,6 +8,8 @@ end; the result stays with the run.
 import shutil
 from contextlib import suppress
 
+import structlog
+
 from service.calibrations.schemas import CalibrationIn, CalibrationResult, NullName, NullResult, total
 from service.verdicts import queries as verdict_queries
 from workers.activations.tensorfiles import write_text
@@ -17,6 +19,8 @@ from workers.pipelines import judging
 from workers.pipelines.alarms import rehearsed, result, summed_grid, unavailable
 from workers.pipelines.nulls import Bench
 from workers.pipelines.work import Work, load_against_itself
+
+log = structlog.get_logger("featurewatch.worker")
 
 
 def calibrate(execution: Execution) -> None:
@@ -53,7 +57,11 @@ def _calibrate(execution: Execution) -> None:
     results = []
     for null in asked.nulls:
         with execution.stage(null):
-            results.append(_result(execution, work, bench, null))
+            results.append(one := _result(execution, work, bench, null))
+            if one.unavailable:
+                log.warning("no such null", null=null, why=one.unavailable.detail)
+            else:
+                log.info("null", null=null, comparisons=one.checkpoints.of, false_alarms=one.checkpoints.alarms)
     had = [one for one in results if one.unavailable is None]
     if not had:
         reasons = "; ".join(f"{one.null}: {one.unavailable.detail}" for one in results if one.unavailable)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -37,6 +38,8 @@ from workers.pipelines import files, judging
 from workers.pipelines.sharing import Task
 from workers.pipelines.tracing import FOLDS, Traced, trace
 from workers.pipelines.work import device_of
+
+log = structlog.get_logger("featurewatch.worker")
 
 NEARLY = 0.9
 """A feature is read at the latest hook point that reads it so well, as a share of the best."""
@@ -105,6 +108,7 @@ def find_dependencies(execution: Execution) -> None:
     judging.threads(execution)
     asked = load(execution)
     missing = [number for number in asked.targets if not execution.artifacts.exists(asked.artifact(number))]
+    log.info("features", asked=len(asked.targets), from_before=len(asked.targets) - len(missing), uri=asked.task.uri)
     traced = _traced(execution, asked) if missing else None
     with execution.stage("attribute"):
         for start in range(0, len(missing), TOGETHER):
@@ -120,6 +124,7 @@ def find_dependencies(execution: Execution) -> None:
             unseen = [feature_id(n) for n, row in zip(asked.targets, rows, strict=True) if row is None]
             # Which positions are attention sinks stands beside the activations.
             sinks = {} if asked.activations else {"attention_sinks": "not left out: the activations were removed"}
+            log.info("dependencies", found=len(rows) - len(unseen), too_few_positions=unseen)
             execution.finish(session, result | {"too_few_positions": unseen} | sinks)
 
 

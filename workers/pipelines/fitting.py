@@ -34,6 +34,8 @@ log = structlog.get_logger("featurewatch.worker")
 
 WINDOW_BYTES = 2**31
 """Activations (as float32) that are shuffled among each other. More is streamed: a step needs no more than that."""
+TOLD = 10
+"""How often the log says how far a fit is."""
 PAIRED = 16_384
 """Positions that the maps of a shared decoder are found on."""
 
@@ -95,6 +97,7 @@ def trained(execution: Execution, work: Work, members: Members, saved: Path, kno
     maps = _maps(members, rows) if config.decoder == "shared" and not saved.exists() else ()
     if known is not None and not saved.exists():
         files.save_state(saved, start_from(known, config, members.layout, maps=maps, device=device))
+    log.info("fit", features=config.n_features, k=config.k, steps=config.steps, positions=len(rows), processes=world)
     watch = _Watch(execution, config, len(rows))
     if world > 1:
         return _on_processes(execution, members, config, maps, saved, world, watch)
@@ -160,6 +163,8 @@ class _Watch:
             )
         seconds = max(time.monotonic() - self.began, 1e-9)
         rate = round((step - self.first) * self.batch / seconds, 1)
+        if TOLD * step // self.config.steps > TOLD * (step - 1) // self.config.steps:
+            log.info("fit so far", step=step, loss=round(loss, 4), positions_per_second=rate)
         self.execution.progress(step / self.config.steps, step=step, steps=self.config.steps, loss=round(loss, 4),
                                 positions_per_second=rate)  # fmt: skip
 

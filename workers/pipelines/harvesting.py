@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 from safetensors.torch import load_file, save_file
 from torch import from_numpy
 
@@ -28,6 +29,8 @@ from workers.pipelines.sharing import Shared, Task
 from workers.pipelines.sources import BLOCK, Activations, open_sources
 from workers.pipelines.work import Work, device_of
 
+log = structlog.get_logger("featurewatch.worker")
+
 
 def harvest_activations(execution: Execution, work: Work) -> tuple[str, Activations, dict[str, Any]]:
     """Name of the artifact folder, the activations in it, and the family's positions."""
@@ -41,7 +44,8 @@ def harvest_activations(execution: Execution, work: Work) -> tuple[str, Activati
         positions=work.positions["digest"] if work.positions else None,
         masking=[work.policy.skip_tokens, work.policy.max_norm_ratio],
     )
-    if not execution.artifacts.exists(f"{name}/manifest.json"):
+    kept = execution.artifacts.exists(f"{name}/manifest.json")
+    if not kept:
         partial = execution.settings.data_dir / "partial" / name.replace("/", "-")
         if work.uri.startswith(ACTIVATIONS_PREFIX):
             _copy(execution, work, partial)
@@ -52,6 +56,8 @@ def harvest_activations(execution: Execution, work: Work) -> tuple[str, Activati
             shutil.move(partial, place)
     folder = execution.artifacts.path(name)
     activations = open_sources(execution, work, folder)
+    log.info("activations", positions=activations.opened.n_positions, valid=int(activations.valid.sum()),
+             widths=dict(zip(activations.hook_points, activations.widths, strict=True)), from_before=kept)  # fmt: skip
     return name, activations, work.positions or _positions(execution, work, folder, activations)
 
 

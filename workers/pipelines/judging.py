@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from safetensors.torch import load_file
 
@@ -20,6 +21,8 @@ from workers.pipelines.measuring import Measures, appearance, firing
 from workers.pipelines.sources import Activations
 from workers.pipelines.work import Work
 from workers.verdicts.succession import Share, shares
+
+log = structlog.get_logger("featurewatch.worker")
 
 STRENGTHENED = 1.5
 """A feature that grew by this may be the successor of one that weakened, beside those that are new."""
@@ -116,6 +119,8 @@ def outcome(
     with execution.artifacts.create(examples) as place:
         tops, values = files.save_examples(place, basis.code)
     new = basis.numbers >= work.n_features
+    quality = _quality(work, basis, measures, activations, evidence, judgement)
+    log.info("verdicts", checkpoint=work.name, **{name: quality[name] for name in ("fvu", "l0", "statuses")})
     logits, lens = promoting.token_logits(execution, work, new.nonzero().squeeze(1), measures.dictionaries)
     return verdicts.Outcome(
         generation=work.generation,
@@ -142,7 +147,7 @@ def outcome(
             )
             for s, (hook, width) in enumerate(zip(work.hook_points, activations.widths, strict=True))
         ],
-        quality=_quality(work, basis, measures, activations, evidence, judgement) | lens,
+        quality=quality | lens,
         evidence=evidence,
         judgement=judgement,
         strength=measures.replicates["strength"].numpy(),

@@ -5,6 +5,7 @@ Each label is written as soon as it is there: a run that was killed goes on with
 
 from dataclasses import dataclass
 
+import structlog
 import torch
 from safetensors.torch import load_file
 
@@ -22,6 +23,8 @@ from workers.labels.endpoint import Endpoint, EndpointError
 from workers.labels.passages import Corpus
 from workers.labels.score import Score, balanced_accuracy
 from workers.pipelines import files
+
+log = structlog.get_logger("featurewatch.worker")
 
 IN_A_ROW = 3
 """So many features without an answer, one after the other: the endpoint is not there."""
@@ -49,6 +52,7 @@ def label(execution: Execution) -> None:
         subject = _load(execution, numbers)
         with execution.read() as session:
             done = label_queries.labelled_by(session, execution.family_id, numbers, execution.run_id)
+        log.info("labelling", features=len(numbers), from_before=len(done), model=endpoint.model)
         failed, streak = list[NotLabelled](), 0
         for place, number in enumerate(numbers):
             execution.progress(place / len(numbers), labelled=len(done), failed=len(failed))
@@ -58,6 +62,7 @@ def label(execution: Execution) -> None:
                 found = _labelled(endpoint, subject, number)
             except EndpointError as error:
                 failed.append(NotLabelled(feature=feature_id(number), code=error.code, detail=error.detail))
+                log.warning("not labelled", **failed[-1].model_dump())
                 streak = streak + 1 if error.code in AWAY else 0
                 if error.everywhere or streak >= IN_A_ROW:
                     said = f"{error.detail}. {len(done)} of {len(numbers)} features were labelled; a retry goes on"
@@ -69,6 +74,7 @@ def label(execution: Execution) -> None:
                     session, family_id=execution.family_id, number=number, run_id=execution.run_id, found=found
                 )
             done.add(number)
+        log.info("labelled", features=len(done), failed=len(failed))
     _finish(execution, asked, endpoint.model, numbers, failed)
 
 

@@ -6,6 +6,8 @@ killed goes on where it stopped. Nothing of the family changes before the one tr
 
 from dataclasses import replace
 
+import structlog
+
 from workers.execution import Execution
 from workers.pipelines import calibrating, files, judging
 from workers.pipelines.dictionary import extended, fitted
@@ -18,11 +20,15 @@ from workers.pipelines.sources import open_kept
 from workers.pipelines.together import fit_together
 from workers.pipelines.work import load
 
+log = structlog.get_logger("featurewatch.worker")
+
 
 def onboard(execution: Execution) -> None:
     """Read a checkpoint, bring it into the family's dictionary, and say what became of every feature."""
     judging.threads(execution)
     work = load(execution)
+    after = {"parent": work.parent.name} if work.parent else {}
+    log.info("onboarding", family=work.family_name, checkpoint=work.name, **after, how=work.why, uri=work.uri)
     # The family's lease is ours: nobody else writes its artifacts now.
     execution.artifacts.clear(work.family_id)
     calibrating.clear(execution)
@@ -48,6 +54,7 @@ def onboard(execution: Execution) -> None:
             else:
                 compared = activations.at(activations.hook_points[: len(parent.hook_points)])
                 basis = extended(execution, work, compared, parent, folder, references)
+    log.info("code", features=basis.code.m, new=int(basis.born.sum()), generation=work.generation)
     with execution.stage("measure"):
         measures = measured(execution, work, basis, activations, parent, references)
     with execution.stage("judge"):

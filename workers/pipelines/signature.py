@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,6 +27,8 @@ from workers.pipelines import judging
 from workers.pipelines.contrasting import Question, judge_signature
 from workers.pipelines.eyes import Place
 from workers.pipelines.work import device_of
+
+log = structlog.get_logger("featurewatch.worker")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ def signature(execution: Execution) -> None:
     """Read the run's signatures in its checkpoint, and say what became of each."""
     judging.threads(execution)
     subject = _load(execution)
+    for name, why in subject.missing.items():
+        log.warning("cannot be read yet", signature=name, why=why)
     if not subject.questions:
         reasons = "; ".join(f"{name}: {why}" for name, why in subject.missing.items())
         raise RunError("nothing-to-read", reasons or "the signatures of this run were removed")
@@ -58,6 +63,7 @@ def signature(execution: Execution) -> None:
             execution.check()
             execution.progress(number / len(subject.questions), signature=question.name)
             found.append(judge_signature(execution.artifacts, subject.policy, subject.place, question, artifacts))
+            log.info("signature", name=question.name, status=found[-1].status)
     with execution.write() as session:
         result = logic.record(session, str(execution.checkpoint_id), found)
         execution.finish(session, result | ({"not_read": subject.missing} if subject.missing else {}))

@@ -29,6 +29,13 @@ class AsyncRunCalls(AsyncTransport):
         """Each try at a run by a worker, oldest first: how it ended, and what it cost."""
         return self.pages(path_of("runs", run, "attempts"))
 
+    def log(
+        self, run: str, *, attempt: int | None = None, level: str | None = None, after: int | None = None
+    ) -> AsyncIterator[types.LogLine]:
+        """What its workers logged, oldest first: of one attempt, of a `level` (info, warning, error) and those that
+        matter more, `after` the line with this number."""
+        return self.pages(path_of("runs", run, "log"), given(attempt=attempt, level=level, after=after))
+
     async def cancel(self, run: str) -> types.Run:
         """Ask a run to stop; a worker confirms it at its next step."""
         return cast(types.Run, await self.json("POST", path_of("runs", run, "cancel")))

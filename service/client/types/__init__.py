@@ -76,6 +76,8 @@ from service.client.types.features import Trajectory as Trajectory
 from service.client.types.keys import Key as Key
 from service.client.types.keys import NewKey as NewKey
 from service.client.types.runs import Attempt as Attempt
+from service.client.types.runs import Level as Level
+from service.client.types.runs import LogLine as LogLine
 from service.client.types.signatures import ChosenFeature as ChosenFeature
 from service.client.types.signatures import Figures as Figures
 from service.client.types.signatures import Reading as Reading

@@ -112,6 +112,7 @@ class Run(TypedDict):
     max_attempts: int
     seconds: dict[str, float]
     usage: Usage
+    log_lines: int
     request_id: str | None
     result: dict[str, Any] | None
     error: RunFault | None

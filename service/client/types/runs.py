@@ -3,6 +3,8 @@
 Written by `make docs` from the OpenAPI document.
 """
 
+from typing import Any, Literal
+
 from typing_extensions import TypedDict
 
 from service.client.types.checkpoints import RunFault, RunState, Usage
@@ -18,3 +20,17 @@ class Attempt(TypedDict):
     usage: Usage
     started_at: str
     ended_at: str | None
+
+
+Level = Literal["info", "warning", "error"]
+
+
+class LogLine(TypedDict):
+    """One line that a worker logged of a run."""
+
+    number: int
+    attempt: int
+    at: str
+    level: Level
+    event: str
+    fields: dict[str, Any]

@@ -93,28 +93,44 @@ document.addEventListener("htmx:sendError", () => complain("The server does not 
 // A lineage is read from its end.
 for (const one of all(".lineage")) one.scrollLeft = one.scrollWidth;
 
+// A log is read from its end, and goes on there unless somebody has gone back in it.
+const log = document.querySelector("[data-log]");
+const panel = log?.parentElement;
+const toEnd = () => (panel.scrollTop = panel.scrollHeight);
+if (log) toEnd();
+const lastLine = () => all("[data-number]", log).at(-1);
+let seen = log ? Math.max(log.dataset.seen, lastLine()?.dataset.number ?? 0) : 0;
+let wanted = 0, reading = false;
+async function readOn(number) {
+  wanted = number;
+  if (reading) return;
+  reading = true;
+  while (wanted > seen) {
+    const before = lastLine();
+    const answer = await fetch(`${log.dataset.log}&after=${seen}&attempt=${before?.dataset.attempt ?? 0}`).catch(() => null);
+    if (!answer?.ok) break; // with the next news there is another chance
+    const atEnd = panel.scrollHeight - panel.scrollTop - panel.clientHeight < 40;
+    const asked = wanted;
+    log.insertAdjacentHTML("beforeend", (await answer.text()).trim());
+    const last = lastLine();
+    seen = last === before ? asked : Number(last.dataset.number);
+    if (atEnd) toEnd();
+  }
+  reading = false;
+}
+
 // A run that goes on tells of itself.
 const live = document.querySelector("[data-events]");
 if (live) {
   const stream = new EventSource(live.dataset.events);
-  const log = live.querySelector(".log");
-  log.textContent = "";
-  let last = "";
   const show = (event) => {
     const run = JSON.parse(event.data);
-    const per = Math.round(100 * run.progress);
     live.querySelector("[data-stage]").textContent = run.stage || run.state;
-    live.querySelector("[data-percent]").textContent = `${per}%`;
+    live.querySelector("[data-percent]").textContent = `${Math.round(100 * run.progress)}%`;
     live.querySelector("progress").value = run.progress;
     const detail = Object.entries(run.detail).map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? +value.toPrecision(4) : JSON.stringify(value)}`);
-    const said = [run.state, run.stage, `${per}%`, ...detail].filter(Boolean).join(" · ");
-    if (said !== last) {
-      last = said;
-      const line = log.appendChild(document.createElement("li"));
-      line.textContent = `${new Date().toISOString().slice(11, 19)}  ${said}`;
-      while (log.children.length > 500) log.firstChild.remove();
-      log.scrollTop = log.scrollHeight;
-    }
+    live.querySelector("[data-detail]").textContent = detail.join(" · ");
+    readOn(run.log_lines);
   };
   stream.addEventListener("progress", show);
   stream.addEventListener("end", (event) => (show(event), stream.close(), location.reload()));

@@ -1,0 +1,45 @@
+"""A line of a run's log as text, for a terminal and for a file."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from service.runs.schemas import LogLineView
+
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""What acts on a terminal, or turns the direction of writing; but for tabs and ends of lines."""
+
+
+def as_text(line: LogLineView) -> str:
+    """`2026-07-30 12:00:01.250  #2  warning  missed a beat  error=...`; a traceback follows on lines of its own."""
+    head = [f"{line.at:%Y-%m-%d %H:%M:%S}.{line.at.microsecond // 1000:03}", f"#{line.attempt}", f"{line.level:<7}"]
+    text = "  ".join(filter(None, [*head, indented(line.event), indented(details(line.fields))]))
+    traceback = line.fields.get("exception")
+    return f"{text}\n    {indented(str(traceback).rstrip())}" if traceback else text
+
+
+def details(fields: Mapping[str, Any]) -> str:
+    """`stage=fit seconds=3.2`: what a line says beside its event, but for a traceback."""
+    return " ".join(f"{name}={_value(value)}" for name, value in fields.items() if name != "exception")
+
+
+def indented(text: str) -> str:
+    """Lines after the first one further in, so that no text passes itself off as a line of the log."""
+    return seen(text).replace("\n", "\n    ")
+
+
+def seen(text: str) -> str:
+    """Text without characters that act on a terminal."""
+    return _UNSEEN.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_value(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return "-" if value is None else str(value)
