@@ -90,6 +90,7 @@ def test_every_page_is_there_and_is_safe(reader, path: str) -> None:
     assert HOSTILE not in text and "<b>" not in re.sub(r"<b>[^<]*</b>", "", text)
     assert not any(word in text for word in WRITES), "a reader sees no button that writes"
     assert text.count('method="post"') == 1, "but the one that signs out"
+    assert not re.search(r'<script[^>]* src="[^"]*echarts', text), "a megabyte that the page would wait for"
     for name in set(re.findall(r'"/static/([^"?]+)\?', text)):
         assert (FOLDER / "static" / name).is_file()
 
