@@ -54,12 +54,13 @@ def as_file(request: Request, asked: Comparison, wanted: Filter, order: Order) -
     """All features of a comparison that fit the filter, in an order. Each piece waits for its turn to compute."""
     turns: Turns = request.app.state.turns
     read = get_database(request).read
-    names = (asked.checkpoint.name, asked.baseline.name if asked.baseline else None)
+    family, checkpoint = asked.family.name, asked.checkpoint.name
+    baseline = asked.baseline.name if asked.baseline else None
 
     def piece(after: list[Any] | None) -> tuple[str, list[Any] | None]:
         """Rows as text, and the sort values of the last one; None where no row follows."""
         with read() as session:
-            again = logic.comparison(session, families.get(session, asked.family.name), *names)
+            again = logic.comparison(session, families.get(session, family), checkpoint, baseline)
             found = logic.rows(session, again, wanted=wanted, order=order, after=after, limit=AT_ONCE)
             rows = logic.show(session, again, found[:AT_ONCE])
         text = csv_text([cell(row) for cell in _COLUMNS.values()] for row in rows)

@@ -293,7 +293,7 @@ def test_what_is_refused_early_is_a_page_for_people(reader, writer) -> None:
 def test_the_number_of_open_alerts_is_on_every_page(filled, reader) -> None:
     with filled.database.read() as session:
         number = len(session.scalars(select(Alert).where(Alert.state == "open")).all())
-    assert number > 4
+    assert number
     told = f'Alerts <span class="waiting">{number}<span class="sr"> open</span></span></a>'
     for path in ("/families", HERE, "/alerts?state=resolved", "/families/none", "/nowhere"):
         assert told in reader.get(path).text, path

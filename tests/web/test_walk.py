@@ -185,7 +185,7 @@ def test_reading(site: Site, page: Page) -> None:
     assert len(Path(saved.value.path()).read_bytes()) > 5_000, "an empty picture is smaller"
     drawing = page.locator("#features .drawing")
     drawing.scroll_into_view_if_needed()
-    expect(drawing.locator("canvas")).to_be_visible()
+    expect(drawing.locator("canvas").first).to_be_visible()
     drawing.click(position={"x": 600, "y": 15})
     expect(page).to_have_url(re.compile(r"/features/F\d+$"))
     page.get_by_role("link", name="Compare").or_(page.get_by_role("link", name=FAMILY)).first.click()
@@ -213,6 +213,9 @@ def test_a_long_list_goes_on_while_it_is_scrolled(site: Site, page: Page) -> Non
         expect(rows).to_have_count(most)
     ids = page.locator("table[data-rows] td:first-child a.id").all_inner_texts()
     assert ids == [f"F{number}" for number in range(150)]
+    with page.expect_download() as saved:
+        page.get_by_role("link", name="CSV of the whole list").click()
+    assert len(Path(saved.value.path()).read_text(encoding="utf-8").splitlines()) == 1 + 544
 
 
 def test_the_keyboard(site: Site, page: Page) -> None:
