@@ -1,8 +1,8 @@
 """A large family in a database, written as workers write it: the data of `benchmarks.service`.
 
 Checkpoints are a chain with a few branches. What a feature writes in each of them is planted, with the noise of its
-documents; the rule judges it, and `service.verdicts.logic.record` writes what came out. Of a code only what the API
-reads is kept: the numbers of its columns and the examples.
+documents; the rule judges it, and `service.verdicts.logic.record` writes what came out. Of a code only the examples are
+kept, a sparse matrix of nothing else.
 """
 
 from collections import Counter
@@ -261,12 +261,18 @@ class Filler:
     def keep(self, family_id: str, checkpoint_id: str, place: int, outcome: verdicts.Outcome) -> tuple[str, str]:
         """Names of the code's artifact and of its examples."""
         code, examples = (f"{family_id}/{kind}-{checkpoint_id}.safetensors" for kind in ("code", "examples"))
+        rng, m = np.random.default_rng(place), len(outcome.numbers)
+        # Steps of at least one, with room for all of them: no feature fires twice at a position.
+        steps = rng.integers(1, POSITIONS // EXAMPLES, (m, EXAMPLES))
+        places, column = steps.cumsum(1), np.repeat(np.arange(m, dtype=np.int32), EXAMPLES)
+        values = -np.sort(-rng.lognormal(1, 0.3, places.shape).astype(np.float32), axis=1)
+        row = places.ravel()
+        order = np.argsort(row, kind="stable")  # columns ascend already
+        indptr = np.concatenate([[0], np.bincount(row, minlength=POSITIONS).cumsum()])
+        csr = {"indptr": indptr, "indices": column[order], "values": values.ravel()[order]}
         with self.artifacts.create(code) as path:
-            save_file({"feature_numbers": outcome.numbers}, path)
-        rng = np.random.default_rng(place)
+            save_file({**csr, "feature_numbers": outcome.numbers}, path)
         with self.artifacts.create(examples) as path:
-            places = rng.integers(0, POSITIONS, (len(outcome.numbers), EXAMPLES))
-            values = -np.sort(-rng.lognormal(1, 0.3, places.shape).astype(np.float32), axis=1)
             save_file({"positions": places, "values": values}, path)
         return code, examples
 

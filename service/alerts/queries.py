@@ -9,10 +9,13 @@ from sqlalchemy.orm import Session
 
 from service.kit.pages import SortKey, keyset
 from service.models import Alert, AlertRule, Checkpoint, Family, Feature, Run, Verdict
+from service.models.alert import UNRESOLVED
 from service.runs.states import FINAL
 
 Named = tuple[Alert, str | None, str | None, str | None]
 """An alert with the names of its rule, family and checkpoint."""
+# In the index's own words too, or SQLite would not count in it.
+COUNT_OPEN = select(func.count()).where(UNRESOLVED, Alert.state == "open")
 
 
 def rules_page(
@@ -105,6 +108,11 @@ def unresolved(session: Session, checkpoint_ids: Collection[str]) -> Sequence[tu
         .order_by(Alert.created_at, Alert.id)
     )
     return [(row[0], row[1]) for row in rows]
+
+
+def count_open(session: Session) -> int:
+    """How many alerts wait for somebody."""
+    return session.scalar(COUNT_OPEN) or 0
 
 
 def unresolved_of(session: Session, kinds: Collection[str]) -> Sequence[Alert]:

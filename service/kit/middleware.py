@@ -6,10 +6,12 @@ import time
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.kit.ids import new_id
-from service.kit.problems import ProblemError, TooLargeError, UnprocessableError, problem_response, response_for
+from service.kit.problems import ProblemError, TooLargeError, UnprocessableError, response_for
 from service.kit.routing import READING
 
 log = structlog.get_logger("featurewatch.http")
@@ -30,7 +32,7 @@ MAX_TAGGED_BYTES = 8_000_000
 
 
 class RequestContext:
-    """Outermost: request id, log line, security headers; turns what nobody caught into a 500 problem document."""
+    """Outermost: request id, log line, security headers; what nobody caught is answered as a problem, 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -55,20 +57,13 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_with_headers)
         except ProblemError as error:
-            await response_for(error, scope["path"], request_id)(scope, receive, send_with_headers)
+            await (await _answer(scope, error))(scope, receive, send_with_headers)
         except Exception:
             log.exception("request failed", method=scope["method"], path=scope["path"])
             if status:
                 raise  # too late for another answer: the connection must break
-            answer = problem_response(
-                scope["path"],
-                status=500,
-                code="internal-error",
-                title="Internal error",
-                detail=f"Something went wrong on our side; the log has it under request {request_id}.",
-                request_id=request_id,
-            )
-            await answer(scope, receive, send_with_headers)
+            fault = ProblemError(f"Something went wrong on our side; the log has it under request {request_id}.")
+            await (await _answer(scope, fault))(scope, receive, send_with_headers)
         finally:
             if scope["path"] not in _QUIET:
                 log.info(
@@ -79,6 +74,16 @@ class RequestContext:
                     seconds=round(time.perf_counter() - began, 4),
                 )
             structlog.contextvars.unbind_contextvars("request_id")
+
+
+async def _answer(scope: Scope, error: ProblemError) -> Response:
+    """As the application answers what its routes raise; should that break too, in the plainest way."""
+    try:
+        answer: Response = await scope["app"].exception_handlers[ProblemError](Request(scope), error)
+    except Exception:
+        log.exception("a problem could not be shown", code=error.code)
+        answer = response_for(error, scope["path"], scope["state"]["request_id"])
+    return answer
 
 
 def _add_headers(headers: MutableHeaders, scope: Scope, request_id: str) -> None:

@@ -153,7 +153,7 @@ def response_for(error: ProblemError, path: str, request_id: str | None) -> Resp
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of `app` a problem document. Unexpected exceptions are the request middleware's."""
+    """Make every error of `app` a problem document. Unexpected ones come from the request middleware."""
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_validation)

@@ -10,7 +10,8 @@ from service.kit.clock import utcnow
 from service.kit.db import Base
 from service.kit.ids import new_id
 
-_UNRESOLVED = text("state != 'resolved'")
+UNRESOLVED = text("state != 'resolved'")
+"""What the index of unresolved alerts is of."""
 
 
 class AlertRule(Base):
@@ -32,7 +33,7 @@ class Alert(Base):
     __tablename__ = "alert"
     __table_args__ = (
         # What goes on is one alert, whoever looks at it and however often.
-        Index("uq_alert_unresolved", "key", unique=True, sqlite_where=_UNRESOLVED, postgresql_where=_UNRESOLVED),
+        Index("uq_alert_unresolved", "key", unique=True, sqlite_where=UNRESOLVED, postgresql_where=UNRESOLVED),
         Index("ix_alert_key", "key", "created_at"),
     )
 

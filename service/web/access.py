@@ -11,6 +11,7 @@ from service.auth.guard import BY_METHOD
 from service.auth.logic import Principal
 from service.kit.problems import ForbiddenError, UnprocessableError
 from service.kit.routing import READING
+from service.kit.sessions import ReadSession
 
 Model = TypeVar("Model", bound=BaseModel)
 MOST_FIELDS = 200
@@ -60,9 +61,16 @@ async def _form(request: Request) -> Form:
 SentForm = Annotated[Form, Depends(_form)]
 
 
+async def _reading(request: Request, session: ReadSession) -> None:
+    """The route's own session, for what stands on every page."""
+    request.state.reading = session
+
+
 def pages(guard: Any = BY_METHOD) -> APIRouter:
     """A router of pages: for who may read, or write by method; None: for everybody. Forms must come from our pages."""
-    return APIRouter(include_in_schema=False, dependencies=[*([guard] if guard else []), Depends(_form)])
+    return APIRouter(
+        include_in_schema=False, dependencies=[*([guard, Depends(_reading)] if guard else []), Depends(_form)]
+    )
 
 
 def filled(model: type[Model], **values: Any) -> Model:
@@ -85,7 +93,7 @@ def visit_of(request: Request) -> Visit:
 
 def may(request: Request, scope: str) -> bool:
     """Whether who looks at a page may do more than read it."""
-    principal: Principal | None = request.state.principal
+    principal: Principal | None = getattr(request.state, "principal", None)
     return principal is not None and scope in principal.scopes
 
 

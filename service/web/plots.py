@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from starlette.responses import Response
 from service.kit.problems import NotFoundError
 
 Cell = str | int | float | None
+CSV = "text/csv"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -52,13 +53,20 @@ def csv_response(plots: Sequence[Plot], name: str) -> Response:
 
 
 def as_csv(name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Response:
-    """A CSV file (RFC 4180). Text that a spreadsheet would take for a formula is quoted."""
+    """A CSV file."""
+    return Response(csv_text([columns, *rows]), media_type=CSV, headers=csv_headers(name))
+
+
+def csv_headers(name: str) -> dict[str, str]:
+    """What makes an answer a file."""
+    return {"Content-Disposition": f'attachment; filename="{name}.csv"', "Cache-Control": "private, no-cache"}
+
+
+def csv_text(rows: Iterable[Sequence[Cell]]) -> str:
+    """Rows of a CSV file (RFC 4180). Text that a spreadsheet would take for a formula is quoted."""
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow([_safe(column) for column in columns])
-    writer.writerows([_safe(cell) for cell in row] for row in rows)
-    headers = {"Content-Disposition": f'attachment; filename="{name}.csv"', "Cache-Control": "private, no-cache"}
-    return Response(text.getvalue(), media_type="text/csv", headers=headers)
+    csv.writer(text).writerows([_safe(cell) for cell in row] for row in rows)
+    return text.getvalue()
 
 
 def _safe(cell: Cell) -> Cell:

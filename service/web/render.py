@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -15,8 +15,10 @@ from markupsafe import Markup
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from service import __version__
-from service.auth.browser import SECONDS
+from service.alerts import queries as alerts
+from service.auth.browser import SECONDS, Visit
 from service.features import words
+from service.kit.sessions import get_database
 from service.runs.words import details, seen
 from service.web import shapes
 from service.web.access import cookie_options, may, visit_of
@@ -51,27 +53,46 @@ def page(
         return csv_response(plots, asked)
     if cut_off(request):
         return once_more()
-    visit = visit_of(request)
-    text = _environment().get_template(template).render(
-        request=request,
-        csrf=visit.token,
-        signed_in=visit.key_id is not None,
-        may_write=may(request, "write"),
-        may_admin=may(request, "admin"),
-        plots={plot.name: plot for plot in plots},
-        version=__version__,
-        **values,
-    )  # fmt: skip
+    session = None if is_fragment(request) else getattr(request.state, "reading", None)
+    waiting = alerts.count_open(session) if session else 0
+    text = _text(request, template, visit_of(request), waiting, plots={plot.name: plot for plot in plots}, **values)
     response = HTMLResponse(
         text, status_code=status, headers=_HEADERS | ({"Cache-Control": "no-store"} if secret else {})
     )
     return with_visit(request, response)
 
 
+def problem_page(request: Request, problem: dict[str, Any], headers: Mapping[str, str]) -> Response:
+    """A problem as a page, as far as is known who asks: it may have come before anybody looked at that."""
+    if cut_off(request):
+        return once_more()
+    waiting = 0
+    if may(request, "read") and problem["status"] < 500:  # else the database may be what broke
+        with get_database(request).read() as session:
+            waiting = alerts.count_open(session)
+    visit = getattr(request.state, "visit", None)
+    text = _text(request, "access/problem.html", visit, waiting, plots={}, problem=problem)
+    return HTMLResponse(text, status_code=problem["status"], headers={**headers, **_HEADERS})
+
+
+def _text(request: Request, template: str, visit: Visit | None, waiting: int, **values: Any) -> str:
+    """waiting: open alerts, to be told beside the way to them."""
+    return _environment().get_template(template).render(
+        request=request,
+        csrf=visit.token if visit else "",
+        signed_in=visit is not None and visit.key_id is not None,
+        may_write=may(request, "write"),
+        may_admin=may(request, "admin"),
+        waiting=waiting,
+        version=__version__,
+        **values,
+    )  # fmt: skip
+
+
 def cut_off(request: Request) -> bool:
     """Whether a link of another site led here: then the browser held back the cookie, if it has one."""
     crossed = request.headers.get("sec-fetch-site") == "cross-site"
-    return crossed and request.method == "GET" and request.state.visit is None
+    return crossed and request.method == "GET" and getattr(request.state, "visit", None) is None
 
 
 def once_more() -> Response:

@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -12,7 +13,7 @@ from starlette.types import Scope
 
 from service.kit import problems
 from service.kit.problems import MEDIA_TYPE, ProblemError
-from service.web.render import FOLDER, cut_off, digest, is_fragment, once_more, page
+from service.web.render import FOLDER, cut_off, digest, is_fragment, once_more, problem_page
 from service.web.routes import alerts, api, checkpoints, families, features, keys, login, runs, signatures, webhooks
 
 ROUTERS = tuple(
@@ -50,7 +51,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     assert answer.media_type == MEDIA_TYPE
     if answer.status_code == 401:
         return _to_sign_in(request)
-    return page(request, "access/problem.html", status=answer.status_code, problem=json.loads(bytes(answer.body)))
+    headers = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
+    return await run_in_threadpool(problem_page, request, json.loads(bytes(answer.body)), headers)
 
 
 def _to_sign_in(request: Request) -> Response:

@@ -1,9 +1,11 @@
 """The data of `benchmarks.service`, small: a lineage with branches in which everything happens that the rule knows."""
 
-from benchmarks.service_data import FAMILY, NEW, Filler, Lineage, parent_of
+from benchmarks.service_data import EXAMPLES, FAMILY, NEW, Filler, Lineage, parent_of
 from service.config import Settings
 from service.families import logic as families
 from service.features import logic as features
+from service.features import queries
+from service.labels.passages import Passages
 
 
 def test_lineage_is_a_chain_with_branches() -> None:
@@ -24,3 +26,6 @@ def test_statuses_and_marks(settings: Settings) -> None:
         assert every >= {"present", "suppressed", "absent", "replaced", "emerged", "indeterminate"}
         assert all(one.table.counts["present"] > 0.8 * 4000 for one in found)
         assert 0 < len(found[0].watched) < 40
+        passages = Passages(filler.artifacts, family, next(code for code, _ in queries.codes(session, family.id)))
+        shown = passages.activations(7, EXAMPLES)
+        assert [one.max_value for one in shown] == [round(float(value), 4) for value in passages.values[7]]

@@ -233,6 +233,7 @@ def test_the_embedded_service_needs_no_key_and_takes_no_foreign_form(tmp_path, s
         browser = Browser(client)
         home = browser.page("/families")
         assert "featurewatch family create" in home and "featurewatch demo --keep" in home
+        assert "waiting" not in home, "no alert, no number"
         assert "Sign out" not in home and 'href="/keys"' in home
         assert client.get("/").headers["location"] == "/families"
         browser.token = token_of(browser.page("/keys"))

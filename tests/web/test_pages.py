@@ -6,7 +6,15 @@ import io
 import re
 
 import pytest
+from sqlalchemy import select, text
 
+from service.alerts import queries as alerts
+from service.auth import logic as auth
+from service.families import logic as families
+from service.features import logic
+from service.kit.db import Database
+from service.models import Alert
+from service.web import lists, site
 from service.web.plots import as_csv
 from service.web.render import FOLDER
 from tests.web.conftest import Installation
@@ -85,6 +93,7 @@ def test_every_page_is_there_and_is_safe(reader, path: str) -> None:
     assert HOSTILE not in text and "<b>" not in re.sub(r"<b>[^<]*</b>", "", text)
     assert not any(word in text for word in WRITES), "a reader sees no button that writes"
     assert text.count('method="post"') == 1, "but the one that signs out"
+    assert not re.search(r'<script[^>]* src="[^"]*echarts', text), "a megabyte that the page would wait for"
     for name in set(re.findall(r'"/static/([^"?]+)\?', text)):
         assert (FOLDER / "static" / name).is_file()
 
@@ -154,6 +163,64 @@ def test_no_text_becomes_a_formula() -> None:
     assert rows == [["'=name"], ["'=HYPERLINK(1)"], ["'@a"], ["-1.5"], ['say "hi"\n']]
 
 
+@pytest.mark.parametrize("at_once", [64, 1000])
+def test_a_whole_list_is_a_file(reader, monkeypatch, at_once: int) -> None:
+    """All rows that fit, in the order of the list, of stored verdicts and of compared ones; figures are the API's."""
+    monkeypatch.setattr(lists, "AT_ONCE", at_once)
+    for asked in (
+        "features?sort=id",
+        "features?checkpoint=v9&tag=safety&status=present",
+        "features?baseline=v2&sort=firings",
+        "diff?from=v3&to=v10&status=replaced",
+        "diff?from=v3&to=v10",
+    ):
+        link = re.search(r'<a download href="([^"]*csv=features[^"]*)"', reader.page(f"{HERE}/{asked}&limit=12"))
+        assert link, asked
+        answer = reader.get(html.unescape(link[1]))
+        assert answer.headers["content-type"].startswith("text/csv")
+        assert 'filename="features.csv"' in answer.headers["content-disposition"]
+        rows, wanted = list(csv.DictReader(io.StringIO(answer.text))), _all(reader, f"/v1{HERE}/{asked}&limit=500")
+        assert [row["feature"] for row in rows] == [row["id"] for row in wanted] and rows
+        for row, one in zip(rows, wanted, strict=True):
+            assert (row["checkpoint"], row["against"]) == (one["checkpoint"], one["baseline"])
+            assert row["projection ratio"] == ("" if one["projection_ratio"] is None else str(one["projection_ratio"]))
+            assert row["successors"] == " ".join(successor["id"] for successor in one["successors"])
+    assert reader.get(f"{HERE}/features?checkpoint=none&csv=features").status_code == 404
+    assert len(reader.page(f"{HERE}/features?q=nowhere&csv=features").splitlines()) == 1
+
+
+def _all(reader, path: str) -> list[dict]:
+    headers, rows = {"authorization": f"Bearer {reader.key}"}, []
+    while path:
+        answer = reader.client.get(path, headers=headers)
+        rows += answer.json()["data"]
+        path = answer.links.get("next", {}).get("url", "")
+    return rows
+
+
+def test_a_whole_list_does_not_bring_formulas(filled, reader) -> None:
+    with filled.database.write() as session:
+        logic.get(session, families.get(session, FAMILY), "F7").label = "=HYPERLINK(1)"
+    answer = reader.get(f"{HERE}/features?q=F7&csv=features")
+    assert next(csv.DictReader(io.StringIO(answer.text)))["label"] == "'=HYPERLINK(1)"
+
+
+def test_a_whole_list_is_sent_in_pieces(filled, reader, monkeypatch) -> None:
+    """Neither the list nor a connection is held: rows are asked for when those before are on their way."""
+    monkeypatch.setattr(lists, "AT_ONCE", 100)
+    pieces, engine = [], filled.database.reader
+    make = lists.csv_text
+
+    def made(rows) -> str:
+        pieces.append(make(rows))
+        return pieces[-1]
+
+    monkeypatch.setattr(lists, "csv_text", made)
+    answer = reader.get(f"{HERE}/features?csv=features")
+    assert [len(list(csv.reader(io.StringIO(piece)))) for piece in pieces] == [1, 100, 100, 100, 100, 100, 44]
+    assert answer.text == "".join(pieces) and engine.pool.checkedout() == 0
+
+
 def test_the_heat_map_counts_as_reports_do(reader) -> None:
     _heat_map_agrees(reader)
 
@@ -193,6 +260,57 @@ def test_problems_are_pages_for_people_and_documents_for_programs(reader) -> Non
         "/v1/families/none", headers={"accept": "text/html", "authorization": f"Bearer {reader.key}"}
     )
     assert api.headers["content-type"] == "application/problem+json"
+
+
+def test_what_breaks_is_a_page_for_people(filled, reader, monkeypatch) -> None:
+    """Wherever it breaks, with the number that the log has; and a document for programs, and below `/v1` for all."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the secret is 42")
+
+    monkeypatch.setattr(logic, "get", broken)
+    answer = reader.get(f"{HERE}/features/F1")
+    assert answer.status_code == 500 and "<nav" in answer.text and "42" not in answer.text
+    assert answer.headers["x-request-id"] in answer.text and "try once more" in answer.text
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    document = reader.client.get(f"{HERE}/features/F1")
+    assert document.status_code == 500 and document.json()["code"] == "internal-error"
+    headers = {"accept": "text/html", "authorization": f"Bearer {reader.key}"}
+    assert reader.client.get(f"/v1{HERE}/features/F1", headers=headers).json()["code"] == "internal-error"
+    monkeypatch.setattr(auth, "returning", broken)
+    early = reader.get(HERE)
+    assert early.status_code == 500 and "<h1>Internal error</h1>" in early.text
+    assert "set-cookie" not in early.headers, "who is signed in is so afterwards"
+    monkeypatch.setattr(site, "problem_page", broken)
+    last = reader.get(HERE)
+    assert last.status_code == 500 and last.json()["code"] == "internal-error"
+
+
+def test_what_is_refused_early_is_a_page_for_people(reader, writer) -> None:
+    long = writer.send(f"{HERE}/features/F2", {"label": "x" * 1_100_000})
+    assert long.status_code == 413 and "<h1>Request body too large</h1>" in long.text
+    nul = reader.get(f"{HERE}/features?q=%00")
+    assert nul.status_code == 422 and "<h1>" in nul.text and nul.headers["x-request-id"] in nul.text
+
+
+def test_the_number_of_open_alerts_is_on_every_page(filled, reader) -> None:
+    with filled.database.read() as session:
+        number = len(session.scalars(select(Alert).where(Alert.state == "open")).all())
+    assert number
+    told = f'Alerts <span class="waiting">{number}<span class="sr"> open</span></span></a>'
+    for path in ("/families", HERE, "/alerts?state=resolved", "/families/none", "/nowhere"):
+        assert told in reader.get(path).text, path
+    assert "waiting" not in filled.browser(None).page("/login")
+    assert "waiting" not in filled.browser(None).get("/nowhere").text, "who may not read is not told"
+
+
+def test_open_alerts_are_counted_in_an_index(database: Database) -> None:
+    statement = str(alerts.COUNT_OPEN.compile(database.reader, compile_kwargs={"literal_binds": True}))
+    with database.read() as session:
+        if not database.is_sqlite:  # which would rather read the whole of an empty table
+            session.execute(text("SET LOCAL enable_seqscan = off"))
+        plan = session.execute(text(f"EXPLAIN {'QUERY PLAN ' if database.is_sqlite else ''}{statement}")).all()
+    assert "uq_alert_unresolved" in str(plan)
 
 
 def test_files_may_be_kept_for_ever(reader) -> None:

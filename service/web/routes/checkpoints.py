@@ -22,9 +22,11 @@ from service.features.routes import (
     TextQuery,
     WatchedQuery,
 )
+from service.features.sorting import order_of
 from service.kit.pages import Pager, Paging
 from service.kit.sessions import AppArtifacts, ReadSession
 from service.kit.turns import IN_TURN
+from service.web import lists
 from service.web.access import pages
 from service.web.flow import MOST_SUCCESSORS, flow
 from service.web.plots import Plot
@@ -93,6 +95,7 @@ def show_diff(
     max_q: MaxQQuery = None,
     sort: SortQuery = "change",
     order: OrderQuery = None,
+    csv: str | None = None,
 ) -> Response:
     every = [one for one in all_checkpoints(request, session, family) if one.state == "judged"]
     judged = [one.name for one in every]
@@ -101,6 +104,8 @@ def show_diff(
     asked = (from_ or every[-1].parent or judged[-2], to or judged[-1])
     wanted = Filter(tuple(status or ()), q or None, tag or None, watched, min_change, max_q)
     compared = logic.comparison(session, families.get(session, family), asked[1], asked[0])
+    if csv == lists.NAME:
+        return lists.as_file(request, compared, wanted, order_of(sort, order))
     if is_fragment(request):
         rows, cursor = features.page_of(session, paging, compared, wanted, sort, order)
         return page(request, "features/rows.html", family=family, rows=rows, next_cursor=cursor)

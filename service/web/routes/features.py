@@ -14,6 +14,7 @@ from service.features import routes as features
 from service.features.queries import Filter
 from service.features.routes import MaxQQuery, MinChangeQuery, OrderQuery, SortQuery, StatusQuery, TagQuery, TextQuery
 from service.features.schemas import FeatureDetail, FeaturePatch, Trajectory
+from service.features.sorting import order_of
 from service.features.sources import FeatureSources
 from service.kit.artifacts import ArtifactStore
 from service.kit.ids import feature_id
@@ -23,6 +24,7 @@ from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
 from service.kit.turns import IN_TURN
 from service.labels.passages import Activation, Passages
 from service.models import Family
+from service.web import lists
 from service.web.access import SentForm, filled, pages
 from service.web.plots import Plot, parents
 from service.web.render import address, back, is_fragment, page
@@ -49,6 +51,7 @@ def list_features(
     max_q: MaxQQuery = None,
     sort: SortQuery = "change",
     order: OrderQuery = None,
+    csv: str | None = None,
 ) -> Response:
     judged: list[str] = []
     if not is_fragment(request):
@@ -57,6 +60,8 @@ def list_features(
             return page(request, "features/features.html", family=family, judged=[], rows=[], next_cursor=None)
     wanted = Filter(tuple(status or ()), q or None, tag or None, bool(watched) or None, min_change, max_q)
     asked = logic.comparison(session, families.get(session, family), checkpoint or None, baseline or None)
+    if csv == lists.NAME:
+        return lists.as_file(request, asked, wanted, order_of(sort, order))
     rows, cursor = features.page_of(session, paging, asked, wanted, sort, order)
     shared: dict[str, Any] = {"family": family, "rows": rows, "next_cursor": cursor}
     if is_fragment(request):

@@ -6,6 +6,7 @@ const SYMBOLS = { present: "circle", suppressed: "path://M0 0H10L5 9Z", amplifie
 const DASHES = [[], [7, 3], [2, 3], [8, 3, 2, 3]];
 const LINES = ["amplified", "suppressed", "emerged", "replaced", "present", "relocated", "absent", "indeterminate"];
 
+const library = document.currentScript.dataset.library;
 const probe = document.body.appendChild(document.createElement("span"));
 probe.hidden = true;
 const colour = (name, alpha = 1) => {
@@ -151,7 +152,6 @@ function start(figure) {
   const place = figure.querySelector(".drawing");
   const found = numbers(figure);
   const options = JSON.parse(figure.dataset.options);
-  if (figure.dataset.kind === "statuses") place.style.height = `${found.rows.length * 19 + 76}px`;
   const chart = echarts.init(place, null, { renderer: "canvas" });
   const paint = () => chart.setOption({ ...base(figure), ...draw[figure.dataset.kind](found, options) }, true);
   paint();
@@ -196,11 +196,21 @@ function startDrawing(figure) {
   });
 }
 
-// A plot is drawn when it comes near: what is below the fold does not hold up what is above it.
+// ECharts is a megabyte: it is asked for when the first plot is near.
+let asked = null;
+const withLibrary = () => (asked ??= new Promise((there) => {
+  const script = document.createElement("script");
+  script.src = library;
+  script.addEventListener("load", there);
+  document.head.append(script);
+}));
+
+// A plot is drawn when the page is there and it comes near: it holds up nothing else.
 const near = new IntersectionObserver(
-  (seen) => {
+  async (seen) => {
     for (const one of seen.filter((each) => each.isIntersecting)) {
       near.unobserve(one.target);
+      await withLibrary();
       start(one.target);
     }
   },
@@ -208,5 +218,6 @@ const near = new IntersectionObserver(
 );
 for (const figure of document.querySelectorAll("figure[data-kind]")) {
   if (figure.dataset.kind === "drawing") startDrawing(figure);
-  else near.observe(figure);
+  else addEventListener("load", () => near.observe(figure));
+  if (figure.dataset.kind === "statuses") figure.querySelector(".drawing").style.height = `${figure.querySelector("tbody").rows.length * 19 + 76}px`;
 }

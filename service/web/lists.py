@@ -1,0 +1,78 @@
+"""Whole lists of features as CSV files, read in pieces: neither the list nor a connection is held while one is sent."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from service.families import logic as families
+from service.features import logic
+from service.features.logic import Comparison
+from service.features.queries import Filter
+from service.features.schemas import FeatureRow
+from service.features.sorting import Order
+from service.kit.sessions import get_database
+from service.kit.turns import Turns
+from service.web.plots import CSV, Cell, csv_headers, csv_text
+
+NAME = "features"
+AT_ONCE = 1000
+
+_COLUMNS: dict[str, Callable[[FeatureRow], Cell]] = {
+    "feature": lambda row: row.id,
+    "checkpoint": lambda row: row.checkpoint,
+    "against": lambda row: row.baseline,
+    "status": lambda row: row.status,
+    "status before": lambda row: row.previous_status,
+    "change": lambda row: row.change,
+    "projection ratio": lambda row: row.projection_ratio,
+    "from": lambda row: (row.projection_ratio_ci or (None, None))[0],
+    "to": lambda row: (row.projection_ratio_ci or (None, None))[1],
+    "strength ratio": lambda row: row.strength_ratio,
+    "strength from": lambda row: (row.strength_ratio_ci or (None, None))[0],
+    "strength to": lambda row: (row.strength_ratio_ci or (None, None))[1],
+    "orthogonal ratio": lambda row: row.orthogonal_ratio,
+    "q": lambda row: row.q_value,
+    "detectable ratio": lambda row: row.minimum_detectable_ratio,
+    "strength": lambda row: row.strength,
+    "cosine": lambda row: row.direction_cosine,
+    "readability": lambda row: row.readability,
+    "firing rate": lambda row: row.firing_rate,
+    "firings": lambda row: row.firings,
+    "label": lambda row: row.label or row.auto_label,
+    "top tokens": lambda row: " ".join(row.top_tokens),
+    "tags": lambda row: " ".join(row.tags),
+    "watched": lambda row: "yes" if row.watched else "no",
+    "rewired": lambda row: None if row.rewired is None else "yes" if row.rewired else "no",
+    "successors": lambda row: " ".join(successor.id for successor in row.successors),
+}
+
+
+def as_file(request: Request, asked: Comparison, wanted: Filter, order: Order) -> Response:
+    """All features of a comparison that fit the filter, in an order. Each piece waits for its turn to compute."""
+    turns: Turns = request.app.state.turns
+    read = get_database(request).read
+    family, checkpoint = asked.family.name, asked.checkpoint.name
+    baseline = asked.baseline.name if asked.baseline else None
+
+    def piece(after: list[Any] | None) -> tuple[str, list[Any] | None]:
+        """Rows as text, and the sort values of the last one; None where no row follows."""
+        with read() as session:
+            again = logic.comparison(session, families.get(session, family), checkpoint, baseline)
+            found = logic.rows(session, again, wanted=wanted, order=order, after=after, limit=AT_ONCE)
+            rows = logic.show(session, again, found[:AT_ONCE])
+        text = csv_text([cell(row) for cell in _COLUMNS.values()] for row in rows)
+        return text, list(order.values(found[AT_ONCE - 1][0])) if len(found) > AT_ONCE else None
+
+    async def pieces() -> AsyncIterator[str]:
+        yield csv_text([[*_COLUMNS]])
+        after, more = None, True
+        while more:
+            async with turns.computing:
+                text, after = await run_in_threadpool(piece, after)
+            more = after is not None
+            yield text
+
+    return StreamingResponse(pieces(), media_type=CSV, headers=csv_headers(NAME))
