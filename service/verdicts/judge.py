@@ -192,10 +192,10 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     typical = solid & e.there_before
     projected, strengths = _of(solid, projected), _of(solid, strengths)
     size = _size(projected, typical, policy)
-    ratio, ratio_se = projected.value / size, projected.error / abs(size)
+    ratio = projected.value / size
     # Resampled documents share the code's errors, so the jackknife does not see them.
     code_se = policy.code_error * np.maximum(np.abs(1 - ratio), LEAST_CHANGE)
-    ratio_se = np.sqrt(ratio_se**2 + code_se**2)
+    ratio_se = np.sqrt((projected.error / size) ** 2 + code_se**2)
     strength_size = _size(strengths, typical, policy)
     strength, strength_se = strengths.value / strength_size, strengths.error / strength_size
     lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se
@@ -225,9 +225,6 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     status[moved] = PLACE[Status.RELOCATED]
     status[e.born_here | back] = PLACE[Status.EMERGED]
     changed = (status != PLACE[Status.PRESENT]) & (status != PLACE[Status.INDETERMINATE]) & ~still_gone
-    change = np.zeros(len(ratio), dtype=np.float32)
-    change[changed] = _change(ratio[changed], e.born_here[changed])
-    least = 1 - 2 * reach * ratio_se
     return Judgement(
         places=status,
         projection=_where(solid, ratio),
@@ -238,8 +235,8 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         strength_hi=_where(solid, strength + reach * strength_se),
         orthogonal=_where(solid, orthogonal),
         q_value=q.astype(np.float32),
-        change=change,
-        minimum_detectable=_where(solid & (ratio_se > 0) & (least > 0), least),
+        change=_change(ratio, e.born_here, changed),
+        minimum_detectable=_where(solid & (ratio_se > 0) & (2 * reach * ratio_se < 1), 1 - 2 * reach * ratio_se),
         weakened=weakened,
         strengthened=strengthened,
         size_factor=float(size),
@@ -248,9 +245,12 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     )
 
 
-def _change(ratio: Floats, born: Bools) -> Floats:
-    """[j] factors of two, up or down."""
-    return np.abs(np.log2(np.clip(np.where(born, 100.0, np.nan_to_num(ratio, nan=1.0)), 0.01, 100)))
+def _change(ratio: Floats, born: Bools, changed: Bools) -> Floats:
+    """[m] factors of two, up or down; 0 of what has not changed."""
+    change = np.zeros(len(ratio), dtype=np.float32)
+    factor = np.where(born[changed], 100.0, np.nan_to_num(ratio[changed], nan=1.0))
+    change[changed] = np.abs(np.log2(np.clip(factor, 0.01, 100)))
+    return change
 
 
 def _readable(e: Evidence, policy: Policy) -> Bools:
