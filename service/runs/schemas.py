@@ -2,12 +2,15 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.models import Attempt, LogLine, Run
 from service.runs.states import RunState
+
+if TYPE_CHECKING:
+    # The command reads lines by these shapes, and starts without the database's tables.
+    from service.models import Attempt, LogLine, Run
 
 
 class RunFault(BaseModel):
@@ -100,7 +103,7 @@ class RunView(BaseModel):
     finished_at: datetime | None
 
 
-def view(run: Run, family: str, checkpoint: str | None) -> RunView:
+def view(run: "Run", family: str, checkpoint: str | None) -> RunView:
     """A run as the API shows it."""
     return RunView(
         id=run.id,
@@ -126,7 +129,7 @@ def view(run: Run, family: str, checkpoint: str | None) -> RunView:
     )
 
 
-def attempt_view(one: Attempt, run: Run) -> AttemptView:
+def attempt_view(one: "Attempt", run: "Run") -> AttemptView:
     """An attempt as the API shows it. What one that goes on has cost is with its run: heartbeats write there."""
     usage = run.usage if one.ended_at is None and one.number == run.attempt else one.usage
     return AttemptView(
@@ -140,7 +143,7 @@ def attempt_view(one: Attempt, run: Run) -> AttemptView:
     )
 
 
-def line_view(line: LogLine) -> LogLineView:
+def line_view(line: "LogLine") -> LogLineView:
     """A line of a log as the API shows it."""
     return LogLineView(
         number=line.number,
