@@ -82,9 +82,7 @@ class Database:
             self.reader = _sqlite_engine(url, begin="BEGIN")
         else:
             self.writer = _engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
-            # Each statement sees what was committed when it began, in a transaction of its own as in one for all:
-            # to begin and to end that one would be two more round trips of each read.
-            self.reader = self.writer.execution_options(isolation_level="AUTOCOMMIT")
+            self.reader = self.writer
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -107,13 +105,8 @@ class Database:
 
     def close(self) -> None:
         """Give all connections back."""
-        for engine in self.engines:
-            engine.dispose()
-
-    @property
-    def engines(self) -> list[Engine]:
-        """The engines with connections of their own: what the reader does on Postgres, events of the writer tell."""
-        return [self.writer, self.reader] if self.is_sqlite else [self.writer]
+        self.writer.dispose()
+        self.reader.dispose()
 
 
 def _engine(url: str, **options: Any) -> Engine:
