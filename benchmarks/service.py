@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120, help="of each load")
     parser.add_argument("--pause", type=float, default=0.5, help="between two requests of a paced client, on average")
-    parser.add_argument("--requests", type=int, default=100_000, help="over which memory is watched")
+    parser.add_argument("--requests", type=int, default=100_000, help="over which memory is watched; 0: it is not")
     parser.add_argument("--engine", choices=["sqlite", "postgres"], action="append", help="left out: both")
     parser.add_argument("--quick", action="store_true", help="small and short")
     parser.add_argument("--seed", type=int, default=1)
@@ -162,8 +162,9 @@ def measure(filler: Filler, options: argparse.Namespace, say: Callable[[str], No
         found["judged_meanwhile"] = judged.value
         found["burst"] = burst(service, filler)
         say(f"{found['burst']}")
-        found["memory"] = memory(service, asked, options)
-        say(f"{found['memory']}")
+        if options.requests:
+            found["memory"] = memory(service, asked, options)
+            say(f"{found['memory']}")
     return found
 
 
@@ -445,15 +446,19 @@ def write_page(result: dict[str, Any]) -> None:
 
 
 def _row(engine: str, found: dict[str, Any]) -> list[str]:
-    told, size = found["burst"], found["memory"]
+    told, size = found["burst"], found.get("memory")
     accepted = sum(count for status, count in told["answers"].items() if status in ("201", "202"))
-    low, high = size["slope_ci"]
+    watched = ["", "not watched", ""]
+    if size:
+        low, high = size["slope_ci"]
+        watched = [
+            f"{size['requests']:,}", f"{size['megabytes_settled']:.0f} to {size['megabytes_last']:.0f}",
+            f"{size['slope_per_100000']:.1f} ({low:.1f} to {high:.1f})",
+        ]  # fmt: skip
     return [
         engine, f"{found['megabytes']:,} MB", f"{found['fill_seconds']:.0f} s", f"{found['judged_meanwhile']}",
         f"{told['sent']} in {told['seconds']:.1f} s", f"{accepted}", f"{told['runs_lost']}", f"{told['runs_twice']}",
-        f"{size['requests']:,}",
-        f"{size['megabytes_settled']:.0f} to {size['megabytes_last']:.0f}",
-        f"{size['slope_per_100000']:.1f} ({low:.1f} to {high:.1f})",
+        *watched,
     ]  # fmt: skip
 
 
