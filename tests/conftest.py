@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the modules of tests/e2e over the first part of the run: they wait a lot, while others compute."""
+    """Spread the modules of tests/e2e over the first part of the run: they wait a lot, and others have the cores then."""
     modules = [list(group) for _, group in groupby(items, key=lambda item: item.path)]
     slow = [module for module in modules if "e2e" in module[0].path.parts]
     others = [module for module in modules if "e2e" not in module[0].path.parts]
