@@ -26,7 +26,7 @@ run: $(VENV)/.worker ## the embedded service (API, worker, sweeps) at http://127
 	@$(BIN)/featurewatch up $(ARGS)
 
 test: lint ## linters, then all tests, on SQLite, a private Postgres and a private Valkey
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
 lint: $(VENV)/.test ## ruff (with bandit's rules), mypy, and the direction of imports
 	@$(BIN)/ruff check .

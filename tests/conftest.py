@@ -4,7 +4,6 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 
 # Before anything imports torch: the tests run as several processes on few cores, and idle threads that spin
@@ -31,16 +30,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """What `make chaos` does more of than `make test`."""
     parser.addoption("--onboardings", type=int, default=4, help="of tests/e2e/test_chaos.py, for each database")
     parser.addoption("--chaos-seed", type=int, default=0, help="of the order and the times of disturbances")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the modules of tests/e2e over the first part of the run: they wait a lot, and others have the cores then."""
-    modules = [list(group) for _, group in groupby(items, key=lambda item: item.path)]
-    slow = [module for module in modules if "e2e" in module[0].path.parts]
-    others = [module for module in modules if "e2e" not in module[0].path.parts]
-    places = [(0.8 * (place + 0.5) / len(slow), module) for place, module in enumerate(slow)]
-    places += [((place + 0.5) / len(others), module) for place, module in enumerate(others)]
-    items[:] = [item for _, module in sorted(places, key=lambda one: one[0]) for item in module]
 
 
 @pytest.fixture(autouse=True)
