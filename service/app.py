@@ -23,7 +23,7 @@ from service.kit import problems, telemetry
 from service.kit.artifacts import open_store
 from service.kit.db import Database
 from service.kit.logs import configure_logging
-from service.kit.memory import give_back_large_blocks
+from service.kit.memory import give_back_large_blocks, what_is_there_stays
 from service.kit.middleware import BodyLimit, EntityTags, RequestContext, StorableText
 from service.kit.turns import Turns
 from service.labels.routes import router as labels
@@ -59,7 +59,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             telemetry.trace_database(database)
             app.state.database, app.state.turns = database, Turns(one_writer=database.is_sqlite)
             app.state.artifacts = open_store(settings)
-            yield
+            with what_is_there_stays():
+                yield
         finally:
             database.close()
 

@@ -96,8 +96,12 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that only reads."""
-        with Session(self.reader, autoflush=False) as session:
+        with self.open_read() as session:
             yield session
+
+    def open_read(self) -> Session:
+        """The same, for the edge of a request, which closes it itself."""
+        return Session(self.reader, autoflush=False)
 
     def open_write(self) -> Session:
         """A session that writes, for the edge of a request, which commits it or closes it itself."""

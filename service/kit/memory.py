@@ -1,7 +1,10 @@
-"""How glibc keeps memory: large arrays go back to the system, small ones are used again."""
+"""How memory is kept: large arrays go back to the system, small ones are used again, and what stays is left alone."""
 
 import ctypes
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGE_BYTES = 1024 * 1024
@@ -22,3 +25,16 @@ def give_back_large_blocks() -> None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+@contextmanager
+def what_is_there_stays() -> Iterator[None]:
+    """Python's collector passes over what exists by now: modules and routes, 200,000 objects that never go.
+
+    Going through them takes 100 ms, in the middle of some request.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -81,7 +81,7 @@ class Pager:
         return kept, cursor
 
 
-def pager(
+async def pager(
     request: Request,
     response: Response,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most rows of one page.")] = DEFAULT_LIMIT,

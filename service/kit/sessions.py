@@ -5,9 +5,10 @@ the route has made its answer and before the first byte of that answer is sent: 
 error status rolls it back. Nothing else commits.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated, cast
 
+from anyio import CancelScope, CapacityLimiter, to_thread
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
@@ -16,25 +17,33 @@ from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 
 
-def get_database(request: Request) -> Database:
+def database_of(request: Request) -> Database:
     """The installation's database."""
     return cast(Database, request.app.state.database)
 
 
-def get_settings(request: Request) -> Settings:
-    """The installation's settings."""
+# Coroutines, little as they do: each plain function would be sent to another thread and back.
+async def _database(request: Request) -> Database:
+    return database_of(request)
+
+
+async def _settings(request: Request) -> Settings:
     return cast(Settings, request.app.state.settings)
 
 
-def get_artifacts(request: Request) -> ArtifactStore:
-    """The installation's artifact store."""
+async def _artifacts(request: Request) -> ArtifactStore:
     return cast(ArtifactStore, request.app.state.artifacts)
 
 
-def read_session(request: Request) -> Iterator[Session]:
-    """A session that only reads, given back before the response is sent."""
-    with get_database(request).read() as session:
+async def read_session(request: Request) -> AsyncIterator[Session]:
+    """A session that only reads, given back before the response is sent. It connects where it is first used."""
+    session = database_of(request).open_read()
+    try:
         yield session
+    finally:
+        # Also of a request that was cut off; and never behind requests that wait for a connection themselves.
+        with CancelScope(shield=True):
+            await to_thread.run_sync(session.close, limiter=CapacityLimiter(1))
 
 
 async def write_session(request: Request) -> Session:
@@ -48,6 +57,6 @@ async def write_session(request: Request) -> Session:
 
 ReadSession = Annotated[Session, Depends(read_session, scope="function")]
 WriteSession = Annotated[Session, Depends(write_session)]
-AppDatabase = Annotated[Database, Depends(get_database)]
-AppSettings = Annotated[Settings, Depends(get_settings)]
-AppArtifacts = Annotated[ArtifactStore, Depends(get_artifacts)]
+AppDatabase = Annotated[Database, Depends(_database)]
+AppSettings = Annotated[Settings, Depends(_settings)]
+AppArtifacts = Annotated[ArtifactStore, Depends(_artifacts)]

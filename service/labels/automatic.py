@@ -5,6 +5,7 @@ A rule, not a judgement: it says no more than the tokens show. `“stop”, “h
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from service.features.words import plain
 
@@ -15,6 +16,8 @@ _LETTERS = 24
 _SHORTEST = 3
 """Letters of a beginning or an end that words share."""
 _LATIN = "LATIN"
+_REMEMBERED = 32_768
+"""Words whose nature is remembered: a first fit asks of ten tokens of each of tens of thousands of features."""
 
 
 def auto_label(top_tokens: Sequence[str], promoted_tokens: Sequence[str]) -> str | None:
@@ -53,13 +56,21 @@ def _same(words: list[str]) -> str | None:
 
 
 def _kind(words: list[str]) -> str | None:
-    kinds: dict[str, Callable[[str], bool]] = {
-        "numbers": lambda word: word.replace(",", "").replace(".", "").isnumeric(),
-        "punctuation": lambda word: all(unicodedata.category(c)[0] == "P" for c in word),
-        "symbols": lambda word: all(unicodedata.category(c)[0] in "PS" for c in word),
-        "words in capitals": lambda word: len(word) > 1 and word.isalpha() and word.isupper(),
-    }
-    return next((kind for kind, fits in kinds.items() if all(word and fits(word) for word in words)), None)
+    common = frozenset.intersection(*map(_kinds, words))
+    return next((kind for kind in _KINDS if kind in common), None)
+
+
+_KINDS: dict[str, Callable[[str], bool]] = {
+    "numbers": lambda word: word.replace(",", "").replace(".", "").isnumeric(),
+    "punctuation": lambda word: all(unicodedata.category(c)[0] == "P" for c in word),
+    "symbols": lambda word: all(unicodedata.category(c)[0] in "PS" for c in word),
+    "words in capitals": lambda word: len(word) > 1 and word.isalpha() and word.isupper(),
+}
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _kinds(word: str) -> frozenset[str]:
+    return frozenset(kind for kind, fits in _KINDS.items() if word and fits(word))
 
 
 def _beginning(words: list[str]) -> str | None:
@@ -81,13 +92,19 @@ def _common(words: list[str]) -> str:
 
 def _script(words: list[str]) -> str | None:
     """The script of words that are not Latin, by the names of their characters."""
-    scripts = {unicodedata.name(c, "?").split()[0] for word in words for c in word if c.isalpha()}
-    if len(scripts) != 1 or not all(any(c.isalpha() for c in word) for word in words):
+    each = [_scripts(word) for word in words]
+    scripts = set[str]().union(*each)
+    if len(scripts) != 1 or not all(each):
         return None
     script = scripts.pop()
     if script in (_LATIN, "?"):
         return None
     return f"{script if script == 'CJK' else script.title()} characters"
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _scripts(word: str) -> frozenset[str]:
+    return frozenset(unicodedata.name(c, "?").split()[0] for c in word if c.isalpha())
 
 
 def _listed(tokens: Sequence[str]) -> str:
@@ -96,6 +113,7 @@ def _listed(tokens: Sequence[str]) -> str:
     return ", ".join(_quoted(word) for word in list(words.values())[::-1][:_NAMED])
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def _word(token: str) -> str:
     return plain(token, _LETTERS)
 

@@ -11,16 +11,8 @@ from service.verdicts.judge import Evidence, Judgement
 
 def verdict_columns(
     numbers: NDArray[np.int64], evidence: Evidence, judgement: Judgement, previous: dict[int, str]
-) -> list[dict[str, Any]]:
-    """What a judgement says of each feature, a row of `Verdict` each."""
-    columns = columns_of(numbers, evidence, judgement, previous)
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def columns_of(
-    numbers: NDArray[np.int64], evidence: Evidence, judgement: Judgement, previous: dict[int, str]
 ) -> dict[str, list[Any]]:
-    """The same, a list of all features' values for each column of `Verdict`."""
+    """What a judgement says of each feature: all features' values, by columns of `Verdict`."""
     successors = [
         [
             {"id": feature_id(int(numbers[s.column])), "kind": s.kind, "cofiring": round(s.cofiring, 4)}

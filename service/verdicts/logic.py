@@ -99,7 +99,7 @@ def subject(session: Session, checkpoint_id: str) -> Subject:
 
 def gone(session: Session, checkpoint_id: str) -> list[int]:
     """Numbers of the features that are not there any more in a checkpoint."""
-    return [number for number, status in queries.statuses(session, checkpoint_id).items() if status in GONE]
+    return [number for number, status in stored.statuses(session, checkpoint_id).items() if status in GONE]
 
 
 def readability(session: Session, checkpoint_id: str, numbers: NDArray[np.int64]) -> Floats:
@@ -122,9 +122,9 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
     ended = _write_lineage(session, family, checkpoint, outcome)
     _write_sources(session, checkpoint, outcome.sources)
     _write_code(session, family, checkpoint, outcome)
-    previous = queries.statuses(session, checkpoint.parent_id) if checkpoint.parent_id else {}
+    previous = stored.statuses(session, checkpoint.parent_id) if checkpoint.parent_id else {}
     _write_measurements(session, checkpoint, outcome, previous)
-    queries.add_verdicts(session, _verdict_rows(family, checkpoint, outcome, previous))
+    queries.add_verdicts(session, _verdict_columns(family, checkpoint, outcome, previous))
     stored.pack(session, checkpoint_id)
     family.positions = family.positions or outcome.positions
     family.generation = max(family.generation, outcome.generation)
@@ -280,16 +280,15 @@ def _measurement(session: Session, checkpoint_id: str, metric: str) -> Floats:
     return np.zeros(0, dtype=np.float32) if found is None else found
 
 
-def _verdict_rows(
+def _verdict_columns(
     family: Family, checkpoint: Checkpoint, outcome: Outcome, previous: dict[int, str]
-) -> list[dict[str, Any]]:
-    evidence = outcome.evidence
-    shared = {"checkpoint_id": checkpoint.id, "family_id": family.id}
-    rows = verdict_columns(outcome.numbers, evidence, outcome.judgement, previous)
-    extra: dict[str, list[float | None]] = {
+) -> dict[str, Sequence[Any]]:
+    evidence, m = outcome.evidence, len(outcome.numbers)
+    return verdict_columns(outcome.numbers, evidence, outcome.judgement, previous) | {
+        "checkpoint_id": [checkpoint.id] * m,
+        "family_id": [family.id] * m,
         "strength": numbers_of(outcome.strength[0]),
         "direction_cosine": numbers_of(outcome.cosine),
         "readability": numbers_of(evidence.readability),
-        "firing_rate": [float(n) / max(outcome.n_positions, 1) for n in evidence.firings],
+        "firing_rate": (evidence.firings / max(outcome.n_positions, 1)).tolist(),
     }
-    return [row | shared | {name: values[column] for name, values in extra.items()} for column, row in enumerate(rows)]

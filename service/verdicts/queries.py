@@ -1,6 +1,6 @@
 """SQL of verdicts and measurements."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sqlalchemy import LargeBinary, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from service.kit.bulk import insert_columns
 from service.models import (
     Checkpoint,
     Code,
@@ -198,10 +199,10 @@ def watched(session: Session, family_id: str, numbers: Sequence[int]) -> list[in
     return sorted(set(found) & set(numbers))
 
 
-def add_verdicts(session: Session, rows: list[dict[str, Any]]) -> None:
-    """Insert the verdicts of a checkpoint."""
-    if rows:
-        session.execute(insert(Verdict), rows)
+def add_verdicts(session: Session, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Insert verdicts of a checkpoint, given column by column."""
+    session.flush()
+    insert_columns(session, Verdict, columns)
 
 
 def remove_verdicts(session: Session, checkpoint_id: str, numbers: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from service.kit.kept import Kept
 from service.models import Checkpoint
 from service.verdicts import queries
 from service.verdicts.arrays import by_column, seen_by_column
-from service.verdicts.judge import PLACE, Bools, Floats, Status, standard_error
+from service.verdicts.judge import PLACE, STATUSES, Bools, Floats, Status, standard_error
 from service.verdicts.table import Table
 
 _PLACE: dict[str, int] = {str(status): place for status, place in PLACE.items()}
@@ -106,6 +106,13 @@ def read(session: Session, checkpoint: Checkpoint, *, keep: bool) -> Stored:
 def standing(session: Session, checkpoint: Checkpoint) -> Table:
     """The stored verdicts of a checkpoint, those columns alone that lists are chosen by; kept as in `read`."""
     return _STANDING.get((checkpoint.id, checkpoint.revision), lambda: _standing(session, checkpoint.id))
+
+
+def statuses(session: Session, checkpoint_id: str) -> dict[int, str]:
+    """Feature number -> status in a checkpoint, of all its features."""
+    table = _standing(session, checkpoint_id)
+    names = [str(status) for status in STATUSES]
+    return {number: names[place] for number, place in zip(table.numbers.tolist(), table.statuses.tolist(), strict=True)}
 
 
 def course(session: Session, family_id: str, checkpoint_id: str, revision: int, *, keep: bool) -> Course:

@@ -13,7 +13,7 @@ from service.features.logic import Comparison
 from service.features.queries import Filter
 from service.features.schemas import FeatureRow
 from service.features.sorting import Order
-from service.kit.sessions import get_database
+from service.kit.sessions import database_of
 from service.kit.turns import Turns
 from service.web.plots import CSV, Cell, csv_headers, csv_text
 
@@ -53,7 +53,7 @@ _COLUMNS: dict[str, Callable[[FeatureRow], Cell]] = {
 def as_file(request: Request, asked: Comparison, wanted: Filter, order: Order) -> Response:
     """All features of a comparison that fit the filter, in an order. Each piece waits for its turn to compute."""
     turns: Turns = request.app.state.turns
-    read = get_database(request).read
+    read = database_of(request).read
     family, checkpoint = asked.family.name, asked.checkpoint.name
     baseline = asked.baseline.name if asked.baseline else None
 

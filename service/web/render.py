@@ -18,7 +18,7 @@ from service import __version__
 from service.alerts import queries as alerts
 from service.auth.browser import SECONDS, Visit
 from service.features import words
-from service.kit.sessions import get_database
+from service.kit.sessions import database_of
 from service.runs.words import details, seen
 from service.web import shapes
 from service.web.access import cookie_options, may, visit_of
@@ -68,7 +68,7 @@ def problem_page(request: Request, problem: dict[str, Any], headers: Mapping[str
         return once_more()
     waiting = 0
     if may(request, "read") and problem["status"] < 500:  # else the database may be what broke
-        with get_database(request).read() as session:
+        with database_of(request).read() as session:
             waiting = alerts.count_open(session)
     visit = getattr(request.state, "visit", None)
     text = _text(request, "access/problem.html", visit, waiting, plots={}, problem=problem)
