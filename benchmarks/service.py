@@ -61,6 +61,7 @@ SAMPLES = 50
 """Sizes of the API's memory that are taken; the first fifth is left out of the slope."""
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- service -->", "<!-- /service -->"
+LEFT = ("", "load", "request", "page", "scrolled")
 
 
 def main() -> None:
@@ -423,7 +424,7 @@ def write_page(result: dict[str, Any]) -> None:
         f"{result['features']:,} features x {result['checkpoints']} checkpoints x {result['hook_points']} hook points; "
         f"{result['clients']} clients, pause {result['pause']:g} s; {result['machine']}; seed {result['seed']}.",
         "",
-        *_table(
+        *table_lines(
             ["", "load", "request", "requests", "p50, ms", "p95, ms", "p99, ms", f"p95 at most {GOAL_MS:.0f} ms"],
             [
                 [engine, load, kind, f"{took['n']:,}", *(f"{took[name]:.1f}" for name in ("p50", "p95", "p99")),
@@ -434,15 +435,19 @@ def write_page(result: dict[str, Any]) -> None:
             ],
         ),
         "",
-        *_table(
+        *table_lines(
             ["", "database", "written in", "judged meanwhile", "registrations", "accepted", "lost", "twice",
              "requests", "memory, MB", "slope, MB per 100,000 requests"],
             [_row(engine, result[engine]) for engine in engines],
         ),
     ]  # fmt: skip
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    table = "\n".join(lines)
-    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    write_between(BEGIN, END, "\n".join(lines))
+
+
+def write_between(begin: str, end: str, text: str) -> None:
+    """Put a text between two marks of docs/benchmarks.md."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def _row(engine: str, found: dict[str, Any]) -> list[str]:
@@ -462,11 +467,9 @@ def _row(engine: str, found: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(row)} |"
-        for row in [head, ["---" if cell in ("", "load", "request") else "---:" for cell in head], *rows]
-    ]
+def table_lines(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table, columns of words to the left and those of numbers to the right."""
+    return [f"| {' | '.join(row)} |" for row in [head, ["---" if cell in LEFT else "---:" for cell in head], *rows]]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def by_column(stored: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArra
     length = stored.shape[-1]
     if not length:
         return np.full((*stored.shape[:-1], len(numbers)), np.nan, dtype=np.float32)
-    picked = np.take(stored, np.minimum(numbers, length - 1), axis=-1)
+    picked = np.take(stored, numbers, axis=-1, mode="clip")
     picked[..., numbers >= length] = np.nan
     return picked
 

@@ -1,18 +1,24 @@
 """What a run does, step by step. A pipeline gets an Execution and ends by writing its result in one transaction."""
 
 from collections.abc import Callable
+from importlib import import_module
 
 from workers.execution import Execution
-from workers.pipelines.calibrating import calibrate
-from workers.pipelines.dependencies import find_dependencies
-from workers.pipelines.labelling import label
-from workers.pipelines.onboard import onboard
-from workers.pipelines.signature import signature
+
+
+def _of(module: str, name: str) -> Callable[[Execution], None]:
+    """A pipeline, imported when it first runs: what one of them needs takes others seconds, and is no use to them."""
+
+    def run(execution: Execution) -> None:
+        getattr(import_module(f"workers.pipelines.{module}"), name)(execution)
+
+    return run
+
 
 PIPELINES: dict[str, Callable[[Execution], None]] = {
-    "onboard": onboard,
-    "calibrate": calibrate,
-    "label": label,
-    "signature": signature,
-    "dependencies": find_dependencies,
+    "onboard": _of("onboard", "onboard"),
+    "calibrate": _of("calibrating", "calibrate"),
+    "label": _of("labelling", "label"),
+    "signature": _of("signature", "signature"),
+    "dependencies": _of("dependencies", "find_dependencies"),
 }
