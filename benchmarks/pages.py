@@ -28,7 +28,7 @@ BEGIN, END = "<!-- pages -->", "<!-- /pages -->"
 SIZE: Any = {"width": 1280, "height": 900}
 SPEEDS = (1800, 3600)
 """Pixels a second: two and four screens."""
-SCROLL_S = 8.0
+SCROLL_S, IDLE_MS = 8.0, 500
 
 TOLD = ("features", "checkpoints", "hook_points", "visits", "seed")
 
@@ -106,6 +106,8 @@ def visited(opened: Browser, base: str, options: argparse.Namespace) -> dict[str
             context = opened.new_context(viewport=SIZE)
             page = context.new_page()
             for kind in ("first", "again"):
+                page.goto("about:blank")
+                page.wait_for_timeout(IDLE_MS)  # nobody comes back while the plots are being drawn
                 answer = page.goto(base + path, wait_until="load")
                 if answer is None or answer.status != 200:
                     raise SystemExit(f"{path}: {answer and answer.status}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy.orm import Session
 
@@ -9,7 +10,9 @@ from service.features import queries
 from service.features.schemas import FeatureFields
 from service.features.words import SEVERITY
 from service.kit.ids import feature_id
+from service.kit.kept import Kept
 from service.models import Family
+from service.verdicts import queries as verdicts
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,42 @@ class Predecessor:
     """Share of the predecessor's activation that the successor carries."""
 
 
+@dataclass(frozen=True)
+class _Came:
+    """What came about in one checkpoint, against its parent."""
+
+    counts: dict[str, int]
+    changes: dict[int, float]
+    """Feature number -> change, of those that changed; to emerge is no change."""
+
+    @property
+    def nbytes(self) -> int:
+        """About what it takes in memory."""
+        return 1000 + 100 * len(self.changes)
+
+
+# By checkpoint and revision, as all that is kept of verdicts (docs/adr/0025).
+_CAME: Kept[_Came] = Kept(16 * 2**20)
+_CHANGES = [status for status in SEVERITY if status != "emerged"]
+
+
 def changes(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, dict[str, int]]:
     """Checkpoint id -> status -> how many features came into it there, as reports count them; and those not judged.
 
-    What was gone at the parent already is left out.
+    What was gone at the parent already is left out. For sessions that only read.
     """
-    found: dict[str, dict[str, int]] = {one: {} for one in checkpoint_ids}
-    for checkpoint_id, status, count in queries.changes(session, checkpoint_ids, (*SEVERITY, "indeterminate")):
-        found[checkpoint_id][status] = count
-    return found
+    return {one: came.counts for one, came in _came(session, checkpoint_ids).items()}
 
 
 def most_changed(session: Session, family_id: str, checkpoint_ids: Sequence[str], most: int) -> list[Course]:
-    """The features that changed most in any of the checkpoints, watched ones first. To emerge alone is no change."""
-    statuses_of_change = [status for status in SEVERITY if status != "emerged"]
-    largest = dict(queries.largest(session, checkpoint_ids, statuses_of_change))
+    """The features that changed most in any of the checkpoints, watched ones first. To emerge alone is no change.
+
+    For sessions that only read.
+    """
+    largest: dict[int, float] = {}
+    for came in _came(session, checkpoint_ids).values():
+        for number, change in came.changes.items():
+            largest[number] = max(change, largest.get(number, 0.0))
     watched = set(queries.watched(session, family_id))
     ranked = sorted(largest, key=lambda number: (number not in watched, -largest[number], number))[:most]
     features = queries.by_numbers(session, family_id, ranked)
@@ -55,6 +79,15 @@ def most_changed(session: Session, family_id: str, checkpoint_ids: Sequence[str]
     for number, checkpoint_id, status in queries.statuses(session, family_id, ranked):
         statuses[number][checkpoint_id] = status
     return [Course(features[number], statuses[number]) for number in ranked]
+
+
+def _came(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, _Came]:
+    def read(one: str) -> _Came:
+        found = queries.changes(session, [one], (*SEVERITY, "indeterminate"))
+        return _Came({status: count for _, status, count in found}, dict(queries.largest(session, [one], _CHANGES)))
+
+    revisions = verdicts.revisions(session, checkpoint_ids)
+    return {one: _CAME.get((one, revisions[one]), partial(read, one)) for one in checkpoint_ids}
 
 
 def predecessors(session: Session, family: Family, number: int) -> list[Predecessor]:

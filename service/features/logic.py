@@ -178,9 +178,9 @@ def trajectory(session: Session, family: Family, feature: Feature) -> list[Point
     return points
 
 
-def detail(session: Session, family: Family, feature: Feature) -> FeatureDetail:
-    """A feature with its newest verdict."""
-    points = trajectory(session, family, feature)
+def detail(session: Session, family: Family, feature: Feature, points: Sequence[Point] | None = None) -> FeatureDetail:
+    """A feature with its newest verdict. points: its trajectory, where the caller has it."""
+    points = trajectory(session, family, feature) if points is None else points
     born = checkpoint_queries.names(session, [feature.born_in])[feature.born_in]
     return feature_detail(feature, born, points[-1] if points else None, lineage.of_feature(session, feature))
 

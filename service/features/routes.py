@@ -18,6 +18,7 @@ from service.features.schemas import (
     FeatureDetail,
     FeaturePatch,
     FeatureRow,
+    Point,
     Status,
     Trajectory,
 )
@@ -28,6 +29,7 @@ from service.kit.ids import feature_id
 from service.kit.pages import Page, Pager, Paging
 from service.kit.sessions import AppArtifacts, AppDatabase, ReadSession, WriteSession
 from service.kit.turns import IN_TURN
+from service.models import Feature
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
 
@@ -154,7 +156,11 @@ def patch_feature(family: str, feature: str, body: FeaturePatch, session: WriteS
 def trajectory(family: str, feature: str, session: ReadSession) -> Trajectory:
     found = families.get(session, family)
     row = logic.get(session, found, feature)
-    points = logic.trajectory(session, found, row)
+    return trajectory_of(row, logic.trajectory(session, found, row))
+
+
+def trajectory_of(row: Feature, points: list[Point]) -> Trajectory:
+    """A feature over all checkpoints."""
     return Trajectory(id=feature_id(row.number), label=row.label, auto_label=row.auto_label, points=points)
 
 

@@ -3,6 +3,7 @@
 import math
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
@@ -51,8 +52,10 @@ def of_feature(session: Session, family: Family, feature: Feature) -> FeatureSou
     found: dict[str, dict[tuple[str, str], float | None]] = {}
     for checkpoint_id, hook, metric, value in queries.at_hooks(session, family.id, feature.number, METRICS):
         found.setdefault(checkpoint_id, {})[hook, metric] = _number(value)
+    statuses = queries.course(session, family.id, feature.number)
+    described = queries.sources_of_family(session, family.id)
     data = [
-        _in_checkpoint(session, checkpoint, feature.number, found[checkpoint.id])
+        _in_checkpoint(checkpoint, statuses.get(checkpoint.id), described.get(checkpoint.id, {}), found[checkpoint.id])
         for checkpoint in queries.judged(session, family.id)
         if any(one is not None for one in found.get(checkpoint.id, {}).values())
     ]
@@ -61,26 +64,29 @@ def of_feature(session: Session, family: Family, feature: Feature) -> FeatureSou
 
 
 def _in_checkpoint(
-    session: Session, checkpoint: Checkpoint, number: int, values: dict[tuple[str, str], float | None]
+    checkpoint: Checkpoint,
+    status: str | None,
+    sources: dict[str, tuple[int, dict[str, Any]]],
+    values: dict[tuple[str, str], float | None],
 ) -> FeatureInCheckpoint:
+    """sources: hook point -> (width, stats); values: (hook point, metric) -> what was measured."""
     size = (checkpoint.quality or {}).get("size_factor")
-    sources = queries.sources(session, checkpoint.id)
     rows = []
     for hook in [name for name in checkpoint.hook_points if name in sources]:
-        readability, strength, projection, cosine = (values.get((hook, metric)) for metric in METRICS)
+        (d_model, stats), at = sources[hook], (values.get((hook, metric)) for metric in METRICS)
+        readability, strength, projection, cosine = at
         rows.append(
             FeatureAtSource(
                 hook_point=hook,
-                d_model=sources[hook].d_model,
-                paired_with=sources[hook].stats.get("paired_with"),
+                d_model=d_model,
+                paired_with=stats.get("paired_with"),
                 readability=readability,
                 strength=strength,
                 projection_ratio=None if projection is None else over_size(projection, size),
                 direction_cosine=cosine,
             )
         )
-    verdict = queries.status(session, checkpoint.id, number)
-    return FeatureInCheckpoint(checkpoint=checkpoint.name, status=verdict, best=_best(rows), sources=rows)
+    return FeatureInCheckpoint(checkpoint=checkpoint.name, status=status, best=_best(rows), sources=rows)
 
 
 def over_size(projection: float, size_factor: float | None) -> float:

@@ -46,6 +46,16 @@ def sources(session: Session, checkpoint_id: str) -> dict[str, Source]:
     return {row.hook_point: row for row in rows}
 
 
+def sources_of_family(session: Session, family_id: str) -> dict[str, dict[str, tuple[int, dict[str, Any]]]]:
+    """Checkpoint id -> hook point -> (width, stats), of a whole family."""
+    columns = (Source.checkpoint_id, Source.hook_point, Source.d_model, Source.stats)
+    statement = select(*columns).join(Checkpoint, Checkpoint.id == Source.checkpoint_id)
+    found: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {}
+    for checkpoint_id, hook, width, stats in session.execute(statement.where(Checkpoint.family_id == family_id)):
+        found.setdefault(checkpoint_id, {})[hook] = width, stats
+    return found
+
+
 def parents(session: Session, family_id: str) -> dict[str, str | None]:
     """Checkpoint id -> id of its parent, of a whole family."""
     rows = session.execute(select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.family_id == family_id))
@@ -56,6 +66,12 @@ def lineage(session: Session, family_id: str) -> dict[str, tuple[str | None, int
     """Checkpoint id -> (id of its parent, its revision), of a whole family."""
     rows = session.connection().execute(_LINEAGE, {"family": family_id})
     return {row[0]: (row[1], row[2]) for row in rows}
+
+
+def revisions(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, int]:
+    """Checkpoint id -> revision, of some checkpoints of any families."""
+    rows = session.execute(select(Checkpoint.id, Checkpoint.revision).where(Checkpoint.id.in_(checkpoint_ids)))
+    return {row[0]: row[1] for row in rows}
 
 
 # Built once: every comparison asks it.
@@ -148,10 +164,12 @@ def judged(session: Session, family_id: str) -> Sequence[Checkpoint]:
     return session.scalars(statement.order_by(Checkpoint.created_at, Checkpoint.id)).all()
 
 
-def status(session: Session, checkpoint_id: str, number: int) -> str | None:
-    """Status of one feature in a checkpoint."""
-    statement = select(Verdict.status).where(Verdict.checkpoint_id == checkpoint_id, Verdict.feature == number)
-    return session.scalar(statement)
+def course(session: Session, family_id: str, number: int) -> dict[str, str]:
+    """Checkpoint id -> status of one feature, wherever it has a verdict."""
+    statement = select(Verdict.checkpoint_id, Verdict.status).where(
+        Verdict.family_id == family_id, Verdict.feature == number
+    )
+    return {row[0]: row[1] for row in session.execute(statement)}
 
 
 def clear(session: Session, checkpoint_id: str) -> None:

@@ -1,6 +1,8 @@
 """The pages as a part of the application: their routes, their static files, and what their errors look like."""
 
 import json
+import mimetypes
+from functools import cache
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -27,10 +29,20 @@ class _Static(StaticFiles):
     """Files whose address holds a digest of their content."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        if response.status_code == 200 and scope["query_string"].decode() == digest(path):
-            response.headers["Cache-Control"] = _FOR_EVER
-        return response
+        if path in _files() and scope["query_string"] == digest(path).encode():
+            content, kind = _files()[path]
+            return Response(content, media_type=kind, headers={"Cache-Control": _FOR_EVER})
+        return await super().get_response(path, scope)
+
+
+@cache
+def _files() -> dict[str, tuple[bytes, str | None]]:
+    """Name -> content and kind. Kept, as they are few: to send one from the disk takes a handful of threads."""
+    folder = FOLDER / "static"
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), mimetypes.guess_type(path.name)[0]) for path in found
+    }
 
 
 def install(app: FastAPI) -> None:

@@ -1,7 +1,6 @@
 """The house rules that no linter knows: sizes, who reads the environment, what an installation holds."""
 
 import ast
-import os
 import subprocess
 import sys
 import tomllib
@@ -98,17 +97,9 @@ def test_servers_end_with_a_killed_session(tmp_path: Path) -> None:
         "    os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    *pids, first, second = done.stdout.split()
-    services_gone = services.wait_until(
-        lambda: not any(_alive(int(pid)) for pid in pids) and not Path(first).exists() and not Path(second).exists(), 15
-    )
-    assert services_gone, f"still there: {[pid for pid in pids if _alive(int(pid))]}"
+    *pids, one, other = done.stdout.split()
 
+    def left() -> list[str]:
+        return [pid for pid in pids if services.alive(int(pid))] + [at for at in (one, other) if Path(at).exists()]
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    status = Path(f"/proc/{pid}/stat")
-    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
+    assert services.wait_until(lambda: not left(), 15), f"still there: {left()}"

@@ -12,6 +12,7 @@ import billiard
 import pytest
 import torch
 
+from tests.services import alive
 from tests.workers.conftest import ROOT, wait_for
 from tests.workers.fits import execution_of, fitted, write_activations
 from workers.activations.models import compute_dtype
@@ -38,12 +39,6 @@ def folder(activations: Path, tmp_path: Path) -> Path:
     for name in ("v1", "v2"):
         (tmp_path / name).symlink_to(activations / name)
     return tmp_path
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process is there and has not ended (an orphan that nobody waits for stays listed)."""
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def _close(a: Crosscoder, b: Crosscoder) -> None:
@@ -159,4 +154,4 @@ def test_the_processes_end_with_a_worker_that_is_killed(folder: Path) -> None:
         finally:
             worker.kill()
     assert len(ranks) == 2
-    wait_for(lambda: not any(map(_alive, ranks)), 30)
+    wait_for(lambda: not any(map(alive, ranks)), 30)

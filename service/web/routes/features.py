@@ -15,7 +15,7 @@ from service.features.queries import Filter
 from service.features.routes import MaxQQuery, MinChangeQuery, OrderQuery, SortQuery, StatusQuery, TagQuery, TextQuery
 from service.features.schemas import FeatureDetail, FeaturePatch, Trajectory
 from service.features.sorting import order_of
-from service.features.sources import FeatureSources
+from service.features.sources import FeatureSources, of_feature
 from service.kit.artifacts import ArtifactStore
 from service.kit.ids import feature_id
 from service.kit.pages import Paging
@@ -86,8 +86,9 @@ def show_feature(
 ) -> Response:
     found = families.get(session, family)
     row = logic.get(session, found, feature)
-    detail = logic.detail(session, found, row)
-    course, sources = features.trajectory(family, feature, session), features.sources(family, feature, session)
+    points = logic.trajectory(session, found, row)
+    detail, course = logic.detail(session, found, row, points), features.trajectory_of(row, points)
+    sources = of_feature(session, found, row)
     passages, why_not = _passages(session, artifacts, found, row.number)
     side_by_side = _dependencies(session, artifacts, family, detail, course, now or None, before or None)
     return page(
