@@ -29,7 +29,8 @@ class _Static(StaticFiles):
     """Files whose address holds a digest of their content."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        if path in _files() and scope["query_string"] == digest(path).encode():
+        named = path in _files() and scope["query_string"] == digest(path).encode()
+        if named and scope["method"] in ("GET", "HEAD"):
             content, kind = _files()[path]
             return Response(content, media_type=kind, headers={"Cache-Control": _FOR_EVER})
         return await super().get_response(path, scope)

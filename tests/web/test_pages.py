@@ -317,6 +317,7 @@ def test_files_may_be_kept_for_ever(reader) -> None:
     """Their address changes with their content; and they are ours to give on."""
     sheet = re.search(r'href="(/static/page\.css\?\w+)"', reader.page("/families"))
     assert sheet and "immutable" in reader.client.get(sheet[1]).headers["cache-control"]
+    assert reader.client.post(sheet[1]).status_code == 405
     for address in ("/static/page.css", "/static/page.css?other"):
         assert "immutable" not in reader.client.get(address).headers.get("cache-control", "")
     vendored = {path.name.partition("-")[0] for path in (FOLDER / "static/vendor").glob("*.js")}
