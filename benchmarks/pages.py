@@ -23,13 +23,12 @@ from benchmarks.service import PAGE, Asked, filled, installed, machine, serving,
 from benchmarks.service_data import FAMILY
 from tests.web.chromium import browser
 
-GOAL_MS, GOAL_FRAMES = 300, 60
+GOAL_MS = 300
 BEGIN, END = "<!-- pages -->", "<!-- /pages -->"
 SIZE: Any = {"width": 1280, "height": 900}
 SPEEDS = (1800, 3600)
 """Pixels a second: two and four screens."""
 SCROLL_S, IDLE_MS = 8.0, 500
-
 TOLD = ("features", "checkpoints", "hook_points", "visits", "seed")
 
 LOADED = "performance.getEntriesByType('navigation')[0].loadEventEnd"
@@ -66,10 +65,7 @@ def main() -> None:
             base = f"http://127.0.0.1:{service.port}"
             result = {
                 "machine": machine(),
-                **{
-                    name: getattr(options, name)
-                    for name in ("features", "checkpoints", "hook_points", "visits", "seed")
-                },
+                **{name: getattr(options, name) for name in TOLD},
                 "pages": visited(opened, base, options),
                 "scrolling": scrolled(opened, base),
             }

@@ -83,8 +83,8 @@ def most_changed(session: Session, family_id: str, checkpoint_ids: Sequence[str]
 
 def _came(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, _Came]:
     def read(one: str) -> _Came:
-        found = queries.changes(session, [one], (*SEVERITY, "indeterminate"))
-        return _Came({status: count for _, status, count in found}, dict(queries.largest(session, [one], _CHANGES)))
+        counts = queries.counts(session, one, (*SEVERITY, "indeterminate"))
+        return _Came(counts, queries.changes(session, one, _CHANGES))
 
     revisions = verdicts.revisions(session, checkpoint_ids)
     return {one: _CAME.get((one, revisions[one]), partial(read, one)) for one in checkpoint_ids}

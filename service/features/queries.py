@@ -116,25 +116,19 @@ def course(session: Session, family_id: str, number: int) -> Sequence[Any]:
     return _plain(session, _COURSE, family=family_id, number=number)
 
 
-def changes(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> Sequence[tuple[str, str, int]]:
-    """(checkpoint id, status, features that came into it there) of some statuses."""
+def counts(session: Session, checkpoint_id: str, statuses: Sequence[str]) -> dict[str, int]:
+    """Status -> how many features came into it in a checkpoint, of some statuses."""
     came = _by_verdict(Filter(tuple(statuses), changed=True))
-    statement = (
-        select(Verdict.checkpoint_id, Verdict.status, func.count())
-        .where(Verdict.checkpoint_id.in_(checkpoint_ids), *came)
-        .group_by(Verdict.checkpoint_id, Verdict.status)
-    )
-    return [(row[0], row[1], row[2]) for row in session.execute(statement)]
+    statement = select(Verdict.status, func.count()).where(Verdict.checkpoint_id == checkpoint_id, *came)
+    return {row[0]: row[1] for row in session.execute(statement.group_by(Verdict.status))}
 
 
-def largest(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> Sequence[tuple[int, float]]:
-    """(number, largest change) of the features that came into one of the statuses in one of the checkpoints."""
-    statement = (
-        select(Verdict.feature, func.max(Verdict.change))
-        .where(Verdict.checkpoint_id.in_(checkpoint_ids), Verdict.status.in_(statuses), Verdict.change > 0)
-        .group_by(Verdict.feature)
+def changes(session: Session, checkpoint_id: str, statuses: Sequence[str]) -> dict[int, float]:
+    """Feature number -> change, of the features that came into one of the statuses in a checkpoint."""
+    statement = select(Verdict.feature, Verdict.change).where(
+        Verdict.checkpoint_id == checkpoint_id, Verdict.status.in_(statuses), Verdict.change > 0
     )
-    return [(row[0], row[1]) for row in session.execute(statement)]
+    return {row[0]: row[1] for row in session.execute(statement)}
 
 
 def statuses(session: Session, family_id: str, numbers: Sequence[int]) -> Sequence[tuple[int, str, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
+from service.features import queries as features
 from service.kit.ids import feature_id
 from service.models import Checkpoint, Family, Feature
 from service.verdicts import queries
@@ -52,7 +53,7 @@ def of_feature(session: Session, family: Family, feature: Feature) -> FeatureSou
     found: dict[str, dict[tuple[str, str], float | None]] = {}
     for checkpoint_id, hook, metric, value in queries.at_hooks(session, family.id, feature.number, METRICS):
         found.setdefault(checkpoint_id, {})[hook, metric] = _number(value)
-    statuses = queries.course(session, family.id, feature.number)
+    statuses = {one: status for _, one, status in features.statuses(session, family.id, [feature.number])}
     described = queries.sources_of_family(session, family.id)
     data = [
         _in_checkpoint(checkpoint, statuses.get(checkpoint.id), described.get(checkpoint.id, {}), found[checkpoint.id])

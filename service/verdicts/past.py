@@ -81,12 +81,12 @@ def record(session: Session, family: Family, found: Discovered) -> None:
         queries.revise(session, checkpoint)
         _write_measurements(session, checkpoint, found, past, level, ratios=judged_before or not checkpoint.parent_id)
         queries.remove_verdicts(session, checkpoint.id, found.numbers.tolist())
-        queries.add_verdicts(session, _by_column(_unjudged(family, checkpoint, found, past)))
+        queries.add_verdicts(session, _columns(_unjudged(family, checkpoint, found, past)))
         emerged = frozenset(found.numbers[first].tolist()) if judged_before else frozenset()
         known = set(found.numbers[past.there].tolist())
         chosen = {row.feature: row for row in _judged(session, family, checkpoint, emerged) if row.feature in known}
         queries.remove_verdicts(session, checkpoint.id, found.numbers.tolist())
-        queries.add_verdicts(session, _by_column(_verdict_rows(family, checkpoint, found, past, chosen)))
+        queries.add_verdicts(session, _columns(_verdict_rows(family, checkpoint, found, past, chosen)))
         # As of every relocated feature: its level goes on with the direction that it has now, at its strength there.
         moved = np.array([n in chosen and chosen[n].status == Status.RELOCATED for n in found.numbers.tolist()])
         reference = np.where(moved, past.strength_ratio * reference, level)
@@ -135,7 +135,7 @@ def _verdict_rows(
     return written
 
 
-def _by_column(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 

@@ -164,14 +164,6 @@ def judged(session: Session, family_id: str) -> Sequence[Checkpoint]:
     return session.scalars(statement.order_by(Checkpoint.created_at, Checkpoint.id)).all()
 
 
-def course(session: Session, family_id: str, number: int) -> dict[str, str]:
-    """Checkpoint id -> status of one feature, wherever it has a verdict."""
-    statement = select(Verdict.checkpoint_id, Verdict.status).where(
-        Verdict.family_id == family_id, Verdict.feature == number
-    )
-    return {row[0]: row[1] for row in session.execute(statement)}
-
-
 def clear(session: Session, checkpoint_id: str) -> None:
     """Remove what an earlier judgement wrote of a checkpoint."""
     for table in (Verdict, Standing, Measurement, Source, Code, Lineage, DependencyGraph):

@@ -52,6 +52,11 @@ def test_columns_must_be_of_one_length(database: Database, given: dict[str, list
         insert_columns(session, Verdict, given | {"firings": [1]})
 
 
+def test_a_column_that_the_table_has_not_is_an_error(database: Database, given: dict[str, list[Any]]) -> None:
+    with database.write() as session, pytest.raises(KeyError, match="statuz"):
+        insert_columns(session, Verdict, given | {"statuz": ["present", "present"]})
+
+
 def test_a_row_that_may_not_be_is_refused_with_all_others(database: Database, given: dict[str, list[Any]]) -> None:
     """As by any other statement: whoever tells a conflict from a fault need not know how rows were written."""
     with pytest.raises(IntegrityError), database.write() as session:
