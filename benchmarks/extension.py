@@ -215,7 +215,7 @@ def fitted(checkpoints: list[Checkpoint], config: FitConfig, state: FitState | N
     """A crosscoder of all of them together."""
     n, dtype = len(checkpoints[0].x), compute_dtype("cpu")  # as in the service
     return fit(
-        lambda rows: _beside(checkpoints, rows), n, _layout(checkpoints), config, state=state, encode_dtype=dtype
+        lambda rows: _beside(checkpoints, rows), n, _layout(checkpoints), config, state=state, compute_dtype=dtype
     ).model
 
 

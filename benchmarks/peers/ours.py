@@ -32,7 +32,7 @@ def train(participant: Participant) -> Trained:
         job.positions,
         layout,
         config,
-        encode_dtype=getattr(torch, job.encode or job.precision),
+        compute_dtype=getattr(torch, job.encode or job.precision),
         device=job.device,
     )
     model, scratch = state.model, Scratch()
@@ -45,5 +45,5 @@ def train(participant: Participant) -> Trained:
         dense[rows, code.latents.long()] = code.values
         return model.reconstruct(code), dense
 
-    what = "crosscoder, BatchTopK" + (f", {job.encode} encode" if job.encode else "")
+    what = "crosscoder, BatchTopK" + (f", {job.encode} products" if job.encode else "")
     return Trained(evaluate, f"featurewatch {version('featurewatch')}", what, config.learning_rate)

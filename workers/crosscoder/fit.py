@@ -14,6 +14,7 @@ from torch.optim.adam import adam
 
 from workers.crosscoder.config import FitConfig, Layout
 from workers.crosscoder.gradients import choose, gradients, view
+from workers.crosscoder.memory import freed_blocks_used_again
 from workers.crosscoder.model import Crosscoder, initial_crosscoder, tie_designated
 from workers.crosscoder.order import Order
 from workers.crosscoder.parallel import Parallel
@@ -106,12 +107,13 @@ def fit(
     on_step: Callable[[FitState], None] = lambda state: None,
     read_ahead: Callable[[Tensor], None] = lambda runs: None,
     parallel: Parallel | None = None,
-    encode_dtype: torch.dtype = torch.float32,
+    compute_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> FitState:
     """Fit a crosscoder on n positions; goes on from `state` where one is given.
 
-    encode_dtype: of the encoder's product, which is most of the work; all else is float32.
+    compute_dtype: of the encoder's product and of what the matrices' gradients are sums of, which is most of the work;
+    all else is float32.
 
     maps: of a shared decoder. on_step is called after every step: for progress, saving, and for raising to stop.
     read_ahead is told, of data that is streamed, the first positions of the runs (of `order.RUN`) that come next.
@@ -119,13 +121,14 @@ def fit(
     parallel = parallel or Parallel()
     state = state or start(config, layout, maps=maps, parallel=parallel, device=device)
     order = Order(n, config.batch_size, config.seed, config.window)
-    step = Step(config, layout, order.batch, parallel, device, encode_dtype)
-    while state.step < config.steps:
-        runs = order.next_window(state.step)
-        if runs is not None:
-            read_ahead(runs)
-        step(state, read(parallel.rows(order.rows(state.step))).to(device))
-        on_step(state)
+    step = Step(config, layout, order.batch, parallel, device, compute_dtype)
+    with freed_blocks_used_again():
+        while state.step < config.steps:
+            runs = order.next_window(state.step)
+            if runs is not None:
+                read_ahead(runs)
+            step(state, read(parallel.rows(order.rows(state.step))).to(device))
+            on_step(state)
     return state
 
 
@@ -139,10 +142,10 @@ class Step:
         batch: int,
         parallel: Parallel,
         device: torch.device | str = "cpu",
-        encode_dtype: torch.dtype = torch.float32,
+        compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config, self.layout, self.batch, self.parallel = config, layout, batch, parallel
-        self.weight, self.scratch = layout.weight(device), Scratch(encode_dtype)
+        self.weight, self.scratch = layout.weight(device), Scratch(compute_dtype)
         owned = config.owned(layout, device)
         self.owned = None if owned is None else owned[parallel.latents(config.n_features)]
         self.dead_after = min(config.dead_after, config.steps * batch // 4)
@@ -156,7 +159,7 @@ class Step:
         if state.step == 0 and config.sparsity in ("l1", "jumprelu"):
             self._begin_sparse(state, pre)
         chosen = choose(model, pre, state.cut, self.batch, parallel)
-        found = gradients(model, batch, chosen, self.weight, state.penalty, self.batch, parallel)
+        found = gradients(model, batch, chosen, self.weight, state.penalty, self.batch, parallel, self.scratch.dtype)
         fired = found.fired
         parallel.sum_over_data(fired)
         state.silent += self.batch

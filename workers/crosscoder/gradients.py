@@ -108,8 +108,11 @@ def by_level(code: Code, groups: list[tuple[int, int]], first: int) -> tuple[Cod
 
 
 def gradients(model: Crosscoder, batch: View, chosen: Chosen, weight: Tensor, penalty: float, n: int,
-              parallel: Parallel) -> Result:  # fmt: skip
-    """Loss and gradients of one rank's positions. weight: [D] 1 / d_s. n: positions of all ranks' batches."""
+              parallel: Parallel, dtype: torch.dtype = torch.float32) -> Result:  # fmt: skip
+    """Loss and gradients of one rank's positions. weight: [D] 1 / d_s. n: positions of all ranks' batches.
+
+    dtype: of what the matrices' gradients are sums of.
+    """
     config, groups, b = model.config, model.config.groups, len(batch.x)
     levels, order = by_level(chosen.code, groups, model.first)
     pre = chosen.pre if order is None else chosen.pre[order]
@@ -134,9 +137,9 @@ def gradients(model: Crosscoder, batch: View, chosen: Chosen, weight: Tensor, pe
 
     by_latent = ByLatent(levels)
     slope = row_dots(back, model.decoder, levels).mul_(2 * scale)
-    decoder = by_latent.sum_rows(back, levels.values * (2 * scale))
+    decoder = by_latent.sum_rows(back.to(dtype), levels.values * (2 * scale))
     more, threshold = _penalty(model, levels, pre, slope, by_latent, decoder, penalty / n)
-    inputs, rows = batch.inputs, by_latent.rows if len(groups) == 1 else by_latent.rows % b
+    inputs, rows = batch.inputs.to(dtype), by_latent.rows if len(groups) == 1 else by_latent.rows % b
     result = [by_latent.sum_rows(inputs, slope, rows), by_latent.sum(slope), decoder, upstream]
     if threshold is not None:
         result.append(threshold)

@@ -24,6 +24,26 @@ def active_entries(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
+def entries_over(values: Tensor, floor: Tensor, mask: Tensor) -> Tensor:
+    """Flat places of the entries of values [n, m], float32 or bfloat16, over a floor float32 [m]: int64, ascending.
+
+    mask: bool [n, m], written to.
+    """
+    if values.is_cuda or torch.get_num_threads() > FEW_THREADS:
+        return active_entries(torch.gt(values, floor, out=mask))
+    numbers, least, over = values, floor.numpy(), mask.numpy()
+    if values.dtype == torch.bfloat16:
+        # The bits of numbers from zero on are in their order, and those of all below are less; the largest bfloat16 up
+        # to a floor is its first half. So half the bytes are compared, in a quarter of the time.
+        bits = least.view(np.int32) >> 16
+        numbers, least = values.view(torch.int16), bits.astype(np.int16)
+    np.greater(numbers.numpy(), least, out=over)
+    if values.dtype == torch.bfloat16:
+        below = np.flatnonzero(bits < 0)
+        over[:, below] = values[:, below].float().numpy() > floor[below].numpy()
+    return active_entries(mask)
+
+
 def kth_largest(values: Tensor, k: int) -> float:
     """The k-th largest of values [n], 1 <= k <= n."""
     if values.is_cuda:
@@ -75,6 +95,7 @@ class ByLatent:
     def sum_rows(self, x: Tensor, weights: Tensor, rows: Tensor | None = None) -> Tensor:
         """sum_p weights_pi x[p] for every latent i: [m, D]. weights: [nnz], in the code's order.
 
+        x in bfloat16 is half the memory to go through; products are rounded to it, their sums are not, but at the end.
         rows: other rows of x than the code's for the entries, in this object's order.
         """
         return embedding_bag(
@@ -82,9 +103,9 @@ class ByLatent:
             x,
             self.offsets,
             mode="sum",
-            per_sample_weights=weights.index_select(0, self.order),
+            per_sample_weights=weights.index_select(0, self.order).to(x.dtype),
             include_last_offset=True,
-        )
+        ).to(weights.dtype)
 
     def sum(self, weights: Tensor) -> Tensor:
         """sum_p weights_pi for every latent i: [m]."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from workers.crosscoder.code import Code
-from workers.crosscoder.kernels import active_entries, kth_largest, kth_largest_of_rows
+from workers.crosscoder.kernels import active_entries, entries_over, kth_largest, kth_largest_of_rows
 from workers.crosscoder.parallel import Parallel
 
 BLOCK_BYTES = 2**28
@@ -43,7 +43,7 @@ class Scratch:
     """Memory for a block's pre-activations that is used again in every step: fresh memory costs more than the product
     of a few rows, as the system clears it page by page.
 
-    dtype: in which the product is made; it is kept in float32. bfloat16 pays where the hardware computes in it.
+    dtype: in which the product is made and kept. bfloat16 pays where the hardware computes in it.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
@@ -55,7 +55,7 @@ class Scratch:
     def fit(self, rows: int, m: int, like: Tensor) -> None:
         """Make room for [rows, m]."""
         if self.pre.shape != (rows, m):
-            self.pre = like.new_empty(rows, m)
+            self.pre = like.new_empty(rows, m, dtype=self.dtype)
             self.over = like.new_empty(rows, m, dtype=torch.bool)
 
 
@@ -84,8 +84,7 @@ class PreActivations:
         for start in range(0, self.n, size):
             out = self.scratch.pre[: min(size, self.n - start)]
             if not made:
-                part = x[start : start + size]
-                torch.mm(part, transposed, out=out) if part.dtype == out.dtype else out.copy_(part @ transposed)
+                torch.mm(x[start : start + size], transposed, out=out)
             yield out
         self.scratch.holds = self.token
 
@@ -97,13 +96,13 @@ class PreActivations:
         """Entries over `floor` [m] (at least 0)."""
         places, values, rows, floor = [], [], 0, floor - self.bias
         for product in self.blocks():
-            found = active_entries(torch.gt(product, floor, out=self.scratch.over[: len(product)]))
+            found = entries_over(product, floor, self.scratch.over[: len(product)])
             values.append(product.flatten().index_select(0, found))
             places.append(found + rows * self.m if rows else found)
             rows += len(product)
         every = torch.cat(places)
         latents = (every % self.m).int()
-        return Found(every, latents, torch.cat(values).add_(self.bias.index_select(0, latents)))
+        return Found(every, latents, torch.cat(values).float().add_(self.bias.index_select(0, latents)))
 
     def code(self, places: Tensor, latents: Tensor, values: Tensor) -> Code:
         """Entries (flat places, ascending, and their latents) as a code with int32 indices."""
@@ -179,7 +178,7 @@ def topk(pre: PreActivations, weights: Tensor, k: int, parallel: Parallel) -> Ch
         rows += len(product)
     found = torch.cat(places)
     latents = (found % pre.m).int()
-    chosen = torch.cat(values).add_(pre.bias.index_select(0, latents))
+    chosen = torch.cat(values).float().add_(pre.bias.index_select(0, latents))
     return Chosen(pre.code(found, latents, chosen), chosen, 0.0)
 
 

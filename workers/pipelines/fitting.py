@@ -119,7 +119,7 @@ def trained(execution: Execution, work: Work, members: Members, saved: Path, kno
         maps=maps,
         on_step=on_step,
         read_ahead=lambda runs: members.read_ahead(rows[runs]),
-        encode_dtype=compute_dtype(device.type),
+        compute_dtype=compute_dtype(device.type),
         device=device,
     )
     return state.model
@@ -332,7 +332,7 @@ def _fit_rank(rank: int, job: _Job, sender: Any) -> None:
         on_step=on_step,
         read_ahead=lambda runs: members.read_ahead(rows[runs]),
         parallel=parallel,
-        encode_dtype=compute_dtype(device.type),
+        compute_dtype=compute_dtype(device.type),
         device=device,
     )
     dist.destroy_process_group()
