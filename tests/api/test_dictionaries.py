@@ -1,13 +1,16 @@
 """Dictionaries of sources over REST, and as a sparse autoencoder on raw activations."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from fastapi.testclient import TestClient
-from safetensors.numpy import load, load_file
+from safetensors.numpy import load, load_file, save_file
 
+from benchmarks.fit_rounds import ROOT, peers_environment
 from service.config import Settings
 from service.dictionaries import layouts
 from service.dictionaries.folding import fold, unit_rows
@@ -63,34 +66,23 @@ def test_folding_changes_nothing() -> None:
     assert fold(kept).encode(x).shape == (200, 40)
 
 
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
-def test_layouts_are_what_their_tools_read(layout: str, tmp_path: Path) -> None:
-    """The formulas of SAELens' StandardSAE and of dictionary_learning's AutoEncoder on the files (the tools themselves
-    load them in benchmarks/layouts.py)."""
-    import torch  # noqa: PLC0415
-
+def test_saelens_and_dictionary_learning_load_their_layouts(tmp_path: Path) -> None:
+    """The tools themselves, each release that the benchmarks name, in an environment beside this one."""
     folded, x = fold(dictionary(40)), np.random.default_rng(1).normal(size=(50, WIDTH)).astype(np.float32)
     about = {"model": "hf://org/v2", "family": "smol", "checkpoint": "v2", "hook_point": "resid_post.12"}
-    files = layouts.write(tmp_path / "out", layout, folded, [f"F{i}" for i in range(40)], about)
-    assert sorted(path.name for path in files) == sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert (tmp_path / "out" / "feature_ids.txt").read_text().split()[39] == "F39"
-    if layout == "saelens":
-        config = json.loads((tmp_path / "out" / "cfg.json").read_text())
-        assert (config["d_in"], config["d_sae"], config["apply_b_dec_to_input"]) == (WIDTH, 40, False)
-        assert config["metadata"]["hook_name"] == "blocks.12.hook_resid_post"
-        w = load_file(tmp_path / "out" / "sae_weights.safetensors")
-        code = np.maximum(x @ w["W_enc"] + w["b_enc"], 0)
-        back = code @ w["W_dec"] + w["b_dec"]
-        np.testing.assert_allclose(code, folded.encode(x), rtol=1e-5, atol=1e-4)
-    else:
-        config = json.loads((tmp_path / "out" / "config.json").read_text())["trainer"]
-        assert (config["dict_class"], config["activation_dim"], config["dict_size"]) == ("AutoEncoder", WIDTH, 40)
-        state = torch.load(tmp_path / "out" / "ae.pt", weights_only=True)
-        norms = state["decoder.weight"].norm(dim=0)
-        assert torch.allclose(norms, torch.ones_like(norms)), "else the tool scales everything when it loads it"
-        y = torch.from_numpy(x) - state["bias"]
-        read = torch.relu(y @ state["encoder.weight"].T + state["encoder.bias"])
-        back = (read @ state["decoder.weight"].T + state["bias"]).numpy()
-        scale = np.linalg.norm(folded.W_dec, axis=1)
-        np.testing.assert_allclose(read.numpy(), folded.encode(x) * scale, rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(back, folded.decode(folded.encode(x)), rtol=1e-4, atol=1e-2)
+    for layout in layouts.LAYOUTS:
+        files = layouts.write(tmp_path / layout, layout, folded, [f"F{i}" for i in range(40)], about)
+        assert sorted(path.name for path in files) == sorted(path.name for path in (tmp_path / layout).iterdir())
+        assert (tmp_path / layout / "feature_ids.txt").read_text().split()[39] == "F39"
+    config = json.loads((tmp_path / "saelens" / "cfg.json").read_text())
+    assert config["metadata"]["hook_name"] == "blocks.12.hook_resid_post"
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    python = peers_environment(Path(sys.prefix) / "public-trainers")
+    command = [str(python), "-m", "benchmarks.peers.layouts", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    seen = load_file(tmp_path / "seen.safetensors")
+    np.testing.assert_allclose(seen["saelens_f"], folded.encode(x), rtol=1e-5, atol=1e-4)
+    unit = unit_rows(folded)  # with other rows the tool would scale everything when it loads it
+    np.testing.assert_allclose(seen["dl_f"], unit.encode(x), rtol=1e-4, atol=1e-3)
+    for back in (seen["saelens_x"], seen["dl_x"]):
+        np.testing.assert_allclose(back, folded.decode(folded.encode(x)), rtol=1e-4, atol=1e-2)
