@@ -28,7 +28,7 @@ from tests.services import Postgres, Valkey, free_port, postgres_server, valkey_
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """What `make chaos` does more of than `make test`."""
-    parser.addoption("--onboardings", type=int, default=4, help="of tests/e2e/test_chaos.py, for each database")
+    parser.addoption("--onboardings", type=int, default=3, help="of tests/e2e/test_chaos.py, for each database")
     parser.addoption("--chaos-seed", type=int, default=0, help="of the order and the times of disturbances")
 
 

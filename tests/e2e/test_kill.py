@@ -124,7 +124,7 @@ def installation(module_database: tuple[Path, str]) -> Iterator[Installation]:
                 worker.kill()
 
 
-# Before anything is written about a run, the kind of database makes no difference: on SQLite alone.
+# Before a verdict is written the kind of database makes no difference: on SQLite alone.
 before_writing = pytest.mark.parametrize("module_database", ["sqlite"], indirect=True)
 
 
@@ -214,6 +214,7 @@ def test_killed_in_refit(installation: Installation) -> None:
     assert unfinished(installation.folder / "data") == []
 
 
+@before_writing
 def test_killed_in_extend_and_measure(installation: Installation) -> None:
     """A run has three attempts: two are killed, and the third one must do."""
     family = installation.family("second")
@@ -254,6 +255,7 @@ def test_killed_while_it_judges(installation: Installation) -> None:
     assert installation.verdicts(family)["v1"] == installation.verdicts("quiet")["v1"]
 
 
+@before_writing
 def test_what_killed_writers_left_is_removed(installation: Installation) -> None:
     """A half-written artifact has a name of its own each time; the family's next run removes it."""
     family = installation.family("fourth")
