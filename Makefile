@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint bench planted chaos fuzz audit docs clean
+.PHONY: help setup demo run test pytest lint bench planted chaos fuzz audit docs clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,11 @@ demo: $(VENV)/.worker ## three releases of a real model, one tampered with: what
 run: $(VENV)/.worker ## the embedded service (API, worker, sweeps) at http://127.0.0.1:8000
 	@$(BIN)/featurewatch up $(ARGS)
 
-test: lint ## linters, then all tests, on SQLite, a private Postgres and a private Valkey
+test: $(VENV)/.test ## linters and all tests, on SQLite, a private Postgres and a private Valkey
+	@$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+# Beside the linters: mypy has one core, and takes a minute.
+pytest: $(VENV)/.test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
 lint: $(VENV)/.test ## ruff (with bandit's rules), mypy, and the direction of imports

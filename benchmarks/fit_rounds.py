@@ -6,7 +6,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from benchmarks.peers.participant import Job
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ROOT / "benchmarks/peers/requirements.txt"
 LONE_REQUIREMENTS = ROOT / "benchmarks/peers/requirements-alone.txt"
+LAYOUTS_REQUIREMENTS = ROOT / "benchmarks/peers/requirements-layouts.txt"
 OURS, OURS_FLOAT32, FLOOR = "featurewatch", "featurewatch-float32", "floor"
 PEERS = {
     "dictionary-learning": "benchmarks.peers.dictionary_learning",
@@ -35,15 +36,18 @@ class Results(NamedTuple):
     """what the trainers answered at the end; none of the floor"""
 
 
-def peers_environment(folder: Path) -> Path:
+def peers_environment(
+    folder: Path, requirements: Sequence[Path] = (REQUIREMENTS,), alone: Path = LONE_REQUIREMENTS
+) -> Path:
     """The Python of an environment with the public trainers, made where there is none or another one.
 
     It sees this environment's packages, so that all trainers run on one build of torch; what it adds or needs in
-    another version comes first.
+    another version comes first. requirements: files with what is installed; alone: a file with what is installed
+    without what it depends on.
     """
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     wanted = "\n".join(
-        [sys.version, sysconfig.get_path("purelib"), REQUIREMENTS.read_text(), LONE_REQUIREMENTS.read_text()]
+        [sys.version, sysconfig.get_path("purelib"), *(file.read_text() for file in (*requirements, alone))]
     )
     stamp = folder / "made-of.txt"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
@@ -53,9 +57,11 @@ def peers_environment(folder: Path) -> Path:
     command = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     packages = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
     (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-c", ROOT / "constraints.txt", "-r", REQUIREMENTS], check=True)
-    subprocess.run([*pip, "--no-deps", "-r", LONE_REQUIREMENTS], check=True)
+    command = [sys.executable, "-m", "pip", "--python", python, "install"]
+    pip = [*command, "--quiet", "--disable-pip-version-check", "--no-compile"]
+    for file in requirements:
+        subprocess.run([*pip, "-c", ROOT / "constraints.txt", "-r", file], check=True)
+    subprocess.run([*pip, "--no-deps", "-r", alone], check=True)
     stamp.write_text(wanted, encoding="utf-8")
     return python
 

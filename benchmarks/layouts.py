@@ -2,8 +2,8 @@
 
     python -m benchmarks.layouts --seed 0 --json
 
-A planted family is fitted and its dictionary exported in both layouts; the tools themselves load the folders, in the
-environment of `make bench`, and say what they read in activations that were not fitted on. Compared with that: what the
+A planted family is fitted and its dictionary exported in both layouts; the tools themselves load the folders, in an
+environment of their own, and say what they read in activations that were not fitted on. Compared with that: what the
 service's own formulas give, and how well the source's own read-out stands in for the family's code.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import scipy.sparse
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.fit_rounds import peers_environment
+from benchmarks.fit_rounds import LAYOUTS_REQUIREMENTS, peers_environment
 from benchmarks.planted_data import HOOK_POINT, make_lineage, write_checkpoint
 from benchmarks.runs import succeeded
 from service.client import Client
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    python = asked.python or peers_environment(cache / "featurewatch" / "public-trainers")
+    python = asked.python or peers_environment(cache / "featurewatch" / "layouts", (), LAYOUTS_REQUIREMENTS)
     with tempfile.TemporaryDirectory() as place:
         found = measure(Path(place), asked.seed, python)
     if asked.json:

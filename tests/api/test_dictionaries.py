@@ -10,7 +10,7 @@ import numpy as np
 from fastapi.testclient import TestClient
 from safetensors.numpy import load, load_file, save_file
 
-from benchmarks.fit_rounds import ROOT, peers_environment
+from benchmarks.fit_rounds import LAYOUTS_REQUIREMENTS, ROOT, peers_environment
 from service.config import Settings
 from service.dictionaries import layouts
 from service.dictionaries.folding import fold, unit_rows
@@ -77,7 +77,7 @@ def test_saelens_and_dictionary_learning_load_their_layouts(tmp_path: Path) -> N
     config = json.loads((tmp_path / "saelens" / "cfg.json").read_text())
     assert config["metadata"]["hook_name"] == "blocks.12.hook_resid_post"
     save_file({"x": x}, tmp_path / "x.safetensors")
-    python = peers_environment(Path(sys.prefix) / "public-trainers")
+    python = peers_environment(Path(sys.prefix) / "layouts", requirements=(), alone=LAYOUTS_REQUIREMENTS)
     command = [str(python), "-m", "benchmarks.peers.layouts", str(tmp_path)]
     subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     seen = load_file(tmp_path / "seen.safetensors")

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from benchmarks.planted_data import make_lineage
 from service.client import ApiError
 from service.models import Source
+from tests.cli.live import within
 from tests.e2e.parts import HOOK_POINT, Service, environment, rows_of, write_lineage
 from tests.services import Postgres, postgres_binaries
 
@@ -27,13 +27,7 @@ POLICY = {"keep_activations": 1, "vacuum_hours": 1e-9, "lease_seconds": 3.0}
 
 def command(service: Service, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
     url = str(settings.pop("database_url", service.database_url))
-    return subprocess.run(
-        [sys.executable, "-c", "from service.cli import main; main()", *arguments],
-        env=environment(service.folder, url, **(POLICY | settings)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return within(*arguments, env=environment(service.folder, url, **(POLICY | settings)))
 
 
 def run(service: Service, *arguments: str, **settings: object) -> Any:
