@@ -75,14 +75,18 @@ def test_saelens_and_dictionary_learning_load_their_layouts(tmp_path: Path) -> N
         assert sorted(path.name for path in files) == sorted(path.name for path in (tmp_path / layout).iterdir())
         assert (tmp_path / layout / "feature_ids.txt").read_text().split()[39] == "F39"
     config = json.loads((tmp_path / "saelens" / "cfg.json").read_text())
+    assert (config["d_in"], config["d_sae"], config["apply_b_dec_to_input"]) == (WIDTH, 40, False)
     assert config["metadata"]["hook_name"] == "blocks.12.hook_resid_post"
+    config = json.loads((tmp_path / "dictionary-learning" / "config.json").read_text())["trainer"]
+    assert (config["dict_class"], config["activation_dim"], config["dict_size"]) == ("AutoEncoder", WIDTH, 40)
     save_file({"x": x}, tmp_path / "x.safetensors")
     python = peers_environment(Path(sys.prefix) / "layouts", requirements=(), alone=LAYOUTS_REQUIREMENTS)
     command = [str(python), "-m", "benchmarks.peers.layouts", str(tmp_path)]
     subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     seen = load_file(tmp_path / "seen.safetensors")
     np.testing.assert_allclose(seen["saelens_f"], folded.encode(x), rtol=1e-5, atol=1e-4)
-    unit = unit_rows(folded)  # with other rows the tool would scale everything when it loads it
+    unit = unit_rows(folded)
+    np.testing.assert_allclose(np.linalg.norm(unit.W_dec, axis=1), 1, rtol=1e-5)  # else the tool scales everything
     np.testing.assert_allclose(seen["dl_f"], unit.encode(x), rtol=1e-4, atol=1e-3)
     for back in (seen["saelens_x"], seen["dl_x"]):
         np.testing.assert_allclose(back, folded.decode(folded.encode(x)), rtol=1e-4, atol=1e-2)

@@ -209,9 +209,9 @@ def test_a_long_list_goes_on_while_it_is_scrolled(site: Site, page: Page) -> Non
     rows = page.locator("table[data-rows] tbody tr:not(.more)")
     expect(rows).to_have_count(50)
     page.mouse.move(700, 500)
-    for least in (70, 90):
+    for count in (90, 130):
         page.mouse.wheel(0, 20_000)
-        expect(rows.nth(least - 1)).to_be_attached()
+        expect(rows).to_have_count(count)
     ids = page.locator("table[data-rows] td:first-child a.id").all_text_contents()
     assert ids == [f"F{number}" for number in range(len(ids))]
     assert len(ids) % 20 == 10
