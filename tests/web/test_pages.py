@@ -266,11 +266,11 @@ def test_what_breaks_is_a_page_for_people(filled, reader, monkeypatch) -> None:
     """Wherever it breaks, with the number that the log has; and a document for programs, and below `/v1` for all."""
 
     def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("the secret is 42")
+        raise RuntimeError("the secret is forty-two")
 
     monkeypatch.setattr(logic, "get", broken)
     answer = reader.get(f"{HERE}/features/F1")
-    assert answer.status_code == 500 and "<nav" in answer.text and "42" not in answer.text
+    assert answer.status_code == 500 and "<nav" in answer.text and "forty-two" not in answer.text
     assert answer.headers["x-request-id"] in answer.text and "try once more" in answer.text
     assert "unsafe" not in answer.headers["content-security-policy"]
     document = reader.client.get(f"{HERE}/features/F1")
