@@ -61,13 +61,17 @@ docs: $(VENV)/.test ## write what comes from the code: pages of settings and com
 clean: ## remove the environment and the caches (never data)
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
 
+# pip compiles what it installs on one core. Files that are for other versions of Python cannot be compiled.
+install = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(1)]' && \
+  { $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true; }
+
 # A stamp for each set of packages: a second call is quick, a changed pyproject installs again.
 $(VENV)/.worker: pyproject.toml constraints.txt | $(BIN)/python
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker]'
+	@$(call install,worker)
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(call install,test)
 	@touch $@ $(VENV)/.worker
 
 # Debian keeps `venv` in a package of its own; virtualenv from pip does the same job without it.

@@ -88,9 +88,8 @@ def database_url(engine_kind: str, tmp_path: Path, request: pytest.FixtureReques
         yield f"sqlite:///{path}"
         return
     server: Postgres = request.getfixturevalue("postgres")
-    name = server.create(template=request.getfixturevalue("postgres_template"))
-    yield server.database_url(name)
-    server.drop(name)
+    with server.lend(request.getfixturevalue("postgres_template")) as name:
+        yield server.database_url(name)
 
 
 @pytest.fixture

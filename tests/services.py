@@ -45,6 +45,32 @@ POSTGRES_OPTIONS = {
     "autovacuum": "off",
 }
 
+END_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+# Objects that were made anew have another number, columns another place.
+SCHEMA = """
+SELECT md5(string_agg(concat(c.oid, ' ', a.attnum, ' ', a.attname, ' ', a.atttypid), ',' ORDER BY c.oid, a.attnum)),
+    (SELECT string_agg(version_num, ',') FROM alembic_version)
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid WHERE c.relnamespace = 'public'::regnamespace
+"""
+
+# A large table's file is dropped; for a small one that takes longer than to delete its rows.
+EMPTY = """
+DO $$ DECLARE found record; BEGIN
+    SET LOCAL session_replication_role = replica;
+    FOR found IN
+        SELECT oid::regclass AS name, pg_table_size(oid) AS bytes FROM pg_class
+        WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version'
+    LOOP
+        IF found.bytes > 1000000 THEN EXECUTE format('TRUNCATE %s CASCADE', found.name);
+        ELSIF found.bytes > 0 THEN EXECUTE format('DELETE FROM %s', found.name);
+        END IF;
+    END LOOP;
+END $$
+"""
+
 # Waits until the starter's end of the pipe closes, then ends the server and removes its folder.
 GUARD = """
 read -r line
@@ -114,6 +140,8 @@ class Postgres:
     def __init__(self, url: str, process: Process | None = None) -> None:
         self.url = make_url(url).set(drivername="postgresql+psycopg")
         self.process = process
+        self._schemas: dict[str, object] = {}
+        self._spare: dict[str, list[str]] = {}
 
     def database_url(self, name: str) -> str:
         """SQLAlchemy URL of one database of the server."""
@@ -131,6 +159,27 @@ class Postgres:
     def drop(self, name: str) -> None:
         self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
+    @contextmanager
+    def lend(self, template: str) -> Iterator[str]:
+        """An empty database with the schema of `template`, its name; those of the tests before are used again.
+
+        To make one and drop it takes 60 ms of a processor, to empty one 10.
+        """
+        if template not in self._schemas:
+            with self._connected(template) as connection:
+                self._schemas[template] = connection.execute(SCHEMA).fetchone()
+        spare = self._spare.setdefault(template, [])
+        name = spare.pop() if spare else self.create(template)
+        yield name
+        with self._connected(name) as connection:
+            connection.execute(END_OTHERS)
+            if unchanged := connection.execute(SCHEMA).fetchone() == self._schemas[template]:
+                connection.execute(EMPTY)
+        if unchanged:
+            spare.append(name)
+        else:
+            self.drop(name)
+
     def ready(self) -> bool:
         with suppress(psycopg.OperationalError):
             self._execute(sql.SQL("SELECT 1"))
@@ -138,9 +187,12 @@ class Postgres:
         return False
 
     def _execute(self, statement: sql.Composable) -> None:
-        plain = self.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        with psycopg.connect(plain, autocommit=True, connect_timeout=5) as connection:
+        with self._connected() as connection:
             connection.execute(statement)
+
+    def _connected(self, name: str | None = None) -> psycopg.Connection:
+        url = self.url.set(drivername="postgresql", database=name or self.url.database)
+        return psycopg.connect(url.render_as_string(hide_password=False), autocommit=True, connect_timeout=5)
 
 
 class Valkey:
