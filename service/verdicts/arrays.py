@@ -30,16 +30,3 @@ def among(numbers: NDArray[np.int64], some: Collection[int]) -> NDArray[np.bool_
     flags[list(some)] = True
     found: NDArray[np.bool_] = flags[numbers]
     return found
-
-
-def seen_by_column(stored: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The same of ascending numbers, to look at only: no copy where they follow one another, as nearly all do."""
-    first, after = (int(numbers[0]), int(numbers[-1]) + 1) if len(numbers) else (0, 0)
-    if after - first != len(numbers):
-        return by_column(stored, numbers)
-    there = stored[..., first:after]
-    if there.shape[-1] == len(numbers):
-        return there
-    found = np.full((*stored.shape[:-1], len(numbers)), np.nan, dtype=np.float32)
-    found[..., : there.shape[-1]] = there
-    return found

@@ -10,10 +10,9 @@ from sqlalchemy.orm import Session
 
 from service.models import Checkpoint, Family
 from service.verdicts import queries, stored
-from service.verdicts.arrays import among, seen_by_column
+from service.verdicts.arrays import among, by_column
 from service.verdicts.figures import floats_of
 from service.verdicts.judge import (
-    BLOCK,
     GONE,
     PLACE,
     STATUSES,
@@ -23,6 +22,7 @@ from service.verdicts.judge import (
     Floats,
     Status,
     estimates,
+    estimates_of_ratios,
     judge,
 )
 from service.verdicts.policy import Policy
@@ -86,9 +86,9 @@ def compared(
             change[place] = max(change[place], event.change)
     floats = floats_of(judgement) | {
         "change": change,
-        "strength": seen_by_column(now.measured.strength[0], numbers).astype(np.float64),
+        "strength": by_column(now.measured.strength[0], numbers).astype(np.float64),
         "direction_cosine": np.full(len(numbers), np.nan),
-        "readability": seen_by_column(now.measured.readability, numbers).astype(np.float64),
+        "readability": by_column(now.measured.readability, numbers).astype(np.float64),
         "firing_rate": now.standing.floats["firing_rate"],
         "documents": now.standing.floats["documents"],
     }
@@ -117,18 +117,18 @@ def _evidence(
     there = np.logical_and.reduce([previous != PLACE[status] for status in GONE])
 
     def of(stored: Floats) -> Floats:
-        return seen_by_column(stored, numbers)
+        return by_column(stored, numbers)
 
     discovered = among(numbers, found) & ~known
     moved = ahead & (now.standing.statuses == PLACE[Status.RELOCATED])
     # What is gone at the baseline is held against where it was last: its strength there is not at issue.
     z = np.where(known, np.where(there, of(then.measured.strength_z), np.inf), np.where(discovered, np.inf, 0.0))
     pair = _Pair(held, then.measured, numbers, moved, discovered)
-    projection, strength = pair.ratios(slice(None), 1)
+    projection, strength = estimated = pair.estimates()
     return _Evidence(
-        projection=projection,
-        strength_ratio=strength,
-        orthogonal=_orthogonal(projection, strength),
+        projection=projection.value[None],
+        strength_ratio=strength.value[None],
+        orthogonal=_orthogonal(projection.value[None], strength.value[None]),
         firings=now.standing.firings,
         documents=now.standing.floats["documents"].astype(np.int64),
         readability=of(held.readability),
@@ -137,6 +137,7 @@ def _evidence(
         there_before=there,
         born_here=born,
         pair=pair,
+        estimated=estimated,
     )
 
 
@@ -157,62 +158,57 @@ class _Pair:
         """[m] those that go by something else than both levels: few."""
         return self.moved | self.discovered | self.then.apart(self.numbers)
 
-    def ratios(self, columns: slice | NDArray[np.int64], most: int | None = None) -> tuple[Floats, Floats]:
-        """Replicates of projection and strength ratio of some features, at most so many: [K + 1, j] each."""
-        projection, strength = self.of_levels(columns, most)
-        few = np.flatnonzero(self.apart[columns])
-        projection[:, few] = self.of_few(np.arange(len(self.numbers))[columns][few], most)
-        return projection, strength
+    def estimates(self) -> tuple[Estimates, Estimates]:
+        """Of projection and strength ratio of all features."""
+        projection = estimates_of_ratios(self.now.level, self.then.level, self.numbers)
+        few = np.flatnonzero(self.apart)
+        for every, apart in zip(projection[:3], estimates(self.of_few(few))[:3], strict=True):
+            every[few] = apart
+        return projection, estimates_of_ratios(self.now.strength, self.then.strength, self.numbers)
 
-    def of_levels(self, columns: slice | NDArray[np.int64], most: int | None = None) -> tuple[Floats, Floats]:
-        """The same as if all went by both levels."""
-        rows, numbers = self._rows(most), self.numbers[columns]
+    def ratios(self, columns: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """Replicates of projection and strength ratio of some features, [K + 1, j] each."""
+        rows, numbers = self._rows, self.numbers[columns]
         level, before, strength, strength_before = (
-            seen_by_column(array[:rows], numbers)
+            by_column(array[:rows], numbers)
             for array in (self.now.level, self.then.level, self.now.strength, self.then.strength)
         )
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
-            return level / before, strength / strength_before
+            projection, strength_ratio = level / before, strength / strength_before
+        few = np.flatnonzero(self.apart[columns])
+        projection[:, few] = self.of_few(columns[few])
+        return projection, strength_ratio
 
-    def of_few(self, columns: NDArray[np.int64], most: int | None = None) -> Floats:
+    def of_few(self, columns: NDArray[np.int64]) -> Floats:
         """Replicates of the projection ratio of features that are apart, [K + 1, j]."""
-        rows, numbers = self._rows(most), self.numbers[columns]
+        rows, numbers = self._rows, self.numbers[columns]
         reference = self.then.references(numbers, rows)
         reference[:, self.discovered[columns]] = 1.0
-        level = seen_by_column(self.now.level[:rows], numbers)
+        level = by_column(self.now.level[:rows], numbers)
         own = np.where(self.moved[columns], self.now.references(numbers, rows), level)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return (own / reference).astype(np.float32, copy=False)
 
-    def _rows(self, most: int | None) -> int:
-        """How many replicates both have, at most so many."""
-        return min(len(self.now.level), len(self.then.level), most or len(self.now.level))
+    @property
+    def _rows(self) -> int:
+        """How many replicates both have."""
+        return min(len(self.now.level), len(self.then.level))
 
 
 @dataclass
 class _Evidence(Evidence):
-    """Holds the estimates alone: replicates are divided a block at a time, and those of few features kept."""
+    """Holds the estimates alone; replicates are made again of the features that they are asked of."""
 
     pair: _Pair | None = None
+    estimated: tuple[Estimates, Estimates] | None = None
 
     def estimates(self) -> tuple[Estimates, Estimates]:
-        assert self.pair is not None
-        starts = range(0, max(len(self.pair.numbers), 1), BLOCK)
-        blocks = (self.pair.of_levels(slice(start, start + BLOCK)) for start in starts)
-        levels, strengths = zip(*((estimates(p), estimates(s)) for p, s in blocks), strict=True)
-        projection, few = _joined(levels), np.flatnonzero(self.pair.apart)
-        apart = estimates(self.pair.of_few(few))
-        projection.value[few], projection.error[few], projection.sized[few] = apart.value, apart.error, apart.sized
-        return projection, _joined(strengths)
+        assert self.estimated is not None
+        return self.estimated
 
     def turned(self, columns: NDArray[np.int64]) -> Floats:
         assert self.pair is not None
         return _orthogonal(*self.pair.ratios(columns))
-
-
-def _joined(parts: Sequence[Estimates]) -> Estimates:
-    value, error, sized = (np.concatenate([part[place] for part in parts]) for place in range(3))
-    return Estimates(value, error, sized, parts[0].folds)
 
 
 def _orthogonal(projection: Floats, strength: Floats) -> Floats:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.kit.kept import Kept
 from service.models import Checkpoint
 from service.verdicts import queries
-from service.verdicts.arrays import by_column, seen_by_column
+from service.verdicts.arrays import by_column
 from service.verdicts.judge import PLACE, STATUSES, Bools, Floats, Status, standard_error
 from service.verdicts.table import Table
 
@@ -43,7 +43,7 @@ class Measured:
 
     def references(self, numbers: NDArray[np.int64], rows: int) -> Floats:
         """Reference levels of any features: the first `rows` replicates, [rows, m]."""
-        found = seen_by_column(self.level[:rows], numbers).copy()
+        found = by_column(self.level[:rows], numbers)
         here = np.flatnonzero(numbers < len(self.column))
         column = self.column[numbers[here]]
         found[:, here[column >= 0]] = self.reference[:rows, column[column >= 0]]

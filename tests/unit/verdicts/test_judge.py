@@ -16,9 +16,12 @@ from service.verdicts.judge import (
     Status,
     Successor,
     benjamini_hochberg,
+    estimates,
+    estimates_of_ratios,
     judge,
     spending,
     standard_error,
+    weighted_median,
 )
 from service.verdicts.policy import Policy
 
@@ -302,6 +305,33 @@ def test_false_discoveries_are_bounded() -> None:
         evidence.projection[:, :40] = np.concatenate([folds.mean(0)[None], left_out])
         named += Status.SUPPRESSED in judge(evidence, Policy()).status
     assert named / 400 < 0.055
+
+
+@given(st.data(), st.sampled_from([1e-6, 1.0, 1e5]), st.sampled_from([0.0, 1.0, 1e6]))
+@settings(max_examples=100, deadline=None)
+def test_weighted_median_is_what_a_sort_finds(data: st.DataObject, scale: float, usual: float) -> None:
+    n = data.draw(st.integers(1, 40))
+    numbers = st.one_of(st.sampled_from([-1.0, 0.0, 1.0]), st.floats(-3, 3, width=32))
+    values = np.array(data.draw(st.lists(numbers, min_size=n, max_size=n)), dtype=np.float32) * np.float32(scale)
+    weights = np.array(data.draw(st.lists(st.integers(1, 5), min_size=n, max_size=n)), dtype=np.float64)
+    drawn = np.repeat(np.sort(values), weights[np.argsort(values, kind="stable")].astype(int))
+    assert weighted_median(values, weights, usual * scale) == pytest.approx(np.median(drawn.astype(np.float64)))
+
+
+def test_ratios_of_stored_arrays_are_estimated_as_if_they_were_there() -> None:
+    rng = np.random.default_rng(3)
+    over, under = (
+        (rng.uniform(0.5, 2, m) * rng.normal(1, 0.03, (rows, m))).astype(np.float32)
+        for rows, m in ((6, 20_000), (5, 19_000))
+    )
+    numbers = np.flatnonzero(rng.random(20_500) < 0.9)
+    got, there = estimates_of_ratios(over, under, numbers), numbers < 19_000
+    wanted = estimates(over[:5, numbers[there]] / under[:, numbers[there]])
+    assert got.folds == wanted.folds == 4
+    for one, other in zip(got[:3], wanted[:3], strict=True):
+        np.testing.assert_allclose(one[there], other, rtol=1e-4, atol=1e-6)
+    assert np.isnan(got.value[~there]).all()
+    assert not got.sized[~there].any()
 
 
 def test_standard_error_is_that_of_a_mean() -> None:
