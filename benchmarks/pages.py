@@ -114,9 +114,9 @@ def visited(opened: Browser, base: str, options: argparse.Namespace) -> dict[str
 
 
 def scrolled(opened: Browser, base: str) -> list[dict[str, Any]]:
-    """Frames of a page that holds nothing, and of the list of features."""
-    found = []
-    for name, path in (("nothing", None), ("features", f"/families/{FAMILY}/features?sort=id")):
+    """Frames of a page that holds nothing, of the list of features, and of one that begins with 500 of them."""
+    features, found = f"/families/{FAMILY}/features?sort=id", []
+    for name, path in (("nothing", None), ("features", features), ("500 at once", f"{features}&limit=500")):
         for speed in SPEEDS:
             page = opened.new_page(viewport=SIZE)
             if path is None:
