@@ -77,6 +77,7 @@ def postgres_template(postgres: Postgres) -> Iterator[str]:
         migrate.upgrade(Settings(database_url=postgres.database_url(name)))
         yield name
     finally:
+        postgres.drop_spare()
         postgres.drop(name)
 
 

@@ -180,6 +180,12 @@ class Postgres:
         else:
             self.drop(name)
 
+    def drop_spare(self) -> None:
+        """Drop the databases that were lent: a server of the environment stays."""
+        for spare in self._spare.values():
+            while spare:
+                self.drop(spare.pop())
+
     def ready(self) -> bool:
         with suppress(psycopg.OperationalError):
             self._execute(sql.SQL("SELECT 1"))
