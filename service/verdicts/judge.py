@@ -146,7 +146,7 @@ def estimates(replicates: NDArray[np.floating]) -> Estimates:
 def estimates_of_ratios(over: Floats, under: Floats, numbers: NDArray[np.int64]) -> Estimates:
     """The same of the ratios of two stored arrays of replicates, [K + 1, l] by number, for the features `numbers` [m].
 
-    Ratios are never there all at once, and features are picked at the end: of nearly all it is quicker than before.
+    Ratios are never there all at once. Features are picked at the end: to pick them first would copy all replicates.
     """
     rows, length = min(len(over), len(under)), min(over.shape[1], under.shape[1])
     value, error = np.empty(length, dtype=np.float32), np.empty(length, dtype=np.float32)
