@@ -30,7 +30,7 @@ test: $(VENV)/.test ## linters and all tests, on SQLite, a private Postgres and 
 
 # Beside the linters: mypy has one core, and takes a minute.
 pytest: $(VENV)/.test
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.test ## ruff (with bandit's rules), mypy, and the direction of imports
 	@$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """What `make chaos` does more of than `make test`."""
     parser.addoption("--onboardings", type=int, default=3, help="of tests/e2e/test_chaos.py, for each database")
     parser.addoption("--chaos-seed", type=int, default=0, help="of the order and the times of disturbances")
+
+
+LONGEST = ("test_kill.py", "test_chaos.py", "test_docs_commands.py", "test_full_disk.py")
+"""Modules of few tests that take minutes."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes none is left with a long module at the end, while the others have nothing to do.
+
+    Each module goes to one process, in this order (`--no-loadscope-reorder`): the longest, then those of many tests.
+    """
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in LONGEST, -sizes[item.path]))
 
 
 @pytest.fixture(autouse=True)

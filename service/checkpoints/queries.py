@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from service.kit.pages import SortKey, keyset
 from service.models import Alert, AlertRule, Checkpoint, Run, Source
@@ -47,6 +47,18 @@ def newest_judged(session: Session, family_ids: Sequence[str]) -> dict[str, Chec
     )
     found = session.scalars(select(Checkpoint).join(ranked, (ranked.c.id == Checkpoint.id) & (ranked.c.place == 1)))
     return {one.family_id: one for one in found}
+
+
+def judged(session: Session, family_id: str) -> dict[str, str | None]:
+    """Name -> name of its parent, of the judged checkpoints of a family, oldest first."""
+    parent = aliased(Checkpoint)
+    statement = (
+        select(Checkpoint.name, parent.name)
+        .outerjoin(parent, parent.id == Checkpoint.parent_id)
+        .where(Checkpoint.family_id == family_id, Checkpoint.state == "judged")
+        .order_by(Checkpoint.created_at, Checkpoint.id)
+    )
+    return {row[0]: row[1] for row in session.execute(statement)}
 
 
 def lineage(session: Session, family_id: str) -> dict[str, str | None]:

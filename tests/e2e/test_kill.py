@@ -38,7 +38,6 @@ class Installation:
         self.client = self.service.client
         self.uris = write_lineage(make_lineage(0, **SHAPE), folder / "releases")
         self.workers: list[Worker] = []
-        self.seconds: dict[str, dict[str, float]] = {}
 
     def worker(self, *arguments: str) -> Worker:
         """A worker that works: the last one that was started, or a new one."""
@@ -117,7 +116,7 @@ def installation(module_database: tuple[Path, str]) -> Iterator[Installation]:
         try:
             made.family("quiet")
             for name in ("v1", "v2"):
-                made.seconds[name] = made.finished(made.register("quiet", name), made.worker())["seconds"]
+                made.finished(made.register("quiet", name), made.worker())
             yield made
         finally:
             for worker in made.workers:
@@ -221,7 +220,7 @@ def test_killed_in_extend_and_measure(installation: Installation) -> None:
     worker = installation.worker()
     installation.finished(installation.register(family, "v1"), worker)
     run = installation.register(family, "v2")
-    installation.kill_in("extend", run, worker, 0.3 * installation.seconds["v2"]["extend"])
+    installation.kill_in("extend", run, worker)
     installation.kill_in("measure", run, installation.worker())
     assert installation.finished(run, installation.worker())["attempt"] == 3
     installation.ended_once(run)

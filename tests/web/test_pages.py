@@ -17,6 +17,7 @@ from service.models import Alert
 from service.web import lists, site
 from service.web.plots import as_csv
 from service.web.render import FOLDER
+from service.web.routes import families as family_pages
 from tests.web.conftest import Installation
 from tests.web.filled import FAMILY, HOSTILE
 
@@ -127,6 +128,22 @@ def test_the_list_goes_on_by_pages_without_repeating(reader) -> None:
         following = re.search(r'hx-get="([^"]+)"', answer.text)
         path = html.unescape(following[1]) if following else ""
     assert len(seen) == len(set(seen)) == 544
+
+
+def test_checkpoints_come_newest_first_and_in_pieces(reader, monkeypatch) -> None:
+    monkeypatch.setattr(family_pages, "AT_ONCE", 4)
+    whole = reader.get(HERE).text
+    pieces, found, path = [whole[whole.index("Checkpoints, newest first") :]], list[str](), HERE
+    while following := re.search(r'hx-get="([^"]*)"', pieces[-1]):
+        path = HERE + html.unescape(following[1])
+        pieces.append(reader.get(path, headers={"hx-request": "true"}).text)
+    for piece in pieces:
+        found += re.findall(r'class="id" href="[^"]*/checkpoints/([^"]*)"', piece)
+    assert found == [f"v{number}" for number in range(10, -1, -1)]
+    assert "suppressed" in pieces[1], "what changed is there in later pieces too"
+    assert "Lineage" not in pieces[1]
+    assert "Lineage" in reader.get(path).text, "without scripts it is a page"
+    assert reader.get(f"{HERE}?older_than=nothing").status_code == 404
 
 
 def test_the_numbers_of_a_plot_are_a_file(reader) -> None:

@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 from fastapi import Query, Request
 from starlette.responses import Response
 
+from service.checkpoints import queries as checkpoint_queries
 from service.checkpoints import routes as checkpoints
 from service.checkpoints.report import MEDIA_TYPES, Format, render, report
 from service.families import logic as families
@@ -31,7 +32,6 @@ from service.web.access import pages
 from service.web.flow import MOST_SUCCESSORS, flow
 from service.web.plots import Plot
 from service.web.render import address, is_fragment, page
-from service.web.routes.families import all_checkpoints
 
 router = pages()
 
@@ -51,11 +51,11 @@ def show_report(
     one = checkpoints.get_checkpoint(family, name, session)
     if one.state != "judged":
         return page(request, "families/waiting.html", family=family, checkpoint=one)
-    found = report(session, artifacts, families.get(session, family), name, baseline or None)
+    row = families.get(session, family)
+    found = report(session, artifacts, row, name, baseline or None)
     if form is not None:
         text = found.model_dump_json() if form == "json" else render(found, form)
         return Response(text, media_type=MEDIA_TYPES[form])
-    others = [other.name for other in all_checkpoints(request, session, family) if other.state == "judged"]
     changes = Plot(
         "changes",
         "table",
@@ -67,7 +67,7 @@ def show_report(
     )
     return page(
         request, "families/report.html", plots=[changes], report=found, checkpoint=one,
-        others=[other for other in others[::-1] if other != name],
+        others=[other for other in reversed(checkpoint_queries.judged(session, row.id)) if other != name],
     )  # fmt: skip
 
 
@@ -97,13 +97,14 @@ def show_diff(
     order: OrderQuery = None,
     csv: str | None = None,
 ) -> Response:
-    every = [one for one in all_checkpoints(request, session, family) if one.state == "judged"]
-    judged = [one.name for one in every]
+    row = families.get(session, family)
+    parents = checkpoint_queries.judged(session, row.id)
+    judged = list(parents)
     if len(judged) < 2:
         return page(request, "families/diff.html", family=family, judged=judged, found=None, asked=("", ""))
-    asked = (from_ or every[-1].parent or judged[-2], to or judged[-1])
+    asked = (from_ or parents[judged[-1]] or judged[-2], to or judged[-1])
     wanted = Filter(tuple(status or ()), q or None, tag or None, watched, min_change, max_q)
-    compared = logic.comparison(session, families.get(session, family), asked[1], asked[0])
+    compared = logic.comparison(session, row, asked[1], asked[0])
     if csv == lists.NAME:
         return lists.as_file(request, compared, wanted, order_of(sort, order))
     if is_fragment(request):

@@ -16,17 +16,20 @@ from service.features import history
 from service.features.words import SEVERITY
 from service.kit.ids import feature_id
 from service.kit.pages import MAX_LIMIT, Pager, Paging
+from service.kit.problems import NotFoundError
 from service.kit.sessions import ReadSession
 from service.kit.turns import IN_TURN
 from service.web.access import pages
 from service.web.lineage import draw
 from service.web.plots import Plot, parents
-from service.web.render import address, page
+from service.web.render import address, is_fragment, page
 
 router = pages()
 
 MOST_CHECKPOINTS, MOST_FEATURES = 60, 30
 """Newest checkpoints, and features, of the heat maps: more are not told apart by eye."""
+AT_ONCE = 20
+"""Rows of the table of checkpoints."""
 _QUALITY = ("fvu", "l0", "valid_share", "dead_share", "size_factor")
 
 
@@ -47,11 +50,17 @@ def list_families(request: Request, session: ReadSession, paging: Paging) -> Res
 
 
 @router.get("/families/{family}", dependencies=[IN_TURN])
-def show_family(request: Request, family: str, session: ReadSession) -> Response:
+def show_family(request: Request, family: str, session: ReadSession, older_than: str | None = None) -> Response:
     found = families.get_family(family, session)
     every = all_checkpoints(request, session, family)
+    rows = _newest_first(every, older_than)
+    next_cursor = rows[AT_ONCE - 1].name if len(rows) > AT_ONCE else None
+    shared: dict[str, Any] = {"family": found, "rows": rows[:AT_ONCE], "next_cursor": next_cursor}
+    listed = [one.id for one in shared["rows"] if one.state == "judged"]
+    if is_fragment(request):
+        return page(request, "families/checkpoint_rows.html", changes=history.changes(session, listed), **shared)
     judged = [one for one in every if one.state == "judged"][-MOST_CHECKPOINTS:]
-    changes = history.changes(session, [one.id for one in judged])
+    changes = history.changes(session, [*{one.id for one in judged} | {*listed}])
     drawing = draw(every, changes)
     plots = [
         _lineage(every, changes),
@@ -60,9 +69,8 @@ def show_family(request: Request, family: str, session: ReadSession) -> Response
         _quality(family, judged),
     ]
     return page(
-        request, "families/family.html", plots=plots, family=found, checkpoints=every[::-1], changes=changes,
-        drawing=drawing,
-    )  # fmt: skip
+        request, "families/family.html", plots=plots, checkpoints=every, changes=changes, drawing=drawing, **shared
+    )
 
 
 def all_checkpoints(request: Request, session: Session, family: str) -> list[CheckpointOut]:
@@ -75,6 +83,16 @@ def all_checkpoints(request: Request, session: Session, family: str) -> list[Che
         cursor = part.next_cursor
         if cursor is None:
             return found
+
+
+def _newest_first(every: Sequence[CheckpointOut], older_than: str | None) -> Sequence[CheckpointOut]:
+    """Those before a checkpoint; None: all."""
+    places = {one.name: place for place, one in enumerate(every)}
+    if older_than is None:
+        return every[::-1]
+    if older_than not in places:
+        raise NotFoundError(f"This family has no checkpoint {older_than!r}.", code="unknown-checkpoint")
+    return every[: places[older_than]][::-1]
 
 
 def _lineage(every: Sequence[CheckpointOut], changes: dict[str, dict[str, int]]) -> Plot:

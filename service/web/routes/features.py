@@ -6,6 +6,7 @@ from fastapi import Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
+from service.checkpoints import queries as checkpoint_queries
 from service.dependencies import routes as dependencies
 from service.dependencies.schemas import Dependencies, DependenciesIn
 from service.families import logic as families
@@ -28,7 +29,6 @@ from service.web import lists
 from service.web.access import SentForm, filled, pages
 from service.web.plots import Plot, parents
 from service.web.render import address, back, is_fragment, page
-from service.web.routes.families import all_checkpoints
 
 router = pages()
 
@@ -55,7 +55,7 @@ def list_features(
 ) -> Response:
     judged: list[str] = []
     if not is_fragment(request):
-        judged = [one.name for one in all_checkpoints(request, session, family) if one.state == "judged"]
+        judged = list(checkpoint_queries.judged(session, families.get(session, family).id))
         if not judged:
             return page(request, "features/features.html", family=family, judged=[], rows=[], next_cursor=None)
     wanted = Filter(tuple(status or ()), q or None, tag or None, bool(watched) or None, min_change, max_q)

@@ -5,6 +5,8 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import Response
 
+from service.checkpoints import queries as checkpoint_queries
+from service.families import logic as families
 from service.kit.pages import Paging
 from service.kit.sessions import ReadSession
 from service.signatures import routes as signatures
@@ -13,7 +15,6 @@ from service.signatures.words import sentence
 from service.web.access import pages
 from service.web.plots import Plot, parents
 from service.web.render import address, page
-from service.web.routes.families import all_checkpoints
 
 router = pages()
 
@@ -32,7 +33,7 @@ def show_signature(request: Request, family: str, signature: str, session: ReadS
     found = signatures.get_signature(family, signature, session)
     course = signatures.trajectory(family, signature, session)
     said = {point.checkpoint: sentence(course.baseline, point) for point in course.points}
-    before = {one.name: one.parent for one in all_checkpoints(request, session, family)}
+    before = checkpoint_queries.judged(session, families.get(session, family).id)
     above = parents(
         [[point.checkpoint] for point in course.points], [before[point.checkpoint] for point in course.points]
     )
