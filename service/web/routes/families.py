@@ -1,6 +1,7 @@
 """Families, and one family over its checkpoints."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from fastapi import Request
@@ -16,7 +17,6 @@ from service.features import history
 from service.features.words import SEVERITY
 from service.kit.ids import feature_id
 from service.kit.pages import MAX_LIMIT, Pager, Paging
-from service.kit.problems import NotFoundError
 from service.kit.sessions import ReadSession
 from service.kit.turns import IN_TURN
 from service.web.access import pages
@@ -29,7 +29,7 @@ router = pages()
 MOST_CHECKPOINTS, MOST_FEATURES = 60, 30
 """Newest checkpoints, and features, of the heat maps: more are not told apart by eye."""
 AT_ONCE = 20
-"""Rows of the table of checkpoints."""
+"""Rows of the table of checkpoints that come together."""
 _QUALITY = ("fvu", "l0", "valid_share", "dead_share", "size_factor")
 
 
@@ -53,10 +53,12 @@ def list_families(request: Request, session: ReadSession, paging: Paging) -> Res
 def show_family(request: Request, family: str, session: ReadSession, older_than: str | None = None) -> Response:
     found = families.get_family(family, session)
     every = all_checkpoints(request, session, family)
-    rows = _newest_first(every, older_than)
-    next_cursor = rows[AT_ONCE - 1].name if len(rows) > AT_ONCE else None
-    shared: dict[str, Any] = {"family": found, "rows": rows[:AT_ONCE], "next_cursor": next_cursor}
-    listed = [one.id for one in shared["rows"] if one.state == "judged"]
+    if older_than is not None:
+        checkpoints.get_checkpoint(family, older_than, session)  # or 404
+    older = [*takewhile(lambda one: one.name != older_than, every)][::-1]
+    rows, next_cursor = older[:AT_ONCE], older[AT_ONCE - 1].name if len(older) > AT_ONCE else None
+    shared: dict[str, Any] = {"family": found, "rows": rows, "next_cursor": next_cursor}
+    listed = [one.id for one in rows if one.state == "judged"]
     if is_fragment(request):
         return page(request, "families/checkpoint_rows.html", changes=history.changes(session, listed), **shared)
     judged = [one for one in every if one.state == "judged"][-MOST_CHECKPOINTS:]
@@ -83,16 +85,6 @@ def all_checkpoints(request: Request, session: Session, family: str) -> list[Che
         cursor = part.next_cursor
         if cursor is None:
             return found
-
-
-def _newest_first(every: Sequence[CheckpointOut], older_than: str | None) -> Sequence[CheckpointOut]:
-    """Those before a checkpoint; None: all."""
-    places = {one.name: place for place, one in enumerate(every)}
-    if older_than is None:
-        return every[::-1]
-    if older_than not in places:
-        raise NotFoundError(f"This family has no checkpoint {older_than!r}.", code="unknown-checkpoint")
-    return every[: places[older_than]][::-1]
 
 
 def _lineage(every: Sequence[CheckpointOut], changes: dict[str, dict[str, int]]) -> Plot:
