@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from scipy.stats import linregress
 from scipy.stats import t as student
 from sqlalchemy import func, select, text
@@ -59,7 +60,10 @@ BEAT_S, JUDGED_EVERY_S = 1.0, 20.0
 START_S = 60.0
 SAMPLES = 50
 """Sizes of the API's memory that are taken; the first fifth is left out of the slope."""
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+ROOT = Path(__file__).parents[1]
+PAGE, COMPOSE = ROOT / "docs" / "benchmarks.md", ROOT / "docker-compose.yml"
+SAFE = dict.fromkeys(("fsync", "synchronous_commit", "full_page_writes", "autovacuum"), "on")
+"""What tests do without, and nobody else."""
 BEGIN, END = "<!-- service -->", "<!-- /service -->"
 LEFT = ("", "load", "request", "page", "scrolled")
 
@@ -110,7 +114,7 @@ def installed(engine: str, folder: str) -> Iterator[Settings]:
         migrate.upgrade(settings)
         yield settings
         return
-    with postgres_server() as server:
+    with postgres_server(options=SAFE | of_compose()) as server:
         name = server.create(prefix="fw_benchmark")
         try:
             settings = Settings(
@@ -123,6 +127,12 @@ def installed(engine: str, folder: str) -> Iterator[Settings]:
             server.drop(name)
 
 
+def of_compose() -> dict[str, str]:
+    """Settings of the Postgres of docker-compose.yml."""
+    command = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["postgres"]["command"]
+    return dict(setting.split("=") for setting in command if "=" in setting)
+
+
 def filled(settings: Settings, options: argparse.Namespace) -> tuple[Filler, dict[str, Any]]:
     """The installation with its family, and what it took."""
     hooks = [f"resid_post.{6 * (1 + place)}" for place in range(options.hook_points)]
@@ -131,7 +141,7 @@ def filled(settings: Settings, options: argparse.Namespace) -> tuple[Filler, dic
     filler.fill(options.checkpoints)
     took = time.perf_counter() - began
     with filler.database() as database:
-        if not database.is_sqlite:  # as autovacuum would have done, which this server does without
+        if not database.is_sqlite:  # as autovacuum would do in a minute
             with database.writer.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 connection.execute(text("VACUUM ANALYZE"))
         size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -222,8 +222,11 @@ Server = TypeVar("Server", Postgres, Valkey)
 
 
 @contextmanager
-def postgres_server(*, private: bool = False) -> Iterator[Postgres]:
-    """A Postgres server for as long as the block runs. `private`: never the one of the environment (fault tests)."""
+def postgres_server(*, private: bool = False, options: Mapping[str, str] | None = None) -> Iterator[Postgres]:
+    """A Postgres server for as long as the block runs. `private`: never the one of the environment (fault tests).
+
+    options: settings beside those of the tests; one of the environment has its own.
+    """
     url = os.environ.get(POSTGRES_VARIABLE, "")
     if url and not private:
         yield _from_environment(Postgres(url), POSTGRES_VARIABLE)
@@ -239,9 +242,9 @@ def postgres_server(*, private: bool = False) -> Iterator[Postgres]:
         if done.returncode:
             raise ServerMissingError(f"initdb failed:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
         # Fault tests stop it at once: then what was committed must be with the system at least.
-        safe = POSTGRES_OPTIONS | ({"synchronous_commit": "on"} if private else {})
-        options = [part for name, value in safe.items() for part in ("-c", f"{name}={value}")]
-        command = [*prefix, str(binaries / "postgres"), "-D", str(data), "-k", str(folder), *options]
+        chosen = POSTGRES_OPTIONS | ({"synchronous_commit": "on"} if private else {}) | dict(options or {})
+        told = [part for name, value in chosen.items() for part in ("-c", f"{name}={value}")]
+        command = [*prefix, str(binaries / "postgres"), "-D", str(data), "-k", str(folder), *told]
         process = Process(command, folder, user)
         server = Postgres(f"postgresql://postgres@/postgres?host={folder}", process)
         _wait(server, process)

@@ -10,13 +10,13 @@ from sqlalchemy.orm import Session
 from service.kit.pages import SortKey, keyset
 from service.models import ApiKey
 
-_BY_PREFIX = select(ApiKey).where(ApiKey.prefix == bindparam("prefix"))
-"""Built once: every request asks it."""
+_BY_PREFIX = select(*ApiKey.__table__.c).where(ApiKey.prefix == bindparam("prefix"))
+"""Built once: every request asks it, and only looks at the row."""
 
 
-def find_by_prefix(session: Session, prefix: str) -> ApiKey | None:
-    """The key with this prefix."""
-    return session.scalar(_BY_PREFIX, {"prefix": prefix})
+def find_by_prefix(session: Session, prefix: str) -> Any:
+    """The key with this prefix, a plain row with the attributes of an `ApiKey`, or None."""
+    return session.execute(_BY_PREFIX, {"prefix": prefix}).one_or_none()
 
 
 def find(session: Session, key_id: str) -> ApiKey | None:

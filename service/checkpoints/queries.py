@@ -117,14 +117,14 @@ def widths(session: Session, family_id: str) -> dict[str, int]:
     return {row[0]: row[1] for row in session.execute(statement)}
 
 
-def alerts(session: Session, checkpoint_id: str) -> Sequence[tuple[Alert, str]]:
-    """(alert, name of its rule) of a checkpoint, oldest first."""
-    return [(row[0], row[1]) for row in session.execute(_ALERTS, {"checkpoint": checkpoint_id})]
+def alerts(session: Session, checkpoint_id: str) -> Sequence[Any]:
+    """(id, rule, state, summary, created_at) of the alerts of a checkpoint, oldest first."""
+    return session.execute(_ALERTS, {"checkpoint": checkpoint_id}).all()
 
 
 # Built once: every report asks it.
 _ALERTS = (
-    select(Alert, AlertRule.name)
+    select(Alert.id, AlertRule.name.label("rule"), Alert.state, Alert.summary, Alert.created_at)
     .join(AlertRule, AlertRule.id == Alert.rule_id)
     .where(Alert.checkpoint_id == bindparam("checkpoint"))
     .order_by(Alert.created_at, Alert.id)

@@ -92,7 +92,6 @@ def report(
     largest = asked.table.numbers[order_of("change", None).first(asked.table, places, None, LARGEST)].tolist()
     told = findings.summary(session, artifacts, asked, counts, wanted, also=largest)
     shown = features.shown(session, asked, largest)
-    alerts = queries.alerts(session, asked.checkpoint.id)
     return Report(
         **dict(told),
         family=family.name,
@@ -107,10 +106,7 @@ def report(
         quality=asked.checkpoint.quality or {},
         signatures=_signatures(session, asked.checkpoint),
         circuits=circuits.findings(session, artifacts, family, asked.checkpoint, asked.baseline),
-        alerts=[
-            ReportAlert(id=alert.id, rule=rule, state=alert.state, summary=alert.summary, created_at=alert.created_at)
-            for alert, rule in alerts
-        ],
+        alerts=[ReportAlert(**row._mapping) for row in queries.alerts(session, asked.checkpoint.id)],
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.orm import Session
 
+from service.kit.listed import one_of
 from service.models import DependencyGraph, Feature, Run
 from service.runs.states import RunState
 
@@ -83,12 +84,12 @@ _AT_CHECKPOINT = (
 _REWIRED = (
     select(DependencyGraph.checkpoint_id, DependencyGraph.feature, DependencyGraph.rewired)
     .where(
-        DependencyGraph.checkpoint_id.in_(bindparam("checkpoints", expanding=True)),
+        one_of(DependencyGraph.checkpoint_id, "checkpoints"),
         DependencyGraph.rewired.is_not(None),
     )
     .order_by(DependencyGraph.created_at)
 )
-_REWIRED_OF = _REWIRED.where(DependencyGraph.feature.in_(bindparam("numbers", expanding=True)))
+_REWIRED_OF = _REWIRED.where(one_of(DependencyGraph.feature, "numbers"))
 
 
 def watched(session: Session, family_id: str) -> list[int]:

@@ -36,7 +36,7 @@ def findings(
     if not graphs:
         return []
     numbers = [graph.feature for graph in graphs]
-    named, found = features.by_numbers(session, family.id, numbers), []
+    named, found = features.names(session, family.id, numbers), []
     statuses = verdicts.statuses(session, checkpoint.id, numbers)
     for graph in graphs:
         before = baseline and queries.one(session, baseline.id, graph.feature, graph.method)

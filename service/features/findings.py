@@ -115,7 +115,7 @@ def _names(session: Session, asked: Comparison, rows: Sequence[FeatureRow]) -> d
     """Feature id -> how sentences name it, of these features and their successors."""
     own = {row.id: words.name_of(row.id, row.label, row.auto_label) for row in rows}
     others = {successor.id for row in rows for successor in row.successors} - set(own)
-    found = queries.by_numbers(session, asked.family.id, [parse_feature_id(one) for one in others])
+    found = queries.names(session, asked.family.id, [parse_feature_id(one) for one in others])
     return own | {
         feature_id(number): words.name_of(feature_id(number), feature.label, feature.auto_label)
         for number, feature in found.items()

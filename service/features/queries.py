@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, bindparam, cast, func, or_, select
+from sqlalchemy import ColumnElement, Executable, Select, Text, bindparam, cast, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from service.kit.ids import parse_feature_id
+from service.kit.listed import one_of
 from service.kit.pages import SortKey, Statement, keyset
 from service.models import Checkpoint, Code, Feature, Verdict
 
@@ -74,11 +75,14 @@ def watched(session: Session, family_id: str) -> Sequence[int]:
 
 def by_numbers(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Any]:
     """Number -> feature, of those that there are: a plain row, with the name of `born_in` as `born_in_name`."""
-    found: dict[int, Any] = {}
-    for start in range(0, len(numbers), 500):  # SQLite takes so many variables in one statement
-        rows = _plain(session, _BY_NUMBERS, family=family_id, numbers=numbers[start : start + 500])
-        found |= {feature.number: feature for feature in rows}
-    return found
+    rows = _plain(session, _BY_NUMBERS, family=family_id, numbers=numbers) if numbers else []
+    return {feature.number: feature for feature in rows}
+
+
+def names(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Any]:
+    """Number -> `label`, `auto_label` and `top_tokens` of the feature, of those that there are: a plain row."""
+    rows = _plain(session, _NAMES, family=family_id, numbers=numbers) if numbers else []
+    return {feature.number: feature for feature in rows}
 
 
 def get(session: Session, family_id: str, number: int) -> Feature | None:
@@ -134,7 +138,7 @@ def changes(session: Session, checkpoint_id: str, statuses: Sequence[str]) -> di
 def statuses(session: Session, family_id: str, numbers: Sequence[int]) -> Sequence[tuple[int, str, str]]:
     """(number, checkpoint id, status) of a few features wherever they have a verdict."""
     columns = (Verdict.feature, Verdict.checkpoint_id, Verdict.status)
-    statement = select(*columns).where(Verdict.family_id == family_id, Verdict.feature.in_(numbers))
+    statement = select(*columns).where(Verdict.family_id == family_id, one_of(Verdict.feature, values=numbers))
     return [(row[0], row[1], row[2]) for row in session.execute(statement)]
 
 
@@ -168,17 +172,19 @@ def example_files(session: Session, family_id: str) -> Sequence[tuple[str, str, 
 
 
 # Built once: to build such a statement, and to look up how it is compiled, takes longer than to run it.
-_IN_NUMBERS: Any = bindparam("numbers", expanding=True)
 _VERDICT = [Verdict.checkpoint_id, *(getattr(Verdict, name) for name in STORED)]
-_FEATURE = [column for column in Feature.__table__.c if column.name != "logits"]
+_FEATURE = [column for column in Feature.__table__.c if column.name not in ("logits", "created_at")]
 _BY_NUMBERS = (
     select(*_FEATURE, Checkpoint.name.label("born_in_name"))
     .join(Checkpoint, Checkpoint.id == Feature.born_in)
-    .where(Feature.family_id == bindparam("family"), Feature.number.in_(_IN_NUMBERS))
+    .where(Feature.family_id == bindparam("family"), one_of(Feature.number, "numbers"))
+)
+_NAMES = select(Feature.number, Feature.label, Feature.auto_label, Feature.top_tokens).where(
+    Feature.family_id == bindparam("family"), one_of(Feature.number, "numbers")
 )
 _WATCHED = select(Feature.number).where(Feature.family_id == bindparam("family"), Feature.watched.is_(True))
 _OF_NUMBERS = select(*_VERDICT).where(
-    Verdict.checkpoint_id == bindparam("checkpoint"), Verdict.feature.in_(_IN_NUMBERS)
+    Verdict.checkpoint_id == bindparam("checkpoint"), one_of(Verdict.feature, "numbers")
 )
 _PARENT = aliased(Checkpoint)
 _COURSE = (
@@ -196,7 +202,7 @@ _EXAMPLE_FILES = (
 )
 
 
-def _plain(session: Session, statement: Select[Any], **values: Any) -> Sequence[Any]:
+def _plain(session: Session, statement: Executable, **values: Any) -> Sequence[Any]:
     """Rows past the ORM: of a page of rows that are shown and forgotten, it takes most of the time."""
     found = session.connection().execute(statement, values)
     # Attributes of SQLAlchemy's own rows are looked up by name, several microseconds each.

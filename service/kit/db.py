@@ -6,6 +6,7 @@ Reads go through an engine of their own, so that they never wait for a writer.
 """
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,10 +16,13 @@ from typing import Any, ClassVar
 from pydantic_core import from_json
 from sqlalchemy import DateTime, Dialect, Engine, LargeBinary, MetaData, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import JSON, TypeDecorator
 
 SQLITE_BUSY_TIMEOUT_S = 30
+TRUSTED_S = 1.0
+"""After so long without use a connection is tried first: the server may have been restarted."""
 ARTIFACT = {"artifact": True}
 """`info` of a column that holds the name of an artifact: what is named in none may be removed from the store."""
 
@@ -81,8 +85,14 @@ class Database:
             self.writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE")
             self.reader = _sqlite_engine(url, begin="BEGIN")
         else:
-            self.writer = _engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
-            self.reader = self.writer
+            self.writer = _postgres_engine(url)
+            # Each statement sees what is committed, inside a transaction too: to begin and end one is two more errands.
+            self.reader = self.writer.execution_options(isolation_level="AUTOCOMMIT")
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Those with connections of their own."""
+        return (self.writer, self.reader) if self.is_sqlite else (self.writer,)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -109,13 +119,32 @@ class Database:
 
     def close(self) -> None:
         """Give all connections back."""
-        self.writer.dispose()
-        self.reader.dispose()
+        for engine in self.engines:
+            engine.dispose()
 
 
 def _engine(url: str, **options: Any) -> Engine:
     # Lists have several small JSON columns a row; `json.loads` would take longer than the database.
     return create_engine(url, json_deserializer=from_json, **options)
+
+
+def _postgres_engine(url: str) -> Engine:
+    """Its connections are tried before they are used again, unless they worked a moment ago."""
+    engine = _engine(url, pool_size=10, max_overflow=20)
+
+    @event.listens_for(engine, "checkin")
+    def on_checkin(_connection: object, record: Any) -> None:
+        record.info["worked"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def on_checkout(connection: Any, record: Any, _lent: object) -> None:
+        if time.monotonic() - record.info.get("worked", 0.0) > TRUSTED_S:
+            try:
+                engine.dialect.do_ping(connection)
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise InvalidatePoolError from error  # the server has been away: all others are as dead
+
+    return engine
 
 
 def _sqlite_engine(url: str, begin: str) -> Engine:

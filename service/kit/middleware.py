@@ -5,13 +5,20 @@ import re
 import time
 
 import structlog
+from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.kit.ids import new_id
-from service.kit.problems import ProblemError, TooLargeError, UnprocessableError, response_for
+from service.kit.problems import (
+    ProblemError,
+    TooLargeError,
+    UnavailableError,
+    UnprocessableError,
+    response_for,
+)
 from service.kit.routing import READING
 
 log = structlog.get_logger("featurewatch.http")
@@ -58,12 +65,11 @@ class RequestContext:
             await self.app(scope, receive, send_with_headers)
         except ProblemError as error:
             await (await _answer(scope, error))(scope, receive, send_with_headers)
-        except Exception:
+        except Exception as error:
             log.exception("request failed", method=scope["method"], path=scope["path"])
             if status:
                 raise  # too late for another answer: the connection must break
-            fault = ProblemError(f"Something went wrong on our side; the log has it under request {request_id}.")
-            await (await _answer(scope, fault))(scope, receive, send_with_headers)
+            await (await _answer(scope, _fault(error, request_id)))(scope, receive, send_with_headers)
         finally:
             if scope["path"] not in _QUIET:
                 log.info(
@@ -74,6 +80,13 @@ class RequestContext:
                     seconds=round(time.perf_counter() - began, 4),
                 )
             structlog.contextvars.unbind_contextvars("request_id")
+
+
+def _fault(error: Exception, request_id: str) -> ProblemError:
+    """What is said of an error that nobody caught."""
+    if isinstance(error, (OperationalError, InterfaceError)):
+        return UnavailableError("The database does not answer now.", headers={"Retry-After": "5"})
+    return ProblemError(f"Something went wrong on our side; the log has it under request {request_id}.")
 
 
 async def _answer(scope: Scope, error: ProblemError) -> Response:

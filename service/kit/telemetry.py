@@ -29,7 +29,7 @@ def trace_database(database: Database) -> None:
         from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor  # noqa: PLC0415
 
         # It declares no SQLAlchemy that is newer than itself, and uses only the engine's events.
-        SQLAlchemyInstrumentor().instrument(engines=[*{database.reader, database.writer}], skip_dep_check=True)
+        SQLAlchemyInstrumentor().instrument(engines=[*database.engines], skip_dep_check=True)
 
 
 def trace_tasks() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session, undefer
 
+from service.kit.listed import one_of
 from service.models import Feature, Verdict
 
 KIND = "label"
@@ -40,22 +41,12 @@ def set_label(session: Session, family_id: str, number: int, values: dict[str, A
 
 def with_logits(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Feature]:
     """Number -> feature, of those that there are, with what is left out of lists."""
-    found: dict[int, Feature] = {}
-    for start in range(0, len(numbers), 500):
-        chosen = (Feature.family_id == family_id) & Feature.number.in_(numbers[start : start + 500])
-        rows = session.scalars(select(Feature).where(chosen).options(undefer(Feature.logits)))
-        found |= {feature.number: feature for feature in rows}
-    return found
+    chosen = (Feature.family_id == family_id, one_of(Feature.number, values=numbers))
+    rows = session.scalars(select(Feature).where(*chosen).options(undefer(Feature.logits)))
+    return {feature.number: feature for feature in rows}
 
 
 def labelled_by(session: Session, family_id: str, numbers: Sequence[int], run_id: str) -> set[int]:
     """Those of the features whose label a run has written already."""
-    found: set[int] = set()
-    for start in range(0, len(numbers), 500):
-        part = Feature.number.in_(numbers[start : start + 500])
-        found |= set(
-            session.scalars(
-                select(Feature.number).where(Feature.family_id == family_id, part, Feature.model_label_run == run_id)
-            )
-        )
-    return found
+    chosen = (Feature.family_id == family_id, one_of(Feature.number, values=numbers))
+    return set(session.scalars(select(Feature.number).where(*chosen, Feature.model_label_run == run_id)))

@@ -17,7 +17,7 @@ from service.kit.artifacts import ArtifactStore, content_key
 from service.kit.ids import parse_feature_id
 from service.kit.paths import PathRefusedError, resolve_under_roots
 from service.kit.problems import ConflictError, NotFoundError, UnprocessableError
-from service.models import Checkpoint, Family, Feature, Reading, Run, Signature
+from service.models import Checkpoint, Family, Reading, Run, Signature
 from service.runs import logic as runs
 from service.signatures import contrast, queries
 from service.signatures.schemas import (
@@ -190,8 +190,8 @@ def _reading(session: Session, row: Reading, checkpoint: Checkpoint) -> ReadingV
     return reading_view(row, checkpoint.name, _names(session, checkpoint.family_id, row.carriers))
 
 
-def _names(session: Session, family_id: str, chosen: Sequence[Any]) -> dict[int, Feature]:
-    return features.by_numbers(session, family_id, [parse_feature_id(one["feature"]) for one in chosen])
+def _names(session: Session, family_id: str, chosen: Sequence[Any]) -> dict[int, Any]:
+    return features.names(session, family_id, [parse_feature_id(one["feature"]) for one in chosen])
 
 
 def _rows_at(uri: str, settings: Configuration) -> list[contrast.ContrastRow]:

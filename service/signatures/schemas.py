@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.families.schemas import HookPoints, Name
 from service.kit.ids import parse_feature_id
-from service.models import Feature
 from service.runs.schemas import RunView
 from service.signatures.contrast import MOST_ROWS, ContrastRow
 from service.signatures.rule import Status
@@ -155,7 +154,7 @@ class SignatureCourse(BaseModel):
     points: list[ReadingView]
 
 
-def reading_view(row: Any, checkpoint: str, named: Mapping[int, Feature]) -> ReadingView:
+def reading_view(row: Any, checkpoint: str, named: Mapping[int, Any]) -> ReadingView:
     """A reading as the API shows it. named: feature number -> the feature."""
     return ReadingView(
         checkpoint=checkpoint,
@@ -168,7 +167,7 @@ def reading_view(row: Any, checkpoint: str, named: Mapping[int, Feature]) -> Rea
     )
 
 
-def features_view(chosen: list[Any], named: Mapping[int, Feature]) -> list[ChosenFeature]:
+def features_view(chosen: list[Any], named: Mapping[int, Any]) -> list[ChosenFeature]:
     """Chosen features with their names."""
     views = [ChosenFeature.model_validate(one) for one in chosen]
     for view in views:

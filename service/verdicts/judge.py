@@ -45,6 +45,8 @@ LARGEST = 1e6
 """Nor is one that leaves ratios as large as this, or so large an error."""
 LEAST_CHANGE = 0.1
 """The code's errors weigh at least as much as with so much of a change: neighbours of a feature change too."""
+SAMPLED = 16
+"""Of so many values one is in a quantile's sample."""
 BLOCK = 8192
 """Features whose replicates are reckoned with at a time: what they need stays in the processor's cache."""
 
@@ -180,10 +182,21 @@ def _jackknife(off: NDArray[np.floating]) -> Floats:
 
 
 def quantile(values: NDArray[np.floating], share: float) -> float:
-    """As `np.quantile`, by sorting: numpy sorts tens of thousands in a fifth of the time that it takes to part them."""
-    ordered = np.sort(values)
-    below, rest = divmod(share * (len(ordered) - 1), 1)
-    low, high = ordered[int(below)], ordered[min(int(below) + 1, len(ordered) - 1)]
+    """As `np.quantile`, of numbers. To sort all of them, or to part them, is slow on one processor or another.
+
+    A sorted sample says between which values it lies, most likely; those alone are sorted (Floyd and Rivest 1975).
+    """
+    rank, rest = divmod(share * (len(values) - 1), 1)
+    below, near = int(rank), values
+    if len(values) > SAMPLED * SAMPLED:
+        sample = np.sort(values[::SAMPLED])
+        place, reach = share * (len(sample) - 1), 2 * math.sqrt(len(sample))  # at least four standard errors
+        first, last = sample[max(0, int(place - reach))], sample[min(len(sample) - 1, int(place + reach) + 1)]
+        between, under = values[(values >= first) & (values <= last)], int(np.count_nonzero(values < first))
+        if under <= below < under + len(between) - 1:
+            below, near = below - under, between
+    ordered = np.sort(near)
+    low, high = ordered[below], ordered[min(below + 1, len(ordered) - 1)]
     return float(low + rest * (high - low))
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import LargeBinary, bindparam, delete, func, insert, select, upd
 from sqlalchemy.orm import Session
 
 from service.kit.bulk import insert_columns
+from service.kit.listed import one_of
 from service.models import (
     Checkpoint,
     Code,
@@ -94,7 +95,7 @@ def statuses(session: Session, checkpoint_id: str, numbers: Sequence[int] | None
     """Feature number -> status in a checkpoint, of some features or of all."""
     statement = select(Verdict.feature, Verdict.status).where(Verdict.checkpoint_id == checkpoint_id)
     if numbers is not None:
-        statement = statement.where(Verdict.feature.in_(numbers))
+        statement = statement.where(one_of(Verdict.feature, values=numbers))
     return {row[0]: row[1] for row in session.execute(statement)}
 
 
@@ -191,16 +192,8 @@ def add_lineage(session: Session, rows: list[dict[str, Any]]) -> None:
 
 def retire(session: Session, family_id: str, numbers: Sequence[int], generation: int) -> None:
     """Mark features as carried no longer from a generation on; those that are marked already stay as they are."""
-    for start in range(0, len(numbers), 500):  # SQLite takes so many variables in one statement
-        session.execute(
-            update(Feature)
-            .where(
-                Feature.family_id == family_id,
-                Feature.number.in_(numbers[start : start + 500]),
-                Feature.retired_in.is_(None),
-            )
-            .values(retired_in=generation)
-        )
+    living = (Feature.family_id == family_id, Feature.retired_in.is_(None), one_of(Feature.number, values=numbers))
+    session.execute(update(Feature).where(*living).values(retired_in=generation))
 
 
 def watched(session: Session, family_id: str, numbers: Sequence[int]) -> list[int]:
@@ -217,7 +210,8 @@ def add_verdicts(session: Session, columns: Mapping[str, Sequence[Any]]) -> None
 
 def remove_verdicts(session: Session, checkpoint_id: str, numbers: Sequence[int]) -> None:
     """Remove the verdicts of a few features in a checkpoint."""
-    session.execute(delete(Verdict).where(Verdict.checkpoint_id == checkpoint_id, Verdict.feature.in_(numbers)))
+    few = (Verdict.checkpoint_id == checkpoint_id, one_of(Verdict.feature, values=numbers))
+    session.execute(delete(Verdict).where(*few))
 
 
 def put_columns(

@@ -71,10 +71,12 @@ class Table:
 
     def having(self, statuses: Iterable[str]) -> NDArray[np.int64]:
         """Places of the features with one of some statuses, ascending."""
-        groups = [self._groups[PLACE[Status(status)]] for status in statuses]
-        if len(groups) == 1:
-            return groups[0]
-        return np.sort(np.concatenate(groups)) if groups else np.arange(len(self.numbers))
+        places = [PLACE[Status(status)] for status in statuses]
+        if len(places) == 1:
+            return self._groups[places[0]]
+        wanted = np.full(len(STATUSES), not places)
+        wanted[places] = True
+        return np.flatnonzero(wanted[self.statuses])
 
     def rows(self, places: Sequence[int] | None = None) -> list[Row]:
         """Rows at some places, or all of them. The table must have every column of `Row`."""

@@ -3,15 +3,18 @@
 import base64
 import json
 
+import psycopg
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.config import Settings
+from service.kit.db import Database
 from service.kit.sessions import WriteSession
 from service.models import Family
 from tests import factories
+from tests.services import END_OTHERS
 
 
 def check_problem(response, status: int, code: str) -> dict:
@@ -81,6 +84,19 @@ def test_unexpected_exception_tells_nothing_and_undoes_everything(app: FastAPI, 
     assert "42" not in response.text and document["request_id"] in document["detail"]
     with app.state.database.read() as session:
         assert session.query(Family).count() == 0
+
+
+def test_a_read_while_the_database_is_away(client: TestClient, database: Database) -> None:
+    if database.is_sqlite:
+        return  # a file is there or not
+    assert client.get("/v1/families").status_code == 200
+    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(END_OTHERS)
+    response = client.get("/v1/families")
+    check_problem(response, 503, "unavailable")
+    assert response.headers["retry-after"] == "5"
+    assert client.get("/v1/families").status_code == 200
 
 
 @pytest.mark.parametrize(

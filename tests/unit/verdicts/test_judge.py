@@ -19,6 +19,7 @@ from service.verdicts.judge import (
     estimates,
     estimates_of_ratios,
     judge,
+    quantile,
     spending,
     standard_error,
     weighted_median,
@@ -316,6 +317,17 @@ def test_weighted_median_is_what_a_sort_finds(data: st.DataObject, scale: float,
     weights = np.array(data.draw(st.lists(st.integers(1, 5), min_size=n, max_size=n)), dtype=np.float64)
     drawn = np.repeat(np.sort(values), weights[np.argsort(values, kind="stable")].astype(int))
     assert weighted_median(values, weights, usual * scale) == pytest.approx(np.median(drawn.astype(np.float64)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 255, 256, 257, 5000, 40_000])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 1.0])
+def test_quantile_is_what_a_sort_finds(n: int, share: float) -> None:
+    """Also of what a sample misleads about: in order, with ties, with tails, large where the sample looks."""
+    rng = np.random.default_rng(n)
+    large = np.where(np.arange(n) % 16 == 0, 1e6, rng.normal(size=n))
+    drawn = rng.normal(1, 0.05, n), np.sort(rng.normal(size=n)), rng.integers(0, 3, n), rng.standard_cauchy(n), large
+    for values in (np.asarray(one, dtype=np.float32) for one in drawn):
+        assert quantile(values, share) == pytest.approx(np.quantile(values.astype(np.float64), share), rel=1e-6)
 
 
 def test_ratios_of_stored_arrays_are_estimated_as_if_they_were_there() -> None:

@@ -1,0 +1,64 @@
+"""Connections to a Postgres that was away, and sessions that only read."""
+
+import time
+
+import psycopg
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import OperationalError
+
+from service.kit import db
+from service.kit.db import Database
+from service.models import Family
+from tests import factories
+from tests.services import END_OTHERS
+
+
+def end_connections(database: Database) -> None:
+    """As a restart of the server does."""
+    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(END_OTHERS)
+
+
+def read(database: Database) -> int:
+    with database.read() as session:
+        return session.execute(text("SELECT 1")).scalar_one()
+
+
+def test_connections_that_were_not_used_for_a_while_are_tried_first(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.is_sqlite:
+        assert read(database) == 1  # a file does not go away
+        return
+    monkeypatch.setattr(db, "TRUSTED_S", 0.05)
+    assert read(database) == 1
+    end_connections(database)
+    time.sleep(0.1)
+    assert read(database) == 1, "nobody saw the restart"
+
+
+def test_of_connections_in_use_one_fails_and_no_other(database: Database) -> None:
+    if database.is_sqlite:
+        return
+    with database.read() as one, database.read() as other:
+        assert [session.execute(text("SELECT 1")).scalar() for session in (one, other)] == [1, 1]
+    end_connections(database)
+    with pytest.raises(OperationalError):
+        read(database)
+    assert read(database) == read(database) == 1
+    with database.write() as session:
+        factories.family(session, "after")
+
+
+def test_a_session_that_reads_sees_what_was_committed_since_it_began(database: Database) -> None:
+    """Postgres: statement by statement. SQLite: what was there at its first statement."""
+    with database.read() as reading:
+        assert reading.scalars(select(Family.name)).all() == []
+        with database.write() as session:
+            factories.family(session, "new")
+            assert reading.scalars(select(Family.name)).all() == [], "not before the commit"
+        assert reading.scalars(select(Family.name)).all() == ([] if database.is_sqlite else ["new"])
+    with database.read() as reading:
+        assert reading.scalars(select(Family.name)).all() == ["new"]
