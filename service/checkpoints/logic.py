@@ -36,9 +36,13 @@ def get_judged(session: Session, family: Family, name: str | None) -> Checkpoint
         if not found:
             raise NotFoundError(f"No checkpoint of {family.name} has been judged yet.", code="nothing-judged")
         return found[0]
-    checkpoint = get(session, family, name)
+    return check_judged(get(session, family, name))
+
+
+def check_judged(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint; 409 where it is not judged yet."""
     if checkpoint.state != "judged":
-        raise ConflictError(f"The checkpoint {name} is {checkpoint.state}, not judged.", code="not-judged")
+        raise ConflictError(f"The checkpoint {checkpoint.name} is {checkpoint.state}, not judged.", code="not-judged")
     return checkpoint
 
 

@@ -69,10 +69,13 @@ def comparison(session: Session, family: Family, checkpoint: str | None, baselin
     Raises 404 for unknown ones, 409 for ones that are not judged.
     """
     chosen = checkpoints.get_judged(session, family, checkpoint)
-    parent = checkpoint_queries.get(session, chosen.parent_id) if chosen.parent_id else None
-    if baseline is None or (parent is not None and parent.name == baseline):
+    if baseline is None:
+        parent = checkpoint_queries.get(session, chosen.parent_id) if chosen.parent_id else None
         return Comparison(family, chosen, parent, True, session)
-    return Comparison(family, chosen, checkpoints.get_judged(session, family, baseline), False, session)
+    other = checkpoints.get(session, family, baseline)
+    if other.id == chosen.parent_id:
+        return Comparison(family, chosen, other, True, session)
+    return Comparison(family, chosen, checkpoints.check_judged(other), False, session)
 
 
 def rows(
@@ -102,7 +105,7 @@ def chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.in
     table = asked.table
     places = table.having(wanted.statuses)
     if wanted.min_change is not None:
-        places = places[table.floats["change"][places] >= wanted.min_change]
+        places = places[table.floats["change"][places] >= np.float64(wanted.min_change)]  # as large as it may be
     if wanted.max_q is not None:
         places = places[table.floats["q_value"][places] <= wanted.max_q]
     if wanted.changed:

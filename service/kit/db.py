@@ -72,7 +72,7 @@ class Base(DeclarativeBase):
 class Database:
     """The two engines of an installation, and the only places that open a transaction.
 
-    `write()` commits on leaving and rolls back on an error; `read()` never commits. Code below never does either.
+    `write()` commits on leaving and rolls back on an error; `read()` refuses to write. Code below never does either.
     """
 
     def __init__(self, url: str) -> None:
@@ -88,6 +88,7 @@ class Database:
             self.writer = _postgres_engine(url)
             # Each statement sees what is committed, inside a transaction too: to begin and end one is two more errands.
             self.reader = self.writer.execution_options(isolation_level="AUTOCOMMIT")
+        event.listen(self.reader, "before_execute", _refuse_to_write)
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -121,6 +122,12 @@ class Database:
         """Give all connections back."""
         for engine in self.engines:
             engine.dispose()
+
+
+def _refuse_to_write(_connection: object, statement: Any, *_values: object) -> None:
+    # On Postgres it would be there at once, on SQLite never.
+    if getattr(statement, "is_dml", False):
+        raise RuntimeError("a session that only reads was asked to write; use Database.write()")
 
 
 def _engine(url: str, **options: Any) -> Engine:

@@ -4,7 +4,7 @@ import time
 
 import psycopg
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import OperationalError
 
 from service.kit import db
@@ -50,6 +50,14 @@ def test_of_connections_in_use_one_fails_and_no_other(database: Database) -> Non
     assert read(database) == read(database) == 1
     with database.write() as session:
         factories.family(session, "after")
+
+
+def test_a_session_that_reads_refuses_to_write(database: Database) -> None:
+    for write in (factories.family, lambda session: session.execute(update(Family).values(name="x"))):
+        with database.read() as session, pytest.raises(RuntimeError, match="only reads"):
+            write(session)
+    with database.read() as session:
+        assert session.scalars(select(Family)).all() == []
 
 
 def test_a_session_that_reads_sees_what_was_committed_since_it_began(database: Database) -> None:
