@@ -323,7 +323,7 @@ def test_the_number_of_open_alerts_is_on_every_page(filled, reader) -> None:
 
 def test_open_alerts_are_counted_in_an_index(database: Database) -> None:
     statement = str(alerts.COUNT_OPEN.compile(database.reader, compile_kwargs={"literal_binds": True}))
-    with database.read() as session:
+    with database.write() as session:
         if not database.is_sqlite:  # which would rather read the whole of an empty table
             session.execute(text("SET LOCAL enable_seqscan = off"))
         plan = session.execute(text(f"EXPLAIN {'QUERY PLAN ' if database.is_sqlite else ''}{statement}")).all()
