@@ -27,7 +27,7 @@ from typing import TypeVar
 import psycopg
 import redis
 from psycopg import sql
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 POSTGRES_VARIABLE = "FEATUREWATCH_TEST_POSTGRES_URL"
 REDIS_VARIABLE = "FEATUREWATCH_TEST_REDIS_URL"
@@ -280,6 +280,13 @@ def valkey_server(*, private: bool = False) -> Iterator[Valkey]:
         if process:
             process.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_connections(database: URL) -> None:
+    """Cut all connections to a Postgres database, as a restart of the server does."""
+    url = database.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(END_OTHERS)
 
 
 def free_port() -> int:

@@ -13,7 +13,7 @@ from service import migrate
 from service.config import Settings
 from service.kit import telemetry
 from service.kit.artifacts import open_store
-from service.kit.db import Database
+from service.kit.db import AWAY, Database
 from workers import runner
 from workers.sweeps import Sweeper
 
@@ -31,7 +31,7 @@ def serve(settings: Settings, stop: threading.Event, *, pipelines: Mapping[str, 
         try:
             migrate.check(settings)
             break
-        except runner.AWAY as error:
+        except AWAY as error:
             log.warning("waiting for the database", error=str(error.orig))
             stop.wait(AWAY_SECONDS)
     database = Database(settings.resolved_database_url)
@@ -54,7 +54,7 @@ def serve(settings: Settings, stop: threading.Event, *, pipelines: Mapping[str, 
             try:
                 if work() is None:
                     stop.wait(settings.poll_seconds)
-            except runner.AWAY as error:
+            except AWAY as error:
                 log.warning("the database is away", error=str(error.orig))
                 stop.wait(AWAY_SECONDS)
     finally:

@@ -8,12 +8,11 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from service.config import Settings
 from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
+from service.kit.db import AWAY, Database
 from service.models import Run
 from service.runs import lines, logic
 from service.runs.states import RunState
@@ -22,9 +21,6 @@ from workers.lines import Lines
 from workers.usage import Usage
 
 log = structlog.get_logger("featurewatch.worker")
-
-AWAY = (OperationalError, InterfaceError)
-"""What the driver raises when the database cannot be reached, or drops the connection."""
 
 RETRY_SECONDS = 0.5
 STUCK = 70

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from service.config import Settings
 from service.kit import clock
 from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
+from service.kit.db import AWAY, Database
 from service.kit.logs import listening
 from service.runs import logic
 from service.runs.states import RunState
@@ -32,7 +32,7 @@ from workers.errors import (
     WorkerStoppingError,
     fault_of,
 )
-from workers.execution import AWAY, RETRY_SECONDS, Execution
+from workers.execution import RETRY_SECONDS, Execution
 from workers.heart import Heart
 
 log = structlog.get_logger("featurewatch.worker")

@@ -179,7 +179,7 @@ def _resolve_ancestors(session: Session, checkpoint: Checkpoint) -> None:
             continue
         bad = set(condition.statuses)
         numbers = [parse_feature_id(row["feature"]) for row in alert.evidence]
-        statuses = queries.statuses_of(session, checkpoint.id, numbers)
+        statuses = verdicts.statuses(session, checkpoint.id, numbers)
         # Not to be able to say is not to have come back, and neither is to have no verdict.
         back = all(statuses.get(number, "indeterminate") not in bad | {"indeterminate"} for number in numbers)
         if back:

@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from service.kit.listed import one_of
 from service.kit.pages import SortKey, keyset
 from service.models import Alert, AlertRule, Checkpoint, Family, Feature, Run, Verdict
 from service.models.alert import UNRESOLVED
@@ -168,12 +167,6 @@ def transitions(
         .order_by(Verdict.change.desc(), Verdict.feature)
     )
     return [(row[0], row[1]) for row in rows]
-
-
-def statuses_of(session: Session, checkpoint_id: str, features: Collection[int]) -> dict[int, str]:
-    """Status of some features at a checkpoint."""
-    few = (Verdict.checkpoint_id == checkpoint_id, one_of(Verdict.feature, values=features))
-    return {row[0]: row[1] for row in session.execute(select(Verdict.feature, Verdict.status).where(*few))}
 
 
 def last_judged(session: Session) -> Sequence[tuple[Family, datetime | None]]:

@@ -105,7 +105,7 @@ def chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.in
     table = asked.table
     places = table.having(wanted.statuses)
     if wanted.min_change is not None:
-        places = places[table.floats["change"][places] >= np.float64(wanted.min_change)]  # as large as it may be
+        places = places[table.floats["change"][places] >= np.float64(wanted.min_change)]  # 1e300 is no float32
     if wanted.max_q is not None:
         places = places[table.floats["q_value"][places] <= wanted.max_q]
     if wanted.changed:

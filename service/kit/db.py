@@ -16,10 +16,12 @@ from typing import Any, ClassVar
 from pydantic_core import from_json
 from sqlalchemy import DateTime, Dialect, Engine, LargeBinary, MetaData, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import JSON, TypeDecorator
 
+AWAY = (OperationalError, InterfaceError)
+"""What the driver raises when the database cannot be reached, or drops the connection."""
 SQLITE_BUSY_TIMEOUT_S = 30
 TRUSTED_S = 1.0
 """After so long without use a connection is tried first: the server may have been restarted."""
@@ -107,12 +109,8 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that only reads."""
-        with self.open_read() as session:
+        with Session(self.reader, autoflush=False) as session:
             yield session
-
-    def open_read(self) -> Session:
-        """The same, for the edge of a request, which closes it itself."""
-        return Session(self.reader, autoflush=False)
 
     def open_write(self) -> Session:
         """A session that writes, for the edge of a request, which commits it or closes it itself."""

@@ -5,20 +5,14 @@ import re
 import time
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.kit.db import AWAY
 from service.kit.ids import new_id
-from service.kit.problems import (
-    ProblemError,
-    TooLargeError,
-    UnavailableError,
-    UnprocessableError,
-    response_for,
-)
+from service.kit.problems import ProblemError, TooLargeError, UnavailableError, UnprocessableError, response_for
 from service.kit.routing import READING
 
 log = structlog.get_logger("featurewatch.http")
@@ -84,7 +78,7 @@ class RequestContext:
 
 def _fault(error: Exception, request_id: str) -> ProblemError:
     """What is said of an error that nobody caught."""
-    if isinstance(error, (OperationalError, InterfaceError)):
+    if isinstance(error, AWAY):
         return UnavailableError("The database does not answer now.", headers={"Retry-After": "5"})
     return ProblemError(f"Something went wrong on our side; the log has it under request {request_id}.")
 

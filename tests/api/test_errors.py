@@ -3,7 +3,6 @@
 import base64
 import json
 
-import psycopg
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -14,7 +13,7 @@ from service.kit.db import Database
 from service.kit.sessions import WriteSession
 from service.models import Family
 from tests import factories
-from tests.services import END_OTHERS
+from tests.services import end_connections
 
 
 def check_problem(response, status: int, code: str) -> dict:
@@ -90,9 +89,7 @@ def test_a_read_while_the_database_is_away(client: TestClient, database: Databas
     if database.is_sqlite:
         return  # a file is there or not
     assert client.get("/v1/families").status_code == 200
-    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(END_OTHERS)
+    end_connections(database.url)
     response = client.get("/v1/families")
     check_problem(response, 503, "unavailable")
     assert response.headers["retry-after"] == "5"

@@ -2,7 +2,6 @@
 
 import time
 
-import psycopg
 import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import OperationalError
@@ -11,14 +10,7 @@ from service.kit import db
 from service.kit.db import Database
 from service.models import Family
 from tests import factories
-from tests.services import END_OTHERS
-
-
-def end_connections(database: Database) -> None:
-    """As a restart of the server does."""
-    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(END_OTHERS)
+from tests.services import end_connections
 
 
 def read(database: Database) -> int:
@@ -34,7 +26,7 @@ def test_connections_that_were_not_used_for_a_while_are_tried_first(
         return
     monkeypatch.setattr(db, "TRUSTED_S", 0.05)
     assert read(database) == 1
-    end_connections(database)
+    end_connections(database.url)
     time.sleep(0.1)
     assert read(database) == 1, "nobody saw the restart"
 
@@ -44,7 +36,7 @@ def test_of_connections_in_use_one_fails_and_no_other(database: Database) -> Non
         return
     with database.read() as one, database.read() as other:
         assert [session.execute(text("SELECT 1")).scalar() for session in (one, other)] == [1, 1]
-    end_connections(database)
+    end_connections(database.url)
     with pytest.raises(OperationalError):
         read(database)
     assert read(database) == read(database) == 1

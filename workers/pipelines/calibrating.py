@@ -11,10 +11,11 @@ from contextlib import suppress
 import structlog
 
 from service.calibrations.schemas import CalibrationIn, CalibrationResult, NullName, NullResult, total
+from service.kit.db import AWAY
 from service.verdicts import queries as verdict_queries
 from workers.activations.tensorfiles import write_text
 from workers.errors import LeaseLostError, RunError, WorkerStoppingError
-from workers.execution import AWAY, Execution
+from workers.execution import Execution
 from workers.pipelines import judging
 from workers.pipelines.alarms import rehearsed, result, summed_grid, unavailable
 from workers.pipelines.nulls import Bench

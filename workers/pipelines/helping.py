@@ -17,13 +17,12 @@ import torch
 from service.config import Settings
 from service.kit import clock
 from service.kit.artifacts import ArtifactStore, content_key
-from service.kit.db import Database
+from service.kit.db import AWAY, Database
 from service.models import Shard
 from service.runs import queries as runs
 from service.shards import logic, queries
 from workers.activations.shards import Shards, open_shards
 from workers.errors import LeaseLostError, RunError, WorkerStoppingError
-from workers.execution import AWAY
 from workers.heart import Heart
 from workers.pipelines.sharing import LOOK_SECONDS, TASK, Task, part
 from workers.pipelines.work import device_of
