@@ -91,7 +91,6 @@ def report(
     places = features.chosen(session, asked, findings.changed(wanted))
     largest = asked.table.numbers[order_of("change", None).first(asked.table, places, None, LARGEST)].tolist()
     told = findings.summary(session, artifacts, asked, counts, wanted, also=largest)
-    shown = features.shown(session, asked, largest)
     return Report(
         **dict(told),
         family=family.name,
@@ -101,7 +100,7 @@ def report(
         generation=asked.checkpoint.generation,
         features=sum(counts.values()),
         counts={status: counts.get(status, 0) for status in STATUSES},
-        changes=[shown[number] for number in largest],
+        changes=[asked.shown[number] for number in largest],
         refit=lineage.refit(session, asked.checkpoint),
         quality=asked.checkpoint.quality or {},
         signatures=_signatures(session, asked.checkpoint),

@@ -4,20 +4,23 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from service.checkpoints.tensorfile import read_header
 from service.features import queries
 from service.features.schemas import Example
 from service.kit.artifacts import ArtifactStore
+from service.kit.kept import Kept
 from service.kit.problems import NotFoundError
 from service.models import Code, Family, Feature
-from service.verdicts.arrays import among
+from service.verdicts.arrays import places_of
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CONTEXT_CHARACTERS = 120
@@ -97,7 +100,7 @@ def examples(
 ) -> tuple[str, list[Example]]:
     """(checkpoint, top activating examples) of a feature, strongest first, from the newest code that has it."""
     for code, kept, checkpoint in queries.example_files(session, family.id):
-        columns = _columns(artifacts, code, [feature.number])
+        columns = _held(artifacts, code).columns_of([feature.number])
         if columns:
             return checkpoint, _examples(artifacts, family, kept, columns, limit)[feature.number]
     raise NotFoundError(f"No code holds the feature F{feature.number} (yet).", code="no-code")
@@ -113,7 +116,7 @@ def examples_of(
         if not wanted:
             break
         try:
-            here = _columns(artifacts, code, list(wanted))
+            here = _held(artifacts, code).columns_of(list(wanted))
             found |= _examples(artifacts, family, kept, here, limit) if here else {}
         except (FileNotFoundError, NotFoundError):
             continue  # a report is worth having without them
@@ -121,10 +124,37 @@ def examples_of(
     return found
 
 
-def _columns(artifacts: ArtifactStore, code: str, numbers: Sequence[int]) -> dict[int, int]:
-    """Feature number -> column of a code, of those of some features that it has."""
-    held = tensors(artifacts, code)["feature_numbers"]
-    return {int(held[column]): column for column in np.flatnonzero(among(held, numbers)).tolist()}
+@dataclass(frozen=True)
+class _Held:
+    """Which features a code holds, and where."""
+
+    numbers: NDArray[np.int32]
+    """ascending"""
+    columns: NDArray[np.int32]
+
+    @property
+    def nbytes(self) -> int:
+        return self.numbers.nbytes + self.columns.nbytes
+
+    def columns_of(self, numbers: Sequence[int]) -> dict[int, int]:
+        """Feature number -> its column, of those of some features that the code has."""
+        places = places_of(self.numbers, numbers)
+        there = np.flatnonzero(places >= 0)
+        columns = self.columns[places[there]].tolist()
+        return {numbers[one]: column for one, column in zip(there.tolist(), columns, strict=True)}
+
+
+_HELD: Kept[_Held] = Kept(32 * 2**20)
+"""Of a code of 32,768 features a quarter of a megabyte. A feature of another branch is in none of the newest codes."""
+
+
+def _held(artifacts: ArtifactStore, code: str) -> _Held:
+    def read() -> _Held:
+        numbers = tensors(artifacts, code)["feature_numbers"]
+        order = np.argsort(numbers, kind="stable")  # a re-fit leaves them in another order
+        return _Held(numbers[order].astype(np.int32), order.astype(np.int32))
+
+    return _HELD.get((artifacts.base, code), read)
 
 
 def _examples(
@@ -133,18 +163,38 @@ def _examples(
     described = family.positions or {}
     if "artifact" not in described:
         raise NotFoundError(f"The positions of {family.name} are not known (yet).", code="no-code")
-    tops, places = tensors(artifacts, kept), tensors(artifacts, described["artifact"])
-    texts = described.get("documents") if {"start", "end"} <= set(places) else None
-    path = artifacts.path(texts) if texts else None
-    found = {}
-    for number, column in columns.items():
-        top = tops["positions"][column]
-        there = np.flatnonzero(top >= 0)[:limit]
-        found[number] = [
-            _example(places, path, place, value)
-            for place, value in zip(top[there].tolist(), tops["values"][column][there].tolist(), strict=True)
-        ]
-    return found
+    tops, places = artifacts.path(kept), artifacts.path(described["artifact"])
+    texts = artifacts.path(described["documents"]) if described.get("documents") else None
+
+    def of(column: int) -> list[Example]:
+        return _TOP.get((tops, places, column, limit), lambda: _top(tops, places, texts, column, limit)).examples
+
+    return {number: of(column) for number, column in columns.items()}
+
+
+@dataclass(frozen=True)
+class _Top:
+    """The top examples of a feature in one code."""
+
+    examples: list[Example]
+
+    @property
+    def nbytes(self) -> int:
+        """About what they take in memory."""
+        return 1500 * len(self.examples)
+
+
+_TOP: Kept[_Top] = Kept(32 * 2**20)
+"""Artifacts never change, and what a report tells of is told of again by the next ones."""
+
+
+def _top(tops: Path, places: Path, texts: Path | None, column: int, limit: int) -> _Top:
+    kept, positions = _tensors(str(tops)), _tensors(str(places))
+    texts = texts if {"start", "end"} <= set(positions) else None
+    top = kept["positions"][column]
+    there = np.flatnonzero(top >= 0)[:limit]
+    pairs = zip(top[there].tolist(), kept["values"][column][there].tolist(), strict=True)
+    return _Top([_example(positions, texts, place, value) for place, value in pairs])
 
 
 def _example(places: dict[str, np.ndarray], texts: Path | None, place: int, value: float) -> Example:
@@ -157,9 +207,8 @@ def _example(places: dict[str, np.ndarray], texts: Path | None, place: int, valu
     )
 
 
-@lru_cache(maxsize=16_384)
 def _passage(path: Path, document: int, start: int, end: int) -> tuple[str | None, str | None, str | None]:
-    """(text before, at and after a token). Kept, as artifacts never change: a kilobyte at most, and asked for again."""
+    """(text before, at and after a token)."""
     text = document_text(path, document)
     if text is None:
         return None, None, None

@@ -54,7 +54,7 @@ def summary(
 ) -> Summary:
     """What a comparison found, in words. counts: of all its features by status; `wanted` chooses among the findings.
 
-    also: numbers of other features that will be shown, and are looked up with the rest.
+    also: numbers of other features that will be shown, and are looked up with the rest, into `asked.shown`.
     """
     policy = Policy.model_validate(asked.family.policy)
     wanted = wanted or Filter()

@@ -1,6 +1,6 @@
 """Features: lists for a checkpoint and a baseline, single ones, and what people say of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,6 @@ from service.features import queries
 from service.features.queries import Filter
 from service.features.schemas import (
     FeatureDetail,
-    FeatureFields,
     FeaturePatch,
     FeatureRow,
     Point,
@@ -40,13 +39,15 @@ from service.verdicts.table import Table
 
 @dataclass
 class Comparison:
-    """A checkpoint and what it is compared with. `stored`: the verdict table answers it."""
+    """A checkpoint and what it is compared with, and what is known of that. `stored`: the verdict table answers it."""
 
     family: Family
     checkpoint: Checkpoint
     baseline: Checkpoint | None
     stored: bool
     session: Session
+    chosen: dict[Filter, NDArray[np.int64]] = field(default_factory=dict)
+    verdicts: dict[int, VerdictRow] = field(default_factory=dict)
     shown: dict[int, FeatureRow] = field(default_factory=dict)
 
     @cached_property
@@ -80,8 +81,9 @@ def comparison(session: Session, family: Family, checkpoint: str | None, baselin
 
 def rows(
     session: Session, asked: Comparison, *, wanted: Filter, order: Order, after: list[Any] | None, limit: int
-) -> list[tuple[VerdictRow, FeatureFields]]:
-    """Verdicts with their features; a row more than `limit` where there are more."""
+) -> Sequence[VerdictRow]:
+    """Verdicts of the features that fit; one more than `limit` where there are more."""
+    found: Sequence[VerdictRow]
     if asked.stored:
         found = queries.page(
             session,
@@ -92,16 +94,23 @@ def rows(
             after=after,
             limit=limit,
         )
-        features = queries.by_numbers(session, asked.family.id, [row.feature for row in found])
-        return [(row, features[row.feature]) for row in found]
-    if after is not None:
-        check(order.keys(), after)
-    places = order.first(asked.table, chosen(session, asked, wanted), after, limit + 1)
-    return of_numbers(session, asked, asked.table.numbers[places].tolist())
+    else:
+        if after is not None:
+            check(order.keys(), after)
+        places = order.first(asked.table, chosen(session, asked, wanted), after, limit + 1)
+        found = asked.table.rows(places.tolist())
+    asked.verdicts.update({row.feature: row for row in found})
+    return found
 
 
 def chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.int64]:
     """Places of the features in the table that fit the filter, ascending: what `queries.page` selects in SQL."""
+    if wanted not in asked.chosen:
+        asked.chosen[wanted] = _chosen(session, asked, wanted)
+    return asked.chosen[wanted]
+
+
+def _chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.int64]:
     table = asked.table
     places = table.having(wanted.statuses)
     if wanted.min_change is not None:
@@ -126,35 +135,36 @@ def counts(session: Session, asked: Comparison, wanted: Filter | None = None) ->
     return {str(status): count for status, count in zip(STATUSES, found.tolist(), strict=True) if count}
 
 
-def of_numbers(session: Session, asked: Comparison, numbers: Sequence[int]) -> list[tuple[VerdictRow, FeatureFields]]:
-    """Verdicts of a few features, with these, in the order of `numbers`; those that have none are left out."""
-    if asked.stored:
-        found: Sequence[VerdictRow] = queries.of_numbers(session, asked.checkpoint.id, numbers)
-    else:
-        places = asked.table.find(numbers)
-        found = asked.table.rows(places[places >= 0].tolist())
-    rows, features = {row.feature: row for row in found}, queries.by_numbers(session, asked.family.id, numbers)
-    return [(rows[number], features[number]) for number in numbers if number in rows]
-
-
-def show(session: Session, asked: Comparison, found: Sequence[tuple[VerdictRow, FeatureFields]]) -> list[FeatureRow]:
-    """Rows as the API shows them."""
-    baseline = asked.baseline.name if asked.baseline else None
-    rows = [feature_row(row, feature, asked.checkpoint.name, baseline) for row, feature in found]
-    if asked.stored:  # against another baseline than the parent the flag would say something else
-        rewired = dependencies.rewired(session, [asked.checkpoint.id], [feature.number for _, feature in found])
-        for row, (_, feature) in zip(rows, found, strict=True):
-            row.rewired = rewired.get((asked.checkpoint.id, feature.number))
-    asked.shown.update({feature.number: row for row, (_, feature) in zip(rows, found, strict=True)})
-    return rows
-
-
-def shown(session: Session, asked: Comparison, numbers: Sequence[int]) -> dict[int, FeatureRow]:
-    """A few features by number, as the API shows them; those that were shown before are not looked up again."""
+def shown(session: Session, asked: Comparison, numbers: Iterable[int]) -> dict[int, FeatureRow]:
+    """Features by number, as the API shows them, those that have a verdict; what is known is not looked up again."""
     missing = [number for number in dict.fromkeys(numbers) if number not in asked.shown]
     if missing:
-        show(session, asked, of_numbers(session, asked, missing))
+        _show(session, asked, missing)
     return asked.shown
+
+
+def _show(session: Session, asked: Comparison, numbers: Sequence[int]) -> None:
+    _judge(session, asked, [number for number in numbers if number not in asked.verdicts])
+    features = queries.by_numbers(session, asked.family.id, numbers)
+    # Against another baseline than the parent the flag would say something else.
+    rewired = dependencies.rewired(session, [asked.checkpoint.id], numbers) if asked.stored else {}
+    checkpoint, baseline = asked.checkpoint.name, asked.baseline.name if asked.baseline else None
+    for number in numbers:
+        if number in asked.verdicts:
+            row = feature_row(asked.verdicts[number], features[number], checkpoint, baseline)
+            row.rewired = rewired.get((asked.checkpoint.id, number))
+            asked.shown[number] = row
+
+
+def _judge(session: Session, asked: Comparison, numbers: Sequence[int]) -> None:
+    """Look verdicts up; of features that have none, none."""
+    found: Sequence[VerdictRow] = []
+    if asked.stored and numbers:
+        found = queries.of_numbers(session, asked.checkpoint.id, numbers)
+    elif numbers:
+        places = asked.table.find(numbers)
+        found = asked.table.rows(places[places >= 0].tolist())
+    asked.verdicts.update({row.feature: row for row in found})
 
 
 def get(session: Session, family: Family, feature_id: str) -> Feature:

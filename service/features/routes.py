@@ -114,11 +114,12 @@ def diff_of(
 ) -> Diff:
     """A comparison in words, with a page of its features."""
     assert asked.baseline is not None
-    data, cursor = page_of(session, paging, asked, wanted, sort, direction)
+    rows, cursor = _page(session, paging, asked, wanted, sort, direction)
     found = logic.counts(session, asked)
     counts = {name: found.get(name, 0) for name in STATUSES}
-    told = findings.summary(session, artifacts, asked, found, wanted)
+    told = findings.summary(session, artifacts, asked, found, wanted, also=rows)
     names = {"from": asked.baseline.name, "to": asked.checkpoint.name}
+    data = [asked.shown[number] for number in rows]
     return Diff(**dict(told), **names, counts=counts, data=data, next_cursor=cursor)
 
 
@@ -131,11 +132,25 @@ def page_of(
     direction: Direction | None,
 ) -> tuple[list[FeatureRow], str | None]:
     """A page of a comparison's features, and the cursor of the next one."""
+    numbers, cursor = _page(session, paging, asked, wanted, sort, direction)
+    shown = logic.shown(session, asked, numbers)
+    return [shown[number] for number in numbers], cursor
+
+
+def _page(
+    session: Session,
+    paging: Pager,
+    asked: logic.Comparison,
+    wanted: Filter,
+    sort: SortName,
+    direction: Direction | None,
+) -> tuple[list[int], str | None]:
+    """The numbers of a page's features."""
     order = order_of(sort, direction)
     name = f"{asked.checkpoint.id}:{asked.baseline and asked.baseline.id}:{wanted}:{order}"
     found = logic.rows(session, asked, wanted=wanted, order=order, after=paging.after(name), limit=paging.limit)
-    kept, cursor = paging.page(found, name, lambda pair: order.values(pair[0]))
-    return logic.show(session, asked, kept), cursor
+    kept, cursor = paging.page(found, name, order.values)
+    return [row.feature for row in kept], cursor
 
 
 @router.get("/features/{feature}", summary="One feature, with its newest verdict")

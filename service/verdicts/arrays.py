@@ -1,6 +1,6 @@
 """Stored arrays are by feature number, those of a judgement by column of a code: there and back."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,15 @@ def by_column(stored: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArra
     picked = np.take(stored, numbers, axis=-1, mode="clip")
     picked[..., numbers >= length] = np.nan
     return picked
+
+
+def places_of(ordered: NDArray[np.integer], some: Sequence[int]) -> NDArray[np.int64]:
+    """Where some numbers are in ascending ones, in the order of `some`; -1 for those that are not there."""
+    wanted = np.array(some, dtype=np.int64)
+    if not len(ordered):
+        return np.full(len(wanted), -1)
+    places = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return np.where(ordered[places] == wanted, places, -1)
 
 
 def among(numbers: NDArray[np.int64], some: Collection[int]) -> NDArray[np.bool_]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.verdicts.arrays import places_of
 from service.verdicts.figures import numbers_of
 from service.verdicts.judge import PLACE, STATUSES, Status
 
@@ -94,8 +95,4 @@ class Table:
 
     def find(self, numbers: Sequence[int]) -> NDArray[np.int64]:
         """Places of some features, in the order of `numbers`; -1 for those that are not there."""
-        wanted = np.array(numbers, dtype=np.int64)
-        if not len(self.numbers):
-            return np.full(len(wanted), -1)
-        places = np.minimum(np.searchsorted(self.numbers, wanted), len(self.numbers) - 1)
-        return np.where(self.numbers[places] == wanted, places, -1)
+        return places_of(self.numbers, numbers)

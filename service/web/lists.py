@@ -62,9 +62,9 @@ def as_file(request: Request, asked: Comparison, wanted: Filter, order: Order) -
         with read() as session:
             again = logic.comparison(session, families.get(session, family), checkpoint, baseline)
             found = logic.rows(session, again, wanted=wanted, order=order, after=after, limit=AT_ONCE)
-            rows = logic.show(session, again, found[:AT_ONCE])
-        text = csv_text([cell(row) for cell in _COLUMNS.values()] for row in rows)
-        return text, list(order.values(found[AT_ONCE - 1][0])) if len(found) > AT_ONCE else None
+            shown = logic.shown(session, again, (row.feature for row in found[:AT_ONCE]))
+        text = csv_text([cell(row) for cell in _COLUMNS.values()] for row in shown.values())
+        return text, list(order.values(found[AT_ONCE - 1])) if len(found) > AT_ONCE else None
 
     async def pieces() -> AsyncIterator[str]:
         yield csv_text([[*_COLUMNS]])

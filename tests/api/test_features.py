@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from fastapi.testclient import TestClient
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
@@ -217,6 +217,37 @@ def test_examples_without_text(
     assert client.get(f"{URL}/features/F5/examples").json()["data"] == [
         {"document": 7, "position": 2, "text_before": None, "token": None, "text_after": None, "activation": 3.5}
     ]
+
+
+def test_examples_are_of_the_newest_code_that_has_the_feature(
+    client: TestClient, database: Database, artifacts: ArtifactStore, family: Family
+) -> None:
+    with database.write() as session:
+        found = session.merge(family)
+        older = factories.code(session, artifacts, found, factories.checkpoint(session, found, "v4"))
+        # As a re-fit leaves them: not in the order of their numbers.
+        factories.save(artifacts, "code-2", {"feature_numbers": np.array([3, 0], np.int64)})
+        tops: dict[str, np.ndarray] = {
+            "positions": np.array([[3], [2]], np.int64),
+            "values": np.array([[9.0], [7.0]], np.float32),
+        }
+        factories.save(artifacts, "examples-2", tops)
+        newer = Code(
+            checkpoint_id=factories.checkpoint(session, found, "v5").id, family_id=found.id, generation=2,
+            artifact="code-2", examples="examples-2", n_positions=4, n_features=2, extra={},
+        )  # fmt: skip
+        session.add(newer)
+        assert older.checkpoint_id != newer.checkpoint_id
+    for feature, checkpoint, activations in (("F3", "v5", [9.0]), ("F0", "v5", [7.0]), ("F1", "v4", [2.5])):
+        answer = client.get(f"{URL}/features/{feature}/examples").json()
+        assert (answer["checkpoint"], [one["activation"] for one in answer["data"]]) == (checkpoint, activations)
+    findings = client.get(f"{URL}/checkpoints/v2/report").json()["findings"]
+    told = {one["feature"]["id"]: [example["activation"] for example in one["examples"]] for one in findings}
+    assert (told["F1"], told["F0"], told["F5"]) == ([2.5], [7.0], [3.5])
+    with database.write() as session:  # what was read of a code is not told of the one that takes its place
+        session.execute(update(Code).where(Code.artifact == "code-2").values(examples=older.examples))
+        session.execute(update(Code).where(Code.artifact == "code-2").values(artifact=older.artifact))
+    assert client.get(f"{URL}/features/F0/examples").json()["data"][0]["activation"] == 1.5
 
 
 def test_codes(client: TestClient, database: Database, artifacts: ArtifactStore, family: Family) -> None:
