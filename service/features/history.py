@@ -82,12 +82,19 @@ def most_changed(session: Session, family_id: str, checkpoint_ids: Sequence[str]
 
 
 def _came(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, _Came]:
-    def read(one: str) -> _Came:
-        counts = queries.counts(session, one, (*SEVERITY, "indeterminate"))
-        return _Came(counts, queries.changes(session, one, _CHANGES))
-
     revisions = verdicts.revisions(session, checkpoint_ids)
-    return {one: _CAME.get((one, revisions[one]), partial(read, one)) for one in checkpoint_ids}
+    found = _CAME.get_all([(one, revisions[one]) for one in checkpoint_ids], partial(_read, session))
+    return {one: came for (one, _), came in found.items()}
+
+
+def _read(session: Session, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], _Came]:
+    ids = [one for one, _ in keys]
+    read = {one: _Came({}, {}) for one in ids}
+    for one, status, count in queries.counts(session, ids, (*SEVERITY, "indeterminate")):
+        read[one].counts[status] = count
+    for one, number, change in queries.changes(session, ids, _CHANGES):
+        read[one].changes[number] = change
+    return {key: read[key[0]] for key in keys}
 
 
 def predecessors(session: Session, family: Family, number: int) -> list[Predecessor]:

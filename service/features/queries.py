@@ -120,19 +120,23 @@ def course(session: Session, family_id: str, number: int) -> Sequence[Any]:
     return _plain(session, _COURSE, family=family_id, number=number)
 
 
-def counts(session: Session, checkpoint_id: str, statuses: Sequence[str]) -> dict[str, int]:
-    """Status -> how many features came into it in a checkpoint, of some statuses."""
+def counts(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> Sequence[tuple[str, str, int]]:
+    """(checkpoint id, status, how many features came into it there), of some checkpoints and statuses."""
+    key = (Verdict.checkpoint_id, Verdict.status)
     came = _by_verdict(Filter(tuple(statuses), changed=True))
-    statement = select(Verdict.status, func.count()).where(Verdict.checkpoint_id == checkpoint_id, *came)
-    return {row[0]: row[1] for row in session.execute(statement.group_by(Verdict.status))}
+    here = one_of(Verdict.checkpoint_id, values=checkpoint_ids)
+    found = session.execute(select(*key, func.count()).where(here, *came).group_by(*key))
+    return [(row[0], row[1], row[2]) for row in found]
 
 
-def changes(session: Session, checkpoint_id: str, statuses: Sequence[str]) -> dict[int, float]:
-    """Feature number -> change, of the features that came into one of the statuses in a checkpoint."""
-    statement = select(Verdict.feature, Verdict.change).where(
-        Verdict.checkpoint_id == checkpoint_id, Verdict.status.in_(statuses), Verdict.change > 0
+def changes(
+    session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]
+) -> Sequence[tuple[str, int, float]]:
+    """(checkpoint id, feature number, change) of the features that came into one of the statuses there."""
+    statement = select(Verdict.checkpoint_id, Verdict.feature, Verdict.change).where(
+        one_of(Verdict.checkpoint_id, values=checkpoint_ids), Verdict.status.in_(statuses), Verdict.change > 0
     )
-    return {row[0]: row[1] for row in session.execute(statement)}
+    return [(row[0], row[1], row[2]) for row in session.execute(statement)]
 
 
 def statuses(session: Session, family_id: str, numbers: Sequence[int]) -> Sequence[tuple[int, str, str]]:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Generic, Protocol, TypeVar
 
 
@@ -13,6 +13,7 @@ class Sized(Protocol):
     def nbytes(self) -> int: ...
 
 
+Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value", bound=Sized)
 
 
@@ -30,15 +31,22 @@ class Kept(Generic[Value]):
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """The value of a key, made where it is not there. Of two threads at once both may make it."""
+        return self.get_all([key], lambda _: {key: make()})[key]
+
+    def get_all(self, keys: Collection[Key], make: Callable[[list[Key]], Mapping[Key, Value]]) -> dict[Key, Value]:
+        """The same of several keys: those that are not there are made together."""
         with self._lock:
-            if key in self._values:
+            found = {key: self._values[key] for key in keys if key in self._values}
+            for key in found:
                 self._values.move_to_end(key)
-                return self._values[key]
-        value = make()
+        missing = [key for key in keys if key not in found]
+        made = make(missing) if missing else {}
         with self._lock:
-            if key not in self._values:
-                self._values[key] = value
-                self._bytes += value.nbytes
+            for key in missing:
+                found[key] = made[key]
+                if key not in self._values:
+                    self._values[key] = made[key]
+                    self._bytes += made[key].nbytes
             while self._bytes > self.most_bytes:
                 self._bytes -= self._values.popitem(last=False)[1].nbytes
-        return value
+        return found

@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from service.kit import problems
 from service.kit.problems import MEDIA_TYPE, ProblemError
-from service.web.render import FOLDER, cut_off, digest, is_fragment, once_more, problem_page
+from service.web.render import FOLDER, cut_off, digest, is_fragment, once_more, prepare, problem_page
 from service.web.routes import alerts, api, checkpoints, families, features, keys, login, runs, signatures, webhooks
 
 ROUTERS = tuple(
@@ -48,6 +48,7 @@ def _files() -> dict[str, tuple[bytes, str | None]]:
 
 def install(app: FastAPI) -> None:
     """Add the pages. After `problems.install`: what people meet in a browser is shown as a page."""
+    prepare()
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/static", _Static(directory=FOLDER / "static"), name="static")
