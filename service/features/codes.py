@@ -167,7 +167,8 @@ def _examples(
     texts = artifacts.path(described["documents"]) if described.get("documents") else None
 
     def of(column: int) -> list[Example]:
-        return _TOP.get((tops, places, column, limit), lambda: _top(tops, places, texts, column, limit)).examples
+        key = (artifacts.base, kept, described["artifact"], column, limit)
+        return _TOP.get(key, lambda: _top(tops, places, texts, column, limit)).examples
 
     return {number: of(column) for number, column in columns.items()}
 
@@ -181,10 +182,10 @@ class _Top:
     @property
     def nbytes(self) -> int:
         """About what they take in memory."""
-        return 1500 * len(self.examples)
+        return 500 + 1500 * len(self.examples)
 
 
-_TOP: Kept[_Top] = Kept(32 * 2**20)
+_TOP: Kept[_Top] = Kept(24 * 2**20)
 """Artifacts never change, and what a report tells of is told of again by the next ones."""
 
 

@@ -99,7 +99,7 @@ def rows(
             check(order.keys(), after)
         places = order.first(asked.table, chosen(session, asked, wanted), after, limit + 1)
         found = asked.table.rows(places.tolist())
-    asked.verdicts.update({row.feature: row for row in found})
+    asked.verdicts |= {row.feature: row for row in found}
     return found
 
 
@@ -144,7 +144,8 @@ def shown(session: Session, asked: Comparison, numbers: Iterable[int]) -> dict[i
 
 
 def _show(session: Session, asked: Comparison, numbers: Sequence[int]) -> None:
-    _judge(session, asked, [number for number in numbers if number not in asked.verdicts])
+    unknown = [number for number in numbers if number not in asked.verdicts]
+    asked.verdicts |= {row.feature: row for row in _verdicts(session, asked, unknown)}
     features = queries.by_numbers(session, asked.family.id, numbers)
     # Against another baseline than the parent the flag would say something else.
     rewired = dependencies.rewired(session, [asked.checkpoint.id], numbers) if asked.stored else {}
@@ -156,15 +157,13 @@ def _show(session: Session, asked: Comparison, numbers: Sequence[int]) -> None:
             asked.shown[number] = row
 
 
-def _judge(session: Session, asked: Comparison, numbers: Sequence[int]) -> None:
-    """Look verdicts up; of features that have none, none."""
-    found: Sequence[VerdictRow] = []
-    if asked.stored and numbers:
-        found = queries.of_numbers(session, asked.checkpoint.id, numbers)
-    elif numbers:
-        places = asked.table.find(numbers)
-        found = asked.table.rows(places[places >= 0].tolist())
-    asked.verdicts.update({row.feature: row for row in found})
+def _verdicts(session: Session, asked: Comparison, numbers: Sequence[int]) -> Sequence[VerdictRow]:
+    """Verdicts of a few features, of those that have one."""
+    if asked.stored:
+        found: Sequence[VerdictRow] = queries.of_numbers(session, asked.checkpoint.id, numbers) if numbers else []
+        return found
+    places = asked.table.find(numbers)
+    return asked.table.rows(places[places >= 0].tolist())
 
 
 def get(session: Session, family: Family, feature_id: str) -> Feature:

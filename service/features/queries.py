@@ -75,14 +75,12 @@ def watched(session: Session, family_id: str) -> Sequence[int]:
 
 def by_numbers(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Any]:
     """Number -> feature, of those that there are: a plain row, with the name of `born_in` as `born_in_name`."""
-    rows = _plain(session, _BY_NUMBERS, family=family_id, numbers=numbers) if numbers else []
-    return {feature.number: feature for feature in rows}
+    return _by_number(session, _BY_NUMBERS, family_id, numbers)
 
 
 def names(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Any]:
     """Number -> `label`, `auto_label` and `top_tokens` of the feature, of those that there are: a plain row."""
-    rows = _plain(session, _NAMES, family=family_id, numbers=numbers) if numbers else []
-    return {feature.number: feature for feature in rows}
+    return _by_number(session, _NAMES, family_id, numbers)
 
 
 def get(session: Session, family_id: str, number: int) -> Feature | None:
@@ -204,6 +202,11 @@ _EXAMPLE_FILES = (
     .where(Code.family_id == bindparam("family"))
     .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
 )
+
+
+def _by_number(session: Session, statement: Executable, family_id: str, numbers: Sequence[int]) -> dict[int, Any]:
+    rows = _plain(session, statement, family=family_id, numbers=numbers) if numbers else []
+    return {feature.number: feature for feature in rows}
 
 
 def _plain(session: Session, statement: Executable, **values: Any) -> Sequence[Any]:

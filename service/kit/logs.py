@@ -58,6 +58,12 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
     # Every request has a line of ours already, with its id.
     logging.getLogger("uvicorn.access").disabled = True
+    logging.getLogger("alembic.runtime.migration").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether Alembic migrates: asked for a revision, as by `/readyz`, it tells what kind of database it has found."""
+    return record.levelno > logging.INFO or record.getMessage().startswith("Running")
 
 
 def _tell(_logger: WrappedLogger, _method: str, said: EventDict) -> EventDict:

@@ -1,6 +1,8 @@
 """Health, readiness and metrics."""
 
+import json
 import platform
+from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
@@ -8,9 +10,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from service import __version__
+from service import __version__, migrate
+from service.config import Settings
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
+from service.kit.logs import configure_logging
 from service.models import Alert, AlertRule, Webhook
 from service.runs import logic as runs
 from service.status.metrics import METRICS
@@ -38,6 +42,20 @@ def test_not_ready_says_what_is_missing(app: FastAPI, client: TestClient, databa
     assert "0000" in document["checks"]["schema"]
     assert document["checks"]["artifacts"].startswith("not reachable")
     assert client.get("/healthz").status_code == 200
+
+
+def test_a_probe_leaves_nothing_in_the_log_and_a_migration_says_what_it_does(
+    client: TestClient, api_settings: Settings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(api_settings.model_copy(update={"log_level": "INFO", "log_json": True}))
+    try:
+        client.get("/readyz")
+        told = [json.loads(line)["logger"] for line in capfd.readouterr().err.splitlines()]
+        assert [name for name in told if not name.startswith("httpx")] == []
+        migrate.upgrade(Settings(data_dir=tmp_path / "new"))
+        assert "Running upgrade" in capfd.readouterr().err
+    finally:
+        configure_logging(api_settings)
 
 
 def test_metrics(client: TestClient, database: Database) -> None:
