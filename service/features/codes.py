@@ -185,8 +185,8 @@ class _Top:
         return 500 + 1500 * len(self.examples)
 
 
-_TOP: Kept[_Top] = Kept(24 * 2**20)
-"""Artifacts never change, and what a report tells of is told of again by the next ones."""
+_TOP: Kept[_Top] = Kept(8 * 2**20)
+"""Of some 1,600 features: artifacts never change, and what a report tells of is told of again by the next ones."""
 
 
 def _top(tops: Path, places: Path, texts: Path | None, column: int, limit: int) -> _Top:
