@@ -22,7 +22,7 @@ from service.features.schemas import (
     Status,
     Trajectory,
 )
-from service.features.sorting import Direction, SortName, order_of
+from service.features.sorting import Direction, Order, SortName, order_of
 from service.features.sources import FeatureSources, of_feature
 from service.kit.artifacts import ArtifactStore
 from service.kit.ids import feature_id
@@ -72,7 +72,7 @@ def list_features(
 ) -> Page[FeatureRow]:
     asked = logic.comparison(session, families.get(session, family), checkpoint, baseline)
     wanted = Filter(tuple(status or ()), q, tag, watched, min_change, max_q)
-    data, cursor = page_of(session, paging, asked, wanted, sort, order)
+    data, cursor = page_of(session, paging, asked, wanted, order_of(sort, order))
     return Page(data=data, next_cursor=cursor)
 
 
@@ -100,7 +100,7 @@ def diff(
 ) -> Diff:
     asked = logic.comparison(session, families.get(session, family), to, from_)
     wanted = Filter(tuple(status or ()), q, tag, watched, min_change, max_q)
-    return diff_of(session, artifacts, paging, asked, wanted, sort, order)
+    return diff_of(session, artifacts, paging, asked, wanted, order_of(sort, order))
 
 
 def diff_of(
@@ -109,12 +109,11 @@ def diff_of(
     paging: Pager,
     asked: logic.Comparison,
     wanted: Filter,
-    sort: SortName,
-    direction: Direction | None,
+    order: Order,
 ) -> Diff:
     """A comparison in words, with a page of its features."""
     assert asked.baseline is not None
-    rows, cursor = _page(session, paging, asked, wanted, sort, direction)
+    rows, cursor = _page(session, paging, asked, wanted, order)
     found = logic.counts(session, asked)
     counts = {name: found.get(name, 0) for name in STATUSES}
     told = findings.summary(session, artifacts, asked, found, wanted, also=rows)
@@ -124,29 +123,18 @@ def diff_of(
 
 
 def page_of(
-    session: Session,
-    paging: Pager,
-    asked: logic.Comparison,
-    wanted: Filter,
-    sort: SortName,
-    direction: Direction | None,
+    session: Session, paging: Pager, asked: logic.Comparison, wanted: Filter, order: Order
 ) -> tuple[list[FeatureRow], str | None]:
     """A page of a comparison's features, and the cursor of the next one."""
-    numbers, cursor = _page(session, paging, asked, wanted, sort, direction)
+    numbers, cursor = _page(session, paging, asked, wanted, order)
     shown = logic.shown(session, asked, numbers)
     return [shown[number] for number in numbers], cursor
 
 
 def _page(
-    session: Session,
-    paging: Pager,
-    asked: logic.Comparison,
-    wanted: Filter,
-    sort: SortName,
-    direction: Direction | None,
+    session: Session, paging: Pager, asked: logic.Comparison, wanted: Filter, order: Order
 ) -> tuple[list[int], str | None]:
     """The numbers of a page's features."""
-    order = order_of(sort, direction)
     name = f"{asked.checkpoint.id}:{asked.baseline and asked.baseline.id}:{wanted}:{order}"
     found = logic.rows(session, asked, wanted=wanted, order=order, after=paging.after(name), limit=paging.limit)
     kept, cursor = paging.page(found, name, order.values)

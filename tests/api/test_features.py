@@ -245,8 +245,8 @@ def test_examples_are_of_the_newest_code_that_has_the_feature(
     told = {one["feature"]["id"]: [example["activation"] for example in one["examples"]] for one in findings}
     assert (told["F1"], told["F0"], told["F5"]) == ([2.5], [7.0], [3.5])
     with database.write() as session:  # what was read of a code is not told of the one that takes its place
-        session.execute(update(Code).where(Code.artifact == "code-2").values(examples=older.examples))
-        session.execute(update(Code).where(Code.artifact == "code-2").values(artifact=older.artifact))
+        taken = {"artifact": older.artifact, "examples": older.examples}
+        session.execute(update(Code).where(Code.artifact == "code-2").values(taken))
     assert client.get(f"{URL}/features/F0/examples").json()["data"][0]["activation"] == 1.5
 
 

@@ -108,11 +108,11 @@ def show_diff(
     if csv == lists.NAME:
         return lists.as_file(request, compared, wanted, order_of(sort, order))
     if is_fragment(request):
-        rows, cursor = features.page_of(session, paging, compared, wanted, sort, order)
+        rows, cursor = features.page_of(session, paging, compared, wanted, order_of(sort, order))
         return page(request, "features/rows.html", family=family, rows=rows, next_cursor=cursor)
-    found = features.diff_of(session, artifacts, paging, compared, wanted, sort, order)
+    found = features.diff_of(session, artifacts, paging, compared, wanted, order_of(sort, order))
     few = Pager(MOST_SUCCESSORS, None, request, Response())
-    replaced, _ = features.page_of(session, few, compared, Filter(("replaced",)), "change", None)
+    replaced, _ = features.page_of(session, few, compared, Filter(("replaced",)), order_of("change", None))
     link = f"{address('families', family, 'features')}?{urlencode({'checkpoint': asked[1], 'baseline': asked[0]})}&"
     plot = flow(asked[0], asked[1], found.counts, replaced, link)
     return page(

@@ -62,7 +62,7 @@ def list_features(
     asked = logic.comparison(session, families.get(session, family), checkpoint or None, baseline or None)
     if csv == lists.NAME:
         return lists.as_file(request, asked, wanted, order_of(sort, order))
-    rows, cursor = features.page_of(session, paging, asked, wanted, sort, order)
+    rows, cursor = features.page_of(session, paging, asked, wanted, order_of(sort, order))
     shared: dict[str, Any] = {"family": family, "rows": rows, "next_cursor": cursor}
     if is_fragment(request):
         return page(request, "features/rows.html", **shared)
