@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hypothesis
 import pytest
 import uvicorn
 from sqlalchemy import update
@@ -25,6 +26,8 @@ from service.kit.db import Database
 from service.models import Source
 from tests import filled
 from tests.services import Postgres, Valkey, free_port, postgres_server, valkey_server, wait_until
+
+hypothesis.settings.load_profile("ci")  # the same examples each time, and none is too slow
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

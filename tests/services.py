@@ -402,11 +402,3 @@ def _in_wheel(package: str, pattern: str) -> list[Path]:
     found = importlib.util.find_spec(package)
     folders = found.submodule_search_locations if found else None
     return [path for folder in folders or [] for path in sorted(Path(folder).glob(pattern))]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process is there and has not ended: an orphan that nobody waits for stays listed."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # the second where it ends while its file is read
-        return False

@@ -27,6 +27,8 @@ from tests.services import Postgres
 
 EXAMPLES = int(os.environ.get("FEATUREWATCH_TEST_FUZZ_EXAMPLES", "2"))
 """For each operation. Over 10: the document's corner cases too, and other requests each time."""
+THE_SAME = EXAMPLES <= 10
+"""Whether it makes the same requests each time."""
 OPEN = ("/healthz", "/readyz")
 ALLOWED = {"none": set(), "read": {"read"}, "write": {"read", "write"}, "admin": {"read", "write", "admin"}}
 
@@ -52,7 +54,7 @@ CONFIG = {
     "parameters": {name: {"dictionary": name, "probability": 0.8} for name in VALUES},
     "generation": {
         "mode": "all",
-        "deterministic": EXAMPLES <= 10,
+        "deterministic": THE_SAME,
         "database": "none",
         "with-security-parameters": False,
     },
@@ -118,7 +120,7 @@ def needed(case: schemathesis.Case) -> str | None:
 
 
 @schema.parametrize()
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, derandomize=THE_SAME, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_operation(case: schemathesis.Case, keys: Keys) -> None:
     asked = needed(case)
     for scope, allowed in ALLOWED.items():

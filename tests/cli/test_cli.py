@@ -10,6 +10,7 @@ from pathlib import Path
 import scipy.sparse
 
 from tests.cli.live import FIT, SHAPE, Up, command, within
+from tests.processes import alive
 from tests.services import free_port, wait_until
 
 STRICT = "[counts]\nsuppressed = 0\nabsent = 0\nreplaced = 0\n"
@@ -251,7 +252,7 @@ def test_the_worker_is_started_again_and_ends_with_the_service(tmp_path: Path) -
         second = (_workers(up) - {first}).pop()
         up.process.kill()  # it can end nothing any more
         up.process.wait()
-        assert wait_until(lambda: _state(second) in (None, "Z"), 20), "the worker outlives the service"
+        assert wait_until(lambda: not alive(second), 20), "the worker outlives the service"
     finally:
         up.stop()
 
@@ -259,19 +260,14 @@ def test_the_worker_is_started_again_and_ends_with_the_service(tmp_path: Path) -
 def _workers(up: Up) -> set[int]:
     """Children of the service that run."""
     pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
-    return {pid for pid in pids if _stat(pid)[1:] == [str(up.process.pid)] and _state(pid) != "Z"}
+    return {pid for pid in pids if _parent(pid) == up.process.pid and alive(pid)}
 
 
-def _state(pid: int) -> str | None:
-    """State of a process, as the kernel names it; None where there is none. Z: dead, and not collected yet."""
-    return _stat(pid)[0] if _stat(pid) else None
-
-
-def _stat(pid: int) -> list[str]:
+def _parent(pid: int) -> int | None:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
-        return []
+        return None
 
 
 def test_the_database_can_be_checked_and_upgraded(database_url: str, tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def test_a_shell_completes_names(filled_url: str) -> None:
     def completed(words: str) -> list[str]:
         asked = {"_FEATUREWATCH_COMPLETE": "complete_bash", "COMP_WORDS": f"featurewatch {words}"}
         asked |= {"COMP_CWORD": str(len(words.split(" "))), "FEATUREWATCH_URL": filled_url}
-        start = [sys.executable, "-c", "import sys; sys.argv = ['featurewatch']; from service.cli import main; main()"]
+        program = "import sys; sys.argv = ['featurewatch']; from service.cli import complete, main; "
+        start = [sys.executable, "-c", program + "complete.SECONDS = 30; main()"]
         done = subprocess.run(start, env=os.environ | asked, capture_output=True, text=True, check=False)
         assert done.stderr == ""
         return done.stdout.split()

@@ -3,10 +3,8 @@
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,12 +12,12 @@ from typing import Any, Self
 
 import pytest
 from sqlalchemy import Table, select
-from sqlalchemy.engine import make_url
 
 from benchmarks.planted_data import Lineage, write_checkpoint
 from service.client import Client
 from service.client.types import Run
 from service.kit.db import Base, Database
+from tests.processes import held, state_of
 
 HOOK_POINT = "resid_post.1"
 WAIT_SECONDS = 120.0
@@ -79,28 +77,8 @@ class Service:
     def idle_worker(self) -> Iterator[None]:
         """The worker stands still in the block: what is registered there waits in the queue."""
         assert self.worker
-        os.kill(self.worker, signal.SIGSTOP)
-        while self._locked():  # in the middle of a transaction it would hold up everybody
-            os.kill(self.worker, signal.SIGCONT)
-            time.sleep(0.05)
-            os.kill(self.worker, signal.SIGSTOP)
-        try:
+        with held(self.worker, self.database_url):
             yield
-        finally:
-            os.kill(self.worker, signal.SIGCONT)
-
-    def _locked(self) -> bool:
-        """Whether somebody holds the lock of the whole database, which only SQLite has."""
-        url = make_url(self.database_url)
-        if url.get_backend_name() != "sqlite":
-            return False
-        with closing(sqlite3.connect(str(url.database), timeout=0, isolation_level=None)) as connection:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:
-                return True
-            connection.execute("ROLLBACK")
-        return False
 
     def register(self, family: str, name: str, uri: str, **options: Any) -> Run:
         """Register a checkpoint and wait for the end of its run, however it ends."""
@@ -132,6 +110,10 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """It ends what it does first; nothing, where it has ended."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -148,9 +130,13 @@ class Worker:
         found = (json.loads(line) for line in self.log().splitlines(keepends=True) if line.endswith("}\n"))
         return [line for line in found if line.get("event") == event]
 
-    def pause(self) -> None:
-        """Hold it where it is: it does nothing, not even beat."""
-        self.process.send_signal(signal.SIGSTOP)
+    def stands_still(self) -> bool:
+        """Whether it was held, by whomever."""
+        return state_of(self.process.pid) == "T"
+
+    def go_on(self) -> None:
+        """It stands still no longer."""
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL: it can tidy up nothing."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from benchmarks.planted_data import make_lineage
 from service.models import Event
 from tests.e2e.parts import HOOK_POINT, WAIT_SECONDS, Service, Worker, rows_of, unfinished, write_lineage
-from tests.e2e.test_kill import OPTIONS, SETTINGS, SHAPE, soon
+from tests.e2e.test_kill import OPTIONS, SETTINGS, SHAPE
+from tests.services import wait_until
 
 
 @contextmanager
@@ -43,15 +44,16 @@ def test_a_full_disk_ends_the_run_and_a_retry_goes_on(module_database: tuple[Pat
         settings = SETTINGS | {"data_dir": disk / "data"}
         with (
             Service(folder, url, worker=False, **settings) as service,
-            Worker(folder, url, 0, **settings) as worker,
+            Worker(folder, url, 0, "--pipelines", "tests.e2e.dying:FIT", **settings) as worker,
         ):
             client = service.client
             client.create_family("small", [HOOK_POINT], crosscoder=OPTIONS)
             run = client.register("small", name="v1", uri=uris[0])["run"]
-            assert soon(lambda: any((disk / "data" / "partial").glob("*.fit"))), worker.log()
+            assert wait_until(worker.stands_still, WAIT_SECONDS), worker.log()
             fill(disk / "ballast")
+            worker.go_on()
             # Not a missed beat of an embedded installation, whose database is full too: the fit's own save.
-            assert soon(lambda: bool(worker.lines("failed"))), worker.log()[-3000:]
+            assert wait_until(lambda: bool(worker.lines("failed")), WAIT_SECONDS), worker.log()[-3000:]
             (disk / "ballast").unlink()
             ended = client.wait(run["id"], timeout=WAIT_SECONDS, interval=0.05)
             assert (ended["state"], (ended["error"] or {}).get("code")) == ("failed", "disk-full")

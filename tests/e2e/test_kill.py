@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from benchmarks.planted_data import make_lineage
 from service.client.types import Run
 from service.models import Event, Verdict
 from tests.e2e.parts import HOOK_POINT, WAIT_SECONDS, Service, Worker, rows_of, unfinished, write_lineage
+from tests.services import wait_until
 from tests.unit.activations.tiny import save_checkpoint
 
 SHAPE = {
@@ -25,8 +26,6 @@ SHAPE = {
 }  # fmt: skip
 OPTIONS = {"n_features": 60, "k": 3, "steps": 700, "batch_size": 256, "learning_rate": 0.003}
 SETTINGS = {"lease_seconds": 5, "save_seconds": 0.2}  # beside other tests, a worker may be held up for seconds
-AFTER = 0.01
-"""Seconds: some stages are over in a tenth of a second here."""
 
 
 class Installation:
@@ -39,9 +38,13 @@ class Installation:
         self.uris = write_lineage(make_lineage(0, **SHAPE), folder / "releases")
         self.workers: list[Worker] = []
 
-    def worker(self, *arguments: str) -> Worker:
-        """A worker that works: the last one that was started, or a new one."""
-        if not self.workers or self.workers[-1].process.poll() is not None:
+    def worker(self, pipelines: str | None = None) -> Worker:
+        """A worker that works: the last one that was started, or a new one; of `tests.e2e.dying`, always a new one."""
+        last = self.workers[-1] if self.workers else None
+        if pipelines and last:
+            last.end()
+        if pipelines or not last or last.process.poll() is not None:
+            arguments = ("--pipelines", f"tests.e2e.dying:{pipelines}") if pipelines else ()
             self.workers.append(Worker(self.folder, self.database_url, len(self.workers), *arguments, **SETTINGS))
         return self.workers[-1]
 
@@ -58,22 +61,13 @@ class Installation:
         self.client.create_family(name, [HOOK_POINT], crosscoder=OPTIONS)
         return name
 
-    def kill_in(self, stage: str, run: Run, worker: Worker, after: float = AFTER) -> None:
-        """Kill the worker when it is in a stage of a run, `after` seconds from its start."""
-        # The one that waits for its moment goes first where cores are few.
-        os.setpriority(os.PRIO_PROCESS, worker.process.pid, 15)
-        assert soon(lambda: self._in_stage(stage, run, worker)), worker.log()
-        time.sleep(after)
-        worker.pause()  # so that what is looked at now is what is killed
+    def kill_in(self, stage: str, run: Run, worker: Worker) -> None:
+        """Kill a worker where it stands still."""
+        assert wait_until(worker.stands_still, WAIT_SECONDS), worker.log()
         stages = [line["stage"] for line in worker.lines("stage") if line["run"] == run["id"]]
         now = self.client.run(run["id"])
         worker.kill()
-        assert stages[-1] == stage, f"{stage} was over too soon: {stages}"
-        assert now["state"] == "running", "the run had ended"
-
-    @staticmethod
-    def _in_stage(stage: str, run: Run, worker: Worker) -> bool:
-        return any(line["stage"] == stage and line["run"] == run["id"] for line in worker.lines("stage"))
+        assert (stages[-1], now["state"]) == (stage, "running")
 
     def verdicts(self, family: str) -> dict[str, list[dict[str, Any]]]:
         """Checkpoint -> rows of its verdicts, without what is named after this family."""
@@ -96,16 +90,6 @@ class Installation:
         assert [row["feature"] for row in rows] == list(range(columns))
         assert self.events(run) == {"checkpoint.judged": 1}
         assert unfinished(self.folder / "data") == []
-
-
-def soon(condition: Callable[[], bool]) -> bool:
-    """Whether a condition comes true in time. Looks often: what is waited for may be over quickly."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +128,13 @@ def test_killed_in_harvest(installation: Installation) -> None:
             crosscoder={"n_features": 16, "k": 2, "steps": 40, "batch_size": 128},
         )
     register = partial(installation.client.register, name="v1", uri=f"file://{model}")
-    worker = installation.worker()
-    quiet = installation.finished(register("model-quiet")["run"], worker)
+    quiet = installation.finished(register("model-quiet")["run"], installation.worker())
     assert (quiet["result"] or {})["statuses"]
 
+    worker = installation.worker("HARVEST")
     run = register("model-killed")["run"]
     shards = installation.folder / "data" / "partial"
-    os.setpriority(os.PRIO_PROCESS, worker.process.pid, 15)
-    assert soon(lambda: any(shards.glob("*/*-00000.safetensors"))), worker.log()
-    installation.kill_in("harvest", run, worker, 0.0)
+    installation.kill_in("harvest", run, worker)
     kept = {path.name: path.stat().st_ino for path in shards.glob("*/resid_post.3-*.safetensors")}
     assert kept
 
@@ -169,13 +151,10 @@ def test_killed_in_harvest(installation: Installation) -> None:
 @before_writing
 def test_killed_in_fit(installation: Installation) -> None:
     family = installation.family("first")
-    worker = installation.worker()
+    worker = installation.worker("FIT")
     run = installation.register(family, "v1")
-    saved = installation.folder / "data" / "partial"
-    assert soon(lambda: any(saved.glob("*.fit"))), worker.log()
-    assert soon(lambda: installation.client.run(run["id"])["progress"] > 0.3)
     installation.kill_in("fit", run, worker)
-    assert len(list(saved.glob("*.fit"))) == 1
+    assert len(list((installation.folder / "data" / "partial").glob("*.fit"))) == 1
 
     worker = installation.worker()
     assert installation.finished(run, worker)["attempt"] == 2
@@ -198,10 +177,8 @@ def test_killed_in_refit(installation: Installation) -> None:
         return [(link["kind"], link["old"], link["new"], link["score"]) for link in installation.client.lineage(family)]
 
     installation.finished(start("refit-quiet"), installation.worker())
-    run, worker = start("refit-killed"), installation.worker()
-    saved = installation.folder / "data" / "partial"
-    assert soon(lambda: any(saved.glob("*.fit"))), worker.log()
-    assert soon(lambda: 0.2 < installation.client.run(run["id"])["progress"] < 0.9)
+    worker = installation.worker("REFIT")
+    run = start("refit-killed")
     installation.kill_in("refit", run, worker)
     worker = installation.worker()
     assert installation.finished(run, worker)["attempt"] == 2
@@ -217,11 +194,11 @@ def test_killed_in_refit(installation: Installation) -> None:
 def test_killed_in_extend_and_measure(installation: Installation) -> None:
     """A run has three attempts: two are killed, and the third one must do."""
     family = installation.family("second")
-    worker = installation.worker()
+    worker = installation.worker("EXTEND")
     installation.finished(installation.register(family, "v1"), worker)
     run = installation.register(family, "v2")
     installation.kill_in("extend", run, worker)
-    installation.kill_in("measure", run, installation.worker())
+    installation.kill_in("measure", run, installation.worker("MEASURE"))
     assert installation.finished(run, installation.worker())["attempt"] == 3
     installation.ended_once(run)
     # Solutions that extend hands on in memory are solved anew from what it kept: the last digits are others.
@@ -235,12 +212,12 @@ def test_killed_in_extend_and_measure(installation: Installation) -> None:
 def test_killed_while_it_judges(installation: Installation) -> None:
     """First before the verdicts are written, then in their transaction, when all rows are there but the commit."""
     family = installation.family("third")
-    worker = installation.worker()
+    worker = installation.worker("JUDGE")
     run = installation.register(family, "v1")
     installation.kill_in("judge", run, worker)
     assert installation.verdicts(family) == {"v1": []}
 
-    worker = installation.worker("--pipelines", "tests.e2e.dying:PIPELINES")
+    worker = installation.worker("WRITING")
     assert worker.process.wait(timeout=WAIT_SECONDS) == -signal.SIGKILL, worker.log()
     assert [line["stage"] for line in worker.lines("stage")][-1] == "judge"
     assert installation.verdicts(family) == {"v1": []}

@@ -11,6 +11,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.processes import alive
 from tests.services import wait_until
 
 
@@ -18,11 +19,6 @@ def _children(pid: int) -> list[int]:
     """Ids of the processes that one has started and that still run."""
     found = [int(one) for file in Path(f"/proc/{pid}/task").glob("*/children") for one in file.read_text().split()]
     return [one for one in found if "spawn_main" in Path(f"/proc/{one}/cmdline").read_text()]
-
-
-def _ended(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -47,7 +43,7 @@ def test_all_end_with_the_service(tmp_path: Path, number: signal.Signals) -> Non
         assert len(answering) == 2
         service.send_signal(number)
         assert service.wait(timeout=30) == (0 if number == signal.SIGTERM else -number)
-    assert wait_until(lambda: all(map(_ended, answering)), 30)
+    assert wait_until(lambda: not any(map(alive, answering)), 30)
     with socket.socket() as again:  # another service may listen there now
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", int(url.rpartition(":")[2])))

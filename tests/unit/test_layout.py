@@ -8,7 +8,7 @@ from pathlib import Path
 
 from setuptools import PEP420PackageFinder
 
-from tests import services
+from tests import processes, services
 
 ROOT = Path(__file__).parents[2]
 CODE = sorted(
@@ -100,6 +100,6 @@ def test_servers_end_with_a_killed_session(tmp_path: Path) -> None:
     *pids, one, other = done.stdout.split()
 
     def left() -> list[str]:
-        return [pid for pid in pids if services.alive(int(pid))] + [at for at in (one, other) if Path(at).exists()]
+        return [pid for pid in pids if processes.alive(int(pid))] + [at for at in (one, other) if Path(at).exists()]
 
     assert services.wait_until(lambda: not left(), 15), f"still there: {left()}"

@@ -27,6 +27,9 @@ QUICK = {"resultTypes": ["violations"], "preload": False, "iframes": False}
 PART = {"exclude": ["tbody tr:nth-child(n+5)", ".passages li:nth-child(n+4)", ".finding:nth-child(n+6)"]}
 """The first rows of a list stand for those that are made like them."""
 HERE = f"/families/{FAMILY}"
+PATIENCE = 15_000
+"""Milliseconds, of actions and of what is expected."""
+expect.set_options(timeout=PATIENCE)
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
 PAGES = {
     "families": "/families",
@@ -68,7 +71,7 @@ class Site:
     def context(self, theme: str, **options) -> BrowserContext:
         """A browser of its own that writes down what it complains of and whom it asks."""
         context = self.browser.new_context(base_url=self.url, color_scheme=theme, viewport=WIDE, **options)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(PATIENCE)
         context.on("console", lambda told: self._heard(told.type, f"{told.page.url}: {told.text}"))
         context.on("weberror", lambda error: self.faults.append(f"{error.page.url}: {error.error}"))
         context.on("request", lambda asked: self._asked(asked.url))
@@ -87,7 +90,13 @@ class Site:
         page.goto("/families")
         page.get_by_label("API key").fill(self.key)
         page.get_by_role("button", name="Sign in").click()
-        expect(page.get_by_role("heading", name="Families")).to_be_visible()
+        arrived(page, "Families")
+
+
+def arrived(page: Page, heading: str) -> None:
+    """On the page of this heading, and its scripts listen: a click that leads to it waits for neither."""
+    expect(page.get_by_role("heading", name=heading).first).to_be_visible()
+    page.wait_for_load_state("domcontentloaded")
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +175,11 @@ def test_reading(site: Site, page: Page) -> None:
     """From the families to a feature and back to a comparison, by what stands on the pages."""
     page.get_by_role("link", name=FAMILY, exact=True).click()
     page.get_by_role("link", name=re.compile("v8 is judged, 17 changed, absent among them$")).click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("v8 against v7")
+    arrived(page, "v8 against v7")
     page.get_by_label("Baseline").select_option("v2")
-    expect(page.get_by_role("heading", level=1)).to_have_text("v8 against v2")
+    arrived(page, "v8 against v2")
     page.get_by_role("link", name="F73").first.click()
-    expect(page.get_by_role("heading", level=1)).to_contain_text("default")
+    arrived(page, "default")
     page.get_by_text("Numbers of How much of its own direction").click()
     expect(page.get_by_role("region", name="How much of its own direction is written: numbers")).to_be_visible()
     for name in ("trajectory", "strength"):
@@ -191,8 +200,9 @@ def test_reading(site: Site, page: Page) -> None:
     expect(page).to_have_url(re.compile(r"/features/F\d+$"))
     page.get_by_role("link", name="Compare").or_(page.get_by_role("link", name=FAMILY)).first.click()
     page.get_by_role("link", name="Compare").click()
+    arrived(page, "Compare checkpoints")
     page.get_by_label("Baseline").select_option("v3")
-    expect(page.get_by_role("heading", name="What became of the features from v3 to v10")).to_be_visible()
+    arrived(page, "What became of the features from v3 to v10")
     page.locator("form.chips input[value=replaced]").click()
     expect(page.locator("table[data-rows] tbody tr")).to_have_count(2)
 
@@ -243,7 +253,7 @@ def test_the_keyboard(site: Site, page: Page) -> None:
     for key in "jjjk":
         page.keyboard.press(key)
     page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", level=1)).to_contain_text("F1")
+    arrived(page, "F1")
     before = page.url
     pressed = page.locator("[data-watch]").get_attribute("aria-pressed")
     page.keyboard.press("w")

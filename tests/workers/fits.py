@@ -61,7 +61,9 @@ def fitted(execution: Execution, folder: Path, **options: Any) -> Crosscoder:
 
 def _tell_children(folder: Path) -> bool:
     """Write down which processes fit."""
-    (folder / "ranks").write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()))
+    new = folder / "ranks.new"
+    new.write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()))
+    new.replace(folder / "ranks")  # who reads it meanwhile reads all of it
     return False
 
 

@@ -121,6 +121,7 @@ def name_server(answers: list[list[str]]) -> Iterator[list[str]]:
         _serve(server)
         resolver = dns.resolver.Resolver(configure=False)
         resolver.nameservers, resolver.port = ["127.0.0.1"], server.server_address[1]
+        resolver.timeout = resolver.lifetime = 30.0  # it asks once, however busy the machine is
         dns.resolver.override_system_resolver(resolver)
         try:
             yield asked

@@ -12,7 +12,7 @@ import billiard
 import pytest
 import torch
 
-from tests.services import alive
+from tests.processes import alive
 from tests.workers.conftest import ROOT, wait_for
 from tests.workers.fits import execution_of, fitted, write_activations
 from workers.activations.models import compute_dtype

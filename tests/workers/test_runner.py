@@ -15,6 +15,7 @@ from sqlalchemy.engine import make_url
 from service.kit import clock
 from service.models import Event, Run
 from service.runs import logic
+from tests.processes import held
 from tests.workers.conftest import wait_for
 from tests.workers.toy import journal
 from workers.errors import LeaseLostError, RunError
@@ -255,7 +256,7 @@ def events_of(installation, run_id):
 
 @pytest.mark.parametrize("when", ["harvest-1", "measure-1"])
 def test_a_killed_worker_costs_what_it_had_in_hand(installation, start_worker, when):
-    run_id = installation.queue(installation.add_family(), steps=4, seconds=0.3)
+    run_id = installation.queue(installation.add_family(), steps=8, seconds=0.3)
     folder = installation.folder_of(run_id)
     first = start_worker()
     wait_for((folder / when).exists)
@@ -285,10 +286,9 @@ def test_a_worker_that_was_frozen_writes_nothing_after_its_lease(installation, s
     folder = installation.folder_of(run_id)
     frozen = start_worker()
     wait_for((folder / "harvest-2").exists)
-    frozen.send_signal(signal.SIGSTOP)
-    start_worker()
-    wait_for(lambda: installation.run(run_id).attempt == 2)
-    frozen.send_signal(signal.SIGCONT)
+    with held(frozen.pid, installation.settings.database_url):
+        start_worker()
+        wait_for(lambda: installation.run(run_id).attempt == 2)
     wait_for(lambda: installation.run(run_id).state == "succeeded")
     assert installation.run(run_id).result == {"attempt": 2}
     frozen.send_signal(signal.SIGTERM)

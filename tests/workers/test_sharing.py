@@ -329,8 +329,17 @@ def start_workers(start, settings: Settings, model: Path):  # type: ignore[no-un
             start("celery", "-A", app, "worker", *options, "-c", "1", "-n", f"{name}@%h", *quiet, **environment)
             for name, (app, *options) in names.items()
         ]
-        early = [queue(installation, model, name) for name in "ab"]
-        wait_for(lambda: all(installation.run(run_id).state == "running" for run_id in early), 90)
+        early, at_work = [queue(installation, model, name) for name in "ab"], set[int]()
+
+        def both() -> bool:
+            """One of them may be through with both before the other has started."""
+            runs = [installation.run(run_id) for run_id in early]
+            at_work.update(group_of(run) for run in runs if run.worker)
+            if all(run.state == "succeeded" for run in runs):
+                early.append(queue(installation, model, f"c{len(early)}"))
+            return len(at_work) == 2
+
+        wait_for(both, 90)
         wait_for(lambda: all(installation.run(run_id).state == "succeeded" for run_id in early), 60)
         return started[1:]
 
