@@ -156,6 +156,7 @@ class Lineage:
         statuses = dict(Counter(str(status) for status in judgement.status))
         metrics = {
             "projection": evidence.projection[0],
+            "projection_reach": np.full(m, 0.03, dtype=np.float32),
             "strength": strength[0],
             "strength_ratio": evidence.strength_ratio[0],
             "orthogonal": evidence.orthogonal[0],

@@ -7,7 +7,7 @@ from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.orm import Session
 
 from service.kit.listed import one_of
-from service.models import DependencyGraph, Feature, Run
+from service.models import Checkpoint, DependencyGraph, Feature, Run
 from service.runs.states import RunState
 
 KIND = "dependencies"
@@ -37,6 +37,16 @@ def newest_checkpoint(session: Session, family_id: str, number: int) -> str | No
         .order_by(DependencyGraph.created_at.desc())
     )
     return session.scalars(statement).first()
+
+
+def looked_at(session: Session, family_id: str, number: int) -> set[tuple[str, str]]:
+    """(checkpoint's name, method) of each graph of a feature."""
+    statement = (
+        select(Checkpoint.name, DependencyGraph.method)
+        .join(Checkpoint, Checkpoint.id == DependencyGraph.checkpoint_id)
+        .where(DependencyGraph.family_id == family_id, DependencyGraph.feature == number)
+    )
+    return {(row[0], row[1]) for row in session.execute(statement)}
 
 
 def in_both(session: Session, first: str, second: str, method: str) -> int:

@@ -13,7 +13,7 @@ from service.kit.ids import feature_id
 from service.models import Checkpoint, Family, Feature
 from service.verdicts import queries
 
-METRICS = ("readability", "strength", "projection", "cosine")
+METRICS = ("readability", "strength", "projection", "projection_reach", "cosine")
 
 
 class FeatureAtSource(BaseModel):
@@ -27,6 +27,9 @@ class FeatureAtSource(BaseModel):
     readability: float | None = Field(description="Correlation of this source's own read-out with the code.")
     strength: float | None = Field(description="Norm of the decoder row, in units of the source's own scale.")
     projection_ratio: float | None = Field(description="Against `paired_with`, over the checkpoint's size factor.")
+    projection_ratio_ci: tuple[float, float] | None = Field(
+        description="At this hook point alone; null where it was judged before these were kept."
+    )
     direction_cosine: float | None
 
 
@@ -75,7 +78,8 @@ def _in_checkpoint(
     rows = []
     for hook in [name for name in checkpoint.hook_points if name in sources]:
         (d_model, stats), at = sources[hook], (values.get((hook, metric)) for metric in METRICS)
-        readability, strength, projection, cosine = at
+        readability, strength, projection, reach, cosine = at
+        ends = ends_of(projection, reach, size)
         rows.append(
             FeatureAtSource(
                 hook_point=hook,
@@ -83,16 +87,26 @@ def _in_checkpoint(
                 paired_with=stats.get("paired_with"),
                 readability=readability,
                 strength=strength,
-                projection_ratio=None if projection is None else over_size(projection, size),
+                projection_ratio=over_size(projection, size),
+                projection_ratio_ci=None if ends[0] is None or ends[1] is None else (ends[0], ends[1]),
                 direction_cosine=cosine,
             )
         )
     return FeatureInCheckpoint(checkpoint=checkpoint.name, status=status, best=_best(rows), sources=rows)
 
 
-def over_size(projection: float, size_factor: float | None) -> float:
+def over_size(projection: float | None, size_factor: float | None) -> float | None:
     """A projection ratio over its checkpoint's size factor."""
-    return round(projection / (size_factor or 1.0), 6)
+    return None if projection is None else round(projection / (size_factor or 1.0), 6)
+
+
+def ends_of(
+    projection: float | None, reach: float | None, size_factor: float | None
+) -> tuple[float | None, float | None]:
+    """The ends of its interval, over the size factor; None where it has none."""
+    if projection is None or reach is None or not math.isfinite(projection + reach):
+        return None, None
+    return over_size(projection - reach, size_factor), over_size(projection + reach, size_factor)
 
 
 def _best(rows: Sequence[FeatureAtSource]) -> str | None:

@@ -18,7 +18,7 @@ from service.dependencies import queries as dependencies
 from service.features import queries
 from service.features.codes import Outlet
 from service.features.schemas import FeatureOut, Point, feature_fields
-from service.features.sources import METRICS, FeatureAtSource, over_size
+from service.features.sources import METRICS, FeatureAtSource, ends_of, over_size
 from service.kit.ids import feature_id
 from service.kit.problems import ConflictError
 from service.models import Checkpoint, Source
@@ -81,6 +81,8 @@ _TABLES: dict[TableName, dict[str, _Of]] = {
         "readability": _RATIO,
         "strength": _Of("double", _SCALE),
         "projection_ratio": _RATIO,
+        "projection_ratio_lo": _END,
+        "projection_ratio_hi": _END,
         "direction_cosine": _RATIO,
     },
     "features": {
@@ -184,6 +186,8 @@ def _sources(read: Reading, family_id: str) -> Iterator[Columns]:
 def _at_source(checkpoint: Checkpoint, source: Source, ids: list[str], values: dict[str, Any]) -> Columns:
     """values: metric -> [features]."""
     size = (checkpoint.quality or {}).get("size_factor")
+    pairs = zip(values["projection"].tolist(), values["projection_reach"].tolist(), strict=True)
+    ends = [ends_of(ratio, reach, size) for ratio, reach in pairs]
     constant = {
         "checkpoint": checkpoint.name,
         "hook_point": source.hook_point,
@@ -195,6 +199,8 @@ def _at_source(checkpoint: Checkpoint, source: Source, ids: list[str], values: d
         "readability": values["readability"],
         "strength": values["strength"],
         "projection_ratio": [over_size(one, size) for one in values["projection"].tolist()],
+        "projection_ratio_lo": [low for low, _ in ends],
+        "projection_ratio_hi": [high for _, high in ends],
         "direction_cosine": values["cosine"],
     }
 

@@ -241,22 +241,40 @@ def spending(comparison: int) -> float:
     return 0.59 / (comparison * (1 + math.log(comparison)) ** 2)
 
 
+def t_of(folds: int, policy: Policy) -> float:
+    """Standard errors from a ratio to each end of its interval."""
+    return float(stdtrit(folds - 1, 0.5 + policy.confidence / 2))
+
+
+def error_of(ratio: Floats, jackknife: Floats, policy: Policy) -> Floats:
+    """Standard error of projection ratios over their size factor, any shape.
+
+    Resampled documents share the code's errors, so the jackknife does not see them.
+    """
+    code = policy.code_error * np.maximum(np.abs(1 - ratio), LEAST_CHANGE)
+    error: Floats = np.sqrt(jackknife**2 + code**2)
+    return error
+
+
+def reach(projection: Floats, jackknife: Floats, size: float, folds: int, policy: Policy) -> Floats:
+    """From measured projections to each end of their intervals, in their own units, before a size factor. Any shape."""
+    return abs(size) * t_of(folds, policy) * error_of(projection / size, jackknife / size, policy)
+
+
 def judge(evidence: Evidence, policy: Policy) -> Judgement:
     """Judge every feature of one comparison."""
     e, (projected, strengths) = evidence, evidence.estimates()
-    reach = float(stdtrit(projected.folds - 1, 0.5 + policy.confidence / 2))
+    t = t_of(projected.folds, policy)
     enough = (e.firings >= policy.min_firings) & (e.documents >= policy.min_documents)
     solid = enough & (e.baseline_z >= BASELINE_Z) & projected.sized & ~e.born_here
     typical = solid & e.there_before
     projected, strengths = _of(solid, projected), _of(solid, strengths)
     size = _size(projected, typical, policy)
     ratio = projected.value / size
-    # Resampled documents share the code's errors, so the jackknife does not see them.
-    code_se = policy.code_error * np.maximum(np.abs(1 - ratio), LEAST_CHANGE)
-    ratio_se = np.sqrt((projected.error / size) ** 2 + code_se**2)
+    ratio_se = error_of(ratio, projected.error / size, policy)
     strength_size = _size(strengths, typical, policy)
     strength, strength_se = strengths.value / strength_size, strengths.error / strength_size
-    lo, hi = ratio - reach * ratio_se, ratio + reach * ratio_se
+    lo, hi = ratio - t * ratio_se, ratio + t * ratio_se
 
     level = policy.fdr * (spending(e.comparison) if policy.sequential else 1.0)
     q, low, high = _significance(ratio, ratio_se, solid, projected.folds, policy, level)
@@ -268,7 +286,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     back = solid & ~e.there_before & (lo >= policy.suppressed_below)
     orthogonal = np.where(solid & (np.abs(e.orthogonal[0]) < LARGEST), e.orthogonal[0], np.float32(np.nan)) / abs(size)
     usual = _usual(orthogonal[typical & ~low & ~high])
-    moved = _moved(e, orthogonal, weakened & readable, abs(size), usual, reach, policy.suppressed_below)
+    moved = _moved(e, orthogonal, weakened & readable, abs(size), usual, t, policy.suppressed_below)
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
     replaced = weakened & among(np.arange(len(ratio)), carried)
 
@@ -289,12 +307,12 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         projection_lo=_where(solid, lo),
         projection_hi=_where(solid, hi),
         strength_ratio=_where(solid, strength),
-        strength_lo=_where(solid, np.maximum(strength - reach * strength_se, 0)),
-        strength_hi=_where(solid, strength + reach * strength_se),
+        strength_lo=_where(solid, np.maximum(strength - t * strength_se, 0)),
+        strength_hi=_where(solid, strength + t * strength_se),
         orthogonal=_where(solid, orthogonal),
         q_value=q.astype(np.float32),
         change=_change(ratio, e.born_here, changed),
-        minimum_detectable=_where(solid & (ratio_se > 0) & (2 * reach * ratio_se < 1), 1 - 2 * reach * ratio_se),
+        minimum_detectable=_where(solid & (ratio_se > 0) & (2 * t * ratio_se < 1), 1 - 2 * t * ratio_se),
         weakened=weakened,
         strengthened=strengthened,
         size_factor=float(size),

@@ -21,7 +21,7 @@ from service.verdicts.figures import numbers_of
 from service.verdicts.judge import Bools, Floats, Status
 from service.verdicts.table import Row
 
-RATIOS = ("projection", "strength_ratio", "orthogonal", "cosine")
+RATIOS = ("projection", "projection_reach", "strength_ratio", "orthogonal", "cosine")
 """Stored metrics of a hook point that are against the parent's."""
 
 

@@ -49,7 +49,7 @@ def family(database: Database) -> None:
         )  # fmt: skip
         for checkpoint, hook in ((v1, "resid_post.12"), (v2, "resid_post.12"), (v2, "mlp_out.3")):
             factories.source(session, checkpoint, hook, 48).stats = {"paired_with": hook}
-            for metric in ("readability", "strength", "projection", "cosine"):
+            for metric in ("readability", "strength", "projection", "projection_reach", "cosine"):
                 values = rng.random(6 if checkpoint is v2 else 2).astype(np.float32)
                 values[2:5] = np.nan
                 if hook == "mlp_out.3":
@@ -99,6 +99,9 @@ def test_sources_are_those_of_each_feature(client: TestClient, table) -> None:
             for checkpoint in client.get(f"{URL}/features/{id_}/sources").json()["data"]
             for source in checkpoint["sources"]
         ]
+        for source in said:
+            ends = source.pop("projection_ratio_ci") or (None, None)
+            source |= {"projection_ratio_lo": ends[0], "projection_ratio_hi": ends[1]}
         assert [plain(row) for _, row in found[found["id"] == id_].iterrows()] == said
 
 

@@ -93,6 +93,16 @@ def test_ratios_follow_the_planted_levels(onboarded: Onboarded) -> None:
             assert high < (0.1 if event.kind == "removed" else 0.5)
 
 
+def test_at_the_only_hook_point_intervals_are_the_verdict_s(onboarded: Onboarded) -> None:
+    for checkpoint in ("v2", "v3"):
+        judged = {name: row for name, row in onboarded.rows(checkpoint=checkpoint).items() if row["projection_ratio_ci"]}
+        for name in list(judged)[:10]:
+            places = {one["checkpoint"]: one["sources"] for one in onboarded.client.sources("planted", name)}
+            (source,) = places[checkpoint]
+            for figure in ("projection_ratio", "projection_ratio_ci"):
+                assert source[figure] == pytest.approx(judged[name][figure], abs=1e-4)
+
+
 def test_ids_and_columns_never_change(onboarded: Onboarded) -> None:
     for codes, ids in zip(onboarded.codes, onboarded.ids, strict=True):
         assert codes.shape == (6000, len(ids))

@@ -87,6 +87,12 @@ def test_hook_points_that_are_alike_are_held_against_each_other(service: Service
         "v4": {"resid_post.6": "resid_post.6"},
     }
     assert {s["d_model"] for s in found["v2"]["sources"]} == {64}
+    for source in (source for place in found.values() for source in place["sources"]):
+        if source["projection_ratio"] is None:
+            assert source["projection_ratio_ci"] is None, "it is held against nothing"
+        else:
+            low, high = source["projection_ratio_ci"]
+            assert low < source["projection_ratio"] < high
 
 
 def test_verdicts_go_by_the_pairs(service: Service, depths: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import re
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import select, text
@@ -13,7 +14,7 @@ from service.auth import logic as auth
 from service.families import logic as families
 from service.features import logic
 from service.kit.db import Database
-from service.models import Alert
+from service.models import Alert, Checkpoint, DependencyGraph
 from service.web import lists, site
 from service.web.plots import as_csv
 from service.web.render import FOLDER
@@ -106,6 +107,19 @@ def test_what_is_hostile_is_shown_as_text(reader, writer) -> None:
     assert f'value="{html.escape(HOSTILE).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")}"' in writer.page(
         f"{HERE}/features/F1"
     )
+
+
+def test_dependencies_are_compared_whatever_was_looked_at_first(filled, reader) -> None:
+    """As the guide does it: the newest checkpoint first, then the one before it."""
+    with filled.database.write() as session:
+        graphs = {one.checkpoint_id: one for one in session.scalars(select(DependencyGraph))}
+        newest = max(graphs.values(), key=lambda one: one.created_at)
+        newest.created_at = min(one.created_at for one in graphs.values()) - timedelta(days=1)
+        now = session.get_one(Checkpoint, newest.checkpoint_id).name
+    text = reader.page(f"{HERE}/features/F1")
+    assert f"<h3>Now: {now}</h3>" in text and "<b>Rewired</b>" in text
+    turned = reader.page(f"{HERE}/features/F1?now=v8")
+    assert "<h3>Now: v8</h3>" in turned and "Nobody has looked in one of its ancestors" in turned
 
 
 def test_a_writer_sees_what_writes_and_an_administrator_the_keys(filled, writer) -> None:

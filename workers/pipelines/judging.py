@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from service.dependencies import logic as dependencies
 from service.signatures import logic as signatures
 from service.verdicts import logic as verdicts
-from service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, judge, standard_error
+from service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, judge, reach, standard_error
 from service.verdicts.origins import held
 from workers.activations import load_documents
 from workers.execution import Execution
@@ -121,6 +121,11 @@ def outcome(
     new = basis.numbers >= work.n_features
     quality = _quality(work, basis, measures, activations, evidence, judgement)
     log.info("verdicts", checkpoint=work.name, **{name: quality[name] for name in ("fvu", "l0", "statuses")})
+    at_hooks = {key: values.numpy() for key, values in measures.per_hook.items()}
+    at_hooks["projection_reach"] = reach(
+        at_hooks["projection"], at_hooks.pop("projection_error"), judgement.size_factor,
+        len(evidence.projection) - 1, work.policy,
+    )  # fmt: skip
     logits, lens = promoting.token_logits(execution, work, new.nonzero().squeeze(1), measures.dictionaries)
     return verdicts.Outcome(
         generation=work.generation,
@@ -153,8 +158,7 @@ def outcome(
         strength=measures.replicates["strength"].numpy(),
         cosine=measures.replicates["cosine"][0].numpy(),
         per_hook={
-            hook: {key: value[s].numpy() for key, value in measures.per_hook.items()}
-            for s, hook in enumerate(work.hook_points)
+            hook: {key: values[s] for key, values in at_hooks.items()} for s, hook in enumerate(work.hook_points)
         },
         fitted=work.fit != "extend",
         lineage=[verdicts.Link(*link) for link in basis.lineage],

@@ -36,7 +36,7 @@ class Measures:
     replicates: dict[str, Tensor]
     """projection, strength, strength_ratio, orthogonal, cosine: [K + 1, m] over all hook points"""
     per_hook: dict[str, Tensor]
-    """the same names and readability: [h, m], estimates only"""
+    """the same names, readability, and projection_error (jackknife): [h, m], estimates only"""
     baseline_z: Tensor
     """[m]"""
     born_share: Tensor
@@ -70,7 +70,7 @@ def measured(
     references: References | None,
 ) -> Measures:
     """Measure the checkpoint against its parent (against itself where it is the first)."""
-    inputs = {"code": basis.artifact, "checkpoint": work.checkpoint_id, "parent": _parent_key(work)}
+    inputs = {"code": basis.artifact, "checkpoint": work.checkpoint_id, "parent": _parent_key(work), "format": 2}
     name = work.artifact("measures", read_from=ELSEWHERE, **inputs)
     names = {
         hook: work.artifact("dictionary", hook=hook, code=basis.artifact, checkpoint=work.checkpoint_id)
@@ -149,15 +149,17 @@ def _read_alone(regression: Regression, side: Side, widths: list[int]) -> dict[s
     found = ratios(got.now[0], got.before[0], got.both[0])._asdict()
     nothing = torch.full_like(found["strength"], torch.nan)
     fvu = unexplained(regression, side, widths)
-    return {f"hook.{key}": value if key == "strength" else nothing for key, value in found.items()} | {"fvu": fvu}
+    read = {f"hook.{key}": value if key == "strength" else nothing for key, value in found.items()}
+    return read | {"hook.projection_error": nothing, "fvu": fvu}
 
 
 def _tensors(got: Products) -> dict[str, Tensor]:
     """Ratios over all hook points with replicates, and at each hook point."""
     total = ratios(got.now.sum(1), got.before.sum(1), got.both.sum(1))
     result = {f"replicates.{key}": value for key, value in total._asdict().items()}
-    for key, value in ratios(got.now[0], got.before[0], got.both[0])._asdict().items():
-        result[f"hook.{key}"] = value
+    at_hooks = ratios(got.now, got.before, got.both)
+    result |= {f"hook.{key}": value[0] for key, value in at_hooks._asdict().items()}
+    result["hook.projection_error"] = jackknife_error(at_hooks.projection)
     share = got.both.sum(1) / got.now.sum(1).where(got.now.sum(1) > 0, torch.nan)
     result["baseline_z"] = over_noise(got.before.sum(1))
     result["born_share"], result["born_share_se"] = share[0], jackknife_error(share)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.verdicts.judge import BASELINE_Z, Evidence
+from service.verdicts.judge import BASELINE_Z, Evidence, reach
 from service.verdicts.origins import held
 from service.verdicts.past import Discovered, Past
+from service.verdicts.policy import Policy
 from workers.crosscoder.readout import solve_readout
 from workers.crosscoder.regress import Regression, select
 from workers.execution import Execution
@@ -48,8 +49,8 @@ class Pair:
 
     total: Ratios
     """over hook points, [K + 1, j] each, over their medians"""
-    per_hook: Ratios
-    """[h, j] each"""
+    per_hook: dict[str, np.ndarray]
+    """metric -> [h, j], as they are stored"""
     z: Tensor
     """[j] squared strength over its error"""
     share: Tensor
@@ -76,7 +77,7 @@ def discovered(
         one, opened = kept.pop()
         opened.normalise_by(normaliser_of(execution, one, opened.device))
         measured.append(_read(regression, weight, chosen, one, opened, (rows, folds)))
-        pairs.append(_pair(regression, chosen, measured[-1], measured[max(len(measured) - 2, 0)]))
+        pairs.append(_pair(regression, chosen, measured[-1], measured[max(len(measured) - 2, 0)], work.policy))
         for past in measured[:-1]:
             past.decoder = past.decoder[:0]
     there = _there(measured, pairs, work)
@@ -143,7 +144,7 @@ def _read(
     )
 
 
-def _pair(regression: Regression, columns: Tensor, now: Read, before: Read) -> Pair:
+def _pair(regression: Regression, columns: Tensor, now: Read, before: Read, policy: Policy) -> Pair:
     """now against before; against itself where it is the first."""
     energy = regression.energy.sum(0).float()
     parts = zip(now.decoder.split(now.widths, 1), before.decoder.split(before.widths, 1), strict=True)
@@ -160,14 +161,17 @@ def _pair(regression: Regression, columns: Tensor, now: Read, before: Read) -> P
     size, strength_size = ((c * b).sum(1) / wrote).median().cpu(), (c.square().sum(1) / wrote).sqrt().median().cpu()
     if not len(c):
         size = strength_size = torch.tensor(1.0)
-    total = ratios(cc.sum(1), bb.sum(1), cb.sum(1))
+    total, at_hooks = ratios(cc.sum(1), bb.sum(1), cb.sum(1)), ratios(cc, bb, cb)
+    per_hook = {name: value[0].numpy() for name, value in at_hooks._asdict().items()}
+    error = jackknife_error(at_hooks.projection).numpy()
+    per_hook["projection_reach"] = reach(per_hook["projection"], error, float(size), len(cc) - 1, policy)
     return Pair(
         total=total._replace(
             projection=total.projection / size,
             strength_ratio=total.strength_ratio / strength_size,
             orthogonal=total.orthogonal / size.abs(),
         ),
-        per_hook=ratios(cc[0], bb[0], cb[0]),
+        per_hook=per_hook,
         z=over_noise(cc.sum(1)),
         share=cb.sum(1) / cc.sum(1).where(cc.sum(1) > 0, torch.nan),
         z_before=over_noise(bb.sum(1)),
@@ -187,7 +191,7 @@ def _there(measured: list[Read], pairs: list[Pair], work: Work) -> list[np.ndarr
 
 
 def _past(read: Read, pair: Pair, there: np.ndarray) -> Past:
-    metrics = pair.per_hook._asdict() | {"readability": read.readability}
+    metrics = pair.per_hook | {"readability": read.readability.numpy()}
     return Past(
         checkpoint_id=read.kept.id,
         there=there,
@@ -197,7 +201,6 @@ def _past(read: Read, pair: Pair, there: np.ndarray) -> Past:
         cosine=pair.total.cosine[0].numpy(),
         readability=read.readability.amax(0).numpy(),
         per_hook={
-            hook: {metric: values[s].numpy() for metric, values in metrics.items()}
-            for s, hook in enumerate(read.hook_points)
+            hook: {metric: values[s] for metric, values in metrics.items()} for s, hook in enumerate(read.hook_points)
         },
     )

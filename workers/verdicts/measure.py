@@ -191,7 +191,7 @@ def over_noise(before: Tensor) -> Tensor:
 
 
 class Ratios(NamedTuple):
-    """What the verdicts go by, replicates first ([K + 1, m] each), summed over hook points or at one of them."""
+    """What the verdicts go by, replicates first: [K + 1, m] each summed over hook points, [K + 1, h, m] at each."""
 
     projection: Tensor
     """<D_c, R D_b> / <D_b, D_b>"""
@@ -204,7 +204,7 @@ class Ratios(NamedTuple):
 
 
 def ratios(now: Tensor, before: Tensor, both: Tensor) -> Ratios:
-    """Ratios of products [K + 1, m]. NaN where the baseline's strength is not over its own noise."""
+    """Ratios of products [K + 1, m] or [K + 1, h, m]. NaN where the baseline's strength is not over its own noise."""
     base = before.where(before > 0, torch.nan)
     projection = both / base
     strength = now.clamp_min(0).sqrt()

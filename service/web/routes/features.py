@@ -1,5 +1,6 @@
 """Features: the list of a checkpoint, one feature, and what people say of it."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from fastapi import Query, Request
@@ -7,6 +8,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from service.checkpoints import queries as checkpoint_queries
+from service.dependencies import queries as dependency_queries
 from service.dependencies import routes as dependencies
 from service.dependencies.schemas import Dependencies, DependenciesIn
 from service.families import logic as families
@@ -14,13 +16,12 @@ from service.features import history, logic, queries
 from service.features import routes as features
 from service.features.queries import Filter
 from service.features.routes import MaxQQuery, MinChangeQuery, OrderQuery, SortQuery, StatusQuery, TagQuery, TextQuery
-from service.features.schemas import FeatureDetail, FeaturePatch, Trajectory
+from service.features.schemas import FeaturePatch, Trajectory
 from service.features.sorting import order_of
 from service.features.sources import FeatureSources, of_feature
 from service.kit.artifacts import ArtifactStore
 from service.kit.ids import feature_id
 from service.kit.pages import Paging
-from service.kit.problems import NotFoundError
 from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
 from service.kit.turns import IN_TURN
 from service.labels.passages import Activation, Passages
@@ -90,13 +91,13 @@ def show_feature(
     detail, course = logic.detail(session, found, row, points), features.trajectory_of(row, points)
     sources = of_feature(session, found, row)
     passages, why_not = _passages(session, artifacts, found, row.number)
-    side_by_side = _dependencies(session, artifacts, family, detail, course, now or None, before or None)
+    side_by_side = _dependencies(session, artifacts, found, row.number, course, now, before)
     return page(
         request, "features/feature.html",
         plots=[_trajectory(family, course), *_at_hook_points(family, sources, course)],
         family=family, feature=detail, course=course, sources=sources, passages=passages, why_not=why_not,
         predecessors=history.predecessors(session, found, row.number), dependencies=side_by_side,
-        policy=found.policy, logits=_logits(row),
+        policy=found.policy, logits=_logits(row), hook_points=found.hook_points,
     )  # fmt: skip
 
 
@@ -134,7 +135,9 @@ def _passages(session: Session, artifacts: ArtifactStore, family: Family, number
         column = passages.column(number)
         if column is not None:
             found = passages.activations(column, PASSAGES)
-            return found, "" if found else "The family has no text: its activations were brought along without it."
+            if passages.documents is None:
+                return [], "The family has no text: its activations were brought along without it."
+            return found, "It fires nowhere in the probe corpus."
     return [], f"No code that is kept holds {feature_id(number)}."
 
 
@@ -163,10 +166,12 @@ def _trajectory(family: str, course: Trajectory) -> Plot:
 
 
 def _at_hook_points(family: str, sources: FeatureSources, course: Trajectory) -> list[Plot]:
-    """Strength and readability at each hook point over checkpoints."""
+    """At each hook point over checkpoints: what is written, with its interval, strength and readability."""
     before = {point.checkpoint: point.baseline for point in course.points}
     hooks = list(dict.fromkeys(source.hook_point for one in sources.data for source in one.sources))
     plots = []
+    if len(hooks) > 1:
+        plots.append(_written_at(family, hooks, sources, before))
     for name, title, note in (
         ("strength", "Strength by hook point", "Norm of the decoder row, in units of the source's own scale."),
         ("readability", "Readability by hook point", "Correlation of the source's own read-out with the code."),
@@ -186,24 +191,61 @@ def _at_hook_points(family: str, sources: FeatureSources, course: Trajectory) ->
     return plots
 
 
+def _written_at(family: str, hooks: list[str], sources: FeatureSources, before: dict[str, str | None]) -> Plot:
+    """The projection ratio at each of several hook points."""
+    rows: list[list[Any]] = []
+    for one in sources.data:
+        at = {source.hook_point: source for source in one.sources}
+        row: list[Any] = [one.checkpoint]
+        for hook in hooks:
+            ends = at[hook].projection_ratio_ci if hook in at else None
+            row += [at[hook].projection_ratio if hook in at else None, *(ends or (None, None))]
+        rows.append(row)
+    columns = [name for hook in hooks for name in (hook, f"{hook} from", f"{hook} to")]
+    places = [1 + 3 * place for place in range(len(hooks))]
+    return Plot(
+        "written", "lines", "How much of it is written at each hook point", ["checkpoint", *columns], rows,
+        "Projection ratio against the parent's paired hook point, with its interval.",
+        [address("families", family, "checkpoints", row[0]) for row in rows],
+        {"panels": [["", places]], "intervals": True, "parents": parents(rows, [before.get(row[0]) for row in rows])},
+        drawn=len(rows) > 1,
+    )  # fmt: skip
+
+
 def _dependencies(
-    session: Session, artifacts: ArtifactStore, family: str, detail: FeatureDetail, course: Trajectory,
+    session: Session, artifacts: ArtifactStore, family: Family, number: int, course: Trajectory,
     now: str | None, before: str | None,
-) -> tuple[Dependencies | None, Dependencies | None]:  # fmt: skip
-    """What it is computed from now, compared with before, and before; None where nobody looked."""
-    try:
-        newest = dependencies.show(family, detail.id, session, artifacts, now)
-    except NotFoundError:
-        return None, None
+) -> dict[str, Any]:  # fmt: skip
+    """What it is computed from, in the newest checkpoint in which somebody looked, and in its nearest ancestor.
+
+    `now` and `before` name others. Empty where nobody has looked.
+    """
+    graphs = dependency_queries.looked_at(session, family.id, number)
+    looked = [point.checkpoint for point in course.points if any(name == point.checkpoint for name, _ in graphs)]
+    if not looked:
+        return {}
+
+    def show(checkpoint: str, baseline: str | None, method: str | None) -> Dependencies:
+        found = feature_id(number)
+        return dependencies.show(family.name, found, session, artifacts, checkpoint, baseline, method)  # type: ignore[arg-type]
+
+    newest = show(now if now in looked else looked[-1], None, None)
+    others = [name for name in looked if (name, newest.method) in graphs and name != newest.checkpoint]
+    ancestors = _ancestors(newest.checkpoint, course)
+    other = before if before in others else next((name for name in ancestors if name in others), None)
+    if other:
+        newest = show(newest.checkpoint, other, newest.method)
+    return {
+        "now": newest, "before": show(other, None, newest.method) if other else None, "looked": looked, "others": others
+    }  # fmt: skip
+
+
+def _ancestors(checkpoint: str, course: Trajectory) -> Iterator[str]:
+    """Of a checkpoint, the nearest first, as far as the feature was judged in them."""
     parents = {point.checkpoint: point.baseline for point in course.points}
-    other = before or parents.get(newest.checkpoint)
-    if other is None:
-        return newest, None
-    try:
-        compared = dependencies.show(family, detail.id, session, artifacts, newest.checkpoint, other, newest.method)
-        return compared, dependencies.show(family, detail.id, session, artifacts, other, None, newest.method)
-    except NotFoundError:
-        return newest, None
+    while (parent := parents.get(checkpoint)) is not None:
+        yield parent
+        checkpoint = parent
 
 
 def _logits(row: Any) -> dict[str, list[Any]]:

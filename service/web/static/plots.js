@@ -39,6 +39,17 @@ const between = (rows, parents, value, tone, more) => ({
     return { type: "line", shape: { x1: from[0], y1: from[1], x2: to[0], y2: to[1] }, style: { stroke: tone, lineWidth: 1.5, lineDash: more.dash } };
   },
 });
+// Intervals of points: a line with an end above and below. at: the places of the value's ends in a row.
+const whiskers = (rows, [from, to], tone, more = {}) => ({
+  type: "custom", silent: true, tooltip: { show: false }, ...more, data: rows.map((row, x) => [x, row[from], row[to]]), encode: { x: 0, y: [1, 2] },
+  renderItem(_, api) {
+    const row = rows[api.value(0)];
+    if (row[from] == null || row[to] == null) return null;
+    const [[x, low], [, high]] = [api.coord([api.value(0), api.value(1)]), api.coord([api.value(0), api.value(2)])];
+    const line = (x1, y1, x2, y2) => ({ type: "line", shape: { x1, y1, x2, y2 }, style: { stroke: tone(row), lineWidth: 1.4 } });
+    return { type: "group", children: [line(x, low, x, high), line(x - 5, low, x + 5, low), line(x - 5, high, x + 5, high)] };
+  },
+});
 const zoomed = (count, axes) => (count > 40 ? [{ type: "slider", xAxisIndex: axes, height: 14, bottom: 2, startValue: count - 40, endValue: count - 1, textStyle: { color: "transparent" }, borderColor: colour("line"), fillerColor: colour("raised") }] : []);
 
 const draw = {
@@ -78,6 +89,10 @@ const draw = {
     const panels = options.panels;
     const share = 100 / panels.length;
     const names = rows.map((row) => row[0]);
+    const spread = (one) => {
+      const [from, to] = [1, 2].map((more) => rows[one.dataIndex][columns.indexOf(one.seriesName) + more]);
+      return options.intervals && from != null ? ` (${shown(from)} to ${shown(to)})` : "";
+    };
     const lines = panels.flatMap(([, places], panel) => places.map((place, nth) => ({ panel, place, nth })));
     return {
       grid: panels.map((_, nth) => ({ left: 56, right: 16, top: `${nth * share + (panels.length > 1 ? 5 : 11)}%`, height: `${share - (panels.length > 1 ? 13 : 26)}%` })),
@@ -85,12 +100,13 @@ const draw = {
       yAxis: panels.map(([name], gridIndex) => valueAxis({ gridIndex, splitNumber: 3, name, nameTextStyle: { ...label(), align: "left" }, nameGap: 6 })),
       legend: lines.length > panels.length ? { top: 0, right: 8, textStyle: label(), icon: "roundRect", itemWidth: 12, itemHeight: 4, type: "scroll" } : { show: false },
       axisPointer: { link: [{ xAxisIndex: "all" }] },
-      tooltip: tooltip((found) => [found[0]?.axisValueLabel, ...found.map((one) => `${one.seriesName}: ${shown(one.data)}`)].join("\n"), { trigger: "axis" }),
+      tooltip: tooltip((found) => [found[0]?.axisValueLabel, ...found.filter((one) => one.seriesType === "line").map((one) => `${one.seriesName}: ${shown(one.data)}${spread(one)}`)].join("\n"), { trigger: "axis" }),
       series: lines.flatMap(({ panel, place, nth }) => {
         const shared = { name: columns[place], xAxisIndex: panel, yAxisIndex: panel, color: colour(LINES[nth % LINES.length]) };
         return [
           between(rows, options.parents, place, shared.color, { ...shared, dash: DASHES[nth % DASHES.length] }),
           { ...shared, type: "line", data: rows.map((row) => row[place]), symbolSize: 5, lineStyle: { width: 0 } },
+          ...(options.intervals ? [whiskers(rows, [place + 1, place + 2], () => shared.color, shared)] : []),
         ];
       }),
     };
@@ -114,15 +130,8 @@ const draw = {
         { type: "line", data: rows.map((row) => row[of[value]]), symbol: "none", lineStyle: { width: 0 }, z: 1, silent: true,
           markArea: { silent: true, itemStyle: { color: colour("present"), opacity: 0.07 }, data: [[{ yAxis: band[0] }, { yAxis: band[1] }]] },
           markLine: { silent: true, symbol: "none", label: { show: false }, lineStyle: { color: colour("strong-line"), type: "dashed", width: 1 }, data: [{ yAxis: 1 }] } },
-        { type: "custom", silent: true, z: 2, data: rows.map((row, x) => [x, row[of[from]], row[of[to]]]), encode: { x: 0, y: [1, 2] },
-          renderItem(_, api) {
-            if (rows[api.value(0)][of[from]] == null) return null;
-            const [x, low] = api.coord([api.value(0), api.value(1)]);
-            const high = api.coord([api.value(0), api.value(2)])[1];
-            const line = (x1, y1, x2, y2) => ({ type: "line", shape: { x1, y1, x2, y2 }, style: { stroke: colour(rows[api.value(0)][of.status] || "text"), lineWidth: 1.4 } });
-            return { type: "group", children: [line(x, low, x, high), line(x - 4, low, x + 4, low), line(x - 4, high, x + 4, high)] };
-          } },
-        { type: "scatter", z: 3, symbolSize: 11, data: rows.map((row) => ({ value: row[of[value]], symbol: SYMBOLS[row[of.status]] || "circle", itemStyle: { color: colour(row[of.status] || "text") } })) },
+        whiskers(rows, [of[from], of[to]], (row) => colour(row[of.status] || "text"), { z: 3 }),
+        { type: "scatter", z: 2, symbolSize: 8, data: rows.map((row) => ({ value: row[of[value]], symbol: SYMBOLS[row[of.status]] || "circle", itemStyle: { color: colour(row[of.status] || "text") } })) },
       ],
     };
   },
