@@ -18,6 +18,7 @@ from service.alerts.schemas import (
     AlertRuleCreate,
     AlertRuleUpdate,
     AlertState,
+    Condition,
     FeatureCondition,
     FeatureRule,
     MuteBody,
@@ -39,8 +40,10 @@ Change = tuple[Verdict, Feature]
 
 
 def create_rule(session: Session, body: AlertRuleCreate) -> tuple[AlertRule, str | None]:
-    """A new rule and the name of its family."""
+    """A new rule and the name of its family. Raises 404 for a family, and for a feature that it does not have."""
     family = families.get(session, body.family) if body.family is not None else None
+    if family is not None:
+        _require_feature(session, family.id, body.condition)
     rule = AlertRule(
         name=body.name,
         family_id=family.id if family else None,
@@ -60,13 +63,18 @@ def get_rule(session: Session, rule_id: str) -> tuple[AlertRule, str | None]:
 
 
 def change_rule(session: Session, rule: AlertRule, body: AlertRuleUpdate) -> None:
-    """Change what the body names. It holds from now on. Alerts of another kind of condition are resolved."""
+    """Change what the body names. It holds from now on. Alerts of another kind of condition are resolved.
+
+    Raises 404 for a feature that its family does not have.
+    """
     if body.name is not None:
         rule.name = body.name
     if body.condition is not None:
         if body.condition.kind != rule.condition["kind"]:
             for alert in queries.unresolved_of_rule(session, rule.id):
                 raising.resolve(session, alert)
+        if rule.family_id is not None:
+            _require_feature(session, rule.family_id, body.condition)
         rule.condition = body.condition.model_dump(mode="json")
     if body.enabled is not None:
         rule.enabled = body.enabled
@@ -96,6 +104,13 @@ def mute(session: Session, alert: Alert, body: MuteBody) -> None:
     if until is not None and until <= now:
         raise ConflictError("The mute would be over already.", code="mute-in-the-past")
     alert.state, alert.muted_until = AlertState.MUTED, until
+    session.flush()
+
+
+def reopen(session: Session, alert: Alert) -> None:
+    """Take back that somebody has seen it, or a mute. ConflictError where it is resolved."""
+    _require_unresolved(alert)
+    alert.state, alert.muted_until = AlertState.OPEN, None
     session.flush()
 
 
@@ -219,6 +234,12 @@ def _evidence(verdict: Verdict, feature: Feature) -> dict[str, Any]:
         "q_value": verdict.q_value,
         "successors": verdict.successors,
     }
+
+
+def _require_feature(session: Session, family_id: str, condition: Condition) -> None:
+    named = getattr(condition, "feature", None)
+    if named and not features.by_numbers(session, family_id, [parse_feature_id(named)]):
+        raise NotFoundError(f"The family has no feature {named} that the rule could watch.", code="unknown-feature")
 
 
 def _require_unresolved(alert: Alert) -> None:

@@ -107,6 +107,14 @@ def mute(alert_id: str, session: WriteSession, body: Annotated[MuteBody | None, 
     return view(alert, *names)
 
 
+@router.post("/alerts/{alert_id}/reopen", summary="Take back that somebody has seen it, or a mute")
+def reopen(alert_id: str, session: WriteSession) -> AlertView:
+    """It is open again. What was muted with it stays muted, each by itself."""
+    alert, *names = logic.get(session, alert_id)
+    logic.reopen(session, alert)
+    return view(alert, *names)
+
+
 @router.post("/alerts/{alert_id}/resolve", summary="Say that it is over")
 def resolve(alert_id: str, session: WriteSession) -> AlertView:
     """It is raised again where it comes anew: at another checkpoint, by a further failed run, after a new silence."""

@@ -57,21 +57,20 @@ def passage(example: Example, letters: int = 60) -> tuple[str, str, str] | None:
 
 
 def share(value: float) -> str:
-    """A ratio as people say it: 24%, 3.1 times. Less than nothing is noise around nothing."""
+    """A ratio as people say it: 24%, 3.1 times; under 0 where a direction is written the other way, or by noise."""
     if value >= _TIMES:
         return f"{value:.2g} times" if value < 10 else f"{value:.0f} times"
-    return f"{max(value, 0.0):.0%}"
+    return f"{round(value, 2) + 0.0:.0%}"  # no -0%
 
 
 def with_interval(value: float | None, interval: Sequence[float | None] | None, confidence: float) -> str:
-    """`24% (95% interval 18 to 31%)`."""
+    """`24% (95% interval 18 to 31%)`, `nothing (95% interval -14 to -1%)`."""
     if value is None:
         return "an unknown part"
+    said = share(value) if round(value, 2) > 0 else "nothing"
     if not interval or interval[0] is None or interval[1] is None:
-        return share(value)
-    if share(value) == share(interval[1]) == "0%":
-        return f"under 1% (all of the {confidence:.0%} interval)"
-    return f"{share(value)} ({confidence:.0%} interval {between(interval[0], interval[1])})"
+        return said
+    return f"{said} ({confidence:.0%} interval {between(interval[0], interval[1])})"
 
 
 def between(low: float, high: float) -> str:

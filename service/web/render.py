@@ -161,6 +161,13 @@ def _number(value: Any, digits: int = 3) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
+def _told(value: Any) -> str:
+    """A figure, a word, or a list of them or of features: what evidence holds."""
+    if isinstance(value, Mapping):
+        return str(value["id"]) if "id" in value else _pretty(value)
+    return ", ".join(map(_told, value)) if isinstance(value, list) else _number(value)
+
+
 def _ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
@@ -213,7 +220,7 @@ def _environment() -> jinja2.Environment:
     )
     found.filters |= {
         "moment": _moment, "number": _number, "ratio": _ratio, "interval": _interval, "q": _q, "seconds": _seconds,
-        "bytes": _bytes, "pretty": _pretty, "plain": words.plain, "passage": words.passage,
+        "bytes": _bytes, "pretty": _pretty, "told": _told, "plain": words.plain, "passage": words.passage,
         "details": details, "seen": seen,
     }  # fmt: skip
     found.globals |= {

@@ -150,6 +150,8 @@ def test_ack_and_mute(client, database, lineage):
     assert {alert["state"] for alert in alerts(client)} == {"open"}
     assert [kind for kind, _ in events(database)] == ["alert.raised"] * 3, "they still hold: told again"
     assert client.post(f"{url}/mute").json()["muted_until"] is None
+    again = client.post(f"{url}/reopen").json()
+    assert (again["state"], again["muted_until"]) == ("open", None)
     for body in ({"hours": 1, "until": "2100-01-01T00:00:00Z"}, {"until": "2100-01-01T00:00:00"}, {"hours": 0}):
         assert client.post(f"{url}/mute", json=body).status_code == 422
     assert client.post(f"{url}/mute", json={"until": "2001-01-01T00:00:00Z"}).status_code == 409
@@ -215,8 +217,8 @@ def test_a_rule_that_becomes_one_of_another_kind_resolves_its_alerts(client, dat
 
 
 def test_rules_are_made_changed_and_removed(client, database, lineage):
-    made = rule(client, {"kind": "feature", "feature": "f7"}, family="smol")
-    assert made["condition"]["feature"] == "F7"
+    made = rule(client, {"kind": "feature", "feature": "f5"}, family="smol")
+    assert made["condition"]["feature"] == "F5"
     assert made["condition"]["statuses"] == ["suppressed", "absent", "replaced", "relocated", "amplified"]
     url = f"/v1/alert-rules/{made['id']}"
     changed = client.patch(url, json={"name": "n", "condition": {"kind": "watched", "statuses": ["absent"]}}).json()
@@ -241,9 +243,10 @@ def test_rules_are_made_changed_and_removed(client, database, lineage):
         ({"name": "r", "condition": {"kind": "absence"}}, 422),
         ({"name": "r", "condition": {"kind": "absence", "days": 1e9}}, 422),
         ({"name": "r", "condition": {"kind": "watched"}, "family": "nobody"}, 404),
+        ({"name": "r", "condition": {"kind": "rewired", "feature": "F999"}, "family": "smol"}, 404),
     ],
 )
-def test_what_is_no_rule(client, body, status):
+def test_what_is_no_rule(client, lineage, body, status):
     assert client.post("/v1/alert-rules", json=body).status_code == status
 
 

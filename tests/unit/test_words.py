@@ -38,7 +38,7 @@ def successor(name: str, cofiring: float, kind: str = "replaced") -> dict[str, A
     ("found", "said"),
     [
         (row("suppressed", 0.24, (0.18, 0.31)), "was suppressed: 24% (95% interval 18 to 31%) of its own direction"),
-        (row("absent", -0.02, (-0.06, 0.03)), "is absent: 0% (95% interval 0 to 3%) of its own direction is still"),
+        (row("absent", -0.02, (-0.06, 0.03)), "is absent: nothing (95% interval -6 to 3%) of its own direction is still"),
         (row("absent", 0.01, (0.0, 0.03)), "No other feature took over."),
         (
             row("absent", 0.01, (0.0, 0.03), successors=[successor("F20", 0.2)]),
@@ -98,7 +98,7 @@ def test_names() -> None:
     assert words.name_of("F1", None, "before “x”") == "F1 (before “x”)"
     assert words.name_of("F1", "\u200b", None) == "F1"
     assert len(words.name_of("F1", "a" * 500, None)) < 100
-    assert words.with_interval(-0.02, (-0.04, 0.004), 0.95) == "under 1% (all of the 95% interval)"
+    assert words.with_interval(-0.02, (-0.04, 0.004), 0.95) == "nothing (95% interval -4 to 0%)"
     assert words.between(0.9, 2.5) == "90% to 2.5 times"
 
 

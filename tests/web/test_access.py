@@ -152,18 +152,24 @@ def test_alerts_rules_and_runs(filled: Installation) -> None:
     writer = filled.browser("write")
     assert writer.send("/alerts/alt_1/ack").headers["location"] == "/alerts"
     assert writer.send("/alerts/alt_2/mute", {"hours": "24", "from": "alert"}).headers["location"] == "/alerts/alt_2"
+    shown = {"state": "all", "family": FAMILY}
+    assert writer.send("/alerts/alt_2/reopen", shown).headers["location"] == f"/alerts?state=all&family={FAMILY}"
+    assert writer.send("/alerts/alt_2/mute", {"hours": "24"}).headers["location"] == "/alerts"
     assert writer.send("/alerts/alt_3/resolve").status_code == 303
     assert writer.send("/alerts/alt_3/resolve").status_code == 409, "said of what is over already"
     assert writer.send("/runs/run_queued/cancel").status_code == 303
     assert writer.send("/runs/run_cancelled/retry").status_code == 303
     for fields in (
-        {"kind": "watched"}, {"kind": "tag", "of": "safety"}, {"kind": "feature", "of": "F4"}, {"kind": "rewired"},
-        {"kind": "status_count", "of": "absent", "at_least": "5"}, {"kind": "signature", "of": "concept-0"},
-        {"kind": "quality", "at_least": "1.5"}, {"kind": "run_failed"}, {"kind": "absence", "at_least": "7"},
+        {"kind": "watched"}, {"kind": "tag", "tag": "safety"}, {"kind": "feature", "feature": "F4"},
+        {"kind": "rewired", "feature": ""}, {"kind": "status_count", "status": "absent", "at_least": "5"},
+        {"kind": "signature", "signature": "concept-0"}, {"kind": "quality", "max_fvu_ratio": "1.5"},
+        {"kind": "run_failed", "days": "7"}, {"kind": "absence", "days": "7", "tag": ""},
     ):  # fmt: skip
         made = writer.send("/alert-rules", {"name": f"by page {fields['kind']}", "family": FAMILY, **fields})
         assert made.status_code == 303, made.text
-    assert writer.send("/alert-rules", {"name": "x", "kind": "absence", "at_least": "soon"}).status_code == 422
+    assert writer.send("/alert-rules", {"name": "x", "kind": "absence", "days": "soon"}).status_code == 422
+    unknown = {"name": "x", "family": FAMILY, "kind": "feature", "feature": "F999999"}
+    assert "has no feature F999999" in writer.send("/alert-rules", unknown).text
     with filled.database.read() as session:
         states = [session.get_one(Alert, f"alt_{number}").state for number in range(4)]
         assert states == ["open", "acknowledged", "muted", "resolved"]

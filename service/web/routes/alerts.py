@@ -1,6 +1,7 @@
 """The alerts inbox, and the rules that fill it."""
 
 from typing import Annotated
+from urllib.parse import urlencode
 
 from fastapi import Query, Request
 from starlette.responses import Response
@@ -9,11 +10,23 @@ from service.alerts import routes as alerts
 from service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, AlertState, MuteBody
 from service.kit.pages import MAX_LIMIT, Pager, Paging
 from service.kit.sessions import ReadSession, WriteSession
-from service.web.access import SentForm, filled, pages
+from service.web.access import Form, SentForm, filled, pages
 from service.web.render import address, back, is_fragment, page
 
 router = pages()
 
+RULES = {
+    "watched": "a watched feature changes", "tag": "a feature with this tag changes", "feature": "this feature changes",
+    "status_count": "so many features come into this status", "signature": "this signature changes, or any",
+    "rewired": "this feature is rewired, or any", "quality": "FVU is over so many times the parent's",
+    "run_failed": "a run fails", "absence": "nothing was judged for so many days",
+}  # fmt: skip
+"""Kinds of conditions, in words."""
+FIELDS = {
+    "tag": ("tag",), "feature": ("feature",), "status_count": ("status", "at_least"), "signature": ("signature",),
+    "rewired": ("feature",), "quality": ("max_fvu_ratio",), "absence": ("days",),
+}  # fmt: skip
+"""What each kind asks for, as the API names it."""
 MUTES = {"24": "for a day", "168": "for a week", "": "until it is resolved"}
 
 
@@ -31,7 +44,7 @@ def list_alerts(
     rules = [] if is_fragment(request) else alerts.list_rules(session, Pager(MAX_LIMIT, None, request, Response())).data
     return page(
         request, template, rows=found.data, next_cursor=found.next_cursor, state=state, family=family or "",
-        states=[*AlertState, "all"], mutes=MUTES, rules=rules,
+        states=[*AlertState, "all"], mutes=MUTES, rules=rules, kinds=RULES, fields=FIELDS,
     )  # fmt: skip
 
 
@@ -58,21 +71,18 @@ def resolve(request: Request, alert_id: str, session: WriteSession, form: SentFo
     return _settled(request, alert_id, form)
 
 
+@router.post("/alerts/{alert_id}/reopen")
+def reopen(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
+    alerts.reopen(alert_id, session)
+    return _settled(request, alert_id, form)
+
+
 @router.post("/alert-rules")
 def create_rule(request: Request, session: WriteSession, form: SentForm) -> Response:
     kind = form.one("kind")
-    condition: dict[str, object] = {"kind": kind}
-    match kind:
-        case "feature" | "tag":
-            condition[kind] = form.one("of")
-        case "signature" | "rewired":
-            condition["signature" if kind == "signature" else "feature"] = form.some("of")
-        case "status_count":
-            condition |= {"status": form.one("of"), "at_least": form.one("at_least") or "1"}
-        case "absence":
-            condition["days"] = form.one("at_least")
-        case "quality":
-            condition["max_fvu_ratio"] = form.one("at_least")
+    condition = {"kind": kind} | {name: form.some(name) for name in FIELDS.get(kind, ())}
+    # A field that was left empty is not given: what may be left out has a default, and what may not is asked for.
+    condition = {name: value for name, value in condition.items() if value is not None}
     body = filled(AlertRuleCreate, name=form.one("name"), family=form.some("family"), condition=condition)
     alerts.create_rule(body, session, Response())
     return back("/alerts#rules")
@@ -87,5 +97,9 @@ def change_rule(request: Request, rule_id: str, session: WriteSession, form: Sen
     return back("/alerts#rules")
 
 
-def _settled(request: Request, alert_id: str, form: SentForm) -> Response:
-    return back(address("alerts", alert_id) if form.one("from") == "alert" else "/alerts")
+def _settled(request: Request, alert_id: str, form: Form) -> Response:
+    """Back to the alert, or to the list as it was."""
+    if form.one("from") == "alert":
+        return back(address("alerts", alert_id))
+    shown = {name: form.one(name) for name in ("state", "family") if form.one(name)}
+    return back("/alerts" + (f"?{urlencode(shown)}" if shown else ""))

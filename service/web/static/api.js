@@ -1,9 +1,12 @@
 "use strict";
-// The API's browser: every operation, to read and to try. Swagger UI, from this server.
+// The API's browser: every operation, to read and to try. Swagger UI, from this server, in the theme of the pages.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const paint = () => document.documentElement.classList.toggle("dark-mode", Theme.chosen === "dark" || (Theme.chosen === "system" && dark.matches));
+paint();
+document.addEventListener("theme", paint);
 SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#api",
-  deepLinking: true,
   presets: [SwaggerUIBundle.presets.apis],
   layout: "BaseLayout",
   validatorUrl: null,

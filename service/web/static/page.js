@@ -17,6 +17,16 @@ document.addEventListener("submit", (event) => {
 });
 addEventListener("pageshow", () => all(":disabled").forEach((field) => (field.disabled = false)));
 
+// A rule is asked for what its kind needs, and for nothing else.
+const kinds = document.querySelector("[data-kinds]");
+if (kinds) {
+  const ask = () => {
+    for (const label of all("[data-asked]", kinds.form)) label.hidden = !label.dataset.asked.split(" ").includes(kinds.value);
+  };
+  kinds.addEventListener("change", ask);
+  ask();
+}
+
 // Theme
 const themeSwitch = document.querySelector("[data-theme-switch]");
 const tellTheme = () => (themeSwitch.querySelector("span").textContent = Theme.chosen);
@@ -123,11 +133,21 @@ async function readOn(number) {
 const live = document.querySelector("[data-events]");
 if (live) {
   const stream = new EventSource(live.dataset.events);
+  // A stage that goes on where a killed one stopped begins later than at 0: time left is reckoned from where it was seen.
+  let began = null;
+  const left = ({ stage, state, progress }) => {
+    if (began?.stage !== stage || progress < began.progress) began = { stage, progress, at: performance.now() };
+    const [done, seconds] = [progress - began.progress, (performance.now() - began.at) / 1000];
+    if (state !== "running" || done < 0.02 || seconds < 3) return "";
+    const more = Math.round(((1 - progress) / done) * seconds);
+    return more < 90 ? `about ${more} s left` : `about ${Math.round(more / 60)} min left`;
+  };
   const show = (event) => {
     const run = JSON.parse(event.data);
     live.querySelector("[data-stage]").textContent = run.stage || run.state;
     live.querySelector("[data-percent]").textContent = `${Math.round(100 * run.progress)}%`;
     live.querySelector("progress").value = run.progress;
+    live.querySelector("[data-left]").textContent = left(run);
     const detail = Object.entries(run.detail).map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? +value.toPrecision(4) : JSON.stringify(value)}`);
     live.querySelector("[data-detail]").textContent = detail.join(" · ");
     readOn(run.log_lines);
