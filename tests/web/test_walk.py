@@ -201,6 +201,9 @@ def test_reading(site: Site, page: Page) -> None:
     drawing = page.locator("#features .drawing")
     drawing.scroll_into_view_if_needed()
     expect(drawing.locator("canvas").first).to_be_visible()
+    with page.expect_download() as saved:
+        page.locator("#features").get_by_role("button", name="PNG").click()
+    shutil.copy(saved.value.path(), site.shots / "features.png")
     drawing.click(position={"x": 600, "y": 15})
     expect(page).to_have_url(re.compile(r"/features/F\d+$"))
     page.get_by_role("link", name="Compare").or_(page.get_by_role("link", name=FAMILY)).first.click()

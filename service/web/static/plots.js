@@ -71,17 +71,17 @@ const draw = {
       visualMap: { show: false, min: 0, max: 4, dimension: 2, inRange: {}, seriesIndex: [] },
     };
   },
-  statuses({ columns, rows }) {
+  statuses({ columns, rows }, _, picture) {
     const names = columns.slice(2);
     const data = rows.flatMap((row, y) => names.map((_, x) => ({ value: [x, y, STATUSES.indexOf(row[x + 2])] })).filter((one) => one.value[2] >= 0));
     return {
-      grid: { left: 190, right: 10, top: 6, bottom: names.length > 40 ? 70 : 54 },
+      grid: { left: Math.min(190, innerWidth / 3), right: 10, top: 6, bottom: (names.length > 40 ? 44 : 26) + (picture ? 24 : 0) },
       dataZoom: zoomed(names.length, [0]),
       xAxis: axisOf(names),
-      yAxis: axisOf(rows.map((row) => row[0] + (row[1] ? `  ${short(row[1], 22)}` : "")), { inverse: true, axisLabel: { ...label(), color: colour("text"), width: 180, overflow: "truncate", interval: 0 } }),
+      yAxis: axisOf(rows.map((row) => row[0] + (row[1] ? `  ${short(row[1], 22)}` : "")), { inverse: true, axisLabel: { ...label(), color: colour("text"), width: Math.min(180, innerWidth / 3 - 10), overflow: "truncate", interval: 0 } }),
       tooltip: tooltip((one) => `${rows[one.data.value[1]][0]} ${rows[one.data.value[1]][1]}\n${names[one.data.value[0]]}: ${STATUSES[one.data.value[2]]}`),
-      visualMap: { type: "piecewise", dimension: 2, bottom: names.length > 40 ? 20 : 0, left: "center", orient: "horizontal", itemWidth: 12, itemHeight: 12, itemGap: 14, textStyle: { color: colour("quiet"), fontSize: 11 },
-        pieces: STATUSES.map((name, value) => ({ value, label: name, color: name === "present" ? colour("raised") : colour(name) })) },
+      // On the page the legend is below the drawing, where it can break on a narrow screen.
+      visualMap: { type: "piecewise", dimension: 2, show: picture, bottom: 0, left: "center", orient: "horizontal", itemWidth: 12, itemHeight: 12, textStyle: label(), pieces: STATUSES.map((name, value) => ({ value, label: name, color: name === "present" ? colour("raised") : colour(name) })) },
       series: [{ type: "heatmap", data, itemStyle: { borderColor: colour("panel"), borderWidth: 1 } }],
     };
   },
@@ -162,10 +162,10 @@ function start(figure) {
   const found = numbers(figure);
   const options = JSON.parse(figure.dataset.options);
   const chart = echarts.init(place, null, { renderer: "canvas" });
-  const paint = () => chart.setOption({ ...base(figure), ...draw[figure.dataset.kind](found, options) }, true);
+  const paint = (picture = false) => chart.setOption({ ...base(figure), ...draw[figure.dataset.kind](found, options, picture) }, true);
   paint();
   new ResizeObserver(() => chart.resize()).observe(place);
-  document.addEventListener("theme", paint);
+  document.addEventListener("theme", () => paint());
   chart.on("click", (one) => {
     const row = figure.dataset.kind === "statuses" ? one.data.value[1] : figure.dataset.kind === "counts" ? one.data.value[0] : one.dataIndex;
     const link = one.dataType === "node" ? null : found.links[row];
@@ -173,7 +173,11 @@ function start(figure) {
   });
   const png = figure.querySelector("[data-png]");
   png.hidden = false;
-  png.addEventListener("click", () => save(chart.getDataURL({ pixelRatio: 2, backgroundColor: colour("panel") }), figure.id));
+  png.addEventListener("click", () => {
+    paint(true);
+    save(chart.getDataURL({ pixelRatio: 2, backgroundColor: colour("panel") }), figure.id);
+    paint();
+  });
 }
 
 // A drawing of ours becomes a picture with the colours that the stylesheet gives it.
@@ -228,5 +232,5 @@ const near = new IntersectionObserver(
 for (const figure of document.querySelectorAll("figure[data-kind]")) {
   if (figure.dataset.kind === "drawing") startDrawing(figure);
   else addEventListener("load", () => near.observe(figure));
-  if (figure.dataset.kind === "statuses") figure.querySelector(".drawing").style.height = `${figure.querySelector("tbody").rows.length * 19 + 76}px`;
+  if (figure.dataset.kind === "statuses") figure.querySelector(".drawing").style.height = `${figure.querySelector("tbody").rows.length * 19 + 48}px`;
 }
