@@ -40,7 +40,7 @@ SYNC = [
 ]
 """What makes synchronous code of asynchronous: patterns of one line, in this order."""
 
-TYPES_HEAD = '''"""Shapes of the REST API's answers{part}, as the client returns them: dictionaries with known keys.
+TYPES_HEAD = '''"""Shapes of the REST API{part}, as the client returns and takes them: dictionaries with known keys.
 
 Written by `make docs` from the OpenAPI document.
 """
@@ -72,21 +72,29 @@ def _synchronous(path: Path) -> str:
 
 
 def _types() -> dict[Path, str]:
-    """A module of types for each tag of the API; a shape lives with the first tag whose answers have it."""
+    """A module of types for each tag of the API; a shape lives with the first tag whose answers, or else requests, have
+    it. A request's own body has none: its parts are a method's parameters.
+    """
     document = create_app(Settings(data_dir=Path("none"))).openapi()
     schemas = document["components"]["schemas"]
+    _name_unions(schemas)
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
     bodies, home = set[str](), dict[str, str]()
-    for operation in (o for path in document["paths"].values() for o in path.values()):
-        bodies |= _reached(operation.get("requestBody", {}), schemas)
+    for operation in operations:
         answers = [about for status, about in operation["responses"].items() if status < "300"]
         for component in sorted(_reached(answers, schemas)):
+            home.setdefault(component, operation["tags"][0])
+    for operation in operations:
+        body = operation.get("requestBody", {})
+        bodies |= _reached(body, schemas)
+        for component in sorted(_reached(body, schemas) - set(referred(body))):
             home.setdefault(component, operation["tags"][0])
     home = {name: tag for name, tag in home.items() if not name.startswith("Page_")}
     files = {}
     for tag in dict.fromkeys(home.values()):
         parts = [TYPES_HEAD.format(part=f" about {tag}"), TYPES_IMPORTS]
         here = [name for name in home if home[name] == tag]
-        there = sorted({other for name in here for other in _referred(schemas[name])} - set(here))
+        there = sorted({other for name in here for other in referred(schemas[name])} - set(here))
         parts += [f"from service.client.types.{home[other]} import {name_of(other)}" for other in there]
         parts += [_declared(name, schemas[name], name in bodies) for name in _ordered(here, schemas)]
         text = "\n\n".join(parts)
@@ -94,9 +102,18 @@ def _types() -> dict[Path, str]:
     exported = "\n".join(
         f"from service.client.types.{home[name]} import {name_of(name)} as {name_of(name)}" for name in home
     )
-    added = "from service.client.types.added import Registered as Registered"
-    files[CLIENT / "types" / "__init__.py"] = _formatted(TYPES_HEAD.format(part="") + exported + "\n" + added + "\n")
+    added = "from service.client.types.added import Registered as Registered, Untyped as Untyped\n"
+    files[CLIENT / "types" / "__init__.py"] = _formatted(TYPES_HEAD.format(part="") + exported + "\n" + added)
     return files
+
+
+def _name_unions(schemas: dict[str, Any]) -> None:
+    """Make shapes of tagged unions, which the document writes out where they stand: of `condition`, `Condition`."""
+    for schema in list(schemas.values()):
+        for field, about in schema.get("properties", {}).items():
+            if "discriminator" in about:
+                schemas[field.title()] = about
+                schema["properties"][field] = {"$ref": PREFIX + field.title()}
 
 
 def _declared(component: str, schema: dict[str, Any], asked: bool) -> str:
@@ -140,7 +157,7 @@ def _type(schema: dict[str, Any]) -> str:  # noqa: PLR0911
             return {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}[kind]
 
 
-def _referred(schema: Any) -> Iterator[str]:
+def referred(schema: Any) -> Iterator[str]:
     """Names of the shapes that a schema refers to itself."""
     if isinstance(schema, dict):
         if "$ref" in schema:
@@ -148,17 +165,17 @@ def _referred(schema: Any) -> Iterator[str]:
         schema = list(schema.values())
     if isinstance(schema, list):
         for part in schema:
-            yield from _referred(part)
+            yield from referred(part)
 
 
 def _reached(schema: Any, schemas: dict[str, Any]) -> set[str]:
     """Names of all shapes that a schema leads to."""
-    found, left = set[str](), list(_referred(schema))
+    found, left = set[str](), list(referred(schema))
     while left:
         name = left.pop()
         if name not in found:
             found.add(name)
-            left += _referred(schemas[name])
+            left += referred(schemas[name])
     return found
 
 
@@ -167,7 +184,7 @@ def _ordered(names: list[str], schemas: dict[str, Any]) -> list[str]:
     done: list[str] = []
     left = list(names)
     while left:
-        ready = [name for name in left if not (set(_referred(schemas[name])) & set(left)) - {name}]
+        ready = [name for name in left if not (set(referred(schemas[name])) & set(left)) - {name}]
         done += ready or left
         left = [name for name in left if name not in done]
     return done

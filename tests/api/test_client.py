@@ -1,17 +1,23 @@
-"""Both clients against a live server over a filled database: every operation of the API, every answer's shape."""
+"""Both clients against a live server over a filled database: every operation of the API, all that it can be sent, every
+answer's shape.
+"""
 
 import asyncio
 import importlib.util
 import inspect
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import httpx2 as httpx
 import pytest
 from pydantic import TypeAdapter
+from typing_extensions import is_typeddict
 
 from service.app import create_app
 from service.client import AsyncClient, Client
@@ -92,13 +98,14 @@ def calls(number: int, folder: Path) -> dict[str, Callable[[Any], Any]]:
         "redeliver": lambda c: c.redeliver(hook, delivery),
         "delete_webhook": lambda c: c.delete_webhook(hook),
         "alert_rules": lambda c: c.alert_rules(family="smol"),
-        "create_alert_rule": lambda c: c.create_alert_rule("mine", {"kind": "tag", "tag": "lost"}, family="smol"),
+        "create_alert_rule": lambda c: c.create_alert_rule("mine", {"kind": "watched"}, family="smol", enabled=False),
         "alert_rule": lambda c: c.alert_rule(rule),
         "update_alert_rule": lambda c: c.update_alert_rule(rule, enabled=False),
         "alerts": lambda c: c.alerts(family="smol", checkpoint="v2", rule=rule),
         "alert": lambda c: c.alert(alert),
         "acknowledge": lambda c: c.acknowledge(alert),
-        "mute": lambda c: c.mute(alert, hours=2),
+        "mute": lambda c: c.mute(alert, until=datetime.now(UTC) + timedelta(hours=2)),
+        "reopen": lambda c: c.reopen(alert),
         "resolve": lambda c: c.resolve(alert),
         "delete_alert_rule": lambda c: c.delete_alert_rule(rule),
         "keys": lambda c: c.keys(),
@@ -164,6 +171,46 @@ def shape_of(operation: dict[str, Any]) -> str:
     return str(client_code().name_of(schema["$ref"].rpartition("/")[2].removeprefix("Page_").removesuffix("_")))
 
 
+def body_of(operation: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    """The parts of an operation's body, each with its schema; empty where there is no body."""
+    shape = next(client_code().referred(operation.get("requestBody", {})), None)
+    return schemas[shape]["properties"] if shape else {}
+
+
+def all_sent(client: type, name: str, places: int, parts: dict[str, Any]) -> dict[str, Any]:
+    """The body that a method sends when it is given every part of it, behind so many parameters of its path."""
+    bodies = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        bodies.append(json.loads(request.content))
+        return httpx.Response(200, json={})
+
+    caller = client("http://127.0.0.1")
+    kind = httpx.Client if client is Client else httpx.AsyncClient
+    caller._http = kind(base_url=caller.url, transport=httpx.MockTransport(answer))
+    # The client looks at no value but a time: a word stands for any other.
+    values = {part: datetime.now(UTC) if "date-time" in str(about) else "x" for part, about in parts.items()}
+    asyncio.run(_answer(getattr(caller, name)(*["x"] * places, **values)))
+    return bodies[0]
+
+
+def shapes_in(kind: Any) -> set[str]:
+    """Names of the dictionaries with known keys that a type is made of."""
+    return {kind.__name__} if is_typeddict(kind) else set[str]().union(*map(shapes_in, get_args(kind)))
+
+
+def check_body(client: type, name: str, places: int, parts: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Behind its path's parameters a method takes the parts of its body and nothing else, sends each of them, and
+    knows the keys of those that are dictionaries. No method is excepted.
+    """
+    kinds = dict(list(get_type_hints(getattr(client, name)).items())[places:-1])  # the last one is what it answers
+    assert set(kinds) == set(parts), name
+    assert set(all_sent(client, name, places, parts)) == set(parts), name
+    for part, about in parts.items():
+        shapes = {one for one in client_code().referred(about) if "properties" in schemas[one]}
+        assert shapes_in(kinds[part]) == set(map(client_code().name_of, shapes)), f"{name}: {part}"
+
+
 @cache
 def client_code() -> ModuleType:
     """The script of `make docs` that names the client's types."""
@@ -177,7 +224,8 @@ def client_code() -> ModuleType:
 
 @pytest.mark.parametrize(("client", "number"), [(Client, 0), (AsyncClient, 1)], ids=["sync", "async"])
 def test_every_operation_has_a_method(client: type, number: int, filled_url: str, tmp_path: Path) -> None:
-    paths = create_app(Settings(data_dir=tmp_path)).openapi()["paths"]
+    document = create_app(Settings(data_dir=tmp_path)).openapi()
+    paths, schemas = document["paths"], document["components"]["schemas"]
     operations = {(m.upper(), path): about for path, item in paths.items() for m, about in item.items()}
     found = answered(client, filled_url, number, tmp_path)
     public = {name for name, value in inspect.getmembers(client, inspect.isfunction) if name[0] != "_"}
@@ -202,4 +250,6 @@ def test_every_operation_has_a_method(client: type, number: int, filled_url: str
         assert asked - {"limit", "cursor", "format"} <= taken or name in ("run", "report_text"), (
             f"{name}: {asked - taken}"
         )
+        if parts := body_of(operations[operation], schemas):
+            check_body(client, name, operation[1].count("{"), parts, schemas)
     assert set(operations) - reached == set(WITHOUT_A_METHOD)

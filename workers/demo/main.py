@@ -94,7 +94,7 @@ class Demo:
         secret = self.client.create_webhook(self.receiver.url)["secret"]
         self.receiver.trust(secret)
         for status in ("suppressed", "absent"):
-            condition = {"kind": "status_count", "status": status, "at_least": 1}
+            condition: dict[str, Any] = {"kind": "status_count", "status": status, "at_least": 1}
             self.client.create_alert_rule(f"a feature is {status}", condition, family=FAMILY)
 
     def _release(self, name: str, folder: Path, parent: str | None) -> None:

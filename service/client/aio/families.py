@@ -27,9 +27,9 @@ class AsyncFamilyCalls(AsyncTransport):
         name: str,
         hook_points: Sequence[str],
         *,
-        corpus: Mapping[str, Any] | None = None,
-        crosscoder: Mapping[str, Any] | None = None,
-        policy: Mapping[str, Any] | None = None,
+        corpus: types.Corpus | types.Untyped | None = None,
+        crosscoder: types.CrosscoderOptions | types.Untyped | None = None,
+        policy: types.Policy | types.Untyped | None = None,
     ) -> types.Family:
         """Make a family. What is left out takes the service's defaults."""
         body = {"name": name, "hook_points": list(hook_points), "corpus": corpus, "crosscoder": crosscoder}
@@ -105,7 +105,7 @@ class AsyncFamilyCalls(AsyncTransport):
         nulls: Sequence[str] | None = None,
         splits: int | None = None,
         seed: int | None = None,
-        finetune: Mapping[str, Any] | None = None,
+        finetune: types.FineTune | types.Untyped | None = None,
     ) -> types.Calibration:
         """Ask how often the family's thresholds raise a false alarm. It is a run: `wait` for its id."""
         body = given(checkpoint=checkpoint, splits=splits, seed=seed, finetune=finetune)
@@ -128,11 +128,11 @@ class AsyncFamilyCalls(AsyncTransport):
         family: str,
         name: str,
         *,
-        rows: Sequence[Mapping[str, Any]] | None = None,
+        rows: Sequence[types.Labelled | types.Pair | types.Untyped] | None = None,
         uri: str | None = None,
         description: str | None = None,
         baseline: str | None = None,
-        settings: Mapping[str, Any] | None = None,
+        settings: types.SignatureSettings | types.Untyped | None = None,
     ) -> types.SignatureCreated:
         """Watch a concept that a contrast set shows (`rows`, or the `uri` of a file): `signature`, and its `runs`."""
         body = given(name=name, uri=uri, description=description, baseline=baseline, settings=settings)

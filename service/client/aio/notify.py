@@ -1,8 +1,8 @@
 """Calls about webhooks, alerts, API keys, and the service itself."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import cast
 
 from service.client import types
 from service.client.aio.transport import AsyncTransport
@@ -91,7 +91,7 @@ class AsyncNotifyCalls(AsyncTransport):
         rule: str,
         *,
         name: str | None = None,
-        condition: Mapping[str, Any] | None = None,
+        condition: types.Condition | types.Untyped | None = None,
         enabled: bool | None = None,
     ) -> types.AlertRule:
         """Change a rule. What is left out stays."""
@@ -99,10 +99,15 @@ class AsyncNotifyCalls(AsyncTransport):
         return cast(types.AlertRule, await self.json("PATCH", path_of("alert-rules", rule), body=body))
 
     async def create_alert_rule(
-        self, name: str, condition: Mapping[str, Any], *, family: str | None = None
+        self,
+        name: str,
+        condition: types.Condition | types.Untyped,
+        *,
+        family: str | None = None,
+        enabled: bool | None = None,
     ) -> types.AlertRule:
         """Make a rule, for one family or for all, e.g. with the condition `{"kind": "watched"}`."""
-        body = given(name=name, condition=dict(condition), family=family)
+        body = given(name=name, condition=condition, family=family, enabled=enabled)
         return cast(types.AlertRule, await self.json("POST", path_of("alert-rules"), body=body))
 
     async def delete_alert_rule(self, rule: str) -> None:
@@ -130,9 +135,15 @@ class AsyncNotifyCalls(AsyncTransport):
         """Say that somebody has seen an alert."""
         return cast(types.Alert, await self.json("POST", path_of("alerts", alert, "ack")))
 
-    async def mute(self, alert: str, *, hours: float | None = None) -> types.Alert:
-        """Keep quiet about an alert, and new ones of its rule and family, for so long or until it is resolved."""
-        return cast(types.Alert, await self.json("POST", path_of("alerts", alert, "mute"), body=given(hours=hours)))
+    async def mute(self, alert: str, *, hours: float | None = None, until: datetime | None = None) -> types.Alert:
+        """Keep quiet about an alert, and new ones of its rule and family: for so long, `until` a time with its zone,
+        or, with neither, until it is resolved."""
+        body = given(hours=hours, until=until and until.isoformat())
+        return cast(types.Alert, await self.json("POST", path_of("alerts", alert, "mute"), body=body))
+
+    async def reopen(self, alert: str) -> types.Alert:
+        """Take back that somebody has seen an alert, or a mute."""
+        return cast(types.Alert, await self.json("POST", path_of("alerts", alert, "reopen")))
 
     async def resolve(self, alert: str) -> types.Alert:
         """Say that an alert is over."""

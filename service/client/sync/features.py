@@ -79,10 +79,26 @@ class FeatureCalls(Transport):
             body["features"] = list(features)
         return cast(types.Run, self.json("POST", path_of("families", family, "features", "labels"), body=body))
 
-    def find_dependencies(self, family: str, checkpoint: str, features: Sequence[str], **options: Any) -> types.Run:
-        """Queue a run that finds what features are computed from. options: `method`, `positions`, `effects`, ..."""
+    def find_dependencies(
+        self,
+        family: str,
+        checkpoint: str,
+        features: Sequence[str],
+        *,
+        method: str | None = None,
+        positions: int | None = None,
+        steps: int | None = None,
+        hook_point: str | None = None,
+        effects: bool | None = None,
+    ) -> types.Run:
+        """Queue a run that finds what features are computed from, at up to so many `positions` of each.
+
+        `method` is gradient, the default, relp or integrated, which takes `steps`; without `effects` nothing is taken
+        out to see what becomes of the next token.
+        """
         path = path_of("families", family, "checkpoints", checkpoint, "dependencies")
-        return cast(types.Run, self.json("POST", path, body=given(**options) | {"features": list(features)}))
+        body = given(method=method, positions=positions, steps=steps, hook_point=hook_point, effects=effects)
+        return cast(types.Run, self.json("POST", path, body=body | {"features": list(features)}))
 
     def dependencies(
         self,

@@ -1,9 +1,9 @@
 # Written by `make docs` from service/client/aio/notify.py.
 """Calls about webhooks, alerts, API keys, and the service itself."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import cast
 
 from service.client import types
 from service.client.sync.transport import Transport
@@ -92,7 +92,7 @@ class NotifyCalls(Transport):
         rule: str,
         *,
         name: str | None = None,
-        condition: Mapping[str, Any] | None = None,
+        condition: types.Condition | types.Untyped | None = None,
         enabled: bool | None = None,
     ) -> types.AlertRule:
         """Change a rule. What is left out stays."""
@@ -100,10 +100,15 @@ class NotifyCalls(Transport):
         return cast(types.AlertRule, self.json("PATCH", path_of("alert-rules", rule), body=body))
 
     def create_alert_rule(
-        self, name: str, condition: Mapping[str, Any], *, family: str | None = None
+        self,
+        name: str,
+        condition: types.Condition | types.Untyped,
+        *,
+        family: str | None = None,
+        enabled: bool | None = None,
     ) -> types.AlertRule:
         """Make a rule, for one family or for all, e.g. with the condition `{"kind": "watched"}`."""
-        body = given(name=name, condition=dict(condition), family=family)
+        body = given(name=name, condition=condition, family=family, enabled=enabled)
         return cast(types.AlertRule, self.json("POST", path_of("alert-rules"), body=body))
 
     def delete_alert_rule(self, rule: str) -> None:
@@ -131,9 +136,15 @@ class NotifyCalls(Transport):
         """Say that somebody has seen an alert."""
         return cast(types.Alert, self.json("POST", path_of("alerts", alert, "ack")))
 
-    def mute(self, alert: str, *, hours: float | None = None) -> types.Alert:
-        """Keep quiet about an alert, and new ones of its rule and family, for so long or until it is resolved."""
-        return cast(types.Alert, self.json("POST", path_of("alerts", alert, "mute"), body=given(hours=hours)))
+    def mute(self, alert: str, *, hours: float | None = None, until: datetime | None = None) -> types.Alert:
+        """Keep quiet about an alert, and new ones of its rule and family: for so long, `until` a time with its zone,
+        or, with neither, until it is resolved."""
+        body = given(hours=hours, until=until and until.isoformat())
+        return cast(types.Alert, self.json("POST", path_of("alerts", alert, "mute"), body=body))
+
+    def reopen(self, alert: str) -> types.Alert:
+        """Take back that somebody has seen an alert, or a mute."""
+        return cast(types.Alert, self.json("POST", path_of("alerts", alert, "reopen")))
 
     def resolve(self, alert: str) -> types.Alert:
         """Say that an alert is over."""

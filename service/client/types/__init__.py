@@ -1,13 +1,15 @@
-"""Shapes of the REST API's answers, as the client returns them: dictionaries with known keys.
+"""Shapes of the REST API, as the client returns and takes them: dictionaries with known keys.
 
 Written by `make docs` from the OpenAPI document.
 """
 
 from service.client.types.added import Registered as Registered
+from service.client.types.added import Untyped as Untyped
 from service.client.types.alerts import AbsenceCondition as AbsenceCondition
 from service.client.types.alerts import Alert as Alert
 from service.client.types.alerts import AlertRule as AlertRule
 from service.client.types.alerts import AlertState as AlertState
+from service.client.types.alerts import Condition as Condition
 from service.client.types.alerts import FeatureCondition as FeatureCondition
 from service.client.types.alerts import QualityCondition as QualityCondition
 from service.client.types.alerts import RewiredCondition as RewiredCondition
@@ -80,6 +82,8 @@ from service.client.types.runs import Level as Level
 from service.client.types.runs import LogLine as LogLine
 from service.client.types.signatures import ChosenFeature as ChosenFeature
 from service.client.types.signatures import Figures as Figures
+from service.client.types.signatures import Labelled as Labelled
+from service.client.types.signatures import Pair as Pair
 from service.client.types.signatures import Reading as Reading
 from service.client.types.signatures import Signature as Signature
 from service.client.types.signatures import SignatureCourse as SignatureCourse
@@ -89,5 +93,6 @@ from service.client.types.status import Health as Health
 from service.client.types.status import Readiness as Readiness
 from service.client.types.webhooks import Delivery as Delivery
 from service.client.types.webhooks import DeliveryAttempt as DeliveryAttempt
+from service.client.types.webhooks import EventType as EventType
 from service.client.types.webhooks import Webhook as Webhook
 from service.client.types.webhooks import WebhookCreated as WebhookCreated

@@ -1,6 +1,12 @@
-"""What the client adds to an answer."""
+"""What the client adds to the API's shapes."""
+
+from typing import Never
 
 from service.client.types.checkpoints import Registration
+
+Untyped = dict[str, Never]
+"""`dict[str, Any]`, as JSON from a file is: type checkers let it pass for this, but no dictionary whose values they
+know, which has to be the shape that is asked for."""
 
 
 class Registered(Registration):

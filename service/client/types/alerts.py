@@ -1,4 +1,4 @@
-"""Shapes of the REST API's answers about alerts, as the client returns them: dictionaries with known keys.
+"""Shapes of the REST API about alerts, as the client returns and takes them: dictionaries with known keys.
 
 Written by `make docs` from the OpenAPI document.
 """
@@ -91,26 +91,17 @@ class WatchedCondition(TypedDict):
 
 AlertState = Literal["open", "acknowledged", "muted", "resolved"]
 
-
-class AlertRule(TypedDict):
-    """`AlertRuleView` of the OpenAPI document."""
-
-    id: str
-    name: str
-    family: str | None
-    condition: (
-        FeatureCondition
-        | WatchedCondition
-        | TagCondition
-        | StatusCountCondition
-        | SignatureCondition
-        | RewiredCondition
-        | QualityCondition
-        | RunFailedCondition
-        | AbsenceCondition
-    )
-    enabled: bool
-    created_at: str
+Condition = (
+    FeatureCondition
+    | WatchedCondition
+    | TagCondition
+    | StatusCountCondition
+    | SignatureCondition
+    | RewiredCondition
+    | QualityCondition
+    | RunFailedCondition
+    | AbsenceCondition
+)
 
 
 class Alert(TypedDict):
@@ -140,3 +131,14 @@ class Alert(TypedDict):
     created_at: str
     updated_at: str
     muted_until: str | None
+
+
+class AlertRule(TypedDict):
+    """`AlertRuleView` of the OpenAPI document."""
+
+    id: str
+    name: str
+    family: str | None
+    condition: Condition
+    enabled: bool
+    created_at: str

@@ -1,4 +1,4 @@
-"""Shapes of the REST API's answers about families, as the client returns them: dictionaries with known keys.
+"""Shapes of the REST API about families, as the client returns and takes them: dictionaries with known keys.
 
 Written by `make docs` from the OpenAPI document.
 """

@@ -1,4 +1,4 @@
-"""Shapes of the REST API's answers about features, as the client returns them: dictionaries with known keys.
+"""Shapes of the REST API about features, as the client returns and takes them: dictionaries with known keys.
 
 Written by `make docs` from the OpenAPI document.
 """
@@ -73,6 +73,7 @@ class FeatureAtSource(TypedDict):
     readability: float | None
     strength: float | None
     projection_ratio: float | None
+    projection_ratio_ci: list[float] | None
     direction_cosine: float | None
 
 

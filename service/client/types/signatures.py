@@ -1,4 +1,4 @@
-"""Shapes of the REST API's answers about signatures, as the client returns them: dictionaries with known keys.
+"""Shapes of the REST API about signatures, as the client returns and takes them: dictionaries with known keys.
 
 Written by `make docs` from the OpenAPI document.
 """
@@ -57,6 +57,23 @@ class SignatureSettings(TypedDict):
     hook_points: NotRequired[list[str] | None]
     features: NotRequired[int]
     seed: NotRequired[int]
+
+
+class Labelled(TypedDict):
+    """A row with its class."""
+
+    text: str
+    label: bool
+    answer: NotRequired[str | None]
+    group: NotRequired[str | int | None]
+
+
+class Pair(TypedDict):
+    """Two rows that differ in the concept: two texts, or, with a `text`, two answers to it."""
+
+    positive: str
+    negative: str
+    text: NotRequired[str | None]
 
 
 class Reading(TypedDict):

@@ -1,4 +1,4 @@
-"""Shapes of the REST API's answers about webhooks, as the client returns them: dictionaries with known keys.
+"""Shapes of the REST API about webhooks, as the client returns and takes them: dictionaries with known keys.
 
 Written by `make docs` from the OpenAPI document.
 """
@@ -47,6 +47,9 @@ class DeliveryAttempt(TypedDict):
     error: str | None
     seconds: float
     response: str
+
+
+EventType = Literal["checkpoint.judged", "alert.raised", "alert.resolved", "run.failed"]
 
 
 class Delivery(TypedDict):
