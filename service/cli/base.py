@@ -1,23 +1,22 @@
-"""What all commands share: the connection, tables and JSON, progress, and exit codes."""
+"""What all commands share: the connection, tables and JSON, files, and exit codes."""
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from service import __version__
 from service.client import Client
-from service.client.types import Run
 from service.config import ClientSettings
 
 OK, FAILED, USAGE, UNAVAILABLE = 0, 1, 2, 3
@@ -41,10 +40,10 @@ STATUS_STYLES = {
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-_STEADY_SECONDS, _STEADY_SHARE = 3.0, 0.02
-"""Of a stage, before its speed tells when it will be over."""
-_LEAST_WIDTH = 16
-"""To which a column of words may be folded."""
+_GAP = 2
+"""Blanks between columns."""
+_LEAST_WIDTH, _LONGEST_WORD = 16, 20
+"""To which a column is folded. A word that is longer than the second, such as a URI, is folded anywhere."""
 _NUMBER = re.compile(r"-|[-+]?[\d,.]+(e[-+]?\d+)?%?")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 
@@ -124,55 +123,53 @@ def show_rows(
     empty: str,
     wraps: Sequence[str] = (),
     optional: Sequence[str] = (),
+    console: Console | None = None,
 ) -> None:
     """Print an aligned table; `columns` are heading and function of the row. `empty` is said where there are none.
 
-    On a terminal the columns that are named in `wraps` (else the last one) give way first, then those in `optional`
-    are left out, in their order.
+    On a terminal the columns that are named in `wraps` (else the last one) are folded, the first of them least, then
+    those in `optional` are left out, in their order, which a note says. A table that is too wide even so is printed
+    value by value: nothing is cut off.
     """
+    to = console or out
     headings = [heading for heading, _ in columns]
-    cells = [[cell(value(row)) for _, value in columns] for row in rows]
-    if not cells:
+    lines = [[_text(value(row)) for _, value in columns] for row in rows]
+    if not lines:
         return say(empty)
-    if not out.is_terminal:
-        return _print_plain([headings, *cells])
-    give = [heading in (wraps or headings[-1:]) for heading in headings]
-    widths = [max(cell_len(line[place]) for line in [headings, *cells]) for place in range(len(headings))]
-    least = [min(width, _LEAST_WIDTH) if gives else width for width, gives in zip(widths, give, strict=True)]
-    shown = list(range(len(headings)))
-    for heading in optional:
-        if sum(least[place] for place in shown) + 2 * (len(shown) - 1) <= out.width:
-            break
-        shown.remove(headings.index(heading))
-    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
-    for place in shown:
-        table.add_column(
-            headings[place],
-            overflow="fold",
-            min_width=least[place],
-            no_wrap=not give[place],
-            justify="right" if _is_number([line[place] for line in cells]) else "left",
-        )
-    for line in cells:
-        table.add_row(*(Text(line[place], style=STATUS_STYLES.get(line[place], "")) for place in shown))
-    out.print(table)
-    left = [heading for place, heading in enumerate(headings) if place not in shown]
-    if left:
-        say(f"Too narrow for {', '.join(left)}: a wider terminal, a pipe or --json has all.")
+    if not to.is_terminal:
+        return _print_plain([headings, *([text.plain for text in line] for line in lines)], to)
+    folded = [headings.index(heading) for heading in wraps or headings[-1:]]
+    widths = _fit(headings, lines, folded, [headings.index(heading) for heading in optional], to.width)
+    if widths is None:
+        return _print_stacked(headings, lines, to)
+    _print_table(headings, lines, widths, to)
+    missing = [heading for place, heading in enumerate(headings) if place not in widths]
+    if missing:
+        note = f"Too narrow for {', '.join(missing)}: a wider terminal, a pipe or --json has all."
+        (console or err).print(note, markup=False, soft_wrap=True)
     return None
 
 
 def show_fields(pairs: Iterable[tuple[str, Any]]) -> None:
-    """Print names and values, one pair a line; None is left out."""
-    lines = [[name, cell(value)] for name, value in pairs if value is not None]
+    """Print names and values, one pair a line; None is left out, and what is nested gets a line for each value."""
+    fields = [field for name, value in pairs for field in _flat(name, value)]
     if not out.is_terminal:
-        return _print_plain(lines)
-    table = Table(box=None, pad_edge=False, show_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, text in lines:
-        table.add_row(Text(name), Text(text, style=STATUS_STYLES.get(text, "")))
-    return out.print(table)
+        return _print_plain([[name, cell(value)] for name, value in fields], out)
+    return _print_fields([(name, _text(value)) for name, value in fields], out)
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A value with its name; of a nested one each part, with a name such as `quality.fvu`."""
+    parts: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        parts = list(enumerate(value))
+    if parts:
+        for part, item in parts:
+            yield from _flat(f"{name}.{part}", item)
+    elif value is not None:
+        yield name, value
 
 
 def size(count: int) -> str:
@@ -184,7 +181,7 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
 
 
-def _print_plain(lines: list[list[str]]) -> None:
+def _print_plain(lines: list[list[str]], to: Console) -> None:
     """Aligned columns without colours, each row one line: for pipes and files."""
     widths = [max(cell_len(line[place]) for line in lines) for place in range(len(lines[0]))] if lines else []
     numbers = [_is_number([line[place] for line in lines[1:]]) for place in range(len(widths))]
@@ -193,19 +190,88 @@ def _print_plain(lines: list[list[str]]) -> None:
         for text, width, number in zip(line, widths, numbers, strict=True):
             blank = " " * (width - cell_len(text))
             padded.append(blank + text if number else text + blank)
-        typer.echo("  ".join(padded).rstrip())
+        typer.echo("  ".join(padded).rstrip(), file=to.file)
+
+
+def _fit(
+    headings: list[str], lines: list[list[Text]], folded: list[int], optional: list[int], total: int
+) -> dict[int, int] | None:
+    """Place -> width of the columns that a line of so many cells has room for; None where it has not, even without
+    the optional ones and with the folded ones narrow."""
+    columns = [[heading, *(line[place].plain for line in lines)] for place, heading in enumerate(headings)]
+    whole = [max(map(cell_len, texts)) for texts in columns]
+    words = [max((cell_len(word) for text in texts for word in text.split()), default=0) for texts in columns]
+    widths = {
+        place: min(width, max(_LEAST_WIDTH, min(words[place], _LONGEST_WORD))) if place in folded else width
+        for place, width in enumerate(whole)
+    }
+    left = list(optional)
+    while (spare := total + _GAP - sum(width + _GAP for width in widths.values())) < 0 and left:
+        del widths[left.pop(0)]
+    if spare < 0:
+        return None
+    for place in folded:
+        if place in widths:
+            more = min(spare, whole[place] - widths[place])
+            widths[place], spare = widths[place] + more, spare - more
+    return widths
+
+
+def _print_table(headings: list[str], lines: list[list[Text]], widths: dict[int, int], to: Console) -> None:
+    """Columns of these widths; what is longer is folded, between words where there are any."""
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
+    for place, width in widths.items():
+        number = _is_number([line[place].plain for line in lines])
+        table.add_column(headings[place], overflow="fold", width=width, justify="right" if number else "left")
+    for line in lines:
+        table.add_row(*(line[place] for place in widths))
+    to.print(table)
+
+
+def _print_stacked(headings: list[str], lines: list[list[Text]], to: Console) -> None:
+    """A line for each value, a blank one between rows: for what is too wide for a table."""
+    for number, line in enumerate(lines):
+        if number:
+            to.print()
+        _print_fields(list(zip(headings, line, strict=True)), to)
+
+
+def _print_fields(fields: list[tuple[str, Text]], to: Console) -> None:
+    """Names and values on a terminal, both folded where they are too long."""
+    table = Table(box=None, pad_edge=False, show_edge=False, show_header=False)
+    table.add_column(style="bold", overflow="fold")
+    table.add_column(overflow="fold")
+    for name, text in fields:
+        table.add_row(Text(name), text)
+    to.print(table)
 
 
 def _is_number(column: list[str]) -> bool:
     return all(_NUMBER.fullmatch(text) for text in column) and any(text != "-" for text in column)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What writes the file or folder that somebody named; UsageError where that cannot be done."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise UsageError(
+            f"{path} cannot be written: {why}; name a place where you may write, in a folder that is there"
+        ) from error
+
+
 def write(path: Path, text: str) -> None:
     """Write a file; UsageError where that cannot be done."""
-    try:
+    with writing(path):
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error}") from error
+
+
+def _text(value: Any) -> Text:
+    """A value as text of a table, in its colour."""
+    text = cell(value)
+    return value if isinstance(value, Text) else Text(text, style=STATUS_STYLES.get(text, ""))
 
 
 def cell(value: Any) -> str:
@@ -219,7 +285,7 @@ def cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(cell, value)) or "-"
     if isinstance(value, dict):
-        return " ".join(f"{name}={cell(item)}" for name, item in value.items() if item is not None) or "-"
+        return "; ".join(f"{name}={cell(item)}" for name, item in value.items() if item is not None) or "-"
     text = str(value)
     return f"{moment(text)} UTC" if _MOMENT.fullmatch(text) else text
 
@@ -242,82 +308,16 @@ def moment(text: str | None) -> str | None:
     return text[:19].replace("T", " ") if text else None
 
 
-def follow(client: Client, run: str, timeout: float | None) -> Run:
-    """Wait for a run and show its progress on the error output: a bar on a terminal, else a line for each stage."""
-    if not err.is_terminal:
-        return client.wait(run, timeout=timeout, on_progress=_Lines())
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-        TextColumn("{task.fields[rate]}"),
-    )
-    with Progress(*columns, console=err, transient=True) as bar:
-        return client.wait(run, timeout=timeout, on_progress=_Bars(bar), interval=0.5)
+def age(since: str, until: str | None = None) -> float:
+    """Seconds from one time of the API to another, or to now."""
+    end = datetime.fromisoformat(until) if until else datetime.now(UTC)
+    return max((end - datetime.fromisoformat(since)).total_seconds(), 0.0)  # this machine's clock may be behind
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`."""
+    """`40 s`, `12 min`, `3.5 h`, `3 d`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def rate(run: Run) -> str:
-    """What the stage does per second, e.g. `2,100 positions/s`."""
-    speeds = {name: value for name, value in run["detail"].items() if name.endswith("_per_second")}
-    return ", ".join(f"{float(v):,.0f} {name.removesuffix('_per_second')}/s" for name, v in speeds.items() if v)
-
-
-class _Clock:
-    """How long the stage that goes on will take yet, from how fast it went so far."""
-
-    def __init__(self) -> None:
-        self.stage, self.began, self.first = "", 0.0, 0.0
-
-    def left(self, run: Run) -> str:
-        """`about 40 s left`; empty while that cannot be said."""
-        now, stage, done = time.monotonic(), run["stage"] or run["state"], run["progress"]
-        if stage != self.stage:
-            self.stage, self.began, self.first = stage, now, done
-        passed, went = now - self.began, done - self.first
-        if passed < _STEADY_SECONDS or went < _STEADY_SHARE or done >= 1:
-            return ""
-        return f"about {duration((1 - done) * passed / went)} left"
-
-
-class _Bars:
-    """A bar for each stage."""
-
-    def __init__(self, bar: Progress) -> None:
-        self.bar, self.stage, self.clock = bar, "", _Clock()
-        self.task: TaskID = bar.add_task("queued", total=None, rate="", left="")
-
-    def __call__(self, run: Run) -> None:
-        stage = run["stage"] or run["state"]
-        if stage != self.stage:
-            if self.stage:
-                total = 1.0 if self.stage not in ("queued", "running") else None
-                self.bar.update(self.task, completed=total, total=total, visible=total is not None, left="")
-                self.task = self.bar.add_task(stage, total=1.0, rate="", left="")
-            self.stage = stage
-        left, speed = self.clock.left(run), rate(run)
-        self.bar.update(self.task, description=stage, total=1.0, completed=run["progress"], rate=speed, left=left)
-
-
-class _Lines:
-    """A line for each stage, and every half minute."""
-
-    def __init__(self) -> None:
-        self.stage, self.said, self.clock = "", 0.0, _Clock()
-
-    def __call__(self, run: Run) -> None:
-        stage, left = run["stage"] or run["state"], self.clock.left(run)
-        now = time.monotonic()
-        if stage == self.stage and now - self.said < 30:
-            return
-        self.stage, self.said = stage, now
-        now_at = f"{run['state']}: {stage} {run['progress']:.0%}" if run["stage"] else run["state"]
-        say("  ".join(filter(None, [now_at, rate(run), left])))
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86_400 else f"{seconds / 86_400:.0f} d"

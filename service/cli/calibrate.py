@@ -4,13 +4,13 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base
+from service.cli import base, complete, progress
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Timeout, end_as
 from service.client.types import CalibrationResult
 from service.client.wire import given
 
-NULLS = "repeat, bfloat16, int8, halves, finetune"
+NULLS = ("repeat", "bfloat16", "int8", "halves", "finetune")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -20,8 +20,14 @@ def add_to(app: typer.Typer) -> None:
 
 def calibrate(
     family: Family,
-    checkpoint: Annotated[str | None, typer.Option(help="Which one; default: the newest that is judged.")] = None,
-    null: Annotated[list[str] | None, typer.Option(help=f"Only these: {NULLS}. May be repeated.")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="Which one; default: the newest that is judged.", autocompletion=complete.checkpoints),
+    ] = None,
+    null: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Only these: {', '.join(NULLS)}. May be repeated.", autocompletion=complete.words(*NULLS)),
+    ] = None,
     splits: Annotated[int | None, typer.Option(help="How often `halves` deals the documents anew.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="Of `halves` and `finetune`.", min=0)] = None,
     steps: Annotated[int | None, typer.Option("--finetune-steps", help="Steps of `finetune`.", min=1)] = None,
@@ -39,7 +45,7 @@ def calibrate(
             family, checkpoint=checkpoint, nulls=null or None, splits=splits, seed=seed, finetune=training or None
         )
         if wait:
-            run = base.follow(client, made["id"], timeout)
+            run = progress.follow(client, made["id"], timeout)
             made = client.calibration(family, made["id"])
     if as_json:
         base.show_json(made)
@@ -64,7 +70,7 @@ def _show(result: CalibrationResult) -> None:
         ("RATIO 0.1% TO 99.9%", lambda row: _spread(row["ratio_quantiles"])),
         ("INTERVALS WITH 1", lambda row: _percent(row["coverage"])),
     ]
-    base.show_rows(had, columns, empty="No null.")
+    base.show_rows(had, columns, empty="No null.", optional=("ALERTS", "EMERGED", "SIGNIFICANT"))
     for one in result["nulls"]:
         if one["unavailable"]:
             base.say(f"{one['null']}: not to be had: {one['unavailable']['detail']}")
@@ -87,6 +93,7 @@ def _show(result: CalibrationResult) -> None:
             ("", lambda row: "the family's" if row["current"] else ""),
         ],
         empty="",
+        wraps=("FALSE ALARM IN", "OF FEATURES"),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from service.cli import base, complete, told
+from service.cli import base, complete, progress, told
 from service.cli.base import AsJson
 from service.cli.told import MaxQ, MinChange
 from service.client.types import Attempt, LogLine, Run
@@ -148,8 +148,8 @@ def show_checkpoint(family: Family, name: Name, as_json: AsJson = False) -> None
 
 @run_app.command("list")
 def list_runs(
-    family: Annotated[str | None, typer.Option(help="Only this family's.")] = None,
-    state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    family: Annotated[str | None, typer.Option(help="Only this family's.", autocompletion=complete.families)] = None,
+    state: Annotated[str | None, typer.Option(help="Only those in this state.", autocompletion=complete.states)] = None,
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first."""
@@ -161,13 +161,16 @@ def list_runs(
         ("ID", lambda row: row["id"]),
         ("FAMILY", lambda row: row["family"]),
         ("CHECKPOINT", lambda row: row["checkpoint"]),
+        ("KIND", lambda row: row["kind"]),
         ("STATE", lambda row: row["state"]),
         ("STAGE", lambda row: row["stage"]),
         ("PROGRESS", lambda row: f"{row['progress']:.0%}"),
         ("ATTEMPT", lambda row: row["attempt"]),
-        ("SECONDS", lambda row: f"{sum(row['seconds'].values()):.1f}"),
+        ("ELAPSED", lambda row: row["started_at"] and base.duration(base.age(row["started_at"], row["finished_at"]))),
+        ("AGE", lambda row: base.duration(base.age(row["created_at"]))),
     ]
-    return base.show_rows(rows, columns, empty="No run.", optional=("ATTEMPT", "SECONDS", "STAGE"))
+    optional = ("ATTEMPT", "STAGE", "PROGRESS", "ELAPSED", "FAMILY")
+    return base.show_rows(rows, columns, empty="No run.", optional=optional)
 
 
 @run_app.command("show")
@@ -225,7 +228,7 @@ def _show_line(line: LogLine) -> None:
 def wait_for_run(run: RunId, timeout: Timeout = None, as_json: AsJson = False) -> None:
     """Wait for a run; exit code 1 where it did not succeed."""
     with base.connect() as client:
-        row = base.follow(client, run, timeout)
+        row = progress.follow(client, run, timeout)
     base.show_json(row) if as_json else base.show_fields([("state", row["state"]), ("seconds", row["seconds"])])
     end_as(row)
 
@@ -249,10 +252,20 @@ def retry_run(run: RunId, as_json: AsJson = False) -> None:
 def report(
     family: Family,
     name: Name,
-    baseline: Annotated[str | None, typer.Option(help="Compare with this checkpoint; default: its parent.")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Compare with this checkpoint; default: its parent.", autocompletion=complete.checkpoints),
+    ] = None,
     min_change: MinChange = None,
     max_q: MaxQ = None,
-    form: Annotated[str, typer.Option("--format", help="text, markdown, html or json.")] = "text",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="text, markdown, html or json.",
+            autocompletion=complete.words("text", "markdown", "html", "json"),
+        ),
+    ] = "text",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:

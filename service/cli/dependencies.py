@@ -4,13 +4,20 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base
+from service.cli import base, complete, progress
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Timeout, end_as
 from service.cli.features import FeatureId
+from service.client import ApiError
 from service.client.types import AnswerEffect, Comparison, Dependencies
 
-Method = Annotated[str | None, typer.Option(help="gradient, relp or integrated; default: what was used last.")]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="gradient, relp or integrated; default: what was used last.",
+        autocompletion=complete.words("gradient", "relp", "integrated"),
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -21,8 +28,16 @@ def add_to(app: typer.Typer) -> None:
 def dependencies(
     family: Family,
     feature: FeatureId,
-    checkpoint: Annotated[str | None, typer.Option(help="In this one; default: where it was looked at last.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="Compare with this one: what was gained, lost, changed.")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="In this one; default: where it was looked at last.", autocompletion=complete.checkpoints),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare with this one: what was gained, lost, changed.", autocompletion=complete.checkpoints
+        ),
+    ] = None,
     method: Method = None,
     find: Annotated[bool, typer.Option("--find", help="Find them (again) first; needs --checkpoint.")] = False,
     positions: Annotated[int | None, typer.Option(help="With --find: where it fires, at most so many.", min=20)] = None,
@@ -35,10 +50,17 @@ def dependencies(
     with base.connect() as client:
         if find:
             run = client.find_dependencies(family, str(checkpoint), [feature], method=method, positions=positions)
-            run = base.follow(client, run["id"], timeout)
+            run = progress.follow(client, run["id"], timeout)
             if run["state"] != "succeeded":
                 return end_as(run)
-        found = client.dependencies(family, feature, checkpoint=checkpoint, baseline=baseline, method=method)
+        try:
+            found = client.dependencies(family, feature, checkpoint=checkpoint, baseline=baseline, method=method)
+        except ApiError as error:
+            if error.code != "no-dependencies":
+                raise
+            where = error.detail.partition(";")[0]  # the rest is the API's way to have them found
+            command = f"featurewatch dependencies {family} {feature} --find --checkpoint NAME"
+            raise base.UsageError(f"{where}; `{command}` finds them") from error
     if as_json:
         return base.show_json(found)
     return _show(found)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base, draw, told
+from service.cli import base, complete, draw, told
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family
 from service.cli.told import MaxQ, MinChange
@@ -16,9 +16,12 @@ from service.features.words import plain
 _PAGE = 500
 """Most rows of one answer of the API."""
 
-Statuses = Annotated[list[str] | None, typer.Option("--status", help="Only these verdicts. May be repeated.")]
+Statuses = Annotated[
+    list[str] | None,
+    typer.Option("--status", help="Only these verdicts. May be repeated.", autocompletion=complete.statuses),
+]
 Limit = Annotated[int, typer.Option(help="Most rows; 0: all.", min=0)]
-FeatureId = Annotated[str, typer.Argument(help="Id of the feature, e.g. F42.")]
+FeatureId = Annotated[str, typer.Argument(help="Id of the feature, e.g. F42.", autocompletion=complete.features)]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,8 +34,12 @@ def add_to(app: typer.Typer) -> None:
 
 def list_features(
     family: Family,
-    checkpoint: Annotated[str | None, typer.Option(help="Verdicts of this one; default: the newest.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="Against this one; default: its parent.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Verdicts of this one; default: the newest.", autocompletion=complete.checkpoints)
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Against this one; default: its parent.", autocompletion=complete.checkpoints)
+    ] = None,
     status: Statuses = None,
     q: Annotated[str | None, typer.Option("--search", "-q", help="In labels and top tokens.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only those with this tag.")] = None,
@@ -69,8 +76,12 @@ def list_features(
 
 def diff(
     family: Family,
-    from_: Annotated[str, typer.Argument(metavar="FROM", help="Checkpoint to compare with.")],
-    to: Annotated[str, typer.Argument(metavar="TO", help="Checkpoint to look at.")],
+    from_: Annotated[
+        str, typer.Argument(metavar="FROM", help="Checkpoint to compare with.", autocompletion=complete.checkpoints)
+    ],
+    to: Annotated[
+        str, typer.Argument(metavar="TO", help="Checkpoint to look at.", autocompletion=complete.checkpoints)
+    ],
     status: Statuses = None,
     min_change: MinChange = None,
     max_q: MaxQ = None,
@@ -99,7 +110,13 @@ def diff(
 def lineage(
     family: Family,
     generation: Annotated[int | None, typer.Option(help="Only what led to this one; default: all.", min=1)] = None,
-    kind: Annotated[str | None, typer.Option(help="carried, retired, split, merged or new.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="carried, retired, split, merged or new.",
+            autocompletion=complete.words("carried", "retired", "split", "merged", "new"),
+        ),
+    ] = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
@@ -152,8 +169,10 @@ def what(row: Any) -> str:
 def show_feature(
     family: Family,
     feature: FeatureId,
-    label: Annotated[str | None, typer.Option(help="Give it this label, a text for people.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="Give it these tags, in place of its own.")] = None,
+    label: Annotated[str | None, typer.Option(help='Give it this label, a text for people; "" takes it away.')] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help='Give it these tags, in place of its own; "" takes them away.')
+    ] = None,
     watch: Annotated[bool | None, typer.Option("--watch/--no-watch", help="Watch it, or do not.")] = None,
     sources: Annotated[bool, typer.Option("--sources", help="Show at which hook points it is read, and best.")] = False,
     examples: Annotated[int, typer.Option(help="How many examples to show.", min=0, max=100)] = 5,
@@ -162,7 +181,7 @@ def show_feature(
     """Show a feature: its course over the checkpoints, and where it fires. Or label, tag and watch it first."""
     with base.connect() as client:
         if label is not None or tag is not None or watch is not None:
-            row = client.update_feature(family, feature, label=label, tags=tag, watched=watch)
+            row = client.update_feature(family, feature, label=label, tags=_tags(tag), watched=watch)
         else:
             row = client.feature(family, feature)
         points = client.trajectory(family, feature)
@@ -195,6 +214,10 @@ def show_feature(
     return None
 
 
+def _tags(given: list[str] | None) -> list[str] | None:
+    return None if given is None else [tag for tag in given if tag]  # `--tag ""`: none
+
+
 def _show_sources(places: list[Any]) -> None:
     """A line that names the best hook point of each checkpoint, and a row for every one."""
     best = [f"at {place['best']} in {place['checkpoint']}" for place in places if place["best"]]
@@ -210,7 +233,7 @@ def _show_sources(places: list[Any]) -> None:
         ("COSINE", lambda row: row["direction_cosine"]),
         ("AGAINST", lambda row: row["paired_with"]),
     ]
-    base.show_rows(rows, columns, empty="")
+    base.show_rows(rows, columns, empty="", optional=("AGAINST", "COSINE"))
 
 
 def _where(example: Any) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import base
+from service.cli import base, complete, progress
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Timeout, end_as
 
@@ -18,9 +18,15 @@ def label(
     family: Family,
     feature: Annotated[
         list[str] | None,
-        typer.Argument(help="Ids of the features; default: those that are watched or changed, and have none yet."),
+        typer.Argument(
+            help="Ids of the features; default: those that are watched or changed, and have none yet.",
+            autocompletion=complete.features,
+        ),
     ] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="By its code; default: the newest that is judged.")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="By its code; default: the newest that is judged.", autocompletion=complete.checkpoints),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and show progress.")] = True,
     timeout: Timeout = None,
     as_json: AsJson = False,
@@ -30,7 +36,7 @@ def label(
     with base.connect() as client:
         run = client.label(family, features=feature or None, checkpoint=checkpoint)
         if wait:
-            run = base.follow(client, run["id"], timeout)
+            run = progress.follow(client, run["id"], timeout)
     result = run["result"]
     if as_json:
         base.show_json(run)

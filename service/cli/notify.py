@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base
+from service.cli import base, complete
 from service.cli.base import AsJson
 from service.client.wire import given
 
@@ -12,8 +12,19 @@ webhook_app = typer.Typer(help="Webhooks: where events are sent.", no_args_is_he
 alert_app = typer.Typer(help="Alerts, and the rules that raise them.", no_args_is_help=True)
 rule_app = typer.Typer(help="Alert rules.", no_args_is_help=True)
 
-WebhookId = Annotated[str, typer.Argument(help="Id of the webhook, whk_...")]
-AlertId = Annotated[str, typer.Argument(help="Id of the alert, alt_...")]
+WebhookId = Annotated[str, typer.Argument(help="Id of the webhook, whk_...", autocompletion=complete.webhooks)]
+AlertId = Annotated[str, typer.Argument(help="Id of the alert, alt_...", autocompletion=complete.alerts)]
+OfSignature = Annotated[
+    str | None,
+    typer.Option(help="When this signature changes; `any`: any of the family's.", autocompletion=complete.signatures),
+]
+Rewired = Annotated[
+    str | None,
+    typer.Option(
+        help="When this feature is computed from others; `any`: any that is looked at.",
+        autocompletion=complete.features,
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -54,7 +65,11 @@ def list_webhooks(as_json: AsJson = False) -> None:
         ("WHY NOT", lambda row: row["disabled_reason"]),
     ]
     return base.show_rows(
-        rows, columns, empty="No webhook yet; `featurewatch webhook create` makes one.", wraps=("URL", "WHY NOT")
+        rows,
+        columns,
+        empty="No webhook yet; `featurewatch webhook create` makes one.",
+        wraps=("URL", "WHY NOT"),
+        optional=("EVENTS",),
     )
 
 
@@ -111,7 +126,8 @@ def list_deliveries(webhook: WebhookId, as_json: AsJson = False) -> None:
         ("LAST ANSWER", _last_answer),
         ("CREATED", lambda row: base.moment(row["created_at"])),
     ]
-    return base.show_rows(rows, columns, empty="Nothing was sent to it yet.", wraps=("LAST ANSWER",))
+    optional = ("ATTEMPTS", "CREATED")
+    return base.show_rows(rows, columns, empty="Nothing was sent to it yet.", wraps=("LAST ANSWER",), optional=optional)
 
 
 def _last_answer(row: dict[str, Any]) -> Any:
@@ -122,7 +138,7 @@ def _last_answer(row: dict[str, Any]) -> Any:
 @webhook_app.command("redeliver")
 def redeliver(
     webhook: WebhookId,
-    delivery: Annotated[str, typer.Argument(help="Id of the delivery, dlv_...")],
+    delivery: Annotated[str, typer.Argument(help="Id of the delivery, dlv_...", autocompletion=complete.deliveries)],
     as_json: AsJson = False,
 ) -> None:
     """Send a delivery once more."""
@@ -134,23 +150,26 @@ def redeliver(
 @rule_app.command("create")
 def create_rule(
     name: Annotated[str, typer.Argument(help="What the rule is called.")],
-    family: Annotated[str | None, typer.Option(help="Only for this family; default: all.")] = None,
-    feature: Annotated[str | None, typer.Option(help="When this feature changes.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Only for this family; default: all.", autocompletion=complete.families)
+    ] = None,
+    feature: Annotated[
+        str | None, typer.Option(help="When this feature changes.", autocompletion=complete.features)
+    ] = None,
     tag: Annotated[str | None, typer.Option(help="When a feature with this tag changes.")] = None,
     watched: Annotated[bool, typer.Option("--watched", help="When any watched feature changes.")] = False,
-    signature: Annotated[
-        str | None, typer.Option(help="When this signature changes; `any`: any of the family's.")
-    ] = None,
-    rewired: Annotated[
-        str | None, typer.Option(help="When this feature is computed from others; `any`: any that is looked at.")
-    ] = None,
+    signature: OfSignature = None,
+    rewired: Rewired = None,
     fvu: Annotated[float | None, typer.Option(help="When a checkpoint's FVU is over this.")] = None,
     fvu_ratio: Annotated[float | None, typer.Option(help="When its FVU is over so many times its parent's.")] = None,
     run_failed: Annotated[
         str | None, typer.Option(help="When runs of this kind fail, e.g. onboard; `any`: of any kind.")
     ] = None,
     silent_days: Annotated[float | None, typer.Option(help="When no checkpoint was judged for so many days.")] = None,
-    status: Annotated[list[str] | None, typer.Option(help="Changes to these verdicts. May be repeated.")] = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(help="Changes to these verdicts. May be repeated.", autocompletion=complete.statuses),
+    ] = None,
     at_least: Annotated[
         int | None,
         typer.Option(
@@ -215,12 +234,19 @@ def list_rules(as_json: AsJson = False) -> None:
         ("ENABLED", lambda row: row["enabled"]),
     ]
     return base.show_rows(
-        rows, columns, empty="No alert rule yet; `featurewatch alert rule create` makes one.", wraps=("CONDITION",)
+        rows,
+        columns,
+        empty="No alert rule yet; `featurewatch alert rule create` makes one.",
+        wraps=("CONDITION", "NAME"),
+        optional=("ENABLED",),
     )
 
 
 @rule_app.command("delete")
-def delete_rule(rule: Annotated[str, typer.Argument(help="Id of the rule, rul_...")], as_json: AsJson = False) -> None:
+def delete_rule(
+    rule: Annotated[str, typer.Argument(help="Id of the rule, rul_...", autocompletion=complete.rules)],
+    as_json: AsJson = False,
+) -> None:
     """Remove a rule with its alerts."""
     with base.connect() as client:
         client.delete_alert_rule(rule)
@@ -229,9 +255,17 @@ def delete_rule(rule: Annotated[str, typer.Argument(help="Id of the rule, rul_..
 
 @alert_app.command("list")
 def list_alerts(
-    family: Annotated[str | None, typer.Option(help="Only this family's.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Only this checkpoint's.")] = None,
-    state: Annotated[str | None, typer.Option(help="open, acknowledged, muted or resolved.")] = None,
+    family: Annotated[str | None, typer.Option(help="Only this family's.", autocompletion=complete.families)] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Only this checkpoint's.", autocompletion=complete.checkpoints)
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            help="open, acknowledged, muted or resolved.",
+            autocompletion=complete.words("open", "acknowledged", "muted", "resolved"),
+        ),
+    ] = None,
     kind: Annotated[str | None, typer.Option(help="Of rules of this kind, or webhook_paused.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -249,7 +283,7 @@ def list_alerts(
         ("SUMMARY", lambda row: row["summary"]),
         ("RAISED", lambda row: base.moment(row["created_at"])),
     ]
-    return base.show_rows(rows, columns, empty="No alert.", wraps=("SUMMARY",), optional=("KIND", "RAISED"))
+    return base.show_rows(rows, columns, empty="No alert.", wraps=("SUMMARY",), optional=("KIND", "RAISED", "FAMILY"))
 
 
 @alert_app.command("ack")
@@ -257,6 +291,14 @@ def acknowledge(alert: AlertId, as_json: AsJson = False) -> None:
     """Say that somebody has seen it."""
     with base.connect() as client:
         row = client.acknowledge(alert)
+    base.show_json(row) if as_json else base.show_fields([("state", row["state"])])
+
+
+@alert_app.command("reopen")
+def reopen(alert: AlertId, as_json: AsJson = False) -> None:
+    """Take back that somebody has seen it, or a mute."""
+    with base.connect() as client:
+        row = client.reopen(alert)
     base.show_json(row) if as_json else base.show_fields([("state", row["state"])])
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base, draw
+from service.cli import base, complete, draw, progress
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Timeout, end_as
 from service.client.types import SignatureCourse
@@ -14,7 +14,7 @@ from service.client.wire import given
 
 signature_app = typer.Typer(help="Signatures: concepts that a contrast set shows.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Name of the signature.")]
+Name = Annotated[str, typer.Argument(help="Name of the signature.", autocompletion=complete.signatures)]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,8 +34,16 @@ def create(
         ),
     ],
     description: Annotated[str | None, typer.Option(help="What it stands for.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="Where features are chosen; default: the newest judged.")] = None,
-    position: Annotated[str | None, typer.Option(help="last (default), answer or mean.")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Where features are chosen; default: the newest judged.", autocompletion=complete.checkpoints
+        ),
+    ] = None,
+    position: Annotated[
+        str | None,
+        typer.Option(help="last (default), answer or mean.", autocompletion=complete.words("last", "answer", "mean")),
+    ] = None,
     template: Annotated[bool, typer.Option(help="Put texts into the model's chat template.")] = True,
     hook_point: Annotated[
         list[str] | None, typer.Option(help="Of the family's; default: all. May be repeated.")
@@ -61,7 +69,7 @@ def create(
         if not wait:
             return base.show_json(made) if as_json else base.say(f"{name} is made; {len(made['runs'])} runs read it")
         for run in made["runs"]:
-            end_as(base.follow(client, run["id"], timeout))
+            end_as(progress.follow(client, run["id"], timeout))
         course = client.signature_trajectory(family, name)
     return base.show_json(course) if as_json else _show(course)
 

@@ -99,6 +99,26 @@ def test_what_is_shown_says_what_was_planted_and_what_failed(rows):
     assert "webhook received, signature good: checkpoint.judged (v3)" in text
 
 
+def test_the_tables_fit_a_terminal_of_80_columns(rows):
+    tokens = [" and", " remainder", " result", " product", " clause"]
+    for edit in EDITS:
+        rows["v3"][edit.feature] |= {"id": f"F{edit.feature}", "top_tokens": tokens}
+    rows["v3"][EDITS[2].feature]["status"] = "indeterminate"
+    out = io.StringIO()
+    show = Show(Console(file=out, width=80, force_terminal=True, color_system=None))
+    show.outcome(judge(rows), {"v1": "the model", "v2": "the same weights in bfloat16", "v3": "tampered with"})
+    text = out.getvalue()
+    tables = [line for line in text.splitlines() if not line.startswith(("Too narrow", "At 50%", "webhook"))]
+    assert max(map(len, tables)) <= 80
+    assert text.count("…") == len(EDITS), "only tokens are cut, which are examples"
+    for heading in ("feature", "left", "measured", "95% interval", "verdict", "right", "top tokens"):
+        assert heading in text
+    assert "Too narrow for taken out: " in text, "which is 1 less what is left"
+    assert [line.split()[:6] for line in tables if line.startswith("F12")] == [
+        ["F12", "0.50", "0.57", "0.52", "..", "0.62"]
+    ]
+
+
 def test_progress_is_plain_lines_without_a_terminal():
     out = io.StringIO()
     show = Show(Console(file=out, width=160))

@@ -1,17 +1,19 @@
 """What the demo shows: live progress on a terminal, plain lines elsewhere, tables at the end."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.text import Text
 
+from service.cli.base import show_rows
 from workers.demo.outcome import Outcome, Planted
+
+Columns = Sequence[tuple[str, Callable[[Any], Any]]]
 
 TOKENS_WIDTH = 32
 PLAIN_LINE_SECONDS = 15.0
@@ -41,44 +43,48 @@ class Show:
     def outcome(self, outcome: Outcome, names: Mapping[str, str]) -> None:
         """The tables. `names` says what each release is."""
         self._planted(outcome.planted)
-        counts = Table("release", "what it is", "verdicts", "alerts", box=box.SIMPLE)
-        for checkpoint, parts in outcome.counts.items():
-            verdicts = ", ".join(f"{count:,} {status}" for status, count in sorted(parts.items(), key=lambda p: -p[1]))
-            counts.add_row(checkpoint, names[checkpoint], verdicts, str(len(outcome.alerts.get(checkpoint, []))))
-        self.console.print(counts)
+        releases = [
+            ("release", lambda row: row[0]),
+            ("what it is", lambda row: names[row[0]]),
+            ("verdicts", lambda row: [f"{n:,} {status}" for status, n in sorted(row[1].items(), key=lambda p: -p[1])]),
+            ("alerts", lambda row: len(outcome.alerts.get(row[0], []))),
+        ]
+        self._table(outcome.counts.items(), releases, wraps=("verdicts", "what it is"))
         for summaries in outcome.alerts.values():
             for summary in summaries:
                 self.say(f"alert: {summary}")
         for event in outcome.webhooks:
             self.say(f"webhook received, signature good: {event['type']} ({event['checkpoint']})")
-        checks = Table("", "check", "found (goal)", box=box.SIMPLE)
-        for check in outcome.checks:
-            checks.add_row("[green]ok[/]" if check.passed else "[red]NO[/]", escape(check.name), escape(check.value))
-        self.console.print(checks)
+        checks = [
+            ("", lambda row: Text("ok", "green") if row.passed else Text("NO", "red")),
+            ("check", lambda row: row.name),
+            ("found (goal)", lambda row: row.value),
+        ]
+        self._table(outcome.checks, checks, wraps=("check", "found (goal)"))
 
     def _planted(self, planted: list[Planted]) -> None:
-        table = Table(box=box.SIMPLE, title="What was planted in v3, and what featurewatch says of it")
-        for column in ("feature", "taken out", "left", "measured", "95% interval", "verdict", "right", "top tokens"):
-            table.add_column(column, no_wrap=True)
-        for each in planted:
-            interval = each.projection_ratio_ci
-            measured = "-" if each.projection_ratio is None else f"{each.projection_ratio:.2f}"
-            table.add_row(
-                each.feature,
-                f"{each.alpha:.0%}",
-                f"{each.expected_ratio:.2f}",
-                measured if each.close else f"[red]{measured}[/]",
-                f"{interval[0]:.2f} .. {interval[1]:.2f}" if interval else "-",
-                each.status,
-                "[green]yes[/]" if each.right else "[red]no[/]",
-                escape(_tokens(each.top_tokens)),
-            )
-        self.console.print(table)
+        self.say("\nWhat was planted in v3, and what featurewatch says of it:")
+        columns = [
+            ("feature", lambda row: row.feature),
+            ("taken out", lambda row: f"{row.alpha:.0%}"),
+            ("left", lambda row: f"{row.expected_ratio:.2f}"),
+            ("measured", _measured),
+            ("95% interval", lambda row: _interval(row.projection_ratio_ci)),
+            ("verdict", lambda row: row.status),
+            ("right", lambda row: Text("yes", "green") if row.right else Text("no", "red")),
+            ("top tokens", lambda row: _tokens(row.top_tokens)),
+        ]
+        self._table(planted, columns, optional=("taken out", "top tokens"))
         if any(each.expected_ratio == 0.5 for each in planted):
             self.say(
                 "At 50% the truth lies on the default threshold itself: present, suppressed and indeterminate are "
                 "all right there."
             )
+
+    def _table(self, rows: Iterable[Any], columns: Columns, **layout: Sequence[str]) -> None:
+        self.say("")
+        show_rows(rows, columns, empty="none", console=self.console, **layout)
+        self.say("")
 
 
 class Follower:
@@ -118,6 +124,15 @@ class LiveFollower(Follower):
             completed=run["progress"],
             more=_detail(run),
         )
+
+
+def _measured(planted: Planted) -> Text:
+    ratio = planted.projection_ratio
+    return Text("-" if ratio is None else f"{ratio:.2f}", "" if planted.close else "red")
+
+
+def _interval(ends: list[float] | None) -> str | None:
+    return f"{ends[0]:.2f} .. {ends[1]:.2f}" if ends else None
 
 
 def _tokens(tokens: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from service.cli import base
+from service.cli import base, complete, progress
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Name, Timeout, checkpoint_app, end_as, why
 from service.cli.gate import documents, policy, rules
@@ -94,12 +94,20 @@ def register(
     uri: Annotated[str, typer.Argument(help="hf://org/model@revision, file:///folder, activations+file:///folder ...")],
     adapter: Annotated[str | None, typer.Option(help="URI of a PEFT adapter to put on the model.")] = None,
     parent: Annotated[
-        str | None, typer.Option(help="Checkpoint to compare with; default: the family's newest.")
+        str | None,
+        typer.Option(
+            help="Checkpoint to compare with; default: the family's newest.", autocompletion=complete.checkpoints
+        ),
     ] = None,
     hook_point: Annotated[
         list[str] | None, typer.Option(help="Where to read it, if not at the family's hook points. May be repeated.")
     ] = None,
-    fit: Annotated[str, typer.Option(help="auto, extend, refit or later.")] = "auto",
+    fit: Annotated[
+        str,
+        typer.Option(
+            help="auto, extend, refit or later.", autocompletion=complete.words("auto", "extend", "refit", "later")
+        ),
+    ] = "auto",
     metadata: Annotated[list[str] | None, typer.Option(help="NAME=VALUE to keep with it. May be repeated.")] = None,
     priority: Annotated[int | None, typer.Option(help="Larger ones go first; default: 0.", min=0, max=100)] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the verdicts and show progress.")] = False,
@@ -121,8 +129,8 @@ def register(
         raise base.UsageError("--summary and --outputs tell what came of it; add --wait or --gate")
     gate = policy.load(gate_policy) if gate_policy else None
     body: dict[str, Any] = {
-        "name": name, "uri": uri, "adapter": adapter, "parent": parent, "hook_points": hook_point or None, "fit": fit,
-        "metadata": _pairs(metadata) or None, "priority": priority,
+        "name": name, "uri": _uri(uri), "adapter": adapter and _uri(adapter), "parent": parent, "fit": fit,
+        "hook_points": hook_point or None, "metadata": _pairs(metadata) or None, "priority": priority,
     }  # fmt: skip
     with base.connect() as client:
         if wait or gate is not None:
@@ -144,10 +152,10 @@ def _see_through(
     job.prepare()
     try:
         job.run = client.register(job.family, **body)["run"]
-        job.run = base.follow(client, job.run["id"], timeout)
+        job.run = progress.follow(client, job.run["id"], timeout)
         reads = (job.run["result"] or {}).get("signature_run")
         if reads is not None:
-            read = base.follow(client, reads, timeout)
+            read = progress.follow(client, reads, timeout)
             job.run = job.run if read["state"] == "succeeded" else read
         job.checkpoint = client.checkpoint(job.family, job.name)
         if gate is not None and job.run["state"] == "succeeded":
@@ -207,6 +215,16 @@ def _show(job: Job, report: Report) -> None:
         base.out.print(f"  {failed.rule}: {plain(failed.failure, most=4000)}", markup=False, soft_wrap=True)
         for text in failed.evidence:
             base.out.print(f"    {plain(text, most=4000)}", markup=False, soft_wrap=True)
+
+
+def _uri(text: str) -> str:
+    """A URI as it is; UsageError with the URI that may be meant where it is a bare path or a bare name."""
+    if "://" in text:
+        return text
+    brought = "activations+" if text.startswith("activations+") else ""
+    path = Path(text.removeprefix(brought)).expanduser().absolute()
+    hub = "" if brought or text.startswith(("/", ".", "~")) else f", or hf://{text} for a model of the hub"
+    raise base.UsageError(f"{text!r} is no URI; write {brought}{path.as_uri()} for a folder on the server{hub}")
 
 
 def _pairs(items: list[str] | None) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base
+from service.cli import base, complete
 from service.cli.base import AsJson
 from service.config import Settings
 from service.kit.clock import utcnow
@@ -118,7 +118,10 @@ def list_keys(as_json: AsJson = False) -> None:
 
 
 @key_app.command("revoke")
-def revoke_key(key: Annotated[str, typer.Argument(help="Id of the key, key_...")], as_json: AsJson = False) -> None:
+def revoke_key(
+    key: Annotated[str, typer.Argument(help="Id of the key, key_...", autocompletion=complete.keys)],
+    as_json: AsJson = False,
+) -> None:
     """End an API key."""
     if base.target().named:
         with base.connect() as client:
@@ -129,7 +132,9 @@ def revoke_key(key: Annotated[str, typer.Argument(help="Id of the key, key_...")
 
 
 def audit(
-    actor: Annotated[str | None, typer.Option(help="Only what this key wrote, key_...")] = None,
+    actor: Annotated[
+        str | None, typer.Option(help="Only what this key wrote, key_...", autocompletion=complete.keys)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Who wrote what, newest first. Needs a key with the scope admin."""
@@ -145,7 +150,9 @@ def audit(
         ("STATUS", lambda row: row["status"]),
         ("REQUEST", lambda row: row["request_id"]),
     ]
-    return base.show_rows(rows, columns, empty="Nothing was written yet.", wraps=("PATH",), optional=("REQUEST",))
+    return base.show_rows(
+        rows, columns, empty="Nothing was written yet.", wraps=("PATH", "AT"), optional=("REQUEST", "STATUS")
+    )
 
 
 def _local() -> ModuleType:
