@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtr
 
 from service.verdicts.arrays import among, by_column
+from service.verdicts.intervals import error_of, t_of
 from service.verdicts.policy import Policy
 
 Floats = NDArray[np.float32]
@@ -43,8 +44,6 @@ BASELINE_Z = 2.0
 """A baseline strength that is not over its noise by so many standard errors is nothing to take a ratio against."""
 LARGEST = 1e6
 """Nor is one that leaves ratios as large as this, or so large an error."""
-LEAST_CHANGE = 0.1
-"""The code's errors weigh at least as much as with so much of a change: neighbours of a feature change too."""
 SAMPLED = 16
 """Of so many values one is in a quantile's sample."""
 BLOCK = 8192
@@ -239,26 +238,6 @@ def spending(comparison: int) -> float:
     q-values of 1e-10.
     """
     return 0.59 / (comparison * (1 + math.log(comparison)) ** 2)
-
-
-def t_of(folds: int, policy: Policy) -> float:
-    """Standard errors from a ratio to each end of its interval."""
-    return float(stdtrit(folds - 1, 0.5 + policy.confidence / 2))
-
-
-def error_of(ratio: Floats, jackknife: Floats, policy: Policy) -> Floats:
-    """Standard error of projection ratios over their size factor, any shape.
-
-    Resampled documents share the code's errors, so the jackknife does not see them.
-    """
-    code = policy.code_error * np.maximum(np.abs(1 - ratio), LEAST_CHANGE)
-    error: Floats = np.sqrt(jackknife**2 + code**2)
-    return error
-
-
-def reach(projection: Floats, jackknife: Floats, size: float, folds: int, policy: Policy) -> Floats:
-    """From measured projections to each end of their intervals, in their own units, before a size factor. Any shape."""
-    return abs(size) * t_of(folds, policy) * error_of(projection / size, jackknife / size, policy)
 
 
 def judge(evidence: Evidence, policy: Policy) -> Judgement:

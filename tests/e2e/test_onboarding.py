@@ -95,7 +95,9 @@ def test_ratios_follow_the_planted_levels(onboarded: Onboarded) -> None:
 
 def test_at_the_only_hook_point_intervals_are_the_verdict_s(onboarded: Onboarded) -> None:
     for checkpoint in ("v2", "v3"):
-        judged = {name: row for name, row in onboarded.rows(checkpoint=checkpoint).items() if row["projection_ratio_ci"]}
+        judged = {
+            name: row for name, row in onboarded.rows(checkpoint=checkpoint).items() if row["projection_ratio_ci"]
+        }
         for name in list(judged)[:10]:
             places = {one["checkpoint"]: one["sources"] for one in onboarded.client.sources("planted", name)}
             (source,) = places[checkpoint]

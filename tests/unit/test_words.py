@@ -38,7 +38,7 @@ def successor(name: str, cofiring: float, kind: str = "replaced") -> dict[str, A
     ("found", "said"),
     [
         (row("suppressed", 0.24, (0.18, 0.31)), "was suppressed: 24% (95% interval 18 to 31%) of its own direction"),
-        (row("absent", -0.02, (-0.06, 0.03)), "is absent: nothing (95% interval -6 to 3%) of its own direction is still"),
+        (row("absent", -0.02, (-0.06, 0.03)), "is absent: nothing (95% interval -6 to 3%) of its own direction"),
         (row("absent", 0.01, (0.0, 0.03)), "No other feature took over."),
         (
             row("absent", 0.01, (0.0, 0.03), successors=[successor("F20", 0.2)]),

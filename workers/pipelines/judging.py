@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from service.dependencies import logic as dependencies
 from service.signatures import logic as signatures
 from service.verdicts import logic as verdicts
-from service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, judge, reach, standard_error
+from service.verdicts.intervals import reach
+from service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, judge, standard_error
 from service.verdicts.origins import held
 from workers.activations import load_documents
 from workers.execution import Execution

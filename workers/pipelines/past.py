@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.verdicts.judge import BASELINE_Z, Evidence, reach
+from service.verdicts.intervals import reach
+from service.verdicts.judge import BASELINE_Z, Evidence
 from service.verdicts.origins import held
 from service.verdicts.past import Discovered, Past
 from service.verdicts.policy import Policy
