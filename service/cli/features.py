@@ -229,7 +229,7 @@ def _show_sources(places: list[Any]) -> None:
         ("HOOK POINT", lambda row: row["hook_point"]),
         ("READABILITY", lambda row: row["readability"]),
         ("STRENGTH", lambda row: row["strength"]),
-        ("PROJECTION", lambda row: row["projection_ratio"]),
+        ("PROJECTION", lambda row: base.ratio(row["projection_ratio"], row["projection_ratio_ci"])),
         ("COSINE", lambda row: row["direction_cosine"]),
         ("AGAINST", lambda row: row["paired_with"]),
     ]
