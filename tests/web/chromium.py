@@ -4,10 +4,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
 VARIABLE = "FEATUREWATCH_TEST_CHROMIUM"
+AXE = (Path(__file__).parent / "vendor/axe-4.14.1.min.js").read_text(encoding="utf-8")
+QUICK = {"resultTypes": ["violations"], "preload": False, "iframes": False}
+"""All of axe's rules, but nothing of what it found in order."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 

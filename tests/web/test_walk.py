@@ -21,9 +21,6 @@ from tests.e2e.parts import Service
 from tests.web import chromium
 from tests.web.filled import FAMILY
 
-AXE = (Path(__file__).parent / "vendor/axe-4.14.1.min.js").read_text(encoding="utf-8")
-QUICK = {"resultTypes": ["violations"], "preload": False, "iframes": False}
-"""All of axe's rules, but nothing of what it found in order."""
 PART = {"exclude": ["tbody tr:nth-child(n+5)", ".passages li:nth-child(n+4)", ".finding:nth-child(n+6)"]}
 """The first rows of a list stand for those that are made like them."""
 HERE = f"/families/{FAMILY}"
@@ -143,15 +140,19 @@ def test_every_page_in_both_themes(site: Site) -> None:
                 drawn.nth(place).scroll_into_view_if_needed()
                 expect(drawn.nth(place).locator("canvas").first).to_be_visible()
             _look(site, page, name)
+        page.goto("/webhooks")
+        page.locator("table[data-rows] a.id, table a.id").first.click()
+        arrived(page, "https://")
+        _look(site, page, "webhook")
     assert not site.faults, "\n".join(site.faults)
 
 
 def _look(site: Site, page: Page, name: str) -> None:
-    page.evaluate(AXE)
+    page.evaluate(chromium.AXE)
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
         page.screenshot(path=site.shots / f"{name}-{theme}.jpeg", quality=85, full_page=True)
-        rules = QUICK if theme == "light" else QUICK | {"runOnly": ["color-contrast"]}
+        rules = chromium.QUICK if theme == "light" else chromium.QUICK | {"runOnly": ["color-contrast"]}
         found = page.evaluate("([part, options]) => axe.run(part, options)", [PART, rules])
         for fault in found["violations"]:
             if fault["impact"] in ("serious", "critical"):
