@@ -65,9 +65,11 @@ clean: ## remove the environment and the caches (never data)
 install = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(1)]' && \
   { $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true; }
 
+comma := ,
 # A stamp for each set of packages: a second call is quick, a changed pyproject installs again.
+# `notebook` is some ten seconds more, and has what the pages' exports and the guide's Python need.
 $(VENV)/.worker: pyproject.toml constraints.txt | $(BIN)/python
-	@$(call install,worker)
+	@$(call install,worker$(comma)notebook)
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python

@@ -18,6 +18,7 @@ from service.kit.artifacts import ArtifactStore
 from service.kit.crypto import SecretBox
 from service.kit.db import Database
 from tests import filled
+from tests.cli.blocks import blocks
 from tests.filled import WIDTH, dictionary
 
 WHERE = "/v1/families/smol/checkpoints/v2/dictionary"
@@ -81,8 +82,15 @@ def test_saelens_and_dictionary_learning_load_their_layouts(tmp_path: Path) -> N
     assert (config["dict_class"], config["activation_dim"], config["dict_size"]) == ("AutoEncoder", WIDTH, 40)
     save_file({"x": x}, tmp_path / "x.safetensors")
     python = peers_environment(Path(sys.prefix) / "layouts", requirements=(), alone=LAYOUTS_REQUIREMENTS)
-    command = [str(python), "-m", "benchmarks.peers.layouts", str(tmp_path)]
-    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    # And the guide's lines, in the same process, for whose folders these are.
+    (tmp_path / "v2-sae").symlink_to("saelens")
+    (tmp_path / "v2-dl").symlink_to("dictionary-learning")
+    guide = blocks(ROOT / "docs/guide-researcher.md", frozenset())
+    (lines,) = (block.text for block in guide if block.text.startswith("from sae_lens"))
+    script = "from pathlib import Path\nfrom benchmarks.peers import layouts\nlayouts.main(Path())\n" + lines
+    script += "assert len(ids) == sae.cfg.d_sae == dictionary.dict_size == 40\n"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([str(python), "-c", script], check=True, cwd=tmp_path, env=environment)
     seen = load_file(tmp_path / "seen.safetensors")
     np.testing.assert_allclose(seen["saelens_f"], folded.encode(x), rtol=1e-5, atol=1e-4)
     unit = unit_rows(folded)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
+_MENTION = re.compile(r"`featurewatch\s+([^`]+)`")
 _ASSIGNMENT = re.compile(r"(?:export )?[A-Z_][A-Z0-9_]*=\S+$")
 INDENT = "    "
 
@@ -43,3 +44,11 @@ def blocks(page: Path, words: frozenset[str]) -> Iterator[Block]:
             elif not rest and _ASSIGNMENT.match(whole):
                 yield Block(place, "assignment", whole.removeprefix("export "))
         at, line = at + len(piece), line + piece.count("\n")
+
+
+def mentions(page: Path) -> Iterator[Block]:
+    """Commands inside sentences and tables, without their first word."""
+    text = page.read_text(encoding="utf-8")
+    for found in _MENTION.finditer(text):
+        line = text.count("\n", 0, found.start()) + 1
+        yield Block(f"{page.name}:{line}", "mention", " ".join(found[1].split()))

@@ -2,6 +2,7 @@
 
 They meet a live embedded service with a worker that reads real, tiny models. What a page says of `hf://org/model@v1`,
 of ports and of ids is exchanged for what there is here (`Reader.exchanges`); what cannot run in a test is in `NOT_RUN`.
+Programs that would run for minutes or change this machine only say what they would do (`Reader.try_out`).
 """
 
 import argparse
@@ -11,9 +12,15 @@ import re
 import shlex
 import sqlite3
 import string
+import subprocess
+import sys
+import threading
 import tomllib
 from collections.abc import Iterator
-from contextlib import chdir, closing
+from contextlib import chdir, closing, redirect_stdout
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +30,7 @@ import pytest
 
 from service.client import ApiError, Client
 from service.webhooks.schemas import TEST_EVENT, EventType
-from tests.cli.blocks import Block, blocks
+from tests.cli.blocks import Block, blocks, mentions
 from tests.cli.live import Up, within
 from tests.unit.activations.tiny import save_checkpoint
 from tests.workers.receivers import Receiver
@@ -34,20 +41,15 @@ PAGES = FIRST + sorted({str(page.relative_to(ROOT)) for page in (ROOT / "docs").
 """docs/cli.md is made from the help of each command, and shows usage lines."""
 
 NOT_RUN = {
-    "featurewatch up": "goes on for ever; what all others talk to here is started by it",
-    "featurewatch label": "asks a model behind an endpoint: tests/workers/test_labelling.py has one",
-    "make": "builds environments, runs for minutes; tests/unit/test_docs.py looks whether the target is there",
     "docker": "needs docker; tests/unit/test_compose.py reads the compose file",
-    "pip": "installs packages; tests/unit/test_docs.py looks whether the extras are there",
-    "python": "benchmarks that run for minutes; each has tests of its own",
-    "cp": "the reader's own files",
-    "rsync": "the reader's own files",
-    ".": "the reader's own shell",
-    "from sae_lens": "needs an environment with other tools: `python -m benchmarks.layouts` makes one",
+    "rsync": "is not on every machine",
+    ".": "changes the shell that it is typed into",
+    "from sae_lens": "runs in tests/api/test_dictionaries.py, whose environment has these tools",
 }
 COMPOSE = "docker compose exec api featurewatch"
 """Runs in the API's container what runs here as it is."""
-WORDS = frozenset({"featurewatch", "curl"} | {begin for begin in NOT_RUN if " " not in begin})
+PROGRAMS = {"featurewatch", "curl", "cp", "make", "pip", "python"}
+WORDS = frozenset(PROGRAMS | {begin for begin in NOT_RUN if " " not in begin})
 SMALL = (
     "--hook-point resid_post.0 --hook-point resid_post.2 --documents 16 --context 48 --features 48 --k 4 --steps 20 "
     "--batch-size 256 --seed 0"
@@ -84,7 +86,13 @@ class Reader:
             (r'key="fw_\.\.\."', 'key=""'),
             (r"--splits 16", "--splits 1 --null halves"),
             (r'"nulls": \[.*\], "splits": 16', '"nulls": ["repeat"]'),
-            (r"featurewatch-data/featurewatch\.db", f"{up.where['data_dir']}/featurewatch.db"),
+            (r"\bsmollm2\b", "assistant"),
+            (r"\bF704\b", "F42"),
+            (r"file:///\.\.\./", f"file://{models}/"),
+            (r"\.env\.example", f"{ROOT}/.env.example"),
+            (r"featurewatch-data/", f"{up.where['data_dir']}/"),
+            (r"/(?:var/lib|backup)/(?=\S|$)", f"{folder}/"),
+            (r"/srv/models", str(models)),
             (r"\b(run|alt|whk|key)_\.\.\.", lambda found: self.newest(found[1])),
         ]
 
@@ -144,11 +152,64 @@ class Reader:
         if program == "curl":
             curl(arguments)
             return
+        if program == "cp":
+            subprocess.run([program, *arguments], cwd=self.folder, check=True)
+            return
+        if program != "featurewatch":
+            try_out(program, arguments)
+            return
+        if arguments[0] == "up":
+            self.start(arguments[1:])
+            return
         # Into an installation of its own: the service's is not to be touched while it runs.
         other = arguments[:2] in (["db", "restore"], ["db", "copy"])
         data = self.folder / arguments[1] if other else self.up.where["data_dir"]
         done = within(*arguments, env={"FEATUREWATCH_URL": self.up.url, "FEATUREWATCH_DATA_DIR": str(data)})
         assert done.returncode in ((0, 1) if "--gate" in arguments else (0,)), f"{line}: {done.stderr or done.stdout}"
+
+    def start(self, arguments: list[str]) -> None:
+        """Start another service, until it answers."""
+        (self.folder / "other").mkdir(exist_ok=True)
+        # The page's own key was made at the service that runs.
+        own = {"FEATUREWATCH_DATA_DIR": str(self.folder / "other" / "data")}
+        assert within("key", "create", "admin", "--scope", "admin", env=own).returncode == 0
+        up = Up(self.folder / "other", *arguments)
+        assert httpx2.get(f"{up.url}/healthz", timeout=30).status_code == 200
+        assert up.stop() == 0
+
+
+def try_out(program: str, arguments: list[str]) -> None:
+    """Have make and pip say what they would do, and a benchmark what it may be asked."""
+    if program == "python":
+        _, module, *options = arguments
+        said = StringIO()
+        argv = mock.patch.object(sys, "argv", [module, *options, "--help"])
+        with argv, redirect_stdout(said), pytest.raises(SystemExit, match=r"^0$"):
+            import_module(module).main()
+        unknown = [one for one in options if one.startswith("--") and not re.search(rf"{one}\b", said.getvalue())]
+        assert not unknown, unknown
+    else:
+        commands = {"make": ["make", "-n"], "pip": [sys.executable, "-m", "pip", "--no-input"]}
+        dry = ["--dry-run", "--no-index"] if program == "pip" else []
+        command = [*commands[program], *arguments, *dry]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "does not provide the extra" not in done.stderr, done.stderr
+
+
+class Model(BaseHTTPRequestHandler):
+    """A model behind an OpenAI-compatible endpoint, which says the same of everything."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        said = json.dumps({"label": "a number", "fits": [1]})
+        body = json.dumps({"choices": [{"message": {"role": "assistant", "content": said}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 def curl(arguments: list[str]) -> None:
@@ -176,15 +237,20 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         save_checkpoint(models / name, seed=seed)
     rows = ({"text": f"number {i} {'is' if i % 2 else 'was'} it", "label": i % 2} for i in range(40))
     (folder / "refusal.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    receiver = Receiver()
-    threads = {"FEATUREWATCH_WEBHOOK_ALLOW": "127.0.0.1/32", "FEATUREWATCH_THREADS": "1"}
-    up = Up(tmp_path_factory.mktemp("docs"), "--root", str(models), env=threads)
+    receiver, model = Receiver(), ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    threading.Thread(target=model.serve_forever, daemon=True).start()
+    settings = dict.fromkeys(("FEATUREWATCH_WEBHOOK_ALLOW", "FEATUREWATCH_LABEL_ALLOW"), "127.0.0.1/32")
+    settings |= {"FEATUREWATCH_LABEL_URL": f"http://127.0.0.1:{model.server_port}/v1"}
+    settings |= {"FEATUREWATCH_LABEL_MODEL": "small", "FEATUREWATCH_THREADS": "1"}
+    up = Up(tmp_path_factory.mktemp("docs"), "--root", str(models), env=settings)
     reader = Reader(up, models, folder, receiver)
     reader.client.create_alert_rule("anything", {"kind": "quality", "max_fvu": 1e-6})
     with chdir(folder):
         yield reader
     reader.client.close()
     receiver.close()
+    model.shutdown()
+    model.server_close()
     assert up.stop() == 0
 
 
@@ -203,6 +269,19 @@ def test_every_command_runs(reader: Reader) -> None:
     assert reader.skipped == set(NOT_RUN), "no page has a command of this kind any more"
     assert len([block for block in read if block.text.startswith("featurewatch")]) > 60
     assert {"command", "python", "assignment", "toml", "json"} <= {block.kind for block in read}
+
+
+def test_commands_in_sentences_exist() -> None:
+    """With the options that they name there."""
+    reference = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    known = {part.partition("\n")[0]: part for part in reference.split("\n## featurewatch ")[1:]}
+    found = [mention for name in PAGES for mention in mentions(ROOT / name) if not mention.text.startswith("-")]
+    for place, _, text in found:
+        command = max((name for name in known if f"{text} ".startswith(f"{name} ")), key=len, default=None)
+        assert command, f"{place}: there is no `featurewatch {text}`"
+        for option in re.findall(r"(?<= )--[a-z-]+", text):
+            assert f"`{option}`" in known[command], f"{place}: `featurewatch {command}` has no {option}"
+    assert len(found) > 30
 
 
 def test_events_hold_what_the_docs_say(reader: Reader) -> None:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from tests.cli.blocks import blocks
 from tests.cli.live import FIT, Up
 from tests.services import free_port
 
@@ -50,10 +51,36 @@ def path(tmp_path: Path) -> str:
     return f"{script.parent}:{os.environ['PATH']}"
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pip needs of this checkout; it leaves a build in it."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("featurewatch", "service", "workers", "migrations"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, str]:
+    """An environment in which pip has to bring `featurewatch`, without the net.
+
+    What it depends on is here already, and so is setuptools.
+    """
+    python = tmp_path / "bare" / "python3"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    site = tmp_path / "site"
+    offline = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1", "PIP_TARGET": str(site)}
+    return offline | {"PATH": f"{site}/bin:{python.parent}", "PYTHONPATH": str(site)}
+
+
 def bash(script: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
     """Run a step as the runners do, in an environment of nothing else."""
     shell = [shutil.which("bash") or "bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
-    clean = environment | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    clean = {"PYTHONPATH": str(ROOT), "HOME": str(folder)} | environment
     return subprocess.run(shell, cwd=folder, env=clean, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -126,43 +153,65 @@ def test_the_files_are_what_the_runners_read(schema: str, file: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_action_installs_its_own_version(tmp_path: Path) -> None:
+def test_the_guide_names_what_they_take() -> None:
+    steps, jobs = (
+        yaml.safe_load(block.text) for block in blocks(ROOT / "docs/guide-ci.md", frozenset()) if block.kind == "yaml"
+    )
+    inputs = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))["inputs"]
+    given = next(step["with"] for step in steps if step.get("id") == "features")
+    assert {name for name, about in inputs.items() if about.get("required")} <= set(given) <= set(inputs)
+    job = yaml.safe_load((ROOT / "deploy/gitlab/featurewatch.yml").read_text(encoding="utf-8"))[".featurewatch"]
+    read = set(re.findall(r"\$\{?([A-Z_]+)", "".join([*job["before_script"], *job["script"]])))
+    assert set(jobs["features"]["variables"]) | set(job["variables"]) <= read
+    assert {name.upper() for name in inputs} - read == {"URL", "KEY", "JUNIT", "SUMMARY", "INSTALL"}, (
+        "elsewhere, or fixed"
+    )
+
+
+def test_the_action_installs_its_own_version(tmp_path: Path, checkout: Path, bare: dict[str, str]) -> None:
     action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
     step = action["runs"]["steps"][0]
-    checkout = tmp_path / "checkout"
-    for name in ("featurewatch", "service", "workers", "migrations"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, checkout / name)
-    # Without the net: what it depends on is here already, and so is setuptools.
-    offline = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1", "PIP_TARGET": f"{tmp_path}/site"}
-    python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = bash(step["run"], tmp_path, offline | {"PATH": python, "GITHUB_ACTION_PATH": str(checkout)})
+    done = bash(step["run"], tmp_path, bare | {"GITHUB_ACTION_PATH": str(checkout)})
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "service" / "cli" / "gate" / "rules.py").exists()
     assert (tmp_path / "site" / "bin" / "featurewatch").exists()
 
 
-def test_the_gitlab_job(gated: Up, planted: Path, tmp_path: Path, path: str) -> None:
+def test_the_gitlab_job(gated: Up, planted: Path, tmp_path: Path, checkout: Path, bare: dict[str, str]) -> None:
     job = yaml.safe_load((ROOT / "deploy/gitlab/featurewatch.yml").read_text(encoding="utf-8"))[".featurewatch"]
     script = "\n".join([*job["before_script"], *job["script"]])
     uri = f"activations+file://{planted}/v2"
-    variables = job["variables"] | {"FAMILY": "gated", "CHECKPOINT": "v2", "URI": uri, "PARENT": "v1", "PATH": path}
+    variables = bare | job["variables"] | {"FAMILY": "gated", "CHECKPOINT": "v2", "URI": uri, "PARENT": "v1"}
+    variables |= {"FEATUREWATCH_PACKAGE": str(checkout), "FEATUREWATCH_URL": gated.url}
     (tmp_path / "lenient.toml").write_text("[counts]\nabsent = 40\n", encoding="utf-8")
-    done = bash(script, tmp_path, variables | {"FEATUREWATCH_URL": gated.url, "GATE": "lenient.toml"})
+    done = bash(script, tmp_path, variables | {"GATE": "lenient.toml"})
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "bin" / "featurewatch").exists(), "the job has installed it, and run that"
     reports = job["artifacts"]["reports"]
     assert lines_of(tmp_path / reports["dotenv"])["status"] == "passed"
     assert ElementTree.parse(tmp_path / reports["junit"]).getroot().get("tests") == "1"
     assert "passed its gate" in (tmp_path / job["artifacts"]["paths"][0]).read_text(encoding="utf-8")
 
-    nobody = variables | {"FEATUREWATCH_URL": f"http://127.0.0.1:{free_port()}"}
-    done = bash(script, tmp_path, nobody)
+    done = bash(script, tmp_path, variables | {"FEATUREWATCH_URL": f"http://127.0.0.1:{free_port()}"})
     assert done.returncode == 3, done.stderr
     assert lines_of(tmp_path / reports["dotenv"])["status"] == "error"
     suite = ElementTree.parse(tmp_path / reports["junit"]).getroot()
     assert suite.get("errors") == "1"
     assert "does not answer" in (suite.findtext(".//error") or "")
+
+
+def test_both_name_an_adapter(gated: Up, planted: Path, tmp_path: Path, path: str) -> None:
+    """It reaches the service, which puts none onto activations."""
+    steps = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))["runs"]["steps"]
+    step = next(step for step in steps if step.get("id") == "gate")
+    uri, adapter = f"activations+file://{planted}/v2", "hf://org/adapter"
+    inputs = {"url": gated.url, "family": "gated", "checkpoint": "v4", "uri": uri, "adapter": adapter}
+    job = yaml.safe_load((ROOT / "deploy/gitlab/featurewatch.yml").read_text(encoding="utf-8"))[".featurewatch"]
+    variables = job["variables"] | {"FAMILY": "gated", "CHECKPOINT": "v4", "URI": uri, "ADAPTER": adapter, "PATH": path}
+    done = github(step, inputs, tmp_path, path)
+    assert (done.returncode, "An adapter goes onto a model" in done.stderr) == (2, True), done.stderr
+    done = bash("\n".join(job["script"]), tmp_path, variables | {"FEATUREWATCH_URL": gated.url})
+    assert (done.returncode, "An adapter goes onto a model" in done.stderr) == (2, True), done.stderr
 
 
 def test_what_cannot_be_told_is_said_first(gated: Up, planted: Path, tmp_path: Path) -> None:
