@@ -147,6 +147,8 @@ def compare(
         return _nothing(name, "the sums of one of the checkpoints are not kept any more; ask for them again")
     new, old = (profile.select(present[0] & present[1]) for profile in (after, before))
     keys = sorted(set(new) | set(old))
+    if not keys:
+        return _nothing(name, "no feature at an earlier hook point leads to it in either checkpoint")
     silent = np.zeros(len(after.counts))
     sums = [np.stack([one.get(key, silent) for key in keys], 1) if keys else silent[:, None] for one in (old, new)]
     policy = Policy.model_validate(family.policy)

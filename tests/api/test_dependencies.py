@@ -40,17 +40,20 @@ def _family(database: Database, artifacts: ArtifactStore) -> None:
 
 
 def keep(
-    session: Session, artifacts: ArtifactStore, name: str, *, hook: str = "resid_post.12", number: int = 5
-) -> None:
-    """As a worker writes it."""
+    session: Session, artifacts: ArtifactStore, name: str, *, hook: str = "resid_post.12", number: int = 5,
+    earlier: bool = True,
+) -> None:  # fmt: skip
+    """As a worker writes it; `earlier`: of a family that is read at an earlier hook point too."""
     rng = np.random.default_rng(len(name))
     counts = rng.integers(5, 20, K).astype(float)
     sums = (np.array(PROFILES[name]) + 0.05 * rng.standard_normal((K, 5))) * counts[:, None]
     rest = np.stack([0.1 * counts, 0.2 * counts, 0.0 * counts], 1)
     values = sums.sum(1) + rest.sum(1) - 2.0 * counts
     artifact = f"fam/dependencies-{name}-{number}"
-    tensors = {"counts": counts, "values": values, f"numbers.{HOOK}": NUMBERS, f"sums.{HOOK}": sums}
-    factories.save(artifacts, artifact, {**tensors, f"rest.{HOOK}": rest})
+    tensors = {"counts": counts, "values": values}
+    if earlier:
+        tensors |= {f"numbers.{HOOK}": NUMBERS, f"sums.{HOOK}": sums, f"rest.{HOOK}": rest}
+    factories.save(artifacts, artifact, tensors)
     profile = load(artifacts, artifact)
     words = ([" stop", " the"], np.stack([2.0 * counts, 0.0 * counts], 1))
     graph = figures.graph(profile, -2.0, words, [(" no", 0.4)], Policy())
@@ -183,6 +186,11 @@ def test_what_cannot_be_compared_says_why(client: TestClient, database: Database
         keep(session, artifacts, "v2", number=4)
     compared = client.get(url.replace("F5", "F4")).json()["comparison"]
     assert compared["why_not"] == "the feature is not present in both checkpoints"
+    with database.write() as session:
+        keep(session, artifacts, "v1", number=3, earlier=False)
+        keep(session, artifacts, "v2", number=3, earlier=False)
+    compared = client.get(url.replace("F5", "F3")).json()["comparison"]
+    assert "no feature at an earlier hook point" in compared["why_not"]
 
 
 def test_watched_features_are_looked_at_as_the_policy_says(database: Database) -> None:
