@@ -17,7 +17,14 @@ const colour = (name, alpha = 1) => {
 const short = (text, most = 14) => (String(text).length > most ? `${String(text).slice(0, most - 1)}…` : String(text));
 const shown = (value) => (value == null ? "–" : typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en") : String(+value.toPrecision(3))) : value);
 
+// The table of a figure comes as text (see the macro): now it becomes one.
+function unfold(figure) {
+  const text = figure.querySelector("details > noscript");
+  if (text) text.outerHTML = text.textContent;
+}
+
 function numbers(figure) {
+  unfold(figure);
   const table = figure.querySelector("table.numbers");
   const cells = (row) => [...row.cells].map((cell) => (cell.dataset.v !== undefined ? +cell.dataset.v : cell.textContent === "–" ? null : cell.textContent.trim()));
   const body = [...table.tBodies[0].rows];
@@ -231,6 +238,9 @@ const near = new IntersectionObserver(
 );
 for (const figure of document.querySelectorAll("figure[data-kind]")) {
   if (figure.dataset.kind === "drawing") startDrawing(figure);
-  else addEventListener("load", () => near.observe(figure));
-  if (figure.dataset.kind === "statuses") figure.querySelector(".drawing").style.height = `${figure.querySelector("tbody").rows.length * 19 + 48}px`;
+  else {
+    figure.querySelector("details").addEventListener("toggle", () => unfold(figure));
+    addEventListener("load", () => near.observe(figure));
+  }
+  if (figure.dataset.kind === "statuses") figure.querySelector(".drawing").style.height = `${figure.dataset.rows * 19 + 48}px`;
 }
