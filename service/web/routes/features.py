@@ -10,7 +10,7 @@ from starlette.responses import Response
 from service.checkpoints import queries as checkpoint_queries
 from service.dependencies import queries as dependency_queries
 from service.dependencies import routes as dependencies
-from service.dependencies.schemas import Dependencies, DependenciesIn
+from service.dependencies.schemas import Dependencies, DependenciesIn, Method
 from service.families import logic as families
 from service.features import history, logic, queries
 from service.features import routes as features
@@ -225,9 +225,10 @@ def _dependencies(
     if not looked:
         return {}
 
-    def show(checkpoint: str, baseline: str | None, method: str | None) -> Dependencies:
-        found = feature_id(number)
-        return dependencies.show(family.name, found, session, artifacts, checkpoint, baseline, method)  # type: ignore[arg-type]
+    def show(checkpoint: str, baseline: str | None, method: Method | None) -> Dependencies:
+        return dependencies.show(
+            family.name, feature_id(number), session, artifacts, checkpoint, baseline, method
+        )  # fmt: skip
 
     newest = show(now if now in looked else looked[-1], None, None)
     others = [name for name in looked if (name, newest.method) in graphs and name != newest.checkpoint]
