@@ -83,4 +83,9 @@ class Up:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=40)
+        try:
+            return self.process.wait(timeout=40)
+        finally:
+            self.process.kill()
+            assert self.process.stdout
+            self.process.stdout.close()

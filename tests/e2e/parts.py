@@ -68,10 +68,11 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self.client.close()
         self.process.send_signal(signal.SIGTERM)
-        try:
-            assert self.process.wait(timeout=40) == 0, self.log.read_text()[-3000:]
-        finally:
-            self.process.kill()
+        with self.process:  # which closes its pipe
+            try:
+                assert self.process.wait(timeout=40) == 0, self.log.read_text()[-3000:]
+            finally:
+                self.process.kill()
 
     @contextmanager
     def idle_worker(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """Harvests that several workers share: the same bytes whoever does what, and nobody waits for who does not come."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -207,7 +208,7 @@ def test_helpers_stop_when_the_run_does(installation: Installation, model: Path,
 
 
 def test_a_next_attempt_takes_over_what_helpers_have_done(
-    installation: Installation, model: Path, alone: dict[str, bytes], caplog: pytest.LogCaptureFixture
+    installation: Installation, model: Path, alone: dict[str, bytes]
 ) -> None:
     run_id = queue(installation, model)
     stop = threading.Event()
@@ -234,6 +235,7 @@ def test_a_next_attempt_takes_over_what_helpers_have_done(
 @pytest.fixture
 def said(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     """What was logged: on a stream, or, where logging was configured in this process before, as records."""
+    caplog.set_level(logging.DEBUG)  # another test's service may have been quieter
 
     def text() -> str:
         streams = capsys.readouterr()
