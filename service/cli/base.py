@@ -270,10 +270,8 @@ def write(path: Path, text: str) -> None:
 
 def _text(value: Any) -> Text:
     """A value as text of a table, in its colour."""
-    if isinstance(value, Text):
-        return value
     text = cell(value)
-    return Text(text, style=STATUS_STYLES.get(text, ""))
+    return value if isinstance(value, Text) else Text(text, style=STATUS_STYLES.get(text, ""))
 
 
 def cell(value: Any) -> str:

@@ -39,15 +39,14 @@ def newest_checkpoint(session: Session, family_id: str, number: int) -> str | No
     return session.scalars(statement).first()
 
 
-def looked_at(session: Session, family_id: str, number: int) -> list[tuple[str, str]]:
-    """(checkpoint's name, method) of each graph of a feature; of a checkpoint's the newest comes last, as in `one`."""
+def looked_at(session: Session, family_id: str, number: int) -> set[tuple[str, str]]:
+    """(checkpoint's name, method) of each graph of a feature."""
     statement = (
         select(Checkpoint.name, DependencyGraph.method)
         .join(Checkpoint, Checkpoint.id == DependencyGraph.checkpoint_id)
         .where(DependencyGraph.family_id == family_id, DependencyGraph.feature == number)
-        .order_by(DependencyGraph.created_at, DependencyGraph.method.desc())
     )
-    return [(row[0], row[1]) for row in session.execute(statement)]
+    return {(row[0], row[1]) for row in session.execute(statement)}
 
 
 def in_both(session: Session, first: str, second: str, method: str) -> int:

@@ -18,7 +18,6 @@ from service import __version__
 from service.alerts import queries as alerts
 from service.auth.browser import SECONDS, Visit
 from service.features import words
-from service.features.schemas import STATUSES
 from service.kit.sessions import database_of
 from service.runs.words import details, seen
 from service.web import shapes
@@ -225,7 +224,6 @@ def _environment() -> jinja2.Environment:
         "details": details, "seen": seen,
     }  # fmt: skip
     found.globals |= {
-        "static": static, "address": address, "GLYPHS": shapes.GLYPHS, "STATUSES": STATUSES,
-        "bar": shapes.bar, "shade": shapes.shade,
+        "static": static, "address": address, "GLYPHS": shapes.GLYPHS, "bar": shapes.bar, "shade": shapes.shade,
     }  # fmt: skip
     return found

@@ -8,10 +8,9 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from service.checkpoints import queries as checkpoint_queries
-from service.dependencies import logic as dependency_logic
 from service.dependencies import queries as dependency_queries
 from service.dependencies import routes as dependencies
-from service.dependencies.schemas import Dependencies, DependenciesIn
+from service.dependencies.schemas import Dependencies, DependenciesIn, Method
 from service.families import logic as families
 from service.features import history, logic, queries
 from service.features import routes as features
@@ -222,22 +221,24 @@ def _dependencies(
     `now` and `before` name others. Empty where nobody has looked.
     """
     graphs = dependency_queries.looked_at(session, family.id, number)
-    methods = dict(graphs)
-    looked = [point.checkpoint for point in course.points if point.checkpoint in methods]
+    looked = [point.checkpoint for point in course.points if any(name == point.checkpoint for name, _ in graphs)]
     if not looked:
         return {}
-    chosen = now if now in looked else looked[-1]
-    method = methods[chosen]
-    others = [name for name in looked if (name, method) in graphs and name != chosen]
-    other = before if before in others else next((name for name in _ancestors(chosen, course) if name in others), None)
 
-    def shown(checkpoint: str, baseline: str | None = None) -> Dependencies:
-        return dependency_logic.get(
-            session, artifacts, family, number, checkpoint=checkpoint, baseline=baseline, method=method
-        )
+    def show(checkpoint: str, baseline: str | None, method: Method | None) -> Dependencies:
+        return dependencies.show(
+            family.name, feature_id(number), session, artifacts, checkpoint, baseline, method
+        )  # fmt: skip
 
-    beside = shown(other) if other else None
-    return {"now": shown(chosen, other), "before": beside, "looked": looked, "others": others}
+    newest = show(now if now in looked else looked[-1], None, None)
+    others = [name for name in looked if (name, newest.method) in graphs and name != newest.checkpoint]
+    ancestors = _ancestors(newest.checkpoint, course)
+    other = before if before in others else next((name for name in ancestors if name in others), None)
+    if other:
+        newest = show(newest.checkpoint, other, newest.method)
+    return {
+        "now": newest, "before": show(other, None, newest.method) if other else None, "looked": looked, "others": others
+    }  # fmt: skip
 
 
 def _ancestors(checkpoint: str, course: Trajectory) -> Iterator[str]:
