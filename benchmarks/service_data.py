@@ -26,7 +26,7 @@ from service.families import logic as families
 from service.families.schemas import FamilyIn
 from service.features import logic as features
 from service.features.schemas import FeaturePatch
-from service.kit.artifacts import open_store
+from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.kit.ids import feature_id
 from service.runs import logic as runs
@@ -203,7 +203,7 @@ class Filler:
 
     def __init__(self, settings: Settings, lineage: Lineage) -> None:
         self.settings, self.lineage = settings, lineage
-        self.artifacts = open_store(settings)
+        self.artifacts = ArtifactStore(settings.artifacts_uri, settings.cache_dir / "artifacts")
         self.positions: dict[str, Any] = {}
 
     def fill(self, n_checkpoints: int) -> None:

@@ -20,7 +20,6 @@ from service.dictionaries.routes import router as dictionaries
 from service.families.routes import router as families
 from service.features.routes import router as features
 from service.kit import problems, telemetry
-from service.kit.artifacts import open_store
 from service.kit.db import Database
 from service.kit.logs import configure_logging
 from service.kit.memory import give_back_large_blocks, what_is_there_stays
@@ -32,6 +31,7 @@ from service.migrate import check_connection
 from service.runs.routes import router as runs
 from service.signatures.routes import router as signatures
 from service.status.routes import router as status
+from service.store.ledger import open_store
 from service.web import site
 from service.webhooks.routes import router as webhooks
 
@@ -58,7 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 check_connection(connection)
             telemetry.trace_database(database)
             app.state.database, app.state.turns = database, Turns(one_writer=database.is_sqlite)
-            app.state.artifacts = open_store(settings)
+            app.state.artifacts = open_store(settings, database)
             with what_is_there_stays():
                 yield
         finally:

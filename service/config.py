@@ -26,6 +26,11 @@ class Settings(BaseSettings):
         "",
         description="Local folders, separated by `:`, that checkpoints, corpora and activations may be read from.",
     )
+    stores: str = Field(
+        "hf://",
+        description="Prefixes of URLs, separated by commas, that checkpoints may be read from beside `roots`: "
+        "`hf://`, `hf://org`, `s3://bucket/models`. Empty: none.",
+    )
     secret_key: SecretStr = Field(
         SecretStr(""),
         description="Encrypts webhook secrets and the cookies of the pages. Empty: made once and kept in the data "
@@ -128,6 +133,16 @@ class Settings(BaseSettings):
     def root_dirs(self) -> tuple[Path, ...]:
         """Local folders that may be read from, resolved."""
         return tuple(Path(root).expanduser().resolve() for root in self.roots.split(":") if root)
+
+    @cached_property
+    def store_prefixes(self) -> tuple[str, ...]:
+        """Prefixes of hub and object-store URLs that may be read."""
+        return tuple(prefix.strip() for prefix in self.stores.split(",") if prefix.strip())
+
+    @cached_property
+    def cache_dir(self) -> Path:
+        """Where fetched and converted models are kept."""
+        return self.data_dir / "cache"
 
     @cached_property
     def cors_origin_list(self) -> list[str]:

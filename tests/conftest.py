@@ -11,6 +11,8 @@ from pathlib import Path
 # for work take the cores from those that have some.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# No test asks a hub on the network: what is in a test's own cache is all that there is.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import hypothesis
 import pytest
@@ -134,6 +136,7 @@ def settings(tmp_path: Path, database_url: str, broker_url: str) -> Settings:
         database_url=database_url,
         broker_url=broker_url,
         roots=str(tmp_path),
+        stores="hf://,s3://,gs://b,memory://",
         poll_seconds=0.05,
     )
 

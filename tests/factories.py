@@ -42,7 +42,6 @@ def checkpoint(
         "hook_points": of.hook_points,
         "fit": "auto",
         "details": {},
-        "digest": f"digest of {name}",
         "generation": 1,
         "quality": {"fvu": 0.21, "l0": 31.5, "valid_share": 0.998},
         "judged_at": utcnow() if state == "judged" else None,

@@ -12,8 +12,8 @@ import structlog
 from service import migrate
 from service.config import Settings
 from service.kit import telemetry
-from service.kit.artifacts import open_store
 from service.kit.db import AWAY, Database
+from service.store.ledger import open_store
 from workers import runner
 from workers.sweeps import Sweeper
 
@@ -36,7 +36,7 @@ def serve(settings: Settings, stop: threading.Event, *, pipelines: Mapping[str, 
             stop.wait(AWAY_SECONDS)
     database = Database(settings.resolved_database_url)
     telemetry.trace_database(database)
-    artifacts = open_store(settings)
+    artifacts = open_store(settings, database)
     sweeps = threading.Thread(target=_sweep, args=(settings, database, stop), name="sweeps", daemon=True)
     sweeps.start()
     work = partial(

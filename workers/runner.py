@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -18,12 +19,13 @@ from sqlalchemy.orm import Session
 
 from service.config import Settings
 from service.kit import clock
-from service.kit.artifacts import ArtifactStore
+from service.kit.artifacts import ArtifactStore, DamagedArtifactError, MissingArtifactError
 from service.kit.db import AWAY, Database
 from service.kit.logs import listening
 from service.runs import logic
 from service.runs.states import RunState
 from service.shards import queries as shards
+from service.store import damage
 from workers.errors import (
     GivingWayError,
     LeaseLostError,
@@ -113,6 +115,15 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline] | None) -> 
     except RunError as error:
         log.warning("failed", **error.as_dict())
         _end(execution, RunState.FAILED, error.as_dict())
+    except DamagedArtifactError as error:
+        log.error("damaged artifact", artifact=error.name, reason=error.reason)
+        set_aside = partial(damage.set_aside, artifacts=execution.artifacts, error=error)
+        detail = _insist(execution, set_aside) or error.detail
+        _end(execution, RunState.FAILED, RunError(error.code, detail, title=error.title).as_dict())
+    except MissingArtifactError as error:
+        log.error("missing artifact", artifact=error.name)
+        detail = f"{error.detail} {damage.advice(error.name)}."
+        _end(execution, RunState.FAILED, RunError(error.code, detail, title=error.title).as_dict())
     except AWAY as error:
         log.exception("interrupted by the database")
         _give_back(execution, _interrupted("The database was away", str(error.orig)), counted=True)

@@ -17,7 +17,6 @@ from service.alerts import raising, standing
 from service.audit import queries as audit
 from service.config import Settings
 from service.kit import clock, outbound
-from service.kit.artifacts import open_store
 from service.kit.crypto import SecretBox
 from service.kit.db import Database
 from service.runs import logic as runs
@@ -26,6 +25,7 @@ from service.runs.states import queue_of
 from service.shards import queries as shards
 from service.store import logic as store
 from service.store import queries as store_queries
+from service.store.ledger import open_store
 from service.webhooks import queries as webhooks
 from service.webhooks import sending
 
@@ -60,7 +60,7 @@ class Sweeper:
         call_helper: Callable[[], None] | None = None,
     ) -> None:
         self.settings, self.database, self.publish, self.call_helper = settings, database, publish, call_helper
-        self.artifacts = open_store(settings)
+        self.artifacts = open_store(settings, database)
         self.allow = outbound.parse_networks(settings.webhook_allow)
         self._box: SecretBox | None = None
         self._tidied = self._vacuumed = float("-inf")

@@ -4,8 +4,9 @@ from functools import cache
 
 from service.config import Settings
 from service.kit import telemetry
-from service.kit.artifacts import ArtifactStore, open_store
+from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
+from service.store.ledger import open_store
 from workers import app as celery
 from workers import runner
 from workers.sweeps import Sweeper
@@ -43,8 +44,8 @@ def sweep() -> None:
 def _resources() -> tuple[Settings, Database, ArtifactStore]:
     """Made at the first task, so in the pool's child: connections must not be shared over a fork."""
     settings = Settings()
-    artifacts = open_store(settings)
     database = Database(settings.resolved_database_url)
+    artifacts = open_store(settings, database)
     telemetry.trace_database(database)
     return settings, database, artifacts
 

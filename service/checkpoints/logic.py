@@ -1,23 +1,27 @@
 """Checkpoints: registering and finding them."""
 
-import hashlib
-import json
+import math
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.checkpoints import queries
-from service.checkpoints.inspect import Expected, look
+from service.checkpoints import contents, queries
+from service.checkpoints.contents import Contents
+from service.checkpoints.inspect import Examined, Expected, look
 from service.checkpoints.schemas import CheckpointIn
 from service.config import Settings
 from service.families import logic as families
 from service.kit.clock import utcnow
-from service.kit.problems import ConflictError, NotFoundError, UnprocessableError
+from service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
 from service.models import Checkpoint, Family, Run
 from service.runs import logic as runs
 from service.verdicts.generations import kinds
 
 KIND = "onboard"
+COMPARE_SECONDS = 0.15
+"""How long a registration waits for digests that tell whether it is one that is there."""
+HASHED_PER_SECOND = 300_000_000
+"""Bytes, at least: what a slow disk gives. For telling when to ask again."""
 _USABLE = ("registered", "harvested", "judged")
 
 
@@ -46,8 +50,8 @@ def check_judged(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def examine(session: Session, settings: Settings, family_name: str, body: CheckpointIn) -> str:
-    """Look at a registration's files; returns the digest of what they hold. Reads only, and may take a while.
+def examine(session: Session, settings: Settings, family_name: str, body: CheckpointIn) -> Examined:
+    """Look at a registration's files, and resolve what moves. Reads only.
 
     Raises 404 for the family, 422 (UnusableError) for URIs and files that cannot be a checkpoint.
     """
@@ -57,25 +61,25 @@ def examine(session: Session, settings: Settings, family_name: str, body: Checkp
         positions=(family.positions or {}).get("count"),
         widths=queries.widths(session, family.id),
     )
-    return look(body.uri, body.adapter, settings.root_dirs, expected)
+    return look(body.uri, body.adapter, settings, expected)
 
 
 def register(
-    session: Session, settings: Settings, family_name: str, body: CheckpointIn, content: str | None = None
+    session: Session, settings: Settings, family_name: str, body: CheckpointIn, examined: Examined | None = None
 ) -> tuple[Checkpoint, Run, bool]:
-    """Register a checkpoint: its row, its run and the run's bell. `content` is what `examine` returned.
+    """Register a checkpoint: its row, its run and the run's bell. `examined` is what `examine` returned.
 
     Returns the checkpoint, its run and whether anything is new: the same content under the same name gives what is
     there. A failed checkpoint's name may be taken by other content; the row is used again, with a new run.
     Raises 404, 409 (name used for other content), 422 (parent, hook points, files); then nothing is written.
     """
-    content = content or examine(session, settings, family_name, body)
+    examined = examined or examine(session, settings, family_name, body)
     family = families.get(session, family_name)
     found = queries.by_name(session, family.id, body.name)
     if found is None:
         checkpoint = Checkpoint(family_id=family.id, name=body.name)
         parent = _parent(session, family, body, None)
-        _fill(checkpoint, family, body, parent, content)
+        _fill(checkpoint, family, body, parent, examined)
         try:
             with session.begin_nested():
                 queries.add(session, checkpoint)
@@ -84,7 +88,7 @@ def register(
         else:
             return checkpoint, _queue(session, checkpoint, body.priority), True
     parent_id = found.parent_id if body.parent is None else _parent_id(session, family, body.parent)
-    if _digest(family, body, parent_id, content) == found.digest:
+    if _same_terms(found, family, body, parent_id) and _same_content(found, body, examined):
         run = queries.newest_runs(session, [found.id])[found.id]
         return found, run, False
     if found.state != "failed":
@@ -93,7 +97,7 @@ def register(
             "or fit.",
             code="name-used",
         )
-    _fill(found, family, body, _parent(session, family, body, found), content)
+    _fill(found, family, body, _parent(session, family, body, found), examined)
     return found, _queue(session, found, body.priority), True
 
 
@@ -110,7 +114,9 @@ def _queue(session: Session, checkpoint: Checkpoint, priority: int) -> Run:
     )
 
 
-def _fill(checkpoint: Checkpoint, family: Family, body: CheckpointIn, parent: Checkpoint | None, content: str) -> None:
+def _fill(
+    checkpoint: Checkpoint, family: Family, body: CheckpointIn, parent: Checkpoint | None, examined: Examined
+) -> None:
     parent_id = parent.id if parent else None
     checkpoint.uri = body.uri
     checkpoint.adapter = body.adapter
@@ -118,7 +124,10 @@ def _fill(checkpoint: Checkpoint, family: Family, body: CheckpointIn, parent: Ch
     checkpoint.hook_points = _hook_points(family, body)
     checkpoint.fit = body.fit
     checkpoint.details = body.metadata
-    checkpoint.digest = _digest(family, body, parent_id, content)
+    checkpoint.resolved_uri = examined.uri
+    checkpoint.resolved_adapter = examined.adapter
+    checkpoint.contents = examined.contents.to_json()
+    checkpoint.content_digest = None
     checkpoint.state = "registered"
     checkpoint.generation = None
     checkpoint.quality = None
@@ -141,10 +150,58 @@ def _hook_points(family: Family, body: CheckpointIn) -> list[str]:
     return body.hook_points
 
 
-def _digest(family: Family, body: CheckpointIn, parent_id: str | None, content: str) -> str:
-    """What makes a registration the same. `metadata` is left out: a CI job that is run again has another number."""
-    parts = {"content": content, "parent": parent_id, "hook_points": _hook_points(family, body), "fit": body.fit}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _same_terms(found: Checkpoint, family: Family, body: CheckpointIn, parent_id: str | None) -> bool:
+    """Whether a registration asks for what is there. `metadata` is left out: a CI job that runs again has another."""
+    there = (found.parent_id, list(found.hook_points), found.fit)
+    return there == (parent_id, list(_hook_points(family, body)), body.fit)
+
+
+def _same_content(found: Checkpoint, body: CheckpointIn, examined: Examined) -> bool:
+    """Whether a registration names the same bytes as a checkpoint's, or the same commit or listing.
+
+    Raises 503 `content-pending` while large files are being hashed to find out.
+    """
+    model = (found.uri, found.resolved_uri), (body.uri, examined.uri)
+    adapter = (found.adapter, found.resolved_adapter), (body.adapter, examined.adapter)
+    return _same_part(contents.MODEL, *model, found, examined) and _same_part(
+        contents.ADAPTER, *adapter, found, examined
+    )
+
+
+def _same_part(
+    part: str, there: tuple[str | None, str | None], here: tuple[str | None, str | None], found: Checkpoint,
+    examined: Examined,
+) -> bool:  # fmt: skip
+    before, now = Contents.from_json(found.contents or {}).part(part), examined.contents.part(part)
+    if not before.files or not now.files:
+        # Not in sight now, or not then: the references have to tell.
+        return there[1] == here[1] if there[1] and here[1] else there[0] == here[0]
+    if contents.difference(before, now) is None:
+        return True
+    if not contents.hidden(before, now) or not all(file.sha256 for file in before.files.values()):
+        return False
+    files = {name: path for name, path in examined.files.items() if name.startswith(f"{part}/")}
+    hashed = contents.digested_within(files, COMPARE_SECONDS)
+    if hashed is None:
+        raise UnavailableError(
+            f"The files are being compared with those of {found.name}; ask again in a moment.",
+            code="content-pending",
+            title="Content is being compared",
+            headers={"Retry-After": str(math.ceil(1 + now.size / HASHED_PER_SECOND))},
+        )
+    return contents.difference(before, hashed) is None
+
+
+def resolve(session: Session, checkpoint_id: str, *, uri: str, adapter: str | None) -> None:
+    """Write what a checkpoint's moving references stand for, where its registration could not tell."""
+    checkpoint = session.get_one(Checkpoint, checkpoint_id)
+    checkpoint.resolved_uri, checkpoint.resolved_adapter = uri, adapter
+
+
+def identify(session: Session, checkpoint_id: str, read: Contents) -> None:
+    """Write what a worker has read of a checkpoint: every file with its digest."""
+    checkpoint = session.get_one(Checkpoint, checkpoint_id)
+    checkpoint.contents, checkpoint.content_digest = read.to_json(), read.digest
 
 
 def _parent_id(session: Session, family: Family, name: str) -> str:

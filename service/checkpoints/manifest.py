@@ -9,6 +9,7 @@ from service.checkpoints.tensorfile import Tensor, read_header
 from service.checkpoints.weights import member, read_json
 
 FORMAT = "featurewatch-activations/1"
+FILE = "manifest.json"
 _DTYPES = ("F32", "BF16", "F16")
 
 
@@ -20,7 +21,7 @@ def check_activations(
     UnusableError says what is wrong: `manifest-missing`, `manifest-invalid`, `unknown-hook-point`, `path-escapes`,
     `unsafe-format`, `shard-missing`, `truncated-file`, `wrong-dtype`, `wrong-width`, `wrong-positions`.
     """
-    manifest = _read(folder)
+    manifest = read(folder)
     count: int = manifest["positions"]
     if positions is not None and count != positions:
         raise UnusableError("wrong-positions", f"The manifest has {count} positions, the family has {positions}.")
@@ -33,8 +34,9 @@ def check_activations(
     _check_documents(folder, manifest["documents"], count)
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    file = folder / "manifest.json"
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of activations. UnusableError `manifest-missing`, `manifest-invalid`."""
+    file = folder / FILE
     if not file.is_file():
         raise UnusableError("manifest-missing", f"{folder.name} has no manifest.json.")
     manifest = read_json(file)

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from service.auth.guard import BY_METHOD
 from service.checkpoints import logic, queries
+from service.checkpoints.inspect import Examined
 from service.checkpoints.report import MEDIA_TYPES, Report, choose_format, render, report
 from service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointState, Registration, view
 from service.families import logic as families
@@ -22,8 +23,8 @@ router = APIRouter(prefix="/v1/families/{family}/checkpoints", tags=["checkpoint
 RETRY_AFTER_S = 2
 
 
-def _content(family: str, body: CheckpointIn, database: AppDatabase, settings: AppSettings) -> str:
-    """What a registration's files hold: looked at before its turn to write, since the look may take seconds.
+def _examined(family: str, body: CheckpointIn, database: AppDatabase, settings: AppSettings) -> Examined:
+    """What a registration refers to: looked at before its turn to write.
 
     The session ends with it: a request that waits for its turn must not keep a connection from the others.
     """
@@ -40,12 +41,12 @@ def _content(family: str, body: CheckpointIn, database: AppDatabase, settings: A
 def register_checkpoint(
     family: str,
     body: CheckpointIn,
-    content: Annotated[str, Depends(_content)],
+    examined: Annotated[Examined, Depends(_examined)],
     session: WriteSession,
     settings: AppSettings,
     response: Response,
 ) -> Registration:
-    checkpoint, run, created = logic.register(session, settings, family, body, content)
+    checkpoint, run, created = logic.register(session, settings, family, body, examined)
     response.status_code = 202 if created else 200
     response.headers["Location"] = f"/v1/runs/{run.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)

@@ -64,6 +64,14 @@ class CheckpointOut(BaseModel):
     name: str
     uri: str
     adapter: str | None
+    resolved_uri: str | None = Field(
+        description="What is read: of `hf://org/name@main` the commit, of an object store's folder a digest of its "
+        "listing behind `#`. Null until a worker has resolved it."
+    )
+    resolved_adapter: str | None = Field(description="The same for the adapter.")
+    content_digest: str | None = Field(
+        description="SHA-256 over all files that were read, each of them in full; null until then."
+    )
     parent: str | None
     hook_points: list[str]
     fit: str
@@ -97,6 +105,9 @@ def view(
         name=row.name,
         uri=row.uri,
         adapter=row.adapter,
+        resolved_uri=row.resolved_uri,
+        resolved_adapter=row.resolved_adapter,
+        content_digest=row.content_digest,
         parent=parent,
         hook_points=row.hook_points,
         fit=row.fit,

@@ -32,7 +32,7 @@ def check_model(path: Path, hook_points: Sequence[str]) -> None:
 
 def check_folder(folder: Path) -> None:
     """A Hugging Face folder has config.json and whole safetensors files."""
-    files = _weight_files(folder)
+    files = weight_files(folder)
     if not (folder / "config.json").is_file():
         raise UnusableError("model-missing", f"{folder.name} has no config.json; it is no Hugging Face model folder.")
     for file in files:
@@ -75,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]

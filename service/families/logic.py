@@ -1,5 +1,7 @@
 """Families: making and finding them."""
 
+from typing import Any
+
 from sqlalchemy.orm import Session
 
 from service.config import Settings
@@ -34,7 +36,7 @@ def create(session: Session, settings: Settings, body: FamilyIn) -> tuple[Family
             )
         return found, False
     _check_corpus(body.corpus.uri, settings)
-    family = Family(name=body.name, positions=None, **content)
+    family = Family(name=body.name, positions=None, documents=None, **content)
     queries.add(session, family)
     return family, True
 
@@ -45,6 +47,13 @@ def get(session: Session, name: str) -> Family:
     if family is None:
         raise NotFoundError(f"There is no family {name}.", code="unknown-family")
     return family
+
+
+def keep_documents(session: Session, family_id: str, copy: dict[str, Any]) -> dict[str, Any]:
+    """Write which copy of its corpus a family is read on, unless that is known; the copy that counts."""
+    family = session.get_one(Family, family_id)
+    family.documents = family.documents or copy
+    return family.documents
 
 
 def _check_corpus(uri: str, settings: Settings) -> None:

@@ -19,6 +19,11 @@ def resolve_under_roots(uri: str, roots: tuple[Path, ...]) -> Path:
     path = Path(unquote(parts.path))
     if not path.is_absolute() or "\0" in str(path):
         raise PathRefusedError(f"{uri!r} is not an absolute path; write file:///folder")
+    return hold_to_roots(path, roots)
+
+
+def hold_to_roots(path: Path, roots: tuple[Path, ...]) -> Path:
+    """A path with its links resolved; PathRefusedError where that is outside every root."""
     resolved = path.resolve()
     if not any(resolved.is_relative_to(root) for root in roots):
         raise PathRefusedError(

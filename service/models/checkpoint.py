@@ -27,8 +27,13 @@ class Checkpoint(Base):
     """As asked for: auto, extend, refit or later."""
     details: Mapped[dict[str, Any]]
     """`metadata` of the registration, kept as it came."""
-    digest: Mapped[str]
-    """SHA-256 over the registration and, where the files are in sight, over their content: same digest, same run."""
+    resolved_uri: Mapped[str | None]
+    """What `uri` stood for when it was registered: a commit, a listing; None: nobody could tell yet."""
+    resolved_adapter: Mapped[str | None]
+    contents: Mapped[dict[str, Any] | None]
+    """Its files as `service.checkpoints.contents.Contents`; None: it was read by a version that did not keep them."""
+    content_digest: Mapped[str | None]
+    """SHA-256 over names, sizes and digests of all its files, once a worker has read them."""
     state: Mapped[str] = mapped_column(default="registered")
     """registered, harvested (it waits for the family's first fit), judged or failed. Only a judged one can be a
     baseline."""

@@ -18,6 +18,8 @@ class Family(Base):
     hook_points: Mapped[list[str]]
     corpus: Mapped[dict[str, Any]]
     """`{uri, max_documents, context_length}`; what the models of the family are read on."""
+    documents: Mapped[dict[str, Any] | None]
+    """The corpus as its first run copied it, `{artifact, digest, count}`: what every checkpoint is read on."""
     crosscoder: Mapped[dict[str, Any]]
     """`{n_features, k, sparsity, decoder, steps, batch_size, learning_rate, seed}`, defaults filled in."""
     policy: Mapped[dict[str, Any]]

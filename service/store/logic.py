@@ -101,10 +101,20 @@ def vacuum(
         if left := len(removed) == most:
             break
         if _is_old(artifacts, name, now - timedelta(hours=settings.vacuum_hours)):
-            artifacts.remove(name)
+            artifacts.remove(name, entry=False)
             removed[name] = size
     queries.forget(session, removed)
+    # Entries of artifacts that somebody else has removed go too, unless something needs them. One that was made a
+    # moment ago is of an artifact that is being written.
+    needed = queries.references(session, family_id).keys()
+    old = queries.entries(session, family_id, before=now - timedelta(hours=1))
+    queries.erase(session, removed.keys() | {name for name in old if _top(name) not in stored and name not in needed})
     return Vacuumed(removed, left)
+
+
+def _top(name: str) -> str:
+    """The artifact directly in its family's folder that a name is, or is below."""
+    return "/".join(name.split("/")[:2])
 
 
 def _is_old(artifacts: ArtifactStore, name: str, before: datetime) -> bool:
@@ -116,13 +126,21 @@ def _is_old(artifacts: ArtifactStore, name: str, before: datetime) -> bool:
 
 
 def inspect(session: Session, artifacts: ArtifactStore) -> dict[str, Any]:
-    """What is there, and what is broken: references to artifacts that are missing, rows without their parents."""
+    """What is there, and what is broken: references to artifacts that are missing or of another size, rows without
+    their parents."""
     missing: list[dict[str, str]] = []
+    damaged: list[dict[str, str]] = []
     loose, held = dict[str, int](), 0
     for family_id in queries.families(session):
         stored = artifacts.listing(family_id)
         needed = queries.references(session, family_id)
         missing += [{"artifact": name, "column": needed[name]} for name in sorted(needed.keys() - stored.keys())]
+        written = queries.entries(session, family_id)
+        damaged += [
+            {"artifact": name, "reason": f"it has {stored[name]:,} bytes, {written[name]:,} were written"}
+            for name in sorted(needed.keys() & stored.keys() & written.keys())
+            if stored[name] != written[name]
+        ]
         known = needed.keys() | queries.shared_folders(session, family_id)
         loose |= {name: size for name, size in stored.items() if name not in known}
         held += sum(stored.values())
@@ -132,6 +150,7 @@ def inspect(session: Session, artifacts: ArtifactStore) -> dict[str, Any]:
         "rows": queries.row_counts(session),
         "artifact_bytes": held,
         "missing": missing,
+        "damaged": damaged,
         "unreferenced": len(loose),
         "unreferenced_bytes": sum(loose.values()),
         "orphans": queries.orphans(session),

@@ -7,7 +7,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from service.models import Base, Checkpoint, Family, Run, Shard, Source, Unreferenced
+from service.kit.artifacts import Entry
+from service.kit.clock import utcnow
+from service.models import Artifact, Base, Checkpoint, Family, Run, Shard, Source, Unreferenced
 from service.runs.states import FINAL
 
 
@@ -55,7 +57,9 @@ def references(session: Session, family_id: str) -> dict[str, str]:
         found |= dict.fromkeys(names, f"{column.table.name}.{column.name}")
     positions = session.get_one(Family, family_id).positions or {}
     kept = [positions[part] for part in ("artifact", "documents") if positions.get(part)]
-    return found | dict.fromkeys(kept, "family.positions")
+    found |= dict.fromkeys(kept, "family.positions")
+    documents = session.get_one(Family, family_id).documents
+    return found | ({documents["artifact"]: "family.documents"} if documents else {})
 
 
 def shared_folders(session: Session, family_id: str) -> set[str]:
@@ -111,6 +115,50 @@ def forget(session: Session, artifacts: Iterable[str]) -> None:
     """Strike off what is referred to again, or is gone."""
     for name in artifacts:
         session.execute(delete(Unreferenced).where(Unreferenced.artifact == name))
+
+
+def entry(session: Session, name: str) -> Entry | None:
+    """What an artifact was written as."""
+    row = session.get(Artifact, name)
+    return None if row is None else Entry({key: (size, digest) for key, (size, digest) in row.files.items()})
+
+
+def record(session: Session, name: str, entry: Entry) -> None:
+    """Write what an artifact holds, in the place of what is there."""
+    files = {key: list(value) for key, value in entry.files.items()}
+    session.merge(Artifact(name=name, size=entry.size, digest=entry.digest, files=files, created_at=utcnow()))
+
+
+def erase(session: Session, artifacts: Iterable[str]) -> None:
+    """Strike off what artifacts hold, and what is below them."""
+    for name in artifacts:
+        below = Artifact.name.startswith(f"{name}/", autoescape=True)
+        session.execute(delete(Artifact).where((Artifact.name == name) | below))
+
+
+def dependents(session: Session, artifact: str) -> list[str]:
+    """What refers to an artifact, for people: `checkpoint v2 (source.activations)`, `signature refusal`."""
+    found: set[str] = set()
+    for column in _artifact_columns():
+        table, where = column.table, f"{column.table.name}.{column.name}"
+        if "checkpoint_id" in table.columns:
+            statement = select(Checkpoint.name).join(table, table.c.checkpoint_id == Checkpoint.id)
+            found |= {f"checkpoint {name} ({where})" for name in session.scalars(statement.where(column == artifact))}
+        else:
+            title = select(table.c.name).where(column == artifact)
+            found |= {f"{table.name} {name} ({where})" for name in session.scalars(title)}
+    family = session.get(Family, artifact.partition("/")[0])
+    copies = [(family.positions or {}).get(part) for part in ("artifact", "documents")] if family else []
+    copies += [(family.documents or {}).get("artifact")] if family else []
+    return sorted(found | ({f"family {family.name}"} if family and artifact in copies else set()))
+
+
+def entries(session: Session, family_id: str, before: datetime | None = None) -> dict[str, int]:
+    """Artifact -> bytes, of a family's artifacts as they were written. before: only those written earlier."""
+    statement = select(Artifact.name, Artifact.size).where(_of_family(Artifact.name, family_id))
+    if before is not None:
+        statement = statement.where(Artifact.created_at < before)
+    return {row[0]: row[1] for row in session.execute(statement)}
 
 
 def _artifact_columns() -> list[Any]:

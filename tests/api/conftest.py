@@ -20,6 +20,7 @@ def api_settings(tmp_path, database_url: str) -> Settings:
         data_dir=tmp_path / "data",
         database_url=database_url,
         roots=str(tmp_path),
+        stores="hf://,s3://,gs://b",
         require_keys=False,
         log_level="ERROR",
     )

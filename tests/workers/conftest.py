@@ -15,10 +15,10 @@ import standardwebhooks.webhooks
 
 from service.config import Settings
 from service.kit import clock
-from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.models import Attempt, Run
 from service.runs import logic, queries
+from service.store.ledger import open_store
 from service.webhooks import logic as webhooks
 from service.webhooks.schemas import WebhookCreate
 from tests import factories
@@ -35,7 +35,7 @@ class Installation:
 
     def __init__(self, settings: Settings, database: Database, folder: Path) -> None:
         self.settings, self.database, self.folder = settings, database, folder
-        self.artifacts = ArtifactStore(settings.artifacts_uri, settings.data_dir / "cache")
+        self.artifacts = open_store(settings, database)
 
     def add_family(self, name: str = "smol") -> str:
         with self.database.write() as session:

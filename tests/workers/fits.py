@@ -49,7 +49,7 @@ def fitted(execution: Execution, folder: Path, **options: Any) -> Crosscoder:
     crosscoder = CrosscoderOptions().model_dump() | usual | options
     work = Work(
         family_id="fam_1", family_name="f", checkpoint_id="ckp_1", name="v1", uri="file:///v1", adapter=None,
-        digest="d", hook_points=HOOKS, corpus={}, crosscoder=crosscoder, policy=Policy(), positions=None,
+        documents=None, hook_points=HOOKS, corpus={}, crosscoder=crosscoder, policy=Policy(), positions=None,
         n_features=48, generation=1, parent=None, fit="fit", why="fit",
     )  # fmt: skip
     members = [

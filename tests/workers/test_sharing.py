@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import pytest
 import redis
 from kombu.exceptions import OperationalError
@@ -31,6 +32,7 @@ from tests.workers.conftest import Installation, wait_for
 from tests.workers.harvests import PIPELINES
 from workers import runner
 from workers.activations import shards as shard_files
+from workers.activations.sources import locate
 from workers.app import call_helper, make_app
 from workers.pipelines import helping
 from workers.sweeps import Sweeper
@@ -62,12 +64,12 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_files, "read_batch", shard_files.read_batch)  # the pipeline puts a slow one there
 
 
-def queue(installation: Installation, model: Path, name: str = "smol") -> str:
+def queue(installation: Installation, model: Path, name: str = "smol", uri: str | None = None) -> str:
     """A run that harvests the model, of a family of its own."""
     with installation.database.write() as session:
         family = factories.family(session, name, ("resid_post.1", "mlp_out.0"))
         family.corpus = {"uri": f"file://{model.parent}/corpus.jsonl", "max_documents": 500, "context_length": 64}
-        one = factories.checkpoint(session, family, "v1", state="registered", uri=f"file://{model}")
+        one = factories.checkpoint(session, family, "v1", state="registered", uri=uri or f"file://{model}")
         return runs.create(session, family_id=family.id, checkpoint_id=one.id, kind="harvest", params={}).id
 
 
@@ -146,25 +148,35 @@ def help_with(installation: Installation, **options: object) -> int:
     return runner.help_others(**(named | {"worker": "helper"} | options))
 
 
+@pytest.fixture
+def stored(model: Path, tmp_path: Path) -> str:
+    """The model in an object store: each machine fetches a copy of its own, with other times."""
+    uri = f"memory://models/{tmp_path.name}"
+    fs, base = fsspec.core.url_to_fs(uri)
+    for file in model.iterdir():
+        fs.put_file(str(file), f"{base}/{file.name}")
+    return uri
+
+
+def shards_alone(files: dict[str, bytes]) -> dict[str, bytes]:
+    """All but the manifest, which names the model by its URI."""
+    return {name: data for name, data in files.items() if name != "manifest.json"}
+
+
 def test_workers_on_two_machines_share_an_object_store(
-    installation: Installation, model: Path, alone: dict[str, bytes], tmp_path: Path
+    installation: Installation, model: Path, stored: str, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Each has a data folder of its own, and the model a path with other times on each."""
+    """Each has a data folder of its own, and a copy of the model with other times."""
     installation.artifacts = ArtifactStore("memory://sharing", tmp_path / "own-cache")
     here = installation.settings.model_copy(update={"data_dir": tmp_path / "other"})
-    run_id = queue(installation, model)
-    stamps = {file: file.stat().st_mtime_ns for file in model.iterdir()}
+    run_id = queue(installation, model, uri=stored)
     with Coordinator(installation):
         offered(installation, run_id)
-        for file in stamps:
-            os.utime(file)
         helped = help_with(
             installation, settings=here, artifacts=ArtifactStore("memory://sharing", tmp_path / "other-cache")
         )
-    for file, stamp in stamps.items():
-        os.utime(file, ns=(stamp, stamp))
     assert helped > 3
-    assert harvested(installation, run_id) == alone
+    assert shards_alone(harvested(installation, run_id)) == shards_alone(alone)
     assert not list(tmp_path.glob("*-cache/*/shards-*/*/*")), "no copy stays on either machine"
 
 
@@ -259,23 +271,24 @@ def test_a_helper_that_cannot_leaves_it_to_others(
 
 
 def test_a_helper_with_other_weights_is_found_out(
-    installation: Installation, model: Path, alone: dict[str, bytes], tmp_path: Path, said: Callable[[], str]
+    installation: Installation,
+    model: Path,
+    stored: str,
+    alone: dict[str, bytes],
+    tmp_path: Path,
+    said: Callable[[], str],
 ) -> None:
-    """The same path on another machine, with another model at it."""
-    run_id = queue(installation, model)
-    kept = (model / "model.safetensors").read_bytes()
+    """Its copy of the same model holds other weights."""
+    run_id = queue(installation, model, uri=stored)
+    here = installation.settings.model_copy(update={"data_dir": tmp_path / "other"})
+    copy = locate(stored, (), here.cache_dir)
+    save_checkpoint(tmp_path / "changed", seed=5)
+    (tmp_path / "changed" / "model.safetensors").replace(copy / "model.safetensors")
     with Coordinator(installation):
         offered(installation, run_id)
-        save_checkpoint(tmp_path / "other", seed=5)
-        stamp = (model / "model.safetensors").stat().st_mtime_ns
-        (tmp_path / "other" / "model.safetensors").replace(model / "model.safetensors")
-        try:
-            assert help_with(installation) == 0
-        finally:
-            (model / "model.safetensors").write_bytes(kept)
-            os.utime(model / "model.safetensors", ns=(stamp, stamp))
-    assert "other files than the run's own" in said()
-    assert harvested(installation, run_id) == alone
+        assert help_with(installation, settings=here) == 0
+    assert "model.safetensors has another content" in said()
+    assert shards_alone(harvested(installation, run_id)) == shards_alone(alone)
 
 
 def test_a_run_that_waits_goes_before_helping(installation: Installation, model: Path) -> None:

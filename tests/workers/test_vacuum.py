@@ -172,8 +172,8 @@ def test_a_removal_whose_transaction_fails_is_done_the_next_time(installation: I
     remove = ArtifactStore.remove
     with monkeypatch.context() as patch:
 
-        def fail(self: ArtifactStore, name: str) -> None:
-            remove(self, name)
+        def fail(self: ArtifactStore, name: str, **options: bool) -> None:
+            remove(self, name, **options)
             raise OSError("the disk")
 
         patch.setattr(ArtifactStore, "remove", fail)

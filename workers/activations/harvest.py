@@ -146,7 +146,7 @@ def _finish(shards: Shards, out: Path) -> None:
     }
     manifest = {
         "format": FORMAT,
-        "model": spec.uri if spec.adapter is None else f"{spec.uri} + {spec.adapter}",
+        "model": spec.model or (spec.uri if spec.adapter is None else f"{spec.uri} + {spec.adapter}"),
         "positions": len(positions),
         "hook_points": hook_points,
         "documents": DOCUMENTS,

@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from service.checkpoints.inspect import content_digest
+from service.kit.digests import sha256
 from workers.activations import models
 from workers.activations.corpus import Document, corpus_digest
 from workers.activations.hooks import HookPoint, choose_hook_points, drop_later_layers, probe
 from workers.activations.positions import Positions, Reader
 from workers.activations.reading import Buffers, Group, TokenizedCorpus, batches, groups, read_batch, tokenize_corpus
 from workers.activations.rounding import Rounding, round_weights
-from workers.activations.sources import SAFE_FILES, fingerprint, locate
+from workers.activations.sources import fingerprint, locate, safe_files
 from workers.activations.tensorfiles import read_header, write_tensors
 from workers.errors import RunError
 
-_PLAN_VERSION = 1
+PLAN_VERSION = 2
+"""Of the bytes that equal specs write: raise it when the reading changes."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,6 +40,10 @@ class HarvestSpec:
     """Where fetched and converted models are kept."""
     adapter: str | None = None
     """A PEFT adapter to merge into it."""
+    content: str | None = None
+    """Digest of what `uri` and `adapter` hold, where that has been verified; None: files are known by their times."""
+    model: str | None = None
+    """What the checkpoint is called in the manifest; None: by its URIs."""
     context_length: int = 256
     """Tokens at which a document is cut."""
     positions: Positions | None = None
@@ -93,15 +98,15 @@ class Shards:
         for batch in batches(self.corpus, group, self.spec.batch_tokens):
             check()
             read(read_batch(self.model, self.points, self.corpus, group, batch, into=buffers))
+        check()  # what was read may have changed under the last batch
         for name, file in self.files(group, folder).items():
             write_tensors(file, {"activations": buffers.activations[name], "norms": buffers.norms[name]})
 
     def terms(self) -> dict[str, Any]:
-        """All that the bytes of the shards depend on, the same on every machine: digests, for times of files differ.
-
-        Samples of large files count for the whole (see `content_digest`).
-        """
-        own = {"files": [_contents(path) for path in _places(self.spec)], "positions": self.corpus.positions.digest}
+        """All that the bytes of the shards depend on, the same on every machine: digests, for times of files differ."""
+        own: dict[str, Any] = {"positions": self.corpus.positions.digest}
+        if self.spec.content is None:
+            own["files"] = [[sha256(file) for file in safe_files(path)] for path in _places(self.spec)]
         return plan(self.spec) | own
 
 
@@ -131,9 +136,9 @@ def open_shards(spec: HarvestSpec, check: Callable[[], None]) -> Shards:
 def plan(spec: HarvestSpec) -> dict[str, Any]:
     """Everything that the bytes of the shards depend on: shards of another plan are not kept."""
     return {
-        "version": _PLAN_VERSION,
-        "model": [uri for uri in (spec.uri, spec.adapter) if uri],
-        "files": [fingerprint(path) for path in _places(spec)],
+        "version": PLAN_VERSION,
+        "model": spec.content or [uri for uri in (spec.uri, spec.adapter) if uri],
+        "files": [] if spec.content else [fingerprint(path) for path in _places(spec)],
         "hook_points": spec.hook_points,
         "corpus": corpus_digest(spec.corpus),
         "positions": spec.positions.digest if spec.positions is not None else None,
@@ -159,11 +164,6 @@ def _places(spec: HarvestSpec) -> list[Path]:
 
 def _compute_dtype(spec: HarvestSpec) -> torch.dtype:
     return _DTYPES[spec.compute_dtype] if spec.compute_dtype else models.compute_dtype(spec.device)
-
-
-def _contents(path: Path) -> list[str]:
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if any(f.match(kind) for kind in SAFE_FILES))
-    return [content_digest(file) for file in files]
 
 
 def _is_whole(path: Path, rows: int, width: int) -> bool:

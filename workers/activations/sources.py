@@ -6,28 +6,24 @@
 
 import hashlib
 import json
-import re
 import shutil
 import uuid
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import quote
 
-import fsspec
 from fsspec.spec import AbstractFileSystem
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from service.checkpoints.contents import ACTIVATIONS
+from service.checkpoints.faults import UnusableError
+from service.checkpoints.references import FETCHED, MEMORY, STORES, is_fetched, list_store, listing_digest, parse_hub
 from service.kit.paths import PathRefusedError, resolve_under_roots
 from workers.activations.tensorfiles import read_header
 from workers.errors import RunError
 
-# Weights, configuration, tokenizers. Nothing here can run code when it is read.
-SAFE_FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
-# Object stores; not http (a worker would fetch whatever address a request names) and no chained or wrapping systems.
-STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "hdfs", "memory")
-ACTIVATIONS_PREFIX = "activations+"
+ACTIVATIONS_PREFIX = ACTIVATIONS
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def locate(uri: str, roots: tuple[Path, ...], cache_dir: Path) -> Path:
@@ -40,8 +36,8 @@ def locate(uri: str, roots: tuple[Path, ...], cache_dir: Path) -> Path:
     if uri.startswith("hf://"):
         return _from_hub(uri, cache_dir)
     scheme = uri.partition("://")[0]
-    if scheme not in STORES or "::" in uri or "://" not in uri:
-        known = ", ".join(f"{name}://" for name in ("hf", "file", *STORES[:-1]))
+    if scheme not in (*STORES, MEMORY) or "::" in uri or "://" not in uri:
+        known = ", ".join(f"{name}://" for name in ("hf", "file", *STORES))
         raise RunError("uri-unsupported", f"{uri!r} cannot be read; known are {known}")
     return _from_store(uri, cache_dir)
 
@@ -67,15 +63,11 @@ def _local(uri: str, roots: tuple[Path, ...]) -> Path:
 
 
 def _from_hub(uri: str, cache_dir: Path) -> Path:
-    name, _, revision = uri.removeprefix("hf://").strip("/").partition("@")
-    if not _HUB_ID.fullmatch(name):
-        raise RunError("uri-unsupported", f"{uri!r} names no hub model; one looks like hf://org/name@revision")
     try:
-        folder = snapshot_download(
-            name, revision=revision or None, allow_patterns=list(SAFE_FILES), cache_dir=cache_dir / "hub"
-        )
-    except HFValidationError as error:
-        raise RunError("uri-unsupported", f"{uri!r} names no hub model: {error}") from error
+        name, revision = parse_hub(uri)
+        folder = snapshot_download(name, revision=revision, allow_patterns=list(FETCHED), cache_dir=cache_dir / "hub")
+    except (UnusableError, HFValidationError) as error:
+        raise RunError("uri-unsupported", f"{uri!r} is not a hub model: {error}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise RunError("model-unavailable", f"{uri} could not be fetched from the hub: {error}") from error
     return Path(folder)
@@ -83,28 +75,27 @@ def _from_hub(uri: str, cache_dir: Path) -> Path:
 
 def _from_store(uri: str, cache_dir: Path) -> Path:
     """Copy a folder (safe files only) or a .gguf file; its name in the cache says what the store held."""
+    plain, _, expected = uri.partition("#")
     try:
-        fs, base = fsspec.core.url_to_fs(uri)
-        files = _wanted(fs, base.rstrip("/"))
+        fs, files = list_store(plain)
         if not files:
-            raise RunError("model-missing", f"{uri} holds no safetensors, JSON or GGUF files")
-        state = json.dumps([uri, *([name, str(fs.ukey(path))] for name, path in files.items())])
-        target = cache_dir / "fetched" / hashlib.sha256(state.encode()).hexdigest()[:20]
+            raise RunError("model-missing", f"{plain} holds no safetensors, JSON or GGUF files")
+        listing = listing_digest(fs, files)
+        if expected and listing != expected:
+            raise RunError("content-changed", f"{plain} no longer holds what it held when it was registered (listing "
+                           f"{listing}, not {expected}); register it again under another name")  # fmt: skip
+        target = cache_dir / "fetched" / hashlib.sha256(f"{plain}#{listing}".encode()).hexdigest()[:20]
         if not target.exists():
             _copy(fs, files, target)
+            fs.invalidate_cache()
+            if listing_digest(fs, files) != listing:
+                shutil.rmtree(target, ignore_errors=True)
+                raise RunError("content-changed", f"{plain} changed while it was fetched; retry when it is complete")
     except ImportError as error:
         raise RunError("uri-unsupported", f"{uri} needs a package that is not installed: {error}") from error
     except (OSError, ValueError) as error:
         raise RunError("model-unavailable", f"{uri} could not be read: {error}") from error
-    return target / next(iter(files)) if base.endswith(".gguf") else target
-
-
-def _wanted(fs: AbstractFileSystem, base: str) -> dict[str, str]:
-    """Name -> path of the files to copy."""
-    if base.endswith(".gguf"):
-        return {PurePosixPath(base).name: base} if fs.isfile(base) else {}
-    found = {PurePosixPath(path).name: path for path in sorted(fs.ls(base, detail=False)) if fs.isfile(path)}
-    return {name: path for name, path in found.items() if any(PurePosixPath(name).match(kind) for kind in SAFE_FILES)}
+    return target / next(iter(files)) if plain.rstrip("/").endswith(".gguf") else target
 
 
 def _copy(fs: AbstractFileSystem, files: dict[str, str], target: Path) -> None:
@@ -168,8 +159,12 @@ def _indexed(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
+def safe_files(path: Path) -> list[Path]:
+    """The files of a folder that may be opened, in order; or the one file."""
+    return [path] if path.is_file() else sorted(file for file in path.iterdir() if is_fetched(file.name))
+
+
 def fingerprint(path: Path) -> str:
     """Digest over names, sizes and times of a folder's safe files, or of one file."""
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if any(f.match(kind) for kind in SAFE_FILES))
-    state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in safe_files(path)]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:20]

@@ -5,7 +5,7 @@ that was killed goes on with the features that are left, and a checkpoint that i
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -25,9 +25,10 @@ from service.signatures import queries as signature_queries
 from service.signatures.contrast import Kept
 from service.verdicts import queries as verdict_queries
 from service.verdicts.policy import Policy
-from workers.activations import HarvestSpec, open_activations
+from workers.activations import open_activations
 from workers.activations.contrast import Row, open_prompts
 from workers.activations.hooks import without_later_layers
+from workers.activations.identity import Reference, Verified
 from workers.circuits.attribution import Attribution, Options, attribute
 from workers.circuits.effects import Answers, Effects, activations, answer_margins, causal_effects
 from workers.circuits.passages import choose_tokens
@@ -35,6 +36,7 @@ from workers.circuits.places import Dictionary, Target
 from workers.errors import RunError
 from workers.execution import Execution
 from workers.pipelines import files, judging
+from workers.pipelines.identity import verified_checkpoint
 from workers.pipelines.sharing import Task
 from workers.pipelines.tracing import FOLDS, Traced, trace
 from workers.pipelines.work import device_of
@@ -83,7 +85,12 @@ class Asked:
     checkpoint_id: str
     policy: Policy
     body: DependenciesIn
-    task: Task
+    uri: str
+    hook_points: list[str]
+    documents: str
+    """Artifact: the family's corpus"""
+    context_length: int
+    positions: dict[str, Any]
     dictionaries: dict[str, str]
     """hook point -> artifact"""
     activations: str | None
@@ -108,12 +115,14 @@ def find_dependencies(execution: Execution) -> None:
     judging.threads(execution)
     asked = load(execution)
     missing = [number for number in asked.targets if not execution.artifacts.exists(asked.artifact(number))]
-    log.info("features", asked=len(asked.targets), from_before=len(asked.targets) - len(missing), uri=asked.task.uri)
-    traced = _traced(execution, asked) if missing else None
-    with execution.stage("attribute"):
-        for start in range(0, len(missing), TOGETHER):
-            assert traced is not None
-            _keep(execution, asked, traced, missing[start : start + TOGETHER], start / len(missing), len(missing))
+    log.info("features", asked=len(asked.targets), from_before=len(asked.targets) - len(missing), uri=asked.uri)
+    if missing:
+        with verified_checkpoint(execution, asked.checkpoint_id) as (reference, checkpoint):
+            traced = _traced(execution, asked, reference, checkpoint)
+            with execution.stage("attribute"):
+                for start in range(0, len(missing), TOGETHER):
+                    some = missing[start : start + TOGETHER]
+                    _keep(execution, asked, traced, some, start / len(missing), len(missing), checkpoint)
     with execution.stage("judge"):
         rows = [_row(execution, asked, number) for number in asked.targets]
         with execution.write() as session:
@@ -151,16 +160,11 @@ def load(execution: Execution) -> Asked:
             checkpoint_id=checkpoint.id,
             policy=policy,
             body=body,
-            task=Task(
-                uri=checkpoint.uri,
-                adapter=checkpoint.adapter,
-                hook_points=hooks,
-                corpus=dict(family.corpus),
-                positions=family.positions,
-                skip_tokens=policy.skip_tokens,
-                max_norm_ratio=policy.max_norm_ratio,
-                shard_positions=execution.settings.shard_positions,
-            ),
+            uri=checkpoint.uri,
+            hook_points=hooks,
+            documents=family.positions["documents"],
+            context_length=family.corpus["context_length"],
+            positions=family.positions,
             dictionaries={hook: str(sources[hook].dictionary) for hook in hooks},
             activations=sources[hooks[0]].activations,
             code=code.artifact,
@@ -207,23 +211,35 @@ def _hook_point(session: Any, checkpoint: Any, hooks: list[str], number: int, me
     return max(good, key=lambda hook: int(hook.rpartition(".")[2]))
 
 
-def _traced(execution: Execution, asked: Asked) -> Traced:
+def _traced(execution: Execution, asked: Asked, reference: Reference, checkpoint: Verified) -> Traced:
     with execution.stage("load"):
         device, artifacts = device_of(execution), execution.artifacts
-        spec: HarvestSpec = asked.task.spec(execution.settings, artifacts, str(device))
+        task = Task(
+            reference=asdict(reference),
+            hook_points=asked.hook_points,
+            documents=asked.documents,
+            context_length=asked.context_length,
+            positions=asked.positions,
+            skip_tokens=asked.policy.skip_tokens,
+            max_norm_ratio=asked.policy.max_norm_ratio,
+            shard_positions=execution.settings.shard_positions,
+        )
+        spec = task.spec(execution.settings, artifacts, str(device), checkpoint)
         code, _, _ = files.load_code(artifacts.path(asked.code), device)
         tensors = {
             hook: load_file(artifacts.path(name), device=str(device)) for hook, name in asked.dictionaries.items()
         }
         valid = None
         if asked.activations and artifacts.exists(f"{asked.activations}/manifest.json"):
-            hooks = asked.task.hook_points
+            hooks = asked.hook_points
             valid = open_activations(artifacts.path(asked.activations), hook_points=hooks).valid
         known = {hook: Dictionary.of(parts) for hook, parts in tensors.items()}
         return trace(spec, code, known, valid, execution.check)
 
 
-def _keep(execution: Execution, asked: Asked, traced: Traced, numbers: list[int], done: float, of: int) -> None:
+def _keep(
+    execution: Execution, asked: Asked, traced: Traced, numbers: list[int], done: float, of: int, checkpoint: Verified
+) -> None:
     """Attribute some features, and keep what was found of each."""
     body, columns = asked.body, _columns(execution, asked, numbers)
     share = len(numbers) / of
@@ -248,6 +264,7 @@ def _keep(execution: Execution, asked: Asked, traced: Traced, numbers: list[int]
             )  # fmt: skip
         tensors, words = _tensors(execution, asked, traced, found[place], effects)
         tensors |= _margins(execution, asked, traced, number, column)
+        checkpoint.recheck()
         with execution.artifacts.create(asked.artifact(number)) as path:
             contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
             save_file(contiguous, path, metadata={WORDS: json.dumps(words)})

@@ -3,6 +3,8 @@
 import json
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import structlog
 from safetensors.torch import load_file, save_file
 from torch import from_numpy
 
+from service.families import logic as families
 from service.kit.artifacts import content_key
 from workers.activations import (
     ActivationSet,
+    HarvestSpec,
     Positions,
     check_finite,
     harvest,
@@ -22,58 +26,139 @@ from workers.activations import (
     open_activations,
     save_documents,
 )
+from workers.activations.corpus import corpus_digest
+from workers.activations.identity import Reference, Verified
+from workers.activations.shards import PLAN_VERSION
 from workers.activations.sources import ACTIVATIONS_PREFIX
 from workers.errors import RunError
 from workers.execution import Execution
+from workers.pipelines.identity import verified_checkpoint
 from workers.pipelines.sharing import Shared, Task
-from workers.pipelines.sources import BLOCK, Activations, open_sources
-from workers.pipelines.work import Work, device_of
+from workers.pipelines.sources import BLOCK, Activations, normaliser_of, open_sources
+from workers.pipelines.work import Kept, Work, device_of
 
 log = structlog.get_logger("featurewatch.worker")
 
 
 def harvest_activations(execution: Execution, work: Work) -> tuple[str, Activations, dict[str, Any]]:
     """Name of the artifact folder, the activations in it, and the family's positions."""
-    name = work.artifact(
-        "activations",
-        suffix="",
-        digest=work.digest,
-        uri=work.uri,
-        hook_points=work.hook_points,
-        corpus=work.corpus,
-        positions=work.positions["digest"] if work.positions else None,
-        masking=[work.policy.skip_tokens, work.policy.max_norm_ratio],
-    )
-    kept = execution.artifacts.exists(f"{name}/manifest.json")
-    if not kept:
-        partial = execution.settings.data_dir / "partial" / name.replace("/", "-")
-        if work.uri.startswith(ACTIVATIONS_PREFIX):
-            _copy(execution, work, partial)
-        else:
-            _harvest(execution, work, partial)
-        execution.check()
-        with execution.artifacts.create(name) as place:
-            shutil.move(partial, place)
+    documents = None if work.uri.startswith(ACTIVATIONS_PREFIX) else corpus_copy(execution, work)
+    name = activations_of(execution, work, documents)
     folder = execution.artifacts.path(name)
     activations = open_sources(execution, work, folder)
     log.info("activations", positions=activations.opened.n_positions, valid=int(activations.valid.sum()),
-             widths=dict(zip(activations.hook_points, activations.widths, strict=True)), from_before=kept)  # fmt: skip
-    return name, activations, work.positions or _positions(execution, work, folder, activations)
+             widths=dict(zip(activations.hook_points, activations.widths, strict=True)))  # fmt: skip
+    return name, activations, work.positions or _positions(execution, work, folder, activations, documents)
 
 
-def harvest_task(execution: Execution, work: Work) -> Task:
-    """What reading the checkpoint's model takes. RunError where the family's positions have no text to read."""
-    if work.positions and work.positions["documents"] is None:
+def open_kept(execution: Execution, work: Work, kept: Kept) -> Activations:
+    """The activations of an earlier checkpoint, with the normaliser that its dictionaries keep, if it has any.
+
+    Where the store has lost them they are read again from the checkpoint, if its files are still what they were.
+    """
+    name = kept.activations[kept.hook_points[0]]
+    if not execution.artifacts.exists(f"{name}/manifest.json"):
+        log.warning("reading a checkpoint again", checkpoint=kept.name, missing=name)
+        hooks = [hook for hook, artifact in kept.activations.items() if artifact == name]
+        earlier = replace(
+            work, checkpoint_id=kept.id, name=kept.name, uri=kept.uri, adapter=kept.adapter, hook_points=hooks
+        )
+        documents = None if kept.uri.startswith(ACTIVATIONS_PREFIX) else corpus_copy(execution, earlier)
+        with verified_checkpoint(execution, kept.id) as (reference, checkpoint):
+            make_activations(execution, earlier, name, reference, checkpoint, documents)
+    activations = open_sources(execution, work, execution.artifacts.path(name), kept.hook_points)
+    if kept.dictionaries:
+        activations.normalise_by(normaliser_of(execution, kept, activations.device))
+    return activations
+
+
+def activations_of(execution: Execution, work: Work, documents: dict[str, Any] | None) -> str:
+    """Name of the artifact with the checkpoint's activations, which are read unless they are there."""
+    with verified_checkpoint(execution, work.checkpoint_id) as (reference, checkpoint):
+        name = work.artifact(
+            "activations",
+            suffix="",
+            version=PLAN_VERSION,
+            content=checkpoint.digest,
+            hook_points=work.hook_points,
+            documents=documents["artifact"] if documents else None,
+            positions=work.positions["digest"] if work.positions else None,
+            masking=[work.policy.skip_tokens, work.policy.max_norm_ratio],
+        )
+        if not execution.artifacts.exists(f"{name}/manifest.json"):
+            make_activations(execution, work, name, reference, checkpoint, documents)
+    return name
+
+
+def make_activations(
+    execution: Execution,
+    work: Work,
+    name: str,
+    reference: Reference,
+    checkpoint: Verified,
+    documents: dict[str, Any] | None,
+) -> None:
+    """Read a verified checkpoint into an artifact. Nothing of one that changes meanwhile gets there."""
+    partial = execution.settings.data_dir / "partial" / name.replace("/", "-")
+
+    def check() -> None:
+        execution.check()
+        checkpoint.recheck()
+
+    try:
+        if reference.brought_along:
+            _copy(execution, work, partial, checkpoint, check)
+        else:
+            task = _task(execution, work, reference, documents)
+            _harvest(execution, task, partial, checkpoint, check)
+        check()
+    except RunError as error:
+        if error.code == "content-changed":
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    with execution.artifacts.create(name) as place:
+        shutil.move(partial, place)
+
+
+def corpus_copy(execution: Execution, work: Work) -> dict[str, Any]:
+    """The family's copy of its corpus, which is made in the first run that needs it: `{artifact, digest, count}`.
+
+    RunErrors of `load_corpus`, and `positions-without-text` where the family's positions have no text to read.
+    """
+    if work.documents:
+        return work.documents
+    if work.positions:
         raise RunError(
             "positions-without-text",
             "the family's positions came with activations and have no text, so no model can be read at them; "
             "bring activations of this checkpoint along too",
         )
+    roots, corpus = execution.settings.root_dirs, work.corpus
+    documents = load_corpus(corpus["uri"], corpus["max_documents"], roots, context_length=corpus["context_length"])
+    digest = corpus_digest(documents)
+    artifact = work.artifact("documents", suffix=".jsonl", content=digest)
+    with execution.artifacts.create(artifact) as place:
+        save_documents(documents, place)
+    with execution.write() as session:
+        copy = {"artifact": artifact, "digest": digest, "count": len(documents)}
+        return families.keep_documents(session, work.family_id, copy)
+
+
+def harvest_spec(
+    execution: Execution, work: Work, reference: Reference, checkpoint: Verified, device: str
+) -> HarvestSpec:
+    """What reading a verified checkpoint takes, at the family's positions."""
+    task = _task(execution, work, reference, corpus_copy(execution, work))
+    return task.spec(execution.settings, execution.artifacts, device, checkpoint)
+
+
+def _task(execution: Execution, work: Work, reference: Reference, documents: dict[str, Any] | None) -> Task:
+    assert documents is not None
     return Task(
-        uri=work.uri,
-        adapter=work.adapter,
+        reference=asdict(reference),
         hook_points=work.hook_points,
-        corpus=work.corpus,
+        documents=documents["artifact"],
+        context_length=work.corpus["context_length"],
         positions=work.positions,
         skip_tokens=work.policy.skip_tokens,
         max_norm_ratio=work.policy.max_norm_ratio,
@@ -81,29 +166,20 @@ def harvest_task(execution: Execution, work: Work) -> Task:
     )
 
 
-def _harvest(execution: Execution, work: Work, partial: Path) -> None:
-    settings, task = execution.settings, harvest_task(execution, work)
-    spec = task.spec(settings, execution.artifacts, str(device_of(execution)))
+def _harvest(execution: Execution, task: Task, partial: Path, checkpoint: Verified, check: Callable[[], None]) -> None:
+    settings = execution.settings
+    spec = task.spec(settings, execution.artifacts, str(device_of(execution)), checkpoint)
     # Without a broker nobody could be told to help.
     sharing = Shared(execution, task) if settings.broker_url and settings.share_harvests else None
-    harvest(spec, partial, on_progress=execution.progress, check=execution.check, sharing=sharing)
+    harvest(spec, partial, on_progress=execution.progress, check=check, sharing=sharing)
 
 
-def _corpus(execution: Execution, work: Work) -> Any:
-    return load_corpus(
-        work.corpus["uri"],
-        work.corpus["max_documents"],
-        execution.settings.root_dirs,
-        context_length=work.corpus["context_length"],
-    )
-
-
-def _copy(execution: Execution, work: Work, partial: Path) -> None:
+def _copy(execution: Execution, work: Work, partial: Path, checkpoint: Verified, check: Callable[[], None]) -> None:
     """Take activations that were brought along into the store, after a look at every number.
 
     A copy, because the next extension reads them again and CI clears its folders.
     """
-    folder = locate_activations(work.uri, execution.settings.root_dirs, execution.settings.data_dir / "cache")
+    folder = locate_activations(checkpoint.uri, checkpoint.roots, execution.settings.cache_dir)
     count = work.positions["count"] if work.positions else None
     widths = work.parent.widths if work.parent else None
     opened = open_activations(folder, expected_positions=count, expected_widths=widths, hook_points=work.hook_points)
@@ -111,7 +187,7 @@ def _copy(execution: Execution, work: Work, partial: Path) -> None:
     began = time.monotonic()
 
     def progress(fraction: float) -> None:
-        execution.check()
+        check()
         rate = opened.n_positions * fraction / max(time.monotonic() - began, 1e-6)
         execution.progress(fraction, positions=int(opened.n_positions * fraction), total=opened.n_positions,
                            positions_per_second=round(rate, 1))  # fmt: skip
@@ -123,7 +199,7 @@ def _copy(execution: Execution, work: Work, partial: Path) -> None:
     manifest["hook_points"] = {hook: manifest["hook_points"][hook] for hook in work.hook_points}
     for entry in manifest["hook_points"].values():
         for shard in entry["shards"]:
-            execution.check()
+            check()
             (partial / shard).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / shard, partial / shard)
     manifest["documents"] = "documents.safetensors"
@@ -168,21 +244,19 @@ def _without_sinks(opened: ActivationSet, hook_points: list[str], ratio: float) 
     return keep
 
 
-def _positions(execution: Execution, work: Work, folder: Path, activations: Activations) -> dict[str, Any]:
-    """The family's positions, from its first checkpoint: artifacts of them and, where it has text, of its documents."""
+def _positions(
+    execution: Execution, work: Work, folder: Path, activations: Activations, documents: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The family's positions, from its first checkpoint, and its corpus, where it has text."""
     opened = activations.opened
-    brought = work.uri.startswith(ACTIVATIONS_PREFIX)
-    artifact = work.artifact("positions", digest=work.digest, hook_points=work.hook_points, corpus=work.corpus)
-    documents = None if brought else work.artifact("documents", suffix=".jsonl", corpus=work.corpus)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    digest = manifest.get("positions_digest") or content_key(document=opened.document.tolist())
+    artifact = work.artifact("positions", digest=digest)
     if not execution.artifacts.exists(artifact):
         with execution.artifacts.create(artifact) as place:
-            if brought:
+            if documents is None:
                 save_file({"document": from_numpy(opened.document.copy())}, place)
             else:
                 Positions.load(folder / "documents.safetensors").save(place)
-    if documents and not execution.artifacts.exists(documents):
-        with execution.artifacts.create(documents) as place:
-            save_documents(_corpus(execution, work), place)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    digest = manifest.get("positions_digest") or content_key(positions=artifact, count=opened.n_positions)
-    return {"digest": digest, "count": opened.n_positions, "artifact": artifact, "documents": documents}
+    text = documents["artifact"] if documents else None
+    return {"digest": digest, "count": opened.n_positions, "artifact": artifact, "documents": text}

@@ -21,6 +21,7 @@ from service.kit.db import AWAY, Database
 from service.models import Shard
 from service.runs import queries as runs
 from service.shards import logic, queries
+from workers.activations.identity import Reference, Verified, verified
 from workers.activations.shards import Shards, open_shards
 from workers.errors import LeaseLostError, RunError, WorkerStoppingError
 from workers.heart import Heart
@@ -95,13 +96,10 @@ class Helper:
 
     def help(self) -> int:
         """Do groups until none waits, or a run does, or this process is to end; how many were done."""
-        done, loaded, folder = 0, None, ""
+        done = 0
         while (offer := self._look()) is not None:
             try:
-                if loaded is None or offer.folder != folder:
-                    loaded, folder = None, offer.folder  # of two models one is in memory
-                    loaded = self._load(offer)
-                done += self._do_one(offer, loaded)
+                done += self._help(offer)
             except LeaseLostError as error:
                 log.info("helped in vain", run=offer.run_id, reason=str(error))
             except WorkerStoppingError:
@@ -124,7 +122,17 @@ class Helper:
         now = time.monotonic()
         return next((o for o in offers if now - _declined.get(o.folder, float("-inf")) > DECLINED_SECONDS), None)
 
-    def _load(self, offer: Offer) -> Shards:
+    def _help(self, offer: Offer) -> int:
+        """Do groups of one harvest while it is the first that waits; how many were done."""
+        task = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))["task"]
+        done = 0
+        with verified(Reference(**task["reference"]), self.settings) as checkpoint:
+            shards = self._load(offer, checkpoint)
+            while self._look() == offer:
+                done += self._do_one(offer, shards, checkpoint)
+        return done
+
+    def _load(self, offer: Offer, checkpoint: Verified) -> Shards:
         """The model and the corpus as the run's own worker has them; RunError where they are others here."""
         told = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))
         if self.settings.threads:
@@ -141,14 +149,14 @@ class Helper:
         log.info("helps", run=offer.run_id, worker=self.worker)
         task = Task(**told["task"])
         device = device_of(cast(Any, self))  # it looks at the settings alone
-        shards = open_shards(task.spec(self.settings, self.artifacts, str(device)), check)
+        shards = open_shards(task.spec(self.settings, self.artifacts, str(device), checkpoint), check)
         terms = shards.terms()
         if not offer.folder.endswith(content_key(**terms)):
             differ = [name for name in terms if json.dumps(terms[name]) != json.dumps(told["terms"].get(name))]
             raise RunError("other-terms", f"this worker reads with other {', '.join(differ)} than the run's own")
         return shards
 
-    def _do_one(self, offer: Offer, shards: Shards) -> int:
+    def _do_one(self, offer: Offer, shards: Shards, checkpoint: Verified) -> int:
         """Claim a group, read it, put it into the store; 0 where none waits any more."""
         with self.database.write() as session:
             shard = logic.claim(session, offer.run_id, worker=self.worker, lease_seconds=self.settings.lease_seconds)
@@ -157,10 +165,15 @@ class Helper:
         name, lease = part(offer.folder, shard.number), Lease(shard, self.settings, self.database, self.stop)
         heart = Heart(lease)
         heart.start()
+
+        def check() -> None:
+            lease.check()
+            checkpoint.recheck()
+
         try:
             with self.artifacts.create(name) as place:
                 place.mkdir()
-                shards.write(shards.groups[shard.number], place, check=lease.check, read=lease.add)
+                shards.write(shards.groups[shard.number], place, check=check, read=lease.add)
             self.artifacts.forget(name)
             heart.stop()
             with self.database.write() as session:

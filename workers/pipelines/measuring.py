@@ -80,6 +80,8 @@ def measured(
         tensors = _measure(execution, work, basis, activations, parent, references, names)
         with execution.artifacts.create(name) as place:
             save_file({key: tensor.cpu().float().contiguous() for key, tensor in tensors.items()}, place)
+    for dictionary in names.values():
+        execution.artifacts.path(dictionary)  # of an earlier attempt, perhaps, and nothing in this run reads it
     tensors = load_file(execution.artifacts.path(name))
 
     def named(prefix: str) -> dict[str, Tensor]:
@@ -223,9 +225,8 @@ def _dictionaries(
             "readout_slope": readout.slope,
             "reference": where_last,
         }
-        if not execution.artifacts.exists(names[hook]):
-            with execution.artifacts.create(names[hook]) as place:
-                save_file({key: tensor.cpu().float().contiguous() for key, tensor in tensors.items()}, place)
+        with execution.artifacts.create(names[hook]) as place:
+            save_file({key: tensor.cpu().float().contiguous() for key, tensor in tensors.items()}, place)
         readability.append(readout.readability)
     return torch.stack(readability)
 

@@ -1,6 +1,5 @@
 """Nulls: second versions of a checkpoint in which no feature changed, measured and judged as its child would be."""
 
-import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,7 @@ from torch import Tensor
 from service.calibrations.schemas import CalibrationIn, NullName
 from workers.activations import harvest, load_documents
 from workers.activations.finetune import Training, fine_tune
-from workers.activations.harvest import PLAN
 from workers.activations.rounding import Rounding, round_rows
-from workers.activations.shards import HarvestSpec, plan
 from workers.activations.sources import ACTIVATIONS_PREFIX
 from workers.crosscoder.code import Code
 from workers.crosscoder.regress import Regression, assign_folds
@@ -24,9 +21,10 @@ from workers.execution import Execution
 from workers.pipelines import files, judging
 from workers.pipelines.alarms import Comparison
 from workers.pipelines.dictionary import FOLDS, Basis, extended
-from workers.pipelines.harvesting import harvest_task
+from workers.pipelines.harvesting import corpus_copy, harvest_spec, open_kept
+from workers.pipelines.identity import verified_checkpoint
 from workers.pipelines.measuring import Measures, load_references, measured
-from workers.pipelines.sources import Activations, open_kept, open_sources
+from workers.pipelines.sources import Activations, open_sources
 from workers.pipelines.work import Work, device_of
 from workers.verdicts.halves import Half, products_of_halves
 from workers.verdicts.measure import Side, over_noise, ratios
@@ -83,7 +81,7 @@ class Bench:
             made = "read once more" if rounding is None else "activations rounded"
             return (same if rounding is None else Rounded(same, rounding)), {"made": made}
         made = "model read once more" if rounding is None else "weights rounded"
-        return self._harvested(null, weights=rounding), {"made": made, **self._files_differ()}
+        return self._harvested(null, weights=rounding), {"made": made}
 
     def _fine_tuned(self) -> tuple[Activations, dict[str, Any]]:
         if self.brought:
@@ -92,46 +90,38 @@ class Bench:
                 "the activations were brought along, and a fine-tune needs the weights; make one where they are, and "
                 "register its activations as a checkpoint",
             )
-        task, settings, execution = harvest_task(self.execution, self.work), self.execution.settings, self.execution
-        assert self.work.positions is not None
-        documents = load_documents(execution.artifacts.path(self.work.positions["documents"]))
+        execution = self.execution
+        documents = load_documents(execution.artifacts.path(corpus_copy(execution, self.work)["artifact"]))
         order = np.random.default_rng(self.asked.seed).permutation(len(documents))
         texts = [documents[i].text for i in order]
         half = len(texts) // 2
         out, asked = partial_folder(execution, self.work, "finetuned"), self.asked.finetune
         training = Training(
-            asked.steps, asked.learning_rate, asked.batch_documents, task.corpus["context_length"], self.asked.seed
-        )
-        losses = fine_tune(
-            self.work.uri, self.work.adapter, training, (texts[:half], texts[half:]), out,
-            roots=settings.root_dirs, device=str(device_of(execution)), cache_dir=settings.data_dir / "cache",
-            on_progress=execution.progress, check=execution.check,
+            asked.steps, asked.learning_rate, asked.batch_documents, self.work.corpus["context_length"],
+            self.asked.seed,
         )  # fmt: skip
-        variant = self._harvested("finetune", uri=out.resolve().as_uri(), adapter=None, roots=(out.resolve(),))
+        with verified_checkpoint(execution, self.work.checkpoint_id) as (_, checkpoint):
+            losses = fine_tune(
+                checkpoint.uri, checkpoint.adapter, training, (texts[:half], texts[half:]), out,
+                roots=checkpoint.roots, device=str(device_of(execution)), cache_dir=execution.settings.cache_dir,
+                on_progress=execution.progress, check=execution.check,
+            )  # fmt: skip
+        tuned = {"uri": out.resolve().as_uri(), "adapter": None, "roots": (out.resolve(),), "content": None}
+        variant = self._harvested("finetune", **tuned)
         return variant, asked.model_dump() | {"seed": self.asked.seed, "optimizer": "AdamW"} | losses
-
-    def _spec(self) -> HarvestSpec:
-        execution = self.execution
-        task = harvest_task(execution, self.work)
-        return task.spec(execution.settings, execution.artifacts, str(device_of(execution)))
 
     def _harvested(self, null: NullName, **changes: Any) -> Activations:
         """Activations of a changed model at the family's positions."""
         execution, name = self.execution, f"{self.work.family_id}/activations-{null}"
         if not execution.artifacts.exists(f"{name}/manifest.json"):
-            partial = partial_folder(execution, self.work, null)
-            harvest(replace(self._spec(), **changes), partial, on_progress=execution.progress, check=execution.check)
+            partial, device = partial_folder(execution, self.work, null), str(device_of(execution))
+            with verified_checkpoint(execution, self.work.checkpoint_id) as (reference, checkpoint):
+                spec = replace(harvest_spec(execution, self.work, reference, checkpoint, device), **changes)
+                harvest(spec, partial, on_progress=execution.progress, check=execution.check)
             execution.check()
             with execution.artifacts.create(name) as place:
                 shutil.move(partial, place)
         return open_sources(execution, self.work, execution.artifacts.path(name))
-
-    def _files_differ(self) -> dict[str, Any]:
-        """Says so where the checkpoint's files are not those that were read when it was registered."""
-        kept = self.execution.artifacts.path(self.parent.activations[self.parent.hook_points[0]]) / PLAN
-        if not kept.is_file() or json.loads(kept.read_text(encoding="utf-8"))["files"] == plan(self._spec())["files"]:
-            return {}
-        return {"files": "not those that were read when it was registered, or fetched anew since"}
 
     def _against(self, null: NullName, variant: Activations) -> Comparison:
         """The steps of an onboarding, from the extension to the judgement."""

@@ -11,12 +11,11 @@ import structlog
 from workers.execution import Execution
 from workers.pipelines import calibrating, files, judging
 from workers.pipelines.dictionary import extended, fitted
-from workers.pipelines.harvesting import harvest_activations
+from workers.pipelines.harvesting import harvest_activations, open_kept
 from workers.pipelines.measuring import load_references, measured
 from workers.pipelines.pairing import pair
 from workers.pipelines.past import discovered
 from workers.pipelines.refitting import carried_references, refitted
-from workers.pipelines.sources import open_kept
 from workers.pipelines.together import fit_together
 from workers.pipelines.work import load
 

@@ -8,12 +8,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from workers.activations.identity import Verified
 from workers.activations.models import load_tokenizer, locate_model
 from workers.activations.sources import ACTIVATIONS_PREFIX, locate
 from workers.activations.tensorfiles import write_text
 from workers.activations.unembedding import promoted, read_unembedding, token_texts
 from workers.errors import RunError
 from workers.execution import Execution
+from workers.pipelines.identity import verified_checkpoint
 from workers.pipelines.work import Work, device_of
 
 TOKENS = 10
@@ -41,6 +43,8 @@ def token_logits(
         try:
             found = _through_the_head(execution, work, _rows(execution.artifacts.path(dictionaries[hook]), columns))
         except (RunError, OSError) as error:
+            if isinstance(error, RunError) and error.code == "content-changed":
+                raise
             why = error.detail if isinstance(error, RunError) else str(error)
             return [{} for _ in columns], {"logit_lens": {"none": why}}
         with execution.artifacts.create(name) as place:
@@ -51,10 +55,14 @@ def token_logits(
 def _through_the_head(execution: Execution, work: Work, rows: Tensor) -> list[Logits]:
     if work.uri.startswith(ACTIVATIONS_PREFIX):
         raise RunError("no-unembedding", "activations that were brought along come without a head")
-    settings = execution.settings
-    roots, cache = settings.root_dirs, settings.data_dir / "cache"
-    folder = locate_model(work.uri, roots=roots, cache_dir=cache)
-    head = read_unembedding(folder, locate(work.adapter, roots, cache) if work.adapter else None)
+    with verified_checkpoint(execution, work.checkpoint_id) as (_, checkpoint):
+        return _of_checkpoint(execution, checkpoint, rows)
+
+
+def _of_checkpoint(execution: Execution, checkpoint: Verified, rows: Tensor) -> list[Logits]:
+    roots, cache = checkpoint.roots, execution.settings.cache_dir
+    folder = locate_model(checkpoint.uri, roots=roots, cache_dir=cache)
+    head = read_unembedding(folder, locate(checkpoint.adapter, roots, cache) if checkpoint.adapter else None)
     if head.entry.shape[1] != rows.shape[1]:
         raise RunError("no-unembedding", f"the head reads {head.entry.shape[1]} values, rows have {rows.shape[1]}")
     tokenizer = load_tokenizer(folder)

@@ -14,7 +14,8 @@ from workers.execution import Execution
 from workers.pipelines import files
 from workers.pipelines.dictionary import Basis, References, common_rows, fitted_code
 from workers.pipelines.fitting import Members
-from workers.pipelines.sources import Activations, open_kept
+from workers.pipelines.harvesting import open_kept
+from workers.pipelines.sources import Activations
 from workers.pipelines.work import Work, device_of
 
 

@@ -20,7 +20,8 @@ from service.config import Settings
 from service.kit.artifacts import ArtifactStore, content_key
 from service.models import Run
 from service.shards import logic, queries
-from workers.activations import HarvestSpec, Positions, load_corpus, load_documents
+from workers.activations import HarvestSpec, Positions, load_documents
+from workers.activations.identity import Reference, Verified
 from workers.activations.reading import Group
 from workers.activations.shards import Shards
 from workers.activations.tensorfiles import settle
@@ -37,35 +38,33 @@ LOOK_SECONDS = 1.0
 class Task:
     """What a harvest reads, as JSON: any worker makes the same HarvestSpec of it, but for its own folders."""
 
-    uri: str
-    adapter: str | None
+    reference: dict[str, Any]
+    """A `Reference`, resolved"""
     hook_points: list[str]
-    corpus: dict[str, Any]
+    documents: str
+    """Artifact: the family's copy of its corpus"""
+    context_length: int
     positions: dict[str, Any] | None
     """The family's; None: this checkpoint defines them."""
     skip_tokens: int
     max_norm_ratio: float
     shard_positions: int
 
-    def spec(self, settings: Settings, artifacts: ArtifactStore, device: str) -> HarvestSpec:
-        """With corpus and positions loaded. RunErrors of `load_corpus`."""
-        length = self.corpus["context_length"]
-        if self.positions:
-            positions = Positions.load(artifacts.path(self.positions["artifact"]))
-            documents = load_documents(artifacts.path(self.positions["documents"]))
-        else:
-            positions, (uri, limit) = None, (self.corpus["uri"], self.corpus["max_documents"])
-            documents = load_corpus(uri, limit, settings.root_dirs, context_length=length)
+    def spec(self, settings: Settings, artifacts: ArtifactStore, device: str, checkpoint: Verified) -> HarvestSpec:
+        """With corpus and positions loaded, for the checkpoint that the reference leads to."""
+        positions = Positions.load(artifacts.path(self.positions["artifact"])) if self.positions else None
         return HarvestSpec(
-            uri=self.uri,
-            adapter=self.adapter,
+            uri=checkpoint.uri,
+            adapter=checkpoint.adapter,
+            content=checkpoint.digest,
+            model=Reference(**self.reference).title,
             hook_points=self.hook_points,
-            corpus=documents,
-            context_length=length,
+            corpus=load_documents(artifacts.path(self.documents)),
+            context_length=self.context_length,
             positions=positions,
-            roots=settings.root_dirs,
+            roots=checkpoint.roots,
             device=device,
-            cache_dir=settings.data_dir / "cache",
+            cache_dir=settings.cache_dir,
             skip_tokens=self.skip_tokens,
             max_norm_ratio=self.max_norm_ratio,
             shard_positions=self.shard_positions,

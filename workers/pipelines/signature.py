@@ -13,12 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from service.kit.artifacts import content_key
+from service.kit.digests import FileState, sha256
+from service.kit.paths import hold_to_roots
 from service.models import Checkpoint
 from service.signatures import contrast, logic, queries
 from service.verdicts import queries as verdicts
 from service.verdicts.policy import Policy
 from workers.activations import locate_activations
 from workers.activations.contrast import Row, open_prompts, read_prompts
+from workers.activations.identity import Verified, changed
 from workers.activations.models import compute_dtype, load_model
 from workers.activations.sources import ACTIVATIONS_PREFIX
 from workers.errors import RunError
@@ -26,6 +29,7 @@ from workers.execution import Execution
 from workers.pipelines import judging
 from workers.pipelines.contrasting import Question, judge_signature
 from workers.pipelines.eyes import Place
+from workers.pipelines.identity import content_digest, verified_checkpoint
 from workers.pipelines.work import device_of
 
 log = structlog.get_logger("featurewatch.worker")
@@ -41,9 +45,7 @@ class Subject:
     missing: dict[str, str]
     """Signature -> why it cannot be read yet"""
     hook_points: list[str]
-    uri: str
-    adapter: str | None
-    digest: str
+    brought_along: bool
 
 
 def signature(execution: Execution) -> None:
@@ -104,9 +106,7 @@ def _load(execution: Execution) -> Subject:
             questions=questions,
             missing=missing,
             hook_points=list(checkpoint.hook_points),
-            uri=checkpoint.uri,
-            adapter=checkpoint.adapter,
-            digest=checkpoint.digest,
+            brought_along=checkpoint.uri.startswith(ACTIVATIONS_PREFIX),
         )
 
 
@@ -119,35 +119,49 @@ def _place(session: Any, checkpoint: Checkpoint) -> Place:
 
 def _read(execution: Execution, subject: Subject) -> dict[str, str]:
     """Signature id -> artifact with the activations of its rows, at all hook points of the checkpoint."""
-    names: dict[str, str] = {}
-    wanted: dict[str, Question] = {}
-    for question in subject.questions:
-        text = execution.artifacts.path(question.contrast).read_text(encoding="utf-8")
-        # The file names what was brought along, so a set under two names is two.
-        brought = question.name if subject.uri.startswith(ACTIVATIONS_PREFIX) else None
-        key = content_key(
-            rows=text, brought=brought, checkpoint=subject.place.id, digest=subject.digest,
-            hook_points=subject.hook_points, position=question.settings["position"],
-            template=question.settings["template"],
-        )  # fmt: skip
-        names[question.id] = f"{subject.place.family_id}/contrast-activations-{key}.safetensors"
-        if not execution.artifacts.exists(names[question.id]):
-            wanted[names[question.id]] = question
+    checkpoint_id = subject.place.id
+    if subject.brought_along:
+        with verified_checkpoint(execution, checkpoint_id) as (_, checkpoint):
+            folder = locate_activations(checkpoint.uri, checkpoint.roots, execution.settings.cache_dir)
+            return _bring(execution, subject, folder)
+    content = content_digest(execution, checkpoint_id)
+    names = {question.id: _artifact(execution, subject, question, content) for question in subject.questions}
+    wanted = {
+        names[question.id]: question
+        for question in subject.questions
+        if not execution.artifacts.exists(names[question.id])
+    }
     if wanted:
-        found = _bring(execution, subject, wanted) if subject.uri.startswith(ACTIVATIONS_PREFIX) else _run(
-            execution, subject, wanted)  # fmt: skip
+        with verified_checkpoint(execution, checkpoint_id) as (_, checkpoint):
+            found = _run(execution, subject, checkpoint, wanted)
         for name, tensors in found.items():
-            with execution.artifacts.create(name) as place:
-                save_file({hook: x.contiguous() for hook, x in tensors.items()}, place)
+            _keep(execution, name, tensors)
     return names
 
 
-def _run(execution: Execution, subject: Subject, wanted: dict[str, Question]) -> dict[str, dict[str, Tensor]]:
+def _artifact(execution: Execution, subject: Subject, question: Question, content: str) -> str:
+    """Where a signature's rows are kept as a checkpoint with this content reads them."""
+    key = content_key(
+        rows=execution.artifacts.path(question.contrast).read_text(encoding="utf-8"), content=content,
+        hook_points=subject.hook_points, position=question.settings["position"],
+        template=question.settings["template"],
+    )  # fmt: skip
+    return f"{subject.place.family_id}/contrast-activations-{key}.safetensors"
+
+
+def _keep(execution: Execution, name: str, tensors: dict[str, Tensor]) -> None:
+    with execution.artifacts.create(name) as place:
+        save_file({hook: x.contiguous() for hook, x in tensors.items()}, place)
+
+
+def _run(
+    execution: Execution, subject: Subject, checkpoint: Verified, wanted: dict[str, Question]
+) -> dict[str, dict[str, Tensor]]:
     """Through the model, which is loaded once."""
-    settings, device = execution.settings, str(device_of(execution))
+    device = str(device_of(execution))
     model, tokenizer = load_model(
-        subject.uri, subject.adapter, roots=settings.root_dirs, device=device, dtype=compute_dtype(device),
-        cache_dir=settings.data_dir / "cache",
+        checkpoint.uri, checkpoint.adapter, roots=checkpoint.roots, device=device, dtype=compute_dtype(device),
+        cache_dir=execution.settings.cache_dir,
     )  # fmt: skip
     found = {}
     for number, (name, question) in enumerate(wanted.items()):
@@ -162,15 +176,24 @@ def _run(execution: Execution, subject: Subject, wanted: dict[str, Question]) ->
     return found
 
 
-def _bring(execution: Execution, subject: Subject, wanted: dict[str, Question]) -> dict[str, dict[str, Tensor]]:
+def _bring(execution: Execution, subject: Subject, folder: Path) -> dict[str, str]:
     """From `contrast/<signature>.safetensors` beside the activations that were brought along."""
-    settings = execution.settings
-    folder = locate_activations(subject.uri, settings.root_dirs, settings.data_dir / "cache")
-    return {name: _brought(folder, question, subject, execution) for name, question in wanted.items()}
+    names = {}
+    for question in subject.questions:
+        path = folder / "contrast" / f"{question.name}.safetensors"
+        if path.is_file():
+            hold_to_roots(path, (*execution.settings.root_dirs, execution.settings.cache_dir.resolve()))
+        names[question.id] = _artifact(execution, subject, question, sha256(path) if path.is_file() else "missing")
+        if not execution.artifacts.exists(names[question.id]):
+            before = FileState.of(path) if path.is_file() else None
+            tensors = _brought(path, question, subject, execution)
+            if FileState.of(path) != before:
+                raise changed(f"{path.name} was written to")
+            _keep(execution, names[question.id], tensors)
+    return names
 
 
-def _brought(folder: Path, question: Question, subject: Subject, execution: Execution) -> dict[str, Tensor]:
-    path = folder / "contrast" / f"{question.name}.safetensors"
+def _brought(path: Path, question: Question, subject: Subject, execution: Execution) -> dict[str, Tensor]:
     if not path.is_file():
         raise RunError(
             "contrast-not-brought",

@@ -85,15 +85,6 @@ def open_sources(execution: Execution, work: Work, folder: Path, hook_points: li
     return Activations(opened, hooks, device_of(execution))
 
 
-def open_kept(execution: Execution, work: Work, kept: Kept) -> Activations:
-    """The activations of an earlier checkpoint, with the normaliser that its dictionaries keep, if it has any."""
-    folder = execution.artifacts.path(kept.activations[kept.hook_points[0]])
-    activations = open_sources(execution, work, folder, kept.hook_points)
-    if kept.dictionaries:
-        activations.normalise_by(normaliser_of(execution, kept, activations.device))
-    return activations
-
-
 def normaliser_of(execution: Execution, kept: Kept, device: torch.device) -> Normaliser:
     """What normalises an earlier checkpoint's activations, from the dictionaries that it has."""
     tensors = [load_file(execution.artifacts.path(kept.dictionaries[hook])) for hook in kept.hook_points]

@@ -11,9 +11,10 @@ from service.verdicts.judge import GONE, Evidence, Judgement
 from workers.execution import Execution
 from workers.pipelines import judging
 from workers.pipelines.dictionary import Basis, fitted
+from workers.pipelines.harvesting import open_kept
 from workers.pipelines.measuring import load_references, measured
 from workers.pipelines.pairing import pair
-from workers.pipelines.sources import Activations, open_kept
+from workers.pipelines.sources import Activations
 from workers.pipelines.work import Kept, Parent, Work
 
 

@@ -53,9 +53,10 @@ class Work:
     name: str
     uri: str
     adapter: str | None
-    digest: str
     hook_points: list[str]
     corpus: dict[str, Any]
+    documents: dict[str, Any] | None
+    """The family's copy of its corpus; None: it is not made yet, or the family's activations came without text"""
     crosscoder: dict[str, Any]
     policy: Policy
     positions: dict[str, Any] | None
@@ -134,14 +135,20 @@ def _about(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
         "name": checkpoint.name,
         "uri": checkpoint.uri,
         "adapter": checkpoint.adapter,
-        "digest": checkpoint.digest,
         "hook_points": list(checkpoint.hook_points),
         "corpus": dict(family.corpus),
+        "documents": family.documents or _documents_of(family.positions),
         "crosscoder": CrosscoderOptions.model_validate(family.crosscoder).model_dump(),
         "policy": Policy.model_validate(family.policy),
         "positions": family.positions,
         "n_features": family.n_features,
     }
+
+
+def _documents_of(positions: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Of a family whose corpus was copied with its positions."""
+    artifact = (positions or {}).get("documents")
+    return {"artifact": artifact} if artifact else None
 
 
 def _what_to_do(

@@ -25,15 +25,18 @@ def upgrade(as_json: AsJson = False) -> None:
 
 
 @db_app.command("check")
-def check(as_json: AsJson = False) -> None:
-    """Whether the database has this version's schema, what it holds, and whether all artifacts that it refers to are
-    there. Exit code 1 where something is missing, 2 where the schema is another one."""
-    found = _local().check()
+def check(
+    deep: Annotated[bool, typer.Option("--deep", help="Read every artifact and compare its SHA-256.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check that the database has this version's schema, and that the artifacts it refers to are there and have the
+    right size. Exits with 1 if something is missing or damaged, with 2 if the schema is another one."""
+    found = _local().check(deep=deep)
     if as_json:
         base.show_json(found)
     else:
         _show_check(found)
-    if found["missing"] or found["orphans"]:
+    if found["missing"] or found["damaged"] or found["orphans"]:
         raise typer.Exit(base.FAILED)
 
 
@@ -47,12 +50,25 @@ def _show_check(found: dict[str, Any]) -> None:
             ("unreferenced", f"{found['unreferenced']:,} artifacts, {base.size(found['unreferenced_bytes'])}"),
         ]
     )
+    if "verified" in found:
+        old = f"; {found['adopted']:,} older ones now have a digest" if found["adopted"] else ""
+        base.show_fields(
+            [("verified", f"{found['verified']:,} artifacts{old}, {base.size(found['verified_bytes'])} read")]
+        )
     base.out.print()
     base.show_rows(list(found["rows"].items()), [("TABLE", lambda row: row[0]), ("ROWS", lambda row: row[1])], empty="")
-    if found["missing"]:
+    broken = [("missing", "it is not in the store", row) for row in found["missing"]]
+    broken += [("damaged", row["reason"], row) for row in found["damaged"]]
+    for word, reason, row in broken:
         base.out.print()
-        columns = [("MISSING ARTIFACT", lambda row: row["artifact"]), ("REFERRED TO BY", lambda row: row["column"])]
-        base.show_rows(found["missing"], columns, empty="")
+        base.show_fields(
+            [
+                (word, row["artifact"]),
+                ("reason", reason),
+                ("needed by", ", ".join(row["depends"]) or "nothing"),
+                ("to rebuild", row["rebuild"]),
+            ]
+        )
     if found["orphans"]:
         base.say(f"rows without their parents: {', '.join(found['orphans'])}; restore a backup")
 

@@ -11,11 +11,12 @@ from service import migrate
 from service.cli import base
 from service.cli.host import local
 from service.config import Settings
-from service.kit.artifacts import open_store
+from service.kit.artifacts import ArtifactStore
 from service.kit.clock import utcnow
 from service.kit.db import Database
 from service.store import backup as backups
-from service.store import copying, logic, queries
+from service.store import copying, damage, logic, queries
+from service.store.ledger import open_store
 
 
 def upgrade() -> None:
@@ -23,12 +24,40 @@ def upgrade() -> None:
     local.upgrade(Settings())
 
 
-def check() -> dict[str, Any]:
-    """What the installation holds, and what is broken; UsageError where the schema is another one."""
+def check(*, deep: bool) -> dict[str, Any]:
+    """What the installation holds, and what is broken; UsageError where the schema is another one.
+
+    deep: every artifact that something refers to is read in full.
+    """
     settings = Settings()
     local.check(settings)
-    with closing(Database(settings.resolved_database_url)) as database, database.read() as session:
-        return {"schema": migrate.newest()} | logic.inspect(session, open_store(settings))
+    with closing(Database(settings.resolved_database_url)) as database:
+        artifacts = open_store(settings, database)
+        with database.read() as session:
+            found = {"schema": migrate.newest()} | logic.inspect(session, artifacts)
+        if deep:
+            found |= _verify(database, artifacts)
+        with database.read() as session:
+            for row in (*found["damaged"], *found["missing"]):
+                row["depends"] = queries.dependents(session, row["artifact"])
+                row["rebuild"] = damage.advice(row["artifact"])
+    return found
+
+
+def _verify(database: Database, artifacts: ArtifactStore) -> dict[str, Any]:
+    total: dict[str, Any] = {"damaged": [], "verified": 0, "verified_bytes": 0, "adopted": 0}
+    with database.read() as session:
+        families = list(queries.families(session))
+    for family_id in families:
+        with database.read() as session:
+            part = damage.verify_all(session, artifacts, family_id)
+        for name in part["adopted"]:
+            total["verified_bytes"] += artifacts.adopt(name).size
+        total["adopted"] += len(part["adopted"])
+        total["verified"] += part["verified"]
+        total["verified_bytes"] += part["verified_bytes"]
+        total["damaged"] += part["damaged"]
+    return total
 
 
 def copy(from_: str) -> list[dict[str, Any]]:
@@ -58,10 +87,9 @@ def copy(from_: str) -> list[dict[str, Any]]:
 def vacuum(*, dry_run: bool) -> dict[str, Any]:
     """Remove what is due, family by family, then the free pages of a SQLite file."""
     settings = Settings()
-    artifacts = open_store(settings)
     removed, waiting, released, busy = dict[str, int](), dict[str, int](), list[str](), list[str]()
     with local.opened() as database:
-        before = _size(database)
+        artifacts, before = open_store(settings, database), _size(database)
         with database.read() as session:
             families = queries.families(session)
         for family, name in families.items():

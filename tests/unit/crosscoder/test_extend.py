@@ -34,7 +34,8 @@ def _activations(levels: np.ndarray, seed: int, planted: np.ndarray = PLANTED) -
 
 def _work() -> Work:
     return Work(
-        family_id="fam", family_name="f", checkpoint_id="ckp", name="v2", uri="file:///v2", adapter=None, digest="d",
+        family_id="fam", family_name="f", checkpoint_id="ckp", name="v2", uri="file:///v2", adapter=None,
+        documents=None,
         hook_points=["resid_post.1"], corpus={}, crosscoder=CrosscoderOptions().model_dump(), policy=Policy(),
         positions=None, n_features=OLD, generation=1, fit="extend", why="extend", parent=None,
     )  # fmt: skip

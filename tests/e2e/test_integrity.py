@@ -1,0 +1,490 @@
+"""What was judged is what was read: content that changes under a name, and artifacts that do not hold what was written.
+
+Each fault ends in an error that names what is wrong, or changes nothing: no verdict is made of other bytes.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from safetensors.torch import load, save_file
+
+from service.app import create_app
+from service.config import Settings
+from service.kit.db import Database
+from service.models import Checkpoint, Code, Family, Source, Verdict
+from service.store.ledger import open_store
+from tests.e2e.test_bad_input import OPTIONS
+from tests.unit.activations.tiny import save_checkpoint, weights_of
+from workers import runner
+from workers.activations import shards as shards_module
+
+HOOK = "resid_post.1"
+TEXTS = [f"The quick brown fox number {n} jumps over the lazy dog, and says so {n % 7} times." for n in range(60)]
+
+
+class Installation:
+    """The API and a worker in this process, on one database, with a family that has one judged checkpoint."""
+
+    def __init__(self, folder: Path, database_url: str) -> None:
+        self.folder = folder
+        self.settings = Settings(
+            data_dir=folder / "data",
+            database_url=database_url,
+            roots=str(folder),
+            stores="hf://,memory://",
+            require_keys=False,
+            log_level="ERROR",
+            threads=1,
+        )
+        self.database = Database(database_url)
+        self.artifacts = open_store(self.settings, self.database)
+        self.client = TestClient(create_app(self.settings))
+        self.client.__enter__()
+        self.corpus = folder / "corpus.jsonl"
+        self.corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+        self.numbers = iter(range(1000))
+        self.family = self.make_family("smol")
+        self.model = save_checkpoint(folder / "v1")
+        assert self.judge("v1", self.model.as_uri())["state"] == "succeeded"
+
+    def make_family(self, name: str) -> str:
+        body = {"name": name, "hook_points": [HOOK], "corpus": {"uri": self.corpus.as_uri()}, "crosscoder": OPTIONS}
+        assert self.client.post("/v1/families", json=body).status_code == 201
+        return name
+
+    def post(self, name: str, uri: str, family: str | None = None, **more: Any) -> Any:
+        url = f"/v1/families/{family or self.family}/checkpoints"
+        return self.client.post(url, json={"name": name, "uri": uri} | more)
+
+    def register(self, name: str, uri: str, **more: Any) -> str:
+        response = self.post(name, uri, **more)
+        assert response.status_code == 202, response.text
+        return str(response.json()["run"]["id"])
+
+    def work(self, run_id: str) -> dict[str, Any]:
+        """Do the run that is queued; how it ended."""
+        fresh = open_store(self.settings, self.database)  # as a worker that has just been started
+        assert runner.run_next(settings=self.settings, database=self.database, artifacts=fresh) == run_id
+        return self.client.get(f"/v1/runs/{run_id}").json()
+
+    def judge(self, name: str, uri: str, **more: Any) -> dict[str, Any]:
+        return self.work(self.register(name, uri, **more))
+
+    def retry(self, run_id: str) -> dict[str, Any]:
+        assert self.client.post(f"/v1/runs/{run_id}/retry").is_success
+        return self.work(run_id)
+
+    def checkpoint(self, name: str, family: str | None = None) -> dict[str, Any]:
+        return self.client.get(f"/v1/families/{family or self.family}/checkpoints/{name}").json()
+
+    def fresh_model(self, seed: int = 1) -> tuple[str, Path]:
+        """A new name, and a model in a folder of its own."""
+        name = f"c{next(self.numbers)}"
+        return name, save_checkpoint(self.folder / name, seed=seed)
+
+    def verdicts(self, name: str) -> int:
+        with self.database.read() as session:
+            found = session.query(Verdict).join(Checkpoint, Checkpoint.id == Verdict.checkpoint_id)
+            return found.filter(Checkpoint.name == name).count()
+
+    def row(self, table: Any, **where: Any) -> Any:
+        with self.database.read() as session:
+            return session.query(table).filter_by(**where).first()
+
+
+@pytest.fixture(scope="module")
+def installation(module_database: tuple[Path, str]) -> Iterator[Installation]:
+    made = Installation(*module_database)
+    yield made
+    made.client.__exit__(None, None, None)
+    made.database.close()
+
+
+def in_place(file: Path, change: Callable[[bytearray], None]) -> None:
+    """Change a file's bytes, neither its size nor its time of modification."""
+    data, stat = bytearray(file.read_bytes()), file.stat()
+    change(data)
+    with file.open("r+b") as handle:
+        handle.write(data)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def flip(data: bytearray) -> None:
+    """One bit, in the last fifth."""
+    data[len(data) * 4 // 5] ^= 1
+
+
+def zero(data: bytearray) -> None:
+    """The last two fifths."""
+    start = len(data) * 3 // 5
+    data[start:] = bytes(len(data) - start)
+
+
+def failed_by(run: dict[str, Any], code: str, *words: str) -> None:
+    assert run["state"] == "failed", run
+    assert run["error"]["code"] == code, run["error"]
+    for word in words:
+        assert word in run["error"]["detail"], run["error"]["detail"]
+
+
+CHECKPOINT_FILES = ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("file", CHECKPOINT_FILES)
+def test_a_file_is_changed_between_registration_and_run(installation: Installation, file: str) -> None:
+    """Size and time stay. Put back, the run can be retried; what was not registered is never judged."""
+    name, folder = installation.fresh_model()
+    run_id = installation.register(name, folder.as_uri())
+    before = (folder / file).read_bytes()
+    in_place(folder / file, flip)
+    failed_by(installation.work(run_id), "content-changed", file)
+    assert not installation.verdicts(name)
+    (folder / file).write_bytes(before)
+    assert installation.retry(run_id)["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("file", CHECKPOINT_FILES)
+def test_a_file_is_changed_while_it_is_read(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """After it was verified, during the harvest; and then changed back, as if nothing had happened."""
+    name, folder = installation.fresh_model(seed=20 + CHECKPOINT_FILES.index(file))
+    before, batches = (folder / file).read_bytes(), 0
+    read_batch = shards_module.read_batch
+
+    def read(*arguments: Any, **named: Any) -> int:
+        nonlocal batches
+        batches += 1
+        if batches == 1:
+            in_place(folder / file, flip)
+        return read_batch(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "read_batch", read)
+        run = installation.judge(name, folder.as_uri())
+    failed_by(run, "content-changed", file)
+    assert not list((installation.settings.data_dir / "partial").glob("*activations*"))
+    (folder / file).write_bytes(before)
+    assert installation.retry(run["id"])["state"] == "succeeded"
+
+
+def test_other_weights_in_the_same_place(installation: Installation) -> None:
+    """A name keeps its content: the same files again are the same registration, others are refused."""
+    name, folder = installation.fresh_model(seed=3)
+    run = installation.judge(name, folder.as_uri())
+    digest = installation.checkpoint(name)["content_digest"]
+    assert run["state"] == "succeeded" and len(digest) == 64
+    assert installation.post(name, folder.as_uri()).status_code == 200
+    os.utime(folder / "model.safetensors")
+    assert installation.post(name, folder.as_uri()).status_code == 200, "the time of a file says nothing"
+    in_place(folder / "model.safetensors", zero)
+    refused = installation.post(name, folder.as_uri())
+    assert (refused.status_code, refused.json()["code"]) == (409, "name-used")
+    assert installation.judge(f"{name}b", folder.as_uri())["state"] == "succeeded"
+    assert installation.checkpoint(f"{name}b")["content_digest"] != digest
+
+
+def test_a_large_model_whose_tensors_are_zeroed_in_place(installation: Installation) -> None:
+    """79 MB: more than a registration hashes while it waits."""
+    name, folder = installation.fresh_model(seed=4)
+    tensors = weights_of(folder / "model.safetensors")
+    extra = {f"unused.{n}": torch.randn(1024, 1024) for n in range(19)}
+    save_file(tensors | extra, folder / "model.safetensors", metadata={"format": "pt"})
+    run_id = installation.register(name, folder.as_uri())
+
+    def some(data: bytearray) -> None:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(bytes(data[8 : 8 + length]))
+        for tensor in list(tensors)[:18]:
+            begin, end = (8 + length + offset for offset in header[tensor]["data_offsets"])
+            data[begin:end] = bytes(end - begin)
+
+    in_place(folder / "model.safetensors", some)
+    failed_by(installation.work(run_id), "content-changed", "model.safetensors")
+    assert installation.judge(name, folder.as_uri())["state"] == "succeeded", "a failed name is free"
+    in_place(folder / "model.safetensors", flip)
+    for _ in range(100):  # the comparison may take longer than a request
+        answer = installation.post(name, folder.as_uri())
+        if answer.status_code != 503:
+            break
+        assert answer.json()["code"] == "content-pending" and int(answer.headers["Retry-After"]) >= 1
+    assert (answer.status_code, answer.json()["code"]) == (409, "name-used")
+
+
+def test_a_hub_reference_that_moves(installation: Installation) -> None:
+    """In the hub's local cache, without a network: what is judged is a commit."""
+    hub = installation.settings.cache_dir / "hub" / "models--org--moving"
+    commits = ["a" * 40, "b" * 40]
+    for seed, commit in enumerate(commits, 5):
+        save_checkpoint(hub / "snapshots" / commit, seed=seed)
+    (hub / "refs").mkdir()
+    main = hub / "refs" / "main"
+    digests = []
+    for number, commit in enumerate(commits):
+        main.write_text(commit)
+        name = f"hub{number}"
+        assert installation.judge(name, "hf://org/moving@main")["state"] == "succeeded"
+        shown = installation.checkpoint(name)
+        assert shown["resolved_uri"] == f"hf://org/moving@{commit}"
+        digests.append(shown["content_digest"])
+        assert installation.post(name, "hf://org/moving@main").status_code == 200
+    assert len(set(digests)) == 2
+    assert installation.post("hub0", "hf://org/moving@main").status_code == 409, "it is another commit now"
+    assert installation.post("hub0", f"hf://org/moving@{commits[0]}").status_code == 200
+    run_id = installation.register("hub2", "hf://org/moving@main")
+    main.write_text(commits[0])
+    assert installation.work(run_id)["state"] == "succeeded"
+    assert installation.checkpoint("hub2")["content_digest"] == digests[1], "what it was when it was registered"
+
+
+def test_a_download_that_is_damaged(installation: Installation) -> None:
+    """The hub's cache names a large file by its SHA-256."""
+    hub, commit = installation.settings.cache_dir / "hub" / "models--org--damaged", "c" * 40
+    snapshot = save_checkpoint(hub / "snapshots" / commit, seed=7)
+    (hub / "blobs").mkdir()
+    blob = hub / "blobs" / ("0" * 64)
+    shutil.move(snapshot / "model.safetensors", blob)
+    (snapshot / "model.safetensors").symlink_to(blob)
+    run = installation.judge("damaged-download", f"hf://org/damaged@{commit}")
+    failed_by(run, "download-damaged", "model.safetensors", "Retry")
+
+
+def test_an_object_store_that_changes(installation: Installation) -> None:
+    name, folder = installation.fresh_model(seed=8)
+    uri = f"memory://{installation.folder.name}/{name}"
+    fs, base = fsspec.core.url_to_fs(uri)
+
+    def upload(source: Path) -> None:
+        for file in source.iterdir():
+            fs.put_file(str(file), f"{base}/{file.name}")
+
+    upload(folder)
+    assert installation.judge(name, uri)["state"] == "succeeded"
+    resolved = installation.checkpoint(name)["resolved_uri"]
+    assert resolved.startswith(f"{uri}#")
+    assert installation.post(name, uri).status_code == 200
+    run_id = installation.register(f"{name}b", uri)
+    upload(save_checkpoint(installation.folder / f"{name}-other", seed=9))
+    failed_by(installation.work(run_id), "content-changed", uri)
+    assert installation.post(name, uri).status_code == 409
+    assert installation.judge(f"{name}c", uri)["state"] == "succeeded"
+    assert installation.checkpoint(f"{name}c")["resolved_uri"] != resolved
+
+
+@pytest.mark.parametrize("uri", ["s3://models/x", "memory-of-others://x", "gs://b/c", "memory://../x"])
+def test_a_store_that_is_not_allowed(installation: Installation, uri: str) -> None:
+    answer = installation.post("elsewhere", uri)
+    assert answer.status_code == 422
+    assert answer.json()["code"] in ("store-refused", "uri-unsupported")
+
+
+def test_the_corpus_is_read_once(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overwritten at half of the first harvest: every checkpoint is read on what was copied."""
+    family, batches = installation.make_family("copied"), 0
+    before, read_batch = installation.corpus.read_text(), shards_module.read_batch
+
+    def read(*arguments: Any, **named: Any) -> int:
+        nonlocal batches
+        batches += 1
+        if batches == 1:
+            installation.corpus.write_text('{"text": "Something else, and much less of it."}\n')
+        return read_batch(*arguments, **named)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(shards_module, "read_batch", read)
+            assert installation.judge("v1", installation.model.as_uri(), family=family)["state"] == "succeeded"
+        assert installation.judge("v2", installation.model.as_uri(), family=family)["state"] == "succeeded"
+    finally:
+        installation.corpus.write_text(before)
+    row = installation.row(Family, name=family)
+    assert row.documents["count"] == len(TEXTS) and row.positions["documents"] == row.documents["artifact"]
+    documents = installation.artifacts.path(row.documents["artifact"]).read_text().splitlines()
+    assert [json.loads(line)["text"] for line in documents] == TEXTS
+
+
+def test_a_model_folder_is_read_through_its_registered_files_alone(installation: Installation) -> None:
+    """transformers would follow an adapter_config.json to whatever base model it names."""
+    name, folder = installation.fresh_model(seed=10)
+    elsewhere = save_checkpoint(installation.folder / "not-registered", seed=11)
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(elsewhere), "task_type": "CAUSAL_LM"})
+    )
+    answer = installation.post(name, folder.as_uri())
+    if answer.status_code == 202:
+        assert installation.work(answer.json()["run"]["id"])["state"] == "succeeded"
+        (folder / "adapter_config.json").unlink()
+        copy = shutil.copytree(folder, installation.folder / f"{name}-plain")
+        assert installation.judge(f"{name}b", copy.as_uri())["state"] == "succeeded"
+        digests = {installation.checkpoint(n)["content_digest"] for n in (name, f"{name}b")}
+        assert len(digests) == 1
+    else:
+        assert answer.status_code == 422
+
+
+# Artifacts: each kind that a later run or the API opens, and what can become of it.
+
+
+def rotate(file: Path) -> None:
+    """Documents, or the last values, of a safetensors file in another order: nothing but the values tells."""
+    tensors = load(file.read_bytes())
+    name = "document" if "document" in tensors else max(tensors, key=lambda key: tensors[key].numel())
+    tensors[name] = torch.roll(tensors[name].flatten(), 7).reshape(tensors[name].shape)
+    save_file(tensors, file)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 3 // 5])
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "bit flip": lambda file: in_place(file, flip),
+    "zeroed": lambda file: in_place(file, zero),
+    "truncated": cut,
+    "emptied": lambda file: (file.write_bytes(b"") and None) or None,
+    "rotated": rotate,
+}
+
+
+def places(installation: Installation) -> dict[str, Path]:
+    """Kind -> a file of that kind that extending v1 needs."""
+    checkpoint = installation.row(Checkpoint, name="v1", family_id=installation.row(Family, name="smol").id)
+    family, source = installation.row(Family, name="smol"), installation.row(Source, checkpoint_id=checkpoint.id)
+    code = installation.row(Code, checkpoint_id=checkpoint.id)
+    store = installation.artifacts.cache
+    folder = store / source.activations
+    return {
+        "activations": next(folder.glob(f"{HOOK}-*.safetensors")),
+        "activations' documents": folder / "documents.safetensors",
+        "activations' manifest": folder / "manifest.json",
+        "dictionary": store / source.dictionary,
+        "code": store / code.artifact,
+        "positions": store / family.positions["artifact"],
+        "documents": store / family.documents["artifact"],
+    }
+
+
+KINDS = ("activations", "activations' documents", "activations' manifest", "dictionary", "code", "positions",
+         "documents")  # fmt: skip
+FAULTS = [
+    (kind, damage)
+    for kind in KINDS
+    for damage in DAMAGE
+    if not (damage == "rotated" and kind in ("activations' manifest", "documents"))
+]
+
+
+@pytest.fixture(scope="module")
+def child(installation: Installation) -> tuple[str, dict[str, Any]]:
+    """A run that extends v1, which has not been done; and what it says where nothing is damaged."""
+    folder = save_checkpoint(installation.folder / "child", seed=1)
+    run = installation.judge("whole", folder.as_uri(), parent="v1")
+    assert run["state"] == "succeeded", run
+    counts = installation.checkpoint("whole")["quality"]["statuses"]
+    return folder.as_uri(), counts
+
+
+def with_unused_tensor(installation: Installation, name: str) -> Path:
+    """The child's model as other content, which says the same."""
+    folder = shutil.copytree(installation.folder / "child", installation.folder / name)
+    tensors = weights_of(folder / "model.safetensors") | {"unused": torch.ones(next(installation.numbers))}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "damage"), FAULTS, ids=lambda value: str(value).replace(" ", "-"))
+def test_a_damaged_artifact_is_never_used(
+    installation: Installation, child: tuple[str, dict[str, Any]], kind: str, damage: str
+) -> None:
+    """The run fails, names it and says what to do. Restored or, of activations, made again, it is as if never hurt."""
+    uri, counts = child
+    file = places(installation)[kind]
+    whole, name = file.read_bytes(), f"d{next(installation.numbers)}"
+    if kind in ("positions", "documents"):  # what was read before is not read again
+        uri = with_unused_tensor(installation, name).as_uri()
+    DAMAGE[damage](file)
+    run = installation.judge(name, uri, parent="v1")
+    artifact = file.relative_to(installation.artifacts.cache).parts[1]
+    failed_by(run, "artifact-damaged", artifact, "etry the run" if kind.startswith("activations") else "backup")
+    assert not installation.verdicts(name)
+    if not kind.startswith("activations"):
+        file.write_bytes(whole)
+    again = installation.retry(run["id"])
+    assert again["state"] == "succeeded", again["error"]
+    assert installation.checkpoint(name)["quality"]["statuses"] == counts
+    assert file.read_bytes() == whole
+
+
+def test_a_stage_that_was_damaged_is_done_again(installation: Installation, child: tuple[str, dict[str, Any]]) -> None:
+    """What only this run has made: its first attempt dies after it, the second one finds it damaged."""
+    from workers.pipelines import judging  # noqa: PLC0415
+
+    _, counts = child
+    name = f"d{next(installation.numbers)}"
+    folder = with_unused_tensor(installation, name)
+    run_id = installation.register(name, folder.as_uri(), parent="v1")
+    before = {path for path in (installation.artifacts.cache).rglob("*") if path.is_file()}
+    write, judging.write = judging.write, lambda *_: (_ for _ in ()).throw(RuntimeError("killed"))
+    try:
+        assert installation.work(run_id)["state"] == "failed"
+    finally:
+        judging.write = write
+    made = [p for p in installation.artifacts.cache.rglob("*") if p.is_file() and p not in before]
+    damaged = {p.name.partition("-")[0]: p for p in made if p.name.startswith(("measures", "dictionary", "code"))}
+    assert set(damaged) == {"measures", "dictionary", "code"}
+    for file in damaged.values():
+        in_place(file, zero)
+    for _ in ("code", "dictionary"):  # measures are made of the dictionary's run, or are found next
+        failed_by(installation.retry(run_id), "artifact-damaged", "Retry the run: it is made again")
+    assert installation.retry(run_id)["state"] == "succeeded"
+    assert installation.checkpoint(name)["quality"]["statuses"] == counts
+
+
+def test_what_the_api_shows_is_verified(installation: Installation) -> None:
+    url = "/v1/families/smol/features/F1/examples"
+    shown = installation.client.get(url).json()["checkpoint"]
+    checkpoint = installation.row(Checkpoint, name=shown, family_id=installation.row(Family, name="smol").id)
+    file = installation.artifacts.cache / installation.row(Code, checkpoint_id=checkpoint.id).examples
+    whole = file.read_bytes()
+    in_place(file, zero)
+    answer = installation.client.get(url)
+    assert (answer.status_code, answer.json().get("code")) == (500, "artifact-damaged"), answer.text
+    assert "db check --deep" in answer.json()["detail"]
+    file.write_bytes(whole)
+    assert installation.client.get(url).status_code == 200
+
+
+def test_a_deep_check_finds_what_is_damaged(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And names what depends on it."""
+    from service.cli.host import local_database  # noqa: PLC0415
+
+    for name, value in installation.settings.environment().items():
+        monkeypatch.setenv(name, value)
+    found = local_database.check(deep=True)
+    assert (found["damaged"], found["missing"]) == ([], [])
+    assert found["verified"] > 10 and found["verified_bytes"] > 10_000
+    files = places(installation)
+    whole = {kind: files[kind].read_bytes() for kind in ("code", "documents")}
+    for kind in whole:
+        in_place(files[kind], flip)
+    assert local_database.check(deep=False)["damaged"] == [], "sizes are as they were"
+    damaged = {row["artifact"].split("/")[1]: row for row in local_database.check(deep=True)["damaged"]}
+    assert set(damaged) == {files[kind].name for kind in whole}
+    assert "checkpoint v1 (code.artifact)" in damaged[files["code"].name]["depends"]
+    assert damaged[files["documents"].name]["depends"] == ["family smol"]
+    assert all("backup" in row["rebuild"] for row in damaged.values())
+    for kind, data in whole.items():
+        files[kind].write_bytes(data)
+    cut(files["code"])
+    assert len(local_database.check(deep=False)["damaged"]) == 1
+    files["code"].write_bytes(whole["code"])

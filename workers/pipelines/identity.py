@@ -1,0 +1,67 @@
+"""A run's checkpoint, verified: what its registration refers to, and what a worker finds there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from service.checkpoints import logic as checkpoints
+from service.models import Checkpoint
+from service.verdicts import queries
+from workers.activations.identity import Reference, Verified, resolve, verified
+from workers.execution import Execution
+
+
+def reference_of(checkpoint: Checkpoint) -> Reference:
+    """A checkpoint as it was registered, and as it was read."""
+    return Reference(
+        uri=checkpoint.uri,
+        adapter=checkpoint.adapter,
+        resolved_uri=checkpoint.resolved_uri,
+        resolved_adapter=checkpoint.resolved_adapter,
+        contents=checkpoint.contents,
+        hook_points=list(checkpoint.hook_points),
+    )
+
+
+def _resolved(execution: Execution, checkpoint_id: str, known: Reference) -> Reference:
+    """What a checkpoint stands for; it is written down the first time that this is known."""
+    reference = resolve(known, execution.settings)
+    if reference is not known:
+        with execution.write() as session:
+            checkpoints.resolve(
+                session, checkpoint_id, uri=str(reference.resolved_uri), adapter=reference.resolved_adapter
+            )
+    return reference
+
+
+@contextmanager
+def verified_checkpoint(execution: Execution, checkpoint_id: str) -> Iterator[tuple[Reference, Verified]]:
+    """A checkpoint whose files hold what was registered, while they are open and when they are left.
+
+    What is read the first time is written down with all digests. RunErrors of `identity.verified`.
+    """
+    with execution.read() as session:
+        row = queries.checkpoint(session, checkpoint_id)
+        known, read_before = reference_of(row), row.content_digest is not None
+    reference = _resolved(execution, checkpoint_id, known)
+
+    def progress(done: int, total: int) -> None:
+        execution.check()
+        execution.progress(done / max(total, 1), bytes=done, total_bytes=total)
+
+    with verified(reference, execution.settings, progress) as checkpoint:
+        if not read_before:
+            with execution.write() as session:
+                checkpoints.identify(session, checkpoint_id, checkpoint.contents)
+        # Another worker may have a copy of its own, with other times: to it the digests are what counts.
+        yield replace(reference, contents=checkpoint.contents.to_json()), checkpoint
+
+
+def content_digest(execution: Execution, checkpoint_id: str) -> str:
+    """SHA-256 over all files of a checkpoint: as it was read, or now where nobody has read it since that is kept."""
+    with execution.read() as session:
+        digest = queries.checkpoint(session, checkpoint_id).content_digest
+    if digest is None:
+        with verified_checkpoint(execution, checkpoint_id) as (_, checkpoint):
+            return checkpoint.digest
+    return digest
