@@ -88,6 +88,7 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
         data_dir=tmp_path / "data",
         database_url=database_url,
         roots=str(tmp_path),
+        stores="hf://,memory://",
         poll_seconds=0.05,
         lease_seconds=3.0,
         secret_key="a key for the tests, long enough",

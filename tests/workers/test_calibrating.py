@@ -168,7 +168,8 @@ def test_a_stopped_run_goes_on_with_the_nulls_that_are_left(installation: Instal
     assert (stopped.state, stopped.attempt) == ("queued", 1)
     token = random.random()
     first = json.loads(kept.read_text())
-    kept.write_text(json.dumps(first | {"settings": {"made": token}}))
+    with installation.artifacts.create(str(kept.relative_to(folder))) as place:
+        place.write_text(json.dumps(first | {"settings": {"made": token}}))
     done = run(installation)
     assert (done.state, done.attempt) == ("succeeded", 2), done.error
     nulls = {null["null"]: null for null in (done.result or {})["nulls"]}
