@@ -12,21 +12,22 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from service.checkpoints.gguf import check_gguf
+from workers.activations.tensorfiles import refusals
 from workers.errors import RunError
 
-_MAGIC = b"GGUF"
 _CONVERTER = "2"  # part of the folder's name: raise it when the conversion changes
 
 
 def convert_gguf(file: Path, cache_dir: Path) -> Path:
     """Folder with the model (float32 safetensors, with its head) and tokenizer of a GGUF file.
 
-    Its name is the digest of the file's content. RunError `truncated-file`, `model-load-failed`.
+    Its name is the digest of the file's content. RunError `truncated-file`, `too-large`, `weights-missing`,
+    `config-mismatch`, `model-load-failed`.
     """
+    with refusals():
+        check_gguf(file)
     with file.open("rb") as handle:
-        if handle.read(4) != _MAGIC:
-            raise RunError("truncated-file", f"{file.name} is damaged, or no GGUF file")
-        handle.seek(0)
         digest = hashlib.file_digest(handle, "sha256").hexdigest()[:20]
     target = cache_dir / "gguf" / f"{digest}-{_CONVERTER}"
     if target.is_dir():
@@ -50,11 +51,17 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
 
 def _convert(file: Path, folder: Path) -> None:
     named = {"gguf_file": file.name, "trust_remote_code": False, "local_files_only": True}
+    # Alone in a folder: transformers would read an adapter_config.json beside it, and go where that points.
+    alone = folder / "source"
+    alone.mkdir()
+    (alone / file.name).symlink_to(file.resolve())
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **named)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **named)
+        loaded = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, **named)
+        tokenizer = AutoTokenizer.from_pretrained(alone, **named)
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError, TypeError) as error:
         raise RunError("model-load-failed", f"{file.name} could not be converted: {error}") from error
+    finally:
+        shutil.rmtree(alone)
     # A model that came out of a GGUF file refuses to be saved: its config still says that it is quantised.
     config = loaded.config
     if hasattr(config, "quantization_config"):
