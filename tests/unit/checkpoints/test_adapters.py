@@ -1,4 +1,4 @@
-"""Adapters by an allow-list: kinds, members and values that are known, and nothing that PEFT would take for a pattern."""
+"""Adapters by an allow-list: kinds, members and values that are known, and nothing that PEFT takes for a pattern."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""GGUF headers: whole ones are read, and whatever else is in a file is a clear error, at once and with little memory."""
+"""GGUF headers: whole ones are read; anything else is a clear error, at once and with little memory."""
 
 import struct
 from pathlib import Path
@@ -145,7 +145,7 @@ def test_a_whole_file(tmp_path: Path, version: int) -> None:
 
 @pytest.mark.parametrize("missing", [1, 500, 1024])
 def test_data_that_are_cut_off(tmp_path: Path, missing: int) -> None:
-    with pytest.raises(UnusableError, match="cut off|beyond the file") as caught:
+    with pytest.raises(UnusableError, match=r"cut off|beyond the file") as caught:
         check_gguf(write_gguf(tmp_path / "model.gguf", data=1024 - missing))
     assert caught.value.code == "truncated-file"
 
@@ -160,6 +160,6 @@ def test_texts_longer_than_what_is_read_at_a_time(tmp_path: Path) -> None:
 
 def test_more_texts_than_any_tokenizer_has(tmp_path: Path) -> None:
     more = (b"a", ARRAY, array(STRING, 2_000_001, bytes(8 * 2_000_001)))
-    with pytest.raises(UnusableError, match="2,000,00[14] texts") as caught:
+    with pytest.raises(UnusableError, match=r"2,000,00[14] texts") as caught:
         check_gguf(write_gguf(tmp_path / "model.gguf", keys(more)))
     assert caught.value.code == "too-large"
