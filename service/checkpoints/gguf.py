@@ -15,7 +15,7 @@ from service.checkpoints.sizes import Census, check_config
 
 # Almost all metadata are the tokenizer's: 262,144 tokens and 500,000 merges (Gemma 3) take 15 MB.
 MAX_HEADER_BYTES = 100_000_000
-MAX_STRINGS = 2_000_000
+MAX_STRINGS = 1_000_000
 # Files of the hub have some 60 keys of some 40 characters, and at most 2,000 tensors: experts are stacked.
 MAX_KEYS = 2_000
 MAX_TENSORS = 20_000

@@ -6,8 +6,10 @@ from typing import Any
 
 from service.checkpoints.faults import UnusableError
 
-# The longest config.json of language models have some 100 kB. Nested lists take 25 times their text.
+# The longest config.json of language models have some 100 kB, with names of quantised modules a megabyte.
 MAX_JSON_BYTES = 2_000_000
+# Empty lists take 25 times their text in memory, and the garbage collector's time. Configs have some hundred.
+MAX_CONTAINERS = 20_000
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -16,6 +18,8 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         raw = file.read(max_bytes + 1)
     if len(raw) > max_bytes:
         raise UnusableError("too-large", f"{path.name} has more than {max_bytes:,} bytes.")
+    if raw.count(b"[") + raw.count(b"{") > MAX_CONTAINERS:
+        raise UnusableError("too-large", f"{path.name} has more than {MAX_CONTAINERS:,} lists and objects.")
     try:
         value = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -128,14 +128,14 @@ def _first(part: dict[str, Any], keys: Iterable[str]) -> int | None:
     return next((part[key] for key in keys if type(part.get(key)) is int), None)
 
 
-def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
+def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
     """Every whole number of a config with the name of the member that it is in, or of the list's."""
-    stack: list[tuple[str, Any]] = [(key, value)]
+    stack: list[tuple[str, Any]] = [("", config)]
     while stack:
         key, value = stack.pop()
-        if isinstance(value, dict):
-            stack += [(str(name), part) for name, part in value.items()]
-        elif isinstance(value, list):
-            stack += [(key, part) for part in value]
-        elif type(value) is int:
-            yield key, value
+        members = value.items() if isinstance(value, dict) else ((key, part) for part in value)
+        for name, part in members:
+            if isinstance(part, dict | list):
+                stack.append((name, part))
+            elif type(part) is int:
+                yield name, part

@@ -169,7 +169,7 @@ def test_a_rank_that_no_matrix_has(tmp_path: Path) -> None:
 def test_configs_that_are_too_large_or_damaged(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", target_modules=["a" * 200] * 10_000)
     refused(folder, "too-large", "adapter_config.json")
-    for text in ("", "[]", "{", "[" * 100_000, '{"r": 1', "\udcff"):
+    for text in ("", "[]", "{", "[" * 10_000, '{"r": 1', "\udcff"):
         (folder / "adapter_config.json").write_bytes(text.encode(errors="surrogateescape"))
         refused(folder, "truncated-file", "adapter_config.json")
     (folder / "adapter_config.json").unlink()

@@ -156,6 +156,8 @@ def test_files_that_are_too_large(tmp_path: Path, whole: Path) -> None:
     folder = changed(whole, tmp_path / "model", padding="x" * 2_000_000)
     refused(folder, "too-large", "config.json")
     (folder / "config.json").write_text("[" * 1_000_000)
+    refused(folder, "too-large", "config.json", "20,000 lists")
+    (folder / "config.json").write_text("[" * 20_000)
     refused(folder, "truncated-file", "config.json")
     folder = changed(whole, tmp_path / "sharded")
     (folder / "model.safetensors").unlink()

@@ -62,7 +62,7 @@ def test_no_length_of_a_header_is_taken_for_a_pickle(tmp_path: Path, columns: in
         (b'{"__metadata__":{}}', 0),
         (b'{"__metadata__":null,"a":{"dtype":"U8","shape":[],"data_offsets":[0,1]}}', 1),
         (b'{ "a" : { "dtype" : "F4", "shape" : [ 4 ], "data_offsets" : [ 0, 2 ] } }   ', 2),
-        (b'{"b":{"data_offsets":[1,2],"shape":[1],"dtype":"I8"},"a":{"dtype":"I8","shape":[1],"data_offsets":[0,1]}}', 2),
+        (b'{"b":{"data_offsets":[1,2],"shape":[],"dtype":"I8"},"a":{"dtype":"I8","shape":[],"data_offsets":[0,1]}}', 2),
     ],
 )  # fmt: skip
 def test_what_the_format_allows(tmp_path: Path, header: bytes, data: int) -> None:
