@@ -23,11 +23,12 @@ _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "block_coun
 # Layers for the prediction of further tokens, which files hold behind the others and models leave out.
 _FURTHER_LAYERS = ("num_nextn_predict_layers", "nextn_predict_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model", "dim", "embedding_length")
-_VOCABULARY = ("vocab_size",)
+# ALBERT and models that loop go through the same layers so many times, and count each time as a layer.
+_MOST_ROUNDS = 16
 _NUMBER = re.compile(r"(?:^|\.)(\d{1,9})(?=\.)")
 _LAYER_COUNT = re.compile(r"(layers?|blocks?|block_count|stages)$")
 _SIZE = re.compile(
-    r"((^|_)(dim|dims|size|heads?|experts|groups|rank|channels|inner|embd|embed|state|ff|kv|model|width|hash_buckets)"
+    r"((^|_)(dim|dims|(?<!chunk_)size|heads?|experts|groups|rank|channels|inner|embd|embed|state|ff|kv|model|width|hash_buckets)"
     r"|feed_forward_length|embedding_length|key_length|value_length|_count)$"
 )
 _POSITIONS = re.compile(r"(^|_)(positions|position_embeddings|ctx|seq_len|seq_length|context_length)$")
@@ -95,13 +96,13 @@ def check_config(config: dict[str, Any], census: Census, name: str) -> None:
 
 
 def _check_layers(config: dict[str, Any], census: Census, name: str) -> None:
-    # ALBERT repeats one group of layers: its files hold each group once.
-    expected = _first(config, ("num_hidden_groups",)) or layer_count(config)
+    expected = layer_count(config)
     if expected is None:
         return
     further = max((_first(part, _FURTHER_LAYERS) or 0) for part in _parts(config))
     counts = {len(numbers) for numbers in census.layers.values()}
-    if not counts & {expected, expected + further}:
+    fits = any(count * _MOST_ROUNDS >= expected and expected % count == 0 for count in counts)
+    if not fits and expected + further not in counts:
         there = f"have {max(counts)}" if counts else "belong to no numbered layers"
         raise UnusableError(
             "config-mismatch", f"{name} says that the model has {expected} layers; its tensors {there}."
@@ -109,13 +110,19 @@ def _check_layers(config: dict[str, Any], census: Census, name: str) -> None:
 
 
 def _check_widths(part: dict[str, Any], census: Census, name: str) -> None:
-    for keys in (_WIDTH, _VOCABULARY):
-        for key in keys:
-            value = part.get(key)
-            if type(value) is int and value > 0 and value not in census.dimensions:
-                raise UnusableError(
-                    "config-mismatch", f"{name} says that {key} is {value}; no tensor has such a dimension."
-                )
+    for key in _WIDTH:
+        value = part.get(key)
+        if type(value) is int and value > 0 and value not in census.dimensions:
+            raise UnusableError(
+                "config-mismatch", f"{name} says that {key} is {value}; no tensor has such a dimension."
+            )
+    vocabulary = part.get("vocab_size")
+    # Embeddings may hold more than the vocabulary, e.g. rows for images.
+    if type(vocabulary) is int and vocabulary > census.largest:
+        raise UnusableError(
+            "config-mismatch",
+            f"{name} says that vocab_size is {vocabulary}; no dimension of any tensor is larger than {census.largest}.",
+        )
 
 
 def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:

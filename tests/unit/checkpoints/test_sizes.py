@@ -71,7 +71,8 @@ def test_models_of_every_architecture_fit_their_own_config(tmp_path: Path, name:
         ({"vision_config": {"num_hidden_layers": 2_000_000}}, "num_hidden_layers is 2000000"),
         ({"vision_config": [{"a": {"hidden_size": 10**9}}]}, "hidden_size is 1000000000"),
         ({"max_position_embeddings": 10**9}, "max_position_embeddings is 1000000000"),
-        ({"text_config": {"vocab_size": 10}}, "vocab_size is 10;"),
+        ({"text_config": {"vocab_size": 500}}, "vocab_size is 500;"),
+        ({"text_config": {"hidden_size": 8}, "num_hidden_layers": None}, "hidden_size is 8;"),
     ],
 )
 def test_configs_of_other_models(tmp_path: Path, whole: Path, changes: dict[str, Any], says: str) -> None:
@@ -127,6 +128,7 @@ def test_configs_that_make_no_sense(tmp_path: Path, whole: Path, changes: dict[s
         (["model.layers.{}.mlp"], {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}),
         (["language_model.layers.{}.w", "vision.layers.0.w"], {"text_config": {"num_hidden_layers": 3}}),
         (["encoder.albert_layer_groups.{}.w"], {"num_hidden_layers": 12, "num_hidden_groups": 3}),
+        (["model.layers.{}.mlp"], {"num_hidden_layers": 3, "audio_chunk_size": 480_000}),
         (["model.layers.{}.mlp"], {}),
         (["model.layers.{}.mlp"], {"hidden_size": 4096, "quantization_config": {"bits": 4}}),
         (["model.layers.{}.mlp"], {"intermediate_size": 6144, "max_position_embeddings": 10_485_760}),
