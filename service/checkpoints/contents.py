@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from service.checkpoints import manifest, weights
+from service.checkpoints import adapters, manifest, weights
 from service.checkpoints.faults import UnusableError
 from service.kit.digests import ChangedWhileReadError, FileState, Progress, sha256_all, sha256_within
 from service.kit.paths import PathRefusedError, hold_to_roots
@@ -21,8 +21,8 @@ MODEL, ADAPTER = "model", "adapter"
 # Beside the weights: configuration, tokenizers, chat templates. Nothing here can run code when it is read.
 BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 # transformers would follow it to the base model that it names, wherever that is.
-NEVER = frozenset({"adapter_config.json"})
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+NEVER = frozenset({adapters.CONFIG})
+ADAPTER_FILES = (adapters.CONFIG, adapters.WEIGHTS)
 
 
 class File(NamedTuple):
@@ -63,15 +63,19 @@ class Contents:
         return cls({name: File(FileState(*row[:3]), row[3]) for name, row in stored.items()})
 
 
-def model_files(path: Path) -> dict[str, Path]:
+def model_files(path: Path, budget: int | None = None) -> dict[str, Path]:
     """The files of a model that are read, by name: of a Hugging Face folder, or of one .gguf file.
 
-    UnusableError as of `weights.weight_files`.
+    budget: bytes of an index up to which it is parsed; none are named where it has more. UnusableError as of
+    `weights.weight_files`.
     """
     if path.is_file():
         return {path.name: path}
     index = path / "model.safetensors.index.json"
-    found = {file.relative_to(path).as_posix(): file for file in weights.weight_files(path)}
+    listed = weights.weight_files(path, budget)
+    if listed is None:
+        return {}
+    found = {file.relative_to(path).as_posix(): file for file in listed}
     beside = {file.name: file for pattern in BESIDE for file in path.glob(pattern) if file.is_file()}
     for name in NEVER | ({index.name} if "model.safetensors" in found else set()):
         beside.pop(name, None)
@@ -96,7 +100,7 @@ def checkpoint_files(uri: str, model: Path | None, adapter: Path | None, hook_po
     found: dict[str, Path] = {}
     if model is not None:
         brought_along = uri.startswith(ACTIVATIONS)
-        files = activation_files(model, hook_points) if brought_along else model_files(model)
+        files = activation_files(model, hook_points) if brought_along else model_files(model, budget)
         found |= {f"{MODEL}/{name}": file for name, file in files.items()}
     if adapter is not None:
         found |= {f"{ADAPTER}/{name}": file for name, file in adapter_files(adapter).items()}

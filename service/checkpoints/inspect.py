@@ -60,7 +60,7 @@ def _look(uri: str, adapter: str | None, settings: Settings, expected: Expected)
     folder, resolved_adapter = _locate(adapter, settings) if adapter is not None else (None, None)
     if brought_along and model is not None and not model.is_dir():
         raise UnusableError("manifest-missing", f"{model.name} is not a folder with a manifest.json.")
-    files = contents.checkpoint_files(uri, model, folder, expected.hook_points)
+    files = contents.checkpoint_files(uri, model, folder, expected.hook_points, weights.REQUEST_BYTES)
     contents.check_links(files, settings.root_dirs)
     if model is not None and brought_along:
         manifest.check_activations(

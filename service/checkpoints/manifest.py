@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from service.checkpoints.faults import UnusableError
+from service.checkpoints.jsonfile import read_json
 from service.checkpoints.tensorfile import Tensor, read_header
-from service.checkpoints.weights import member, read_json
+from service.checkpoints.weights import looks, member
 
 FORMAT = "featurewatch-activations/1"
 FILE = "manifest.json"
 _DTYPES = ("F32", "BF16", "F16")
+# A file of activations has a few tensors; there may be thousands of such files.
+_MAX_HEADER_BYTES = 100_000
 
 
 def check_activations(
@@ -19,8 +22,13 @@ def check_activations(
     """Look at a folder of activations. `positions` and `widths` are the family's, as far as they are known.
 
     UnusableError says what is wrong: `manifest-missing`, `manifest-invalid`, `unknown-hook-point`, `path-escapes`,
-    `unsafe-format`, `shard-missing`, `truncated-file`, `wrong-dtype`, `wrong-width`, `wrong-positions`.
+    `unsafe-format`, `shard-missing`, `truncated-file`, `too-large`, `wrong-dtype`, `wrong-width`, `wrong-positions`.
     """
+    with looks:
+        _check(folder, hook_points, positions, widths)
+
+
+def _check(folder: Path, hook_points: Sequence[str], positions: int | None, widths: Mapping[str, int]) -> None:
     manifest = read(folder)
     count: int = manifest["positions"]
     if positions is not None and count != positions:
@@ -99,7 +107,7 @@ def _check_documents(folder: Path, name: str, positions: int) -> None:
 
 
 def _tensor(file: Path, name: str) -> Tensor:
-    tensor = read_header(file).get(name)
+    tensor = read_header(file, max_bytes=_MAX_HEADER_BYTES).get(name)
     if tensor is None:
         raise UnusableError("manifest-invalid", f"{file.name} has no tensor `{name}`.")
     return tensor

@@ -1,97 +1,104 @@
-"""A structural look at a model on disk: Hugging Face folders, GGUF files, PEFT adapters. Nothing is loaded."""
+"""A structural look at a model on disk: Hugging Face folders, GGUF files, PEFT adapters. Nothing is loaded.
 
-import json
-from collections.abc import Sequence
+The API looks when a checkpoint is registered, within a budget; the worker looks before it loads, without one.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from service.checkpoints import adapters, gguf
 from service.checkpoints.faults import UnusableError
-from service.checkpoints.tensorfile import read_header
+from service.checkpoints.jsonfile import read_json
+from service.checkpoints.sizes import Census, check_config, layer_count
+from service.checkpoints.tensorfile import header_length, read_header
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _KINDS = ("resid_post", "mlp_out", "attn_out")
-_MIN_GGUF_BYTES = 24
+# What a request may have parsed: 12,000 tensors in 0.1 s. A model of 70 billion weights has 70 kB of headers; those of
+# the largest mixtures of experts are left to the worker.
+REQUEST_BYTES = 1_000_000
+# The longest index of the hub has 9 MB (DeepSeek V3: 91,991 tensors in 163 files).
+MAX_INDEX_BYTES = 20_000_000
+MAX_FILES = 1_000
+# Of all requests that look at files, so many at a time: what they parse takes up to 20 MB each. Two, so that one file
+# system that hangs does not hold up all.
+looks = threading.BoundedSemaphore(2)
 
 
 def check_model(path: Path, hook_points: Sequence[str]) -> None:
-    """Look at a model folder or .gguf file; UnusableError says what is wrong with it."""
-    if path.is_dir():
-        check_folder(path)
-        check_layers(read_json(path / "config.json"), hook_points)
-    elif path.suffix == ".gguf":
-        _check_gguf(path)
-    elif path.suffix in _PICKLES:
-        raise UnusableError("unsafe-format", _pickle_text([path.name]))
-    else:
+    """A request's look at a model folder or .gguf file; UnusableError says what is wrong with it."""
+    with looks:
+        if path.is_dir():
+            check_folder(path, hook_points, budget=REQUEST_BYTES)
+        elif path.suffix == ".gguf":
+            _check_layers(gguf.layer_count(gguf.check_gguf(path)), hook_points)
+        elif path.suffix in _PICKLES:
+            raise UnusableError("unsafe-format", _pickle_text([path.name]))
+        else:
+            raise UnusableError(
+                "model-missing",
+                f"{path.name} is no model: give a folder with config.json and safetensors, or a .gguf file.",
+            )
+
+
+def check_folder(folder: Path, hook_points: Sequence[str] = (), *, budget: int | None = None) -> Census:
+    """A Hugging Face folder has a config, whole safetensors files that fit it, and refers to nothing elsewhere.
+
+    Returns what the headers say. `budget`: bytes of headers up to which they are parsed, else the census is empty.
+    None: they always are.
+    """
+    if (folder / adapters.CONFIG).is_file():
+        # transformers would put it on, and look for the base model where it says.
         raise UnusableError(
-            "model-missing",
-            f"{path.name} is no model: give a folder with config.json and safetensors, or a .gguf file.",
+            "adapter-unsupported",
+            f"{folder.name} has an {adapters.CONFIG}: name a folder without one as the model, and the adapter's own "
+            "folder as the checkpoint's adapter.",
         )
-
-
-def check_folder(folder: Path) -> None:
-    """A Hugging Face folder has config.json and whole safetensors files."""
-    files = weight_files(folder)
     if not (folder / "config.json").is_file():
-        raise UnusableError("model-missing", f"{folder.name} has no config.json; it is no Hugging Face model folder.")
+        gguf_files = sorted(file.name for file in folder.glob("*.gguf"))
+        hint = f" Name the file itself: file://.../{gguf_files[0]}" if gguf_files else ""
+        raise UnusableError(
+            "model-missing", f"{folder.name} has no config.json; it is not a Hugging Face model folder.{hint}"
+        )
+    files = weight_files(folder, budget)
+    config = read_json(folder / "config.json")
+    _check_layers(layer_count(config), hook_points)
+    _check_references(config)
+    census = Census()
+    if files is None or not _within(files, budget):
+        return census
     for file in files:
-        read_header(file)
+        for name, tensor in read_header(file).items():
+            census.add(name, tensor.shape)
+    check_config(config, census, "config.json")
+    return census
 
 
 def check_adapter(folder: Path) -> None:
-    """A PEFT adapter has adapter_config.json and adapter_model.safetensors."""
-    weights = folder / "adapter_model.safetensors"
-    if not folder.is_dir() or not (folder / "adapter_config.json").is_file():
-        raise UnusableError("model-missing", f"{folder.name} has no adapter_config.json; it is no PEFT adapter.")
+    """A request's look at a PEFT adapter: adapter_config.json and adapter_model.safetensors, of a kind that is read."""
+    with looks:
+        read_adapter(folder, budget=REQUEST_BYTES)
+
+
+def read_adapter(folder: Path, *, budget: int | None = None) -> adapters.AdapterConfig:
+    """The checked config of an adapter whose weights are whole and fit it. `budget`: as in `check_folder`."""
+    if not folder.is_dir() or not (folder / adapters.CONFIG).is_file():
+        raise UnusableError("adapter-missing", f"{folder.name} has no {adapters.CONFIG}; it is not a PEFT adapter.")
+    weights = folder / adapters.WEIGHTS
     if not weights.is_file():
         _refuse_pickles(folder)
-        raise UnusableError("weights-missing", f"{folder.name} has no {weights.name}.")
-    read_header(weights)
+        raise UnusableError("adapter-missing", f"{folder.name} has no {weights.name}.")
+    config = adapters.read_config(folder)
+    if _within([weights], budget):
+        adapters.check_ranks(config, read_header(weights))
+    return config
 
 
 def check_layers(config: dict[str, Any], hook_points: Sequence[str]) -> None:
     """Hook points lie within the model's layers, where its config says how many it has."""
-    layers = _layer_count(config)
-    if layers is None:
-        return
-    beyond = [name for name in hook_points if int(name.partition(".")[2]) >= layers]
-    if beyond:
-        there = ", ".join(f"{kind}.0 to {kind}.{layers - 1}" for kind in _KINDS)
-        raise UnusableError(
-            "unknown-hook-point",
-            f"{', '.join(beyond)}: the model has {layers} layers, counted from 0. Its hook points: {there}.",
-        )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; UnusableError `truncated-file` where it is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UnusableError("truncated-file", f"{path.name} is damaged: {error}.") from error
-    if not isinstance(value, dict):
-        raise UnusableError("truncated-file", f"{path.name} holds no JSON object.")
-    return value
-
-
-def weight_files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        return _indexed(folder, index)
-    _refuse_pickles(folder)
-    gguf = sorted(file.name for file in folder.glob("*.gguf"))
-    hint = f" Name the file itself: file://.../{gguf[0]}" if gguf else ""
-    raise UnusableError("weights-missing", f"{folder.name} has no model.safetensors.{hint}")
-
-
-def _indexed(folder: Path, index: Path) -> list[Path]:
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise UnusableError("truncated-file", f"{index.name} has no weight_map.")
-    return [member(folder, name) for name in sorted(set(shards.values()))]
+    _check_layers(layer_count(config), hook_points)
 
 
 def member(folder: Path, name: str) -> Path:
@@ -106,6 +113,70 @@ def member(folder: Path, name: str) -> Path:
     return file
 
 
+def _check_layers(layers: int | None, hook_points: Sequence[str]) -> None:
+    if layers is None:
+        return
+    beyond = [name for name in hook_points if int(name.partition(".")[2]) >= layers]
+    if beyond:
+        there = ", ".join(f"{kind}.0 to {kind}.{layers - 1}" for kind in _KINDS)
+        raise UnusableError(
+            "unknown-hook-point",
+            f"{', '.join(beyond)}: the model has {layers} layers, counted from 0. Its hook points: {there}.",
+        )
+
+
+def _within(files: Sequence[Path], budget: int | None) -> bool:
+    """Whether the headers of some files may be parsed. Their lengths are checked either way."""
+    return sum(map(header_length, files)) <= budget if budget is not None else True
+
+
+def weight_files(folder: Path, budget: int | None = None) -> list[Path] | None:
+    """Files with a model's weights; None where the index that names them has more bytes than the budget."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        if budget is not None and budget < index.stat().st_size <= MAX_INDEX_BYTES:
+            return None
+        return _indexed(folder, index)
+    _refuse_pickles(folder)
+    raise UnusableError("weights-missing", f"{folder.name} has no model.safetensors.")
+
+
+def _indexed(folder: Path, index: Path) -> list[Path]:
+    shards = read_json(index, max_bytes=MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise UnusableError("truncated-file", f"{index.name} has no weight_map.")
+    names = sorted(set(shards.values()))
+    if len(names) > MAX_FILES:
+        raise UnusableError("too-large", f"{index.name} names {len(names):,} files; at most {MAX_FILES:,} are read.")
+    return [member(folder, name) for name in names]
+
+
+def _check_references(config: dict[str, Any]) -> None:
+    """Configs can name code and models of the hub, which transformers would fetch: attention kernels and backbones."""
+    for part in _objects(config):
+        for key in ("attn_implementation", "_attn_implementation", "experts_implementation", "backbone"):
+            named = part.get(key)
+            choices = named.values() if isinstance(named, dict) else [named]
+            for name in choices:
+                if isinstance(name, str) and (key == "backbone" or "/" in name):
+                    raise UnusableError(
+                        "path-escapes", f"config.json: {key} is {name[:100]!r}, which is not in the folder."
+                    )
+
+
+def _objects(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A JSON object and those in it, at any depth."""
+    stack: list[Any] = [config]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, dict):
+            yield part
+        members = part.values() if isinstance(part, dict) else part
+        stack += [member for member in members if isinstance(member, dict | list)]
+
+
 def _refuse_pickles(folder: Path) -> None:
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
     if pickles:
@@ -117,20 +188,3 @@ def _pickle_text(names: Sequence[str]) -> str:
         f"{', '.join(names[:3])}: opening a pickle can run any code, so it is refused. "
         "Save the model with safe serialization (safetensors)."
     )
-
-
-def _check_gguf(path: Path) -> None:
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF" or path.stat().st_size < _MIN_GGUF_BYTES:
-        raise UnusableError("truncated-file", f"{path.name} is cut off, or no GGUF file.")
-
-
-def _layer_count(config: dict[str, Any]) -> int | None:
-    """Layers of the model; multimodal ones keep the number in a part of their config. None: it does not say."""
-    for part in (config, config.get("text_config")):
-        if isinstance(part, dict):
-            for key in _LAYER_KEYS:
-                if isinstance(part.get(key), int) and part[key] > 0:
-                    return int(part[key])
-    return None

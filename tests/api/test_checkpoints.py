@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from service.kit.db import Database
 from service.models import Bell, Checkpoint, Family, Run
 from tests import factories
 from tests.api.test_errors import check_problem
+from tests.unit.checkpoints.raw import write_gguf
 
 URL = "/v1/families/smol/checkpoints"
 
@@ -41,7 +41,8 @@ def model_folder(path: Path, seed: int = 0) -> Path:
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 2}))
     weights = np.random.default_rng(seed).normal(size=(16, 8)).astype(np.float32)
-    save_file({"model.embed_tokens.weight": weights}, path / "model.safetensors")
+    layers = {f"model.layers.{number}.mlp.down_proj.weight": weights for number in range(2)}
+    save_file({"model.embed_tokens.weight": weights, **layers}, path / "model.safetensors")
     return path
 
 
@@ -243,7 +244,7 @@ def test_paths_that_are_no_models(client: TestClient, tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_bytes(content)
         check_problem(client.post(URL, json={"name": "v1", "uri": (tmp_path / name).as_uri()}), 422, code)
-    (tmp_path / "b.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+    write_gguf(tmp_path / "b.gguf")
     assert client.post(URL, json={"name": "v1", "uri": (tmp_path / "b.gguf").as_uri()}).status_code == 202
 
 
@@ -252,10 +253,13 @@ def test_adapters(client: TestClient, tmp_path: Path) -> None:
     check_problem(client.post(URL, json=body), 422, "model-missing")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    check_problem(client.post(URL, json=body), 422, "weights-missing")
+    check_problem(client.post(URL, json=body), 422, "adapter-missing")
     (tmp_path / "adapter" / "adapter_model.bin").write_bytes(b"\x80\x04N.")
     check_problem(client.post(URL, json=body), 422, "unsafe-format")
-    save_file({"lora_A": np.ones((2, 2), np.float32)}, tmp_path / "adapter" / "adapter_model.safetensors")
+    save_file({"a.lora_A.weight": np.ones((2, 2), np.float32)}, tmp_path / "adapter" / "adapter_model.safetensors")
+    assert "peft_type" in check_problem(client.post(URL, json=body), 422, "adapter-unsupported")["detail"]
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["a"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     assert client.post(URL, json=body).status_code == 202
 
 

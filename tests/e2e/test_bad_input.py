@@ -31,6 +31,7 @@ from service.models import (
 )
 from tests.e2e.parts import HOOK_POINT, WAIT_SECONDS, Service, rows_of, unfinished
 from tests.unit.activations.tiny import save_checkpoint, weights_of, write_activations
+from tests.unit.checkpoints.raw import write_safetensors
 
 POSITIONS, WIDTH = 1200, 16
 OPTIONS = {"n_features": 16, "k": 2, "steps": 60, "batch_size": 128}
@@ -112,6 +113,22 @@ def fewer_layers(folder: Path) -> None:
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def more_layers(folder: Path) -> None:
+    """A config of which the empty model alone would fill the memory."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2_000_000}))
+
+
+def large_header(folder: Path) -> None:
+    write_safetensors(folder / "model.safetensors", b"{" + b" " * 81_000_000)
+
+
+def embedded_adapter(folder: Path) -> None:
+    """A file that transformers follows to another model."""
+    config = {"peft_type": "LORA", "base_model_name_or_path": "/etc", "r": 1, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
 def cut_shard(folder: Path) -> None:
     file = folder / f"{HOOK_POINT}-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-64])
@@ -179,6 +196,9 @@ CASES = [
     Case("model", disguised_pickle, "unsafe-format", ("model.safetensors", "pickle"), replaced=True),
     Case("model", cut_model, "truncated-file", ("model.safetensors", "bytes"), replaced=True),
     Case("model", fewer_layers, "unknown-hook-point", ("resid_post.3", "resid_post.0", "resid_post.1"), replaced=True),
+    Case("model", more_layers, "config-mismatch", ("config.json", "2000000 layers", "4"), replaced=True),
+    Case("model", large_header, "too-large", ("model.safetensors", "81,000,001"), replaced=True),
+    Case("model", embedded_adapter, "adapter-unsupported", ("adapter_config.json",)),
     Case("brought", cut_shard, "truncated-file", ("00001.safetensors", "bytes"), replaced=True),
     Case("brought", not_finite, "not-finite", ("00001.safetensors", "row 277", "777", HOOK_POINT), late=True),
     Case("brought", wider, "wrong-width", (HOOK_POINT, "32", "16"), replaced=True),

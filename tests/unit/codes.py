@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from service.checkpoints.faults import TITLES
 from service.kit import problems
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def of_problems() -> dict[str, int]:
 
 def of_runs() -> set[str]:
     """Of the `error` of runs that failed: RunError's, what the reaper and the runner say, faults of files."""
-    found = set[str]()
+    found = set(TITLES)  # what the service says of files, workers say too
     for node in _nodes("workers", "service/runs"):
         match node:
             case ast.Call(func=ast.Name(id="RunError"), args=[first, *_]):

@@ -18,11 +18,11 @@ import structlog
 
 from service.checkpoints import contents, manifest, references
 from service.checkpoints.contents import ACTIVATIONS, ADAPTER, MODEL, Contents
-from service.checkpoints.faults import UnusableError
 from service.config import Settings
 from service.kit.digests import ChangedWhileReadError, Progress
 from service.kit.paths import PathRefusedError, hold_to_roots
 from workers.activations.sources import locate
+from workers.activations.tensorfiles import refusals
 from workers.errors import RunError
 
 log = structlog.get_logger("featurewatch.worker")
@@ -150,10 +150,8 @@ def _resolve(uri: str, settings: Settings) -> str:
 
 
 def _allowed(uri: str, settings: Settings) -> None:
-    try:
+    with refusals():
         references.check(uri, settings.store_prefixes)
-    except UnusableError as error:
-        raise RunError(error.code, error.detail, title=error.title) from error
 
 
 def _locate(reference: Reference, settings: Settings) -> dict[str, Path]:
@@ -165,14 +163,13 @@ def _locate(reference: Reference, settings: Settings) -> dict[str, Path]:
             _allowed(plain, settings)
         places.append(None if plain is None else locate(plain, settings.root_dirs, settings.cache_dir))
     model, adapter = places
-    try:
+    with refusals():
         files = contents.checkpoint_files(reference.uri, model, adapter, reference.hook_points)
+    try:
         for file in files.values():
             hold_to_roots(file, (*settings.root_dirs, settings.cache_dir.resolve()))
             if not file.is_file():
                 raise RunError("model-missing", f"{file.parent.name} has no {file.name}")
-    except UnusableError as error:
-        raise RunError(error.code, error.detail, title=error.title) from error
     except PathRefusedError as error:
         raise RunError("path-refused", str(error)) from error
     return files

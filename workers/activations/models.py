@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from workers.activations.adapters import check_adapter, merge_adapter
 from workers.activations.gguf import convert_gguf
 from workers.activations.hooks import list_hook_points
+from workers.activations.sizes import check_model
 from workers.activations.sources import locate, weight_files
 from workers.activations.tensorfiles import read_header
 from workers.errors import RunError
@@ -56,14 +57,14 @@ def compute_dtype(device: str) -> torch.dtype:
 def locate_model(uri: str, *, roots: tuple[Path, ...], cache_dir: Path) -> Path:
     """Local Hugging Face folder (safetensors) of a model, checked as far as its headers; GGUF files are converted.
 
-    RunErrors of `sources.locate`, `sources.weight_files` and `gguf.convert_gguf`.
+    RunErrors of `sources.locate`, `sizes.check_model` and `gguf.convert_gguf`.
     """
     path = locate(uri, roots, cache_dir)
     if path.is_file():
         if path.suffix != ".gguf":
             raise RunError("unsafe-format", f"{path.name}: a model is a folder with safetensors, or a .gguf file")
         path = convert_gguf(path, cache_dir)
-    weight_files(path)
+    check_model(path)
     return path
 
 
@@ -157,9 +158,12 @@ def _load_body(folder: Path, dtype: torch.dtype) -> nn.Module:
 def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer of a folder. RunError `tokenizer-missing`."""
     # A tokenizer.json says all; the classes of single models rebuild parts of it from what such models use to have.
-    loader: Any = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+    file = folder / "tokenizer.json"
+    loader: Any = PreTrainedTokenizerFast if file.is_file() else AutoTokenizer
+    # Named here, because tokenizer_config.json can name another, anywhere on this machine.
+    named = {"tokenizer_file": str(file)} if file.is_file() else {}
     try:
-        return loader.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return loader.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **named)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         raise RunError("tokenizer-missing", f"{folder.name} holds no tokenizer that can be loaded: {error}") from error
 

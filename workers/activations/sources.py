@@ -15,15 +15,15 @@ from fsspec.spec import AbstractFileSystem
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from service.checkpoints import weights
 from service.checkpoints.contents import ACTIVATIONS
 from service.checkpoints.faults import UnusableError
 from service.checkpoints.references import FETCHED, MEMORY, STORES, is_fetched, list_store, listing_digest, parse_hub
 from service.kit.paths import PathRefusedError, resolve_under_roots
-from workers.activations.tensorfiles import read_header
+from workers.activations.tensorfiles import read_header, refusals
 from workers.errors import RunError
 
 ACTIVATIONS_PREFIX = ACTIVATIONS
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 
 
 def locate(uri: str, roots: tuple[Path, ...], cache_dir: Path) -> Path:
@@ -116,47 +116,15 @@ def _copy(fs: AbstractFileSystem, files: dict[str, str], target: Path) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files with a model's weights, their headers checked.
 
-    RunError `model-missing`, `unsafe-format`, `weights-missing`, `truncated-file`.
+    RunError `model-missing`, `unsafe-format`, `weights-missing`, `truncated-file`, `shard-missing`, `path-escapes`.
     """
     if not (folder / "config.json").is_file():
-        raise RunError("model-missing", f"{folder.name} holds no config.json; it is no Hugging Face model folder")
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        files = [folder / "model.safetensors"]
-    elif index.is_file():
-        files = _indexed(index)
-    else:
-        refuse_pickles(folder)
-        raise RunError("weights-missing", f"{folder.name} holds no model.safetensors")
+        raise RunError("model-missing", f"{folder.name} has no config.json; it is not a Hugging Face model folder")
+    with refusals():
+        files = weights.weight_files(folder) or []
     for file in files:
         read_header(file)
     return files
-
-
-def refuse_pickles(folder: Path) -> None:
-    """RunError `unsafe-format` that names the pickles of a folder, if it has any."""
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
-    if pickles:
-        raise RunError(
-            "unsafe-format",
-            f"{', '.join(pickles[:3])}: pickles can run code when they are opened and are refused; "
-            "save the model with safetensors",
-        )
-
-
-def _indexed(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError("truncated-file", f"{index.name} is damaged: {error}") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise RunError("path-escapes", f"{index.name} names {name!r}, which leads out of the folder")
-        if not name.endswith(".safetensors"):
-            raise RunError("unsafe-format", f"{index.name} names {name!r}, which is no safetensors file")
-        if not (index.parent / name).is_file():
-            raise RunError("shard-missing", f"{index.name} names {name!r}, which is not there")
-    return [index.parent / name for name in names]
 
 
 def safe_files(path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from workers.activations.tensorfiles import TensorEntry, load_arrays, map_tensor, read_header
+from workers.activations.tensorfiles import load_arrays, map_tensor, read_header, torch_dtype
 from workers.errors import RunError
 
 FORMAT = "featurewatch-activations/1"
@@ -216,14 +216,15 @@ def _member(path: Path, name: str) -> Path:
 
 def _open_shard(path: Path, hook_point: str, name: str, width: int) -> _Shard:
     file = _member(path, name)
-    entry: TensorEntry | None = read_header(file).get("activations")
+    entry = read_header(file).get("activations")
     if entry is None:
         raise RunError("manifest-invalid", f"{name} holds no tensor `activations`")
-    if entry.torch_dtype is None:
+    dtype = torch_dtype(entry)
+    if dtype is None:
         raise RunError("wrong-dtype", f"{name} is {entry.dtype}; activations are float32, bfloat16 or float16")
     if len(entry.shape) != 2 or entry.shape[1] != width:
         raise RunError("wrong-width", f"{name} has shape {list(entry.shape)}; {hook_point} is {width} wide")
-    return _Shard(file, map_tensor(file, entry), entry.torch_dtype, entry.begin)
+    return _Shard(file, map_tensor(file, entry), dtype, entry.begin)
 
 
 def _read_documents(path: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:

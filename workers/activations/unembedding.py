@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from service.checkpoints import tensorfile
 from workers.activations.adapters import WEIGHTS, check_adapter
 from workers.activations.sources import weight_files
-from workers.activations.tensorfiles import TensorEntry, map_tensor, read_header
+from workers.activations.tensorfiles import map_tensor, read_header, torch_dtype
 from workers.errors import RunError
 
 # Architectures whose final norm and head are nothing but these: model_type -> what the norm does.
@@ -39,7 +40,7 @@ VOCABULARY_BLOCK = 8192
 
 class _Place(NamedTuple):
     file: Path
-    entry: TensorEntry
+    entry: tensorfile.Tensor
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Unembedding:
     """W_U of a model with its final norm's gain; the matrix stays on disk."""
 
     path: Path
-    entry: TensorEntry
+    entry: tensorfile.Tensor
     gain: Tensor
     """[d] float32"""
     centred: bool
@@ -60,7 +61,7 @@ class Unembedding:
 
     def blocks(self, size: int = VOCABULARY_BLOCK) -> Iterator[Tensor]:
         """Rows of the matrix, float32 [b, d], in order."""
-        mapped, dtype = map_tensor(self.path, self.entry), self.entry.torch_dtype
+        mapped, dtype = map_tensor(self.path, self.entry), torch_dtype(self.entry)
         assert dtype is not None
         for begin in range(0, self.vocabulary, size):
             yield torch.from_numpy(np.array(mapped[begin : begin + size])).view(dtype).float()
@@ -96,7 +97,7 @@ def read_unembedding(folder: Path, adapter: Path | None = None) -> Unembedding:
     if adapter is not None:
         head = _adapted(adapter, head, name, norm)
     gain = _vector(tensors[norm]) + (1.0 if kind in _RMS_PLUS_ONE else 0.0)
-    if len(head.entry.shape) != 2 or head.entry.shape[1] != len(gain) or head.entry.torch_dtype is None:
+    if len(head.entry.shape) != 2 or head.entry.shape[1] != len(gain) or torch_dtype(head.entry) is None:
         raise _none(f"{name} is {head.entry.dtype} {list(head.entry.shape)}, the final norm has {len(gain)} values")
     return Unembedding(head.file, head.entry, gain, kind in _LAYER_NORM)
 
@@ -185,7 +186,7 @@ def _adapted(folder: Path, head: _Place, head_name: str, norm: str) -> _Place:
 
 
 def _vector(place: _Place) -> Tensor:
-    dtype = place.entry.torch_dtype
+    dtype = torch_dtype(place.entry)
     if dtype is None or len(place.entry.shape) != 1:
         raise _none(f"the final norm is {place.entry.dtype} {list(place.entry.shape)}")
     return torch.from_numpy(np.array(map_tensor(*place))).view(dtype).float()

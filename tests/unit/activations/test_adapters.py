@@ -1,6 +1,11 @@
 """PEFT adapters: merged exactly, whichever model they were trained on; those that do not fit are refused."""
 
 import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,11 +15,29 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from tests.unit.activations.test_models import write_gguf
 from tests.unit.activations.tiny import save_checkpoint, weights_of
 from workers.activations.models import load_model
 from workers.errors import RunError
 
 IDS = torch.arange(1, 20)[None]
+_listeners: list[list[Path]] = []
+
+
+@contextmanager
+def opened() -> Iterator[list[Path]]:
+    """Paths of all files that this process opens in the block, as Python sees them."""
+    files: list[Path] = []
+    if not _listeners:
+        sys.addaudithook(_listen)  # for good: there is no way to take it off
+    _listeners.append(files)
+    yield files
+    _listeners[-1:] = [[]]  # the hook is not added again
+
+
+def _listen(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "open" and isinstance(arguments[0], str | os.PathLike):
+        _listeners[-1].append(Path(arguments[0]))
 
 
 def load(folder: Path, adapter: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -89,7 +112,14 @@ def test_an_adapter_of_a_classifier_on_bert(tmp_path: Path) -> None:
     "settings",
     [
         {"target_modules": "all-linear"},
-        {"target_modules": r"model\.layers\.[12]\.mlp\.(up|down)_proj"},
+        {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"layers.2.mlp.up_proj": 2, "q_proj": 3}},
+        {"target_modules": ["q_proj"], "alpha_pattern": {"model.layers.1.self_attn.q_proj": 2.5}},
+        {"target_modules": ["q_proj"], "layers_to_transform": [0, 3], "layers_pattern": "layers"},
+        {"target_modules": ["q_proj", "down_proj"], "exclude_modules": ["model.layers.2.self_attn.q_proj"]},
+        {"target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
+        {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
+        {"target_modules": ["q_proj"], "init_lora_weights": "mica"},
+        {"target_modules": ["embed_tokens", "v_proj"]},
         {"target_modules": ["model.layers.1.self_attn.q_proj"]},
         {"target_modules": ["q_proj"], "use_rslora": True, "lora_alpha": 32},
         {"target_modules": ["q_proj", "lm_head"]},
@@ -103,6 +133,28 @@ def test_other_forms_of_adapters(tmp_path: Path, folder: Path, settings: dict[st
     torch.testing.assert_close(
         load(folder, tmp_path / "adapter")(IDS).last_hidden_state, expected, atol=1e-4, rtol=1e-3
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gpt2", "qwen2"])
+@pytest.mark.parametrize("settings", [{"lora_bias": True}, {"bias": "all"}, {"bias": "lora_only"}])
+def test_adapters_that_change_biases(tmp_path: Path, name: str, settings: dict[str, object]) -> None:
+    folder = save_checkpoint(tmp_path / name, name)
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    adapted = adapter_for(base, tmp_path / "adapter", target_modules=["c_attn", "q_proj"], **settings)
+    for parameter_name, parameter in adapted.named_parameters():
+        if parameter.requires_grad and parameter_name.endswith("bias"):
+            parameter.normal_(0, 0.3)
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = adapted.base_model.model.base_model(IDS).last_hidden_state
+    torch.testing.assert_close(
+        load(folder, tmp_path / "adapter")(IDS).last_hidden_state, expected, atol=1e-4, rtol=1e-3
+    )
+
+
+def test_a_bias_that_the_base_does_not_have(tmp_path: Path, folder: Path) -> None:
+    adapter_for(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "adapter", lora_bias=True)
+    refused(folder, tmp_path / "adapter", "adapter-mismatch", "bias")
 
 
 def test_a_small_change_survives_a_base_in_bfloat16(tmp_path: Path, folder: Path) -> None:
@@ -164,7 +216,7 @@ def test_pickles_and_damaged_or_missing_files_are_refused(tmp_path: Path, folder
     file.write_bytes(whole)
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "NOTHING"}))
-    refused(folder, adapter, "adapter-missing")
+    refused(folder, adapter, "adapter-unsupported", "NOTHING")
     (adapter / "adapter_config.json").unlink()
     refused(folder, adapter, "adapter-missing", "adapter_config.json")
     refused(folder, tmp_path / "none", "model-missing")
@@ -179,5 +231,87 @@ def test_an_adapter_cannot_choose_a_module_to_import(tmp_path: Path, folder: Pat
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(tmp_path)
+        refused(folder, adapter, "adapter-unsupported", "megatron_config")
+        (adapter / "adapter_config.json").write_text(json.dumps(config | {"megatron_config": None}))
         load(folder, adapter)
     assert not (tmp_path / "ran").exists()
+
+
+def of_kind(adapter: Path, **changes: object) -> None:
+    """Change the adapter's config."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | changes))
+
+
+def test_a_pattern_that_would_never_end_is_refused(tmp_path: Path, folder: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter_for(AutoModelForCausalLM.from_pretrained(folder), adapter)
+    for changes in ({"target_modules": "(.*a*)*$"}, {"rank_pattern": {"(.*a*)*": 4}}, {"modules_to_save": ["(.*a*)*"]}):
+        of_kind(adapter, **{"target_modules": ["q_proj"], "rank_pattern": {}, "modules_to_save": None} | changes)
+        refused(folder, adapter, "adapter-unsupported", next(iter(changes)), "plain module names")
+
+
+def test_adapters_that_name_files_elsewhere_open_none(tmp_path: Path, folder: Path) -> None:
+    """SHADOW and XLORA load what their config names, also pickles and also outside the roots."""
+    adapter, outside = tmp_path / "adapter", tmp_path / "outside"
+    adapter_for(AutoModelForCausalLM.from_pretrained(folder), adapter)
+    outside.mkdir()
+    torch.save({}, outside / "adapter_model.bin")
+    shutil.copyfile(adapter / "adapter_config.json", outside / "adapter_config.json")
+    paths = {"adapters": {"0": str(outside)}, "shadow_model": str(outside / "adapter_model.bin")}
+    with opened() as files:
+        for kind in ("SHADOW", "XLORA"):
+            of_kind(adapter, peft_type=kind, hidden_size=32, **paths)
+            refused(folder, adapter, "adapter-unsupported", kind)
+        of_kind(
+            adapter, peft_type="LORA", hidden_size=None, **dict.fromkeys(paths), base_model_name_or_path=str(outside)
+        )
+        load(folder, adapter)
+    assert adapter / "adapter_config.json" in files
+    assert not [file for file in files if file.is_relative_to(outside)]
+
+
+def test_a_model_folder_with_an_adapter_is_refused_and_leads_nowhere(tmp_path: Path, folder: Path) -> None:
+    """transformers goes on to the base model that such a file names, wherever that is."""
+    outside = save_checkpoint(tmp_path / "outside", seed=3)
+    adapter_for(AutoModelForCausalLM.from_pretrained(outside), tmp_path / "adapter")
+    for file in (tmp_path / "adapter").iterdir():
+        shutil.copyfile(file, folder / file.name)
+    of_kind(folder, base_model_name_or_path=str(outside))
+    uri = f"file://{folder}"
+    with opened() as files:
+        for _ in ("with a config", "without"):
+            with pytest.raises(RunError) as caught:
+                load_model(uri, None, roots=(folder,), device="cpu", dtype=torch.float32, cache_dir=tmp_path / "cache")
+            assert caught.value.code == "adapter-unsupported", caught.value
+            (folder / "config.json").unlink(missing_ok=True)
+    assert not [file for file in files if file.is_relative_to(outside)]
+
+
+def test_a_gguf_file_beside_an_adapter_leads_nowhere(tmp_path: Path) -> None:
+    expected = write_gguf(tmp_path / "models" / "tiny.gguf")
+    outside = save_checkpoint(tmp_path / "outside")
+    adapter_for(AutoModelForCausalLM.from_pretrained(outside), tmp_path / "models")
+    of_kind(tmp_path / "models", base_model_name_or_path=str(outside))
+    (tmp_path / "models" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_file": str(outside)}))
+    with opened() as files:
+        model, _ = load_model(
+            f"file://{tmp_path}/models/tiny.gguf", None, roots=(tmp_path / "models",), device="cpu",
+            dtype=torch.float32, cache_dir=tmp_path / "cache",
+        )  # fmt: skip
+    torch.testing.assert_close(model(IDS).last_hidden_state, expected.model(IDS).last_hidden_state)
+    assert not [file for file in files if file.is_relative_to(outside) or file.name == "adapter_config.json"]
+
+
+def test_a_tokenizer_is_never_one_from_elsewhere(tmp_path: Path, folder: Path) -> None:
+    other = save_checkpoint(tmp_path / "outside", "llama", tokenizer="word_piece")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    elsewhere = {name: str(other / "tokenizer.json") for name in ("tokenizer_file", "vocab_file", "gguf_file")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | elsewhere))
+    expected = (folder / "tokenizer.json").read_text()
+    with opened() as files:
+        _, tokenizer = load_model(
+            f"file://{folder}", None, roots=(folder,), device="cpu", dtype=torch.float32, cache_dir=tmp_path / "cache"
+        )
+    assert json.loads(tokenizer.backend_tokenizer.to_str()) == json.loads(expected)
+    assert not [file for file in files if file.is_relative_to(other)]

@@ -246,6 +246,7 @@ def write_gguf(file: Path) -> LlamaForCausalLM:
     )  # fmt: skip
     torch.manual_seed(5)
     model = LlamaForCausalLM(config).eval()
+    file.parent.mkdir(exist_ok=True)
     writer = GGUFWriter(file, "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(32)
@@ -305,10 +306,10 @@ def test_a_damaged_gguf_file_is_refused_and_leaves_nothing(tmp_path: Path) -> No
     write_gguf(file)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    refused(f"file://{file}", tmp_path, "model-load-failed", "tiny.gguf")
+    refused(f"file://{file}", tmp_path, "truncated-file", "tiny.gguf")
     file.write_bytes(b"PK" + whole[2:])
     refused(f"file://{file}", tmp_path, "truncated-file", "tiny.gguf")
-    assert not list((tmp_path / "cache" / "gguf").iterdir())
+    assert not list((tmp_path / "cache").glob("gguf/*"))
 
 
 def test_a_bert_without_pooler_is_whole(tmp_path: Path) -> None:
