@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from service import __version__
 from tests.cli.blocks import blocks
 from tests.cli.live import FIT, Up
 from tests.services import free_port
@@ -59,6 +62,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)
+    (folder / "requirements").mkdir()
+    shutil.copy(ROOT / "requirements" / "base.lock", folder / "requirements")
     return folder
 
 
@@ -66,15 +71,23 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bare(tmp_path: Path) -> dict[str, str]:
     """An environment in which pip has to bring `featurewatch`, without the net.
 
-    What it depends on is here already, and so is setuptools.
+    What it depends on is here already, in the versions of the lock, and so is setuptools; but not in PYTHONPATH, where
+    an installation of the job would be hidden by this one.
     """
-    python = tmp_path / "bare" / "python3"
+    python, home = tmp_path / "bare" / "python3", tmp_path / "job"
     python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    python.write_text(f'#!/bin/sh\nexec "{home}/bin/python" "$@"\n', encoding="utf-8")
     python.chmod(0o755)
-    site = tmp_path / "site"
-    offline = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1", "PIP_TARGET": str(site)}
-    return offline | {"PATH": f"{site}/bin:{python.parent}", "PYTHONPATH": str(site)}
+    see_this(home)
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": "",
+            "PATH": f"{home}/bin:{python.parent}:/usr/bin:/bin"}  # fmt: skip
+
+
+def see_this(home: Path) -> None:
+    """Make an environment that has all packages of this one, but installs its own."""
+    venv.create(home, with_pip=False, symlinks=True)
+    (site,) = (home / "lib").glob("python*/site-packages")
+    (site / "these.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")
 
 
 def bash(script: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
@@ -169,12 +182,23 @@ def test_the_guide_names_what_they_take() -> None:
 
 
 def test_the_action_installs_its_own_version(tmp_path: Path, checkout: Path, bare: dict[str, str]) -> None:
+    """And what that needs, by the lock, into an environment of its own."""
     action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
     step = action["runs"]["steps"][0]
-    done = bash(step["run"], tmp_path, bare | {"GITHUB_ACTION_PATH": str(checkout)})
+    see_this(tmp_path / "featurewatch")  # which the step makes again, and keeps what is in it
+    files = {"GITHUB_ACTION_PATH": str(checkout), "RUNNER_TEMP": str(tmp_path), "GITHUB_PATH": str(tmp_path / "path")}
+    done = bash(step["run"], tmp_path, bare | files)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site" / "service" / "cli" / "gate" / "rules.py").exists()
-    assert (tmp_path / "site" / "bin" / "featurewatch").exists()
+    home = tmp_path / "featurewatch"
+    assert (tmp_path / "path").read_text(encoding="utf-8") == f"{home}/bin\n"
+    assert (home / "bin" / "featurewatch").exists()
+    assert list(home.glob("lib/python*/site-packages/service/cli/gate/rules.py"))
+    lock = checkout / "requirements" / "base.lock"
+    text = lock.read_text(encoding="utf-8")
+    lock.write_text(re.sub(r"^alembic==[\d.]+", "alembic==0.0.1", text, flags=re.M), encoding="utf-8")
+    done = bash(step["run"], tmp_path, bare | files)
+    lock.write_text(text, encoding="utf-8")
+    assert done.returncode != 0 and "alembic==0.0.1" in done.stderr, "what is not in the lock is not good enough"
 
 
 def test_the_gitlab_job(gated: Up, planted: Path, tmp_path: Path, checkout: Path, bare: dict[str, str]) -> None:
@@ -182,11 +206,15 @@ def test_the_gitlab_job(gated: Up, planted: Path, tmp_path: Path, checkout: Path
     script = "\n".join([*job["before_script"], *job["script"]])
     uri = f"activations+file://{planted}/v2"
     variables = bare | job["variables"] | {"FAMILY": "gated", "CHECKPOINT": "v2", "URI": uri, "PARENT": "v1"}
-    variables |= {"FEATUREWATCH_PACKAGE": str(checkout), "FEATUREWATCH_URL": gated.url}
+    lock = checkout / "requirements" / "base.lock"
+    variables |= {"FEATUREWATCH_PACKAGE": str(checkout), "FEATUREWATCH_LOCK": str(lock), "FEATUREWATCH_URL": gated.url}
+    default = job["variables"]
+    assert default["FEATUREWATCH_PACKAGE"].endswith(f"/featurewatch/archive/refs/tags/v{__version__}.tar.gz")
+    assert default["FEATUREWATCH_LOCK"].endswith(f"/featurewatch/v{__version__}/requirements/base.lock")
     (tmp_path / "lenient.toml").write_text("[counts]\nabsent = 40\n", encoding="utf-8")
     done = bash(script, tmp_path, variables | {"GATE": "lenient.toml"})
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site" / "bin" / "featurewatch").exists(), "the job has installed it, and run that"
+    assert (tmp_path / "job" / "bin" / "featurewatch").exists(), "the job has installed it, and run that"
     reports = job["artifacts"]["reports"]
     assert lines_of(tmp_path / reports["dotenv"])["status"] == "passed"
     assert ElementTree.parse(tmp_path / reports["junit"]).getroot().get("tests") == "1"
