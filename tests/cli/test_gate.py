@@ -1,5 +1,6 @@
 """The gate in CI: what it leaves for people and machines, and the steps for GitHub and GitLab, run as they run them."""
 
+import json
 import os
 import re
 import shutil
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from service import __version__
 from tests.cli.blocks import blocks
@@ -155,6 +158,71 @@ def test_the_action_gates_a_release(gated: Up, planted: Path, tmp_path: Path, pa
     assert len(why.splitlines()) == len(absent) and all(f"{name} is absent: " in why for name in absent)
     assert "95% interval" in why and "of its own direction is still written" in why and "(q " in why
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("5", "1", "0")
+
+
+@pytest.fixture(scope="module")
+def releases(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Versions of v1: one with noise in place of its activations, one whose positions are in another order."""
+    folder, rng = tmp_path_factory.mktemp("releases"), np.random.default_rng(0)
+    for name in ("untrained", "misread"):
+        shutil.copytree(planted / "v1", planted / name)
+        (shard,) = (planted / name).glob("resid_post*.safetensors")
+        x = load_file(shard)["activations"]
+        broken = rng.standard_normal(x.shape) if name == "untrained" else x[rng.permutation(len(x))]
+        save_file({"activations": broken.astype(x.dtype)}, shard)
+    return folder
+
+
+def gate(service: Up, folder: Path, name: str, uri: str, *options: str) -> tuple[int, dict[str, Any]]:
+    """Register a checkpoint of the family `whole` with the default gate: exit code and answer."""
+    register = ["checkpoint", "register", "whole", name, f"activations+file://{uri}", "--gate", "default", *options]
+    done = service.run(*register, "--summary", str(folder / f"{name}.md"), "--junit", str(folder / f"{name}.xml"),
+                       "--json")  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_the_default_gate_asks_whether_it_could_be_judged(service: Up, planted: Path, releases: Path) -> None:
+    """It lets a first checkpoint, a version that lost some features, and a re-fit pass; and stops what is broken."""
+    service.json("family", "create", "whole", "--hook-point", "resid_post.1", *FIT)
+    code, first = gate(service, releases, "v1", f"{planted}/v1")
+    assert (code, first["gate"]["failures"], first["report"]["fitted_fvu"]) == (0, [], None)
+    code, second = gate(service, releases, "v2", f"{planted}/v2", "--parent", "v1")
+    report = second["report"]
+    assert (code, second["gate"]["failures"]) == (0, [])
+    assert report["fitted_fvu"] == first["report"]["quality"]["fvu"]
+    assert report["new_counts"]["absent"] == report["counts"]["absent"] > 0
+    code, third = gate(service, releases, "v3", f"{planted}/v2", "--parent", "v2")
+    assert (code, third["gate"]["failures"]) == (0, [])
+    assert third["report"]["counts"]["absent"] > third["report"]["new_counts"]["absent"] == 0, "gone before is no news"
+    code, again = gate(service, releases, "again", f"{planted}/v2", "--parent", "v1", "--fit", "refit")
+    assert (code, again["gate"]["failures"], again["report"]["fitted_fvu"]) == (0, [], None)
+    assert again["report"]["refit"]["carried"] > 30
+
+    code, answer = gate(service, releases, "untrained", f"{planted}/untrained", "--parent", "v1")
+    assert code == 1
+    failed = {rule["rule"]: rule for rule in answer["gate"]["rules"] if not rule["passed"]}
+    assert set(failed) == {"shares.indeterminate", "dictionary.refit_advised", "dictionary.fvu_ratio", "quality.fvu"}
+    assert re.match(r"(\d+) of \1 features that were there before cannot be judged \(100%; at least 9\d%, 95% CI\), "
+                    "over 30%", failed["shares.indeterminate"]["failure"])  # fmt: skip
+    assert any(
+        "not found by the checkpoint's own encoder" in text for text in failed["shares.indeterminate"]["evidence"]
+    )
+    assert "A re-fit is advised." in failed["dictionary.refit_advised"]["evidence"][0]
+    page = (releases / "untrained.md").read_text(encoding="utf-8")
+    cases = ElementTree.parse(releases / "untrained.xml").getroot().iter("testcase")
+    broken = {case.get("name", "").partition(":")[0] for case in cases if case.find("failure") is not None}
+    assert broken == set(failed)
+    for rule in failed.values():
+        assert rule["failure"] in page
+    done = service.run("checkpoint", "register", "whole", "untrained", f"activations+file://{planted}/untrained",
+                       "--parent", "v1", "--gate", "default")  # fmt: skip
+    assert done.returncode == 1 and f"shares.indeterminate: {failed['shares.indeterminate']['failure']}" in done.stdout
+
+    code, answer = gate(service, releases, "misread", f"{planted}/misread", "--parent", "v1")
+    failed = {rule["rule"] for rule in answer["gate"]["rules"] if not rule["passed"]}
+    assert (code, failed) == (1, {"shares.indeterminate"}), "its dictionary fits as well as ever, by new features"
+    assert answer["report"]["counts"]["emerged"] > 20
 
 
 @pytest.mark.parametrize(
