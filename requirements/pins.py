@@ -5,7 +5,7 @@ An image is named by a full version and by the digest of its index, which covers
     python:3.11.15-slim-bookworm@sha256:...
 
 To take another version, change the tag, then run this. A tag may be built anew (for Debian's security updates), and has
-another digest then: run this to take it. It asks the registry with crane, docker (buildx) or skopeo, whichever is here.
+another digest then: run this to take it. It asks the registry with crane, skopeo or docker (buildx), whichever is here.
 """
 
 import argparse
@@ -21,8 +21,8 @@ IMAGE = re.compile(r"(?P<before>^FROM |^ *image: )(?P<name>[\w./-]+:[\w.-]+)(?:@
 OURS = "featurewatch-"
 TOOLS = {
     "crane": ["crane", "digest"],
-    "docker": ["docker", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}"],
     "skopeo": ["skopeo", "inspect", "--format", "{{.Digest}}"],
+    "docker": ["docker", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}"],
 }
 
 
@@ -53,7 +53,7 @@ def resolve(image: str) -> str:
     """The digest of a tag's index, asked from its registry."""
     tool = next((tool for tool in TOOLS if shutil.which(tool)), None)
     if tool is None:
-        sys.exit("install crane, docker with buildx, or skopeo: one of them has to ask the registry")
+        sys.exit("install crane, skopeo, or docker with buildx: one of them has to ask the registry")
     name = f"docker://docker.io/{image if '/' in image else f'library/{image}'}" if tool == "skopeo" else image
     done = subprocess.run([*TOOLS[tool], name], capture_output=True, text=True, check=False)
     digest = done.stdout.strip()

@@ -230,7 +230,7 @@ def test_pins_are_written(tmp_path: Path) -> None:
     asked = set((tmp_path / "asked").read_text(encoding="utf-8").splitlines())
     assert asked == {f"digest {image.partition('@')[0]}" for image in images().values()}
     done = pins(path="/nonexistent")
-    assert done.returncode == 1 and "install crane, docker with buildx, or skopeo" in done.stderr
+    assert done.returncode == 1 and "install crane, skopeo, or docker with buildx" in done.stderr
 
 
 # Installing

@@ -52,7 +52,7 @@ def dictionary(limits: Dictionary, report: Report) -> Iterator[Outcome]:
             yield Outcome("dictionary.refit_advised", asked)
     if limits.fvu_ratio is not None:
         fvu, failure = quality.get("fvu"), ""
-        if fvu is not None and fitted and fvu > limits.fvu_ratio * fitted:
+        if fvu is not None and fitted and not fvu <= limits.fvu_ratio * fitted:
             failure = (
                 f"FVU {fvu:.3g} is {fvu / fitted:.1f} times the {fitted:.3g} of the fit, over {limits.fvu_ratio:g}"
             )

@@ -105,7 +105,7 @@ def _quality(gate: Gate, quality: dict[str, Any]) -> Iterator[Outcome]:
             raise UsageError(
                 f"the gate limits the quality {name!r}, which is not measured; there are {sorted(quality)}"
             )
-        failure = f"{name} is {value:.3g}, over {limit:.3g}" if value > limit else ""
+        failure = f"{name} is {value:.3g}, over {limit:.3g}" if not value <= limit else ""  # NaN is over every limit
         yield Outcome(f"quality.{name}", f"{name} is at most {limit:.3g}", failure)
 
 
