@@ -24,7 +24,7 @@ from service.lineage.schemas import LINK_KINDS, Refit
 from service.models import Checkpoint, Family
 from service.signatures import logic as signatures
 from service.signatures.words import sentence
-from service.verdicts.generations import ancestry, fitted_fvu, itself
+from service.verdicts.generations import reference_fvu
 
 LARGEST = 50
 Format = Literal["json", "markdown", "html"]
@@ -111,7 +111,7 @@ def report(
         changes=[asked.shown[number] for number in largest],
         refit=lineage.refit(session, asked.checkpoint),
         quality=asked.checkpoint.quality or {},
-        fitted_fvu=_fitted_fvu(session, asked.checkpoint),
+        fitted_fvu=reference_fvu(session, asked.checkpoint),
         signatures=_signatures(session, asked.checkpoint),
         circuits=circuits.findings(session, artifacts, family, asked.checkpoint, asked.baseline),
         alerts=[ReportAlert(**row._mapping) for row in queries.alerts(session, asked.checkpoint.id)],
@@ -121,10 +121,6 @@ def report(
 def _new_counts(session: Session, asked: features.Comparison) -> dict[Status, int]:
     counts = features.counts(session, asked, findings.changed(Filter()))
     return {status: counts.get(status, 0) for status in words.SEVERITY}
-
-
-def _fitted_fvu(session: Session, checkpoint: Checkpoint) -> float | None:
-    return None if itself(session, checkpoint).fitted else fitted_fvu(ancestry(session, checkpoint))
 
 
 def _signatures(session: Session, checkpoint: Checkpoint) -> list[ReportSignature]:
