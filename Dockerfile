@@ -1,29 +1,40 @@
 # Two images from one file: `api` (API, migrations, sweeps; no torch) and `worker` (runs models and fits).
 #   docker build --target api -t featurewatch-api .
 #   docker build --target worker -t featurewatch-worker .
-# For GPUs: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128
+# For GPUs: --build-arg TORCH=cuda
+# All packages are verified by requirements/*.lock, and the base image by its digest (`make pins` writes that of its tag).
 
-FROM python:3.11-slim-bookworm AS build
+FROM python:3.11.15-slim-bookworm@sha256:b18992999dbe963a45a8a4da40ac2b1975be1a776d939d098c647482bcad5cba AS python
+
+FROM scratch AS source
+COPY pyproject.toml README.md LICENSE /src/
+COPY service /src/service
+COPY workers /src/workers
+COPY migrations /src/migrations
+COPY featurewatch /src/featurewatch
+
+FROM python AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PATH=/venv/bin:$PATH
 RUN python -m venv /venv
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY service service
-COPY workers workers
-COPY migrations migrations
-COPY featurewatch featurewatch
+COPY constraints.txt ./
+COPY requirements requirements
 
 FROM build AS build-api
-RUN pip install -c constraints.txt ".[otel,parquet,s3]"
+RUN python requirements/install.py api -- --only-binary=:all:
+COPY --from=source /src ./
+RUN pip install --no-deps --no-build-isolation .
 
 FROM build AS build-worker
-# torch first and from its own index: PyPI's build for Linux brings gigabytes of CUDA along.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN grep '^torch==' constraints.txt > /tmp/torch.txt \
-    && pip install --index-url "${TORCH_INDEX}" -r /tmp/torch.txt \
-    && pip install -c constraints.txt ".[worker,s3,otel]"
+# cpu or cuda (CUDA 13), verified by their locks; or `any`, unverified, with TORCH_INDEX for other releases of CUDA:
+# --build-arg TORCH=any --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128
+ARG TORCH=cpu
+ARG TORCH_INDEX=
+RUN python requirements/install.py worker --torch "${TORCH}" --torch-index "${TORCH_INDEX}" -- --only-binary=:all:
+COPY --from=source /src ./
+RUN pip install --no-deps --no-build-isolation .
 
-FROM python:3.11-slim-bookworm AS base
+FROM python AS base
 RUN useradd --system --uid 10001 --create-home --home-dir /home/featurewatch featurewatch \
     && install --directory --owner=featurewatch /data
 ENV PATH=/venv/bin:$PATH \

@@ -5,13 +5,15 @@ VENV ?= .venv
 # Processes of the test run, and words for pytest, e.g. `make test ARGS='-k webhooks'`.
 WORKERS ?= 3
 ARGS ?=
+# Which build of torch: auto (what pip finds, verified where a lock has it), cpu, cuda, any (requirements/install.py).
+TORCH ?= auto
 
 BIN := $(VENV)/bin
 # Several processes share the cores, and torch's idle threads must not spin on them.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test pytest lint bench planted chaos fuzz audit docs clean
+.PHONY: help setup demo run test pytest lint bench planted chaos fuzz audit lock pins docs clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +56,14 @@ audit: $(VENV)/.test ## known vulnerabilities of what is installed (asks PyPI)
 	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > $(VENV)/.audited  # PyPI knows no torch==2.13.0+cpu
 	@$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(VENV)/.audited $(ARGS)
 
+lock: ## resolve the dependencies again into requirements/*.lock (asks PyPI; ARGS=--upgrade for the newest releases)
+	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
+	  $(PYTHON) -m pip install $(quietly) --target "$$tools" --require-hashes -r requirements/bootstrap-uv.lock && \
+	  PYTHONPATH="$$tools" $(PYTHON) requirements/compile.py $(ARGS)
+
+pins: ## write the digests of the images' tags into the Dockerfile and its like (asks their registries; ARGS=--check)
+	@$(PYTHON) requirements/pins.py $(ARGS)
+
 docs: $(VENV)/.test ## write what comes from the code: pages of settings and commands, parts of the client
 	@$(BIN)/python docs/client_code.py
 	@$(BIN)/python docs/build.py
@@ -61,18 +71,21 @@ docs: $(VENV)/.test ## write what comes from the code: pages of settings and com
 clean: ## remove the environment and the caches (never data)
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
 
-# pip compiles what it installs on one core. Files that are for other versions of Python cannot be compiled.
-install = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(1)]' && \
+quietly := --quiet --disable-pip-version-check
+# Everything by the locks, then the project itself (setuptools warns of every editable installation). pip compiles what
+# it installs on one core. Files that are for other versions of Python cannot be compiled.
+install = $(BIN)/python requirements/install.py $(1) --torch $(TORCH) -- --quiet --no-compile && \
+  PYTHONWARNINGS=ignore $(BIN)/python -m pip install $(quietly) --no-compile --no-deps --no-build-isolation -e . && \
   { $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true; }
 
-comma := ,
-# A stamp for each set of packages: a second call is quick, a changed pyproject installs again.
-# `notebook` is some ten seconds more, and has what the pages' exports and the guide's Python need.
-$(VENV)/.worker: pyproject.toml constraints.txt | $(BIN)/python
-	@$(call install,worker$(comma)notebook)
+# A stamp for each set of packages: a second call is quick, a changed lock installs again.
+# `demo` has what the pages' exports and the guide's Python need too; it is some ten seconds more.
+locks := pyproject.toml constraints.txt requirements/install.py requirements/torch-cpu.lock requirements/torch-cuda.lock
+$(VENV)/.worker: requirements/demo.lock $(locks) | $(BIN)/python
+	@$(call install,demo)
 	@touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.test: requirements/test.lock $(locks) | $(BIN)/python
 	@$(call install,test)
 	@touch $@ $(VENV)/.worker
 
@@ -82,5 +95,5 @@ $(BIN)/python:
 	@echo "making the environment in $(VENV) (about two minutes, once)"
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
 	  rm -rf $(VENV) && tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
-	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --target "$$tools" virtualenv && \
+	  $(PYTHON) -m pip install $(quietly) --target "$$tools" --require-hashes -r requirements/bootstrap-virtualenv.lock && \
 	  PYTHONPATH="$$tools" $(PYTHON) -m virtualenv --quiet $(VENV); }

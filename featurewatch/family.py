@@ -17,6 +17,7 @@ from service.client import Client, ClientError
 from service.client.types import Checkpoint
 from service.config import ClientSettings
 from service.dictionaries.folding import Autoencoder, fold
+from service.kit import extras
 
 if TYPE_CHECKING:
     import pandas
@@ -200,4 +201,4 @@ def _weights(checkpoint: Checkpoint) -> str:
 
 def _need(package: str, *, for_: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise ClientError(f"{for_}: needs {package}: pip install 'featurewatch[{_EXTRAS[package]}]'")
+        raise ClientError(f"{for_}: needs {package}: {extras.install(_EXTRAS[package])}")

@@ -24,6 +24,7 @@ from service.lineage.schemas import LINK_KINDS, Refit
 from service.models import Checkpoint, Family
 from service.signatures import logic as signatures
 from service.signatures.words import sentence
+from service.verdicts.generations import reference_fvu
 
 LARGEST = 50
 Format = Literal["json", "markdown", "html"]
@@ -63,9 +64,15 @@ class Report(Summary):
     generation: int | None
     features: int = Field(description="How many were judged.")
     counts: dict[Status, int]
+    new_counts: dict[Status, int] = Field(
+        description="How many came to a status here; `counts` has those too that have been gone since an earlier one."
+    )
     changes: list[FeatureRow] = Field(description=f"The largest, at most {LARGEST}; `findings` has them in words.")
     refit: Refit | None = Field(description="What became of the features, where its run fitted a new generation.")
     quality: dict[str, Any]
+    fitted_fvu: float | None = Field(
+        description="FVU of the dictionary on the checkpoint that it was fitted on last; null where that is this one."
+    )
     signatures: list[ReportSignature] = Field(description="Those that were read here; each against its own baseline.")
     circuits: list[CircuitFinding] = Field(
         description="Features that are written, but computed from others than at the baseline, or without effect."
@@ -100,13 +107,20 @@ def report(
         generation=asked.checkpoint.generation,
         features=sum(counts.values()),
         counts={status: counts.get(status, 0) for status in STATUSES},
+        new_counts=_new_counts(session, asked),
         changes=[asked.shown[number] for number in largest],
         refit=lineage.refit(session, asked.checkpoint),
         quality=asked.checkpoint.quality or {},
+        fitted_fvu=reference_fvu(session, asked.checkpoint),
         signatures=_signatures(session, asked.checkpoint),
         circuits=circuits.findings(session, artifacts, family, asked.checkpoint, asked.baseline),
         alerts=[ReportAlert(**row._mapping) for row in queries.alerts(session, asked.checkpoint.id)],
     )
+
+
+def _new_counts(session: Session, asked: features.Comparison) -> dict[Status, int]:
+    counts = features.counts(session, asked, findings.changed(Filter()))
+    return {status: counts.get(status, 0) for status in words.SEVERITY}
 
 
 def _signatures(session: Session, checkpoint: Checkpoint) -> list[ReportSignature]:

@@ -13,6 +13,7 @@ from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Name
 from service.dictionaries import layouts
 from service.dictionaries.folding import fold
+from service.kit import extras
 
 _TABLES = ("verdicts", "sources", "features")
 export_app = typer.Typer(help="Export data for other tools.", no_args_is_help=True)
@@ -111,7 +112,7 @@ def export_dictionary(
         with base.writing(folder):
             files = layouts.write(folder, layout, folded, ids, about)
     except layouts.NeedsTorchError as error:
-        raise base.UsageError(f"{layout} is written by torch: pip install 'featurewatch[worker]'") from error
+        raise base.UsageError(f"{layout} needs torch: {extras.install('worker')}") from error
     made = {"folder": str(folder), "features": len(ids), "d_model": len(folded.b_dec),
             "files": [path.name for path in files]}  # fmt: skip
     base.show_json(made) if as_json else base.show_fields(made.items())

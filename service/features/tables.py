@@ -19,6 +19,7 @@ from service.features import queries
 from service.features.codes import Outlet
 from service.features.schemas import FeatureOut, Point, feature_fields
 from service.features.sources import METRICS, FeatureAtSource, ends_of, over_size
+from service.kit import extras
 from service.kit.ids import feature_id
 from service.kit.problems import ConflictError
 from service.models import Checkpoint, Source
@@ -109,7 +110,7 @@ def stream(read: Reading, family_id: str, table: TableName) -> Iterator[bytes]:
     """The table as a Parquet file, in pieces. ConflictError, at once, where the server lacks what it takes."""
     if find_spec("pyarrow") is None:
         raise ConflictError(
-            "This server cannot write Parquet: install it with `pip install 'featurewatch[parquet]'`.",
+            f"This server cannot write Parquet. Install it there: `{extras.install('parquet')}`.",
             code="parquet-not-installed",
         )
     return _stream(read, family_id, table)

@@ -10,6 +10,7 @@ import structlog
 from fastapi import FastAPI
 
 from service.config import TelemetrySettings
+from service.kit import extras
 from service.kit.db import Database
 
 log = structlog.get_logger("featurewatch.telemetry")
@@ -49,7 +50,7 @@ def _started() -> bool:
     try:
         from opentelemetry.distro import OpenTelemetryConfigurator  # noqa: PLC0415
     except ImportError:
-        log.warning("OTEL_TRACES_EXPORTER is set, but OpenTelemetry is not there: pip install 'featurewatch[otel]'")
+        log.warning(f"OTEL_TRACES_EXPORTER is set, but OpenTelemetry is not installed: {extras.install('otel')}")
         return False
     OpenTelemetryConfigurator().configure()
     return True

@@ -90,6 +90,19 @@ def fitted_fvu(ancestors: Sequence[Ancestor]) -> float | None:
     return next((one.fvu for one in _generation(ancestors) if one.fitted), None)
 
 
+def reference_fvu(session: Session, checkpoint: Checkpoint) -> float | None:
+    """FVU where the dictionary that judged a checkpoint was fitted last; None where that is the checkpoint itself.
+
+    As `fitted_fvu` of its ancestors, in two queries however long the lineage is.
+    """
+    code = queries.code(session, checkpoint.id)
+    if code is None or code.extra.get("fitted"):
+        return None
+    earlier = queries.fits(session, queries.ancestors(session, checkpoint))
+    ours = list(takewhile(lambda fit: fit[0] == code.generation, earlier))
+    return next((quality.get("fvu") for _, fitted, quality in ours if fitted), ours[-1][2].get("fvu") if ours else None)
+
+
 def why_refit(ancestors: Sequence[Ancestor], policy: Policy) -> str | None:
     """Why `fit: auto` is to re-fit now, from how well the dictionary does on the parent; None: it is to extend."""
     ours = _generation(ancestors)

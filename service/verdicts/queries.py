@@ -91,6 +91,15 @@ def ancestors(session: Session, checkpoint: Checkpoint) -> list[str]:
     return found
 
 
+def fits(session: Session, checkpoint_ids: Sequence[str]) -> list[tuple[int, bool, dict[str, Any]]]:
+    """(generation, whether it was fitted on it, quality) of the checkpoints that have a code, in their order."""
+    columns = (Code.checkpoint_id, Code.generation, Code.extra, Checkpoint.quality)
+    statement = select(*columns).join(Checkpoint, Checkpoint.id == Code.checkpoint_id)
+    rows = session.execute(statement.where(one_of(Code.checkpoint_id, values=checkpoint_ids)))
+    known = {row[0]: (row[1], bool(row[2].get("fitted")), row[3] or {}) for row in rows}
+    return [known[one] for one in checkpoint_ids if one in known]
+
+
 def statuses(session: Session, checkpoint_id: str, numbers: Sequence[int] | None = None) -> dict[int, str]:
     """Feature number -> status in a checkpoint, of some features or of all."""
     statement = select(Verdict.feature, Verdict.status).where(Verdict.checkpoint_id == checkpoint_id)

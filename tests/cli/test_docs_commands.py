@@ -93,6 +93,7 @@ class Reader:
             (r"featurewatch-data/", f"{up.where['data_dir']}/"),
             (r"/(?:var/lib|backup)/(?=\S|$)", f"{folder}/"),
             (r"/srv/models", str(models)),
+            (r" @ git\+https://github\.com/featurewatch/featurewatch@v[\d.]+", ""),
             (r"\b(run|alt|whk|key)_\.\.\.", lambda found: self.newest(found[1])),
         ]
 
@@ -180,7 +181,11 @@ class Reader:
 
 def try_out(program: str, arguments: list[str]) -> None:
     """Have make and pip say what they would do, and a benchmark what it may be asked."""
-    if program == "python":
+    if program == "python" and arguments[0] != "-m":
+        command = [sys.executable, arguments[0], "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert all(option in done.stdout for option in arguments[1:] if option.startswith("--")), done.stdout
+    elif program == "python":
         _, module, *options = arguments
         said = StringIO()
         argv = mock.patch.object(sys, "argv", [module, *options, "--help"])

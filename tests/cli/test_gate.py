@@ -1,17 +1,23 @@
 """The gate in CI: what it leaves for people and machines, and the steps for GitHub and GitLab, run as they run them."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
+from service import __version__
 from tests.cli.blocks import blocks
 from tests.cli.live import FIT, Up
 from tests.services import free_port
@@ -59,6 +65,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)
+    (folder / "requirements").mkdir()
+    shutil.copy(ROOT / "requirements" / "base.lock", folder / "requirements")
     return folder
 
 
@@ -66,15 +74,23 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bare(tmp_path: Path) -> dict[str, str]:
     """An environment in which pip has to bring `featurewatch`, without the net.
 
-    What it depends on is here already, and so is setuptools.
+    What it depends on is here already, in the versions of the lock, and so is setuptools; but not in PYTHONPATH, where
+    an installation of the job would be hidden by this one.
     """
-    python = tmp_path / "bare" / "python3"
+    python, home = tmp_path / "bare" / "python3", tmp_path / "job"
     python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    python.write_text(f'#!/bin/sh\nexec "{home}/bin/python" "$@"\n', encoding="utf-8")
     python.chmod(0o755)
-    site = tmp_path / "site"
-    offline = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1", "PIP_TARGET": str(site)}
-    return offline | {"PATH": f"{site}/bin:{python.parent}", "PYTHONPATH": str(site)}
+    see_this(home)
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": "",
+            "PATH": f"{home}/bin:{python.parent}:/usr/bin:/bin"}  # fmt: skip
+
+
+def see_this(home: Path) -> None:
+    """Make an environment that has all packages of this one, but installs its own."""
+    venv.create(home, with_pip=False, symlinks=True)
+    (site,) = (home / "lib").glob("python*/site-packages")
+    (site / "these.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")
 
 
 def bash(script: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
@@ -144,6 +160,71 @@ def test_the_action_gates_a_release(gated: Up, planted: Path, tmp_path: Path, pa
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("5", "1", "0")
 
 
+@pytest.fixture(scope="module")
+def releases(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Versions of v1: one with noise in place of its activations, one whose positions are in another order."""
+    folder, rng = tmp_path_factory.mktemp("releases"), np.random.default_rng(0)
+    for name in ("untrained", "misread"):
+        shutil.copytree(planted / "v1", planted / name)
+        (shard,) = (planted / name).glob("resid_post*.safetensors")
+        x = load_file(shard)["activations"]
+        broken = rng.standard_normal(x.shape) if name == "untrained" else x[rng.permutation(len(x))]
+        save_file({"activations": broken.astype(x.dtype)}, shard)
+    return folder
+
+
+def gate(service: Up, folder: Path, name: str, uri: str, *options: str) -> tuple[int, dict[str, Any]]:
+    """Register a checkpoint of the family `whole` with the default gate: exit code and answer."""
+    register = ["checkpoint", "register", "whole", name, f"activations+file://{uri}", "--gate", "default", *options]
+    done = service.run(*register, "--summary", str(folder / f"{name}.md"), "--junit", str(folder / f"{name}.xml"),
+                       "--json")  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_the_default_gate_asks_whether_it_could_be_judged(service: Up, planted: Path, releases: Path) -> None:
+    """It lets a first checkpoint, a version that lost some features, and a re-fit pass; and stops what is broken."""
+    service.json("family", "create", "whole", "--hook-point", "resid_post.1", *FIT)
+    code, first = gate(service, releases, "v1", f"{planted}/v1")
+    assert (code, first["gate"]["failures"], first["report"]["fitted_fvu"]) == (0, [], None)
+    code, second = gate(service, releases, "v2", f"{planted}/v2", "--parent", "v1")
+    report = second["report"]
+    assert (code, second["gate"]["failures"]) == (0, [])
+    assert report["fitted_fvu"] == first["report"]["quality"]["fvu"]
+    assert report["new_counts"]["absent"] == report["counts"]["absent"] > 0
+    code, third = gate(service, releases, "v3", f"{planted}/v2", "--parent", "v2")
+    assert (code, third["gate"]["failures"]) == (0, [])
+    assert third["report"]["counts"]["absent"] > third["report"]["new_counts"]["absent"] == 0, "gone before is no news"
+    code, again = gate(service, releases, "again", f"{planted}/v2", "--parent", "v1", "--fit", "refit")
+    assert (code, again["gate"]["failures"], again["report"]["fitted_fvu"]) == (0, [], None)
+    assert again["report"]["refit"]["carried"] > 30
+
+    code, answer = gate(service, releases, "untrained", f"{planted}/untrained", "--parent", "v1")
+    assert code == 1
+    failed = {rule["rule"]: rule for rule in answer["gate"]["rules"] if not rule["passed"]}
+    assert set(failed) == {"shares.indeterminate", "dictionary.refit_advised", "dictionary.fvu_ratio", "quality.fvu"}
+    assert re.match(r"(\d+) of \1 features that were there before cannot be judged \(100%; at least 9\d%, 95% CI\), "
+                    "over 30%", failed["shares.indeterminate"]["failure"])  # fmt: skip
+    assert any(
+        "not found by the checkpoint's own encoder" in text for text in failed["shares.indeterminate"]["evidence"]
+    )
+    assert "A re-fit is advised." in failed["dictionary.refit_advised"]["evidence"][0]
+    page = (releases / "untrained.md").read_text(encoding="utf-8")
+    cases = ElementTree.parse(releases / "untrained.xml").getroot().iter("testcase")
+    broken = {case.get("name", "").partition(":")[0] for case in cases if case.find("failure") is not None}
+    assert broken == set(failed)
+    for rule in failed.values():
+        assert rule["failure"] in page
+    done = service.run("checkpoint", "register", "whole", "untrained", f"activations+file://{planted}/untrained",
+                       "--parent", "v1", "--gate", "default")  # fmt: skip
+    assert done.returncode == 1 and f"shares.indeterminate: {failed['shares.indeterminate']['failure']}" in done.stdout
+
+    code, answer = gate(service, releases, "misread", f"{planted}/misread", "--parent", "v1")
+    failed = {rule["rule"] for rule in answer["gate"]["rules"] if not rule["passed"]}
+    assert (code, failed) == (1, {"shares.indeterminate"}), "its dictionary fits as well as ever, by new features"
+    assert answer["report"]["counts"]["emerged"] > 20
+
+
 @pytest.mark.parametrize(
     ("schema", "file"), [("github-actions", "action.yml"), ("gitlab-ci", "deploy/gitlab/featurewatch.yml")]
 )
@@ -169,12 +250,23 @@ def test_the_guide_names_what_they_take() -> None:
 
 
 def test_the_action_installs_its_own_version(tmp_path: Path, checkout: Path, bare: dict[str, str]) -> None:
+    """And what that needs, by the lock, into an environment of its own."""
     action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
     step = action["runs"]["steps"][0]
-    done = bash(step["run"], tmp_path, bare | {"GITHUB_ACTION_PATH": str(checkout)})
+    see_this(tmp_path / "featurewatch")  # which the step makes again, and keeps what is in it
+    files = {"GITHUB_ACTION_PATH": str(checkout), "RUNNER_TEMP": str(tmp_path), "GITHUB_PATH": str(tmp_path / "path")}
+    done = bash(step["run"], tmp_path, bare | files)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site" / "service" / "cli" / "gate" / "rules.py").exists()
-    assert (tmp_path / "site" / "bin" / "featurewatch").exists()
+    home = tmp_path / "featurewatch"
+    assert (tmp_path / "path").read_text(encoding="utf-8") == f"{home}/bin\n"
+    assert (home / "bin" / "featurewatch").exists()
+    assert list(home.glob("lib/python*/site-packages/service/cli/gate/rules.py"))
+    lock = checkout / "requirements" / "base.lock"
+    text = lock.read_text(encoding="utf-8")
+    lock.write_text(re.sub(r"^alembic==[\d.]+", "alembic==0.0.1", text, flags=re.M), encoding="utf-8")
+    done = bash(step["run"], tmp_path, bare | files)
+    lock.write_text(text, encoding="utf-8")
+    assert done.returncode != 0 and "alembic==0.0.1" in done.stderr, "what is not in the lock is not good enough"
 
 
 def test_the_gitlab_job(gated: Up, planted: Path, tmp_path: Path, checkout: Path, bare: dict[str, str]) -> None:
@@ -182,11 +274,15 @@ def test_the_gitlab_job(gated: Up, planted: Path, tmp_path: Path, checkout: Path
     script = "\n".join([*job["before_script"], *job["script"]])
     uri = f"activations+file://{planted}/v2"
     variables = bare | job["variables"] | {"FAMILY": "gated", "CHECKPOINT": "v2", "URI": uri, "PARENT": "v1"}
-    variables |= {"FEATUREWATCH_PACKAGE": str(checkout), "FEATUREWATCH_URL": gated.url}
+    lock = checkout / "requirements" / "base.lock"
+    variables |= {"FEATUREWATCH_PACKAGE": str(checkout), "FEATUREWATCH_LOCK": str(lock), "FEATUREWATCH_URL": gated.url}
+    default = job["variables"]
+    assert default["FEATUREWATCH_PACKAGE"].endswith(f"/featurewatch/archive/refs/tags/v{__version__}.tar.gz")
+    assert default["FEATUREWATCH_LOCK"].endswith(f"/featurewatch/v{__version__}/requirements/base.lock")
     (tmp_path / "lenient.toml").write_text("[counts]\nabsent = 40\n", encoding="utf-8")
     done = bash(script, tmp_path, variables | {"GATE": "lenient.toml"})
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site" / "bin" / "featurewatch").exists(), "the job has installed it, and run that"
+    assert (tmp_path / "job" / "bin" / "featurewatch").exists(), "the job has installed it, and run that"
     reports = job["artifacts"]["reports"]
     assert lines_of(tmp_path / reports["dotenv"])["status"] == "passed"
     assert ElementTree.parse(tmp_path / reports["junit"]).getroot().get("tests") == "1"

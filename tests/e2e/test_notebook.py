@@ -95,7 +95,7 @@ def test_what_is_missing_is_named(family: tuple[Family, Path], monkeypatch: pyte
     with pytest.raises(ClientError, match="no checkpoint v9"):
         tiny.encode(["x"], "v9", "resid_post.0")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ClientError, match=r"pip install 'featurewatch\[worker\]'"):
+    with pytest.raises(ClientError, match=r"pip install 'featurewatch\[worker\] @ git\+https"):
         tiny.decoder("v2", "resid_post.0")
-    with pytest.raises(ClientError, match=r"pip install 'featurewatch\[notebook\]'"):
+    with pytest.raises(ClientError, match=r"pip install 'featurewatch\[notebook\] @ git\+https"):
         tiny.trajectories()

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from service.checkpoints.markdown import cell
 from service.cli.base import UsageError
-from service.cli.gate.rules import Outcome
+from service.cli.gate.outcome import Outcome
 from service.client.types import Run
 
 # What XML 1.0 cannot hold, escaped or not.

@@ -11,8 +11,8 @@ from service.cli import base, complete, progress
 from service.cli.base import AsJson
 from service.cli.checkpoints import Family, Name, Timeout, checkpoint_app, end_as, why
 from service.cli.gate import documents, policy, rules
+from service.cli.gate.outcome import Outcome
 from service.cli.gate.policy import Gate
-from service.cli.gate.rules import Outcome
 from service.client import Client, ClientError
 from service.client.types import Checkpoint, Report, Run
 from service.config import JobSettings

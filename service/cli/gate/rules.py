@@ -1,9 +1,12 @@
 """What a checkpoint passes and fails by, rule by rule, with the evidence of each failure."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any
 
 from service.cli.base import UsageError
+from service.cli.gate import judgeable
+from service.cli.gate.outcome import Outcome
 from service.cli.gate.policy import Gate, Never
 from service.client import Client
 from service.client.types import Checkpoint, ReportSignature
@@ -15,29 +18,6 @@ _NAMED = 20
 """Features of a failure that are told of; a policy that hundreds break is not read to its end."""
 
 
-class Outcome(NamedTuple):
-    """How a checkpoint stands to one rule of a gate."""
-
-    rule: str
-    """Its place in the policy file, e.g. `counts.absent`."""
-    asked: str
-    """The rule as a sentence."""
-    failure: str = ""
-    """What broke it; empty: it passed."""
-    evidence: tuple[str, ...] = ()
-    """A sentence for each feature that broke it: how much changed, how sure that is."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the checkpoint keeps it."""
-        return not self.failure
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"rule": self.rule, "asked": self.asked, "passed": self.passed, "failure": self.failure or None,
-                "evidence": list(self.evidence)}  # fmt: skip
-
-
 def outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -> list[Outcome]:
     """Every rule of the gate, in the order of the policy file's tables. Raises UsageError where one cannot be held."""
     return list(_outcomes(gate, client, family, checkpoint))
@@ -46,6 +26,9 @@ def outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) ->
 def _outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -> Iterator[Outcome]:
     name = checkpoint["name"]
     policy = Policy.model_validate(client.family(family)["policy"])
+    report = client.report(family, name)
+    if "new_counts" not in report:
+        raise UsageError("the service is older than this command: install the service's version of featurewatch")
     groups = [gate.watched, *gate.tags.values()]
     wanted = sorted(set(gate.counts) | {status for group in groups for status in group.never})
     read = client.features(family, checkpoint=name, status=wanted) if wanted else ()
@@ -55,16 +38,25 @@ def _outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -
         failure = f"{_many(len(hit))} became {status}, at most {limit:,} may: {_names(hit)}"
         asked = f"at most {_many(limit)} become{'s' if limit == 1 else ''} {status}"
         yield _outcome(f"counts.{status}", asked, failure, hit, limit, policy)
+    yield from judgeable.shares(gate.shares, report, _absent(client, family, name, policy))
+    yield from judgeable.dictionary(gate.dictionary, report)
     if gate.watched.never:
         yield _never("watched", "watched feature", gate.watched, [row for row in rows if row.watched], policy)
     for tag, rule in gate.tags.items():
         tagged = [row for row in rows if tag in row.tags]
         yield _never(f"tags.{tag}", f"feature tagged {tag}", rule, tagged, policy)
     if gate.signatures.never:
-        yield _signatures(gate.signatures.never, client.report(family, name)["signatures"])
+        yield _signatures(gate.signatures.never, report["signatures"])
     yield from _quality(gate, checkpoint["quality"] or {})
     if gate.alerts.open is not None:
         yield _alerts(gate.alerts.open, [alert["summary"] for alert in _open_alerts(client, family, name)])
+
+
+def _absent(client: Client, family: str, checkpoint: str, policy: Policy) -> Iterator[str]:
+    """A sentence for each of the first features that became absent; read when somebody asks for them."""
+    rows = client.features(family, checkpoint=checkpoint, status=["absent"], sort="change", order="desc")
+    changed = (row for row in map(FeatureRow.model_validate, rows) if _changed(row))
+    yield from (_evidence(row, policy) for row in islice(changed, _NAMED))
 
 
 def _open_alerts(client: Client, family: str, checkpoint: str) -> Iterable[Any]:
@@ -113,7 +105,7 @@ def _quality(gate: Gate, quality: dict[str, Any]) -> Iterator[Outcome]:
             raise UsageError(
                 f"the gate limits the quality {name!r}, which is not measured; there are {sorted(quality)}"
             )
-        failure = f"{name} is {value:.3g}, over {limit:.3g}" if value > limit else ""
+        failure = f"{name} is {value:.3g}, over {limit:.3g}" if not value <= limit else ""  # NaN is over every limit
         yield Outcome(f"quality.{name}", f"{name} is at most {limit:.3g}", failure)
 
 

@@ -13,6 +13,7 @@ import typer
 from service.cli import base, complete
 from service.cli.base import AsJson
 from service.config import Settings
+from service.kit import extras
 from service.kit.clock import utcnow
 
 key_app = typer.Typer(help="API keys.", no_args_is_help=True)
@@ -165,5 +166,5 @@ def _local() -> ModuleType:
 def _need_worker_packages() -> None:
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("workers") is None:
         raise base.UsageError(
-            "workers need torch and transformers: pip install 'featurewatch[worker]' (or use `up --no-worker`)"
+            f"workers need torch and transformers: {extras.install('worker')} (or use `up --no-worker`)"
         )

@@ -241,9 +241,11 @@ class Report(TypedDict):
     generation: int | None
     features: int
     counts: dict[str, int]
+    new_counts: dict[str, int]
     changes: list[FeatureRow]
     refit: Refit | None
     quality: dict[str, Any]
+    fitted_fvu: float | None
     signatures: list[ReportSignature]
     circuits: list[CircuitFinding]
     alerts: list[ReportAlert]

@@ -6,7 +6,7 @@ import pytest
 
 from service.kit.db import Database
 from service.models import Checkpoint, Code, Source
-from service.verdicts.generations import Ancestor, ancestry, anchors, fitted_fvu, why_refit
+from service.verdicts.generations import Ancestor, ancestry, anchors, fitted_fvu, reference_fvu, why_refit
 from service.verdicts.policy import Policy
 from tests import factories
 
@@ -81,3 +81,25 @@ def test_ancestry_tells_what_was_fitted(database: Database) -> None:
         found = {one.checkpoint.name: one.fitted for one in ancestry(session, newest)}
     assert found == {"v4": True, "v3": False, "v2": True, "v1": True}
     assert list(found) == ["v4", "v3", "v2", "v1"]
+
+
+def test_the_fvu_to_compare_with(database: Database) -> None:
+    """That of the checkpoint that the dictionary was fitted on last, as a walk over the ancestors finds it."""
+    lineage = [("v1", 1, {}), ("v2", 1, {}), ("v3", 1, {"fitted": True}), ("v4", 1, {}), ("v5", 2, {}), ("v6", 2, {})]
+    with database.write() as session:
+        family, rows = factories.family(session), []
+        for number, (name, generation, extra) in enumerate(lineage, 1):
+            quality = {"fvu": number / 10}
+            parent = rows[-1] if rows else None
+            row = factories.checkpoint(session, family, name, parent=parent, generation=generation, quality=quality)
+            session.add(Code(checkpoint_id=row.id, family_id=family.id, generation=generation, artifact="c",
+                             examples="e", n_positions=1, n_features=1, extra=extra))  # fmt: skip
+            rows.append(row)
+        session.flush()
+        found = {row.name: reference_fvu(session, row) for row in rows}
+        extended = {name: fitted_fvu(ancestry(session, row)) for name, row in zip(found, rows, strict=True)
+                    if found[name] is not None}  # fmt: skip
+        waiting = factories.checkpoint(session, family, "v7", parent=rows[-1], state="registered")
+        assert reference_fvu(session, waiting) is None
+    assert found == {"v1": None, "v2": 0.1, "v3": None, "v4": 0.3, "v5": None, "v6": 0.5}
+    assert extended == {"v2": 0.1, "v4": 0.3, "v6": 0.5}
