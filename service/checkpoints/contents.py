@@ -95,7 +95,9 @@ def activation_files(folder: Path, hook_points: Sequence[str]) -> dict[str, Path
     return {name: folder / name if name == manifest.FILE else weights.member(folder, name) for name in names}
 
 
-def checkpoint_files(uri: str, model: Path | None, adapter: Path | None, hook_points: Sequence[str]) -> dict[str, Path]:
+def checkpoint_files(
+    uri: str, model: Path | None, adapter: Path | None, hook_points: Sequence[str], budget: int | None = None
+) -> dict[str, Path]:
     """All files of a checkpoint, named as in `Contents`, from the places where its parts are. None: not in sight."""
     found: dict[str, Path] = {}
     if model is not None:
