@@ -62,11 +62,12 @@ def examine(session: Session, settings: Settings, family_name: str, body: Checkp
 
 def register(
     session: Session, settings: Settings, family_name: str, body: CheckpointIn, content: str | None = None
-) -> tuple[Checkpoint, Run, bool]:
+) -> tuple[Checkpoint, Run | None, bool]:
     """Register a checkpoint: its row, its run and the run's bell. `content` is what `examine` returned.
 
     Returns the checkpoint, its run and whether anything is new: the same content under the same name gives what is
-    there. A failed checkpoint's name may be taken by other content; the row is used again, with a new run.
+    there, without a run where that was deleted. A failed checkpoint's name may be taken by other content; the row is
+    used again, with a new run.
     Raises 404, 409 (name used for other content), 422 (parent, hook points, files); then nothing is written.
     """
     content = content or examine(session, settings, family_name, body)
@@ -84,9 +85,10 @@ def register(
         else:
             return checkpoint, _queue(session, checkpoint, body.priority), True
     parent_id = found.parent_id if body.parent is None else _parent_id(session, family, body.parent)
-    if _digest(family, body, parent_id, content) == found.digest:
-        run = queries.newest_runs(session, [found.id])[found.id]
-        return found, run, False
+    if _digest(family, body, _registered_parent(found, body.parent, parent_id), content) == found.digest:
+        run = queries.newest_runs(session, [found.id]).get(found.id)
+        if run is not None or found.state != "failed":
+            return found, run, False
     if found.state != "failed":
         raise ConflictError(
             f"The name {body.name} is used by another checkpoint of {family.name}: other content, parent, hook points "
@@ -115,6 +117,7 @@ def _fill(checkpoint: Checkpoint, family: Family, body: CheckpointIn, parent: Ch
     checkpoint.uri = body.uri
     checkpoint.adapter = body.adapter
     checkpoint.parent_id = parent_id
+    checkpoint.deleted_parents = []
     checkpoint.hook_points = _hook_points(family, body)
     checkpoint.fit = body.fit
     checkpoint.details = body.metadata
@@ -151,6 +154,13 @@ def _parent_id(session: Session, family: Family, name: str) -> str:
     """Id of the named parent, whatever its state; no id of any where it is unknown."""
     found = queries.by_name(session, family.id, name)
     return found.id if found else ""
+
+
+def _registered_parent(row: Checkpoint, named: str | None, parent_id: str | None) -> str | None:
+    """Id of the parent that a checkpoint was registered with, where a request names that or the one it has now."""
+    gone = row.deleted_parents
+    same = named is None or parent_id == row.parent_id or (not parent_id and named in {one["name"] for one in gone})
+    return gone[0]["id"] if gone and same else parent_id
 
 
 def _parent(session: Session, family: Family, body: CheckpointIn, row: Checkpoint | None) -> Checkpoint | None:

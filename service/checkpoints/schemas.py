@@ -65,6 +65,10 @@ class CheckpointOut(BaseModel):
     uri: str
     adapter: str | None
     parent: str | None
+    deleted_parents: list[str] = Field(
+        description="Parents that were deleted and handed it to their own, the one it was registered with first. Its "
+        "verdicts were judged anew against `parent`, from stored measurements."
+    )
     hook_points: list[str]
     fit: str
     metadata: dict[str, Any]
@@ -84,7 +88,7 @@ class Registration(BaseModel):
     """Answer to a registration."""
 
     checkpoint: CheckpointOut
-    run: RunView
+    run: RunView | None = Field(description="Null where the checkpoint was registered before and its run was deleted.")
 
 
 def view(
@@ -98,6 +102,7 @@ def view(
         uri=row.uri,
         adapter=row.adapter,
         parent=parent,
+        deleted_parents=[one["name"] for one in row.deleted_parents],
         hook_points=row.hook_points,
         fit=row.fit,
         metadata=row.details,

@@ -4,6 +4,7 @@ from service.kit.db import Base
 from service.models.access import ApiKey, AuditEntry, IdempotencyRecord
 from service.models.alert import Alert, AlertRule
 from service.models.checkpoint import Checkpoint, Source
+from service.models.deletion import Deletion
 from service.models.dependency import DependencyGraph
 from service.models.family import Family
 from service.models.feature import Code, Feature
@@ -16,7 +17,7 @@ from service.models.verdict import Measurement, Standing, Verdict
 from service.models.webhook import Delivery, Event, Webhook
 
 __all__ = [
-    "Alert", "AlertRule", "ApiKey", "Attempt", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery",
-    "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "LogLine", "Measurement",
-    "Reading", "Run", "Shard", "Signature", "Source", "Standing", "Unreferenced", "Verdict", "Webhook",
+    "Alert", "AlertRule", "ApiKey", "Attempt", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Deletion",
+    "Delivery", "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "LogLine",
+    "Measurement", "Reading", "Run", "Shard", "Signature", "Source", "Standing", "Unreferenced", "Verdict", "Webhook",
 ]  # fmt: skip

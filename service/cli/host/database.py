@@ -33,7 +33,7 @@ def check(as_json: AsJson = False) -> None:
         base.show_json(found)
     else:
         _show_check(found)
-    if found["missing"] or found["orphans"]:
+    if found["missing"] or found["orphans"] or found["deletions"]["left_behind"]:
         raise typer.Exit(base.FAILED)
 
 
@@ -53,6 +53,14 @@ def _show_check(found: dict[str, Any]) -> None:
         base.out.print()
         columns = [("MISSING ARTIFACT", lambda row: row["artifact"]), ("REFERRED TO BY", lambda row: row["column"])]
         base.show_rows(found["missing"], columns, empty="")
+    deletions = found["deletions"]
+    if deletions["under_way"]:
+        base.say(
+            f"families that are being deleted: {len(deletions['under_way'])}; workers go on with it, or "
+            "`featurewatch db vacuum`"
+        )
+    if deletions["left_behind"]:
+        base.say(f"folders of no family in the artifact store: {', '.join(deletions['left_behind'])}; remove them")
     if found["orphans"]:
         base.say(f"rows without their parents: {', '.join(found['orphans'])}; restore a backup")
 
