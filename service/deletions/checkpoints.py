@@ -53,7 +53,7 @@ def delete(session: Session, family: Family, checkpoint: Checkpoint, *, reparent
     queries.drop_readings(session, checkpoint.id)
     session.flush()
     queries.drop_checkpoint(session, checkpoint)
-    _follow_readings(session, family)
+    _follow_readings(session, family, {child.id for child in children})
     webhooks.emit(session, type="checkpoint.deleted", family_id=family.id, data=data, key=checkpoint.id)
 
 
@@ -157,13 +157,17 @@ def _take_back_features(session: Session, checkpoint: Checkpoint, heir: Checkpoi
         stored.pack(session, other.id)
 
 
-def _follow_readings(session: Session, family: Family) -> None:
-    """`previous_status` of each reading: that of the nearest ancestor that was read."""
+def _follow_readings(session: Session, family: Family, handed_on: set[str]) -> None:
+    """Set `previous_status` of readings in checkpoints that were handed on, and below, to that of the nearest ancestor
+    that was read."""
     parents = verdicts.parents(session, family.id)
     readings = {(row.signature_id, row.checkpoint_id): row for row in queries.readings(session, family.id)}
     for (signature_id, checkpoint_id), row in readings.items():
-        above = parents.get(checkpoint_id)
-        while above is not None and (signature_id, above) not in readings:
+        above: str | None = checkpoint_id
+        passed = False
+        while above is not None and (above == checkpoint_id or (signature_id, above) not in readings):
+            passed |= above in handed_on
             above = parents.get(above)
-        row.previous_status = readings[signature_id, above].status if above is not None else None
+        if passed:
+            row.previous_status = readings[signature_id, above].status if above is not None else None
     session.flush()

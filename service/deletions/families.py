@@ -79,6 +79,13 @@ def clear_machine(settings: Settings, artifacts: ArtifactStore, family_id: str) 
             path.unlink(missing_ok=True)
 
 
+def clear_deleted(session: Session, settings: Settings, artifacts: ArtifactStore) -> None:
+    """Remove what this machine keeps of all families that were deleted; in a local store there is nothing beside it."""
+    if not artifacts.is_local:
+        for family_id in queries.finished(session):
+            clear_machine(settings, artifacts, family_id)
+
+
 def finish(session: Session, family_id: str) -> None:
     """Remove the row of a family of which nothing else is left."""
     queries.finish(session, family_id, clock.utcnow())
@@ -90,12 +97,17 @@ def finished_lately(session: Session) -> list[str]:
 
 
 def inspect(session: Session, artifacts: ArtifactStore) -> dict[str, Any]:
-    """`under_way`: families that are being deleted; `left_behind`: folders in the artifact store of no family."""
-    under_way = queries.under_way(session)
-    known = {*store.families(session), *under_way}
+    """What the deletions of an installation have left: ids of families, and folders of the artifact store.
+
+    `under_way`: families that are being deleted; `left_behind`: folders of families that were deleted; `unknown`:
+    folders of families that the database does not have, for example because it was restored from a backup.
+    """
+    under_way, finished = queries.under_way(session), queries.finished(session)
     names = (str(path).rstrip("/").rpartition("/")[2] for path in _top(artifacts))
     folders = {name for name in names if name.lstrip(".").startswith(PREFIX)}
-    return {"under_way": under_way, "left_behind": sorted(folders - known)}
+    folders -= {*store.families(session), *under_way}
+    left = {name for name in folders if any(name.lstrip(".").startswith(family) for family in finished)}
+    return {"under_way": under_way, "left_behind": sorted(left), "unknown": sorted(folders - left)}
 
 
 def _top(artifacts: ArtifactStore) -> list[str]:

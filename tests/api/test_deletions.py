@@ -30,11 +30,13 @@ from service.models import (
     Alert,
     Base,
     Checkpoint,
+    Deletion,
     Delivery,
     DependencyGraph,
     Event,
     Family,
     Feature,
+    Reading,
     Run,
     Shard,
     Signature,
@@ -49,6 +51,7 @@ from service.store import logic as store
 from service.verdicts import queries as verdicts
 from tests import factories
 from tests.api.test_errors import check_problem
+from tests.cli.live import within
 from workers.sweeps import Sweeper
 
 URL = f"/v1/families/{FAMILY}"
@@ -194,7 +197,11 @@ def test_nothing_is_left_of_a_family(
     assert again.status_code == 201 and again.json()["n_features"] == 0
 
     with database.read() as session:
-        assert store.inspect(session, artifacts)["deletions"] == {"under_way": [family], "left_behind": []}
+        assert store.inspect(session, artifacts)["deletions"] == {
+            "under_way": [family],
+            "left_behind": [],
+            "unknown": [],
+        }
     sweep(filled, database)
     with database.read() as session:
         assert rows_with(session, family) == {"deletion": 1}
@@ -202,7 +209,7 @@ def test_nothing_is_left_of_a_family(
         assert rows_with(session, SECRET) == {}
         assert rows_with(session, stays) == of_other
         found = store.inspect(session, artifacts)
-    assert found["deletions"] == {"under_way": [], "left_behind": []} and found["missing"] == []
+    assert found["deletions"] == {"under_way": [], "left_behind": [], "unknown": []} and found["missing"] == []
     assert not artifacts.exists(family) and artifacts.listing(stays) == kept
     if database.is_sqlite:
         database.close()
@@ -221,7 +228,28 @@ def test_nothing_is_left_of_a_family(
         assert event.data == {"family": FAMILY}
 
 
-def test_a_folder_of_no_family_is_told(
+def test_a_remote_store_and_its_cache_are_cleared(database: Database, filled: Settings) -> None:
+    store_ = ArtifactStore("memory://deletions", filled.data_dir / "cache" / "artifacts")
+    other = ArtifactStore("memory://deletions", filled.data_dir / "other")
+    for family in ("fam_gone", "fam_kept"):
+        with store_.create(f"{family}/activations-1") as place:
+            place.mkdir()
+            (place / "shard").write_text(SECRET)
+            (place / "manifest.json").write_text("{}")
+        with store_.create(f"{family}/documents-1.jsonl") as place:
+            place.write_text(SECRET)
+    other.path("fam_gone/documents-1.jsonl")
+    deletions.clear(filled, store_, "fam_gone")
+    assert store_.listing("fam_gone") == {} and len(store_.listing("fam_kept")) == 2
+    assert not list((filled.data_dir / "cache").rglob("fam_gone/*"))
+    with database.write() as session:
+        session.add(Deletion(family_id="fam_gone", finished_at=utcnow()))
+        session.flush()
+        deletions.clear_deleted(session, filled, other)
+    assert not (filled.data_dir / "other" / "fam_gone").exists(), "what another machine has read of it"
+
+
+def test_a_folder_of_a_deleted_family_is_told(
     client: TestClient, database: Database, artifacts: ArtifactStore, filled: Settings
 ) -> None:
     """A worker that was cut off writes after the deletion: `db check` says so, and a later sweep removes it."""
@@ -231,8 +259,15 @@ def test_a_folder_of_no_family_is_told(
     sweep(filled, database)
     with artifacts.create(f"{family}/code-{'2' * 20}.safetensors") as place:
         place.write_text(SECRET)
+    with artifacts.create("fam_other/code-1") as place:
+        place.write_text("")
     with database.read() as session:
-        assert store.inspect(session, artifacts)["deletions"]["left_behind"] == [family]
+        found = store.inspect(session, artifacts)["deletions"]
+    assert found == {"under_way": [], "left_behind": [family], "unknown": ["fam_other"]}
+    environment = {"FEATUREWATCH_DATA_DIR": str(filled.data_dir), "FEATUREWATCH_DATABASE_URL": filled.database_url}
+    done = within("db", "check", env=environment)
+    assert done.returncode == 1 and f"although their family was deleted: {family}" in done.stderr
+    assert "that the database does not have: fam_other" in done.stderr
     Sweeper(filled, database, publish=None).vacuum()
     with database.read() as session:
         assert store.inspect(session, artifacts)["deletions"]["left_behind"] == []
@@ -383,7 +418,15 @@ def test_children_are_named_and_handed_on(client: TestClient, database: Database
         row = families.get(session, FAMILY)
         gone = checkpoints.get(session, row, "v3").id
         born = set(verdicts.born_in(session, row.id, gone))
+    with database.write() as session:
+        ids = {one.id: one.name for one in session.scalars(select(Checkpoint))}
+        for reading in session.scalars(select(Reading)):
+            reading.status = {"v2": "suppressed", "v3": "absent"}.get(ids[reading.checkpoint_id], "present")
+            reading.previous_status = "amplified"
     assert client.delete(f"{URL}/checkpoints/v3?reparent=true").status_code == 204
+    with database.read() as session:
+        previous = {ids[one.checkpoint_id]: one.previous_status for one in session.scalars(select(Reading))}
+        assert (previous["v2"], previous["v4"], previous["v5"]) == ("amplified", "suppressed", "amplified")
 
     def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{name: value for name, value in one.items() if name not in ("rewired", "born_in")} for one in rows]

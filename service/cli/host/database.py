@@ -60,7 +60,11 @@ def _show_check(found: dict[str, Any]) -> None:
             "`featurewatch db vacuum`"
         )
     if deletions["left_behind"]:
-        base.say(f"folders of no family in the artifact store: {', '.join(deletions['left_behind'])}; remove them")
+        base.say(f"in the artifact store although their family was deleted: {', '.join(deletions['left_behind'])}")
+    if deletions["unknown"]:
+        base.say(
+            f"in the artifact store, of families that the database does not have: {', '.join(deletions['unknown'])}"
+        )
     if found["orphans"]:
         base.say(f"rows without their parents: {', '.join(found['orphans'])}; restore a backup")
 
