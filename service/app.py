@@ -15,6 +15,7 @@ from service.auth.routes import router as keys
 from service.calibrations.routes import router as calibrations
 from service.checkpoints.routes import router as checkpoints
 from service.config import Settings
+from service.deletions import families as deletions
 from service.dependencies.routes import router as dependencies
 from service.dictionaries.routes import router as dictionaries
 from service.families.routes import router as families
@@ -59,6 +60,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             telemetry.trace_database(database)
             app.state.database, app.state.turns = database, Turns(one_writer=database.is_sqlite)
             app.state.artifacts = open_store(settings, database)
+            with database.read() as session:
+                deletions.clear_deleted(session, settings, app.state.artifacts)
             with what_is_there_stays():
                 yield
         finally:

@@ -8,6 +8,7 @@ from service.dependencies import figures
 from service.dependencies import logic as dependencies
 from service.dependencies.store import load
 from service.kit.artifacts import ArtifactStore
+from service.kit.clock import utcnow
 from service.kit.crypto import SecretBox
 from service.models import Alert, AlertRule, Checkpoint, Family, Lineage, Reading, Run, Signature, Webhook
 from service.verdicts.policy import Policy
@@ -30,6 +31,8 @@ RULES, ALERTS, WEBHOOKS, DELIVERIES, KEYS, SIGNATURES = (
     [f"{prefix}_{number}" for number in range(SPARE)] for prefix in ("rul", "alt", "whk", "dlv", "key", "refusal")
 )
 RUN_IDS = [f"run_{number}" for number in range(len(RUNS))]
+SPARE_FAMILIES, SPARE_RUNS = ([f"{prefix}{number}" for number in range(SPARE)] for prefix in ("spare-", "run_spare_"))
+"""Families with a checkpoint each, `v1`, and a run that ended; a worker has a run of the one that is not spare."""
 
 VALUES = {
     "family": ["smol"],
@@ -51,6 +54,8 @@ VALUES = {
     "actor": KEYS,
     "format": ["json", "markdown", "html"],
     "hook_point": list(HOOK_POINTS),
+    "spare_family": SPARE_FAMILIES,
+    "spare_run": SPARE_RUNS,
 }
 """Values of parameters, by name, that lead to rows."""
 
@@ -74,6 +79,11 @@ def fill(session: Session, artifacts: ArtifactStore, box: SecretBox) -> None:
         if state != "queued":
             row.attempt = 1
             factories.log(session, row, [("info", "claimed", {"kind": kind}), ("warning", "missed a beat", {})])
+    for name, run_id in zip(SPARE_FAMILIES, SPARE_RUNS, strict=True):
+        spare = factories.family(session, name)
+        checkpoint = factories.checkpoint(session, spare, "v1")
+        ended = {"kind": "onboard", "state": "succeeded", "params": {}, "created_at": utcnow().replace(year=2020)}
+        session.add(Run(id=run_id, family_id=spare.id, checkpoint_id=checkpoint.id, **ended))
     for rule_id, alert_id in zip(RULES, ALERTS, strict=True):
         session.add(AlertRule(id=rule_id, name=rule_id, family_id=family.id, condition={"kind": "watched"}))
         session.flush()

@@ -16,6 +16,8 @@ import structlog
 from service.alerts import raising, standing
 from service.audit import queries as audit
 from service.config import Settings
+from service.deletions import families as deletions
+from service.deletions import queries as deletion_queries
 from service.kit import clock, outbound
 from service.kit.crypto import SecretBox
 from service.kit.db import Database
@@ -42,6 +44,8 @@ DELIVERY_SECONDS = 5.0
 """After so long no further deliveries are claimed in this sweep: the next one rings bells and reaps first."""
 TIDY_SECONDS = 60.0
 EVENTS_AT_ONCE = 500
+ERASE_SECONDS = 5.0
+"""After so long the other sweeps have their turn before a deletion goes on."""
 VACUUM_SECONDS = 3600.0
 
 
@@ -73,7 +77,7 @@ class Sweeper:
         if time.monotonic() - self._tidied >= TIDY_SECONDS:
             steps += [self.watch, self.tidy]
             self._tidied = time.monotonic()
-        for step in [*steps, self.vacuum]:
+        for step in [*steps, self.erase, self.vacuum]:
             with _guarded(step.__name__):
                 step()
 
@@ -159,6 +163,33 @@ class Sweeper:
             before = now - timedelta(days=settings.webhook_keep_days)
             webhooks.drop_events(session, before=before, limit=EVENTS_AT_ONCE)
 
+    def erase(self) -> int:
+        """Go on removing the families that were deleted, for some seconds; of how many nothing is left."""
+        with self.database.read() as session:
+            families = deletion_queries.under_way(session)
+        began, erased = time.monotonic(), 0
+        for family in families:
+            state = "left"
+            while state == "left" and time.monotonic() - began < ERASE_SECONDS:
+                start = time.monotonic()
+                with self.database.write() as session:
+                    state = deletions.step(session, family)
+                time.sleep(time.monotonic() - start)  # as long as nobody else could write on SQLite
+            if state == "empty":
+                deletions.clear(self.settings, self.artifacts, family)
+                with self.database.write() as session:
+                    deletions.finish(session, family)
+                log.info("deleted", family=family)
+                erased += 1
+        return erased
+
+    def erase_again(self) -> None:
+        """Remove what workers that were cut off have written of families that are gone, and this machine's copies."""
+        with self.database.read() as session:
+            families = deletions.finished_lately(session)
+        for family in families:
+            deletions.clear(self.settings, self.artifacts, family)
+
     def vacuum(self) -> int:
         """Once an hour, one family in each sweep: let go what the policy keeps no longer; how many artifacts went.
 
@@ -168,6 +199,7 @@ class Sweeper:
             if time.monotonic() - self._vacuumed < VACUUM_SECONDS:
                 return 0
             self._vacuumed = time.monotonic()
+            self.erase_again()
             with self.database.read() as session:
                 self._unswept = list(store_queries.families(session))
             if not self._unswept:

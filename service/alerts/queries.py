@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from service.families.queries import LISTED
 from service.kit.pages import SortKey, keyset
 from service.models import Alert, AlertRule, Checkpoint, Family, Feature, Run, Verdict
 from service.models.alert import UNRESOLVED
@@ -177,7 +178,8 @@ def last_judged(session: Session) -> Sequence[tuple[Family, datetime | None]]:
         .group_by(Checkpoint.family_id)
         .subquery()
     )
-    rows = session.execute(select(Family, last.c.at).outerjoin(last, last.c.family_id == Family.id).order_by(Family.id))
+    statement = select(Family, last.c.at).outerjoin(last, last.c.family_id == Family.id).where(LISTED)
+    rows = session.execute(statement.order_by(Family.id))
     return [(row[0], row[1]) for row in rows]
 
 
@@ -196,7 +198,8 @@ def failures(session: Session) -> Sequence[tuple[Run, str | None]]:
         select(Run, Checkpoint.name)
         .outerjoin(last, (last.c.family_id == Run.family_id) & (last.c.kind == Run.kind))
         .outerjoin(Checkpoint, Checkpoint.id == Run.checkpoint_id)
-        .where(Run.state == "failed", or_(last.c.at.is_(None), Run.finished_at > last.c.at))
+        .join(Family, Family.id == Run.family_id)
+        .where(LISTED, Run.state == "failed", or_(last.c.at.is_(None), Run.finished_at > last.c.at))
         .order_by(Run.family_id, Run.kind, Run.finished_at, Run.id)
     )
     return [(row[0], row[1]) for row in rows]

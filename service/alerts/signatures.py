@@ -35,6 +35,18 @@ def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint, readin
     return [alert for alert in raised if alert is not None]
 
 
+def forget(session: Session, family: Family, signature: Signature) -> None:
+    """Take a signature that is deleted out of the family's unresolved alerts; those of it alone are over."""
+    for alert in queries.unresolved_of(session, ["signature"]):
+        evidence = [one for one in alert.evidence if one["signature"] != signature.name]
+        if alert.family_id != family.id or len(evidence) == len(alert.evidence):
+            continue
+        if evidence:
+            alert.evidence = evidence
+        else:
+            raising.resolve(session, alert)
+
+
 def _changed(row: Reading) -> bool:
     return row.previous_status is not None and row.previous_status != row.status
 

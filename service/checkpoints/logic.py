@@ -66,11 +66,12 @@ def examine(session: Session, settings: Settings, family_name: str, body: Checkp
 
 def register(
     session: Session, settings: Settings, family_name: str, body: CheckpointIn, examined: Examined | None = None
-) -> tuple[Checkpoint, Run, bool]:
+) -> tuple[Checkpoint, Run | None, bool]:
     """Register a checkpoint: its row, its run and the run's bell. `examined` is what `examine` returned.
 
     Returns the checkpoint, its run and whether anything is new: the same content under the same name gives what is
-    there. A failed checkpoint's name may be taken by other content; the row is used again, with a new run.
+    there, without a run where that was deleted. A failed checkpoint's name may be taken by other content; the row is
+    used again, with a new run.
     Raises 404, 409 (name used for other content), 422 (parent, hook points, files); then nothing is written.
     """
     examined = examined or examine(session, settings, family_name, body)
@@ -89,8 +90,9 @@ def register(
             return checkpoint, _queue(session, checkpoint, body.priority), True
     parent_id = found.parent_id if body.parent is None else _parent_id(session, family, body.parent)
     if _same_terms(found, family, body, parent_id) and _same_content(found, body, examined):
-        run = queries.newest_runs(session, [found.id])[found.id]
-        return found, run, False
+        run = queries.newest_runs(session, [found.id]).get(found.id)
+        if run is not None or found.state != "failed":
+            return found, run, False
     if found.state != "failed":
         raise ConflictError(
             f"The name {body.name} is used by another checkpoint of {family.name}: other content, parent, hook points "
@@ -121,6 +123,7 @@ def _fill(
     checkpoint.uri = body.uri
     checkpoint.adapter = body.adapter
     checkpoint.parent_id = parent_id
+    checkpoint.deleted_parents = []
     checkpoint.hook_points = _hook_points(family, body)
     checkpoint.fit = body.fit
     checkpoint.details = body.metadata
@@ -152,8 +155,9 @@ def _hook_points(family: Family, body: CheckpointIn) -> list[str]:
 
 def _same_terms(found: Checkpoint, family: Family, body: CheckpointIn, parent_id: str | None) -> bool:
     """Whether a registration asks for what is there. `metadata` is left out: a CI job that runs again has another."""
-    there = (found.parent_id, list(found.hook_points), found.fit)
-    return there == (parent_id, list(_hook_points(family, body)), body.fit)
+    deleted = {parent["name"] for parent in found.deleted_parents}
+    same_parent = parent_id == found.parent_id or (not parent_id and body.parent in deleted)
+    return same_parent and (list(found.hook_points), found.fit) == (list(_hook_points(family, body)), body.fit)
 
 
 def _same_content(found: Checkpoint, body: CheckpointIn, examined: Examined) -> bool:

@@ -10,6 +10,7 @@ from service.checkpoints import logic, queries
 from service.checkpoints.inspect import Examined
 from service.checkpoints.report import MEDIA_TYPES, Report, choose_format, render, report
 from service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointState, Registration, view
+from service.deletions import checkpoints as deletion
 from service.families import logic as families
 from service.features.queries import Filter
 from service.kit.pages import Page, Paging
@@ -48,9 +49,12 @@ def register_checkpoint(
 ) -> Registration:
     checkpoint, run, created = logic.register(session, settings, family, body, examined)
     response.status_code = 202 if created else 200
+    shown = _show(session, families.get(session, family), [checkpoint])[0]
+    if run is None:
+        response.headers["Location"] = f"/v1/families/{family}/checkpoints/{checkpoint.name}"
+        return Registration(checkpoint=shown, run=None)
     response.headers["Location"] = f"/v1/runs/{run.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    shown = _show(session, families.get(session, family), [checkpoint])[0]
     return Registration(checkpoint=shown, run=run_schemas.view(run, family, checkpoint.name))
 
 
@@ -69,6 +73,21 @@ def list_checkpoints(
 def get_checkpoint(family: str, name: str, session: ReadSession) -> CheckpointOut:
     found = families.get(session, family)
     return _show(session, found, [logic.get(session, found, name)])[0]
+
+
+@router.delete("/{name}", status_code=204, summary="Delete a checkpoint")
+def delete_checkpoint(
+    family: str,
+    name: str,
+    session: WriteSession,
+    reparent: Annotated[
+        bool, Query(description="Hand its children to its parent. Left out: a checkpoint with children is kept (409).")
+    ] = False,
+) -> None:
+    """With its runs, verdicts and alerts. Children that are handed on are judged anew against their new parent, from
+    what is stored. Artifacts that nothing else refers to are removed later, as retention says."""
+    found = families.get(session, family)
+    deletion.delete(session, found, logic.get(session, found, name), reparent=reparent)
 
 
 @router.get(

@@ -73,6 +73,10 @@ class CheckpointOut(BaseModel):
         description="SHA-256 over all files that were read, each of them in full; null until then."
     )
     parent: str | None
+    deleted_parents: list[str] = Field(
+        description="Parents that were deleted and handed it to their own, the one it was registered with first. Its "
+        "verdicts were judged anew against `parent`, from stored measurements."
+    )
     hook_points: list[str]
     fit: str
     metadata: dict[str, Any]
@@ -92,7 +96,7 @@ class Registration(BaseModel):
     """Answer to a registration."""
 
     checkpoint: CheckpointOut
-    run: RunView
+    run: RunView | None = Field(description="Null where the checkpoint was registered before and its run was deleted.")
 
 
 def view(
@@ -109,6 +113,7 @@ def view(
         resolved_adapter=row.resolved_adapter,
         content_digest=row.content_digest,
         parent=parent,
+        deleted_parents=[one["name"] for one in row.deleted_parents],
         hook_points=row.hook_points,
         fit=row.fit,
         metadata=row.details,

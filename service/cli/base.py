@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,6 +108,19 @@ def complain(text: str, code: int) -> int:
     err.print("[bold red]error:[/] ", end="")
     say(text)
     return code
+
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Needed where there is no terminal to ask at.")]
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something is deleted; exit code 1 for no. UsageError where nobody can be asked."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} There is no terminal to ask at: add --yes to delete without asking.")
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(complain("nothing was deleted", FAILED))
 
 
 def show_json(value: Any) -> None:

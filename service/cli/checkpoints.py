@@ -97,6 +97,15 @@ def show_family(family: Family, as_json: AsJson = False) -> None:
     base.show_json(row) if as_json else base.show_fields(row.items())
 
 
+@family_app.command("delete")
+def delete_family(family: Family, yes: base.Yes = False, as_json: AsJson = False) -> None:
+    """Delete a family with its checkpoints, features, runs and artifacts. There is no way back."""
+    base.confirm(f"Delete the family {family} with all its checkpoints, features, runs and artifacts?", yes=yes)
+    with base.connect() as client:
+        client.delete_family(family)
+    base.show_json({"deleted": family}) if as_json else base.say(f"{family} is deleted")
+
+
 def end_as(run: Run) -> None:
     """Exit code 1 and the reason where a run did not succeed."""
     if run["state"] != "succeeded":
@@ -144,6 +153,21 @@ def show_checkpoint(family: Family, name: Name, as_json: AsJson = False) -> None
     run = row["run"]
     newest = run and f"{run['id']} {run['kind']} {run['state']}"
     return base.show_fields([*((key, value) for key, value in row.items() if key != "run"), ("run", newest)])
+
+
+@checkpoint_app.command("delete")
+def delete_checkpoint(
+    family: Family,
+    name: Name,
+    reparent: Annotated[bool, typer.Option("--reparent", help="Hand its children to its parent.")] = False,
+    yes: base.Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a checkpoint with its verdicts, runs and alerts. One with children is kept, unless they are handed on."""
+    base.confirm(f"Delete the checkpoint {name} of {family} with its verdicts, runs and alerts?", yes=yes)
+    with base.connect() as client:
+        client.delete_checkpoint(family, name, reparent=reparent)
+    base.show_json({"deleted": name}) if as_json else base.say(f"{name} of {family} is deleted")
 
 
 @run_app.command("list")
@@ -247,6 +271,15 @@ def retry_run(run: RunId, as_json: AsJson = False) -> None:
     with base.connect() as client:
         row = client.retry(run)
     base.show_json(row) if as_json else base.show_fields([("state", row["state"])])
+
+
+@run_app.command("delete")
+def delete_run(run: RunId, yes: base.Yes = False, as_json: AsJson = False) -> None:
+    """Delete a run that ended, with its attempts and its log. What it wrote of its checkpoint stays."""
+    base.confirm(f"Delete the run {run} with its log?", yes=yes)
+    with base.connect() as client:
+        client.delete_run(run)
+    base.show_json({"deleted": run}) if as_json else base.say(f"{run} is deleted")
 
 
 def report(

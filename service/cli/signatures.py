@@ -101,8 +101,9 @@ def show(family: Family, name: Name, as_json: AsJson = False) -> None:
 
 
 @signature_app.command("delete")
-def delete(family: Family, name: Name, as_json: AsJson = False) -> None:
-    """Forget a signature and its readings."""
+def delete(family: Family, name: Name, yes: base.Yes = False, as_json: AsJson = False) -> None:
+    """Delete a signature with its readings. Queued runs that read it alone are cancelled."""
+    base.confirm(f"Delete the signature {name} of {family} with its readings?", yes=yes)
     with base.connect() as client:
         client.delete_signature(family, name)
     base.show_json({"deleted": name}) if as_json else base.say(f"{name} is forgotten")

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, exists, select
 from sqlalchemy.orm import Session
 
 from service.kit.pages import SortKey, keyset
-from service.models import Family
+from service.models import Deletion, Family
 
+LISTED = ~exists().where(Deletion.family_id == Family.id)
+"""Families that are not being deleted. Every query that shows families, or what belongs to several, has it."""
 # Built once: nearly every request asks it, and it takes longer to build than to run.
-_BY_NAME = select(Family).where(Family.name == bindparam("name"))
+_BY_NAME = select(Family).where(Family.name == bindparam("name"), LISTED)
 
 
 def by_name(session: Session, name: str) -> Family | None:
@@ -26,4 +28,4 @@ def add(session: Session, family: Family) -> None:
 
 def page(session: Session, *, after: Sequence[Any] | None, limit: int) -> Sequence[Family]:
     """Families by name; a row more than `limit` where there are more."""
-    return session.scalars(keyset(select(Family), [SortKey(Family.name)], after, limit)).all()
+    return session.scalars(keyset(select(Family).where(LISTED), [SortKey(Family.name)], after, limit)).all()

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Response
 from sqlalchemy.orm import Session
 
-from service.auth.guard import BY_METHOD
+from service.auth.guard import ADMIN, BY_METHOD
 from service.calibrations import logic as calibrations
+from service.deletions import families as deletion
 from service.families import logic, queries
 from service.families.schemas import FamilyIn, FamilyOut
 from service.kit.pages import Page, Paging
@@ -40,6 +41,13 @@ def list_families(session: ReadSession, paging: Paging) -> Page[FamilyOut]:
 @router.get("/{family}", summary="One family")
 def get_family(family: str, session: ReadSession) -> FamilyOut:
     return _show(session, [logic.get(session, family)])[0]
+
+
+@router.delete("/{family}", status_code=204, summary="Delete a family", dependencies=[ADMIN])
+def delete_family(family: str, session: WriteSession) -> None:
+    """With its checkpoints, features, runs, alerts and artifacts, its copy of the corpus too. It is gone at once, and
+    its name is free; rows and artifacts are removed within minutes. Needs the scope `admin`."""
+    deletion.delete(session, logic.get(session, family))
 
 
 def _show(session: Session, rows: Sequence[Family]) -> list[FamilyOut]:

@@ -214,6 +214,12 @@ def _caveats(session: Session, asked: Comparison, policy: Policy) -> list[str]:
             )
     if asked.baseline is None:
         return found
+    if asked.stored and here.deleted_parents:
+        names = ", ".join(one["name"] for one in here.deleted_parents)
+        found.append(
+            f"{here.name} was first judged against {names}, since deleted. It was judged anew against "
+            f"{asked.baseline.name}, from stored measurements."
+        )
     if asked.stored:
         cosine, size = _mean_cosine(asked.table), (here.quality or {}).get("size_factor")
         if cosine is not None and cosine < _TURNED:

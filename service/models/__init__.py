@@ -5,6 +5,7 @@ from service.models.access import ApiKey, AuditEntry, IdempotencyRecord
 from service.models.alert import Alert, AlertRule
 from service.models.artifact import Artifact
 from service.models.checkpoint import Checkpoint, Source
+from service.models.deletion import Deletion
 from service.models.dependency import DependencyGraph
 from service.models.family import Family
 from service.models.feature import Code, Feature
@@ -18,6 +19,6 @@ from service.models.webhook import Delivery, Event, Webhook
 
 __all__ = [
     "Alert", "AlertRule", "ApiKey", "Artifact", "Attempt", "AuditEntry", "Base", "Bell", "Checkpoint", "Code",
-    "Delivery", "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "LogLine",
+    "Deletion", "Delivery", "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "LogLine",
     "Measurement", "Reading", "Run", "Shard", "Signature", "Source", "Standing", "Unreferenced", "Verdict", "Webhook",
 ]  # fmt: skip

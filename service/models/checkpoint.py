@@ -21,6 +21,8 @@ class Checkpoint(Base):
     uri: Mapped[str]
     adapter: Mapped[str | None]
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoint.id"))
+    deleted_parents: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")
+    """`[{id, name}]`, first the one it was registered with: parents that were deleted and handed it to their own."""
     hook_points: Mapped[list[str]]
     """The family's, unless the registration named others."""
     fit: Mapped[str]

@@ -29,6 +29,9 @@ async def stream(database: Database, run_id: str) -> AsyncIterator[str]:
             current = await run_sync(_look, database, run_id)
         except OperationalError:  # away for a moment: the next look may see it again
             current = None
+        else:
+            if current is None:  # deleted
+                return
         if current is not None:
             text, final = current.model_dump_json(), current.state in FINAL
             if text != last:

@@ -4,6 +4,7 @@ No function commits. A worker's changes carry its attempt number, the fence: a w
 run to another one finds that its writes match nothing.
 """
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -242,6 +243,36 @@ def retry(session: Session, run: Run) -> None:
         raise ConflictError(f"Run {run.id} is {run.state}; only a failed or cancelled one can be retried.")
     queries.set_checkpoint_state(session, run.checkpoint_id, old="failed", new="registered")
     _ring(session, run.id)
+
+
+def require_idle(session: Session, family_id: str) -> None:
+    """Keep workers from taking a run of a family until the transaction ends; ConflictError where one has one."""
+    if not hold_off(session, family_id):
+        run = queries.active(session, family_id)
+        name = f"The run {run.id} ({run.kind})" if run else "A run of the family"
+        raise ConflictError(
+            f"{name} is in progress. Cancel it, or wait until it ends, then delete again.",
+            code="run-active",
+            title="A run is in progress",
+            run=run.id if run else None,
+        )
+
+
+def cancel_all(session: Session, unfinished: Iterable[Run]) -> None:
+    """Cancel queued runs, and ask the workers of the others to stop."""
+    for run in unfinished:
+        request_cancel(session, run)
+
+
+def delete(session: Session, run: Run) -> None:
+    """Remove a run that ended, with its attempts and its log. ConflictError where it has not ended."""
+    if not queries.remove(session, Run.id == run.id):
+        raise ConflictError(
+            f"The run {run.id} is {run.state}. Cancel it, or wait until it ends, then delete it.",
+            code="run-active",
+            title="A run is in progress",
+            run=run.id,
+        )
 
 
 def reap(session: Session, now: datetime) -> list[str]:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CursorResult, Select, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
+from service.families.queries import LISTED
 from service.kit.pages import SortKey, keyset
-from service.models import Attempt, Bell, Checkpoint, Family, LogLine, Run
-from service.runs.states import ACTIVE, RunState, can_become
+from service.models import Attempt, Bell, Checkpoint, Family, LogLine, Run, Shard
+from service.runs.states import ACTIVE, FINAL, RunState, can_become
 
 _CANDIDATES = 20
 
@@ -20,6 +21,7 @@ def listing(*, family: str | None = None, state: RunState | None = None, checkpo
         select(Run, Family.name, Checkpoint.name)
         .join(Family, Family.id == Run.family_id)
         .outerjoin(Checkpoint, Checkpoint.id == Run.checkpoint_id)
+        .where(LISTED)
     )
     if family is not None:
         statement = statement.where(Family.name == family)
@@ -219,6 +221,32 @@ def any_stale(session: Session, now: datetime) -> bool:
 def any_active(session: Session) -> bool:
     """Whether a run is held by a worker, or by none any more until it is reaped."""
     return session.scalar(select(exists().where(Run.state.in_(ACTIVE)))) or False
+
+
+def active(session: Session, family_id: str) -> Run | None:
+    """The run of a family that a worker holds."""
+    return session.scalars(select(Run).where(Run.family_id == family_id, Run.state.in_(ACTIVE))).one_or_none()
+
+
+def unfinished(
+    session: Session, family_id: str, *, checkpoint_id: str | None = None, kind: str | None = None
+) -> Sequence[Run]:
+    """Runs of a family that have not ended, oldest first; only those of a checkpoint or kind, where given."""
+    statement = select(Run).where(Run.family_id == family_id, Run.state.not_in(FINAL))
+    if checkpoint_id is not None:
+        statement = statement.where(Run.checkpoint_id == checkpoint_id)
+    if kind is not None:
+        statement = statement.where(Run.kind == kind)
+    return session.scalars(statement.order_by(Run.created_at, Run.id)).all()
+
+
+def remove(session: Session, *conditions: ColumnElement[bool]) -> int:
+    """Remove runs that ended with their bells and shards, and return how many; the database removes logs, attempts."""
+    ended = (Run.state.in_(FINAL), *conditions)
+    for table in (Bell, Shard):
+        session.execute(delete(table).where(table.run_id.in_(select(Run.id).where(*ended))))
+    result = session.execute(delete(Run).where(*ended).execution_options(synchronize_session=False))
+    return result.rowcount if isinstance(result, CursorResult) else 0
 
 
 def stale(session: Session, now: datetime) -> Sequence[Run]:

@@ -98,6 +98,13 @@ def run_events(run_id: str, session: ReadSession, database: AppDatabase) -> Stre
     )
 
 
+@router.delete("/{run_id}", status_code=204, summary="Delete a run that ended")
+def delete_run(run_id: str, session: WriteSession) -> None:
+    """With its attempts and its log. What it wrote of its checkpoint stays; a calibration is its run, and goes."""
+    run, _, _ = logic.get(session, run_id)
+    logic.delete(session, run)
+
+
 @router.post("/{run_id}/cancel", status_code=202, summary="Ask a run to stop")
 def cancel_run(run_id: str, session: WriteSession, response: Response) -> RunView:
     """A queued run is cancelled at once; a running one is `cancelling` until its worker confirms."""

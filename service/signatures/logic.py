@@ -19,6 +19,8 @@ from service.kit.paths import PathRefusedError, resolve_under_roots
 from service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from service.models import Checkpoint, Family, Reading, Run, Signature
 from service.runs import logic as runs
+from service.runs import queries as run_queries
+from service.runs.states import RunState
 from service.signatures import contrast, queries
 from service.signatures.schemas import (
     ReadingView,
@@ -112,6 +114,20 @@ def get(session: Session, family: Family, name: str) -> Signature:
     if found is None:
         raise NotFoundError(f"The family {family.name} has no signature {name}.", code="unknown-signature")
     return found
+
+
+def delete(session: Session, family: Family, row: Signature) -> None:
+    """Forget a signature with its readings. Queued runs read the others that they were asked for, or are cancelled."""
+    for run in run_queries.unfinished(session, family.id, kind=KIND):
+        others = [one for one in run.params["signatures"] if one != row.id]
+        if run.state != RunState.QUEUED or len(others) == len(run.params["signatures"]):
+            continue
+        if others:
+            run.params = run.params | {"signatures": others}
+        else:
+            runs.request_cancel(session, run)
+    alerts.forget(session, family, row)
+    queries.remove(session, row)
 
 
 def view(session: Session, family: Family, row: Signature) -> SignatureView:

@@ -66,4 +66,5 @@ def trajectory(family: str, signature: str, session: ReadSession) -> SignatureCo
 
 @router.delete("/{signature}", status_code=204, summary="Forget a signature and its readings")
 def delete_signature(family: str, signature: str, session: WriteSession) -> None:
-    queries.remove(session, logic.get(session, families.get(session, family), signature))
+    found = families.get(session, family)
+    logic.delete(session, found, logic.get(session, found, signature))

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Float, cast, func, select, text, true
 from sqlalchemy.orm import Session
 
+from service.families.queries import LISTED
 from service.models import Alert, Checkpoint, Delivery, Family, Run
 
 UNKNOWN_DEVICE = "unknown"
@@ -55,6 +56,7 @@ def open_alerts(session: Session) -> Sequence[tuple[str, int]]:
     statement = (
         select(Family.name, func.count(Alert.id))
         .outerjoin(Alert, (Alert.family_id == Family.id) & (Alert.state == "open"))
+        .where(LISTED)
         .group_by(Family.name)
         .order_by(Family.name)
     )
@@ -74,6 +76,7 @@ def newest_judged(session: Session) -> Sequence[tuple[str, str, datetime, dict[s
         select(Family.name, Checkpoint.name, Checkpoint.judged_at, Checkpoint.quality)
         .join(last, (last.c.family_id == Checkpoint.family_id) & (last.c.at == Checkpoint.judged_at))
         .join(Family, Family.id == Checkpoint.family_id)
+        .where(LISTED)
         .order_by(Family.name)
     )
     return [(family, name, at, quality or {}) for family, name, at, quality in session.execute(statement)]

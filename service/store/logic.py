@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.config import Settings
+from service.deletions import families as deletions
 from service.kit.artifacts import ArtifactStore
 from service.models import Family
 from service.runs import logic as runs
@@ -154,4 +155,5 @@ def inspect(session: Session, artifacts: ArtifactStore) -> dict[str, Any]:
         "unreferenced": len(loose),
         "unreferenced_bytes": sum(loose.values()),
         "orphans": queries.orphans(session),
+        "deletions": deletions.inspect(session, artifacts),
     }

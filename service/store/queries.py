@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
+from service.families.queries import LISTED
 from service.kit.artifacts import Entry
 from service.kit.clock import utcnow
 from service.models import Artifact, Base, Checkpoint, Family, Run, Shard, Source, Unreferenced
@@ -46,7 +47,8 @@ def orphans(session: Session) -> list[str]:
 
 def families(session: Session) -> dict[str, str]:
     """Id -> name of all families."""
-    return {row[0]: row[1] for row in session.execute(select(Family.id, Family.name).order_by(Family.name))}
+    statement = select(Family.id, Family.name).where(LISTED).order_by(Family.name)
+    return {row[0]: row[1] for row in session.execute(statement)}
 
 
 def references(session: Session, family_id: str) -> dict[str, str]:

@@ -16,10 +16,23 @@ from starlette.types import Scope
 from service.kit import problems
 from service.kit.problems import MEDIA_TYPE, ProblemError
 from service.web.render import FOLDER, cut_off, digest, is_fragment, once_more, prepare, problem_page
-from service.web.routes import alerts, api, checkpoints, families, features, keys, login, runs, signatures, webhooks
+from service.web.routes import (
+    alerts,
+    api,
+    checkpoints,
+    deletions,
+    families,
+    features,
+    keys,
+    login,
+    runs,
+    signatures,
+    webhooks,
+)
 
 ROUTERS = tuple(
-    part.router for part in (login, families, checkpoints, features, signatures, runs, alerts, webhooks, keys, api)
+    part.router
+    for part in (login, deletions, families, checkpoints, features, signatures, runs, alerts, webhooks, keys, api)
 )
 _NO_PAGES = ("/v1", "/metrics", "/healthz", "/readyz", "/openapi.json", "/docs", "/static")
 _FOR_EVER = "public, max-age=31536000, immutable"

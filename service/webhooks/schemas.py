@@ -17,6 +17,8 @@ SECRET_PREFIX = "whsec_"  # noqa: S105 - what secrets begin with
 
 class EventType(StrEnum):
     CHECKPOINT_JUDGED = "checkpoint.judged"
+    CHECKPOINT_DELETED = "checkpoint.deleted"
+    FAMILY_DELETED = "family.deleted"
     ALERT_RAISED = "alert.raised"
     ALERT_RESOLVED = "alert.resolved"
     RUN_FAILED = "run.failed"

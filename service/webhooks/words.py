@@ -13,6 +13,10 @@ def text(type_: str, data: Mapping[str, Any]) -> str:
     match type_:
         case "checkpoint.judged":
             said = _judged(data)
+        case "checkpoint.deleted":
+            said = f"{data.get('family')}: {data.get('checkpoint')} was deleted"
+        case "family.deleted":
+            said = f"{data.get('family')} was deleted"
         case "alert.raised":
             said = f"Alert: {_alert(data)}"
         case "alert.resolved":

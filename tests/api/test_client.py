@@ -113,6 +113,9 @@ def calls(number: int, folder: Path) -> dict[str, Callable[[Any], Any]]:
         "key": lambda c: c.key(key),
         "revoke_key": lambda c: c.revoke_key(key),
         "audit": lambda c: c.audit(),
+        "delete_run": lambda c: c.delete_run(filled.SPARE_RUNS[number]),
+        "delete_checkpoint": lambda c: c.delete_checkpoint(f"new-{number}", "v1", reparent=True),
+        "delete_family": lambda c: c.delete_family(f"new-{number}"),
         "health": lambda c: c.health(),
         "readiness": lambda c: c.readiness(),
     }  # fmt: skip

@@ -49,6 +49,7 @@ class Counted:
 
 
 Keys = dict[str, dict[str, str]]
+SPARE_FAMILY = {"dictionary": "spare_family", "probability": 0.8}
 CONFIG = {
     "dictionaries": {name: {"values": values} for name, values in VALUES.items()},
     "parameters": {name: {"dictionary": name, "probability": 0.8} for name in VALUES},
@@ -71,7 +72,15 @@ CONFIG = {
         {
             "include-path": "/v1/families/{family}/features/labels",
             "checks": {"allow_header_conformance": {"enabled": False}},
-        }
+        },
+        *(
+            {"include-path": path, "include-method": "DELETE", "parameters": parameters}
+            for path, parameters in (
+                ("/v1/families/{family}", {"family": SPARE_FAMILY}),
+                ("/v1/families/{family}/checkpoints/{name}", {"family": SPARE_FAMILY}),
+                ("/v1/runs/{run_id}", {"run_id": {"dictionary": "spare_run", "probability": 0.8}}),
+            )
+        ),
     ],
     "max-stream-events": 1,
     "base-url": f"http://{asgi.HOST}",
@@ -114,7 +123,8 @@ def needed(case: schemathesis.Case) -> str | None:
     """The scope that an operation asks for, as docs/api.md says; None: it is open."""
     if case.path in OPEN:
         return None
-    if case.path.startswith(("/v1/keys", "/v1/audit")):
+    of_a_family = case.path == "/v1/families/{family}"
+    if case.path.startswith(("/v1/keys", "/v1/audit")) or (of_a_family and case.method == "DELETE"):
         return "admin"
     return "read" if case.method == "GET" else "write"
 

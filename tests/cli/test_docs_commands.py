@@ -295,6 +295,9 @@ def test_events_hold_what_the_docs_say(reader: Reader) -> None:
         "run"
     ]
     assert reader.client.wait(run["id"], timeout=60)["state"] == "failed"
+    reader.client.delete_checkpoint("assistant", "never")
+    reader.client.create_family("mistake", ["resid_post.1"])
+    reader.client.delete_family("mistake")
     # That of the page was muted before: its end is not told.
     reader.client.resolve(next(reader.client.alerts(state="open"))["id"])
     rows = re.findall(r"^\| `(\w+\.\w+)` \| (.+?) \|", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.M)

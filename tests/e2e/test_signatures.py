@@ -41,7 +41,7 @@ def test_a_lost_concept_fails_the_gate(service: Service, tmp_path: Path) -> None
     assert alert["summary"] == "v2: signature lost absent"
     listed = command("signature", "list", name, "--json", env=at)
     assert [(one["name"], one["newest"]["status"]) for one in json.loads(listed.stdout)] == [("lost", "absent")]
-    assert command("signature", "delete", name, "lost", env=at).returncode == 0
+    assert command("signature", "delete", name, "lost", "--yes", env=at).returncode == 0
     with pytest.raises(ApiError):
         service.client.signature(name, "lost")
 

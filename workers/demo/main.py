@@ -101,6 +101,7 @@ class Demo:
         uri = folder.resolve().as_uri()
         self.show.say(f"registering {name}: {RELEASES[name]}")
         run = self.client.register(FAMILY, name=name, uri=uri, parent=parent)["run"]
+        assert run is not None  # the family is new
         with self.show.following(name) as follower:
             run = self.client.wait(run["id"], on_progress=follower, interval=0.3)
         self.seconds[name] = run["seconds"]

@@ -141,7 +141,9 @@ def register(
         made = client.register(family, **body)
     if as_json:
         return base.show_json(made)
-    said = f"{name} of {family} is registered; run {made['run']['id']} is {made['run']['state']}"
+    run = made["run"]
+    became = f"run {run['id']} is {run['state']}" if run else "its run was deleted"
+    said = f"{name} of {family} is registered; {became}"
     return base.out.print(said, markup=False, soft_wrap=True)
 
 
@@ -152,13 +154,14 @@ def _see_through(
     job.prepare()
     try:
         job.run = client.register(job.family, **body)["run"]
-        job.run = progress.follow(client, job.run["id"], timeout)
-        reads = (job.run["result"] or {}).get("signature_run")
-        if reads is not None:
-            read = progress.follow(client, reads, timeout)
-            job.run = job.run if read["state"] == "succeeded" else read
+        if job.run is not None:
+            job.run = progress.follow(client, job.run["id"], timeout)
+            reads = (job.run["result"] or {}).get("signature_run")
+            if reads is not None:
+                read = progress.follow(client, reads, timeout)
+                job.run = job.run if read["state"] == "succeeded" else read
         job.checkpoint = client.checkpoint(job.family, job.name)
-        if gate is not None and job.run["state"] == "succeeded":
+        if gate is not None and _succeeded(job.run):
             job.outcomes = rules.outcomes(gate, client, job.family, job.checkpoint)
         _conclude(client, job, as_json)
     except (ClientError, base.UsageError) as error:
@@ -169,8 +172,8 @@ def _see_through(
 def _conclude(client: Client, job: Job, as_json: bool) -> None:
     """Print how it went, write the files, and end with the exit code that says so."""
     run, checkpoint = job.run, job.checkpoint
-    assert run and checkpoint
-    succeeded = run["state"] == "succeeded"
+    assert checkpoint
+    succeeded = _succeeded(run)
     waits = succeeded and checkpoint["state"] == "harvested"
     report = client.report(job.family, job.name) if succeeded and not waits else None
     if as_json:
@@ -190,17 +193,23 @@ def _conclude(client: Client, job: Job, as_json: bool) -> None:
         job.tell(status, client.report_text(job.family, job.name, format="markdown") if job.summary else "")
     elif waits:
         job.tell("waiting")
-    else:
+    elif run is not None:
         job.tell("error", why=why(run))
-    end_as(run)
+    if run is not None:
+        end_as(run)
     if not job.passed:
         raise typer.Exit(base.FAILED)
 
 
+def _succeeded(run: Run | None) -> bool:
+    """Also where the run is gone: that of a checkpoint which was judged before was deleted."""
+    return run is None or run["state"] == "succeeded"
+
+
 def _show(job: Job, report: Report) -> None:
     wrap = not base.out.is_terminal
-    assert job.run
-    base.out.print(f"{job.name} of {job.family} is judged ({sum(job.run['seconds'].values()):.0f} s)", markup=False)
+    took = f" ({sum(job.run['seconds'].values()):.0f} s)" if job.run else ""
+    base.out.print(f"{job.name} of {job.family} is judged{took}", markup=False)
     base.out.print(plain(report["headline"], most=4000), markup=False, soft_wrap=wrap)
     for caveat in report["caveats"]:
         base.out.print(f"! {plain(caveat, most=4000)}", markup=False, soft_wrap=wrap)

@@ -36,7 +36,7 @@ def check(
         base.show_json(found)
     else:
         _show_check(found)
-    if found["missing"] or found["damaged"] or found["orphans"]:
+    if found["missing"] or found["damaged"] or found["orphans"] or found["deletions"]["left_behind"]:
         raise typer.Exit(base.FAILED)
 
 
@@ -68,6 +68,18 @@ def _show_check(found: dict[str, Any]) -> None:
                 ("needed by", ", ".join(row["depends"]) or "nothing"),
                 ("to rebuild", row["rebuild"]),
             ]
+        )
+    deletions = found["deletions"]
+    if deletions["under_way"]:
+        base.say(
+            f"families that are being deleted: {len(deletions['under_way'])}; workers go on with it, or "
+            "`featurewatch db vacuum`"
+        )
+    if deletions["left_behind"]:
+        base.say(f"in the artifact store although their family was deleted: {', '.join(deletions['left_behind'])}")
+    if deletions["unknown"]:
+        base.say(
+            f"in the artifact store, of families that the database does not have: {', '.join(deletions['unknown'])}"
         )
     if found["orphans"]:
         base.say(f"rows without their parents: {', '.join(found['orphans'])}; restore a backup")

@@ -11,6 +11,8 @@ from service import migrate
 from service.cli import base
 from service.cli.host import local
 from service.config import Settings
+from service.deletions import families as deletions
+from service.deletions import queries as deletion_queries
 from service.kit.artifacts import ArtifactStore
 from service.kit.clock import utcnow
 from service.kit.db import Database
@@ -90,6 +92,8 @@ def vacuum(*, dry_run: bool) -> dict[str, Any]:
     removed, waiting, released, busy = dict[str, int](), dict[str, int](), list[str](), list[str]()
     with local.opened() as database:
         artifacts, before = open_store(settings, database), _size(database)
+        if not dry_run:
+            _finish_deletions(database, settings, artifacts)
         with database.read() as session:
             families = queries.families(session)
         for family, name in families.items():
@@ -112,6 +116,21 @@ def vacuum(*, dry_run: bool) -> dict[str, Any]:
             _compact(database)
         sizes = {"bytes_before": before, "bytes": _size(database)}
     return {"removed": removed, "waiting": waiting, "released": released, "busy": busy, **sizes}
+
+
+def _finish_deletions(database: Database, settings: Settings, artifacts: ArtifactStore) -> None:
+    """Remove the families that were deleted, but for those that a worker is at."""
+    with database.read() as session:
+        families = deletion_queries.under_way(session)
+    for family in families:
+        state = "left"
+        while state == "left":
+            with database.write() as session:
+                state = deletions.step(session, family)
+        if state == "empty":
+            deletions.clear(settings, artifacts, family)
+            with database.write() as session:
+                deletions.finish(session, family)
 
 
 def backup(file: Path) -> dict[str, Any]:

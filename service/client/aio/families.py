@@ -35,6 +35,10 @@ class AsyncFamilyCalls(AsyncTransport):
         body = {"name": name, "hook_points": list(hook_points), "corpus": corpus, "crosscoder": crosscoder}
         return cast(types.Family, await self.json("POST", path_of("families"), body=given(**body, policy=policy)))
 
+    async def delete_family(self, name: str) -> None:
+        """Delete a family with all that belongs to it. There is no way back."""
+        await self.send("DELETE", path_of("families", name))
+
     # Checkpoints
 
     def checkpoints(self, family: str, *, state: str | None = None) -> AsyncIterator[types.Checkpoint]:
@@ -64,6 +68,11 @@ class AsyncFamilyCalls(AsyncTransport):
             body["hook_points"] = list(hook_points)
         response = await self.send("POST", path_of("families", family, "checkpoints"), body=body)
         return cast(types.Registered, response.json() | {"created": response.status_code != HTTPStatus.OK})
+
+    async def delete_checkpoint(self, family: str, name: str, *, reparent: bool = False) -> None:
+        """Delete a checkpoint with its verdicts and runs; `reparent` hands its children to its parent."""
+        params = {"reparent": True} if reparent else None
+        await self.send("DELETE", path_of("families", family, "checkpoints", name), params=params)
 
     async def report(
         self,

@@ -36,6 +36,10 @@ class FamilyCalls(Transport):
         body = {"name": name, "hook_points": list(hook_points), "corpus": corpus, "crosscoder": crosscoder}
         return cast(types.Family, self.json("POST", path_of("families"), body=given(**body, policy=policy)))
 
+    def delete_family(self, name: str) -> None:
+        """Delete a family with all that belongs to it. There is no way back."""
+        self.send("DELETE", path_of("families", name))
+
     # Checkpoints
 
     def checkpoints(self, family: str, *, state: str | None = None) -> Iterator[types.Checkpoint]:
@@ -65,6 +69,11 @@ class FamilyCalls(Transport):
             body["hook_points"] = list(hook_points)
         response = self.send("POST", path_of("families", family, "checkpoints"), body=body)
         return cast(types.Registered, response.json() | {"created": response.status_code != HTTPStatus.OK})
+
+    def delete_checkpoint(self, family: str, name: str, *, reparent: bool = False) -> None:
+        """Delete a checkpoint with its verdicts and runs; `reparent` hands its children to its parent."""
+        params = {"reparent": True} if reparent else None
+        self.send("DELETE", path_of("families", family, "checkpoints", name), params=params)
 
     def report(
         self,

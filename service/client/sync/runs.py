@@ -45,6 +45,10 @@ class RunCalls(Transport):
         """Queue a failed or cancelled run again; it goes on from what is already made."""
         return cast(types.Run, self.json("POST", path_of("runs", run, "retry")))
 
+    def delete_run(self, run: str) -> None:
+        """Delete a run that ended, with its attempts and its log."""
+        self.send("DELETE", path_of("runs", run))
+
     def progress(self, run: str) -> Iterator[types.Run]:
         """The run whenever it changed, until it is over. These are server-sent events, which end after 15 minutes."""
         return self.events(path_of("runs", run, "events"))

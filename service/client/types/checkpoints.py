@@ -180,6 +180,7 @@ class Checkpoint(TypedDict):
     uri: str
     adapter: str | None
     parent: str | None
+    deleted_parents: list[str]
     hook_points: list[str]
     fit: str
     metadata: dict[str, Any]
@@ -214,7 +215,7 @@ class Registration(TypedDict):
     """Answer to a registration."""
 
     checkpoint: Checkpoint
-    run: Run
+    run: Run | None
 
 
 class NotJudged(TypedDict):

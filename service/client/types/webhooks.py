@@ -49,7 +49,9 @@ class DeliveryAttempt(TypedDict):
     response: str
 
 
-EventType = Literal["checkpoint.judged", "alert.raised", "alert.resolved", "run.failed"]
+EventType = Literal[
+    "checkpoint.judged", "checkpoint.deleted", "family.deleted", "alert.raised", "alert.resolved", "run.failed"
+]
 
 
 class Delivery(TypedDict):

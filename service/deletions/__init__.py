@@ -1,0 +1,1 @@
+"""Deleting families and checkpoints (docs/adr/0037)."""

@@ -1,0 +1,173 @@
+"""Deleting a checkpoint, in one transaction, so that what remains is never judged against something that is gone.
+
+Its artifacts are left to the vacuum: others may refer to them, and a copy of the store may be under way.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from service.alerts import raising
+from service.deletions import queries
+from service.kit.problems import ConflictError
+from service.models import Checkpoint, Family, Run
+from service.runs import logic as runs
+from service.runs import queries as run_queries
+from service.verdicts import queries as verdicts
+from service.verdicts import stored
+from service.verdicts.compare import compare
+from service.verdicts.past import RATIOS
+from service.verdicts.table import Row
+from service.webhooks import logic as webhooks
+
+
+def delete(session: Session, family: Family, checkpoint: Checkpoint, *, reparent: bool = False) -> None:
+    """Delete a checkpoint with its runs, verdicts, alerts and features that no other checkpoint has.
+
+    reparent: hand its children to its parent. They are judged anew against that, from what is stored. ConflictError
+    where a worker has a run of the family, where there are children and they may not be handed on, and where other
+    things are built on the checkpoint.
+    """
+    runs.require_idle(session, family.id)
+    children = queries.children(session, checkpoint.id)
+    parent = verdicts.checkpoint(session, checkpoint.parent_id) if checkpoint.parent_id else None
+    _check(session, family, checkpoint, parent, children, reparent=reparent)
+    runs.cancel_all(session, run_queries.unfinished(session, family.id, checkpoint_id=checkpoint.id))
+    data = {
+        "family": family.name,
+        "checkpoint": checkpoint.name,
+        "parent": parent.name if parent else None,
+        "children": [child.name for child in children],
+    }
+    judged = [child for child in children if child.state == "judged"]
+    if parent is not None:
+        for child, rows in [(child, _rows(session, family, child, parent)) for child in judged]:
+            _judge_anew(session, family, child, rows)
+    for child in children:
+        child.parent_id = checkpoint.parent_id
+        child.deleted_parents = [*child.deleted_parents, {"id": checkpoint.id, "name": checkpoint.name}]
+    session.flush()
+    _hand_on_alerts(session, checkpoint, judged[0] if judged else None)
+    _take_back_features(session, checkpoint, judged[0] if judged else None)
+    run_queries.remove(session, Run.checkpoint_id == checkpoint.id)
+    queries.drop_readings(session, checkpoint.id)
+    session.flush()
+    queries.drop_checkpoint(session, checkpoint)
+    _follow_readings(session, family, {child.id for child in children})
+    webhooks.emit(session, type="checkpoint.deleted", family_id=family.id, data=data, key=checkpoint.id)
+
+
+def _check(
+    session: Session,
+    family: Family,
+    checkpoint: Checkpoint,
+    parent: Checkpoint | None,
+    children: Sequence[Checkpoint],
+    *,
+    reparent: bool,
+) -> None:
+    names = [child.name for child in children]
+    if names and not reparent:
+        raise ConflictError(
+            f"{checkpoint.name} has children: {', '.join(names)}. Delete them first, or hand them to the parent of "
+            f"{checkpoint.name} with `reparent=true`.",
+            code="checkpoint-has-children",
+            title="The checkpoint has children",
+            children=names,
+        )
+    judged = any(child.state == "judged" for child in children)
+    generation = queries.fitted_generation(session, checkpoint.id) if judged else None
+    if signatures := queries.signatures_from(session, checkpoint.id):
+        reason = f"it is the baseline of {', '.join(signatures)}. Delete these signatures first"
+    elif names and parent is None:
+        reason = (
+            f"it is the first of its lineage, so there is no parent to hand {', '.join(names)} to. Delete them first, "
+            f"or the family {family.name}"
+        )
+    elif generation is not None:
+        reason = f"its run fitted generation {generation}, with which {', '.join(names)} are judged. Delete them first"
+    else:
+        return
+    raise ConflictError(
+        f"{checkpoint.name} cannot be deleted: {reason}.", code="checkpoint-in-use", title="The checkpoint is in use"
+    )
+
+
+def _rows(session: Session, family: Family, child: Checkpoint, baseline: Checkpoint) -> list[Row]:
+    """A child's verdicts against its parent to be, as a request for that comparison gets them."""
+    depth = len(verdicts.ancestors(session, child)) - 1
+    return compare(session, family, child, baseline, comparison=max(1, depth))
+
+
+def _judge_anew(session: Session, family: Family, child: Checkpoint, rows: Sequence[Row]) -> None:
+    """Replace a child's verdicts, and drop what was measured against the parent that goes."""
+    columns = {name: [getattr(row, name) for row in rows] for name in Row.__slots__}
+    columns |= {"checkpoint_id": [child.id] * len(rows), "family_id": [family.id] * len(rows)}
+    queries.drop_verdicts(session, child.id)
+    verdicts.add_verdicts(session, columns)
+    queries.drop_measurements(session, child.id, RATIOS, but_at=verdicts.ALL_HOOKS)
+    queries.unpair(session, child.id)
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.status] = counts.get(row.status, 0) + 1
+    quality = {name: value for name, value in (child.quality or {}).items() if name != "size_factor"}
+    child.quality = quality | {"statuses": counts}
+    verdicts.revise(session, child)
+    stored.pack(session, child.id)
+    for below in queries.children(session, child.id):
+        if below.state == "judged":
+            queries.follow_statuses(session, below.id, child.id)
+            verdicts.revise(session, below)
+            stored.pack(session, below.id)
+
+
+def _hand_on_alerts(session: Session, checkpoint: Checkpoint, heir: Checkpoint | None) -> None:
+    """What holds still holds at the first child; without one it is over. Alerts that were resolved go."""
+    for alert in queries.unresolved_alerts(session, checkpoint.id):
+        key = alert.key.replace(checkpoint.id, heir.id) if heir else ""
+        if heir is None or queries.has_unresolved(session, key):
+            raising.resolve(session, alert)
+        else:
+            alert.checkpoint_id, alert.key = heir.id, key
+    session.flush()
+    queries.drop_alerts(session, checkpoint.id)
+
+
+def _take_back_features(session: Session, checkpoint: Checkpoint, heir: Checkpoint | None) -> None:
+    """Attribute the features that a checkpoint introduced to others that have them, and remove the rest.
+
+    The past that a discovered feature has in its ancestors was measured by the run that discovered it, and goes too.
+    """
+    family_id = checkpoint.family_id
+    if heir is not None:
+        queries.attribute(session, family_id, checkpoint.id, heir.id)
+    else:
+        by_owner: dict[str, list[int]] = {}
+        for number, owner in queries.judged_elsewhere(session, checkpoint, origins=["fitted", "emerged"]).items():
+            by_owner.setdefault(owner, []).append(number)
+        for owner, numbers in by_owner.items():
+            queries.attribute(session, family_id, checkpoint.id, owner, numbers)
+        queries.unretire(session, family_id, checkpoint.id)
+    others = [] if heir else queries.with_verdicts_of(session, checkpoint)
+    verdicts.clear(session, checkpoint.id)
+    if heir is None:
+        queries.drop_features(session, checkpoint)
+    for other in others:
+        verdicts.revise(session, other)
+        stored.pack(session, other.id)
+
+
+def _follow_readings(session: Session, family: Family, handed_on: set[str]) -> None:
+    """Set `previous_status` of readings in checkpoints that were handed on, and below, to that of the nearest ancestor
+    that was read."""
+    parents = verdicts.parents(session, family.id)
+    readings = {(row.signature_id, row.checkpoint_id): row for row in queries.readings(session, family.id)}
+    for (signature_id, checkpoint_id), row in readings.items():
+        above: str | None = checkpoint_id
+        passed = False
+        while above is not None and (above == checkpoint_id or (signature_id, above) not in readings):
+            passed |= above in handed_on
+            above = parents.get(above)
+        if passed:
+            row.previous_status = readings[signature_id, above].status if above is not None else None
+    session.flush()

@@ -1,0 +1,264 @@
+"""SQL of deletions: which rows belong to a family or a checkpoint, and removing them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    LargeBinary,
+    Table,
+    delete,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.orm import Session, aliased
+
+from service.kit.listed import one_of
+from service.models import (
+    Alert,
+    AlertRule,
+    Artifact,
+    Base,
+    Checkpoint,
+    Deletion,
+    DependencyGraph,
+    Family,
+    Feature,
+    Lineage,
+    Measurement,
+    Reading,
+    Signature,
+    Source,
+    Unreferenced,
+    Verdict,
+)
+
+HIDDEN = "~"
+"""Begins the name of a family that is being deleted. No family can be given such a name."""
+OF_NO_FAMILY = frozenset({"api_key", "audit_entry", "deletion", "idempotency_record", "webhook"})
+"""Tables whose rows do not belong to a family."""
+NAMED_BY_ARTIFACT = (Unreferenced.artifact, Artifact.name)
+"""Key columns that hold names of artifacts: of a family those that begin with its id."""
+
+
+def hide(session: Session, family: Family) -> None:
+    """Free the name of a family, and list it as one that is being deleted."""
+    family.name = HIDDEN + family.id
+    session.add(Deletion(family_id=family.id))
+    session.flush()
+
+
+def under_way(session: Session) -> list[str]:
+    """Ids of the families that are being deleted, the first one first."""
+    statement = select(Deletion.family_id).where(Deletion.finished_at.is_(None))
+    return list(session.scalars(statement.order_by(Deletion.requested_at, Deletion.family_id)))
+
+
+def finished(session: Session, *, since: datetime | None = None) -> list[str]:
+    """Ids of the families of which nothing is left; only those whose deletion ended after a time, where given."""
+    statement = select(Deletion.family_id).where(Deletion.finished_at.is_not(None))
+    return list(session.scalars(statement if since is None else statement.where(Deletion.finished_at >= since)))
+
+
+def take(session: Session, family_id: str) -> bool:
+    """Hold a deletion that is under way until the transaction ends; False where another sweep does, or it is done."""
+    statement = select(Deletion).where(Deletion.family_id == family_id, Deletion.finished_at.is_(None))
+    return session.scalar(statement.with_for_update(skip_locked=True)) is not None
+
+
+def finish(session: Session, family_id: str, now: datetime) -> None:
+    """Remove the family's own row, the last one, and note when."""
+    for column in NAMED_BY_ARTIFACT:
+        session.execute(delete(column.class_).where(column.startswith(f"{family_id}/", autoescape=True)))
+    session.execute(delete(Family).where(Family.id == family_id))
+    session.execute(update(Deletion).where(Deletion.family_id == family_id).values(finished_at=now))
+
+
+def owned(family_id: str) -> list[tuple[Table, ColumnElement[bool]]]:
+    """The tables that hold rows of families, but for `family`: children before parents, with what is of this family.
+
+    Found by foreign keys, so that a new table cannot be forgotten.
+    """
+    conditions: dict[str, ColumnElement[bool]] = {"family": Family.id == family_id}
+    tables = [table for table in Base.metadata.sorted_tables if table.name != "family"]
+    for table in tables:
+        column = table.columns.get("family_id")
+        if column is not None and column.foreign_keys:
+            conditions[table.name] = column == family_id
+            continue
+        keys = sorted(table.foreign_keys, key=lambda key: key.parent.name)
+        for key in keys:
+            parent = key.column.table
+            if parent.name in conditions:
+                conditions[table.name] = key.parent.in_(select(key.column).where(conditions[parent.name]))
+                break
+    return [(table, conditions[table.name]) for table in reversed(tables) if table.name in conditions]
+
+
+def has_arrays(table: Table) -> bool:
+    """Whether a row may have megabytes."""
+    return any(isinstance(column.type, LargeBinary) for column in table.columns)
+
+
+def remove_some(session: Session, table: Table, condition: ColumnElement[bool], most: int) -> int:
+    """Remove at most so many rows that meet a condition; how many it removed."""
+    keys = list(table.primary_key.columns)
+    key: Any = tuple_(*keys) if len(keys) > 1 else keys[0]
+    if any(foreign.column.table is table for foreign in table.foreign_keys):
+        # Rows that refer to each other go in any order.
+        session.execute(update(table).where(condition).values(parent_id=None))
+    result = session.execute(delete(table).where(key.in_(select(*keys).where(condition).limit(most))))
+    return result.rowcount if isinstance(result, CursorResult) else 0
+
+
+def drop_alerts_and_rules(session: Session, family_id: str) -> None:
+    """Remove the alerts of a family and its own alert rules."""
+    session.execute(delete(Alert).where(Alert.family_id == family_id))
+    session.execute(delete(AlertRule).where(AlertRule.family_id == family_id))
+
+
+def children(session: Session, checkpoint_id: str) -> Sequence[Checkpoint]:
+    """The checkpoints that come directly from one, oldest first."""
+    statement = select(Checkpoint).where(Checkpoint.parent_id == checkpoint_id)
+    return session.scalars(statement.order_by(Checkpoint.created_at, Checkpoint.id)).all()
+
+
+def signatures_from(session: Session, checkpoint_id: str) -> list[str]:
+    """Names of the signatures whose baseline is a checkpoint."""
+    return list(session.scalars(select(Signature.name).where(Signature.baseline_id == checkpoint_id)))
+
+
+def fitted_generation(session: Session, checkpoint_id: str) -> int | None:
+    """The generation that the run of a checkpoint re-fitted; None: it did not."""
+    return session.scalar(select(Lineage.generation).where(Lineage.checkpoint_id == checkpoint_id).limit(1))
+
+
+def drop_verdicts(session: Session, checkpoint_id: str) -> None:
+    """Remove the verdicts of a checkpoint."""
+    session.execute(delete(Verdict).where(Verdict.checkpoint_id == checkpoint_id))
+
+
+def drop_measurements(session: Session, checkpoint_id: str, metrics: Sequence[str], *, but_at: str) -> None:
+    """Remove arrays of a checkpoint at all hook points but one."""
+    session.execute(
+        delete(Measurement).where(
+            Measurement.checkpoint_id == checkpoint_id,
+            Measurement.metric.in_(metrics),
+            Measurement.hook_point != but_at,
+        )
+    )
+
+
+def unpair(session: Session, checkpoint_id: str) -> None:
+    """Say of a checkpoint's sources that they are held against no hook point of the parent."""
+    for source in session.scalars(select(Source).where(Source.checkpoint_id == checkpoint_id)):
+        source.stats = source.stats | {"paired_with": None}
+    graphs = update(DependencyGraph).where(DependencyGraph.checkpoint_id == checkpoint_id)
+    session.execute(graphs.values(rewired=None))
+
+
+def follow_statuses(session: Session, checkpoint_id: str, parent_id: str) -> None:
+    """Set the `previous_status` of a checkpoint's verdicts to the status at its parent."""
+    above = aliased(Verdict)
+    status = select(above.status).where(above.checkpoint_id == parent_id, above.feature == Verdict.feature)
+    session.execute(
+        update(Verdict)
+        .where(Verdict.checkpoint_id == checkpoint_id)
+        .values(previous_status=status.correlate(Verdict).scalar_subquery())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def readings(session: Session, family_id: str) -> Sequence[Reading]:
+    """All readings of a family's signatures."""
+    statement = select(Reading).join(Signature, Signature.id == Reading.signature_id)
+    return session.scalars(statement.where(Signature.family_id == family_id)).all()
+
+
+def drop_readings(session: Session, checkpoint_id: str) -> None:
+    """Remove what was read of signatures in a checkpoint."""
+    session.execute(delete(Reading).where(Reading.checkpoint_id == checkpoint_id))
+
+
+def unresolved_alerts(session: Session, checkpoint_id: str) -> Sequence[Alert]:
+    """Alerts of a checkpoint that are not resolved."""
+    return session.scalars(select(Alert).where(Alert.checkpoint_id == checkpoint_id, Alert.state != "resolved")).all()
+
+
+def has_unresolved(session: Session, key: str) -> bool:
+    """Whether an alert with this key is not resolved."""
+    return session.scalar(select(Alert.id).where(Alert.key == key, Alert.state != "resolved")) is not None
+
+
+def drop_alerts(session: Session, checkpoint_id: str) -> None:
+    """Remove the alerts of a checkpoint."""
+    session.execute(delete(Alert).where(Alert.checkpoint_id == checkpoint_id))
+
+
+def unretire(session: Session, family_id: str, checkpoint_id: str) -> None:
+    """Take back what the re-fit of a checkpoint has retired; what another one retired too stays so from there on."""
+    ended = or_(Lineage.new.is_(None), Lineage.new != Lineage.old)
+    here = select(Lineage.old).where(Lineage.checkpoint_id == checkpoint_id, Lineage.old.is_not(None), ended)
+    others = (
+        select(func.min(Lineage.generation))
+        .where(Lineage.family_id == family_id, Lineage.checkpoint_id != checkpoint_id, ended)
+        .where(Lineage.old == Feature.number)
+        .correlate(Feature)
+    )
+    session.execute(
+        update(Feature)
+        .where(Feature.family_id == family_id, Feature.number.in_(here))
+        .values(retired_in=others.scalar_subquery())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def attribute(session: Session, family_id: str, born_in: str, to: str, numbers: Sequence[int] | None = None) -> None:
+    """Attribute the features that one checkpoint introduced to another one; all of them, or a few."""
+    statement = update(Feature).where(Feature.family_id == family_id, Feature.born_in == born_in)
+    if numbers is not None:
+        statement = statement.where(one_of(Feature.number, values=numbers))
+    session.execute(statement.values(born_in=to).execution_options(synchronize_session=False))
+
+
+def judged_elsewhere(session: Session, checkpoint: Checkpoint, *, origins: Sequence[str]) -> dict[int, str]:
+    """Number -> id of the oldest other checkpoint with a verdict, of the features of an origin that one introduced."""
+    rows = session.execute(
+        select(Verdict.feature, Verdict.checkpoint_id)
+        .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
+        .join(Checkpoint, Checkpoint.id == Verdict.checkpoint_id)
+        .where(Verdict.family_id == checkpoint.family_id, Verdict.checkpoint_id != checkpoint.id)
+        .where(Feature.born_in == checkpoint.id, Feature.origin.in_(origins))
+        .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def with_verdicts_of(session: Session, checkpoint: Checkpoint) -> Sequence[Checkpoint]:
+    """Other checkpoints that have verdicts of features that one introduced."""
+    ids = (
+        select(Verdict.checkpoint_id)
+        .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
+        .where(Verdict.family_id == checkpoint.family_id, Verdict.checkpoint_id != checkpoint.id)
+        .where(Feature.born_in == checkpoint.id)
+    )
+    return session.scalars(select(Checkpoint).where(Checkpoint.id.in_(ids))).all()
+
+
+def drop_features(session: Session, checkpoint: Checkpoint) -> None:
+    """Remove the features that a checkpoint introduced, with their verdicts in other checkpoints."""
+    born = select(Feature.number).where(Feature.family_id == checkpoint.family_id, Feature.born_in == checkpoint.id)
+    for table in (Verdict, DependencyGraph):
+        session.execute(delete(table).where(table.family_id == checkpoint.family_id, table.feature.in_(born)))
+    session.execute(delete(Feature).where(Feature.family_id == checkpoint.family_id, Feature.born_in == checkpoint.id))
+
+
+def drop_checkpoint(session: Session, checkpoint: Checkpoint) -> None:
+    """Remove the row of a checkpoint to which nothing refers any more."""
+    session.delete(checkpoint)
+    session.flush()
