@@ -28,8 +28,13 @@ class Settings(BaseSettings):
     )
     secret_key: SecretStr = Field(
         SecretStr(""),
-        description="Encrypts webhook secrets and the cookies of the pages. Empty: made once and kept in the data "
-        "folder (embedded installations).",
+        description="Encrypts the URLs and secrets of webhooks, and the cookies of the pages. Empty: made once and "
+        "kept in the data folder (embedded installations).",
+    )
+    secret_key_old: SecretStr = Field(
+        SecretStr(""),
+        description="Earlier secret keys, separated by commas: what they encrypted still opens. Needed while the key "
+        "is rotated (`featurewatch key rotate-secret`).",
     )
     require_keys: bool = Field(
         True, description="Whether requests need an API key. `featurewatch up` on a loopback address turns it off."
@@ -128,6 +133,11 @@ class Settings(BaseSettings):
     def root_dirs(self) -> tuple[Path, ...]:
         """Local folders that may be read from, resolved."""
         return tuple(Path(root).expanduser().resolve() for root in self.roots.split(":") if root)
+
+    @cached_property
+    def old_secret_keys(self) -> tuple[str, ...]:
+        """Earlier secret keys."""
+        return tuple(key.strip() for key in self.secret_key_old.get_secret_value().split(",") if key.strip())
 
     @cached_property
     def cors_origin_list(self) -> list[str]:
