@@ -27,10 +27,19 @@ from service.auth.schemas import KeyOut
 from service.cli import base
 from service.cli.host.child import WorkerProcess
 from service.config import Settings
+from service.kit.crypto import (
+    KEY_FILE,
+    SecretBox,
+    SecretKeyError,
+    drop_old_key_file,
+    replace_key_file,
+    uses_key_file,
+)
 from service.kit.db import Database
 from service.kit.ids import new_id
 from service.kit.problems import ProblemError
 from service.models import AuditEntry
+from service.webhooks import logic as webhooks
 
 MOST_KEYS = 10_000
 
@@ -154,6 +163,30 @@ def revoke_key(key: str) -> None:
             _note(session, "DELETE", f"/v1/keys/{key}", 204)
         except ProblemError as error:
             raise base.UsageError(error.detail) from error
+
+
+def rotate_secret() -> dict[str, Any]:
+    """Encrypt with the newest secret key what earlier ones encrypted; a key file is replaced by a new one first."""
+    settings = Settings()
+    from_file = uses_key_file(settings)
+    try:
+        box = SecretBox(settings, create=False)
+        with opened() as database, database.write() as session:
+            parts = webhooks.unsealed(session, box)
+            if from_file:
+                replace_key_file(settings)
+            changed = webhooks.reseal(session, box, parts)
+            _note(session, "POST", "/key/rotate-secret", 200)
+    except SecretKeyError as error:
+        raise base.UsageError(str(error)) from error
+    if from_file:
+        drop_old_key_file(settings)  # nothing that it encrypted is left
+    return {
+        "key": str(settings.data_dir / KEY_FILE) if from_file else "FEATUREWATCH_SECRET_KEY",
+        "encrypted": len(parts),
+        "changed": changed,
+        "old_keys": len(settings.old_secret_keys),
+    }
 
 
 def _note(session: Session, method: str, path: str, status: int) -> None:
