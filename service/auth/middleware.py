@@ -84,9 +84,9 @@ class Authentication:
             _refuse_foreign_pages(headers, method)
             return logic.ANONYMOUS
         if "authorization" not in headers:
-            if visit is None or visit.key_id is None:
+            if visit is None or visit.session_id is None:
                 return None
-            return await run_in_threadpool(_returning, database, visit.key_id)
+            return await run_in_threadpool(_returning, database, visit.session_id)
         return await run_in_threadpool(_authenticate, database, _bearer(headers["authorization"]))
 
 
@@ -102,9 +102,9 @@ def _authenticate(database: Database, key: str) -> Principal:
         return logic.authenticate(session, key)
 
 
-def _returning(database: Database, key_id: str) -> Principal | None:
+def _returning(database: Database, session_id: str) -> Principal | None:
     with database.read() as session:
-        return logic.returning(session, key_id)
+        return logic.returning(session, session_id)
 
 
 def _note_use(database: Database, key_id: str) -> None:

@@ -1,7 +1,7 @@
 """All tables, one file per noun."""
 
 from service.kit.db import Base
-from service.models.access import ApiKey, AuditEntry, IdempotencyRecord
+from service.models.access import ApiKey, AuditEntry, IdempotencyRecord, WebSession
 from service.models.alert import Alert, AlertRule
 from service.models.checkpoint import Checkpoint, Source
 from service.models.dependency import DependencyGraph
@@ -18,5 +18,5 @@ from service.models.webhook import Delivery, Event, Webhook
 __all__ = [
     "Alert", "AlertRule", "ApiKey", "Attempt", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery",
     "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "LogLine", "Measurement",
-    "Reading", "Run", "Shard", "Signature", "Source", "Standing", "Unreferenced", "Verdict", "Webhook",
+    "Reading", "Run", "Shard", "Signature", "Source", "Standing", "Unreferenced", "Verdict", "WebSession", "Webhook",
 ]  # fmt: skip
