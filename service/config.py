@@ -15,6 +15,11 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path("featurewatch-data"), description="Folder of the embedded installation: database, artifacts, caches."
     )
+    private_files: bool = Field(
+        True,
+        description="Whether the data folder (0700) and what is written (0600) are for this process's user alone. "
+        "`false`: as its umask says, for a folder that is shared with other users on purpose.",
+    )
     database_url: str = Field(
         "", description="SQLAlchemy URL (`postgresql+psycopg://...`). Empty: SQLite in the data folder."
     )

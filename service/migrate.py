@@ -106,7 +106,7 @@ def migrating(url: str) -> Iterator[Connection]:
     """A connection in one transaction that no second migrator can be in; all of it happens, or nothing."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        Path(str(parsed.database)).expanduser().parent.mkdir(parents=True, exist_ok=True)
+        Path(str(parsed.database)).expanduser().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine = _sqlite_engine(url)
     else:
         engine = create_engine(url, poolclass=NullPool)

@@ -231,6 +231,7 @@ class Deployment:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                umask=0o022,  # that of a container
             )
         try:
             yield process
@@ -270,6 +271,8 @@ def test_from_registration_to_verdicts(deployment: Deployment) -> None:
             _judge(client, deployment)
         for name in ("api", "worker", "beat"):
             assert wait_until(lambda name=name: deployment.healthy(name), 60), f"{name}: {deployment.log(name)}"
+    made = [deployment.folder / "data", *(deployment.folder / "data").rglob("*")]
+    assert [path for path in made if path.stat().st_mode & 0o077] == [], "what workers and API write is theirs alone"
     assert "Traceback" not in deployment.log("worker") + deployment.log("beat") + deployment.log("api")
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
@@ -167,6 +168,7 @@ class _Aside:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the demo."""
     options = _parser().parse_args(arguments)
+    os.umask(0o077)  # its folder holds an installation
     # With --json the tables go to standard error, so that standard output is the object alone.
     console = Console(stderr=options.json, highlight=False)
     show = Show(console if console.is_terminal else Console(stderr=options.json, highlight=False, width=LOG_WIDTH))

@@ -37,6 +37,7 @@ from service.kit.crypto import (
 )
 from service.kit.db import Database
 from service.kit.ids import new_id
+from service.kit.private import keep_private
 from service.kit.problems import ProblemError
 from service.models import AuditEntry
 from service.webhooks import logic as webhooks
@@ -67,7 +68,8 @@ def serve(settings: Settings, *, host: str, port: int, worker: bool, processes: 
         settings = settings.model_copy(update={"require_keys": False})
     if base.err.is_terminal and "log_json" not in settings.model_fields_set:
         settings = settings.model_copy(update={"log_json": False})
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    keep_private(settings)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     upgrade(settings)
     if not settings.require_keys and not is_loopback(host):
         raise base.UsageError(f"FEATUREWATCH_REQUIRE_KEYS is off, so {host} is refused: listen on 127.0.0.1 only")
@@ -199,6 +201,7 @@ def _note(session: Session, method: str, path: str, status: int) -> None:
 def opened() -> Iterator[Database]:
     """The configured database, its schema checked."""
     settings = Settings()
+    keep_private(settings)
     if settings.resolved_database_url.startswith("sqlite"):
         upgrade(settings)  # an embedded installation may not have been started yet
     else:
