@@ -35,5 +35,6 @@ given = context.config.attributes.get("connection")
 if given is not None:
     migrate(given)
 else:
-    with migrating(Settings().resolved_database_url) as own:
+    settings = context.config.attributes["settings"] = Settings()
+    with migrating(settings.resolved_database_url) as own:
         migrate(own)

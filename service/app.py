@@ -1,5 +1,6 @@
 """The ASGI application: `uvicorn --factory service.app:create_app`."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -25,6 +26,7 @@ from service.kit.db import Database
 from service.kit.logs import configure_logging
 from service.kit.memory import give_back_large_blocks, what_is_there_stays
 from service.kit.middleware import BodyLimit, EntityTags, RequestContext, StorableText
+from service.kit.private import keep_private
 from service.kit.turns import Turns
 from service.labels.routes import router as labels
 from service.lineage.routes import router as lineage
@@ -52,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         configure_logging(settings)
+        umask = keep_private(settings)
         give_back_large_blocks()
         database = Database(settings.resolved_database_url)
         try:
@@ -66,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 yield
         finally:
             database.close()
+            os.umask(umask)
 
     app = FastAPI(
         title="featurewatch",

@@ -15,6 +15,11 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path("featurewatch-data"), description="Folder of the embedded installation: database, artifacts, caches."
     )
+    private_files: bool = Field(
+        True,
+        description="Whether the data folder (0700) and what is written (0600) are for this process's user alone. "
+        "`false`: as its umask says, for a folder that is shared with other users on purpose.",
+    )
     database_url: str = Field(
         "", description="SQLAlchemy URL (`postgresql+psycopg://...`). Empty: SQLite in the data folder."
     )
@@ -33,8 +38,13 @@ class Settings(BaseSettings):
     )
     secret_key: SecretStr = Field(
         SecretStr(""),
-        description="Encrypts webhook secrets and the cookies of the pages. Empty: made once and kept in the data "
-        "folder (embedded installations).",
+        description="Encrypts the URLs and secrets of webhooks, and the cookies of the pages. Empty: made once and "
+        "kept in the data folder (embedded installations).",
+    )
+    secret_key_old: SecretStr = Field(
+        SecretStr(""),
+        description="Earlier secret keys, separated by commas: what they encrypted still opens. Needed while the key "
+        "is rotated (`featurewatch key rotate-secret`).",
     )
     require_keys: bool = Field(
         True, description="Whether requests need an API key. `featurewatch up` on a loopback address turns it off."
@@ -143,6 +153,11 @@ class Settings(BaseSettings):
     def cache_dir(self) -> Path:
         """Where fetched and converted models are kept."""
         return self.data_dir / "cache"
+
+    @cached_property
+    def old_secret_keys(self) -> tuple[str, ...]:
+        """Earlier secret keys."""
+        return tuple(key.strip() for key in self.secret_key_old.get_secret_value().split(",") if key.strip())
 
     @cached_property
     def cors_origin_list(self) -> list[str]:

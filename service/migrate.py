@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 
 import migrations
 from service.config import Settings
+from service.kit.crypto import SecretKeyError
 from service.kit.db import SQLITE_BUSY_TIMEOUT_S
 
 _LOCK = int.from_bytes(hashlib.sha256(b"featurewatch schema").digest()[:8], signed=True)
@@ -26,19 +27,31 @@ class SchemaError(RuntimeError):
 
 def upgrade(settings: Settings) -> None:
     """Bring the configured database to the newest schema. Of several processes at once, one does it."""
-    upgrade_url(settings.resolved_database_url)
+    upgrade_url(settings.resolved_database_url, settings=settings)
 
 
-def upgrade_url(url: str, revision: str = "head") -> None:
-    """Bring the database at `url` to a revision; `base` and older revisions are reached by `downgrade_url`."""
-    with migrating(url) as connection:
-        command.upgrade(_config(connection), revision)
+def upgrade_url(url: str, revision: str = "head", *, settings: Settings | None = None) -> None:
+    """Bring the database at `url` to a revision; `base` and older revisions are reached by `downgrade_url`.
+
+    `settings` have the secret key, from the environment where they are not given. SchemaError without a change where
+    something stored must be encrypted and there is no key that fits.
+    """
+    with migrating(url) as connection, _telling_of_keys():
+        command.upgrade(_config(connection, settings or Settings(database_url=url)), revision)
 
 
-def downgrade_url(url: str, revision: str) -> None:
+def downgrade_url(url: str, revision: str, *, settings: Settings | None = None) -> None:
     """Take the database at `url` back to a revision. Its newer tables, and what they hold, are lost."""
-    with migrating(url) as connection:
-        command.downgrade(_config(connection), revision)
+    with migrating(url) as connection, _telling_of_keys():
+        command.downgrade(_config(connection, settings or Settings(database_url=url)), revision)
+
+
+@contextmanager
+def _telling_of_keys() -> Iterator[None]:
+    try:
+        yield
+    except SecretKeyError as error:
+        raise SchemaError(f"The migration needs the secret key, and nothing was changed: {error}") from error
 
 
 def check(settings: Settings) -> None:
@@ -80,11 +93,11 @@ def _tree() -> Path:
     return Path(str(migrations.__file__)).parent
 
 
-def _config(connection: Connection) -> Config:
+def _config(connection: Connection, settings: Settings) -> Config:
     config = Config()
     config.set_main_option("script_location", str(_tree()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
+    config.attributes |= {"connection": connection, "settings": settings}
     return config
 
 
@@ -93,7 +106,7 @@ def migrating(url: str) -> Iterator[Connection]:
     """A connection in one transaction that no second migrator can be in; all of it happens, or nothing."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        Path(str(parsed.database)).expanduser().parent.mkdir(parents=True, exist_ok=True)
+        Path(str(parsed.database)).expanduser().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine = _sqlite_engine(url)
     else:
         engine = create_engine(url, poolclass=NullPool)

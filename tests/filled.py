@@ -11,6 +11,7 @@ from service.kit.artifacts import ArtifactStore
 from service.kit.clock import utcnow
 from service.kit.crypto import SecretBox
 from service.models import Alert, AlertRule, Checkpoint, Family, Lineage, Reading, Run, Signature, Webhook
+from service.models.webhook import url_context
 from service.verdicts.policy import Policy
 from service.webhooks import logic as webhooks
 from tests import factories
@@ -92,6 +93,7 @@ def fill(session: Session, artifacts: ArtifactStore, box: SecretBox) -> None:
         session.add(alert)
     for webhook_id, delivery_id in zip(WEBHOOKS, DELIVERIES, strict=True):
         webhook = Webhook(id=webhook_id, url="https://ci.example", event_types=[], disabled_reason=None)
+        webhook.sealed_url = box.encrypt(b"https://ci.example", context=url_context(webhook_id))
         webhook.secret = box.encrypt(b"whsec_", context=webhook_id)
         session.add(webhook)
         session.flush()

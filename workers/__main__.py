@@ -15,6 +15,7 @@ import structlog
 
 from service.config import Settings
 from service.kit.logs import configure_logging
+from service.kit.private import keep_private
 from service.migrate import SchemaError
 from workers import embedded
 from workers.runner import Pipeline
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = Settings()
     configure_logging(settings)
+    keep_private(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _frame: _end(stop, got, _frame))

@@ -8,12 +8,13 @@ import mmap
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, worker_process_init, worker_shutting_down
+from celery.signals import setup_logging, worker_init, worker_process_init, worker_shutting_down
 from kombu.exceptions import ChannelError
 
 from service.config import Settings
 from service.kit import telemetry
 from service.kit.logs import configure_logging
+from service.kit.private import keep_private
 
 EXECUTE = "workers.tasks.execute"
 HELP = "workers.tasks.help_others"
@@ -92,6 +93,11 @@ def stopping() -> bool:
 @worker_shutting_down.connect
 def _on_shutdown(**_: Any) -> None:
     _stopping[:1] = b"\1"
+
+
+@worker_init.connect
+def _on_start(**_: Any) -> None:
+    keep_private(Settings())  # its children inherit the umask
 
 
 @setup_logging.connect

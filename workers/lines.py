@@ -39,7 +39,11 @@ class Lines:
         self.last = had
         self._waiting: list[Line] = []
         self._lock = threading.Lock()
-        known = [settings.secret_key.get_secret_value(), settings.label_key.get_secret_value()]
+        known = [
+            settings.secret_key.get_secret_value(),
+            *settings.old_secret_keys,
+            settings.label_key.get_secret_value(),
+        ]
         self._known = [secret for secret in known if secret]
 
     def add(self, said: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import structlog
 
 from service.alerts import raising, standing
 from service.audit import queries as audit
+from service.auth import queries as auth
 from service.config import Settings
 from service.deletions import families as deletions
 from service.deletions import queries as deletion_queries
@@ -152,10 +153,11 @@ class Sweeper:
             raising.unmute(session, clock.utcnow())
 
     def tidy(self) -> None:
-        """Once a minute: forget remembered answers, heard bells, old events, old secrets and audit entries."""
+        """Once a minute: forget remembered answers, heard bells, sessions, old events, secrets and audit entries."""
         now, settings = clock.utcnow(), self.settings
         with self.database.write() as session:
             audit.drop_records_before(session, now - timedelta(hours=settings.answer_hours))
+            auth.drop_sessions_before(session, now)
             run_queries.drop_old_bells(session, rung_before=now - timedelta(hours=settings.bell_hours))
             if settings.audit_days:
                 audit.drop_entries_before(session, now - timedelta(days=settings.audit_days))

@@ -1,8 +1,9 @@
-"""Browsers: a sealed cookie says who signed in, and holds the token that every form of the page sends back.
+"""Browsers: a sealed cookie names the session, and holds the token that every form of the page sends back.
 
-The cookie holds the id of the key, not the key, under AES-GCM: nobody who sees the cookie jar has a key, and a key that
-is revoked or expires ends its visits at once. It opens the pages alone: `/v1` takes no cookie, so no other site's page
-can write there in a reader's name.
+The cookie holds the id of a row of `web_session`, not the key, under AES-GCM: nobody who sees the cookie jar has a
+key. Signing out removes the row, so no copy of the cookie opens anything any more; a key that is revoked or expires
+ends its sessions at once. The cookie opens the pages alone: `/v1` takes none, so no other site's page can write there
+in a reader's name (docs/adr/0036).
 """
 
 import base64
@@ -14,13 +15,14 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 
+from service.auth.logic import SESSION_LENGTH
 from service.config import Settings
 from service.kit.crypto import SecretBox, SecretKeyError
 from service.kit.problems import UnavailableError
 
 COOKIE = "fw_visit"
 """Over https it has the prefix `__Host-`: no other host of the domain can set it."""
-SECONDS = 7 * 24 * 3600
+SECONDS = int(SESSION_LENGTH.total_seconds())
 _CONTEXT = "visit of a browser"
 
 
@@ -28,7 +30,7 @@ _CONTEXT = "visit of a browser"
 class Visit:
     """What a cookie holds."""
 
-    key_id: str | None
+    session_id: str | None
     """None: nobody signed in (yet)."""
     token: str
     """Comes back with every form: a page of another site cannot know it."""
@@ -40,9 +42,9 @@ class Visit:
         return hmac.compare_digest(self.token.encode(), token.encode())
 
 
-def begin(key_id: str | None = None) -> Visit:
+def begin(session_id: str | None = None) -> Visit:
     """A visit that begins now."""
-    return Visit(key_id, secrets.token_urlsafe(24), time.time() + SECONDS)
+    return Visit(session_id, secrets.token_urlsafe(24), time.time() + SECONDS)
 
 
 def cookie_name(scheme: str) -> str:
@@ -65,14 +67,14 @@ class Visits:
 
     def seal(self, visit: Visit) -> str:
         """The cookie of a visit. Raises 503 where the installation has no SECRET_KEY."""
-        plain = json.dumps([visit.key_id, visit.token, visit.until]).encode()
+        plain = json.dumps([visit.session_id, visit.token, visit.until]).encode()
         return base64.urlsafe_b64encode(self._box.encrypt(plain, context=_CONTEXT)).decode().rstrip("=")
 
     def open(self, cookie: str) -> Visit | None:
         """The visit of a cookie; None for one that is not ours, or is over."""
         try:
             sealed = base64.urlsafe_b64decode(cookie + "=" * (-len(cookie) % 4))
-            key_id, token, until = json.loads(self._box.decrypt(sealed, context=_CONTEXT))
+            session_id, token, until = json.loads(self._box.decrypt(sealed, context=_CONTEXT))
         except (binascii.Error, ValueError, SecretKeyError, UnavailableError):
             return None
-        return Visit(key_id, token, until) if until > time.time() else None
+        return Visit(session_id, token, until) if until > time.time() else None

@@ -1,4 +1,4 @@
-"""API keys: making, checking and revoking them."""
+"""API keys: making, checking and revoking them, and the sessions of browsers that signed in with one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,11 @@ from sqlalchemy.orm import Session
 from service.auth import keys, queries
 from service.kit.clock import utcnow
 from service.kit.problems import NotFoundError, UnauthenticatedError
-from service.models import ApiKey
+from service.models import ApiKey, WebSession
 
 SCOPES = ("read", "write", "admin")
 _INCLUDED = {"read": {"read"}, "write": {"read", "write"}, "admin": {"read", "write", "admin"}}
+SESSION_LENGTH = timedelta(days=7)
 USE_NOTED_EVERY = timedelta(minutes=1)
 
 
@@ -23,6 +24,8 @@ class Principal:
     id: str
     scopes: frozenset[str]
     note_use: bool = False
+    session_id: str | None = None
+    """Of a browser that signed in; None: the request came with the key itself."""
 
 
 ANONYMOUS = Principal("anonymous", frozenset(SCOPES))
@@ -58,16 +61,33 @@ def authenticate(session: Session, key: str) -> Principal:
     return _principal(row)
 
 
-def returning(session: Session, key_id: str) -> Principal | None:
-    """Who signed in with a key before; None where it has ended since."""
-    row = queries.find(session, key_id)
-    return _principal(row) if row is not None and alive(row) else None
+def sign_in(session: Session, principal: Principal) -> WebSession:
+    """Begin a browser's session with the key that it gave."""
+    row = WebSession(key_id=principal.id, expires_at=utcnow() + SESSION_LENGTH)
+    queries.add_session(session, row)
+    return row
 
 
-def _principal(row: ApiKey) -> Principal:
+def returning(session: Session, session_id: str) -> Principal | None:
+    """Who signed in before; None where the session or its key has ended since."""
+    row = queries.key_of_session(session, session_id, utcnow())
+    return _principal(row, session_id) if row is not None and alive(row) else None
+
+
+def still_valid(session: Session, principal: Principal) -> bool:
+    """Whether the key of a caller, and a browser's session, have not ended since the request began."""
+    if principal is ANONYMOUS:
+        return True
+    if principal.session_id is not None:
+        return returning(session, principal.session_id) is not None
+    row = queries.find(session, principal.id)
+    return row is not None and alive(row)
+
+
+def _principal(row: ApiKey, session_id: str | None = None) -> Principal:
     granted: set[str] = set().union(*(_INCLUDED.get(scope, set()) for scope in row.scopes))
     stale = row.last_used_at is None or utcnow() - row.last_used_at > USE_NOTED_EVERY
-    return Principal(row.id, frozenset(granted), note_use=stale)
+    return Principal(row.id, frozenset(granted), note_use=stale, session_id=session_id)
 
 
 def alive(row: ApiKey) -> bool:

@@ -84,9 +84,9 @@ class Authentication:
             _refuse_foreign_pages(headers, method)
             return logic.ANONYMOUS
         if "authorization" not in headers:
-            if visit is None or visit.key_id is None:
+            if visit is None or visit.session_id is None:
                 return None
-            return await run_in_threadpool(_returning, database, visit.key_id)
+            return await run_in_threadpool(_returning, database, visit.session_id)
         return await run_in_threadpool(_authenticate, database, _bearer(headers["authorization"]))
 
 
@@ -102,9 +102,9 @@ def _authenticate(database: Database, key: str) -> Principal:
         return logic.authenticate(session, key)
 
 
-def _returning(database: Database, key_id: str) -> Principal | None:
+def _returning(database: Database, session_id: str) -> Principal | None:
     with database.read() as session:
-        return logic.returning(session, key_id)
+        return logic.returning(session, session_id)
 
 
 def _note_use(database: Database, key_id: str) -> None:
@@ -119,7 +119,8 @@ def _refuse_foreign_pages(headers: Headers, method: str) -> None:
     host = headers.get("host", "")
     if not _is_local_name(host):
         raise BadRequestError(
-            f"This service needs no keys, so it answers only to this machine's own names, not to {host!r}.",
+            "This service runs without API keys, so it answers only requests to localhost or a loopback address, not "
+            f"to {host!r}. Use http://127.0.0.1 with its port, or require keys (FEATUREWATCH_REQUIRE_KEYS=true).",
             code="foreign-host",
         )
     if method in READING:
@@ -131,12 +132,18 @@ def _refuse_foreign_pages(headers: Headers, method: str) -> None:
 
 
 def _is_local_name(host: str) -> bool:
+    """Whether a Host header names this machine itself: `localhost`, a name below it, or a loopback address.
+
+    Any other name or address may be one that a page of another site was loaded from (DNS rebinding).
+    """
     try:
-        name = urlsplit(f"//{host}").hostname or ""
+        parts = urlsplit(f"//{host}")
+        name = (parts.hostname or "").removesuffix(".")
     except ValueError:
         return False
+    if parts.netloc != host or parts.username is not None:
+        return False
     try:
-        ipaddress.ip_address(name)
+        return ipaddress.ip_address(name).is_loopback
     except ValueError:
-        return bool(name) and ("." not in name or name.endswith(".localhost"))
-    return True
+        return name == "localhost" or name.endswith(".localhost")

@@ -1,14 +1,14 @@
-"""SQL of API keys."""
+"""SQL of API keys, and of the sessions that browsers began with them."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.orm import Session
 
 from service.kit.pages import SortKey, keyset
-from service.models import ApiKey
+from service.models import ApiKey, WebSession
 
 _BY_PREFIX = select(*ApiKey.__table__.c).where(ApiKey.prefix == bindparam("prefix"))
 """Built once: every request asks it, and only looks at the row."""
@@ -34,6 +34,31 @@ def add(session: Session, key: ApiKey) -> None:
     """Store a key; it has its id and its time afterwards."""
     session.add(key)
     session.flush()
+
+
+def key_of_session(session: Session, session_id: str, now: datetime) -> ApiKey | None:
+    """The key that a browser signed in with, which may have ended since; None where the session has."""
+    return session.scalars(
+        select(ApiKey)
+        .join(WebSession, WebSession.key_id == ApiKey.id)
+        .where(WebSession.id == session_id, WebSession.expires_at > now)
+    ).one_or_none()
+
+
+def add_session(session: Session, row: WebSession) -> None:
+    """Store a browser's session; it has its id afterwards."""
+    session.add(row)
+    session.flush()
+
+
+def end_session(session: Session, session_id: str) -> None:
+    """Remove a browser's session; one that is not there is no error."""
+    session.execute(delete(WebSession).where(WebSession.id == session_id))
+
+
+def drop_sessions_before(session: Session, moment: datetime) -> None:
+    """Forget sessions that expired before `moment`."""
+    session.execute(delete(WebSession).where(WebSession.expires_at < moment))
 
 
 def note_use(session: Session, key_id: str, moment: datetime) -> None:

@@ -12,13 +12,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from service import __version__
 from service.client import Client
 from service.config import ClientSettings
+from service.runs.words import seen
 
 OK, FAILED, USAGE, UNAVAILABLE = 0, 1, 2, 3
 
@@ -37,9 +39,23 @@ STATUS_STYLES = {
     "open": "red",
 }
 
+
+class SafeConsole(Console):
+    """A console on which no text acts on the terminal.
+
+    Labels, names and errors come from the service and from models: an escape sequence in one of them could rewrite the
+    screen, the window's title or the clipboard. Colours and the movements of the cursor are rich's own.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of a renderable, their control characters replaced."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=seen(segment.text))
+
+
 # Colours and bars are for terminals, which rich finds out.
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = SafeConsole(highlight=False)
+err = SafeConsole(stderr=True, highlight=False)
 
 _GAP = 2
 """Blanks between columns."""
@@ -166,7 +182,7 @@ def show_rows(
 
 def show_fields(pairs: Iterable[tuple[str, Any]]) -> None:
     """Print names and values, one pair a line; None is left out, and what is nested gets a line for each value."""
-    fields = [field for name, value in pairs for field in _flat(name, value)]
+    fields = [(_one_line(name), value) for pair in pairs for name, value in _flat(*pair)]
     if not out.is_terminal:
         return _print_plain([[name, cell(value)] for name, value in fields], out)
     return _print_fields([(name, _text(value)) for name, value in fields], out)
@@ -284,8 +300,12 @@ def write(path: Path, text: str) -> None:
 
 def _text(value: Any) -> Text:
     """A value as text of a table, in its colour."""
+    if isinstance(value, Text):
+        clean = value.copy()
+        clean.plain = _one_line(clean.plain)  # as long as before, so that its colours stay in place
+        return clean
     text = cell(value)
-    return value if isinstance(value, Text) else Text(text, style=STATUS_STYLES.get(text, ""))
+    return Text(text, style=STATUS_STYLES.get(text, ""))
 
 
 def cell(value: Any) -> str:
@@ -299,9 +319,16 @@ def cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(cell, value)) or "-"
     if isinstance(value, dict):
-        return "; ".join(f"{name}={cell(item)}" for name, item in value.items() if item is not None) or "-"
-    text = str(value)
+        return (
+            "; ".join(f"{_one_line(str(name))}={cell(item)}" for name, item in value.items() if item is not None) or "-"
+        )
+    text = _one_line(str(value))
     return f"{moment(text)} UTC" if _MOMENT.fullmatch(text) else text
+
+
+def _one_line(text: str) -> str:
+    """Text that can neither act on the terminal nor pass itself off as another row. As long as before."""
+    return seen(re.sub(r"[\t\r\n]", " ", text))
 
 
 def ratio(value: float | None, interval: Sequence[float | None] | None) -> str:

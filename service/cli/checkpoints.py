@@ -15,7 +15,7 @@ from service.cli.told import MaxQ, MinChange
 from service.client.types import Attempt, LogLine, Run
 from service.client.wire import FINAL_STATES
 from service.runs.schemas import Level, LogLineView
-from service.runs.words import as_text
+from service.runs.words import as_text, seen
 
 family_app = typer.Typer(help="Families: the models that are tracked together.", no_args_is_help=True)
 checkpoint_app = typer.Typer(help="Checkpoints: register, list, show.", no_args_is_help=True)
@@ -318,7 +318,7 @@ def report(
         else:
             text = client.report_text(family, name, format="html" if form == "html" else "markdown", **query)
     if not output:
-        return typer.echo(text)
+        return typer.echo(seen(text))
     base.write(output, text + "\n")
     return None
 

@@ -43,9 +43,10 @@ def _names(ask: Callable[[Client, str], Iterable[tuple[str, str]]], of: str | No
         base.options(url=options.get("url"), key=options.get("key"))
         try:
             with Client(base.target().url, base.target().key, timeout=SECONDS, retries=0) as client:
-                return [(name, about) for name, about in ask(client, given) if name.startswith(incomplete)]
+                found = [(base.cell(name), base.cell(about)) for name, about in ask(client, given)]
         except ClientError:  # a prompt is no place for an error
             return []
+        return [(name, about) for name, about in found if name.startswith(incomplete)]
 
     return completer
 

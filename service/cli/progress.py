@@ -17,12 +17,12 @@ def follow(client: Client, run: str, timeout: float | None) -> Run:
     if not base.err.is_terminal:
         return client.wait(run, timeout=timeout, on_progress=_Lines())
     columns = (
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[left]}", markup=False),
+        TextColumn("{task.fields[rate]}", markup=False),
     )
     with Progress(*columns, console=base.err, transient=True) as bar:
         return client.wait(run, timeout=timeout, on_progress=_Bars(bar), interval=0.5)

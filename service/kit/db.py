@@ -83,7 +83,7 @@ class Database:
         if self.is_sqlite:
             if self.url.database in (None, "", ":memory:"):
                 raise ValueError("an in-memory SQLite database cannot be shared by processes; give it a file")
-            Path(str(self.url.database)).expanduser().parent.mkdir(parents=True, exist_ok=True)
+            Path(str(self.url.database)).expanduser().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE")
             self.reader = _sqlite_engine(url, begin="BEGIN")
         else:

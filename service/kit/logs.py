@@ -58,6 +58,9 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
     # Every request has a line of ours already, with its id.
     logging.getLogger("uvicorn.access").disabled = True
+    # The client of webhooks and endpoints tells of each request with its URL, which may be a secret.
+    for name in ("httpx2", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("alembic.runtime.migration").addFilter(_is_news)
 
 

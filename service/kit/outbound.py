@@ -25,22 +25,38 @@ CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 15.0
 RESPONSE_BYTES = 64 * 1024
 
-# What `is_global` lets through although it leads inside: addresses that carry an IPv4 address in them, and old
-# site-local ones. (100.64.0.0/10 is not global, but not private either; it is caught by `is_global`.)
-_NAMED: tuple[Network, ...] = tuple(
+# The IANA special-purpose address registries (IPv4 and IPv6), multicast, and addresses of clouds. Named in full
+# although `is_global` knows most of them: what that lets through differs between versions of Python, and includes
+# prefixes that carry an IPv4 address, which leads back inside.
+_REFUSED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
-        "100.64.0.0/10",  # shared by carriers (CGNAT)
-        "192.0.0.0/24",  # protocol assignments
+        "0.0.0.0/8",  # "this network"
+        "10.0.0.0/8",  # private use
+        "100.64.0.0/10",  # shared by carriers (CGNAT); 100.100.100.200 is Alibaba Cloud's metadata service
+        "127.0.0.0/8",  # loopback
+        "168.63.129.16/32",  # Azure's wire server, a public address that every Azure machine reaches
+        "169.254.0.0/16",  # link-local; 169.254.169.254 is the metadata service of most clouds
+        "172.16.0.0/12",  # private use
+        "192.0.0.0/24",  # protocol assignments; 192.0.0.192 is Oracle Cloud's metadata service
+        "192.0.2.0/24",  # documentation
         "192.88.99.0/24",  # 6to4 relays
-        "64:ff9b::/96",  # NAT64
-        "64:ff9b:1::/48",  # NAT64, local
+        "192.168.0.0/16",  # private use
+        "198.18.0.0/15",  # benchmarking
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, and broadcast
+        "2001::/23",  # protocol assignments: Teredo, benchmarking, ORCHID
+        "2001:db8::/32",  # documentation
         "2002::/16",  # 6to4
-        "2001::/32",  # Teredo
-        "::/96",  # IPv4-compatible
-        "fec0::/10",  # site-local
+        "3fff::/20",  # documentation
     )
 )
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""All that IANA has allocated of IPv6 for hosts. Outside of it are loopback, unique local (fc00::/7), link-local,
+site-local (fec0::/10), multicast, NAT64 (64:ff9b::/96, 64:ff9b:1::/48), IPv4-compatible (::/96), discard-only
+(100::/64) and segment routing (5f00::/16) addresses."""
 
 
 class AddressRefusedError(httpx2.ConnectError):
@@ -73,11 +89,9 @@ def is_allowed(address: Address, allow: Iterable[Network] = ()) -> bool:
         address = address.ipv4_mapped
     if any(address.version == network.version and address in network for network in allow):
         return True
-    if any(address.version == network.version and address in network for network in _NAMED):
+    if any(address.version == network.version and address in network for network in _REFUSED):
         return False
-    return address.is_global and not (
-        address.is_multicast or address.is_reserved or address.is_unspecified or address.is_loopback
-    )
+    return address.is_global and (address.version == 4 or address in _GLOBAL_UNICAST)
 
 
 class _Deadlined(httpcore2.NetworkStream):

@@ -1,7 +1,7 @@
 """All tables, one file per noun."""
 
 from service.kit.db import Base
-from service.models.access import ApiKey, AuditEntry, IdempotencyRecord
+from service.models.access import ApiKey, AuditEntry, IdempotencyRecord, WebSession
 from service.models.alert import Alert, AlertRule
 from service.models.artifact import Artifact
 from service.models.checkpoint import Checkpoint, Source
@@ -19,6 +19,7 @@ from service.models.webhook import Delivery, Event, Webhook
 
 __all__ = [
     "Alert", "AlertRule", "ApiKey", "Artifact", "Attempt", "AuditEntry", "Base", "Bell", "Checkpoint", "Code",
-    "Deletion", "Delivery", "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "LogLine",
-    "Measurement", "Reading", "Run", "Shard", "Signature", "Source", "Standing", "Unreferenced", "Verdict", "Webhook",
+    "Deletion", "Delivery", "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage",
+    "LogLine", "Measurement", "Reading", "Run", "Shard", "Signature", "Source", "Standing", "Unreferenced", "Verdict",
+    "WebSession", "Webhook",
 ]  # fmt: skip

@@ -1,8 +1,9 @@
-"""API keys, the audit log, and remembered answers to idempotent requests."""
+"""API keys, sessions of browsers, the audit log, and remembered answers to idempotent requests."""
 
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.kit.clock import utcnow
@@ -24,6 +25,17 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+
+
+class WebSession(Base):
+    """A browser that signed in to the pages with a key. Signing out removes it."""
+
+    __tablename__ = "web_session"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ses"))
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_key.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    expires_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class AuditEntry(Base):

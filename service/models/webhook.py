@@ -16,6 +16,9 @@ class Webhook(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("whk"))
     url: Mapped[str]
+    """As it is shown: scheme and host."""
+    sealed_url: Mapped[bytes]
+    """The whole URL, encrypted with the installation's SECRET_KEY: its path and query are often a token."""
     event_types: Mapped[list[str]]
     """Empty: all."""
     format: Mapped[str] = mapped_column(default="standard")
@@ -32,6 +35,11 @@ class Webhook(Base):
     paused_at: Mapped[datetime | None]
     """Set where it is not enabled because it failed for days: deliveries wait until somebody enables it."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+def url_context(webhook_id: str) -> str:
+    """What a webhook's URL is encrypted for: nothing else of the row opens in its place."""
+    return f"{webhook_id} url"
 
 
 class Event(Base):

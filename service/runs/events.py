@@ -7,7 +7,10 @@ import anyio
 from anyio.to_thread import run_sync
 from sqlalchemy.exc import OperationalError
 
+from service.auth import logic as auth
+from service.auth.logic import Principal
 from service.kit.db import Database
+from service.kit.problems import UnauthenticatedError
 from service.runs import queries
 from service.runs.schemas import RunView, view
 from service.runs.states import FINAL
@@ -19,14 +22,20 @@ LONGEST_SECONDS = 900.0
 """A stream ends after it and the client comes back by itself: no connection outlives a deploy by hours."""
 
 
-async def stream(database: Database, run_id: str) -> AsyncIterator[str]:
-    """`progress` events with the whole run whenever it changed; `end` with its final state is the last one."""
+async def stream(database: Database, run_id: str, principal: Principal) -> AsyncIterator[str]:
+    """`progress` events with the whole run whenever it changed; `end` with its final state is the last one.
+
+    It ends, too, when the caller's key or session has: each look at the run looks at these as well.
+    """
     began = spoke = time.monotonic()
     last = ""
     yield "retry: 2000\n\n"
     while time.monotonic() - began < LONGEST_SECONDS:
         try:
-            current = await run_sync(_look, database, run_id)
+            current = await run_sync(_look, database, run_id, principal)
+        except UnauthenticatedError:
+            yield ": the key or the session has ended\n\n"
+            return
         except OperationalError:  # away for a moment: the next look may see it again
             current = None
         else:
@@ -45,7 +54,10 @@ async def stream(database: Database, run_id: str) -> AsyncIterator[str]:
         await anyio.sleep(LOOK_SECONDS)
 
 
-def _look(database: Database, run_id: str) -> RunView | None:
+def _look(database: Database, run_id: str, principal: Principal) -> RunView | None:
+    """The run as it is now. UnauthenticatedError where the caller may not look any more."""
     with database.read() as session:
+        if not auth.still_valid(session, principal):
+            raise UnauthenticatedError("The key or the session has ended.")
         found = queries.by_id(session, run_id)
         return None if found is None else view(*found)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
@@ -88,11 +88,12 @@ def run_log(
     response_class=StreamingResponse,
     responses={200: {"content": {"text/event-stream": {"schema": EVENT}}}},
 )
-def run_events(run_id: str, session: ReadSession, database: AppDatabase) -> StreamingResponse:
-    """`progress` events carry the whole run whenever it changed; `end` is the last one."""
+def run_events(request: Request, run_id: str, session: ReadSession, database: AppDatabase) -> StreamingResponse:
+    """`progress` events carry the whole run whenever it changed; `end` is the last one. The stream closes when the key
+    is revoked or expires."""
     logic.get(session, run_id)
     return StreamingResponse(
-        events.stream(database, run_id),
+        events.stream(database, run_id, request.state.principal),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

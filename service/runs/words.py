@@ -6,8 +6,8 @@ from typing import Any
 
 from service.runs.schemas import LogLineView
 
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""What acts on a terminal, or turns the direction of writing; but for tabs and ends of lines."""
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters except tab and newline, changes of the direction of writing, and what no terminal can encode."""
 
 
 def as_text(line: LogLineView) -> str:

@@ -32,7 +32,7 @@ def restore(copy: Path, database: Path) -> None:
     """Put a copy in the place of a database, in one transaction: its old rows are gone."""
     with closing(_open(copy)) as source:
         _check(source, copy)
-        database.parent.mkdir(parents=True, exist_ok=True)
+        database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with closing(sqlite3.connect(database, timeout=SQLITE_BUSY_TIMEOUT_S)) as target:
             source.backup(target)  # also where others have it open; they see the old rows or the new ones
 

@@ -80,7 +80,7 @@ def _text(request: Request, template: str, visit: Visit | None, waiting: int, **
     return _environment().get_template(template).render(
         request=request,
         csrf=visit.token if visit else "",
-        signed_in=visit is not None and visit.key_id is not None,
+        signed_in=getattr(getattr(request.state, "principal", None), "session_id", None) is not None,
         may_write=may(request, "write"),
         may_admin=may(request, "admin"),
         waiting=waiting,

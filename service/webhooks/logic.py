@@ -9,7 +9,7 @@ import hashlib
 import math
 import secrets
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -20,6 +20,7 @@ from service.kit.crypto import SecretBox, SecretKeyError
 from service.kit.ids import new_id
 from service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
 from service.models import Delivery, Event, Webhook
+from service.models.webhook import url_context
 from service.webhooks import queries
 from service.webhooks.schemas import (
     SECRET_PREFIX,
@@ -28,7 +29,17 @@ from service.webhooks.schemas import (
     WebhookCreate,
     WebhookUpdate,
     literal_address,
+    masked,
 )
+
+
+class Unsealed(NamedTuple):
+    """An encrypted column of a webhook, opened."""
+
+    webhook: Webhook
+    column: str
+    context: str
+    plain: bytes
 
 
 def emit(session: Session, *, type: str, family_id: str | None, data: dict[str, Any], key: str) -> Event:
@@ -55,16 +66,17 @@ def emit(session: Session, *, type: str, family_id: str | None, data: dict[str, 
 
 
 def create(session: Session, settings: Settings, body: WebhookCreate) -> tuple[Webhook, str]:
-    """A new webhook and its secret, which is stored encrypted and never shown again."""
+    """A new webhook and its secret. URL and secret are stored encrypted; neither is ever shown again."""
     _check_literal(settings, body.url)
     secret = body.secret or _new_secret()
-    webhook_id = new_id("whk")
+    webhook_id, box = new_id("whk"), _box(session, settings)
     webhook = Webhook(
         id=webhook_id,
-        url=body.url,
+        url=masked(body.url),
+        sealed_url=box.encrypt(body.url.encode(), context=url_context(webhook_id)),
         event_types=[str(each) for each in body.event_types],
         format=body.format,
-        secret=_box(settings).encrypt(secret.encode(), context=webhook_id),
+        secret=box.encrypt(secret.encode(), context=webhook_id),
         enabled=True,
     )
     session.add(webhook)
@@ -84,7 +96,9 @@ def change(session: Session, settings: Settings, webhook: Webhook, body: Webhook
     """Change what the body names. Enabling forgets why it was disabled or paused, and sends what waited."""
     if body.url is not None:
         _check_literal(settings, body.url)
-        webhook.url = body.url
+        webhook.url = masked(body.url)
+        sealed = _box(session, settings).encrypt(body.url.encode(), context=url_context(webhook.id))
+        webhook.sealed_url = sealed
     if body.event_types is not None:
         webhook.event_types = [str(each) for each in body.event_types]
     if body.format is not None:
@@ -103,7 +117,7 @@ def rotate(session: Session, settings: Settings, webhook: Webhook, body: RotateB
     if body.hours > 0:
         webhook.old_secret = webhook.secret
         webhook.old_secret_until = clock.utcnow() + timedelta(hours=body.hours)
-    webhook.secret = _box(settings).encrypt(secret.encode(), context=webhook.id)
+    webhook.secret = _box(session, settings).encrypt(secret.encode(), context=webhook.id)
     session.flush()
     return secret
 
@@ -167,7 +181,37 @@ def _check_literal(settings: Settings, url: str) -> None:
         )
 
 
-def _box(settings: Settings) -> SecretBox:
+def unsealed(session: Session, box: SecretBox) -> list[Unsealed]:
+    """Everything of webhooks that is encrypted, opened, and locked until the transaction ends.
+
+    Raises SecretKeyError that names the webhook where something opens with none of the keys.
+    """
+    found = []
+    for webhook in queries.locked(session):
+        contexts = {"sealed_url": url_context(webhook.id), "secret": webhook.id, "old_secret": webhook.id}
+        for column, context in contexts.items():
+            sealed: bytes | None = getattr(webhook, column)
+            if sealed is None:
+                continue
+            try:
+                found.append(Unsealed(webhook, column, context, box.decrypt(sealed, context=context)))
+            except SecretKeyError as error:
+                raise SecretKeyError(f"webhook {webhook.id}: {error}, or delete the webhook") from error
+    return found
+
+
+def reseal(session: Session, box: SecretBox, parts: list[Unsealed]) -> int:
+    """Encrypt with the newest key what an earlier one encrypted; how many parts that were."""
+    stale = [part for part in parts if not box.is_current(getattr(part.webhook, part.column), context=part.context)]
+    for part in stale:
+        setattr(part.webhook, part.column, box.encrypt(part.plain, context=part.context))
+    session.flush()
+    return len(stale)
+
+
+def _box(session: Session, settings: Settings) -> SecretBox:
+    # SQLite's write lock first: a rotation of the key file, which holds it, comes before or after, never in between.
+    session.connection()
     try:
         return SecretBox(settings)
     except SecretKeyError as error:

@@ -27,6 +27,11 @@ def paused(session: Session) -> Sequence[Webhook]:
     return session.scalars(select(Webhook).where(Webhook.paused_at.is_not(None)).order_by(Webhook.id)).all()
 
 
+def locked(session: Session) -> Sequence[Webhook]:
+    """All webhooks, which nobody else can change until the transaction ends."""
+    return session.scalars(select(Webhook).order_by(Webhook.id).with_for_update()).all()
+
+
 def remove(session: Session, webhook: Webhook) -> None:
     """Remove a webhook; the database removes its deliveries."""
     session.delete(webhook)

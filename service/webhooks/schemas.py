@@ -26,6 +26,9 @@ class EventType(StrEnum):
 
 Format = Literal["standard", "slack"]
 
+MASK = "/…"
+"""Stands for the path and the query of a webhook's URL."""
+
 TEST_EVENT = "webhook.test"
 """Sent on demand to one webhook, whatever types it wants."""
 
@@ -42,7 +45,16 @@ def _check_url(url: str) -> str:
         _ = parts.port
     except ValueError:
         raise ValueError("the port of the webhook's URL is none") from None
+    if url.endswith(MASK):
+        raise ValueError("this URL is masked, as webhooks are shown; give the whole one, or leave it out")
     return url
+
+
+def masked(url: str) -> str:
+    """A URL as it is shown: scheme and host, `https://hooks.slack.com/…`."""
+    parts = urlsplit(url)
+    hides = bool(parts.path.strip("/") or parts.query)
+    return f"{parts.scheme}://{parts.netloc}{MASK if hides else parts.path}"
 
 
 def _check_secret(secret: str) -> str:
@@ -91,7 +103,7 @@ class RotateBody(BaseModel):
 
 class WebhookView(BaseModel):
     id: str
-    url: str
+    url: str = Field(description="Scheme and host; `/…` stands for path and query, which are never shown.")
     event_types: list[str]
     format: Format
     enabled: bool
@@ -132,7 +144,7 @@ class DeliveryView(BaseModel):
 
 
 def view(webhook: Webhook) -> WebhookView:
-    """A webhook as the API shows it: without its secret."""
+    """A webhook as the API shows it: without its secret, and without path and query of its URL."""
     return WebhookView.model_validate(webhook, from_attributes=True)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import httpx2
 from sqlalchemy.orm import Session
@@ -19,6 +20,7 @@ from standardwebhooks import Webhook as Signer
 from service.kit import clock, outbound
 from service.kit.crypto import SecretBox, SecretKeyError
 from service.models import Delivery, Event, Webhook
+from service.models.webhook import url_context
 from service.webhooks import queries, words
 
 WAITS = tuple(
@@ -42,6 +44,8 @@ LONGEST_RETRY_AFTER = WAITS[-1]
 RESERVED = timedelta(seconds=60)
 """Longer than an attempt can take; a sender that dies gives its deliveries back after it."""
 
+LEAST_SECRET = 8
+"""Characters of a part of a URL's path or query that is taken for a token."""
 LOG_ENTRIES = 30
 LOG_CHARACTERS = 1000
 _random = secrets.SystemRandom()
@@ -54,7 +58,7 @@ class Parcel:
     delivery_id: str
     webhook_id: str
     reserved_until: datetime
-    url: str
+    sealed_url: bytes
     sealed_secrets: tuple[bytes, ...]
     """The newest first."""
     event_id: str
@@ -80,7 +84,8 @@ def claim_due(session: Session, *, limit: int, but: Collection[str] = ()) -> lis
     for delivery, webhook, event in queries.due(session, now=now, limit=limit, but=but):
         if queries.reserve(session, delivery.id, now=now, until=until):
             body = payload(event, webhook.format)
-            parcels.append(Parcel(delivery.id, webhook.id, until, webhook.url, _secrets(webhook, now), event.id, body))
+            secrets_ = _secrets(webhook, now)
+            parcels.append(Parcel(delivery.id, webhook.id, until, webhook.sealed_url, secrets_, event.id, body))
     return parcels
 
 
@@ -97,8 +102,9 @@ def send(parcel: Parcel, box: SecretBox, allow: Sequence[outbound.Network], seco
 
     seconds: how long the whole of it may take.
     """
-    began = datetime.now(UTC)
+    began, url = datetime.now(UTC), ""
     try:
+        url = box.decrypt(parcel.sealed_url, context=url_context(parcel.webhook_id)).decode()
         now = clock.utcnow()  # UTC: the library's sign() takes the digits and drops the zone
         signers = [Signer(box.decrypt(sealed, context=parcel.webhook_id).decode()) for sealed in parcel.sealed_secrets]
         headers = {
@@ -108,14 +114,25 @@ def send(parcel: Parcel, box: SecretBox, allow: Sequence[outbound.Network], seco
             "webhook-timestamp": str(math.floor(now.timestamp())),
             "webhook-signature": " ".join(one.sign(parcel.event_id, now, parcel.body.decode()) for one in signers),
         }
-        reply = outbound.post(parcel.url, body=parcel.body, headers=headers, allow=tuple(allow), total_seconds=seconds)
+        reply = outbound.post(url, body=parcel.body, headers=headers, allow=tuple(allow), total_seconds=seconds)
     except (httpx2.HTTPError, httpx2.InvalidURL, SecretKeyError) as error:
         took = (datetime.now(UTC) - began).total_seconds()
-        return Outcome(None, f"{type(error).__name__}: {error}"[:LOG_CHARACTERS], took, "")
+        return Outcome(None, _without(url, f"{type(error).__name__}: {error}")[:LOG_CHARACTERS], took, "")
     # Postgres text cannot hold a NUL.
-    text = reply.body.decode("utf-8", errors="replace").replace("\0", "\ufffd")[:LOG_CHARACTERS]
+    text = _without(url, reply.body.decode("utf-8", errors="replace").replace("\0", "\ufffd"))[:LOG_CHARACTERS]
     fault = None if 200 <= reply.status < 300 else f"status {reply.status}"
     return Outcome(reply.status, fault, reply.seconds, text, reply.retry_after)
+
+
+def _without(url: str, text: str) -> str:
+    """Text for the log without what a URL keeps secret: receivers repeat the path, as `Cannot POST /hooks/...` does."""
+    parts = urlsplit(url)
+    values = [value for _, value in parse_qsl(parts.query)]
+    long = [part for part in (*parts.path.split("/"), *values) if len(part) >= LEAST_SECRET]
+    hidden = {url, f"{parts.path}?{parts.query}", parts.path, parts.query, *long} - {"", "/", "?", "/?"}
+    for part in sorted(hidden | {unquote(part) for part in hidden}, key=len, reverse=True):
+        text = text.replace(part, "…")
+    return text
 
 
 def record(session: Session, parcel: Parcel, outcome: Outcome, *, pause_after: timedelta) -> bool:

@@ -130,10 +130,25 @@ class TestWithoutKeys:
         assert client.post("/v1/families", json=FAMILY).status_code == 201
         assert client.get("/v1/keys").status_code == 200
 
-    def test_foreign_host_names(self, client: TestClient) -> None:
-        check_problem(client.get("/v1/families", headers={"Host": "evil.example:8000"}), 400, "foreign-host")
-        for host in ("localhost:8000", "[::1]:8000", "app.localhost", "10.0.0.7"):
-            assert client.get("/v1/families", headers={"Host": host}).status_code == 200
+    @pytest.mark.parametrize(
+        "host",
+        ["evil.example:8000", "intranet", "featurewatch:8000", "10.0.0.7", "192.168.1.5:8000", "0.0.0.0:8000",
+         "[fe80::1]:8000", "[2606:4700::1]", "localhost.evil.example", "127.0.0.1.nip.io",
+         "evil.example@localhost", "localhost/evil", "[::1", ""],
+    )  # fmt: skip
+    @pytest.mark.parametrize("path", ["/v1/families", "/families", "/healthz"])
+    def test_foreign_host_names(self, client: TestClient, host: str, path: str) -> None:
+        refused = client.get(path, headers={"Host": host})
+        check_problem(refused, 400, "foreign-host")
+        assert "127.0.0.1" in refused.json()["detail"], "it says what to use"
+
+    @pytest.mark.parametrize(
+        "host",
+        ["localhost", "localhost:8000", "LOCALHOST:8000", "localhost.", "app.localhost", "127.0.0.1:8000",
+         "127.1.2.3", "[::1]:8000"],
+    )  # fmt: skip
+    def test_names_of_this_machine(self, client: TestClient, host: str) -> None:
+        assert client.get("/v1/families", headers={"Host": host}).status_code == 200
 
     @pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
     def test_writes_from_foreign_pages(self, client: TestClient, headers: dict) -> None:

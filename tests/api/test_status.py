@@ -75,7 +75,7 @@ def test_metrics(client: TestClient, database: Database) -> None:
             row.family_id, row.checkpoint_id, row.evidence = family.id, checkpoint.id, []
             session.add(row)
         session.add(Alert(kind="webhook_paused", key="webhook_paused:whk_1", summary="", evidence=[]))
-        webhook = Webhook(url="https://ci.example", event_types=[], secret=b"", disabled_reason=None)
+        webhook = Webhook(url="https://ci.example", event_types=[], sealed_url=b"", secret=b"", disabled_reason=None)
         session.add(webhook)
         session.flush()
         webhooks.test(session, webhook)

@@ -5,16 +5,27 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.models import Delivery, Webhook
+from service.config import Settings
+from service.kit.crypto import SecretBox
+from service.models import Delivery, IdempotencyRecord, Webhook
+from service.models.webhook import url_context
 from service.webhooks import logic, sending
 
 URL = "https://ci.example.com/hooks/featurewatch?team=safety"
+MASKED = "https://ci.example.com/…"
 KEY = "a key for the tests, long enough"
 
 
 @pytest.fixture
 def api_settings(api_settings):
     return api_settings.model_copy(update={"secret_key": type(api_settings.secret_key)(KEY)})
+
+
+def _url(database, webhook_id: str) -> str:
+    """The URL that deliveries go to."""
+    with database.read() as session:
+        sealed = session.get_one(Webhook, webhook_id).sealed_url
+    return SecretBox(Settings(secret_key=KEY)).decrypt(sealed, context=url_context(webhook_id)).decode()
 
 
 @pytest.fixture
@@ -31,10 +42,11 @@ def test_a_secret_is_shown_once_and_stored_encrypted(client, database):
     assert len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) == 32
     shown = client.get(made.headers["Location"]).json()
     assert shown == {name: value for name, value in made.json().items() if name != "secret"}
-    assert (shown["url"], shown["event_types"], shown["enabled"]) == (URL, ["checkpoint.judged", "run.failed"], True)
+    assert (shown["url"], shown["event_types"], shown["enabled"]) == (MASKED, ["checkpoint.judged", "run.failed"], True)
     with database.read() as session:
-        stored = session.get_one(Webhook, shown["id"]).secret
-    assert secret.encode() not in stored
+        row = session.get_one(Webhook, shown["id"])
+        stored = row.secret + row.sealed_url
+    assert secret.encode() not in stored and b"featurewatch" not in stored
     assert base64.b64decode(secret.removeprefix("whsec_")) not in stored
 
 
@@ -50,6 +62,7 @@ def test_an_own_secret_is_kept(client):
         ({"url": "https:///x"}, "invalid-request"),
         ({"url": "https://user:word@example.com/"}, "invalid-request"),
         ({"url": "https://example.com:99999/"}, "invalid-request"),
+        ({"url": MASKED}, "invalid-request"),
         ({"url": URL, "event_types": ["checkpoint.jugged"]}, "invalid-request"),
         ({"url": URL, "secret": "whsec_short"}, "invalid-request"),
         ({"url": URL, "format": "teams"}, "invalid-request"),
@@ -64,6 +77,47 @@ def test_what_is_refused(client, body, code):
     assert client.get("/v1/webhooks").json()["data"] == []
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://hooks.slack.com/services/T0/B0/XXXXXXXX", "https://hooks.slack.com/…"),
+        ("http://ci.example:8080/hook?token=secret", "http://ci.example:8080/…"),
+        ("https://ci.example?token=secret", "https://ci.example/…"),
+        ("https://ci.example", "https://ci.example"),
+        ("https://ci.example/", "https://ci.example/"),
+    ],
+)
+def test_a_url_is_written_and_never_read(client, database, url, shown):
+    """Scheme and host are enough to recognise a webhook; the rest is a token as often as not."""
+    made = client.post("/v1/webhooks", json={"url": url}).json()
+    path = f"/v1/webhooks/{made['id']}"
+    answers = [made, client.patch(path, json={"url": url}).json(), client.get(path).json(),
+               client.post(f"{path}/rotate").json(), client.get("/v1/webhooks").json()["data"][0]]  # fmt: skip
+    assert [answer["url"] for answer in answers] == [shown] * 5
+    assert _url(database, made["id"]) == url
+    client.post(f"{path}/test")
+    texts = [client.get(address).text for address in (path, f"{path}/deliveries", "/v1/audit", "/v1/alerts")]
+    texts += [
+        client.get(page, headers={"Accept": "text/html"}).text for page in ("/webhooks", f"/webhooks/{made['id']}")
+    ]
+    assert not any("token=secret" in text or "XXXXXXXX" in text for text in texts)
+
+
+def test_creating_a_webhook_twice_with_one_idempotency_key_makes_one(client, database):
+    headers = {"Idempotency-Key": "once"}
+    assert client.post("/v1/webhooks", json={"url": URL}, headers=headers).status_code == 201
+    again = client.post("/v1/webhooks", json={"url": URL}, headers=headers)
+    assert again.json()["code"] == "secret-shown-once"
+    other = client.post("/v1/webhooks", json={"url": URL + "2"}, headers=headers)
+    assert other.json()["code"] == "idempotency-key-reused", "the URL that is not shown still counts"
+    (only,) = client.get("/v1/webhooks").json()["data"]
+    path, headers = f"/v1/webhooks/{only['id']}", {"Idempotency-Key": "change"}
+    changed = [client.patch(path, json={"url": URL + "3"}, headers=headers) for _ in range(2)]
+    assert changed[0].json() == changed[1].json()
+    with database.read() as session:
+        assert not any("team=safety" in record.body for record in session.query(IdempotencyRecord))
+
+
 def test_change_and_remove(client, webhook, database):
     url = f"/v1/webhooks/{webhook['id']}"
     off = client.patch(url, json={"enabled": False}).json()
@@ -72,7 +126,8 @@ def test_change_and_remove(client, webhook, database):
     on = client.patch(
         url, json={"enabled": True, "event_types": ["alert.raised"], "url": URL + "2", "format": "slack"}
     ).json()
-    assert (on["disabled_reason"], on["event_types"], on["url"]) == (None, ["alert.raised"], URL + "2")
+    assert (on["disabled_reason"], on["event_types"], on["url"]) == (None, ["alert.raised"], MASKED)
+    assert _url(database, webhook["id"]) == URL + "2"
     assert on["format"] == "slack"
     assert client.patch(url, json={"url": "http://10.0.0.1/"}).status_code == 422
     client.post(f"{url}/test")

@@ -34,7 +34,7 @@ def command(*arguments: str, env: dict[str, str] | None = None, timeout: float =
 
 def within(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """The same in this process: without the seconds in which another one would start."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    out, err, code, umask = io.StringIO(), io.StringIO(), 0, os.umask(0o022)
     with (
         mock.patch.dict(os.environ, _clean() | (env or {}), clear=True),
         mock.patch.object(sys, "argv", ["featurewatch", *arguments]),
@@ -45,6 +45,8 @@ def within(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Com
             main()
         except SystemExit as end:
             code = int(end.code or 0)
+        finally:
+            os.umask(umask)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
@@ -65,6 +67,7 @@ class Up:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                umask=0o022,
             )
         assert self.process.stdout
         line = self.process.stdout.readline()

@@ -204,6 +204,13 @@ def test_a_timeout_has_its_own_exit_code(planted: Path, tmp_path: Path) -> None:
         assert up.stop() == 0
 
 
+def test_all_that_the_service_and_its_worker_keep_is_private(service: Up) -> None:
+    folder = Path(service.where["data_dir"])
+    paths = [folder, *folder.rglob("*")]
+    assert {"featurewatch.db", "secret.key"} <= {path.name for path in paths}
+    assert [path for path in paths if path.stat().st_mode & 0o077] == []
+
+
 def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
     refused = command("up", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path / "data"), "--no-worker")
     assert refused.returncode == 2

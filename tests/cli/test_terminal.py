@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from service.cli import app, base, draw, progress
+from service.client import Client
 from tests.cli.live import command, within
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
@@ -320,3 +322,55 @@ def test_json_everywhere() -> None:
     for name, found in leaves(typer.main.get_command(app)):
         options = {option for parameter in found.params for option in parameter.opts}
         assert "--json" in options or name == "demo", name
+
+
+HOSTILE = "\x1b]0;owned\x07\x9b2J\x1b[31mred\u202egnp\x08\x7f\nF9  absent\ttab\rover\ud800"
+"""Sets the title, clears the screen, changes colours and the direction of writing, deletes, and adds a row."""
+ACTING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]")
+OUR_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("width", [24, 200])
+def test_no_text_from_elsewhere_acts_on_the_terminal(monkeypatch, capsys, terminal: bool, width: int) -> None:
+    shown = io.StringIO()
+    for name in ("out", "err"):
+        console = base.SafeConsole(file=shown, width=width, force_terminal=terminal, color_system=None)
+        monkeypatch.setattr(base, name, console)
+    columns = [("NAME", lambda row: row["name"]), ("TEXT", lambda row: Text(row["name"], style="red")),
+               ("LIST", lambda row: [row["name"]]), ("PARTS", lambda row: {row["name"]: row["name"]})]  # fmt: skip
+    base.show_rows([{"name": HOSTILE}], columns, empty="", wraps=("NAME", "PARTS"))
+    rows = shown.getvalue()
+    assert "owned" in rows or width == 24
+    assert not any(line.startswith("F9") for line in rows.splitlines()) or width == 24, "one row stays one row"
+    base.show_rows([], columns, empty=HOSTILE)
+    base.show_fields([("label", HOSTILE), ("quality", {HOSTILE: HOSTILE, "list": [{"x": HOSTILE}]})])
+    base.say(HOSTILE)
+    base.complain(HOSTILE, 1)
+    base.out.print(HOSTILE, markup=False)
+    with pytest.raises(typer.Exit):
+        base._print_version(True)
+    text = shown.getvalue() + capsys.readouterr().out
+    assert text.count("owned") >= 6 if width == 200 else text
+    assert ACTING.findall(text) == []
+    text.encode()  # a lone surrogate would end the command
+
+
+def test_a_hostile_label_does_not_act_on_the_terminal(filled_url: str) -> None:
+    """End to end: what the service took is shown without escape sequences, by every command that shows it."""
+    hostile = HOSTILE[:-1]  # JSON of a request cannot hold the surrogate
+    with Client(filled_url) as client:
+        before = client.feature("smol", "F5")["label"]
+        client.update_feature("smol", "F5", label=hostile)
+        try:
+            for arguments in (
+                ("feature", "smol", "F5"), ("features", "smol"), ("report", "smol", "v2"),
+                ("report", "smol", "v2", "--format", "markdown"), ("diff", "smol", "v1", "v2", "--rows"),
+            ):  # fmt: skip
+                printed = OUR_COLOUR.sub("", on_terminal(filled_url, 200, *arguments, NO_COLOR="1"))
+                assert ACTING.findall(printed) == [], arguments
+            assert "owned" in printed
+            exact = within("feature", "smol", "F5", "--json", env={"FEATUREWATCH_URL": filled_url}).stdout
+            assert "\\u001b]0;owned\\u0007" in exact, "JSON escapes, and leaves nothing out"
+        finally:
+            client.update_feature("smol", "F5", label=before)

@@ -1,6 +1,10 @@
 """The migrations make exactly the tables of the models, on both engines, and can be undone."""
 
+import json
 import threading
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +15,16 @@ from sqlalchemy import create_engine, inspect, text
 from service import migrate
 from service.config import Settings
 from service.kit import clock
+from service.kit.crypto import SecretBox
 from service.kit.db import Database
-from service.models import Alert, AlertRule, Base, Webhook
+from service.models import Alert, AlertRule, Base, IdempotencyRecord, Webhook
+from service.models.webhook import url_context
 from service.verdicts import queries
+from service.webhooks import logic as webhooks
+from service.webhooks.schemas import WebhookCreate
 from tests import factories
+
+KEY = "a key for the tests, long enough"
 
 
 def test_autogenerate_finds_no_difference(database: Database) -> None:
@@ -98,6 +108,7 @@ def test_features_of_before_get_an_automatic_label(database: Database) -> None:
 
 def test_alerts_of_before_get_kind_and_key(database: Database) -> None:
     url = database.url.render_as_string(hide_password=False)
+    settings = Settings(database_url=url, secret_key=KEY)
     with database.write() as session:
         family = factories.family(session)
         checkpoint = factories.checkpoint(session, family, "v1")
@@ -118,21 +129,96 @@ def test_alerts_of_before_get_kind_and_key(database: Database) -> None:
                     evidence=[],
                 )
             )
-        hook = Webhook(id="whk_1", url="https://example.com", event_types=[], secret=b"", paused_at=clock.utcnow())
-        session.add(hook)
-        session.flush()
+        hook, _ = webhooks.create(session, settings, WebhookCreate(url="https://example.com"))
+        hook.paused_at = clock.utcnow()
         session.add(
-            Alert(kind="webhook_paused", key="webhook_paused:whk_1", webhook_id="whk_1", summary="", evidence=[])
+            Alert(kind="webhook_paused", key="webhook_paused:whk_1", webhook_id=hook.id, summary="", evidence=[])
         )
     database.close()
-    migrate.downgrade_url(url, "0007")
+    migrate.downgrade_url(url, "0007", settings=settings)
     database.close()
-    migrate.upgrade_url(url)
+    migrate.upgrade_url(url, settings=settings)
     with database.read() as session:
         assert [rule.id for rule in session.query(AlertRule)] == ["rul_watched"], "0007 knows no absence"
         (alert,) = session.query(Alert)
         assert (alert.id, alert.kind, alert.key) == ("alt_watched", "watched", f"watched:rul_watched:{checkpoint.id}")
         assert session.query(Webhook.format).scalar() == "standard"
+
+
+URL = "https://hooks.example.com/services/T0/B0/token?team=red"
+
+
+@pytest.fixture
+def readable(database: Database) -> Iterator[str]:
+    """URL of a database of before 0015, with a webhook and a remembered answer that hold a readable URL."""
+    url = database.url.render_as_string(hide_password=False)
+    settings = Settings(database_url=url, secret_key=KEY)
+    with database.write() as session:
+        webhook, _ = webhooks.create(session, settings, WebhookCreate(url=URL))
+        for key, body in (("k1", {"id": webhook.id, "url": URL}), ("k2", {"name": "smol"})):
+            fields = {"fingerprint": "", "status": 200, "headers": {}, "body": json.dumps(body)}
+            session.add(IdempotencyRecord(key=key, **fields))
+    database.close()
+    migrate.downgrade_url(url, "0014", settings=settings)
+    assert _stored(url, "SELECT url FROM webhook") == [URL]
+    database.close()
+    yield url
+
+
+def _stored(url: str, statement: str) -> list[Any]:
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            return list(connection.scalars(text(statement)))
+    finally:
+        engine.dispose()
+
+
+def test_urls_of_webhooks_are_encrypted(readable: str, database: Database, tmp_path) -> None:
+    settings = Settings(database_url=readable, secret_key=KEY)
+    migrate.upgrade(settings)
+    with database.read() as session:
+        (webhook,) = session.query(Webhook)
+        assert webhook.url == "https://hooks.example.com/…"
+        opened = SecretBox(settings).decrypt(webhook.sealed_url, context=url_context(webhook.id))
+        assert opened.decode() == URL
+        assert [record.key for record in session.query(IdempotencyRecord)] == ["k2"]
+    if database.is_sqlite:
+        database.close()
+        assert all(b"token?team" not in path.read_bytes() for path in tmp_path.glob("featurewatch.db*"))
+
+
+@pytest.mark.parametrize(("key", "message"), [("", "needs the secret key"), ("another key, " * 3, "does not open")])
+def test_without_the_right_key_nothing_is_changed(readable: str, tmp_path, key: str, message: str) -> None:
+    with pytest.raises(migrate.SchemaError, match=message) as error:
+        migrate.upgrade(Settings(database_url=readable, secret_key=key, data_dir=tmp_path / "data"))
+    assert "FEATUREWATCH_SECRET_KEY" in str(error.value) and "nothing was changed" in str(error.value)
+    assert _stored(readable, "SELECT url FROM webhook") == [URL]
+    assert _stored(readable, "SELECT version_num FROM alembic_version") == ["0014"]
+    assert not (tmp_path / "data").exists(), "no key is made where another one is needed"
+
+
+def test_without_webhooks_no_key_is_needed(database: Database, tmp_path) -> None:
+    url = database.url.render_as_string(hide_password=False)
+    database.close()
+    settings = Settings(database_url=url, data_dir=tmp_path / "data")
+    migrate.downgrade_url(url, "0014", settings=settings)
+    migrate.upgrade(settings)
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_embedded_installation_is_migrated_with_its_key_file(sqlite_template, tmp_path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    (tmp_path / "featurewatch.db").write_bytes(sqlite_template.read_bytes())
+    with closing(Database(settings.resolved_database_url)) as database:
+        with database.write() as session:
+            webhooks.create(session, settings, WebhookCreate(url=URL))
+        migrate.downgrade_url(settings.resolved_database_url, "0014", settings=settings)
+        migrate.upgrade(settings)
+        with database.read() as session:
+            (webhook,) = session.query(Webhook)
+            opened = SecretBox(settings).decrypt(webhook.sealed_url, context=url_context(webhook.id))
+    assert opened.decode() == URL
 
 
 def test_check_says_what_to_do(database: Database) -> None:

@@ -130,7 +130,7 @@ def test_variables_are_explained_and_secrets_have_no_defaults() -> None:
     uses = [match.groups() for match in VARIABLE.finditer(code) if match.group(1)]
     assert {name for name, _, _ in uses} == set(re.findall(r"^#?([A-Z_]+)=", example, re.M))
     for name, kind, rest in uses:
-        if re.search("PASSWORD|SECRET|MODELS", name):
+        if re.search("PASSWORD|SECRET_KEY$|MODELS", name):
             assert kind == "?", f"{name} must be required"
             assert re.search(rf"^{name}=$", example, re.M), f"{name} has a value in .env.example"
         else:
@@ -231,6 +231,7 @@ class Deployment:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                umask=0o022,  # that of a container
             )
         try:
             yield process
@@ -270,6 +271,8 @@ def test_from_registration_to_verdicts(deployment: Deployment) -> None:
             _judge(client, deployment)
         for name in ("api", "worker", "beat"):
             assert wait_until(lambda name=name: deployment.healthy(name), 60), f"{name}: {deployment.log(name)}"
+    made = [deployment.folder / "data", *(deployment.folder / "data").rglob("*")]
+    assert [path for path in made if path.stat().st_mode & 0o077] == [], "what workers and API write is theirs alone"
     assert "Traceback" not in deployment.log("worker") + deployment.log("beat") + deployment.log("api")
 
 

@@ -16,7 +16,7 @@ from service.features import logic
 from service.kit.db import Database
 from service.models import Alert, Checkpoint, DependencyGraph
 from service.web import lists, site
-from service.web.plots import as_csv
+from service.web.plots import as_csv, csv_text
 from service.web.render import FOLDER
 from service.web.routes import families as family_pages
 from tests.web.conftest import Installation
@@ -192,6 +192,16 @@ def test_no_text_becomes_a_formula() -> None:
     text = as_csv("x", ["=name"], [["=HYPERLINK(1)"], ["@a"], [-1.5], ['say "hi"\n']]).body
     rows = list(csv.reader(io.StringIO(bytes(text).decode())))
     assert rows == [["'=name"], ["'=HYPERLINK(1)"], ["'@a"], ["-1.5"], ['say "hi"\n']]
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+@pytest.mark.parametrize(
+    "before", ["", " ", "  ", "\t", "\r", "\n", "\r\n ", "\xa0", "\u3000", "\u200b", "\ufeff", "\x00"]
+)
+def test_no_spelling_of_a_formula_gets_into_a_file(before: str, sign: str) -> None:
+    cell = f"{before}{sign}HYPERLINK(1)"
+    assert next(csv.reader(io.StringIO(csv_text([[cell]]), newline="")))[0] == f"'{cell}"
+    assert next(csv.reader(io.StringIO(csv_text([[f"a{cell}"]]), newline="")))[0] == f"a{cell}"
 
 
 @pytest.mark.parametrize("at_once", [64, 1000])

@@ -34,6 +34,7 @@ class Receiver:
         self.answers: list[int] = []
         self.answer: Callable[[], int] = lambda: 204
         self.headers: dict[str, str] = {}
+        self.body = b"told \0 you " * 200
         self.secrets: list[str] = []
         receiver = self
 
@@ -51,7 +52,7 @@ class Receiver:
                 self.send_response(status)
                 for name, value in receiver.headers.items():
                     self.send_header(name, value)
-                answer = b"" if status == 204 else b"told \0 you " * 200
+                answer = b"" if status == 204 else receiver.body
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)

@@ -13,6 +13,7 @@ from standardwebhooks import WebhookVerificationError
 
 from service.kit import clock
 from service.kit.crypto import SecretKeyError
+from service.kit.logs import configure_logging
 from service.models import Delivery, Event, Webhook
 from service.webhooks import logic, sending
 from service.webhooks.schemas import RotateBody
@@ -37,6 +38,27 @@ def test_a_delivery_is_signed_as_the_standard_says(receiver, register, sweeper, 
     delivery = only(database)
     assert (delivery.state, delivery.attempts, delivery.next_attempt_at) == ("delivered", 1, None)
     assert sweeper.deliver() == 0
+
+
+@pytest.mark.parametrize("log_level", ["INFO", "DEBUG"])
+def test_what_a_url_keeps_secret_is_in_no_log(receiver, register, settings, database, capfd, log_level):
+    """Receivers repeat the path in their answers, clients the whole URL in their lines."""
+    configure_logging(settings.model_copy(update={"log_level": log_level}))
+    base = receiver.url.partition("/hook")[0]
+    receiver.body = (
+        b"Cannot POST /services/T0/a%20token-of-slack?key=long+secret+word (a token-of-slack, long secret word)"
+    )
+    register(f"{base}/services/T0/a%20token-of-slack?key=long+secret+word")
+    register("http://127.0.0.1:9/services/T0/a%20token-of-slack")
+    emit(database)
+    receiver.answers = [404]
+    assert Sweeper(settings, database, publish=None).deliver() == 2
+    with database.read() as session:
+        logs = json.dumps([delivery.log for delivery in session.scalars(select(Delivery))], ensure_ascii=False)
+    assert "Cannot POST …" in logs and "status 404" in logs and "ConnectError" in logs
+    for text in (logs, capfd.readouterr().err):
+        assert "token-of-slack" not in text and "secret" not in text and "services" not in text
+    configure_logging(settings)
 
 
 def test_an_event_is_told_once_and_only_to_those_who_want_it(receiver, register, sweeper, database):

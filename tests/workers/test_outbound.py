@@ -15,30 +15,44 @@ from service.kit import outbound
 from service.kit.crypto import KEY_FILE, SecretBox, SecretKeyError
 
 INSIDE = [
-    "127.0.0.1", "127.8.9.10", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
-    "100.127.255.254", "192.0.0.8", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
-    "::", "::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::ffff:10.200.0.1",
-    "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "2002:7f00:1::", "2002:a9fe:a9fe::1", "2001:0:7f00:1::",
-    "fe80::1", "fc00::1", "fd00:ec2::254", "fec0::1", "ff02::1",
+    "127.0.0.1", "127.8.9.10", "0.0.0.0", "0.1.2.3", "10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1",
+    "100.64.0.1", "100.127.255.254", "192.0.0.8", "192.0.2.1", "192.88.99.1", "198.18.0.1", "198.19.255.255",
+    "198.51.100.1", "203.0.113.1", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255",
+    "::", "::1", "::127.0.0.1", "::8.8.8.8", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::ffff:10.200.0.1",
+    "::ffff:168.63.129.16", "::ffff:0:8.8.8.8", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b::808:808",
+    "64:ff9b:1::1", "2002:7f00:1::", "2002:a9fe:a9fe::1", "2001:0:7f00:1::", "2001:2::1", "2001:1::1", "2001:20::1",
+    "2001:1ff:ffff::1", "2001:db8::1", "3fff::1", "3fff:fff:ffff::1", "5f00::1", "100::1", "100:0:0:1::1", "4000::1",
+    "fe80::1", "fc00::1", "fec0::1", "feff::1", "ff02::1", "ff0e::1",
 ]  # fmt: skip
+METADATA = [
+    "169.254.169.254", "169.254.170.2", "168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254",
+    "fd20:ce::254", "fe80::a9fe:a9fe",
+]  # fmt: skip
+"""Of AWS, Google Cloud, Azure, Alibaba Cloud and Oracle Cloud: they give out credentials of the machine."""
 HOSTS = ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1", "0", "169.254.169.254"]
 
 
-@pytest.mark.parametrize("address", INSIDE)
+@pytest.mark.parametrize("address", [*INSIDE, *METADATA])
 def test_addresses_that_lead_inside(address):
     assert not outbound.is_allowed(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "8.8.8.8", "168.63.129.15", "172.32.0.1", "100.128.0.1", "192.0.1.1", "198.20.0.1", "223.255.255.254",
+        "2606:4700:4700::1111", "2001:200::1", "2003::1", "2a00::1", "3ffe::1", "::ffff:8.8.8.8",
+    ],
+)  # fmt: skip
 def test_addresses_of_the_internet(address):
     assert outbound.is_allowed(ipaddress.ip_address(address))
 
 
 def test_an_operator_can_allow_networks():
     allow = outbound.parse_networks("10.1.0.0/16, 127.0.0.1/32,fd00::/8")
-    inside = {address: outbound.is_allowed(ipaddress.ip_address(address), allow) for address in INSIDE}
+    inside = {address: outbound.is_allowed(ipaddress.ip_address(address), allow) for address in [*INSIDE, *METADATA]}
     assert {address for address, allowed in inside.items() if allowed} == {"127.0.0.1", "10.1.2.3", "fd00:ec2::254",
-        "::ffff:127.0.0.1"}  # fmt: skip
+        "fd20:ce::254", "::ffff:127.0.0.1"}  # fmt: skip
     with pytest.raises(ValueError, match="elsewhere"):
         outbound.parse_networks("elsewhere")
 

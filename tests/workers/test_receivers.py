@@ -228,7 +228,9 @@ def test_a_name_with_an_address_inside_among_others(receiver, inside, register, 
     ],
     ids=["at once", "in its headers", "in its body", "in a chunk", "with nonsense"],
 )
-def test_one_that_closes_in_the_middle_of_its_answer(receiver, register, sweep, database, time_machine, sent, error):
+def test_one_that_closes_in_the_middle_of_its_answer(
+    receiver, register, sweep, settings, database, time_machine, sent, error
+):
     with rude(lambda connection: connection.sendall(sent)) as url:
         webhook_id, _ = register(url)
         event = emit(database)
@@ -237,7 +239,8 @@ def test_one_that_closes_in_the_middle_of_its_answer(receiver, register, sweep, 
     assert status is None
     assert told.startswith(error)
     with database.write() as session:
-        session.get_one(Webhook, webhook_id).url = receiver.url
+        webhook = session.get_one(Webhook, webhook_id)
+        logic.change(session, settings, webhook, WebhookUpdate(url=receiver.url))
     time_machine(timedelta(seconds=10))
     sweep()
     assert receiver.ids() == [event], "tried again under the same id"

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
@@ -14,8 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from service.cli.base import SafeConsole
 from service.client import Client, ClientError
 from workers.demo.installation import Installation, NoServiceError
 from workers.demo.models import NAME, NoModelError, base_model, save_ablated, save_rounded
@@ -168,9 +168,10 @@ class _Aside:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the demo."""
     options = _parser().parse_args(arguments)
+    os.umask(0o077)  # its folder holds an installation
     # With --json the tables go to standard error, so that standard output is the object alone.
-    console = Console(stderr=options.json, highlight=False)
-    show = Show(console if console.is_terminal else Console(stderr=options.json, highlight=False, width=LOG_WIDTH))
+    console = SafeConsole(stderr=options.json, highlight=False)
+    show = Show(console if console.is_terminal else SafeConsole(stderr=options.json, highlight=False, width=LOG_WIDTH))
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _interrupt)  # or the service would outlive the demo
     try:

@@ -156,5 +156,8 @@ def restore(
 def _local() -> ModuleType:
     """The whole service; imported when it is needed, so that the other commands start quickly."""
     from service.cli.host import local_database  # noqa: PLC0415
+    from service.config import Settings  # noqa: PLC0415
+    from service.kit.private import keep_private  # noqa: PLC0415
 
+    keep_private(Settings())
     return local_database

@@ -27,10 +27,20 @@ from service.auth.schemas import KeyOut
 from service.cli import base
 from service.cli.host.child import WorkerProcess
 from service.config import Settings
+from service.kit.crypto import (
+    KEY_FILE,
+    SecretBox,
+    SecretKeyError,
+    drop_old_key_file,
+    replace_key_file,
+    uses_key_file,
+)
 from service.kit.db import Database
 from service.kit.ids import new_id
+from service.kit.private import keep_private
 from service.kit.problems import ProblemError
 from service.models import AuditEntry
+from service.webhooks import logic as webhooks
 
 MOST_KEYS = 10_000
 
@@ -58,7 +68,8 @@ def serve(settings: Settings, *, host: str, port: int, worker: bool, processes: 
         settings = settings.model_copy(update={"require_keys": False})
     if base.err.is_terminal and "log_json" not in settings.model_fields_set:
         settings = settings.model_copy(update={"log_json": False})
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    keep_private(settings)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     upgrade(settings)
     if not settings.require_keys and not is_loopback(host):
         raise base.UsageError(f"FEATUREWATCH_REQUIRE_KEYS is off, so {host} is refused: listen on 127.0.0.1 only")
@@ -156,6 +167,30 @@ def revoke_key(key: str) -> None:
             raise base.UsageError(error.detail) from error
 
 
+def rotate_secret() -> dict[str, Any]:
+    """Encrypt with the newest secret key what earlier ones encrypted; a key file is replaced by a new one first."""
+    settings = Settings()
+    from_file = uses_key_file(settings)
+    try:
+        box = SecretBox(settings, create=False)
+        with opened() as database, database.write() as session:
+            parts = webhooks.unsealed(session, box)
+            if from_file:
+                replace_key_file(settings)
+            changed = webhooks.reseal(session, box, parts)
+            _note(session, "POST", "/key/rotate-secret", 200)
+    except SecretKeyError as error:
+        raise base.UsageError(str(error)) from error
+    if from_file:
+        drop_old_key_file(settings)  # nothing that it encrypted is left
+    return {
+        "key": str(settings.data_dir / KEY_FILE) if from_file else "FEATUREWATCH_SECRET_KEY",
+        "encrypted": len(parts),
+        "changed": changed,
+        "old_keys": len(settings.old_secret_keys),
+    }
+
+
 def _note(session: Session, method: str, path: str, status: int) -> None:
     """The audit entry of the call that this was done without."""
     entry = AuditEntry(actor="server", method=method, path=path, status=status, request_id=new_id("cmd"))
@@ -166,6 +201,7 @@ def _note(session: Session, method: str, path: str, status: int) -> None:
 def opened() -> Iterator[Database]:
     """The configured database, its schema checked."""
     settings = Settings()
+    keep_private(settings)
     if settings.resolved_database_url.startswith("sqlite"):
         upgrade(settings)  # an embedded installation may not have been started yet
     else:

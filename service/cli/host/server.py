@@ -132,6 +132,30 @@ def revoke_key(
     base.show_json({"revoked": key}) if as_json else base.say(f"{key} is revoked")
 
 
+@key_app.command("rotate-secret")
+def rotate_secret(as_json: AsJson = False) -> None:
+    """Encrypt everything that is stored with the newest secret key. Run it on the server, while the service runs.
+
+    A key in the data folder is replaced by a new one. A key in the environment: name the new one in
+    FEATUREWATCH_SECRET_KEY and the one before in FEATUREWATCH_SECRET_KEY_OLD, for every process, then run this.
+    """
+    done = _local().rotate_secret()
+    if as_json:
+        return base.show_json(done)
+    base.say(f"{done['changed']} of {done['encrypted']} stored secrets were encrypted anew with {done['key']}")
+    if done["key"] != "FEATUREWATCH_SECRET_KEY":
+        return base.say("The key before is gone: a backup from before needs the secret.key that was copied with it.")
+    if done["old_keys"]:
+        return base.say(
+            "When every process runs with the new key, and this command changes nothing any more, remove "
+            "FEATUREWATCH_SECRET_KEY_OLD. Whoever signed in to the pages before then signs in again."
+        )
+    return base.say(
+        "There was no earlier key. To rotate, name a new key in FEATUREWATCH_SECRET_KEY and this one in "
+        "FEATUREWATCH_SECRET_KEY_OLD, restart every process, and run this command again."
+    )
+
+
 def audit(
     actor: Annotated[
         str | None, typer.Option(help="Only what this key wrote, key_...", autocompletion=complete.keys)

@@ -4,12 +4,13 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Query, Request
+from sqlalchemy.orm import Session
 from starlette.responses import RedirectResponse, Response
 
-from service.auth import logic
+from service.auth import logic, queries
 from service.auth.browser import begin
 from service.kit.problems import UnauthenticatedError
-from service.kit.sessions import ReadSession
+from service.kit.sessions import WriteSession
 from service.web.access import SentForm, cookie_options, pages
 from service.web.render import page, with_visit
 
@@ -26,23 +27,32 @@ def show_login(request: Request, next_: Annotated[str, Query(alias="next", max_l
 
 
 @router.post("/login")
-def sign_in(request: Request, session: ReadSession, form: SentForm) -> Response:
+def sign_in(request: Request, session: WriteSession, form: SentForm) -> Response:
     target = _own(form.one("next"))
     try:
         principal = logic.authenticate(session, form.one("key"))
     except UnauthenticatedError as error:
         return page(request, "access/login.html", status=401, next=target, problem=error.detail)
+    _end(request, session)
     # The audit log is to have who it was; and a token that was known before the key was given opens nothing after.
-    request.state.principal, request.state.visit, request.state.new_visit = principal, begin(principal.id), True
+    visit = begin(logic.sign_in(session, principal).id)
+    request.state.principal, request.state.visit, request.state.new_visit = principal, visit, True
     return with_visit(request, RedirectResponse(target, status_code=303))
 
 
 @router.post("/logout")
-def sign_out(request: Request, form: SentForm) -> Response:
+def sign_out(request: Request, session: WriteSession, form: SentForm) -> Response:
+    _end(request, session)
     response = RedirectResponse("/login", status_code=303)
     options = cookie_options(request)
     response.delete_cookie(options.pop("key"), **options)
     return response
+
+
+def _end(request: Request, session: Session) -> None:
+    """End the session that the browser has: a copy of its cookie opens nothing any more, either."""
+    if request.state.visit.session_id is not None:
+        queries.end_session(session, request.state.visit.session_id)
 
 
 def _own(target: str) -> str:

@@ -81,9 +81,9 @@ def _lines(request: Request, run_id: str, session: Session, level: str, after: i
 
 
 @router.get("/runs/{run_id}/events")
-def run_events(run_id: str, session: ReadSession, database: AppDatabase) -> StreamingResponse:
+def run_events(request: Request, run_id: str, session: ReadSession, database: AppDatabase) -> StreamingResponse:
     """As the API's: a browser's stream can send no key."""
-    return runs.run_events(run_id, session, database)
+    return runs.run_events(request, run_id, session, database)
 
 
 @router.post("/runs/{run_id}/cancel")
