@@ -179,6 +179,9 @@ class Checkpoint(TypedDict):
     name: str
     uri: str
     adapter: str | None
+    resolved_uri: str | None
+    resolved_adapter: str | None
+    content_digest: str | None
     parent: str | None
     deleted_parents: list[str]
     hook_points: list[str]
