@@ -4,8 +4,6 @@ import errno
 import re
 from typing import Any
 
-from service.kit.problems import ProblemError
-
 
 class RunError(Exception):
     """The run cannot succeed however often it is tried (bad input): it fails at once with `{code, title, detail}`.
@@ -41,8 +39,6 @@ class TooLongError(RunError):
 
 def fault_of(error: Exception) -> RunError:
     """What a run says of an error that no pipeline expected."""
-    if isinstance(error, ProblemError):  # of checks and of the artifact store, which the API shares
-        return RunError(error.code, error.detail, title=error.title)
     text = f"{type(error).__name__}: {error}"[:4000]
     code = error.errno if isinstance(error, OSError) else None
     told = _IN_TEXT.search(text)  # libraries in Rust have errors of their own for it

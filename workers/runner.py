@@ -22,6 +22,7 @@ from service.kit import clock
 from service.kit.artifacts import ArtifactStore, DamagedArtifactError, MissingArtifactError
 from service.kit.db import AWAY, Database
 from service.kit.logs import listening
+from service.kit.problems import ProblemError
 from service.runs import logic
 from service.runs.states import RunState
 from service.shards import queries as shards
@@ -124,6 +125,9 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline] | None) -> 
         log.error("missing artifact", artifact=error.name)
         detail = f"{error.detail} {damage.advice(error.name)}."
         _end(execution, RunState.FAILED, RunError(error.code, detail, title=error.title).as_dict())
+    except ProblemError as error:  # of checks that the API shares
+        log.warning("failed", code=error.code, detail=error.detail)
+        _end(execution, RunState.FAILED, RunError(error.code, error.detail, title=error.title).as_dict())
     except AWAY as error:
         log.exception("interrupted by the database")
         _give_back(execution, _interrupted("The database was away", str(error.orig)), counted=True)
