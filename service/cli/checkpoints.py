@@ -133,7 +133,7 @@ def list_checkpoints(family: Family, as_json: AsJson = False) -> None:
         ("ACTIVATIONS", lambda row: {True: "kept", False: "removed"}.get(row["activations_kept"])),
         ("FVU", lambda row: (row["quality"] or {}).get("fvu")),
         ("REGISTERED", lambda row: base.moment(row["created_at"])),
-        ("URI", lambda row: row["uri"]),
+        ("URI", lambda row: row["resolved_uri"] or row["uri"]),
     ]
     return base.show_rows(
         rows,

@@ -18,6 +18,7 @@ from workers.errors import RunError
 DEFAULT = "builtin:python-docs"
 _CHARACTERS_PER_TOKEN = 4
 _MIN_CHARACTERS = 40
+_SPACE = re.compile(r"\s*")
 # Modules with much documentation in sentences, in every build of Python and free of effects when imported.
 _MODULES = """
 argparse array ast asyncio base64 bisect calendar
@@ -71,19 +72,21 @@ def load_corpus(
 
 def cut(text: str, size: int) -> Iterator[str]:
     """Pieces of at most `size` characters, cut behind a paragraph, else a sentence, else a word."""
-    text = text.strip()
-    while len(text) > size:
-        window = text[:size]
+    text, start = text.strip(), 0
+    # By an index: to cut the rest off each time would take the square of a text's length.
+    while len(text) - start > size:
+        window = text[start : start + size]
         end = max((match.end() for match in re.finditer(r"\n\s*\n", window)), default=0)
         if end < size // 2:
             end = max((match.end() for match in re.finditer(r"[.!?]\s+", window)), default=end)
         if end < size // 2:
             end = max((match.end() for match in re.finditer(r"\s+", window)), default=end)
         end = end if end >= size // 4 else size
-        yield text[:end].rstrip()
-        text = text[end:].lstrip()
-    if text:
-        yield text
+        yield window[:end].rstrip()
+        space = _SPACE.match(text, start + end)
+        start = space.end() if space else start + end
+    if start < len(text):
+        yield text[start:]
 
 
 def save_documents(documents: Iterable[Document], path: Path) -> None:
