@@ -8,12 +8,19 @@ import mmap
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, worker_process_init, worker_shutting_down
+from celery.signals import (
+    celeryd_after_setup,
+    setup_logging,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutting_down,
+)
 from kombu.exceptions import ChannelError
 
 from service.config import Settings
 from service.kit import telemetry
 from service.kit.logs import configure_logging
+from service.runs.states import QUEUES
 
 EXECUTE = "workers.tasks.execute"
 HELP = "workers.tasks.help_others"
@@ -99,9 +106,28 @@ def _on_logging(**_: Any) -> None:
     configure_logging(Settings())
 
 
+@celeryd_after_setup.connect
+def _on_setup(instance: Any, **_: Any) -> None:
+    app.conf.featurewatch_takes_runs = not set(QUEUES).isdisjoint(instance.app.amqp.queues.consume_from)
+
+
 @worker_process_init.connect
 def _on_child(**_: Any) -> None:
     telemetry.trace_tasks()
+    if app.conf.get("featurewatch_takes_runs"):
+        _presence().start()
+
+
+@worker_process_shutdown.connect
+def _on_child_shutdown(**_: Any) -> None:
+    if app.conf.get("featurewatch_takes_runs"):
+        _presence().stop()
+
+
+def _presence() -> Any:
+    from workers.tasks import presence  # noqa: PLC0415 - which needs the app of this module
+
+    return presence()
 
 
 app = make_app(Settings())

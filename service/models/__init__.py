@@ -14,9 +14,11 @@ from service.models.signature import Reading, Signature
 from service.models.unreferenced import Unreferenced
 from service.models.verdict import Measurement, Standing, Verdict
 from service.models.webhook import Delivery, Event, Webhook
+from service.models.worker import Worker
 
 __all__ = [
     "Alert", "AlertRule", "ApiKey", "Attempt", "AuditEntry", "Base", "Bell", "Checkpoint", "Code", "Delivery",
     "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage", "LogLine", "Measurement",
     "Reading", "Run", "Shard", "Signature", "Source", "Standing", "Unreferenced", "Verdict", "Webhook",
+    "Worker",
 ]  # fmt: skip
