@@ -9,8 +9,10 @@ import time
 import pytest
 from sqlalchemy import update
 
+from service.kit import clock
 from service.models import LogLine, Run
 from service.runs import logic
+from service.status import queries as status
 from tests.processes import alive
 from tests.workers.conftest import wait_for, working_pid
 from tests.workers.toy import journal
@@ -50,6 +52,12 @@ def spinning(installation, run_id):
 
 def gone(pids):
     return not any(map(alive, pids))
+
+
+def workers(installation):
+    """How many there are, and how many of them are stuck, as `/readyz` has it."""
+    with installation.database.read() as session:
+        return status.workers(session, clock.database_now(session))
 
 
 def outcomes(installation, run_id):
@@ -98,10 +106,11 @@ def test_a_cancel_that_is_not_obeyed_is_carried_out(installation, start_either):
     assert outcomes(installation, run_id) == [("cancelled", "worker-stuck")]
 
 
-def test_the_worker_ends_when_it_is_told_to(installation, start_either):
+def test_a_stuck_worker_says_so_and_ends_when_it_is_told_to(installation, start_either):
     run_id = installation.queue(installation.add_family(), "spin")
-    worker = start_either(**LONG)
+    worker = start_either(FEATUREWATCH_LEASE_SECONDS="16")
     pids = spinning(installation, run_id)
+    wait_for(lambda: workers(installation) == (1, 1))
     began = time.monotonic()
     worker.terminate()
     assert worker.wait(30) == 0
@@ -109,6 +118,7 @@ def test_the_worker_ends_when_it_is_told_to(installation, start_either):
     assert gone(pids)
     run = installation.run(run_id)
     assert (run.state, run.worker, run.max_attempts - run.attempt) == ("queued", None, 3), "it costs no attempt"
+    assert workers(installation) == (0, 0)
 
 
 def test_what_works_ends_with_a_supervisor_that_is_killed(installation, start_either):
