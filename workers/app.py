@@ -4,7 +4,9 @@ Messages are doorbells and nothing else. They are acknowledged before the work s
 acknowledged late to a second worker when the work outlives the visibility timeout. What must not be lost is in SQL.
 """
 
+import importlib
 import mmap
+from types import ModuleType
 from typing import Any
 
 from celery import Celery
@@ -115,19 +117,17 @@ def _on_setup(instance: Any, **_: Any) -> None:
 def _on_child(**_: Any) -> None:
     telemetry.trace_tasks()
     if app.conf.get("featurewatch_takes_runs"):
-        _presence().start()
+        _tasks().begin()
 
 
 @worker_process_shutdown.connect
 def _on_child_shutdown(**_: Any) -> None:
-    if app.conf.get("featurewatch_takes_runs"):
-        _presence().stop()
+    _tasks().end()
 
 
-def _presence() -> Any:
-    from workers.tasks import presence  # noqa: PLC0415 - which needs the app of this module
-
-    return presence()
+def _tasks() -> ModuleType:
+    # Not above: it needs the app of this module.
+    return importlib.import_module("workers.tasks")
 
 
 app = make_app(Settings())

@@ -66,8 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
     tell(ready=True)
     for line in sys.stdin:
         with _ticking(tell, options.parent):
+            job = json.loads(line)
             try:
-                answer: dict[str, Any] = {"done": work(json.loads(line))}
+                with telemetry.within_trace(job["trace"]):
+                    answer: dict[str, Any] = {"done": work(job)}
             except Exception as error:
                 log.exception("a job failed")
                 answer = {"failed": f"{type(error).__name__}: {error}"[:1000]}

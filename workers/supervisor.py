@@ -24,6 +24,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from service.config import Settings
+from service.kit import telemetry
 from service.kit.db import AWAY, Database
 from service.runs import logic, queries
 from service.runs.states import RunState
@@ -131,7 +132,7 @@ class Supervisor:
             process = self._process = self._process or WorkingProcess(self.pipelines)
             job = self._job = Job(woke=time.monotonic())
             try:
-                process.send(what)
+                process.send(what | {"trace": telemetry.trace_headers()})
                 return self._watch(process, job)
             except EOFError:
                 return self._kill(process, job, None)

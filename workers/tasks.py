@@ -47,9 +47,21 @@ def _supervisor() -> Supervisor:
 
 
 @cache
-def presence() -> Presence:
-    """Says that this process takes runs, as soon as it is there."""
+def _presence() -> Presence:
     return Presence(_resources()[1], _supervisor())
+
+
+def begin() -> None:
+    """Say that this process takes runs."""
+    _presence().start()
+
+
+def end() -> None:
+    """Before this process ends: it takes no runs any more."""
+    if _supervisor.cache_info().currsize:
+        _supervisor().close()
+    if _presence.cache_info().currsize:
+        _presence().stop()
 
 
 @cache
