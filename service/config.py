@@ -70,7 +70,12 @@ class Settings(BaseSettings):
         "", description="Networks (CIDR, separated by commas) that the endpoint may be in although they are private."
     )
     label_seconds: float = Field(60.0, gt=0, description="How long an answer of the endpoint may take.")
-    lease_seconds: float = Field(60.0, gt=0, description="How long a worker that falls silent keeps its run.")
+    lease_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="How long a worker that falls silent keeps its run. A process of it that gives no sign of life is "
+        "killed after it.",
+    )
     save_seconds: float = Field(
         20.0, gt=0, description="How often a fit under way saves itself: what a killed worker has to do again at most."
     )
@@ -82,8 +87,8 @@ class Settings(BaseSettings):
     run_grace_seconds: float = Field(
         600.0,
         gt=0,
-        description="How much longer one that takes no step may go on: then its worker's process ends, and with it the "
-        "run.",
+        description="How much longer one that takes no step may go on, or a cancelled one: then its process is killed, "
+        "and the run ends.",
     )
     poll_seconds: float = Field(1.0, gt=0, description="How often sweeps and polling workers look for work.")
     threads: int = Field(0, ge=0, description="CPU threads of a worker's torch. 0: as torch chooses.")

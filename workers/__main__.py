@@ -1,15 +1,12 @@
 """`python -m workers`: the embedded worker, with settings from the environment."""
 
 import argparse
-import importlib
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from types import FrameType
-from typing import cast
 
 import structlog
 
@@ -18,7 +15,6 @@ from service.kit.logs import configure_logging
 from service.kit.private import keep_private
 from service.migrate import SchemaError
 from workers import embedded
-from workers.runner import Pipeline
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -53,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         watch.start()
         os.nice(NICE)
     try:
-        embedded.serve(settings, stop, pipelines=_load(options.pipelines) if options.pipelines else None)
+        embedded.serve(settings, stop, pipelines=options.pipelines)
     except SchemaError as error:
         log.error("cannot start", reason=str(error))
         return 1
@@ -70,11 +66,6 @@ def _watch_parent(parent: int, stop: threading.Event) -> None:
         if os.getppid() != parent:
             stop.set()
         time.sleep(0.5)
-
-
-def _load(path: str) -> Mapping[str, Pipeline]:
-    module, _, name = path.partition(":")
-    return cast(Mapping[str, Pipeline], getattr(importlib.import_module(module), name))
 
 
 if __name__ == "__main__":

@@ -4,17 +4,27 @@ Messages are doorbells and nothing else. They are acknowledged before the work s
 acknowledged late to a second worker when the work outlives the visibility timeout. What must not be lost is in SQL.
 """
 
+import importlib
 import mmap
+from types import ModuleType
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, worker_init, worker_process_init, worker_shutting_down
+from celery.signals import (
+    celeryd_after_setup,
+    setup_logging,
+    worker_init,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutting_down,
+)
 from kombu.exceptions import ChannelError
 
 from service.config import Settings
 from service.kit import telemetry
 from service.kit.logs import configure_logging
 from service.kit.private import keep_private
+from service.runs.states import QUEUES
 
 EXECUTE = "workers.tasks.execute"
 HELP = "workers.tasks.help_others"
@@ -105,9 +115,26 @@ def _on_logging(**_: Any) -> None:
     configure_logging(Settings())
 
 
+@celeryd_after_setup.connect
+def _on_setup(instance: Any, **_: Any) -> None:
+    app.conf.featurewatch_takes_runs = not set(QUEUES).isdisjoint(instance.app.amqp.queues.consume_from)
+
+
 @worker_process_init.connect
 def _on_child(**_: Any) -> None:
     telemetry.trace_tasks()
+    if app.conf.get("featurewatch_takes_runs"):
+        _tasks().begin()
+
+
+@worker_process_shutdown.connect
+def _on_child_shutdown(**_: Any) -> None:
+    _tasks().end()
+
+
+def _tasks() -> ModuleType:
+    # Not above: it needs the app of this module.
+    return importlib.import_module("workers.tasks")
 
 
 app = make_app(Settings())

@@ -1,6 +1,5 @@
 """What a pipeline holds of its run: stages, progress, fenced sessions, and whether it may go on."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +22,6 @@ from workers.usage import Usage
 log = structlog.get_logger("featurewatch.worker")
 
 RETRY_SECONDS = 0.5
-STUCK = 70
-"""Exit status of a worker whose run takes no step and has no time left (EX_SOFTWARE)."""
 
 
 class Execution:
@@ -155,12 +152,7 @@ class Execution:
         return became
 
     def beat(self) -> bool:
-        """Renew the lease, write progress and log, and see what was asked for; whether beats are still wanted.
-
-        A run that takes no step although its time is over cannot be stopped: it is failed, and this process ended.
-        """
-        if self._overtime() > self.settings.run_grace_seconds:
-            self._end_process()
+        """Renew the lease, write progress and log, and see what was asked for; whether beats are still wanted."""
         with self._lock:
             stage, progress, detail, seconds = self._stage, self._progress, self._detail, dict(self._seconds)
         said = self.lines.waiting()
@@ -215,13 +207,6 @@ class Execution:
         """Seconds since this attempt had no time left; negative while it has."""
         allowed = self.settings.run_seconds
         return time.monotonic() - self._began - allowed if allowed else float("-inf")
-
-    def _end_process(self) -> None:
-        error = TooLongError(self.settings.run_seconds).as_dict()
-        log.error("stuck: ending this process", run=self.run_id, stage=self._stage)
-        with self.database.write() as session:
-            self.end(session, RunState.FAILED, error=error)
-        os._exit(STUCK)
 
     def _seconds_now(self) -> dict[str, float]:
         if self._stage is None:

@@ -2,7 +2,7 @@
 
 The database is the truth. The worker holds a run by its attempt number and a lease that a thread renews; every write
 names the attempt, so a worker that lost its run (it was paused, or cut off) writes nothing any more. Doorbells,
-embedded or Celery, only decide when `run_next` is called.
+embedded or Celery, only decide when `run_next` is called. It runs in a process that a supervisor may kill.
 """
 
 import os
@@ -23,7 +23,8 @@ from service.kit.artifacts import ArtifactStore, DamagedArtifactError, MissingAr
 from service.kit.db import AWAY, Database
 from service.kit.logs import listening
 from service.kit.problems import ProblemError
-from service.runs import logic
+from service.models import Run
+from service.runs import logic, queries
 from service.runs.states import RunState
 from service.shards import queries as shards
 from service.store import damage
@@ -60,16 +61,23 @@ def run_next(
     worker: str | None = None,
     pipelines: Mapping[str, Pipeline] | None = None,
     stop: Callable[[], bool] = _NEVER.is_set,
+    claimed: Callable[[Run], None] | None = None,
 ) -> str | None:
     """Claim the run whose turn it is and take it to an end. Its id; None where there was nothing to do.
 
     `run_id` is what a bell said; `pipelines` defaults to the real ones; `stop` says that this process is to end,
-    which puts the run back into the queue at its next check.
+    which puts the run back into the queue at its next check. `claimed` is told of the run before it begins.
     """
+    with database.read() as session:
+        if not queries.candidates(session, run_id=run_id):
+            return None
+    pipelines = pipelines or _real_pipelines()
     with database.write() as session:
         run = logic.claim(session, worker=worker or worker_name(), lease_seconds=settings.lease_seconds, run_id=run_id)
     if run is None:
         return None
+    if claimed is not None:
+        claimed(run)
     execution = Execution(run, settings=settings, database=database, artifacts=artifacts, stop=stop)
     context = {"run": run.id, "attempt": run.attempt, "request_id": run.request_id}
     with structlog.contextvars.bound_contextvars(**context), listening(run.id, execution.lines.add):
@@ -93,14 +101,14 @@ def help_others(
 ) -> int:
     """Do groups of harvests that other workers lead, until none waits or a run does; how many were done."""
     with database.read() as session:
-        if not shards.any_free(session, clock.utcnow()):
+        if not shards.any_free(session, clock.database_now(session)):
             return 0
     from workers.pipelines.helping import Helper  # noqa: PLC0415 - loads torch
 
     return Helper(settings, database, artifacts, worker=worker or worker_name(), stop=stop).help()
 
 
-def _execute(execution: Execution, pipelines: Mapping[str, Pipeline] | None) -> None:
+def _execute(execution: Execution, pipelines: Mapping[str, Pipeline]) -> None:
     """Run the pipeline, and write down how it ended."""
     try:
         _pipeline(execution, pipelines)(execution)
@@ -144,12 +152,14 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline] | None) -> 
         _end(execution, RunState.FAILED, fault_of(error).as_dict())
 
 
-def _pipeline(execution: Execution, pipelines: Mapping[str, Pipeline] | None) -> Pipeline:
-    if pipelines is None:
-        # Here and not above: it loads torch, which takes seconds, and the heart is beating by now.
-        from workers.pipelines import PIPELINES  # noqa: PLC0415
+def _real_pipelines() -> Mapping[str, Pipeline]:
+    # Not above: it loads torch, which takes seconds. Before a claim: it keeps the GIL for long, and with it the heart.
+    from workers.pipelines import PIPELINES  # noqa: PLC0415
 
-        pipelines = PIPELINES
+    return PIPELINES
+
+
+def _pipeline(execution: Execution, pipelines: Mapping[str, Pipeline]) -> Pipeline:
     try:
         return pipelines[execution.kind]
     except KeyError:

@@ -88,10 +88,10 @@ class Sweeper:
         First the message, then the mark: a crash in between rings twice, which a claim does not mind. A run that
         still waits a lease after its bell was rung is rung again: the broker may have lost the message.
         """
-        again_before = clock.utcnow() - timedelta(seconds=self.settings.lease_seconds)
         with self.database.read() as session:
             bells = [*run_queries.silent_bells(session, BELLS_AT_ONCE)]
             if self.publish is not None:
+                again_before = clock.database_now(session) - timedelta(seconds=self.settings.lease_seconds)
                 bells += run_queries.unheard(session, rung_before=again_before, limit=BELLS_AT_ONCE)
         if not bells:
             return 0
@@ -107,7 +107,7 @@ class Sweeper:
             # Also where the broker went away in the middle: what was told was told.
             if marked:
                 with self.database.write() as session:
-                    run_queries.mark_rung(session, marked, clock.utcnow())
+                    run_queries.mark_rung(session, marked, clock.database_now(session))
         return len(marked)
 
     def call(self) -> bool:
@@ -115,7 +115,7 @@ class Sweeper:
         if self.call_helper is None:
             return False
         with self.database.read() as session:
-            if not shards.any_free(session, clock.utcnow()):
+            if not shards.any_free(session, clock.database_now(session)):
                 return False
         self.call_helper()
         return True
@@ -123,10 +123,10 @@ class Sweeper:
     def reap(self) -> list[str]:
         """Put the runs of silent workers back into the queue, or end them; their ids."""
         with self.database.read() as session:
-            if not run_queries.any_stale(session, clock.utcnow()):
+            if not run_queries.any_stale(session, clock.database_now(session)):
                 return []
         with self.database.write() as session:
-            return runs.reap(session, clock.utcnow())
+            return runs.reap(session, clock.database_now(session))
 
     def deliver(self) -> int:
         """Send webhooks that are due, several at a time; how many attempts were made."""
@@ -150,12 +150,13 @@ class Sweeper:
         """Once a minute: raise and resolve the alerts that no judgement tells of, and end mutes that are over."""
         with self.database.write() as session:
             standing.watch(session)
-            raising.unmute(session, clock.utcnow())
+            raising.unmute(session, clock.database_now(session))
 
     def tidy(self) -> None:
         """Once a minute: forget remembered answers, heard bells, sessions, old events, secrets and audit entries."""
-        now, settings = clock.utcnow(), self.settings
+        settings = self.settings
         with self.database.write() as session:
+            now = clock.database_now(session)
             audit.drop_records_before(session, now - timedelta(hours=settings.answer_hours))
             auth.drop_sessions_before(session, now)
             run_queries.drop_old_bells(session, rung_before=now - timedelta(hours=settings.bell_hours))
@@ -209,7 +210,7 @@ class Sweeper:
         family = self._unswept.pop()
         stored = self.artifacts.listing(family)  # outside the transaction: a remote store takes its time
         with self.database.write() as session:
-            done = store.vacuum(session, self.artifacts, self.settings, family, stored, now=clock.utcnow())
+            done = store.vacuum(session, self.artifacts, self.settings, family, stored, now=clock.database_now(session))
         if done.left:
             self._unswept.append(family)
         if done.removed:
@@ -218,7 +219,7 @@ class Sweeper:
 
     def _claim(self, but: Collection[str]) -> sending.Parcel | None:
         with self.database.read() as session:
-            if not webhooks.due(session, now=clock.utcnow(), limit=1, but=but):
+            if not webhooks.due(session, now=clock.database_now(session), limit=1, but=but):
                 return None
         with self.database.write() as session:
             return next(iter(sending.claim_due(session, limit=1, but=but)), None)

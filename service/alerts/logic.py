@@ -99,7 +99,7 @@ def acknowledge(session: Session, alert: Alert) -> None:
 def mute(session: Session, alert: Alert, body: MuteBody) -> None:
     """Keep quiet about it, and about new alerts of its rule in its family, for a time. ConflictError if resolved."""
     _require_unresolved(alert)
-    now = clock.utcnow()
+    now = clock.database_now(session)
     until = now + timedelta(hours=body.hours) if body.hours is not None else body.until
     if until is not None and until <= now:
         raise ConflictError("The mute would be over already.", code="mute-in-the-past")

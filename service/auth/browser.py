@@ -3,7 +3,7 @@
 The cookie holds the id of a row of `web_session`, not the key, under AES-GCM: nobody who sees the cookie jar has a
 key. Signing out removes the row, so no copy of the cookie opens anything any more; a key that is revoked or expires
 ends its sessions at once. The cookie opens the pages alone: `/v1` takes none, so no other site's page can write there
-in a reader's name (docs/adr/0036).
+in a reader's name (docs/adr/0034).
 """
 
 import base64

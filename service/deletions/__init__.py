@@ -1,1 +1,1 @@
-"""Deleting families and checkpoints (docs/adr/0037)."""
+"""Deleting families and checkpoints (docs/adr/0035)."""

@@ -40,7 +40,9 @@ from service.models import (
 
 HIDDEN = "~"
 """Begins the name of a family that is being deleted. No family can be given such a name."""
-OF_NO_FAMILY = frozenset({"api_key", "audit_entry", "deletion", "idempotency_record", "web_session", "webhook"})
+OF_NO_FAMILY = frozenset(
+    {"api_key", "audit_entry", "deletion", "idempotency_record", "web_session", "webhook", "worker"}
+)
 """Tables whose rows do not belong to a family."""
 NAMED_BY_ARTIFACT = (Unreferenced.artifact, Artifact.name)
 """Key columns that hold names of artifacts: of a family those that begin with its id."""

@@ -2,7 +2,7 @@
 
 AES-256-GCM under a key derived (HKDF-SHA256) from the installation's secret key. The context, e.g. the id of the row,
 is authenticated too: a ciphertext that is copied into another row does not open there. While the key is rotated, what
-earlier keys encrypted still opens (docs/adr/0035).
+earlier keys encrypted still opens (docs/adr/0033).
 """
 
 import os

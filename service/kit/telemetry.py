@@ -4,6 +4,8 @@ Its SDK reads the other OTEL_ variables itself. Call these in the process that i
 do not outlive a fork.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 
 import structlog
@@ -39,6 +41,32 @@ def trace_tasks() -> None:
         from opentelemetry.instrumentation.celery import CeleryInstrumentor  # noqa: PLC0415
 
         CeleryInstrumentor().instrument()
+
+
+def trace_headers() -> dict[str, str]:
+    """The span that this is part of, for a process that goes on with it."""
+    headers: dict[str, str] = {}
+    if _started():
+        from opentelemetry.propagate import inject  # noqa: PLC0415
+
+        inject(headers)
+    return headers
+
+
+@contextmanager
+def within_trace(headers: Mapping[str, str]) -> Iterator[None]:
+    """Spans in the block are parts of the one that `trace_headers` gave elsewhere."""
+    if not headers or not _started():
+        yield
+        return
+    from opentelemetry import context  # noqa: PLC0415
+    from opentelemetry.propagate import extract  # noqa: PLC0415
+
+    token = context.attach(extract(headers))
+    try:
+        yield
+    finally:
+        context.detach(token)
 
 
 @cache

@@ -16,10 +16,11 @@ from service.models.signature import Reading, Signature
 from service.models.unreferenced import Unreferenced
 from service.models.verdict import Measurement, Standing, Verdict
 from service.models.webhook import Delivery, Event, Webhook
+from service.models.worker import Worker
 
 __all__ = [
     "Alert", "AlertRule", "ApiKey", "Artifact", "Attempt", "AuditEntry", "Base", "Bell", "Checkpoint", "Code",
     "Deletion", "Delivery", "DependencyGraph", "Event", "Family", "Feature", "IdempotencyRecord", "Lineage",
     "LogLine", "Measurement", "Reading", "Run", "Shard", "Signature", "Source", "Standing", "Unreferenced", "Verdict",
-    "WebSession", "Webhook",
+    "WebSession", "Webhook", "Worker",
 ]  # fmt: skip

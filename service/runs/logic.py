@@ -42,6 +42,7 @@ def create(
         priority=priority,
         max_attempts=ATTEMPTS,
         state=RunState.QUEUED,
+        created_at=clock.database_now(session),  # its place in the line, whichever machine made it
         request_id=structlog.contextvars.get_contextvars().get("request_id"),
     )
     session.add(run)
@@ -68,7 +69,7 @@ def claim(session: Session, *, worker: str, lease_seconds: float, run_id: str | 
     asked = None if run_id is None else queries.kind(session, run_id)
     busy: set[str] = set()
     candidates = queries.candidates(session, run_id=run_id)
-    now = clock.utcnow()  # not before: what was still running a moment ago ended before this one begins
+    now = clock.database_now(session)  # not before: what was still running a moment ago ended before this one begins
     for candidate, family_id, kind in candidates:
         if family_id in busy:
             continue
@@ -118,7 +119,7 @@ def heartbeat(
     usage: dict[str, Any] | None = None,
 ) -> RunState | None:
     """Renew the lease, write the progress. The run's state (`cancelling`: the worker is to stop); None: fence lost."""
-    now = clock.utcnow()
+    now = clock.database_now(session)
     return queries.renew(
         session,
         run_id=run_id,
@@ -146,7 +147,7 @@ def gives_way(session: Session, *, family_id: str, priority: int) -> bool:
 
 def hold(session: Session, *, run_id: str, attempt: int, lease_seconds: float) -> RunState | None:
     """Renew the lease alone: the fence of a worker's transaction. None: lost."""
-    now = clock.utcnow()
+    now = clock.database_now(session)
     return queries.renew(
         session, run_id=run_id, attempt=attempt, now=now, lease_until=now + timedelta(seconds=lease_seconds)
     )
@@ -170,7 +171,7 @@ def finish(
     values |= {key: what for key, what in (("seconds", seconds), ("usage", usage)) if what is not None}
     if state is RunState.SUCCEEDED:
         values |= {"progress": 1.0, "stage": None}
-    now = clock.utcnow()
+    now = clock.database_now(session)
     if not queries.move(session, run_id, new=state, now=now, attempt=attempt, **values, **_at_rest(now)):
         return False
     run = session.get_one(Run, run_id, populate_existing=True)
@@ -187,7 +188,7 @@ def release(
     `counted`: the attempt was used up, and the last one ends the run as failed with `error`. A worker that only
     stops for a deploy has not tried and failed: then the run gets its attempt back.
     """
-    now = now or clock.utcnow()
+    now = now or clock.database_now(session)
     for _ in range(3):  # a request to cancel may come between our reading and our writing
         run = session.get(Run, run_id, populate_existing=True)
         if run is None or run.attempt != attempt or run.state not in ACTIVE:
@@ -200,7 +201,7 @@ def release(
 
 def request_cancel(session: Session, run: Run) -> None:
     """Cancel a queued run at once; ask the worker of a running one to stop. ConflictError where it has ended."""
-    now = clock.utcnow()
+    now = clock.database_now(session)
     for _ in range(5):  # a worker may claim or end the run between our reading and our writing
         if run.state in FINAL:
             raise ConflictError(f"Run {run.id} has {run.state} already.", code="run-ended")
@@ -222,7 +223,7 @@ def request_cancel(session: Session, run: Run) -> None:
 
 def retry(session: Session, run: Run) -> None:
     """Queue a failed or cancelled run again, with all its attempts. ConflictError in any other state."""
-    now = clock.utcnow()
+    now = clock.database_now(session)
     moved = run.state in (RunState.FAILED, RunState.CANCELLED) and queries.move(
         session,
         run.id,
@@ -288,10 +289,16 @@ def reap(session: Session, now: datetime) -> list[str]:
         became = _give_back(session, run, error=error, counted=True, now=now, lease_before=now)
         if became is not None:
             log.warning("reaped a run", run=run.id, attempt=run.attempt, became=became)
-            last = lines.Line(run.lines + 1, now, "error", "the worker fell silent", {"detail": error["detail"]})
-            lines.keep(session, run_id=run.id, attempt=run.attempt, lines=[last])
+            note(session, run.id, "error", "the worker fell silent", {"detail": error["detail"]})
             reaped.append(run.id)
     return reaped
+
+
+def note(session: Session, run_id: str, level: str, event: str, fields: dict[str, Any]) -> None:
+    """Add a line to a run's log for a worker that cannot, in the transaction that has just ended its attempt."""
+    run = session.get_one(Run, run_id, populate_existing=True)
+    line = lines.Line(run.lines + 1, clock.database_now(session), level, event, fields)
+    lines.keep(session, run_id=run_id, attempt=run.attempt, lines=[line])
 
 
 def _give_back(

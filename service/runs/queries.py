@@ -88,6 +88,11 @@ def kind(session: Session, run_id: str) -> str | None:
     return session.scalar(select(Run.kind).where(Run.id == run_id))
 
 
+def state(session: Session, run_id: str, attempt: int) -> str | None:
+    """The state that a run is in; None where another attempt has begun."""
+    return session.scalar(select(Run.state).where(Run.id == run_id, Run.attempt == attempt))
+
+
 def waits_before(session: Session, family_id: str, priority: int) -> bool:
     """Whether a run of a family waits that goes before those of a priority."""
     ahead = exists().where(Run.state == RunState.QUEUED, Run.family_id == family_id, Run.priority > priority)

@@ -28,7 +28,7 @@ def open_all(session: Session, run: Run, *, folder: str, sizes: Iterable[tuple[i
 
 def claim(session: Session, run_id: str, *, worker: str, lease_seconds: float | None) -> Shard | None:
     """Take the first shard of a run that waits; None where none does. `lease_seconds` None: the run's own worker."""
-    now = clock.utcnow()
+    now = clock.database_now(session)
     lease_until = None if lease_seconds is None else now + timedelta(seconds=lease_seconds)
     for shard_id in queries.free(session, run_id, now, _CANDIDATES):
         if queries.take(session, shard_id, worker=worker, lease_until=lease_until, now=now):
@@ -38,13 +38,13 @@ def claim(session: Session, run_id: str, *, worker: str, lease_seconds: float | 
 
 def heartbeat(session: Session, shard: Shard, *, read: int, lease_seconds: float) -> bool:
     """Renew a helper's lease, write its progress; False: the shard or its run is lost, or the run is to end."""
-    lease_until = clock.utcnow() + timedelta(seconds=lease_seconds)
+    lease_until = clock.database_now(session) + timedelta(seconds=lease_seconds)
     return queries.change(session, shard.id, shard.attempt, read=read, lease_until=lease_until)
 
 
 def finish(session: Session, shard: Shard) -> bool:
     """Say that a shard was read, whole; False: it was lost."""
-    return queries.change(session, shard.id, shard.attempt, read=shard.size, done_at=clock.utcnow())
+    return queries.change(session, shard.id, shard.attempt, read=shard.size, done_at=clock.database_now(session))
 
 
 def release(session: Session, shard: Shard) -> bool:

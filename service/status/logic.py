@@ -6,6 +6,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.kit.artifacts import ArtifactStore
+from service.kit.clock import database_now
 from service.kit.db import Database
 from service.migrate import SchemaError, check_connection
 from service.status import queries
@@ -20,6 +21,16 @@ def readiness(database: Database, artifacts: ArtifactStore) -> dict[str, str]:
         "schema": _try(lambda: _schema(database)),
         "artifacts": _try(lambda: _artifacts(artifacts)),
     }
+
+
+def workers(database: Database) -> tuple[int, int] | None:
+    """How many workers are there, and how many of them are stuck; None where the database does not say."""
+    try:
+        with database.read() as session:
+            return queries.workers(session, database_now(session))
+    except SQLAlchemyError as error:
+        log.warning("not ready", error=str(error))
+        return None
 
 
 def _try(check: Callable[[], None]) -> str:

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from sqlalchemy.orm import Session
 
 from service import __version__
-from service.kit.clock import utcnow
+from service.kit.clock import database_now
 from service.runs.states import RunState
 from service.status import queries
 
@@ -70,7 +70,7 @@ def _deliveries(session: Session) -> Iterator[Sample]:
 def _oldest(find: Callable[[Session], datetime | None]) -> Callable[[Session], Iterator[Sample]]:
     def read(session: Session) -> Iterator[Sample]:
         since = find(session)
-        yield (), (utcnow() - since).total_seconds() if since else 0.0
+        yield (), (database_now(session) - since).total_seconds() if since else 0.0
 
     return read
 
@@ -100,6 +100,12 @@ def _schema(session: Session) -> Iterator[Sample]:
     yield (MigrationContext.configure(session.connection()).get_current_revision() or "none",), 1
 
 
+def _workers(session: Session) -> Iterator[Sample]:
+    running, stuck = queries.workers(session, database_now(session))
+    yield ("ok",), running - stuck
+    yield ("stuck",), stuck
+
+
 def _build(_: Session) -> Iterator[Sample]:
     yield (__version__, platform.python_version()), 1
 
@@ -124,6 +130,12 @@ METRICS = (
         "How long the oldest pending delivery has waited; 0: none is pending.",
         (),
         _oldest(queries.oldest_pending),
+    ),
+    Metric(
+        "featurewatch_workers",
+        "Workers that take runs, by state; stuck: their run gives no sign of life, or does not stop.",
+        ("state",),
+        _workers,
     ),
     Metric("featurewatch_open_alerts", "Alerts that nobody has seen to; empty: of no family.", ("family",), _alerts),
     Metric(

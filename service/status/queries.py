@@ -1,21 +1,42 @@
 """SQL of the service's own state."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Float, cast, func, select, text, true
+from sqlalchemy import Float, cast, delete, func, select, text, true
 from sqlalchemy.orm import Session
 
 from service.families.queries import LISTED
-from service.models import Alert, Checkpoint, Delivery, Family, Run
+from service.models import Alert, Checkpoint, Delivery, Family, Run, Worker
 
 UNKNOWN_DEVICE = "unknown"
+SEEN_EVERY = timedelta(seconds=15)
+GONE_AFTER = 3 * SEEN_EVERY
+"""A worker that was not seen for so long has ended, or cannot reach the database."""
 
 
 def ping(session: Session) -> None:
     """Ask the database anything."""
     session.execute(text("SELECT 1"))
+
+
+def note_worker(session: Session, name: str, *, stuck: bool, now: datetime) -> None:
+    """A worker is there. Those of which nothing was seen for a day are forgotten."""
+    session.execute(delete(Worker).where(Worker.seen_at < now - timedelta(days=1)))
+    session.merge(Worker(name=name, stuck=stuck, seen_at=now))
+
+
+def forget_worker(session: Session, name: str) -> None:
+    """A worker has ended."""
+    session.execute(delete(Worker).where(Worker.name == name))
+
+
+def workers(session: Session, now: datetime) -> tuple[int, int]:
+    """How many workers are there, and how many of them are stuck."""
+    statement = select(Worker.stuck, func.count()).where(Worker.seen_at > now - GONE_AFTER).group_by(Worker.stuck)
+    counts: dict[bool, int] = {row[0]: row[1] for row in session.execute(statement)}
+    return sum(counts.values()), counts.get(True, 0)
 
 
 def runs_by_kind_and_state(session: Session) -> dict[tuple[str, str], int]:

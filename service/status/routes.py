@@ -19,11 +19,21 @@ class Health(BaseModel):
     status: str = "ok"
 
 
+class Workers(BaseModel):
+    """Workers that take runs, seen within the last 45 seconds. Without one the API still serves, and runs wait."""
+
+    running: int
+    stuck: int = Field(
+        description="Those whose run gives no sign of life, or does not stop as it should; they end it by themselves."
+    )
+
+
 class Readiness(BaseModel):
     """The service can serve."""
 
     status: str = "ready"
     checks: dict[str, str] = Field(description="`ok` for each thing that the service needs.")
+    workers: Workers | None = Field(description="Null where the database cannot say.")
 
 
 @router.get("/healthz", summary="Whether the process answers")
@@ -38,7 +48,8 @@ def readyz(database: AppDatabase, artifacts: AppArtifacts) -> Readiness:
     if missing:
         detail = " ".join(f"{name}: {checks[name]}" for name in missing)
         raise UnavailableError(detail, code="not-ready", headers={"Retry-After": "5"}, checks=checks)
-    return Readiness(checks=checks)
+    counts = logic.workers(database)
+    return Readiness(checks=checks, workers=None if counts is None else Workers(running=counts[0], stuck=counts[1]))
 
 
 @router.get(

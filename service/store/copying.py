@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import JSON, Column, Connection, Integer, LargeBinary, MetaData, String, Table, insert, select, text
 from sqlalchemy.orm import Session
 
-from service.kit.clock import utcnow
+from service.kit.clock import database_now
 from service.runs import queries as runs
 from service.shards import queries as shards
 from service.store import queries
@@ -41,7 +41,7 @@ def copy(source: Session, target: Session) -> list[Copied]:
     """
     if source.get_bind().dialect.name == "postgresql":
         source.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-    if runs.any_active(source) or shards.any_leased(source, utcnow()):
+    if runs.any_active(source) or shards.any_leased(source, database_now(source)):
         raise CopyError(
             "A worker has a run there. Stop the service and let its workers end; a run that a dead worker left behind "
             "is put back into the queue when `featurewatch up` is started once more, or can be cancelled."

@@ -52,7 +52,7 @@ def emit(session: Session, *, type: str, family_id: str | None, data: dict[str, 
     known = session.get(Event, event_id)
     if known is not None:
         return known
-    event = Event(id=event_id, type=type, family_id=family_id, data=plain(data), created_at=clock.utcnow())
+    event = Event(id=event_id, type=type, family_id=family_id, data=plain(data), created_at=clock.database_now(session))
     try:
         with session.begin_nested():
             session.add(event)
@@ -130,7 +130,7 @@ def test(session: Session, webhook: Webhook) -> tuple[Delivery, Event]:
         type=TEST_EVENT,
         family_id=None,
         data={"webhook": webhook.id, "message": "A test, asked for over the API."},
-        created_at=clock.utcnow(),
+        created_at=clock.database_now(session),
     )
     session.add(event)
     session.flush()
@@ -152,14 +152,15 @@ def redeliver(session: Session, webhook: Webhook, delivery_id: str) -> Delivery:
     """Send a delivery again, at once and with the whole schedule before it; its log goes on."""
     _require_enabled(webhook)
     delivery = get_delivery(session, webhook, delivery_id)
-    delivery.state, delivery.attempts, delivery.next_attempt_at = "pending", 0, clock.utcnow()
+    delivery.state, delivery.attempts, delivery.next_attempt_at = "pending", 0, clock.database_now(session)
     delivery.delivered_at = None
     session.flush()
     return delivery
 
 
 def _delivery(webhook: Webhook, event: Event) -> Delivery:
-    return Delivery(webhook_id=webhook.id, event_id=event.id, next_attempt_at=event.created_at, log=[])
+    when = event.created_at
+    return Delivery(webhook_id=webhook.id, event_id=event.id, created_at=when, next_attempt_at=when, log=[])
 
 
 def _new_secret() -> str:

@@ -78,7 +78,7 @@ class Outcome:
 
 def claim_due(session: Session, *, limit: int, but: Collection[str] = ()) -> list[Parcel]:
     """Reserve deliveries that are due, none of the webhooks `but`. The caller commits before it sends them."""
-    now = clock.utcnow()
+    now = clock.database_now(session)
     until = now + RESERVED
     parcels = []
     for delivery, webhook, event in queries.due(session, now=now, limit=limit, but=but):
@@ -143,7 +143,7 @@ def record(session: Session, parcel: Parcel, outcome: Outcome, *, pause_after: t
     delivery = session.get(Delivery, parcel.delivery_id, populate_existing=True)
     if delivery is None:
         return False
-    now = clock.utcnow()
+    now = clock.database_now(session)
     entry = {
         "at": now.isoformat(),
         "status": outcome.status,

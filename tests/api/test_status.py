@@ -2,6 +2,7 @@
 
 import json
 import platform
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from sqlalchemy import text
 
 from service import __version__, migrate
 from service.config import Settings
+from service.kit import clock
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.kit.logs import configure_logging
 from service.models import Alert, AlertRule, Webhook
 from service.runs import logic as runs
+from service.status import queries
 from service.status.metrics import METRICS
 from service.webhooks import logic as webhooks
 from tests import factories
@@ -28,7 +31,18 @@ HEAD = ScriptDirectory("migrations").get_current_head()
 def test_ready(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     checks = {"database": "ok", "schema": "ok", "artifacts": "ok"}
-    assert client.get("/readyz").json() == {"status": "ready", "checks": checks}
+    workers = {"running": 0, "stuck": 0}
+    assert client.get("/readyz").json() == {"status": "ready", "checks": checks, "workers": workers}
+
+
+def test_ready_says_which_workers_are_there(client: TestClient, database: Database) -> None:
+    with database.write() as session:
+        now = clock.database_now(session)
+        for name, stuck, ago in (("a", False, 1), ("b", True, 1), ("killed", False, 60), ("forgotten", False, 100_000)):
+            queries.note_worker(session, name, stuck=stuck, now=now - timedelta(seconds=ago))
+        queries.note_worker(session, "ended", stuck=False, now=now)
+        queries.forget_worker(session, "ended")
+    assert client.get("/readyz").json()["workers"] == {"running": 2, "stuck": 1}
 
 
 def test_not_ready_says_what_is_missing(app: FastAPI, client: TestClient, database: Database, tmp_path) -> None:

@@ -37,6 +37,7 @@ def _standing_still(stage: str, part: float = 0.0, saved: str | None = None) -> 
             there = saved is None or any((execution.settings.data_dir / "partial").glob(saved))
             if execution._stage == stage and fraction >= part and there and not stood.is_set():
                 stood.set()
+                os.kill(os.getppid(), signal.SIGSTOP)  # its supervisor first, which would end it
                 os.kill(os.getpid(), signal.SIGSTOP)
 
         execution.stage, execution.progress = entering, progress  # type: ignore[method-assign]
@@ -52,6 +53,7 @@ def _dying_in_the_transaction(execution: Execution) -> None:
     def die(session: Session, result: dict[str, Any]) -> None:
         finish(session, result)
         session.flush()
+        os.kill(os.getppid(), signal.SIGKILL)  # else its supervisor would say at once that it is dead
         os.kill(os.getpid(), signal.SIGKILL)
 
     execution.finish = die  # type: ignore[method-assign]

@@ -136,7 +136,10 @@ class Worker:
         return state_of(self.process.pid) == "T"
 
     def go_on(self) -> None:
-        """It stands still no longer."""
+        """It stands still no longer, nor does its child."""
+        for file in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+            for child in file.read_text().split():
+                os.kill(int(child), signal.SIGCONT)
         self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:

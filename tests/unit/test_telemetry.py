@@ -1,6 +1,7 @@
 """OpenTelemetry: spans of requests, statements and tasks where it is asked for, and nothing of it where it is not."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,13 +23,14 @@ print("loaded" if "opentelemetry.sdk" in sys.modules else "untouched")
 """
 TASK = """
 import os, sys
-from celery.signals import worker_process_init
+from celery.signals import worker_process_init, worker_process_shutdown
 from service import migrate
 from service.config import Settings
 migrate.upgrade(Settings())
 from workers import tasks
 worker_process_init.send(sender=None)
 tasks.execute.apply(args=["run_none"])
+worker_process_shutdown.send(sender=None)
 """
 
 
@@ -60,3 +62,4 @@ def test_tasks(tmp_path: Path) -> None:
     told = run(TASK, tmp_path, OTEL_TRACES_EXPORTER="console").stdout
     assert '"name": "run/workers.tasks.execute"' in told
     assert '"name": "SELECT' in told or '"name": "UPDATE' in told
+    assert len(set(re.findall(r'"trace_id": "(\w+)"', told))) == 1, "the statements are parts of the task"

@@ -128,8 +128,8 @@ def sweeper(settings: Settings, database: Database) -> Sweeper:
 
 @pytest.fixture
 def time_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
-    """Moves the service's clock, and that of receivers who verify signatures."""
-    real, ahead = clock.utcnow, timedelta()
+    """Moves all clocks: the service's, the database's, and that of receivers who verify signatures."""
+    real, database, ahead = clock.utcnow, clock.database_now, timedelta()
 
     def move(by: timedelta) -> None:
         nonlocal ahead
@@ -141,6 +141,7 @@ def time_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]
             return clock.utcnow()
 
     monkeypatch.setattr(clock, "utcnow", lambda: real() + ahead)
+    monkeypatch.setattr(clock, "database_now", lambda session: database(session) + ahead)
     monkeypatch.setattr(standardwebhooks.webhooks, "datetime", Moved)
     return move
 
@@ -176,9 +177,36 @@ def start(settings: Settings) -> Iterator[Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
-def start_worker(start: Callable[..., subprocess.Popen[bytes]]) -> Callable[[], subprocess.Popen[bytes]]:
-    """Starts `python -m workers` with the toy pipelines."""
-    return lambda: start("workers", "--pipelines", "tests.workers.toy:PIPELINES")
+def start_worker(start: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts `python -m workers` with the toy pipelines, and with variables of its own."""
+    return lambda **environment: start("workers", "--pipelines", "tests.workers.toy:PIPELINES", **environment)
+
+
+QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING")
+
+
+@pytest.fixture
+def start_celery(
+    start: Callable[..., subprocess.Popen[bytes]], broker_url: str
+) -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts `celery` with the settings of the installation."""
+
+    def start_celery(app: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        variables = {"FEATUREWATCH_BROKER_URL": broker_url} | environment
+        return start("celery", "-A", app, "worker", *arguments, *QUIET, **variables)
+
+    return start_celery
+
+
+@pytest.fixture
+def start_sweeps(start_celery: Callable[..., subprocess.Popen[bytes]]) -> Callable[[], subprocess.Popen[bytes]]:
+    """Starts the Celery worker that sweeps."""
+    return lambda: start_celery("workers.app", "--beat", "-Q", "sweeps", "-c", "1", "-n", "sweeps@%h")
+
+
+def working_pid(installation: Installation, run_id: str) -> int:
+    """The process that works on a run."""
+    return int(wait_for(lambda: installation.run(run_id).worker).split(":")[1])
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:

@@ -30,4 +30,4 @@ def harvest(execution: Execution) -> None:
 
 
 PIPELINES = TOYS | {"harvest": harvest}
-app.conf.featurewatch_pipelines = PIPELINES
+app.conf.featurewatch_pipelines = "tests.workers.harvests:PIPELINES"

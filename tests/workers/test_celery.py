@@ -18,29 +18,12 @@ from workers.sweeps import Sweeper
 
 pytestmark = pytest.mark.parametrize("engine_kind", ["postgres"], indirect=True)
 
-QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING")
-
-
-@pytest.fixture
-def start_celery(start, broker_url):
-    """Starts `celery` with the settings of the installation."""
-
-    def start_celery(app, *arguments):
-        return start("celery", "-A", app, "worker", *arguments, *QUIET, FEATUREWATCH_BROKER_URL=broker_url)
-
-    return start_celery
-
 
 @pytest.fixture
 def start_runs(start_celery):
     return lambda: start_celery(
         "tests.workers.toy_celery", "-Q", "runs", "-c", "1", "-n", f"runs{time.monotonic_ns()}@%h"
     )
-
-
-@pytest.fixture
-def start_sweeps(start_celery):
-    return lambda: start_celery("workers.app", "--beat", "-Q", "sweeps", "-c", "1", "-n", "sweeps@%h")
 
 
 def states(installation, run_ids):

@@ -16,7 +16,7 @@ from service.kit import clock
 from service.models import Event, Run
 from service.runs import logic
 from tests.processes import held
-from tests.workers.conftest import wait_for
+from tests.workers.conftest import wait_for, working_pid
 from tests.workers.toy import journal
 from workers.errors import LeaseLostError, RunError
 from workers.execution import Execution
@@ -181,16 +181,6 @@ def test_a_run_that_takes_too_long_fails_at_its_next_step(installation):
     assert "finished 1" not in journal(installation.folder_of(run_id))
 
 
-def test_a_run_that_takes_no_step_any_more_ends_with_its_process(installation, start):
-    run_id = installation.queue(installation.add_family(), "stuck")
-    limits = {"FEATUREWATCH_RUN_SECONDS": "0.2", "FEATUREWATCH_RUN_GRACE_SECONDS": "0.2"}
-    worker = start("workers", "--pipelines", "tests.workers.toy:PIPELINES", **limits)
-    assert worker.wait(30) == 70
-    run = installation.run(run_id)
-    assert (run.state, run.error["code"], list(run.seconds)) == ("failed", "took-too-long", ["fit"])
-    assert attempts(installation, run_id) == [(1, "failed", "took-too-long")]
-
-
 def test_a_worker_whose_run_was_taken_over_writes_nothing(installation):
     run_id = installation.queue(installation.add_family(), steps=100, seconds=0.05)
     thread = in_thread(installation)
@@ -286,7 +276,8 @@ def test_a_worker_that_was_frozen_writes_nothing_after_its_lease(installation, s
     folder = installation.folder_of(run_id)
     frozen = start_worker()
     wait_for((folder / "harvest-2").exists)
-    with held(frozen.pid, installation.settings.database_url):
+    url = installation.settings.database_url
+    with held(frozen.pid, url), held(working_pid(installation, run_id), url):
         start_worker()
         wait_for(lambda: installation.run(run_id).attempt == 2)
     wait_for(lambda: installation.run(run_id).state == "succeeded")

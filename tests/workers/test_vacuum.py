@@ -49,8 +49,8 @@ def artifact(installation: Installation, family: str, kind: str, what: str = "x"
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch):
-    """Sets the clock to so many hours from now."""
-    return lambda hours: monkeypatch.setattr(clock, "utcnow", lambda: utcnow() + timedelta(hours=hours))
+    """Sets the database's clock to so many hours from now."""
+    return lambda hours: monkeypatch.setattr(clock, "database_now", lambda _: utcnow() + timedelta(hours=hours))
 
 
 def vacuum(installation: Installation, rounds: int = 1) -> int:

@@ -1,5 +1,7 @@
 """Tiny pipelines that leave a trace, for workers in this process and in others."""
 
+import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -51,6 +53,16 @@ def stuck(execution: Execution) -> None:
         time.sleep(3600)
 
 
+def spin(execution: Execution) -> None:
+    """Holds the GIL in C for ever, so no other thread has a turn; beside it a process such as those of a fit."""
+    folder = Path(execution.params["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with execution.stage("fit"):
+        beside = subprocess.Popen(["sleep", "3600"])
+        note(folder, str(beside.pid))
+        re.match(r"(a+)+$", "a" * 64 + "b")
+
+
 def quiet(execution: Execution) -> None:
     """Ends without a word."""
 
@@ -67,4 +79,12 @@ def journal(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-PIPELINES = {"steps": steps, "refuse": refuse, "stumble": stumble, "stuck": stuck, "quiet": quiet, "label": quiet}
+PIPELINES = {
+    "steps": steps,
+    "refuse": refuse,
+    "stumble": stumble,
+    "stuck": stuck,
+    "spin": spin,
+    "quiet": quiet,
+    "label": quiet,
+}

@@ -118,7 +118,7 @@ class Helper:
         with self.database.read() as session:
             if runs.candidates(session, run_id=None):
                 return None
-            offers = [Offer(*row) for row in queries.offers(session, clock.utcnow())]
+            offers = [Offer(*row) for row in queries.offers(session, clock.database_now(session))]
         now = time.monotonic()
         return next((o for o in offers if now - _declined.get(o.folder, float("-inf")) > DECLINED_SECONDS), None)
 

@@ -14,7 +14,7 @@ from service.config import Settings
 from service.deletions import families as deletions
 from service.deletions import queries as deletion_queries
 from service.kit.artifacts import ArtifactStore
-from service.kit.clock import utcnow
+from service.kit.clock import database_now
 from service.kit.db import Database
 from service.store import backup as backups
 from service.store import copying, damage, logic, queries
@@ -97,8 +97,9 @@ def vacuum(*, dry_run: bool) -> dict[str, Any]:
         with database.read() as session:
             families = queries.families(session)
         for family, name in families.items():
-            stored, now, done = artifacts.listing(family), utcnow(), logic.Vacuumed(left=not dry_run)
+            stored, done = artifacts.listing(family), logic.Vacuumed(left=not dry_run)
             with database.read() as session:
+                now = database_now(session)
                 found = logic.look(session, settings, family, stored, now)
                 names = queries.checkpoint_names(session, found.released)
             while done.left:

@@ -91,6 +91,7 @@ from service.client.types.signatures import SignatureCreated as SignatureCreated
 from service.client.types.signatures import SignatureSettings as SignatureSettings
 from service.client.types.status import Health as Health
 from service.client.types.status import Readiness as Readiness
+from service.client.types.status import Workers as Workers
 from service.client.types.webhooks import Delivery as Delivery
 from service.client.types.webhooks import DeliveryAttempt as DeliveryAttempt
 from service.client.types.webhooks import EventType as EventType

@@ -12,8 +12,16 @@ class Health(TypedDict):
     status: str
 
 
+class Workers(TypedDict):
+    """Workers that take runs, seen within the last 45 seconds. Without one the API still serves, and runs wait."""
+
+    running: int
+    stuck: int
+
+
 class Readiness(TypedDict):
     """The service can serve."""
 
     status: str
     checks: dict[str, str]
+    workers: Workers | None
