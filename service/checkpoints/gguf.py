@@ -55,12 +55,17 @@ class GgufHeader(NamedTuple):
     tensors: dict[str, GgufTensor]
 
 
-def check_gguf(path: Path) -> GgufHeader:
+class OverBudgetError(Exception):
+    """The header is longer than the caller wants to read."""
+
+
+def check_gguf(path: Path, *, budget: int | None = None) -> GgufHeader:
     """A file's header, checked against the file's size and its tensors.
 
     UnusableError `truncated-file`, `too-large`, and `config-mismatch` where its metadata describe another model.
+    OverBudgetError where the metadata have more than `budget` texts (tokens and merges).
     """
-    header = read_header(path)
+    header = read_header(path, budget)
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise UnusableError("truncated-file", f"{path.name} is damaged: it has no general.architecture.")
@@ -81,12 +86,12 @@ def layer_count(header: GgufHeader) -> int | None:
     return count if type(count) is int else None
 
 
-def read_header(path: Path) -> GgufHeader:
+def read_header(path: Path, budget: int | None = None) -> GgufHeader:
     """Metadata and tensors of a file. UnusableError `truncated-file`, `too-large`."""
     size = path.stat().st_size
     with path.open("rb") as file:
         try:
-            return _Reader(file, size).header()
+            return _Reader(file, size, budget).header()
         except (ValueError, struct.error) as error:
             raise UnusableError("truncated-file", f"{path.name} is damaged: {error}.") from error
         except OverflowError as error:
@@ -96,8 +101,8 @@ def read_header(path: Path) -> GgufHeader:
 class _Reader:
     """Reads the header in order. ValueError for what makes no sense, OverflowError for what is over a cap."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size, self.strings = file, size, 0
+    def __init__(self, file: BinaryIO, size: int, budget: int | None) -> None:
+        self.file, self.size, self.strings, self.budget = file, size, 0, budget
         self.chunk, self.at, self.before = b"", 0, 0
         """The bytes read last, the place in them, and how many bytes of the file came before them."""
 
@@ -152,6 +157,8 @@ class _Reader:
         elif item == _STRING:
             self.strings += count
             self.limit(self.strings, MAX_STRINGS, 8, "texts")
+            if self.budget is not None and self.strings > self.budget:
+                raise OverBudgetError
             self.skip_strings(count, key)
         else:
             kind_of_item = "arrays" if item == _ARRAY else f"items of the unknown type {item}"

@@ -5,12 +5,13 @@ The API looks when a checkpoint is registered, within a budget; the worker looks
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from service.checkpoints import adapters, gguf
 from service.checkpoints.faults import UnusableError
-from service.checkpoints.jsonfile import read_json
+from service.checkpoints.jsonfile import MAX_JSON_BYTES, read_json
 from service.checkpoints.sizes import Census, check_config, layer_count
 from service.checkpoints.tensorfile import header_length, read_header
 
@@ -19,6 +20,10 @@ _KINDS = ("resid_post", "mlp_out", "attn_out")
 # What a request may have parsed: 12,000 tensors in 0.1 s. A model of 70 billion weights has 70 kB of headers; those of
 # the largest mixtures of experts are left to the worker.
 REQUEST_BYTES = 1_000_000
+# Of a GGUF file's vocabulary: 0.1 s. Larger vocabularies are left to the worker.
+REQUEST_TEXTS = 150_000
+# Configs have some kilobytes; with names of quantised modules a megabyte, which are left to the worker.
+REQUEST_CONFIG_BYTES = 300_000
 # The longest index of the hub has 9 MB (DeepSeek V3: 91,991 tensors in 163 files).
 MAX_INDEX_BYTES = 20_000_000
 MAX_FILES = 1_000
@@ -33,7 +38,8 @@ def check_model(path: Path, hook_points: Sequence[str]) -> None:
         if path.is_dir():
             check_folder(path, hook_points, budget=REQUEST_BYTES)
         elif path.suffix == ".gguf":
-            _check_layers(gguf.layer_count(gguf.check_gguf(path)), hook_points)
+            with suppress(gguf.OverBudgetError):
+                _check_layers(gguf.layer_count(gguf.check_gguf(path, budget=REQUEST_TEXTS)), hook_points)
         elif path.suffix in _PICKLES:
             raise UnusableError("unsafe-format", _pickle_text([path.name]))
         else:
@@ -63,6 +69,8 @@ def check_folder(folder: Path, hook_points: Sequence[str] = (), *, budget: int |
             "model-missing", f"{folder.name} has no config.json; it is not a Hugging Face model folder.{hint}"
         )
     files = weight_files(folder, budget)
+    if budget is not None and REQUEST_CONFIG_BYTES < (folder / "config.json").stat().st_size <= MAX_JSON_BYTES:
+        return Census()
     config = read_json(folder / "config.json")
     _check_layers(layer_count(config), hook_points)
     _check_references(config)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from service.checkpoints import weights
 from service.checkpoints.faults import UnusableError
 from service.checkpoints.gguf import GgufTensor, check_gguf
 from tests.unit.checkpoints.raw import (
@@ -168,3 +169,12 @@ def test_more_texts_than_any_tokenizer_has(tmp_path: Path) -> None:
     with pytest.raises(UnusableError, match=r"1,000,00[14] texts") as caught:
         check_gguf(write_gguf(tmp_path / "model.gguf", keys(more)))
     assert caught.value.code == "too-large"
+
+
+def test_a_request_leaves_a_large_vocabulary_to_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = weights.REQUEST_TEXTS + 1
+    file = write_gguf(tmp_path / "model.gguf", keys((b"texts", ARRAY, array(STRING, many, bytes(8 * many)))))
+    weights.check_model(file, ["resid_post.99"])
+    monkeypatch.setattr(weights, "REQUEST_TEXTS", 2 * many)
+    with pytest.raises(UnusableError, match=r"resid_post\.99"):
+        weights.check_model(file, ["resid_post.99"])

@@ -157,7 +157,7 @@ def test_a_config_that_refers_to_places_elsewhere(tmp_path: Path, whole: Path) -
 def test_files_that_are_too_large(tmp_path: Path, whole: Path) -> None:
     folder = changed(whole, tmp_path / "model", padding="x" * 2_000_000)
     refused(folder, "too-large", "config.json")
-    (folder / "config.json").write_text("[" * 1_000_000)
+    (folder / "config.json").write_text("[" * 250_000)
     refused(folder, "too-large", "config.json", "20,000 lists")
     (folder / "config.json").write_text("[" * 20_000)
     refused(folder, "truncated-file", "config.json")
@@ -166,6 +166,13 @@ def test_files_that_are_too_large(tmp_path: Path, whole: Path) -> None:
     index = {"weight_map": {str(number): f"{number}.safetensors" for number in range(1001)}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(folder, "too-large", "1,001 files")
+
+
+def test_a_request_leaves_a_large_config_to_the_worker(tmp_path: Path, whole: Path) -> None:
+    folder = changed(whole, tmp_path / "model", num_hidden_layers=5, padding="x" * 400_000)
+    check_model(folder, [])
+    with pytest.raises(UnusableError, match="5 layers"):
+        check_folder(folder)
 
 
 def test_a_request_leaves_large_headers_to_the_worker(
