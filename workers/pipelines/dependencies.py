@@ -18,7 +18,6 @@ from torch import Tensor
 
 from service.dependencies import figures, judge, logic, queries, store
 from service.dependencies.schemas import DependenciesIn
-from service.kit.artifacts import content_key
 from service.kit.ids import feature_id, parse_feature_id
 from service.signatures import contrast
 from service.signatures import queries as signature_queries
@@ -39,7 +38,7 @@ from workers.pipelines import files, judging
 from workers.pipelines.identity import verified_checkpoint
 from workers.pipelines.sharing import Task
 from workers.pipelines.tracing import FOLDS, Traced, trace
-from workers.pipelines.work import device_of
+from workers.pipelines.work import artifact_name, device_of
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -102,12 +101,12 @@ class Asked:
 
     def artifact(self, number: int) -> str:
         """Where the sums of a feature are kept."""
-        inputs = {
+        inputs: dict[str, Any] = {
             "checkpoint": self.checkpoint_id, "code": self.code, "dictionaries": self.dictionaries, "feature": number,
             "hook": self.targets[number], "body": self.body.model_dump(exclude={"features", "hook_point"}),
             "answers": [(debate.contrast, debate.template) for debate in self.debates if number in debate.features],
         }  # fmt: skip
-        return f"{self.family_id}/dependencies-{content_key(kind='dependencies', **inputs)}.safetensors"
+        return artifact_name(self.family_id, "dependencies", **inputs)
 
 
 def find_dependencies(execution: Execution) -> None:

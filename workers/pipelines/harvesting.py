@@ -1,5 +1,6 @@
 """Stage harvest: a checkpoint's activations into the artifact store; with a family's first one its positions too."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -14,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import from_numpy
 
 from service.families import logic as families
-from service.kit.artifacts import content_key
 from workers.activations import (
     ActivationSet,
     HarvestSpec,
@@ -28,7 +28,6 @@ from workers.activations import (
 )
 from workers.activations.corpus import corpus_digest
 from workers.activations.identity import Reference, Verified
-from workers.activations.shards import PLAN_VERSION
 from workers.activations.sources import ACTIVATIONS_PREFIX
 from workers.errors import RunError
 from workers.execution import Execution
@@ -78,7 +77,6 @@ def activations_of(execution: Execution, work: Work, documents: dict[str, Any] |
         name = work.artifact(
             "activations",
             suffix="",
-            version=PLAN_VERSION,
             content=checkpoint.digest,
             hook_points=work.hook_points,
             documents=documents["artifact"] if documents else None,
@@ -250,7 +248,7 @@ def _positions(
     """The family's positions, from its first checkpoint, and its corpus, where it has text."""
     opened = activations.opened
     manifest = json.loads((folder / "manifest.json").read_text())
-    digest = manifest.get("positions_digest") or content_key(document=opened.document.tolist())
+    digest = manifest.get("positions_digest") or hashlib.sha256(opened.document.tobytes()).hexdigest()
     artifact = work.artifact("positions", digest=digest)
     if not execution.artifacts.exists(artifact):
         with execution.artifacts.create(artifact) as place:

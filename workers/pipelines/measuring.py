@@ -70,7 +70,7 @@ def measured(
     references: References | None,
 ) -> Measures:
     """Measure the checkpoint against its parent (against itself where it is the first)."""
-    inputs = {"code": basis.artifact, "checkpoint": work.checkpoint_id, "parent": _parent_key(work), "format": 2}
+    inputs = {"code": basis.artifact, "checkpoint": work.checkpoint_id, "parent": _parent_key(work)}
     name = work.artifact("measures", read_from=ELSEWHERE, **inputs)
     names = {
         hook: work.artifact("dictionary", hook=hook, code=basis.artifact, checkpoint=work.checkpoint_id)

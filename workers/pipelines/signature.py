@@ -12,7 +12,6 @@ import structlog
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from service.kit.artifacts import content_key
 from service.kit.digests import FileState, sha256
 from service.kit.paths import hold_to_roots
 from service.models import Checkpoint
@@ -30,7 +29,7 @@ from workers.pipelines import judging
 from workers.pipelines.contrasting import Question, judge_signature
 from workers.pipelines.eyes import Place
 from workers.pipelines.identity import content_digest, verified_checkpoint
-from workers.pipelines.work import device_of
+from workers.pipelines.work import artifact_name, device_of
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -141,12 +140,12 @@ def _read(execution: Execution, subject: Subject) -> dict[str, str]:
 
 def _artifact(execution: Execution, subject: Subject, question: Question, content: str) -> str:
     """Where a signature's rows are kept as a checkpoint with this content reads them."""
-    key = content_key(
+    return artifact_name(
+        subject.place.family_id, "contrast-activations",
         rows=execution.artifacts.path(question.contrast).read_text(encoding="utf-8"), content=content,
         hook_points=subject.hook_points, position=question.settings["position"],
         template=question.settings["template"],
     )  # fmt: skip
-    return f"{subject.place.family_id}/contrast-activations-{key}.safetensors"
 
 
 def _keep(execution: Execution, name: str, tensors: dict[str, Tensor]) -> None:

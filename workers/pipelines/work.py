@@ -11,9 +11,25 @@ from service.models import Checkpoint, Family
 from service.verdicts import logic as verdicts
 from service.verdicts.generations import Ancestor, anchors, fitted_fvu, itself, why_refit
 from service.verdicts.policy import Policy
+from workers.activations.shards import PLAN_VERSION
 from workers.errors import RunError
 from workers.execution import Execution
 
+VERSIONS = {
+    "activations": PLAN_VERSION,
+    "code": 1,
+    "contrast-activations": 1,
+    "dependencies": 1,
+    "dictionary": 1,
+    "documents": 1,
+    "examples": 1,
+    "lineage": 1,
+    "measures": 2,
+    "positions": 1,
+    "promoted": 1,
+}
+"""Kind of artifact -> version of the step that makes it. Raise one when the step writes something else than before of
+the same inputs: what an older version has made is then not taken for it."""
 EARLIER = 8
 """Ancestors, the latest ones, in which the past of a discovered feature is looked for."""
 
@@ -80,7 +96,12 @@ class Work:
 
     def artifact(self, kind: str, suffix: str = ".safetensors", **inputs: Any) -> str:
         """Name of an artifact of this family that is made from these inputs."""
-        return f"{self.family_id}/{kind}-{content_key(kind=kind, **inputs)}{suffix}"
+        return artifact_name(self.family_id, kind, suffix, **inputs)
+
+
+def artifact_name(family_id: str, kind: str, suffix: str = ".safetensors", **inputs: Any) -> str:
+    """Name of an artifact of a family that a step of this version makes from these inputs."""
+    return f"{family_id}/{kind}-{content_key(kind=kind, version=VERSIONS[kind], **inputs)}{suffix}"
 
 
 def load(execution: Execution) -> Work:
