@@ -166,11 +166,13 @@ class ArtifactStore:
         return entry
 
     @contextmanager
-    def create(self, name: str) -> Iterator[Path]:
+    def create(self, name: str, *, ledger: Ledger | None = None) -> Iterator[Path]:
         """A temporary local path to write a file or make a folder at; on leaving it becomes the artifact.
 
         Nothing is left where the body raises. Of two writers of one name the first one wins: they wrote the same.
+        ledger: where it is entered; None: the store's own, in a transaction of its own.
         """
+        ledger = ledger or self.ledger
         local = self.cache / name
         local.parent.mkdir(parents=True, exist_ok=True)
         temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}{UNFINISHED}")
@@ -179,8 +181,8 @@ class ArtifactStore:
             _fsync_tree(temporary)
             # Before the name is given: what is in the store under its name is in the ledger.
             entry = entry_of(temporary)
-            if self.ledger:
-                self.ledger.record(name, entry)
+            if ledger:
+                ledger.record(name, entry)
             self._settle(temporary, local)
             self._remember(name, local, entry)
             if not self.is_local:

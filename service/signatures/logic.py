@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -31,6 +31,7 @@ from service.signatures.schemas import (
     features_view,
     reading_view,
 )
+from service.store.ledger import SessionLedger
 from service.verdicts import queries as verdicts
 
 KIND = "signature"
@@ -38,47 +39,27 @@ TURN = 1.25
 """A signature turns where its strength changed by more than this factor, with the whole interval."""
 
 
-class ContrastSet(NamedTuple):
-    """A contrast set in the artifact store."""
-
-    artifact: str
-    n_rows: int
-    n_positive: int
-
-
-def store_contrast(
+def create(
     session: Session, settings: Configuration, artifacts: ArtifactStore, family_name: str, body: SignatureIn
-) -> ContrastSet:
-    """Put a new signature's rows into the artifact store, before the request's turn to write.
+) -> tuple[Signature, list[tuple[Run, str]]]:
+    """A signature, and a run for each judged checkpoint that reads it there: the baseline's first.
 
-    Raises 404 for the family, 422 for hook points that it does not have and for an invalid contrast set.
+    Raises 404 for the family and the baseline, 409 where the name is used, 422 for an invalid contrast set.
     """
     family = families.get(session, family_name)
     _check_hook_points(family, body.settings)
     rows = contrast.kept(body.rows if body.rows is not None else _rows_at(str(body.uri), settings))
     if body.settings.position == "answer" and not all(row.answer for row in rows):
         raise UnprocessableError("`position: answer` needs an answer in every row.", code="contrast-without-answers")
-    artifact = _keep(artifacts, family, contrast.lines(rows))
-    return ContrastSet(artifact, len(rows), sum(row.label for row in rows))
-
-
-def create(
-    session: Session, family_name: str, body: SignatureIn, stored: ContrastSet
-) -> tuple[Signature, list[tuple[Run, str]]]:
-    """A signature, and a run for each judged checkpoint that reads it there: the baseline's first.
-
-    Raises 404 for the family and the baseline, 409 where the name is used.
-    """
-    family = families.get(session, family_name)
     baseline = checkpoints.get_judged(session, family, body.baseline)
     signature = Signature(
         family_id=family.id,
         name=body.name,
         description=body.description,
         settings=body.settings.model_dump(mode="json"),
-        contrast=stored.artifact,
-        n_rows=stored.n_rows,
-        n_positive=stored.n_positive,
+        contrast=_keep(session, artifacts, family, contrast.lines(rows)),
+        n_rows=len(rows),
+        n_positive=sum(row.label for row in rows),
         baseline_id=baseline.id,
     )
     try:
@@ -247,9 +228,10 @@ def _check_hook_points(family: Family, settings: Settings) -> None:
         )
 
 
-def _keep(artifacts: ArtifactStore, family: Family, text: str) -> str:
+def _keep(session: Session, artifacts: ArtifactStore, family: Family, text: str) -> str:
     name = f"{family.id}/contrast-{content_key(rows=text)}.jsonl"
     # Also where it is there: what was written in this moment is not removed as something that nothing refers to.
-    with artifacts.create(name) as place:
+    # Its entry is written in the request's transaction: on SQLite nobody else can write meanwhile.
+    with artifacts.create(name, ledger=SessionLedger(session)) as place:
         place.write_text(text, encoding="utf-8")
     return name

@@ -1,13 +1,11 @@
 """`/v1/families/{family}/signatures`."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
 from service.auth.guard import BY_METHOD
 from service.families import logic as families
 from service.kit.pages import Page, Paging
-from service.kit.sessions import AppArtifacts, AppDatabase, AppSettings, ReadSession, WriteSession
+from service.kit.sessions import AppArtifacts, AppSettings, ReadSession, WriteSession
 from service.runs.schemas import view as run_view
 from service.signatures import logic, queries
 from service.signatures.schemas import SignatureCourse, SignatureCreated, SignatureIn, SignatureView
@@ -17,24 +15,17 @@ router = APIRouter(prefix="/v1/families/{family}/signatures", tags=["signatures"
 RETRY_AFTER_S = 5
 
 
-def _contrast(
-    family: str, body: SignatureIn, database: AppDatabase, artifacts: AppArtifacts, settings: AppSettings
-) -> logic.ContrastSet:
-    """The rows, stored before the request's turn to write: the store has a transaction of its own."""
-    with database.read() as session:
-        return logic.store_contrast(session, settings, artifacts, family, body)
-
-
 @router.post("", status_code=202, summary="Watch a concept that a contrast set shows")
 def create_signature(
     family: str,
     body: SignatureIn,
-    stored: Annotated[logic.ContrastSet, Depends(_contrast)],
     session: WriteSession,
+    artifacts: AppArtifacts,
+    settings: AppSettings,
     response: Response,
 ) -> SignatureCreated:
     """Reads it in every judged checkpoint, the baseline first, and from now on in each new one."""
-    row, queued = logic.create(session, family, body, stored)
+    row, queued = logic.create(session, settings, artifacts, family, body)
     response.headers["Location"] = f"/v1/families/{family}/signatures/{row.name}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
     found = families.get(session, family)

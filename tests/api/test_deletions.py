@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select, text
 
 from benchmarks.service_data import FAMILY, Filler, Lineage
+from service.auth.logic import ANONYMOUS
 from service.checkpoints import logic as checkpoints
 from service.cli.host import local_database
 from service.config import Settings
@@ -552,7 +553,7 @@ def test_runs_that_ended_are_deleted(client: TestClient, database: Database, fil
 
 @pytest.mark.anyio
 async def test_a_stream_ends_where_its_run_is_deleted(database: Database) -> None:
-    assert [event async for event in events.stream(database, "run_gone")] == ["retry: 2000\n\n"]
+    assert [event async for event in events.stream(database, "run_gone", ANONYMOUS)] == ["retry: 2000\n\n"]
 
 
 @pytest.fixture

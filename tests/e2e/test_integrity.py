@@ -46,7 +46,7 @@ class Installation:
         )
         self.database = Database(database_url)
         self.artifacts = open_store(self.settings, self.database)
-        self.client = TestClient(create_app(self.settings))
+        self.client = TestClient(create_app(self.settings), base_url="http://localhost")
         self.client.__enter__()
         self.corpus = folder / "corpus.jsonl"
         self.corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))

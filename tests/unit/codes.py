@@ -6,6 +6,7 @@ from pathlib import Path
 
 from service.checkpoints.faults import TITLES
 from service.kit import problems
+from service.kit.artifacts import DamagedArtifactError, MissingArtifactError
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +35,8 @@ def of_problems() -> dict[str, int]:
 
 def of_runs() -> set[str]:
     """Of the `error` of runs that failed: RunError's, what the reaper and the runner say, faults of files."""
-    found = set(TITLES)  # what the service says of files, workers say too
+    # What the service says of files and artifacts, workers say too.
+    found = {*TITLES, DamagedArtifactError.code, MissingArtifactError.code}
     for node in _nodes("workers", "service/runs"):
         match node:
             case ast.Call(func=ast.Name(id="RunError"), args=[first, *_]):

@@ -194,11 +194,9 @@ def test_a_signatures_answers_are_moved_by_its_features(
         if len(at := np.flatnonzero(circuit.table(text)[2:, planted_feature])):
             spoken = " ".join(words[word] for word in text[: at[0] + 3])
             rows.append({"text": spoken, "positive": f" {words[0]}", "negative": f" {words[1]}"})
-    asked = SignatureIn.model_validate({"name": "debate", "rows": rows[:40], "settings": {"position": "answer"}})
-    with installation.database.read() as session:
-        stored = signatures.store_contrast(session, installation.settings, installation.artifacts, "planted", asked)
     with installation.database.write() as session:
-        signatures.create(session, "planted", asked, stored)
+        asked = SignatureIn.model_validate({"name": "debate", "rows": rows[:40], "settings": {"position": "answer"}})
+        signatures.create(session, installation.settings, installation.artifacts, "planted", asked)
     assert succeed(installation).kind == "signature"
     with installation.database.write() as session:
         row = session.query(Signature).one()

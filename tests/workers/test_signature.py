@@ -67,11 +67,9 @@ def write(lineage: Lineage, checkpoint: int, folder: Path, sets: dict[str, np.nd
 
 
 def create(installation: Installation, name: str, rows: list[dict[str, Any]], **body: Any) -> list[str]:
-    asked = SignatureIn.model_validate({"name": name, "rows": rows} | body)
-    with installation.database.read() as session:
-        stored = logic.store_contrast(session, installation.settings, installation.artifacts, "planted", asked)
     with installation.database.write() as session:
-        made = logic.create(session, "planted", asked, stored)
+        asked = SignatureIn.model_validate({"name": name, "rows": rows} | body)
+        made = logic.create(session, installation.settings, installation.artifacts, "planted", asked)
         return [run.id for run, _ in made[1]]
 
 
