@@ -35,7 +35,8 @@ from workers import runner
 from workers.activations import shards as shard_files
 from workers.activations.sources import locate
 from workers.app import call_helper, make_app
-from workers.pipelines import helping
+from workers.errors import WorkerStoppingError
+from workers.pipelines import helping, sharing
 from workers.sweeps import Sweeper
 
 POSITIONS = 100
@@ -246,6 +247,29 @@ def test_a_next_attempt_takes_over_what_helpers_have_done(
     assert not {row.id for row in after} & {row.id for row in before}, "a helper of the first attempt matches nothing"
     assert not {row.number for row in after} & done
     assert harvested(installation, run_id) == alone
+
+
+def test_an_attempt_that_was_killed_while_it_took_shards_over(
+    installation: Installation, model: Path, alone: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had moved one file of a group. The next attempt reads that group again."""
+    run_id, taken, take = queue(installation, model), list[Path](), sharing._take
+
+    def take_one(file: Path, place: Path) -> None:
+        if taken:
+            raise WorkerStoppingError("killed")
+        taken.append(file)
+        take(file, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sharing, "_take", take_one)
+        with Coordinator(installation):
+            offered(installation, run_id)
+            help_with(installation)
+    assert installation.run(run_id).state == "queued"
+    assert installation.run_next(pipelines=PIPELINES) == run_id
+    assert harvested(installation, run_id) == alone
+    assert int(taken[0].parent.name) in {row.number for row in rows(installation, run_id)}
 
 
 @pytest.fixture

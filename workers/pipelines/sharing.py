@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from service.config import Settings
-from service.kit.artifacts import ArtifactStore, content_key
+from service.kit.artifacts import ArtifactStore, DamagedArtifactError, content_key
 from service.models import Run
 from service.shards import logic, queries
 from workers.activations import HarvestSpec, Positions, load_documents
@@ -142,12 +142,19 @@ class Shared:
                     queries.reopen(session, row.id)
 
     def _fetch(self, shards: Shards, name: str, group: Group, out: Path) -> None:
+        """Move a helper's shards into `out`, those that are there: the caller looks whether they are whole."""
         artifacts = self.execution.artifacts
-        if artifacts.exists(name):
+        if not artifacts.exists(name):
+            return
+        try:
             for file in shards.files(group, artifacts.path(name)).values():
                 if file.is_file():
                     _take(file, out / file.name)
-            artifacts.remove(name)
+        except DamagedArtifactError as error:  # or an earlier attempt has moved some of it, and was killed
+            log.warning("a helper's shards are damaged", artifact=name, reason=error.reason)
+        except FileNotFoundError:
+            log.warning("a helper's shards are gone", artifact=name)
+        artifacts.remove(name)
 
 
 def part(folder: str, number: int) -> str:
