@@ -17,6 +17,7 @@ from service.checkpoints.tensorfile import read_header
 from service.features import queries
 from service.features.schemas import Example
 from service.kit.artifacts import ArtifactStore
+from service.kit.digests import FileState
 from service.kit.kept import Kept
 from service.kit.problems import NotFoundError
 from service.models import Code, Family, Feature
@@ -149,12 +150,14 @@ _HELD: Kept[_Held] = Kept(32 * 2**20)
 
 
 def _held(artifacts: ArtifactStore, code: str) -> _Held:
+    place = artifacts.path(code)
+
     def read() -> _Held:
-        numbers = tensors(artifacts, code)["feature_numbers"]
+        numbers = _mapped(place)["feature_numbers"]
         order = np.argsort(numbers, kind="stable")  # a re-fit leaves them in another order
         return _Held(numbers[order].astype(np.int32), order.astype(np.int32))
 
-    return _HELD.get((artifacts.base, code), read)
+    return _HELD.get((place, FileState.of(place)), read)
 
 
 def _examples(
@@ -166,8 +169,10 @@ def _examples(
     tops, places = artifacts.path(kept), artifacts.path(described["artifact"])
     texts = artifacts.path(described["documents"]) if described.get("documents") else None
 
+    files = tuple((file, FileState.of(file)) for file in (tops, places, texts) if file)
+
     def of(column: int) -> list[Example]:
-        key = (artifacts.base, kept, described["artifact"], column, limit)
+        key = (files, column, limit)
         return _TOP.get(key, lambda: _top(tops, places, texts, column, limit)).examples
 
     return {number: of(column) for number, column in columns.items()}
@@ -186,11 +191,11 @@ class _Top:
 
 
 _TOP: Kept[_Top] = Kept(8 * 2**20)
-"""Of some 1,600 features: artifacts never change, and what a report tells of is told of again by the next ones."""
+"""Of some 1,600 features: what a report tells of is told of again by the next ones."""
 
 
 def _top(tops: Path, places: Path, texts: Path | None, column: int, limit: int) -> _Top:
-    kept, positions = _tensors(str(tops)), _tensors(str(places))
+    kept, positions = _mapped(tops), _mapped(places)
     texts = texts if {"start", "end"} <= set(positions) else None
     top = kept["positions"][column]
     there = np.flatnonzero(top >= 0)[:limit]
@@ -218,12 +223,12 @@ def _passage(path: Path, document: int, start: int, end: int) -> tuple[str | Non
 
 def tensors(artifacts: ArtifactStore, name: str) -> dict[str, np.ndarray]:
     """The tensors of an artifact, mapped, not read; FileNotFoundError where it is kept no more."""
-    return _tensors(str(artifacts.path(name)))
+    return _mapped(artifacts.path(name))
 
 
 def document_text(path: Path, document: int) -> str | None:
     """The text of a document of the probe corpus, JSON lines of `{"id", "text"}`; None where it is not there."""
-    where = _line_offsets(str(path)).get(document)
+    where = _line_offsets(path, FileState.of(path)).get(document)
     if where is None:
         return None
     with path.open("rb") as file:
@@ -232,22 +237,29 @@ def document_text(path: Path, document: int) -> str | None:
         return text
 
 
+# An artifact never changes, but a damaged one may be restored under its name: what is kept is of one state of the file.
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, mapped, not read."""
+    return _tensors(path, FileState.of(path))
+
+
 @lru_cache(maxsize=16)
-def _tensors(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, mapped, not read. Artifacts never change, so this is kept."""
+def _tensors(path: Path, _state: FileState) -> dict[str, np.ndarray]:
     content = np.memmap(path, np.uint8, "r")
     return {
         name: np.ndarray(tensor.shape, _DTYPES[tensor.dtype], content, tensor.begin)
-        for name, tensor in read_header(Path(path)).items()
+        for name, tensor in read_header(path).items()
         if tensor.dtype in _DTYPES
     }
 
 
 @lru_cache(maxsize=8)
-def _line_offsets(path: str) -> dict[int, int]:
-    """Document id -> where its line begins. Artifacts never change, so this is kept."""
+def _line_offsets(path: Path, _state: FileState) -> dict[int, int]:
+    """Document id -> where its line begins."""
     offsets, at = {}, 0
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         for line in file:
             offsets[int(json.loads(line)["id"])] = at
             at += len(line)
