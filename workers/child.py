@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         tell=tell,
         settings=settings,
         database=database,
-        artifacts=open_store(settings, database),
+        artifacts=open_store(settings, database, adopts=True),
         worker=runner.worker_name(),
         pipelines=_load(options.pipelines) if options.pipelines else None,
         stop=stop.is_set,

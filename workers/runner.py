@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -127,7 +128,7 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline]) -> None:
     except DamagedArtifactError as error:
         log.error("damaged artifact", artifact=error.name, reason=error.reason)
         set_aside = partial(damage.set_aside, artifacts=execution.artifacts, error=error)
-        detail = _insist(execution, set_aside) or error.detail
+        detail = _insist(execution, set_aside, execution.database.read) or error.detail
         _end(execution, RunState.FAILED, RunError(error.code, detail, title=error.title).as_dict())
     except MissingArtifactError as error:
         log.error("missing artifact", artifact=error.name)
@@ -181,11 +182,16 @@ def _give_back(execution: Execution, error: dict[str, Any], *, counted: bool) ->
     log.info("given back", became=_insist(execution, act))
 
 
-def _insist(execution: Execution, act: Callable[[Session], Answer]) -> Answer | None:
+def _insist(
+    execution: Execution,
+    act: Callable[[Session], Answer],
+    opening: Callable[[], AbstractContextManager[Session]] | None = None,
+) -> Answer | None:
     """Write an end although the database may be away for a moment; after the lease the reaper does it."""
+    opening = opening or execution.database.write
     while True:
         try:
-            with execution.database.write() as session:
+            with opening() as session:
                 return act(session)
         except AWAY as error:
             if execution.lease_left() <= 0:

@@ -11,18 +11,23 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import fsspec
+import structlog
 
 from service.kit.digests import FileState, Progress, remember, sha256_all
 from service.kit.problems import NotFoundError, ProblemError
 
+log = structlog.get_logger("featurewatch.artifacts")
+
 UNFINISHED = ".new"
 """Ends the names of what is being written, or removed."""
+DAMAGED = ".damaged"
+"""Ends the names of damaged artifacts that were put aside."""
 WHOLE = "manifest.json"
 """The file that says that a folder is whole: written last, removed first."""
 
@@ -63,6 +68,14 @@ class Ledger(Protocol):
         """Write an entry, in the place of one that is there."""
         ...
 
+    def recording(self, name: str, entry: Entry) -> AbstractContextManager[None]:
+        """As `record`, in a transaction that lasts as long as the context. Other writers of the name wait for it."""
+        ...
+
+    def adopt(self, name: str, entry: Entry) -> bool:
+        """Write an entry unless there is one. False: nothing can be written now."""
+        ...
+
     def erase(self, name: str) -> None:
         """Remove the entries of an artifact, and of what is below it."""
         ...
@@ -95,14 +108,14 @@ class ArtifactStore:
     """Files and folders under a root URI. Remote ones are kept in a local cache once read.
 
     `root` is an fsspec URI; `cache` a local folder (unused where the root is local). Without a ledger nothing is
-    verified.
+    verified. `adopts`: artifacts without an entry are entered as they are when they are first opened.
     """
 
-    def __init__(self, root: str, cache: Path, ledger: Ledger | None = None) -> None:
+    def __init__(self, root: str, cache: Path, ledger: Ledger | None = None, *, adopts: bool = False) -> None:
         self.fs, self.base = fsspec.core.url_to_fs(root)
         self.is_local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
         self.cache = Path(self.base) if self.is_local else cache
-        self.ledger = ledger
+        self.ledger, self.adopts = ledger, adopts
         self._verified: dict[str, dict[str, FileState]] = {}
 
     def exists(self, name: str) -> bool:
@@ -114,33 +127,37 @@ class ArtifactStore:
 
         Raises MissingArtifactError, DamagedArtifactError.
         """
-        local = self.cache / name
-        if not local.exists():
-            if self.is_local or not self.exists(name):
-                raise MissingArtifactError(name, self.base)
-            local.parent.mkdir(parents=True, exist_ok=True)
-            temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
-            self.fs.get(self._remote(name), str(temporary), recursive=True)
-            self._settle(temporary, local)
-        try:
-            self.verify(name)
-        except DamagedArtifactError:
-            self.forget(name)  # the next attempt fetches it again: what was damaged may be this copy alone
-            raise
-        return local
+        attempts = 1 if self.is_local else 2
+        for attempt in range(1, attempts + 1):
+            self._fetch(name)
+            try:
+                self.verify(name)
+            except DamagedArtifactError as error:
+                self.forget(name)
+                if attempt == attempts:
+                    raise
+                # What is damaged may be this machine's copy alone.
+                log.warning("fetching an artifact again", artifact=name, reason=error.reason)
+            else:
+                break
+        return self.cache / name
 
-    def verify(self, name: str, progress: Progress | None = None) -> Entry | None:
-        """Compare this machine's files of an artifact with the ledger; its entry. DamagedArtifactError.
+    def verify(self, name: str, progress: Progress | None = None) -> None:
+        """Compare this machine's files of an artifact with the ledger. DamagedArtifactError.
 
-        None where the ledger has no entry: the artifact is older than the ledger.
+        An artifact without an entry is older than the ledger, or than the backup that the database was restored from.
         """
+        if self.ledger is None:
+            return
         files = _files_of(self.cache / name)
         states = {key: FileState.of(path) for key, path in files.items()}
-        if self.ledger is None or self._verified.get(name) == states:
-            return None
+        if self._verified.get(name) == states:
+            return
         entry = self.ledger.find(name)
         if entry is None:
-            return None
+            if self.adopts and self.adopt(name, progress):
+                log.warning("adopted an artifact that had no digest", artifact=name)
+            return
         for key in sorted(entry.files.keys() | files.keys()):
             title = key or Path(name).name
             if key not in files or key not in entry.files:
@@ -156,37 +173,44 @@ class ArtifactStore:
                     name, f"{key or Path(name).name} does not hold what was written (its SHA-256 differs)"
                 )
         self._verified[name] = states
-        return entry
 
-    def adopt(self, name: str, progress: Progress | None = None) -> Entry:
-        """Enter an artifact into the ledger as it is: one that is older than the ledger."""
+    def adopt(self, name: str, progress: Progress | None = None) -> bool:
+        """Enter this machine's files of an artifact into the ledger as they are. False: not now."""
         assert self.ledger is not None
-        entry = entry_of(self.cache / name, progress)
-        self.ledger.record(name, entry)
-        return entry
+        return self.ledger.adopt(name, entry_of(self.cache / name, progress))
+
+    def digest(self, name: str) -> str | None:
+        """SHA-256 of an artifact as of the ledger; None where it has no entry."""
+        entry = self.ledger.find(name) if self.ledger else None
+        return entry.digest if entry else None
 
     @contextmanager
     def create(self, name: str, *, ledger: Ledger | None = None) -> Iterator[Path]:
         """A temporary local path to write a file or make a folder at; on leaving it becomes the artifact.
 
-        Nothing is left where the body raises. Of two writers of one name the first one wins: they wrote the same.
+        Nothing is left where the body raises. What has the name already is replaced: of two writers the last one wins.
+        A damaged one that was put aside is removed.
         ledger: where it is entered; None: the store's own, in a transaction of its own.
         """
         ledger = ledger or self.ledger
         local = self.cache / name
         local.parent.mkdir(parents=True, exist_ok=True)
-        temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}{UNFINISHED}")
+        temporary = _hidden(local)
         try:
             yield temporary
             _fsync_tree(temporary)
+            entry, written = entry_of(temporary), _identities(temporary)
             # Before the name is given: what is in the store under its name is in the ledger.
-            entry = entry_of(temporary)
             if ledger:
                 ledger.record(name, entry)
-            self._settle(temporary, local)
-            self._remember(name, local, entry)
+            # And again with the rename: of two writers who differ, the entry is that of the one who renames last.
+            with ledger.recording(name, entry) if ledger else nullcontext():
+                replaced = _replace(temporary, local)
+                self._remember(name, entry, written)
+            _remove(replaced)
             if not self.is_local:
                 self._upload(local, name)
+            self._discard(self._aside(name))
         finally:
             _remove(temporary)
 
@@ -200,14 +224,31 @@ class ArtifactStore:
 
     def listing(self, folder: str) -> dict[str, int]:
         """Artifact -> bytes, of those directly in a folder. What is being written is left out."""
-        root, sizes = self._remote(folder), dict[str, int]()
-        self.fs.invalidate_cache()
-        for path, info in self.fs.find(root, detail=True).items():
-            part = path.removeprefix(root).lstrip("/").partition("/")[0]
-            if not part.startswith("."):
-                name = f"{folder}/{part}"
-                sizes[name] = sizes.get(name, 0) + int(info["size"] or 0)
-        return sizes
+        return {f"{folder}/{part}": size for part, size in self._parts(folder).items() if not part.startswith(".")}
+
+    def put_aside(self, name: str) -> None:
+        """Rename a damaged artifact, so that it can be made again. Nothing of it is lost until that is done."""
+        if not self.exists(name):
+            return
+        aside = self._aside(name)
+        self._discard(aside)
+        if self.is_local:
+            (self.cache / name).rename(aside)
+        else:
+            self.fs.copy(self._remote(name), aside, recursive=True)
+        self.remove(name, entry=False)
+
+    def put_asides(self, folder: str) -> dict[str, int]:
+        """Artifact -> bytes, of the damaged ones directly in a folder that were put aside."""
+        return {
+            f"{folder}/{part[1:].removesuffix(DAMAGED)}": size
+            for part, size in self._parts(folder).items()
+            if part.startswith(".") and part.endswith(DAMAGED)
+        }
+
+    def discard(self, name: str) -> None:
+        """Remove the damaged artifact of this name that was put aside, if there is one."""
+        self._discard(self._aside(name))
 
     def modified(self, name: str) -> datetime:
         """When an artifact was written, the last file of a folder. FileNotFoundError where it is not there."""
@@ -225,17 +266,12 @@ class ArtifactStore:
             self.ledger.erase(name)
         self._verified.pop(name, None)
         if self.is_local:
-            hidden = self.cache / name
-            hidden = hidden.with_name(f".{hidden.name}.{uuid.uuid4().hex}{UNFINISHED}")
+            hidden = _hidden(self.cache / name)
             with suppress(FileNotFoundError):
                 (self.cache / name).rename(hidden)
             _remove(hidden)
             return
-        remote = self._remote(name)
-        if self.fs.exists(f"{remote}/{WHOLE}"):
-            self.fs.rm_file(f"{remote}/{WHOLE}")
-        if self.fs.exists(remote):
-            self.fs.rm(remote, recursive=True)
+        self._discard(self._remote(name))
         _remove(self.cache / name)
 
     def forget(self, name: str) -> None:
@@ -243,14 +279,54 @@ class ArtifactStore:
         if not self.is_local:
             _remove(self.cache / name)
 
-    def _remember(self, name: str, local: Path, entry: Entry) -> None:
-        """What was just written need not be read again."""
-        files = _files_of(local)
-        if files.keys() != entry.files.keys():  # another writer of the name was first
+    def _fetch(self, name: str) -> None:
+        """Make sure that this machine has a copy. MissingArtifactError."""
+        local = self.cache / name
+        if local.exists():
             return
+        if self.is_local or not self.exists(name):
+            raise MissingArtifactError(name, self.base)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
+        try:
+            self.fs.get(self._remote(name), str(temporary), recursive=True)
+            temporary.rename(local)
+        except OSError:
+            if not local.exists():
+                raise
+            # Another process has fetched the same folder meanwhile.
+        finally:
+            _remove(temporary)
+
+    def _remember(self, name: str, entry: Entry, written: dict[str, tuple[int, ...]]) -> None:
+        """What was just written need not be read again, if what has the name now are the files that were written."""
+        local = self.cache / name
+        if self.ledger is None or _identities(local) != written:
+            return
+        files = _files_of(local)
         for key, path in files.items():
             remember(path, entry.files[key][1])
         self._verified[name] = {key: FileState.of(path) for key, path in files.items()}
+
+    def _parts(self, folder: str) -> dict[str, int]:
+        """Name -> bytes, of everything directly in a folder."""
+        root, sizes = self._remote(folder), dict[str, int]()
+        self.fs.invalidate_cache()
+        for path, info in self.fs.find(root, detail=True).items():
+            part = path.removeprefix(root).lstrip("/").partition("/")[0]
+            sizes[part] = sizes.get(part, 0) + int(info["size"] or 0)
+        return sizes
+
+    def _aside(self, name: str) -> str:
+        folder, _, last = self._remote(name).rpartition("/")
+        return f"{folder}/.{last}{DAMAGED}"
+
+    def _discard(self, path: str) -> None:
+        """Remove a file or folder of the store, that which says "whole" first."""
+        if self.fs.exists(f"{path}/{WHOLE}"):
+            self.fs.rm_file(f"{path}/{WHOLE}")
+        if self.fs.exists(path):
+            self.fs.rm(path, recursive=True)
 
     def _remote(self, name: str) -> str:
         return f"{self.base.rstrip('/')}/{name}"
@@ -258,17 +334,12 @@ class ArtifactStore:
     def _upload(self, local: Path, name: str) -> None:
         # Object stores have no rename of folders: the part that says "whole" goes last.
         if local.is_dir():
+            self._discard(self._remote(name))
             files = sorted((f for f in local.rglob("*") if f.is_file()), key=lambda f: f.name == WHOLE)
             for file in files:
                 self.fs.put_file(str(file), f"{self._remote(name)}/{file.relative_to(local)}")
         else:
             self.fs.put_file(str(local), self._remote(name))
-
-    @staticmethod
-    def _settle(temporary: Path, local: Path) -> None:
-        if temporary.is_dir() and local.exists():
-            return
-        temporary.rename(local)
 
 
 def entry_of(path: Path, progress: Progress | None = None) -> Entry:
@@ -286,6 +357,30 @@ def _files_of(path: Path) -> dict[str, Path]:
         return {"": path}
     found = sorted(file for file in path.rglob("*") if file.is_file())
     return {file.relative_to(path).as_posix(): file for file in found}
+
+
+def _identities(path: Path) -> dict[str, tuple[int, ...]]:
+    """What tells the files of an artifact from others, and stays when they are renamed."""
+    states = {key: file.stat() for key, file in _files_of(path).items()}
+    return {key: (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for key, stat in states.items()}
+
+
+def _hidden(path: Path) -> Path:
+    """A new name beside an artifact's, which `clear` removes."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
+
+
+def _replace(new: Path, place: Path) -> Path:
+    """Give a file or folder its name; where what had the name is now, if anything had and it must be removed.
+
+    A folder cannot be replaced in one step: for a moment nothing has the name.
+    """
+    replaced = _hidden(place)
+    if new.is_dir() or place.is_dir():
+        with suppress(FileNotFoundError):
+            place.rename(replaced)
+    new.rename(place)
+    return replaced
 
 
 def _fsync_tree(path: Path) -> None:

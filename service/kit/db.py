@@ -6,6 +6,7 @@ Reads go through an engine of their own, so that they never wait for a writer.
 """
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,7 @@ class Database:
             # Each statement sees what is committed, inside a transaction too: to begin and end one is two more errands.
             self.reader = self.writer.execution_options(isolation_level="AUTOCOMMIT")
         event.listen(self.reader, "before_execute", _refuse_to_write)
+        self._thread = threading.local()
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -104,7 +106,16 @@ class Database:
         with Session(self.writer, expire_on_commit=False) as session, session.begin():
             if self.is_sqlite:  # elsewhere the first statement may still say how it wants to be isolated
                 session.connection()
-            yield session
+            outer, self._thread.writing = self.is_writing, True
+            try:
+                yield session
+            finally:
+                self._thread.writing = outer
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this thread is inside a `write()`: on SQLite a second one would wait for the first."""
+        return getattr(self._thread, "writing", False)
 
     @contextmanager
     def read(self) -> Iterator[Session]:

@@ -1,11 +1,12 @@
 """Damaged and missing artifacts: what depends on one, how to get it back, and what a retry makes anew by itself."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.kit.artifacts import ArtifactStore, DamagedArtifactError
+from service.kit.artifacts import ArtifactStore, DamagedArtifactError, MissingArtifactError
 from service.store import queries
 
 _BACKUP = "Restore it from a backup of the artifact store"
@@ -48,37 +49,47 @@ def advice(name: str) -> str:
 
 
 def set_aside(session: Session, artifacts: ArtifactStore, error: DamagedArtifactError) -> str:
-    """What a run says of a damaged artifact. One that a retry makes again is removed, so that it does."""
+    """What a run says of a damaged artifact. One that a retry makes again is removed, so that it does.
+
+    If rows refer to it, it is put aside instead, and stays in the ledger: the retry may find that it cannot make it.
+    session: reads. It is not the transaction that the ledger is changed in: moving files may take long.
+    """
+    assert artifacts.ledger is not None
     name = error.name
     referred = queries.dependents(session, name)
-    again = not referred or kind_of(name) in _RECIPES
-    if again:
-        artifacts.remove(name, entry=False)
-        queries.erase(session, [name])
     what = _AGAIN if not referred else advice(name)
+    if not referred:
+        artifacts.remove(name, entry=False)
+        artifacts.ledger.erase(name)  # last: what is damaged must not be taken for what has no entry yet
+    elif kind_of(name) in _RECIPES:
+        artifacts.put_aside(name)
+        what += ". The damaged files are kept until then"
     needs = f" It is needed by {', '.join(referred[:5])}." if referred else ""
     return f"The artifact {name} is damaged: {error.reason}.{needs} {what}."
 
 
-def verify_all(session: Session, artifacts: ArtifactStore, family_id: str) -> dict[str, Any]:
-    """Read every artifact that a family's rows refer to: what is damaged, and how much was verified.
+def verify_all(artifacts: ArtifactStore, names: Iterable[str]) -> dict[str, Any]:
+    """Read artifacts that rows refer to, each in full: what is damaged, and how much was verified.
 
-    Artifacts that are older than the ledger are entered into it as they are.
+    Artifacts without an entry in the ledger are entered into it as they are. Copies of a remote store are removed as
+    soon as they are read. Those that are not there are left out.
     """
-    damaged: list[dict[str, Any]] = []
-    verified = size = 0
-    adopted: list[str] = []
-    for name in sorted(queries.references(session, family_id)):
-        if not artifacts.exists(name):
-            continue  # reported as missing
+    assert artifacts.ledger is not None
+    found: dict[str, Any] = {"damaged": [], "verified": 0, "verified_bytes": 0, "adopted": 0}
+    for name in sorted(names):
+        known = artifacts.ledger.find(name)
         try:
             artifacts.path(name)
-        except DamagedArtifactError as error:
-            damaged.append({"artifact": name, "reason": error.reason})
+            if known is None:
+                artifacts.adopt(name)
+        except MissingArtifactError:
             continue
-        entry = queries.entry(session, name)
-        if entry is None:
-            adopted.append(name)
-        else:
-            verified, size = verified + 1, size + entry.size
-    return {"damaged": damaged, "verified": verified, "verified_bytes": size, "adopted": adopted}
+        except DamagedArtifactError as error:
+            found["damaged"].append({"artifact": name, "reason": error.reason})
+            continue
+        finally:
+            artifacts.forget(name)
+        found["adopted" if known is None else "verified"] += 1
+        entry = known or artifacts.ledger.find(name)
+        found["verified_bytes"] += entry.size if entry else 0
+    return found

@@ -1,5 +1,9 @@
 """The artifact store of an installation, with its ledger in the database."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from sqlalchemy.orm import Session
 
 from service.config import Settings
@@ -8,9 +12,15 @@ from service.kit.db import Database
 from service.store import queries
 
 
-def open_store(settings: Settings, database: Database) -> ArtifactStore:
-    """The artifact store of an installation. What it opens is verified."""
-    return ArtifactStore(settings.artifacts_uri, settings.cache_dir / "artifacts", DatabaseLedger(database))
+def open_store(
+    settings: Settings, database: Database, *, adopts: bool = False, cache: Path | None = None
+) -> ArtifactStore:
+    """The artifact store of an installation. What it opens is verified.
+
+    adopts: what has no digest yet gets one when it is opened. cache: another folder for copies of a remote store.
+    """
+    cache = cache or settings.cache_dir / "artifacts"
+    return ArtifactStore(settings.artifacts_uri, cache, DatabaseLedger(database), adopts=adopts)
 
 
 class DatabaseLedger:
@@ -28,6 +38,19 @@ class DatabaseLedger:
         """Write an entry, in the place of one that is there."""
         with self.database.write() as session:
             SessionLedger(session).record(name, entry)
+
+    @contextmanager
+    def recording(self, name: str, entry: Entry) -> Iterator[None]:
+        """As `record`, in a transaction that lasts as long as the context. Other writers of the name wait for it."""
+        with self.database.write() as session, SessionLedger(session).recording(name, entry):
+            yield
+
+    def adopt(self, name: str, entry: Entry) -> bool:
+        """Write an entry unless there is one. False inside a transaction of this thread, which may hold the lock."""
+        if self.database.is_writing:
+            return False
+        with self.database.write() as session:
+            return SessionLedger(session).adopt(name, entry)
 
     def erase(self, name: str) -> None:
         """Remove the entries of an artifact, and of what is below it."""
@@ -48,6 +71,17 @@ class SessionLedger:
     def record(self, name: str, entry: Entry) -> None:
         """Write an entry, in the place of one that is there."""
         queries.record(self.session, name, entry)
+
+    @contextmanager
+    def recording(self, name: str, entry: Entry) -> Iterator[None]:
+        """As `record`. Other writers of the name wait for the end of the transaction."""
+        self.record(name, entry)
+        yield
+
+    def adopt(self, name: str, entry: Entry) -> bool:
+        """Write an entry unless there is one."""
+        queries.record(self.session, name, entry, replace=False)
+        return True
 
     def erase(self, name: str) -> None:
         """Remove the entries of an artifact, and of what is below it."""

@@ -105,6 +105,10 @@ def vacuum(
             artifacts.remove(name, entry=False)
             removed[name] = size
     queries.forget(session, removed)
+    if settings.vacuum_hours:
+        lost = queries.references(session, family_id).keys() - stored.keys()
+        for name in artifacts.put_asides(family_id).keys() - lost:
+            artifacts.discard(name)
     # Entries of artifacts that somebody else has removed go too, unless something needs them. One that was made a
     # moment ago is of an artifact that is being written.
     needed = queries.references(session, family_id).keys()
@@ -131,6 +135,7 @@ def inspect(session: Session, artifacts: ArtifactStore) -> dict[str, Any]:
     their parents."""
     missing: list[dict[str, str]] = []
     damaged: list[dict[str, str]] = []
+    aside: list[dict[str, Any]] = []
     loose, held = dict[str, int](), 0
     for family_id in queries.families(session):
         stored = artifacts.listing(family_id)
@@ -145,6 +150,7 @@ def inspect(session: Session, artifacts: ArtifactStore) -> dict[str, Any]:
         known = needed.keys() | queries.shared_folders(session, family_id)
         loose |= {name: size for name, size in stored.items() if name not in known}
         held += sum(stored.values())
+        aside += [{"artifact": name, "bytes": size} for name, size in artifacts.put_asides(family_id).items()]
     return {
         "engine": queries.engine(session),
         "bytes": queries.size(session),
@@ -152,6 +158,7 @@ def inspect(session: Session, artifacts: ArtifactStore) -> dict[str, Any]:
         "artifact_bytes": held,
         "missing": missing,
         "damaged": damaged,
+        "put_aside": aside,
         "unreferenced": len(loose),
         "unreferenced_bytes": sum(loose.values()),
         "orphans": queries.orphans(session),

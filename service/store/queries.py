@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Table, delete, func, insert, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from service.families.queries import LISTED
@@ -121,14 +122,23 @@ def forget(session: Session, artifacts: Iterable[str]) -> None:
 
 def entry(session: Session, name: str) -> Entry | None:
     """What an artifact was written as."""
-    row = session.get(Artifact, name)
-    return None if row is None else Entry({key: (size, digest) for key, (size, digest) in row.files.items()})
+    files = session.scalar(select(Artifact.files).where(Artifact.name == name))
+    return None if files is None else Entry({key: (size, digest) for key, (size, digest) in files.items()})
 
 
-def record(session: Session, name: str, entry: Entry) -> None:
-    """Write what an artifact holds, in the place of what is there."""
+def record(session: Session, name: str, entry: Entry, *, replace: bool = True) -> None:
+    """Write what an artifact holds, in the place of what is there. replace False: only where nothing is."""
     files = {key: list(value) for key, value in entry.files.items()}
-    session.merge(Artifact(name=name, size=entry.size, digest=entry.digest, files=files, created_at=utcnow()))
+    values = {"size": entry.size, "digest": entry.digest, "files": files, "created_at": utcnow()}
+    # Writers of one name must not meet between a look and an insert.
+    insert_into = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    statement = insert_into(Artifact).values(name=name, **values)
+    names = [Artifact.name]
+    session.execute(
+        statement.on_conflict_do_update(index_elements=names, set_=values)
+        if replace
+        else statement.on_conflict_do_nothing(index_elements=names)
+    )
 
 
 def erase(session: Session, artifacts: Iterable[str]) -> None:

@@ -69,6 +69,11 @@ def _show_check(found: dict[str, Any]) -> None:
                 ("to rebuild", row["rebuild"]),
             ]
         )
+    for row in found["put_aside"]:
+        base.say(
+            f"a damaged copy of {row['artifact']} ({base.size(row['bytes'])}) was put aside; it is removed as soon as "
+            "the artifact is there again, or nothing needs it any more"
+        )
     deletions = found["deletions"]
     if deletions["under_way"]:
         base.say(

@@ -3,6 +3,7 @@
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sqlalchemy.engine import make_url
@@ -38,7 +39,7 @@ def check(*, deep: bool) -> dict[str, Any]:
         with database.read() as session:
             found = {"schema": migrate.newest()} | logic.inspect(session, artifacts)
         if deep:
-            found |= _verify(database, artifacts)
+            found |= _verify(database, settings)
         with database.read() as session:
             for row in (*found["damaged"], *found["missing"]):
                 row["depends"] = queries.dependents(session, row["artifact"])
@@ -46,20 +47,13 @@ def check(*, deep: bool) -> dict[str, Any]:
     return found
 
 
-def _verify(database: Database, artifacts: ArtifactStore) -> dict[str, Any]:
-    total: dict[str, Any] = {"damaged": [], "verified": 0, "verified_bytes": 0, "adopted": 0}
+def _verify(database: Database, settings: Settings) -> dict[str, Any]:
     with database.read() as session:
-        families = list(queries.families(session))
-    for family_id in families:
-        with database.read() as session:
-            part = damage.verify_all(session, artifacts, family_id)
-        for name in part["adopted"]:
-            total["verified_bytes"] += artifacts.adopt(name).size
-        total["adopted"] += len(part["adopted"])
-        total["verified"] += part["verified"]
-        total["verified_bytes"] += part["verified_bytes"]
-        total["damaged"] += part["damaged"]
-    return total
+        names = {name for family_id in queries.families(session) for name in queries.references(session, family_id)}
+    settings.cache_dir.mkdir(parents=True, exist_ok=True)
+    # What is in a remote store is asked for, not what this machine has of it.
+    with TemporaryDirectory(prefix="check-", dir=settings.cache_dir) as empty:
+        return damage.verify_all(open_store(settings, database, cache=Path(empty)), names)
 
 
 def copy(from_: str) -> list[dict[str, Any]]:
