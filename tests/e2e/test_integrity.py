@@ -448,6 +448,34 @@ def test_a_stage_that_was_damaged_is_done_again(installation: Installation, chil
     assert installation.checkpoint(name)["quality"]["statuses"] == counts
 
 
+def test_measures_of_another_code_are_not_used(
+    installation: Installation, child: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A code that is made again may differ, as on a GPU. Measures of the damaged one are not mixed with it."""
+    from workers.pipelines import dictionary, judging  # noqa: PLC0415
+
+    store = installation.artifacts.cache / installation.row(Family, name="smol").id
+    before, name = set(store.iterdir()), f"d{next(installation.numbers)}"
+    run_id = installation.register(name, with_unused_tensor(installation, name).as_uri(), parent="v1")
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "write", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        assert installation.work(run_id)["state"] == "failed"
+    (code,) = (path for path in set(store.iterdir()) - before if path.name.startswith("code-"))
+    in_place(code, zero)
+    failed_by(installation.retry(run_id), "artifact-damaged", "Retry the run: it is made again")
+    save_code = dictionary.files.save_code
+
+    def save_other(place: Path, *arguments: Any) -> None:
+        save_code(place, *arguments)
+        save_file(load(place.read_bytes()), place, metadata={"made": "again"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dictionary.files, "save_code", save_other)
+        assert installation.retry(run_id)["state"] == "succeeded"
+    made = [path.name.partition("-")[0] for path in set(store.iterdir()) - before]
+    assert (made.count("code"), made.count("measures"), made.count("dictionary")) == (1, 2, 2)
+
+
 def test_what_the_api_shows_is_verified(installation: Installation) -> None:
     url = "/v1/families/smol/features/F1/examples"
     shown = installation.client.get(url).json()["checkpoint"]

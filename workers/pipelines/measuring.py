@@ -70,10 +70,12 @@ def measured(
     references: References | None,
 ) -> Measures:
     """Measure the checkpoint against its parent (against itself where it is the first)."""
-    inputs = {"code": basis.artifact, "checkpoint": work.checkpoint_id, "parent": _parent_key(work)}
+    # A code that was made again need not be the same bit by bit: what was measured with another one is not for it.
+    code = [basis.artifact, execution.artifacts.digest(basis.artifact)]
+    inputs = {"code": code, "checkpoint": work.checkpoint_id, "parent": _parent_key(work)}
     name = work.artifact("measures", read_from=ELSEWHERE, **inputs)
     names = {
-        hook: work.artifact("dictionary", hook=hook, code=basis.artifact, checkpoint=work.checkpoint_id)
+        hook: work.artifact("dictionary", hook=hook, code=code, checkpoint=work.checkpoint_id)
         for hook in work.hook_points
     }
     if not all(map(execution.artifacts.exists, (name, *names.values()))):
