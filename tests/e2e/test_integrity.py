@@ -265,19 +265,16 @@ def test_a_judged_checkpoint_of_before_is_not_read_again_unseen(installation: In
     """Its digests were not kept: activations that are lost cannot be made of whatever lies there now."""
     family = installation.make_family("before")
     assert installation.judge("v1", installation.model.as_uri(), family=family)["state"] == "succeeded"
+    family_id = installation.row(Family, name=family).id
     with installation.database.write() as session:
-        row = (
-            session.query(Checkpoint)
-            .join(Family, Family.id == Checkpoint.family_id)
-            .filter(Family.name == family)
-            .one()
-        )
+        row = session.query(Checkpoint).filter_by(family_id=family_id).one()
         row.contents = row.content_digest = row.resolved_uri = None
-        lost = session.query(Source).filter_by(checkpoint_id=row.id).one().activations
-    installation.artifacts.remove(lost)
+        kept = installation.artifacts.cache / session.query(Source).filter_by(checkpoint_id=row.id).one().activations
+    lost = kept.rename(installation.folder / "lost")
     _, other = installation.fresh_model(seed=53)
     run = installation.judge("v2", other.as_uri(), family=family)
     failed_by(run, "content-unknown", "v1", "another name")
+    lost.rename(kept)
 
 
 def test_other_weights_in_the_same_place(installation: Installation) -> None:
