@@ -27,6 +27,7 @@ from workers.activations import (
 )
 from workers.activations.corpus import corpus_digest
 from workers.activations.identity import Reference, Verified
+from workers.activations.models import compute_dtype
 from workers.activations.sources import ACTIVATIONS_PREFIX
 from workers.errors import RunError
 from workers.execution import Execution
@@ -85,6 +86,8 @@ def activations_of(execution: Execution, work: Work, documents: dict[str, Any] |
             content=checkpoint.digest,
             hook_points=work.hook_points,
             documents=documents["artifact"] if documents else None,
+            context_length=work.corpus["context_length"],
+            compute=None if reference.brought_along else _compute(execution),
             positions=work.positions["digest"] if work.positions else None,
             masking=[work.policy.skip_tokens, work.policy.max_norm_ratio],
         )
@@ -153,6 +156,12 @@ def harvest_spec(
     """What reading a verified checkpoint takes, at the family's positions."""
     task = _task(execution, work, reference, corpus_copy(execution, work))
     return task.spec(execution.settings, execution.artifacts, device, checkpoint)
+
+
+def _compute(execution: Execution) -> list[str]:
+    """What a model's numbers are computed with: on other hardware they round in other places."""
+    device = device_of(execution)
+    return [str(compute_dtype(str(device))), device.type]
 
 
 def _task(execution: Execution, work: Work, reference: Reference, documents: dict[str, Any] | None) -> Task:
