@@ -20,6 +20,7 @@ ACTIVATIONS = "activations+"
 MODEL, ADAPTER = "model", "adapter"
 # Beside the weights: configuration, tokenizers, chat templates. Nothing here can run code when it is read.
 BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+MAX_BESIDE = 200
 # transformers would follow it to the base model that it names, wherever that is.
 NEVER = frozenset({adapters.CONFIG})
 ADAPTER_FILES = (adapters.CONFIG, adapters.WEIGHTS)
@@ -66,19 +67,19 @@ class Contents:
 def model_files(path: Path, budget: int | None = None) -> dict[str, Path]:
     """The files of a model that are read, by name: of a Hugging Face folder, or of one .gguf file.
 
-    budget: bytes of an index up to which it is parsed; none are named where it has more. UnusableError as of
-    `weights.weight_files`.
+    budget: bytes of an index up to which it is parsed. UnusableError `too-large`, and those of `weights.weight_files`.
     """
     if path.is_file():
         return {path.name: path}
     index = path / "model.safetensors.index.json"
-    listed = weights.weight_files(path, budget)
-    if listed is None:
-        return {}
-    found = {file.relative_to(path).as_posix(): file for file in listed}
+    found = {file.relative_to(path).as_posix(): file for file in weights.weight_files(path, budget)}
     beside = {file.name: file for pattern in BESIDE for file in path.glob(pattern) if file.is_file()}
     for name in NEVER | ({index.name} if "model.safetensors" in found else set()):
         beside.pop(name, None)
+    if len(beside) > MAX_BESIDE:
+        raise UnusableError(
+            "too-large", f"{path.name} has {len(beside):,} configuration files; a model has at most {MAX_BESIDE}."
+        )
     return found | beside
 
 
@@ -130,7 +131,7 @@ def digested(files: Mapping[str, Path], progress: Progress | None = None) -> Con
 
 
 def digested_within(files: Mapping[str, Path], seconds: float) -> Contents | None:
-    """As `digested`; None where it takes longer. It goes on in the background, so it is sooner done the next time."""
+    """As `digested`; None where it takes longer. It goes on in the background: ask again."""
     before = states(files)
     digests = sha256_within(list(files.values()), seconds)
     return None if digests is None else _with(before, files, digests)
@@ -164,8 +165,14 @@ def difference(before: Contents, now: Contents) -> str | None:
     return None
 
 
-def hidden(before: Contents, now: Contents) -> bool:
-    """Whether the two may be the same although `difference` says no: equal names and sizes, digests not all known."""
-    sizes = [{name: file.state.size for name, file in contents.files.items()} for contents in (before, now)]
-    known = all(file.sha256 for contents in (before, now) for file in contents.files.values())
-    return sizes[0] == sizes[1] and not known
+def undecided(before: Contents, now: Contents) -> bool:
+    """Whether only hashing `now` can tell whether the two are the same: states differ, names and sizes do not."""
+    parts = [(before.part(part), now.part(part)) for part in (MODEL, ADAPTER)]
+    seen = [(old, new) for old, new in parts if old.files and new.files and difference(old, new) is not None]
+    return bool(seen) and all(
+        {name: file.state.size for name, file in old.files.items()}
+        == {name: file.state.size for name, file in new.files.items()}
+        and all(file.sha256 for file in old.files.values())
+        and not all(file.sha256 for file in new.files.values())
+        for old, new in seen
+    )

@@ -5,6 +5,7 @@ from service.kit.problems import UnprocessableError
 TITLES = {
     "uri-unsupported": "No such kind of URI",
     "path-refused": "Path outside the roots",
+    "content-changed": "The files changed",
     "store-refused": "Store not allowed",
     "model-missing": "Nothing to read there",
     "unsafe-format": "Pickles are not opened",

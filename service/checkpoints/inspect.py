@@ -13,6 +13,7 @@ from service.checkpoints import contents, manifest, references, weights
 from service.checkpoints.contents import ACTIVATIONS, Contents
 from service.checkpoints.faults import UnusableError
 from service.config import Settings
+from service.kit.digests import ChangedWhileReadError
 from service.kit.paths import PathRefusedError, resolve_under_roots
 
 HASHED_AT_ONCE = 16 * 1024 * 1024
@@ -46,6 +47,8 @@ def look(uri: str, adapter: str | None, settings: Settings, expected: Expected) 
     """Check a checkpoint and its adapter, and resolve what moves. UnusableError where it cannot be a checkpoint."""
     try:
         return _look(uri, adapter, settings, expected)
+    except ChangedWhileReadError as error:
+        raise UnusableError("content-changed", f"{error}; register the checkpoint when its files are whole.") from error
     except OSError as error:
         raise UnusableError("model-missing", f"A file cannot be read here: {error.strerror}.") from error
 

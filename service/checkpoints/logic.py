@@ -1,12 +1,14 @@
 """Checkpoints: registering and finding them."""
 
 import math
+from dataclasses import replace
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.checkpoints import contents, queries
 from service.checkpoints.contents import Contents
+from service.checkpoints.faults import UnusableError
 from service.checkpoints.inspect import Examined, Expected, look
 from service.checkpoints.schemas import CheckpointIn
 from service.config import Settings
@@ -53,7 +55,9 @@ def check_judged(checkpoint: Checkpoint) -> Checkpoint:
 def examine(session: Session, settings: Settings, family_name: str, body: CheckpointIn) -> Examined:
     """Look at a registration's files, and resolve what moves. Reads only.
 
-    Raises 404 for the family, 422 (UnusableError) for URIs and files that cannot be a checkpoint.
+    Large files are hashed where only that can tell whether they are those that have the name already. Raises 404 for
+    the family, 422 (UnusableError) for URIs and files that cannot be a checkpoint, and 503 `content-pending` while the
+    hashing goes on.
     """
     family = families.get(session, family_name)
     expected = Expected(
@@ -61,7 +65,23 @@ def examine(session: Session, settings: Settings, family_name: str, body: Checkp
         positions=(family.positions or {}).get("count"),
         widths=queries.widths(session, family.id),
     )
-    return look(body.uri, body.adapter, settings, expected)
+    examined = look(body.uri, body.adapter, settings, expected)
+    found = queries.by_name(session, family.id, body.name)
+    before = Contents.from_json(found.contents or {}) if found else None
+    if found is None or before is None or not contents.undecided(before, examined.contents):
+        return examined
+    try:
+        hashed = contents.digested_within(examined.files, COMPARE_SECONDS)
+    except OSError as error:
+        raise UnusableError("content-changed", f"{error}; register the checkpoint when its files are whole.") from error
+    if hashed is None:
+        raise UnavailableError(
+            f"The files are being compared with those of {found.name}; ask again in a moment.",
+            code="content-pending",
+            title="Content is being compared",
+            headers={"Retry-After": str(math.ceil(1 + examined.contents.size / HASHED_PER_SECOND))},
+        )
+    return replace(examined, contents=hashed)
 
 
 def register(
@@ -161,39 +181,23 @@ def _same_terms(found: Checkpoint, family: Family, body: CheckpointIn, parent_id
 
 
 def _same_content(found: Checkpoint, body: CheckpointIn, examined: Examined) -> bool:
-    """Whether a registration names the same bytes as a checkpoint's, or the same commit or listing.
-
-    Raises 503 `content-pending` while large files are being hashed to find out.
-    """
+    """Whether a registration names the same bytes as a checkpoint's, or the same commit or listing."""
     model = (found.uri, found.resolved_uri), (body.uri, examined.uri)
     adapter = (found.adapter, found.resolved_adapter), (body.adapter, examined.adapter)
-    return _same_part(contents.MODEL, *model, found, examined) and _same_part(
-        contents.ADAPTER, *adapter, found, examined
+    there = Contents.from_json(found.contents or {})
+    return all(
+        _same_part(there.part(part), examined.contents.part(part), *references)
+        for part, references in ((contents.MODEL, model), (contents.ADAPTER, adapter))
     )
 
 
 def _same_part(
-    part: str, there: tuple[str | None, str | None], here: tuple[str | None, str | None], found: Checkpoint,
-    examined: Examined,
-) -> bool:  # fmt: skip
-    before, now = Contents.from_json(found.contents or {}).part(part), examined.contents.part(part)
-    if not before.files or not now.files:
-        # Not in sight now, or not then: the references have to tell.
-        return there[1] == here[1] if there[1] and here[1] else there[0] == here[0]
-    if contents.difference(before, now) is None:
-        return True
-    if not contents.hidden(before, now) or not all(file.sha256 for file in before.files.values()):
-        return False
-    files = {name: path for name, path in examined.files.items() if name.startswith(f"{part}/")}
-    hashed = contents.digested_within(files, COMPARE_SECONDS)
-    if hashed is None:
-        raise UnavailableError(
-            f"The files are being compared with those of {found.name}; ask again in a moment.",
-            code="content-pending",
-            title="Content is being compared",
-            headers={"Retry-After": str(math.ceil(1 + now.size / HASHED_PER_SECOND))},
-        )
-    return contents.difference(before, hashed) is None
+    before: Contents, now: Contents, there: tuple[str | None, str | None], here: tuple[str | None, str | None]
+) -> bool:
+    """Whether a model, or an adapter, is the same: by its files or, where they are not in sight, by its references."""
+    if before.files and now.files:
+        return contents.difference(before, now) is None
+    return there[1] == here[1] if there[1] and here[1] else there[0] == here[0]
 
 
 def resolve(session: Session, checkpoint_id: str, *, uri: str, adapter: str | None) -> None:

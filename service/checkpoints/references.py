@@ -67,12 +67,14 @@ def resolve(uri: str, cache_dir: Path) -> str | None:
     """What a moving URI stands for now. None where this host cannot tell: the hub or the store does not answer it."""
     if uri.startswith("hf://"):
         return _resolve_hub(uri, cache_dir)
+    if "#" in uri:
+        return uri  # it names the listing itself, and the worker compares
     try:
         fs, files = list_store(uri)
     except (ImportError, OSError, ValueError) as error:
         log.info("store not reached", uri=uri, error=f"{type(error).__name__}: {error}"[:300])
         return None
-    return f"{uri.partition('#')[0]}#{listing_digest(fs, files)}" if files else None
+    return f"{uri}#{listing_digest(fs, files)}" if files else None
 
 
 def resolve_within(uri: str, cache_dir: Path, seconds: float) -> str | None:
@@ -114,7 +116,8 @@ def _version(info: Mapping[str, Any]) -> tuple[int | None, str]:
 
 def _within(uri: str, prefix: str) -> bool:
     """Whether a URI is what a prefix names, or below it: `s3://models` does not allow `s3://models-of-others`."""
-    return uri.startswith(prefix) and (prefix.endswith(("/", ":")) or uri[len(prefix) :][:1] in ("", "/", "@", "#"))
+    ends = ("", "/", "@") if prefix.startswith("hf://") else ("", "/", "#")  # abfs://container@account is another place
+    return uri.startswith(prefix) and (prefix.endswith(("/", ":")) or uri[len(prefix) :][:1] in ends)
 
 
 def _resolve_hub(uri: str, cache_dir: Path) -> str | None:

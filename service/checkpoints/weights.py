@@ -3,6 +3,7 @@
 The API looks when a checkpoint is registered, within a budget; the worker looks before it loads, without one.
 """
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ REQUEST_CONFIG_BYTES = 300_000
 # The longest index of the hub has 9 MB (DeepSeek V3: 91,991 tensors in 163 files).
 MAX_INDEX_BYTES = 20_000_000
 MAX_FILES = 1_000
+_NAMED = re.compile(rb'"([\x20-\x21\x23-\x5b\x5d-\x7e]+\.safetensors)"')
 # Of all requests that look at files, so many at a time: what they parse takes up to 20 MB each. Two, so that one file
 # system that hangs does not hold up all.
 looks = threading.BoundedSemaphore(2)
@@ -75,7 +77,7 @@ def check_folder(folder: Path, hook_points: Sequence[str] = (), *, budget: int |
     _check_layers(layer_count(config), hook_points)
     _check_references(config)
     census = Census()
-    if files is None or not _within(files, budget):
+    if not _within(files, budget):
         return census
     for file in files:
         for name, tensor in read_header(file).items():
@@ -138,14 +140,15 @@ def _within(files: Sequence[Path], budget: int | None) -> bool:
     return sum(map(header_length, files)) <= budget if budget is not None else True
 
 
-def weight_files(folder: Path, budget: int | None = None) -> list[Path] | None:
-    """Files with a model's weights; None where the index that names them has more bytes than the budget."""
+def weight_files(folder: Path, budget: int | None = None) -> list[Path]:
+    """Files with a model's weights. An index of more bytes than the budget is searched for their names, not parsed."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
     if index.is_file():
         if budget is not None and budget < index.stat().st_size <= MAX_INDEX_BYTES:
-            return None
+            names = {name.decode() for name in _NAMED.findall(index.read_bytes())}
+            return _members(folder, index, names)
         return _indexed(folder, index)
     _refuse_pickles(folder)
     raise UnusableError("weights-missing", f"{folder.name} has no model.safetensors.")
@@ -155,10 +158,13 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
     shards = read_json(index, max_bytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise UnusableError("truncated-file", f"{index.name} has no weight_map.")
-    names = sorted(set(shards.values()))
+    return _members(folder, index, set(shards.values()))
+
+
+def _members(folder: Path, index: Path, names: set[str]) -> list[Path]:
     if len(names) > MAX_FILES:
         raise UnusableError("too-large", f"{index.name} names {len(names):,} files; at most {MAX_FILES:,} are read.")
-    return [member(folder, name) for name in names]
+    return [member(folder, name) for name in sorted(names)]
 
 
 def _check_references(config: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 CHUNK = 1 << 20
 THREADS = 8
 REMEMBERED = 20_000
+REMEMBERED_ANSWERS = 20
 SETTLED_NS = 2_000_000_000
 """A file that changed so short a time ago may change again without a new time: some file systems count in seconds."""
 POLL_SECONDS = 0.1
@@ -69,24 +70,47 @@ def sha256_all(paths: Sequence[Path], progress: Progress | None = None) -> list[
 
 def sha256_within(paths: Sequence[Path], seconds: float) -> list[str] | None:
     """As `sha256_all`, if it takes no longer than `seconds`. None: it goes on in the background; ask again later."""
-    result: list[list[str]] = []
-
-    def work() -> None:
-        with BACKGROUND:
-            try:
-                result.append(sha256_all(paths))
-            except OSError:
-                return  # whoever asks again meets the same error, or the file as it is by then
-
-    thread = threading.Thread(target=work, name="digests", daemon=True)
-    thread.start()
+    key = tuple(_key(path.stat()) for path in paths)
+    with _lock:
+        thread = _background.get(key)
+        if thread is None:
+            for done in [other for other, last in _background.items() if not last.is_alive()][REMEMBERED_ANSWERS:]:
+                del _background[done]  # nobody came back for it
+            thread = _background[key] = _Background(paths)
+            thread.start()
     thread.join(seconds)
-    return result[0] if result else None
+    if thread.is_alive():
+        return None
+    with _lock:
+        _background.pop(key, None)
+    if thread.error is not None:
+        raise thread.error
+    return thread.digests
 
 
 def remember(path: Path, digest: str) -> None:
     """Take a digest for known: of a file that this process has just written, and nobody else knows yet."""
     _store(_key(path.stat()), digest)
+
+
+class _Background(threading.Thread):
+    """Hashes files while nobody waits; those who ask for the same files share it. Two at a time."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__(name="digests", daemon=True)
+        self.paths = paths
+        self.digests: list[str] = []
+        self.error: OSError | None = None
+
+    def run(self) -> None:
+        with BACKGROUND:
+            try:
+                self.digests = sha256_all(self.paths)
+            except OSError as error:
+                self.error = error
+
+
+_background: dict[tuple[_Key, ...], _Background] = {}
 
 
 class _Reading:
@@ -133,7 +157,8 @@ class _Reading:
         if _key(before) != _key(after):
             raise ChangedWhileReadError(path)
         text = digest.hexdigest()
-        if not self.stopped.is_set() and time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > SETTLED_NS:
+        # The time of the inode alone: that of the content can be set, to a day in the future too.
+        if not self.stopped.is_set() and time.time_ns() - after.st_ctime_ns > SETTLED_NS:
             _store(_key(after), text)
         return text
 

@@ -16,6 +16,8 @@ def resolve_under_roots(uri: str, roots: tuple[Path, ...]) -> Path:
     parts = urlsplit(uri)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise PathRefusedError(f"{uri!r} is no local file URI; one looks like file:///folder")
+    if parts.query or parts.fragment:
+        raise PathRefusedError(f"{uri!r} has a query or a fragment; write ? as %3F and # as %23")
     path = Path(unquote(parts.path))
     if not path.is_absolute() or "\0" in str(path):
         raise PathRefusedError(f"{uri!r} is not an absolute path; write file:///folder")

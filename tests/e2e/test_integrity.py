@@ -6,6 +6,7 @@ Each fault ends in an error that names what is wrong, or changes nothing: no ver
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from service.store.ledger import open_store
 from tests.e2e.test_bad_input import OPTIONS
 from tests.unit.activations.tiny import save_checkpoint, weights_of
 from workers import runner
+from workers.activations import models as models_module
 from workers.activations import shards as shards_module
 
 HOOK = "resid_post.1"
@@ -174,6 +176,105 @@ def test_a_file_is_changed_while_it_is_read(
     assert not list((installation.settings.data_dir / "partial").glob("*activations*"))
     (folder / file).write_bytes(before)
     assert installation.retry(run["id"])["state"] == "succeeded"
+
+
+def activations(installation: Installation, name: str, family: str | None = None) -> dict[str, bytes]:
+    """File -> bytes of a checkpoint's activations, without what names it."""
+    family_id = installation.row(Family, name=family or installation.family).id
+    checkpoint = installation.row(Checkpoint, name=name, family_id=family_id)
+    folder = installation.artifacts.cache / installation.row(Source, checkpoint_id=checkpoint.id).activations
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix == ".safetensors"}
+
+
+@pytest.mark.parametrize("swap", ["folder", "link"])
+def test_a_folder_is_swapped_while_it_is_read(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, swap: str
+) -> None:
+    """And swapped back: what was hashed is what is open, whatever has its name. Nothing of the other model is read."""
+    name, folder = installation.fresh_model(seed=30 + len(swap))
+    other = save_checkpoint(installation.folder / f"{name}-other", seed=40)
+    aside, load = installation.folder / f"{name}-aside", models_module._load_body
+    if swap == "link":
+        (folder / "model.safetensors").rename(aside)
+        (folder / "model.safetensors").symlink_to(aside)
+
+    def exchange(here: Path, there: Path) -> None:
+        folder.rename(there)
+        here.rename(folder)
+
+    def flip(target: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors").symlink_to(target)
+
+    def load_swapped(*arguments: Any) -> Any:
+        exchange(other, aside) if swap == "folder" else flip(other / "model.safetensors")
+        try:
+            return load(*arguments)
+        finally:
+            exchange(aside, other) if swap == "folder" else flip(aside)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models_module, "_load_body", load_swapped)
+        assert installation.judge(name, folder.as_uri())["state"] == "succeeded"
+    family = installation.make_family(f"unswapped-{swap}")
+    assert installation.judge("v1", folder.as_uri(), family=family)["state"] == "succeeded"
+    assert activations(installation, name) == activations(installation, "v1", family)
+
+
+def test_an_index_too_long_for_a_request_names_its_files(installation: Installation) -> None:
+    name, folder = installation.fresh_model(seed=50)
+    tensors = weights_of(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    halves = {f"part{n}.safetensors": dict(list(tensors.items())[n::2]) for n in (0, 1)}
+    for file, part in halves.items():
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {tensor: file for file, part in halves.items() for tensor in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index) + " " * 1_100_000)
+    run_id = installation.register(name, folder.as_uri())
+    whole = (folder / "part1.safetensors").read_bytes()
+    in_place(folder / "part1.safetensors", zero)
+    failed_by(installation.work(run_id), "content-changed", "part1.safetensors")
+    (folder / "part1.safetensors").write_bytes(whole)
+    assert installation.retry(run_id)["state"] == "succeeded"
+
+
+def test_a_time_in_the_future_does_not_keep_a_comparison_from_its_end(installation: Installation) -> None:
+    name, folder = installation.fresh_model(seed=51)
+    tensors = weights_of(folder / "model.safetensors") | {"unused": torch.randn(6_000_000)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    ahead = time.time() + 86400
+    os.utime(folder / "model.safetensors", (ahead, ahead))
+    assert installation.judge(name, folder.as_uri())["state"] == "succeeded"
+    os.utime(folder / "model.safetensors", (ahead + 1, ahead + 1))
+    for _ in range(100):
+        answer = installation.post(name, folder.as_uri())
+        if answer.status_code != 503:
+            break
+        time.sleep(0.1)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("rest", ["#2", "?part=2"])
+def test_a_uri_names_the_folder_that_it_says(installation: Installation, rest: str) -> None:
+    """`#` and `?` begin what is no part of a path."""
+    answer = installation.post("elsewhere", installation.model.as_uri() + rest)
+    assert (answer.status_code, answer.json()["code"]) == (422, "path-refused")
+
+
+def test_a_judged_checkpoint_of_before_is_not_read_again_unseen(installation: Installation) -> None:
+    """Its digests were not kept: activations that are lost cannot be made of whatever lies there now."""
+    family = installation.make_family("before")
+    assert installation.judge("v1", installation.model.as_uri(), family=family)["state"] == "succeeded"
+    family_id = installation.row(Family, name=family).id
+    with installation.database.write() as session:
+        row = session.query(Checkpoint).filter_by(family_id=family_id).one()
+        row.contents = row.content_digest = row.resolved_uri = None
+        kept = installation.artifacts.cache / session.query(Source).filter_by(checkpoint_id=row.id).one().activations
+    lost = kept.rename(installation.folder / "lost")
+    _, other = installation.fresh_model(seed=53)
+    run = installation.judge("v2", other.as_uri(), family=family)
+    failed_by(run, "content-unknown", "v1", "another name")
+    lost.rename(kept)
 
 
 def test_other_weights_in_the_same_place(installation: Installation) -> None:

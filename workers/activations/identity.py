@@ -1,15 +1,15 @@
 """What was judged is what was read: a checkpoint's files, verified before they are opened and while they are read.
 
-The files are opened through a *view*: a folder with links to exactly the files that were hashed, so that no library
-reads another one that happens to lie beside them.
+The files are opened once. They are hashed, and read by libraries, through these descriptors (where the system names
+them in /proc): whatever gets their names meanwhile, and whatever else lies beside them, is not read.
 """
 
 import hashlib
-import json
 import shutil
-import uuid
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ from workers.activations.tensorfiles import refusals
 from workers.errors import RunError
 
 log = structlog.get_logger("featurewatch.worker")
+
+MOST_OPEN = 400
+"""Files of a checkpoint that are held open: a process may often have 1,024. A model of 2 TB has some 200."""
+STALE_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -53,33 +57,25 @@ class Reference:
         return " + ".join(part for part in parts if part)
 
 
+@dataclass(frozen=True)
 class Verified:
-    """A checkpoint whose files were hashed. `uri` and `adapter` lead to the view; `roots` is where they may be read.
+    """A checkpoint whose files were hashed, and are held open."""
 
-    Activations that were brought along have none: only our own code reads them, and just the files that were hashed.
-    """
-
-    def __init__(self, files: Mapping[str, Path], read: Contents, settings: Settings, *, folder: Path | None) -> None:
-        """folder: of activations."""
-        self.contents, self._files = read, files
-        assert read.digest is not None
-        self.digest: str = read.digest
-        """SHA-256 over all its files"""
-        self.roots = (*settings.root_dirs, settings.cache_dir.resolve())
-        self.adapter: str | None = None
-        if folder is not None:
-            self.uri = ACTIVATIONS + folder.as_uri()
-            return
-        parts = _link(settings.cache_dir.resolve() / "views", self.digest, files)
-        self.uri = parts[MODEL].as_uri()
-        self.adapter = parts[ADAPTER].as_uri() if ADAPTER in parts else None
+    uri: str
+    """Of a folder with links to the open files. Activations that were brought along have none, but their own folder:
+    our own code alone reads them, from `files`."""
+    adapter: str | None
+    roots: tuple[Path, ...]
+    """Where these may be read"""
+    files: Mapping[str, Path]
+    """The open files, by their names in `Contents`"""
+    contents: Contents
+    digest: str
+    """SHA-256 over all files"""
 
     def recheck(self) -> None:
-        """RunError `content-changed` where a file has changed since it was hashed. A few microseconds for each."""
-        try:
-            now = contents.states(self._files)
-        except FileNotFoundError as error:
-            raise changed(f"{Path(str(error.filename)).name} is gone") from error
+        """RunError `content-changed` where a file was written to since it was hashed. Microseconds for each."""
+        now = contents.states(self.files)
         before = Contents({name: contents.File(file.state) for name, file in self.contents.files.items()})
         if (why := contents.difference(before, now)) is not None:
             raise changed(why)
@@ -116,21 +112,36 @@ def verified(reference: Reference, settings: Settings, progress: Progress | None
     RunErrors of `sources.locate`, `path-refused`, `store-refused`, those of UnusableError, and `content-changed` where
     it does not hold what is known of it, or stops to do so.
     """
-    files = _locate(reference, settings)
-    try:
-        read = contents.digested(files, progress)
-    except ChangedWhileReadError as error:
-        raise changed(f"{Path(str(error.filename)).name} was written to while it was read, so it changed") from error
-    _check_blobs(files, read)
-    known = Contents.from_json(reference.contents or {})
-    for part in (MODEL, ADAPTER):
-        before = known.part(part)
-        if before.files and (why := contents.difference(before, read.part(part))) is not None:
-            raise changed(why)
-    folder = files[f"{MODEL}/{manifest.FILE}"].parent if reference.brought_along else None
-    checkpoint = Verified(files, read, settings, folder=folder)
-    yield checkpoint
-    checkpoint.recheck()
+    located = _locate(reference, settings)
+    titles = {name.partition("/")[0]: _title(name, path) for name, path in located.items()}
+    allowed = (*settings.root_dirs, settings.cache_dir.resolve())
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(_held_open(path, allowed, len(located))) for name, path in located.items()}
+        try:
+            read = contents.digested(files, progress)
+        except ChangedWhileReadError as error:
+            raise changed(f"{error}, so it was written to") from error
+        _check_blobs(located, read, settings)
+        known = Contents.from_json(reference.contents or {})
+        for part in (MODEL, ADAPTER):
+            before = known.part(part)
+            if before.files and (why := contents.difference(before, read.part(part))) is not None:
+                raise changed(why)
+        if reference.brought_along:
+            parts = {MODEL: located[f"{MODEL}/{manifest.FILE}"].parent}
+        else:
+            parts = stack.enter_context(_view(files, titles, settings.cache_dir.resolve() / "views"))
+        assert read.digest is not None
+        checkpoint = Verified(
+            uri=(ACTIVATIONS if reference.brought_along else "") + parts[MODEL].as_uri(),
+            adapter=parts[ADAPTER].as_uri() if ADAPTER in parts else None,
+            roots=allowed,
+            files=files,
+            contents=read,
+            digest=read.digest,
+        )
+        yield checkpoint
+        checkpoint.recheck()
 
 
 def _resolve(uri: str, settings: Settings) -> str:
@@ -165,53 +176,82 @@ def _locate(reference: Reference, settings: Settings) -> dict[str, Path]:
     model, adapter = places
     with refusals():
         files = contents.checkpoint_files(reference.uri, model, adapter, reference.hook_points)
-    try:
-        for file in files.values():
-            hold_to_roots(file, (*settings.root_dirs, settings.cache_dir.resolve()))
-            if not file.is_file():
-                raise RunError("model-missing", f"{file.parent.name} has no {file.name}")
-    except PathRefusedError as error:
-        raise RunError("path-refused", str(error)) from error
+    for file in files.values():
+        if not file.is_file():
+            raise RunError("model-missing", f"{file.parent.name} has no {file.name}")
     return files
 
 
-def _check_blobs(files: Mapping[str, Path], read: Contents) -> None:
-    """The hub's cache names a large file by its SHA-256: RunError `download-damaged` where that is another one."""
+def _title(name: str, path: Path) -> str:
+    """What the folder of a file's part is called, or the single file."""
+    return path.name if path.suffix == ".gguf" else path.parents[name.count("/") - 1].name
+
+
+@contextmanager
+def _held_open(path: Path, allowed: tuple[Path, ...], count: int) -> Iterator[Path]:
+    """A path that leads to this very file while the block lasts, whatever gets its name meanwhile.
+
+    Where the system has no /proc, or for more files than a process may have open, it is the file's own path. RunError
+    `path-refused` where it is not below an allowed folder: what was opened counts, not what its name led to before.
+    """
+    with path.open("rb") as file:
+        descriptor = Path(f"/proc/self/fd/{file.fileno()}")
+        held = descriptor if descriptor.exists() and count <= MOST_OPEN else path
+        try:
+            hold_to_roots(held, allowed)
+        except PathRefusedError as error:
+            raise RunError("path-refused", str(error).replace(str(held), str(path))) from error
+        if held is not path:
+            yield held
+            return
+    yield path
+
+
+@contextmanager
+def _view(files: Mapping[str, Path], titles: Mapping[str, str], views: Path) -> Iterator[dict[str, Path]]:
+    """Part of a checkpoint -> a folder with links to its open files alone, or a link to its single file."""
+    views.mkdir(parents=True, exist_ok=True)
+    _clear(views)
+    with tempfile.TemporaryDirectory(dir=views) as view:
+        parts = {part: Path(view, part, title) for part, title in titles.items()}
+        for name, path in files.items():
+            part, _, inner = name.partition("/")
+            link = parts[part] if parts[part].suffix == ".gguf" else parts[part] / inner
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+        yield parts
+
+
+def _clear(views: Path) -> None:
+    """Remove what killed workers left: links to descriptors that nobody has open."""
+    for view in views.iterdir():
+        with suppress(OSError):
+            if time.time() - view.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(view)
+
+
+def _check_blobs(files: Mapping[str, Path], read: Contents, settings: Settings) -> None:
+    """The hub's cache names files by their digests: RunError `download-damaged` where one is another.
+
+    Large files have their SHA-256, others git's SHA-1 of a blob.
+    """
     for name, path in files.items():
         blob = path.resolve()
-        if blob.parent.name == "blobs" and len(blob.name) == 64 and blob.name != read.files[name].sha256:
-            with suppress(OSError):  # a read-only cache stays as it is; the message says what to do
-                blob.unlink()
-                path.unlink()
+        if blob.parent.name != "blobs":
+            continue
+        if len(blob.name) == 64:
+            whole = blob.name == read.files[name].sha256
+        elif len(blob.name) == 40:
+            data = blob.read_bytes()
+            whole = blob.name == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        else:
+            continue
+        if not whole:
+            if blob.is_relative_to(settings.cache_dir.resolve()):  # ours; another one is its owner's to mend
+                blob.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             raise RunError(
                 "download-damaged",
-                f"{path.name} in this worker's cache is not what the hub holds (its SHA-256 differs). Retry the run to "
+                f"{path.name} in the hub's cache is not what the hub holds: its digest is another. Retry the run to "
                 f"fetch it again; if that fails, remove {blob}.",
             )
-
-
-def _link(views: Path, digest: str, files: Mapping[str, Path]) -> dict[str, Path]:
-    """Part of the checkpoint -> its view: a folder with links to its files, or a single file itself."""
-    targets = {name: str(path.resolve()) for name, path in sorted(files.items())}
-    key = hashlib.sha256(json.dumps([digest, targets]).encode()).hexdigest()[:20]
-    view, parts = views / key, dict[str, Path]()
-    for name, path in files.items():
-        part, _, inner = name.partition("/")
-        # Named as the folder is, for messages.
-        home = path.parents[inner.count("/")]
-        parts[part] = path if path.suffix == ".gguf" else view / part / home.name
-    if view.is_dir():
-        return parts
-    temporary = views / f".{key}.{uuid.uuid4().hex}"
-    for name, target in targets.items():
-        part, _, inner = name.partition("/")
-        link = temporary / part / parts[part].name / inner
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(target)
-    try:
-        temporary.rename(view)
-    except OSError:
-        if not view.is_dir():  # else another worker was first, with the same links
-            raise
-        shutil.rmtree(temporary, ignore_errors=True)
-    return parts

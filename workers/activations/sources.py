@@ -9,7 +9,7 @@ import json
 import shutil
 import uuid
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from fsspec.spec import AbstractFileSystem
 from huggingface_hub import snapshot_download
@@ -59,7 +59,8 @@ def _local(uri: str, roots: tuple[Path, ...]) -> Path:
                     resolve_under_roots(f"file://{quote(str(file))}", roots)
     except PathRefusedError as error:
         raise RunError("path-refused", str(error)) from error
-    return path
+    # A single file under the name that was given: it may be a link to one that is held open.
+    return Path(unquote(urlsplit(uri).path)) if path.is_file() else path
 
 
 def _from_hub(uri: str, cache_dir: Path) -> Path:

@@ -22,16 +22,16 @@ from workers.activations import (
     check_finite,
     harvest,
     load_corpus,
-    locate_activations,
     open_activations,
     save_documents,
 )
 from workers.activations.corpus import corpus_digest
 from workers.activations.identity import Reference, Verified
+from workers.activations.models import compute_dtype
 from workers.activations.sources import ACTIVATIONS_PREFIX
 from workers.errors import RunError
 from workers.execution import Execution
-from workers.pipelines.identity import verified_checkpoint
+from workers.pipelines.identity import known_content, verified_checkpoint
 from workers.pipelines.sharing import Shared, Task
 from workers.pipelines.sources import BLOCK, Activations, normaliser_of, open_sources
 from workers.pipelines.work import Kept, Work, device_of
@@ -58,6 +58,12 @@ def open_kept(execution: Execution, work: Work, kept: Kept) -> Activations:
     name = kept.activations[kept.hook_points[0]]
     if not execution.artifacts.exists(f"{name}/manifest.json"):
         log.warning("reading a checkpoint again", checkpoint=kept.name, missing=name)
+        if not known_content(execution, kept.id):
+            raise RunError(
+                "content-unknown",
+                f"the activations of {kept.name} are gone, and it was judged by a version that kept no digests, so its "
+                "files cannot be told from others; register them again under another name and extend that one",
+            )
         hooks = [hook for hook, artifact in kept.activations.items() if artifact == name]
         earlier = replace(
             work, checkpoint_id=kept.id, name=kept.name, uri=kept.uri, adapter=kept.adapter, hook_points=hooks
@@ -80,6 +86,8 @@ def activations_of(execution: Execution, work: Work, documents: dict[str, Any] |
             content=checkpoint.digest,
             hook_points=work.hook_points,
             documents=documents["artifact"] if documents else None,
+            context_length=work.corpus["context_length"],
+            compute=None if reference.brought_along else _compute(execution),
             positions=work.positions["digest"] if work.positions else None,
             masking=[work.policy.skip_tokens, work.policy.max_norm_ratio],
         )
@@ -150,6 +158,12 @@ def harvest_spec(
     return task.spec(execution.settings, execution.artifacts, device, checkpoint)
 
 
+def _compute(execution: Execution) -> list[str]:
+    """What a model's numbers are computed with: on other hardware they round in other places."""
+    device = device_of(execution)
+    return [str(compute_dtype(str(device))), device.type]
+
+
 def _task(execution: Execution, work: Work, reference: Reference, documents: dict[str, Any] | None) -> Task:
     assert documents is not None
     return Task(
@@ -175,12 +189,17 @@ def _harvest(execution: Execution, task: Task, partial: Path, checkpoint: Verifi
 def _copy(execution: Execution, work: Work, partial: Path, checkpoint: Verified, check: Callable[[], None]) -> None:
     """Take activations that were brought along into the store, after a look at every number.
 
-    A copy, because the next extension reads them again and CI clears its folders.
+    A copy, because the next extension reads them again and CI clears its folders. The copy is what is looked at.
     """
-    folder = locate_activations(checkpoint.uri, checkpoint.roots, execution.settings.cache_dir)
+    shutil.rmtree(partial, ignore_errors=True)
+    for name, file in checkpoint.files.items():
+        check()
+        place = partial / name.partition("/")[2]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
     count = work.positions["count"] if work.positions else None
     widths = work.parent.widths if work.parent else None
-    opened = open_activations(folder, expected_positions=count, expected_widths=widths, hook_points=work.hook_points)
+    opened = open_activations(partial, expected_positions=count, expected_widths=widths, hook_points=work.hook_points)
     document = _family_documents(execution, work, opened)
     began = time.monotonic()
 
@@ -191,18 +210,12 @@ def _copy(execution: Execution, work: Work, partial: Path, checkpoint: Verified,
                            positions_per_second=round(rate, 1))  # fmt: skip
 
     check_finite(opened, progress)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    valid = opened.valid & _without_sinks(opened, work.hook_points, work.policy.max_norm_ratio)
+    manifest = json.loads((partial / "manifest.json").read_text())
     manifest["hook_points"] = {hook: manifest["hook_points"][hook] for hook in work.hook_points}
-    for entry in manifest["hook_points"].values():
-        for shard in entry["shards"]:
-            check()
-            (partial / shard).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / shard, partial / shard)
+    (partial / manifest["documents"]).unlink()
     manifest["documents"] = "documents.safetensors"
     manifest.pop("positions_digest", None)  # ours to say, of what we harvested
-    valid = opened.valid & _without_sinks(opened, work.hook_points, work.policy.max_norm_ratio)
     save_file({"document": from_numpy(document.copy()), "valid": from_numpy(valid)}, partial / manifest["documents"])
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
 

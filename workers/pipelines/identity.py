@@ -4,11 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import structlog
+
 from service.checkpoints import logic as checkpoints
 from service.models import Checkpoint
 from service.verdicts import queries
 from workers.activations.identity import Reference, Verified, resolve, verified
 from workers.execution import Execution
+
+log = structlog.get_logger("featurewatch.worker")
 
 
 def reference_of(checkpoint: Checkpoint) -> Reference:
@@ -42,7 +46,7 @@ def verified_checkpoint(execution: Execution, checkpoint_id: str) -> Iterator[tu
     """
     with execution.read() as session:
         row = queries.checkpoint(session, checkpoint_id)
-        known, read_before = reference_of(row), row.content_digest is not None
+        known, read_before, name, state = reference_of(row), row.content_digest is not None, row.name, row.state
     reference = _resolved(execution, checkpoint_id, known)
 
     def progress(done: int, total: int) -> None:
@@ -51,10 +55,19 @@ def verified_checkpoint(execution: Execution, checkpoint_id: str) -> Iterator[tu
 
     with verified(reference, execution.settings, progress) as checkpoint:
         if not read_before:
+            if state == "judged":
+                log.warning("its content was not kept when it was judged; what is read now is taken for it",
+                            checkpoint=name)  # fmt: skip
             with execution.write() as session:
                 checkpoints.identify(session, checkpoint_id, checkpoint.contents)
         # Another worker may have a copy of its own, with other times: to it the digests are what counts.
         yield replace(reference, contents=checkpoint.contents.to_json()), checkpoint
+
+
+def known_content(execution: Execution, checkpoint_id: str) -> bool:
+    """Whether it is known what a checkpoint held when it was judged."""
+    with execution.read() as session:
+        return queries.checkpoint(session, checkpoint_id).content_digest is not None
 
 
 def content_digest(execution: Execution, checkpoint_id: str) -> str:
