@@ -1,5 +1,6 @@
 """Rows for tests: families, judged checkpoints, features with verdicts, codes with examples."""
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def code(session: Session, artifacts: ArtifactStore, of: Family, at: Checkpoint,
     places = {"document": np.array([0, 0, 7, 7], np.int64)}
     if with_text:
         places |= {"start": np.array([0, 3, 0, 4], np.int64), "end": np.array([3, 7, 4, 8], np.int64)}
-        with artifacts.create(f"{of.id}/documents-1") as path:
+        with unrecorded(artifacts).create(f"{of.id}/documents-1") as path:
             Path(path).write_text('{"id": 0, "text": "The café"}\n{"id": 7, "text": "Stop now"}\n', encoding="utf-8")
     save(artifacts, f"{of.id}/positions-1", places)
     of.positions = {
@@ -154,9 +155,16 @@ def log(session: Session, run: Run, said: Iterable[tuple[str, str, dict[str, Any
     session.refresh(run)
 
 
+def unrecorded(artifacts: ArtifactStore) -> ArtifactStore:
+    """The same store without its ledger: what is made for rows of a transaction that is open."""
+    store = copy.copy(artifacts)
+    store.ledger = None
+    return store
+
+
 def save(artifacts: ArtifactStore, name: str, tensors: dict[str, np.ndarray]) -> None:
     """Put arrays into the artifact store as one safetensors file."""
-    with artifacts.create(name) as path:
+    with unrecorded(artifacts).create(name) as path:
         save_file(tensors, path)
 
 

@@ -110,7 +110,9 @@ def filled(client: TestClient, api_settings: Settings) -> Settings:
             )
         )
         event = session.scalars(select(Event)).first()
-        webhook = Webhook(id="whk_1", url="https://ci.example", event_types=[], secret=b"x", disabled_reason=None)
+        webhook = Webhook(
+            id="whk_1", url="https://ci.example", sealed_url=b"x", event_types=[], secret=b"x", disabled_reason=None
+        )
         session.add(webhook)
         session.flush()
         assert event is not None
