@@ -154,7 +154,7 @@ class Settings(BaseSettings):
         """Prefixes of hub and object-store URLs that may be read."""
         return tuple(prefix.strip() for prefix in self.stores.split(",") if prefix.strip())
 
-    @cached_property
+    @property
     def cache_dir(self) -> Path:
         """Where fetched and converted models are kept."""
         return self.data_dir / "cache"

@@ -1,5 +1,6 @@
 """Rows for tests: families, judged checkpoints, features with verdicts, codes with examples."""
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from service.kit.clock import utcnow
 from service.labels.automatic import auto_label
 from service.models import Checkpoint, Code, Family, Feature, Measurement, Run, Source, Verdict
 from service.runs import lines
-from service.store.ledger import SessionLedger
 from service.verdicts.policy import Policy
 
 
@@ -112,7 +112,6 @@ def code(session: Session, artifacts: ArtifactStore, of: Family, at: Checkpoint,
             "values": np.array([1.5, 2.5, 0.5, 3.5], np.float32),
             "feature_numbers": np.array([0, 1, 5], np.int64),
         },
-        session,
     )
     save(
         artifacts,
@@ -121,14 +120,13 @@ def code(session: Session, artifacts: ArtifactStore, of: Family, at: Checkpoint,
             "positions": np.array([[0, 2], [1, -1], [2, -1]], np.int64),
             "values": np.array([[1.5, 0.5], [2.5, 0], [3.5, 0]], np.float32),
         },
-        session,
     )
     places = {"document": np.array([0, 0, 7, 7], np.int64)}
     if with_text:
         places |= {"start": np.array([0, 3, 0, 4], np.int64), "end": np.array([3, 7, 4, 8], np.int64)}
-        with artifacts.create(f"{of.id}/documents-1", ledger=SessionLedger(session)) as path:
+        with unrecorded(artifacts).create(f"{of.id}/documents-1") as path:
             Path(path).write_text('{"id": 0, "text": "The café"}\n{"id": 7, "text": "Stop now"}\n', encoding="utf-8")
-    save(artifacts, f"{of.id}/positions-1", places, session)
+    save(artifacts, f"{of.id}/positions-1", places)
     of.positions = {
         "digest": "1",
         "count": 4,
@@ -157,9 +155,16 @@ def log(session: Session, run: Run, said: Iterable[tuple[str, str, dict[str, Any
     session.refresh(run)
 
 
-def save(artifacts: ArtifactStore, name: str, tensors: dict[str, np.ndarray], session: Session | None = None) -> None:
-    """Put arrays into the artifact store as one safetensors file. session: a transaction that is open."""
-    with artifacts.create(name, ledger=session and SessionLedger(session)) as path:
+def unrecorded(artifacts: ArtifactStore) -> ArtifactStore:
+    """The same store without its ledger: what is made for rows of a transaction that is open."""
+    store = copy.copy(artifacts)
+    store.ledger = None
+    return store
+
+
+def save(artifacts: ArtifactStore, name: str, tensors: dict[str, np.ndarray]) -> None:
+    """Put arrays into the artifact store as one safetensors file."""
+    with unrecorded(artifacts).create(name) as path:
         save_file(tensors, path)
 
 

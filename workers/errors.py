@@ -26,6 +26,11 @@ class RunError(Exception):
         return (_rebuild, (self.code, self.detail, self.title))
 
 
+REFUSALS = frozenset({"content-changed", "download-damaged", "path-refused", "store-refused"})
+"""Codes of RunErrors that end a run wherever they are met, also in a part that it could do without: what is there is
+not what was registered, or may not be read."""
+
+
 class TooLongError(RunError):
     """The attempt has had all the time that the settings give it."""
 

@@ -226,12 +226,12 @@ def test_examples_are_of_the_newest_code_that_has_the_feature(
         found = session.merge(family)
         older = factories.code(session, artifacts, found, factories.checkpoint(session, found, "v4"))
         # As a re-fit leaves them: not in the order of their numbers.
-        factories.save(artifacts, "code-2", {"feature_numbers": np.array([3, 0], np.int64)}, session)
+        factories.save(artifacts, "code-2", {"feature_numbers": np.array([3, 0], np.int64)})
         tops: dict[str, np.ndarray] = {
             "positions": np.array([[3], [2]], np.int64),
             "values": np.array([[9.0], [7.0]], np.float32),
         }
-        factories.save(artifacts, "examples-2", tops, session)
+        factories.save(artifacts, "examples-2", tops)
         newer = Code(
             checkpoint_id=factories.checkpoint(session, found, "v5").id, family_id=found.id, generation=2,
             artifact="code-2", examples="examples-2", n_positions=4, n_features=2, extra={},

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.processes import alive
+from tests.unit.activations.tiny import in_place, zero
 from tests.workers.conftest import ROOT, wait_for
 from tests.workers.fits import execution_of, fitted, write_activations
 from workers.activations.models import compute_dtype
@@ -65,6 +66,21 @@ def test_one_process_goes_on_from_what_two_saved(folder: Path) -> None:
         fitted(execution, folder, sparsity="jumprelu")
     assert not active_children()
     _close(fitted(execution_of(folder), folder, sparsity="jumprelu"), whole)
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 3 // 5])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("damage", [lambda file: in_place(file, zero), _cut], ids=["zeroed", "truncated"])
+def test_a_saved_fit_that_is_damaged_begins_again(folder: Path, damage: Callable[[Path], None], processes: int) -> None:
+    whole, saved = fitted(execution_of(folder), folder, steps=20), folder / "x.fit"
+    saved.unlink(missing_ok=True)
+    with pytest.raises(WorkerStoppingError):
+        fitted(execution_of(folder, saved.exists, save_seconds=1e-9), folder, steps=20)
+    damage(saved)
+    _close(fitted(execution_of(folder, fit_processes=processes), folder, steps=20), whole)
 
 
 def _once_it_runs(act: Callable[[], bool]) -> Callable[[], bool]:

@@ -141,7 +141,7 @@ def positions(artifacts: ArtifactStore, family_id: str) -> dict[str, Any]:
         latents |= {1: 1.0} if number == 7 else {}
         rows += [[3], [], sorted(latents), [], []]
         values += [0.5, *(latents[one] for one in sorted(latents))]
-    with artifacts.create(f"{family_id}/documents.jsonl") as path:
+    with factories.unrecorded(artifacts).create(f"{family_id}/documents.jsonl") as path:
         Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
     places = {"document": document, "start": start, "end": end}
     factories.save(artifacts, f"{family_id}/positions", {key: np.array(value) for key, value in places.items()})

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -16,11 +17,12 @@ from pathlib import Path
 import fsspec
 import pytest
 import redis
+import torch
 from kombu.exceptions import OperationalError
 from sqlalchemy import select, update
 
 from service.config import Settings
-from service.kit import clock
+from service.kit import clock, digests
 from service.kit.artifacts import ArtifactStore
 from service.kit.db import Database
 from service.models import Run, Shard
@@ -28,15 +30,16 @@ from service.runs import logic as runs
 from service.shards import logic, queries
 from tests import factories
 from tests.services import free_port
-from tests.unit.activations.tiny import TEXTS, save_checkpoint
+from tests.unit.activations.tiny import TEXTS, in_place, save_checkpoint, zero
 from tests.workers.conftest import Installation, wait_for
 from tests.workers.harvests import PIPELINES
 from workers import runner
 from workers.activations import shards as shard_files
-from workers.activations.sources import locate
+from workers.activations.tensorfiles import write_tensors
 from workers.app import call_helper, make_app
 from workers.errors import WorkerStoppingError
 from workers.pipelines import helping, sharing
+from workers.pipelines.sharing import part
 from workers.sweeps import Sweeper
 
 POSITIONS = 100
@@ -301,22 +304,61 @@ def test_a_helper_that_cannot_leaves_it_to_others(
 def test_a_helper_with_other_weights_is_found_out(
     installation: Installation,
     model: Path,
-    stored: str,
     alone: dict[str, bytes],
     tmp_path: Path,
     said: Callable[[], str],
 ) -> None:
     """Its copy of the same model holds other weights."""
-    run_id = queue(installation, model, uri=stored)
-    here = installation.settings.model_copy(update={"data_dir": tmp_path / "other"})
-    copy = locate(stored, (), here.cache_dir)
-    save_checkpoint(tmp_path / "changed", seed=5)
-    (tmp_path / "changed" / "model.safetensors").replace(copy / "model.safetensors")
+    here = Settings.model_validate(installation.settings.model_dump() | {"data_dir": tmp_path / "other"})
+    snapshot = "c" * 40
+    hub = Path("hub", "models--org--shared", "snapshots", snapshot)
+    shutil.copytree(model, installation.settings.cache_dir / hub)
+    save_checkpoint(here.cache_dir / hub, seed=5)
+    run_id = queue(installation, model, uri=f"hf://org/shared@{snapshot}")
     with Coordinator(installation):
         offered(installation, run_id)
         assert help_with(installation, settings=here) == 0
     assert "model.safetensors has another content" in said()
     assert shards_alone(harvested(installation, run_id)) == shards_alone(alone)
+
+
+def test_a_helpers_shards_that_are_damaged_are_read_again(
+    installation: Installation, model: Path, alone: dict[str, bytes]
+) -> None:
+    """Right in name, shape and size: what a disk or a store lost is seen in the values alone."""
+    run_id = queue(installation, model)
+    with Coordinator(installation):
+        offered(installation, run_id)
+        with installation.database.write() as session:
+            shard = logic.claim(session, run_id, worker="helper", lease_seconds=600)
+        assert shard
+        with installation.artifacts.create(part(shard.folder, shard.number)) as place:
+            place.mkdir()
+            for hook in ("resid_post.1", "mlp_out.0"):
+                file = place / shard_files.shard_name(hook, shard.number)
+                write_tensors(file, {"activations": torch.ones(shard.size, 32), "norms": torch.ones(shard.size)})
+                in_place(file, zero)
+        with installation.database.write() as session:
+            assert logic.finish(session, shard)
+    done = {row.number: row for row in rows(installation, run_id)}
+    assert (done[shard.number].worker, done[shard.number].attempt) == ("own", 2)
+    assert harvested(installation, run_id) == alone
+
+
+def test_a_helper_that_is_to_end_does_not_hash_a_checkpoint_first(
+    installation: Installation, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    open_shards = helping.open_shards
+    monkeypatch.setattr(helping, "open_shards", lambda *arguments: opened.append(1) or open_shards(*arguments))
+    run_id = queue(installation, model)
+    with Coordinator(installation):
+        offered(installation, run_id)
+        monkeypatch.setattr(digests, "_memory", {})  # a helper is a process of its own
+        asked = iter([False])  # when it looks for work; from then on it is to end
+        assert help_with(installation, stop=lambda: next(asked, True)) == 0
+    assert not opened
+    assert installation.run(run_id).state == "succeeded"
 
 
 def test_a_run_that_waits_goes_before_helping(installation: Installation, model: Path) -> None:

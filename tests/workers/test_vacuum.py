@@ -5,7 +5,6 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import select, text
-from sqlalchemy.orm import Session
 
 from service.kit import clock
 from service.kit.artifacts import ArtifactStore, content_key
@@ -26,7 +25,6 @@ from service.models import (
 from service.runs import logic as runs
 from service.runs import queries as run_queries
 from service.store import logic
-from service.store.ledger import SessionLedger
 from service.store.retention import surplus
 from service.verdicts import queries as verdicts
 from tests import factories
@@ -36,17 +34,10 @@ from workers.sweeps import Sweeper
 HOURS = 24
 
 
-def artifact(
-    installation: Installation,
-    family: str,
-    kind: str,
-    what: str = "x",
-    files: int = 0,
-    session: Session | None = None,
-) -> str:
-    """Something in the store: a file, or a folder of files; its name. session: a transaction that is open."""
+def artifact(installation: Installation, family: str, kind: str, what: str = "x", files: int = 0) -> str:
+    """Something in the store: a file, or a folder of files; its name."""
     name = f"{family}/{kind}-{content_key(what=what)}"
-    with installation.artifacts.create(name, ledger=session and SessionLedger(session)) as place:
+    with factories.unrecorded(installation.artifacts).create(name) as place:
         if files:
             place.mkdir()
         for number in range(files):
@@ -83,7 +74,7 @@ def test_what_nothing_refers_to_goes_after_some_hours(installation: Installation
     with installation.database.write() as session:
         row = session.get_one(Family, family)
         checkpoint = factories.checkpoint(session, row, "v1")
-        kept = artifact(installation, family, "dictionary", session=session)
+        kept = artifact(installation, family, "dictionary")
         factories.source(session, checkpoint, "resid_post.12", 4).dictionary = kept
     at(0)
     assert vacuum(installation) == 0
@@ -250,7 +241,7 @@ def chain(installation: Installation, length: int, fitted: tuple[int, ...], **po
         for number in range(length):
             parent = factories.checkpoint(session, row, f"v{number}", parent=parent)
             source = factories.source(session, parent, "resid_post.12", 4)
-            source.activations = artifact(installation, family, "activations", str(number), files=2, session=session)
+            source.activations = artifact(installation, family, "activations", str(number), files=2)
             session.add(
                 Code(
                     checkpoint_id=parent.id, family_id=family, generation=1, artifact="c", examples="e", n_positions=1,

@@ -8,21 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor
 
-from workers.activations import models
+from workers.activations import models, sealed
 from workers.activations.adapters import merge_adapter
 from workers.activations.sources import locate
 from workers.activations.tensorfiles import write_text
 from workers.errors import RunError
+
+log = structlog.get_logger("featurewatch.worker")
 
 COPIES = 4
 """Of the weights that training holds: themselves, gradients, and Adam's two moments."""
 LOSS_DOCUMENTS = 32
 """Documents at most that a loss is measured on."""
 SUMMARY = "finetune.json"
-"""Written last: where it is there, the model is whole."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ def fine_tune(
     and `no-causal-head`, `no-text`, `training-diverged`.
     """
     if (out / SUMMARY).is_file():
-        known: dict[str, float] = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
-        return known
+        if sealed.is_intact(out):
+            known: dict[str, float] = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+            return known
+        log.warning("a fine-tuned model is damaged or not whole; it is trained again", folder=out.name)
     check()
     folder = models.locate_model(uri, roots=roots, cache_dir=cache_dir)
     models.check_memory(folder, device, torch.float32, copies=COPIES)
@@ -95,6 +99,7 @@ def fine_tune(
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_text(out / SUMMARY, json.dumps(summary))
+    sealed.seal(out)
     return summary
 
 

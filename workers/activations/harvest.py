@@ -2,8 +2,9 @@
 
 The corpus is worked off in groups of whole documents; a group becomes one shard for each hook point. Inside a group
 batches go by length, so that little is padding, and rows are put back in position order. Only one group is in memory.
-A shard that is there is whole (temporary name, fsync, rename), so a killed harvest goes on behind its last group and
-ends with the same bytes. Groups depend on nothing but the spec, so other workers may do some of them (`Sharing`).
+A shard gets its name when it is on the disk, and holds a digest of its values, so a killed harvest goes on behind its
+last group and ends with the same bytes: a shard that does not hold what was written is written again. Groups depend on
+nothing but the spec, so other workers may do some of them (`Sharing`).
 """
 
 import hashlib
@@ -16,12 +17,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import structlog
 import torch
 
 from workers.activations.reading import Group
 from workers.activations.shards import HarvestSpec, Shards, open_shards, plan_text, shard_name
 from workers.activations.store import FORMAT, MANIFEST
-from workers.activations.tensorfiles import load_arrays, write_tensors, write_text
+from workers.activations.tensorfiles import is_whole, load_arrays, write_tensors, write_text
+
+log = structlog.get_logger("featurewatch.worker")
 
 DOCUMENTS = "documents.safetensors"
 PLAN = "plan.json"
@@ -88,12 +92,33 @@ def harvest(
 
 
 def _is_finished(out: Path, plan: str) -> bool:
-    return (out / MANIFEST).is_file() and (out / PLAN).is_file() and (out / PLAN).read_text(encoding="utf-8") == plan
+    """Whether `out` holds all of a harvest of this plan, as it was written."""
+    if not _is_of(out, plan) or not (out / MANIFEST).is_file():
+        return False
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        intact = manifest.pop("digest") == _digest(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        intact = False
+    if intact:
+        shards = [name for point in manifest["hook_points"].values() for name in point["shards"]]
+        intact = all(is_whole(out / name) for name in (*shards, DOCUMENTS))
+    if not intact:
+        log.warning("a finished harvest is damaged; what is not whole is read again", folder=out.name)
+    return intact
+
+
+def _is_of(out: Path, plan: str) -> bool:
+    return (out / PLAN).is_file() and (out / PLAN).read_bytes() == plan.encode()
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _start(out: Path, plan: str) -> None:
     """Keep what a killed attempt of the same plan left; anything else goes."""
-    if out.exists() and not ((out / PLAN).is_file() and (out / PLAN).read_text(encoding="utf-8") == plan):
+    if out.exists() and not _is_of(out, plan):
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".*"):
@@ -105,7 +130,12 @@ def _write(
     shards: Shards, out: Path, *, sharing: Sharing | None, on_progress: Progress, check: Callable[[], None]
 ) -> HarvestSummary:
     """Write the shards that are not there yet."""
-    missing = [group for group in shards.groups if not shards.are_whole(group, out)]
+    missing = []
+    for group in shards.groups:
+        if shards.are_whole(group, out):
+            check()  # what is there was read in full
+        else:
+            missing.append(group)
     total, wanted = len(shards.corpus.positions), sum(group.end - group.begin for group in missing)
     began, own = time.monotonic(), 0
     shared = sharing if len(missing) > 1 else None
@@ -153,7 +183,7 @@ def _finish(shards: Shards, out: Path) -> None:
         "positions_digest": positions.digest,
         "plan": hashlib.sha256((out / PLAN).read_bytes()).hexdigest(),
     }
-    write_text(out / MANIFEST, json.dumps(manifest, indent=1))
+    write_text(out / MANIFEST, json.dumps(manifest | {"digest": _digest(manifest)}, indent=1))
 
 
 def _summarize(out: Path, summary: HarvestSummary) -> HarvestSummary:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import nn
 
@@ -20,10 +21,12 @@ from workers.activations.positions import Positions, Reader
 from workers.activations.reading import Buffers, Group, TokenizedCorpus, batches, groups, read_batch, tokenize_corpus
 from workers.activations.rounding import Rounding, round_weights
 from workers.activations.sources import fingerprint, locate, safe_files
-from workers.activations.tensorfiles import read_header, write_tensors
+from workers.activations.tensorfiles import is_whole, read_header, write_tensors
 from workers.errors import RunError
 
-PLAN_VERSION = 2
+log = structlog.get_logger("featurewatch.worker")
+
+PLAN_VERSION = 3
 """Of the bytes that equal specs write: raise it when the reading changes."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -85,7 +88,7 @@ class Shards:
         return {name: folder / shard_name(name, group.number) for name in self.widths}
 
     def are_whole(self, group: Group, folder: Path) -> bool:
-        """Whether all of the group's files are there, whole."""
+        """Whether all of the group's files are there, with the values that were written. All of them are read."""
         rows = group.end - group.begin
         return all(_is_whole(file, rows, self.widths[name]) for name, file in self.files(group, folder).items())
 
@@ -170,6 +173,9 @@ def _is_whole(path: Path, rows: int, width: int) -> bool:
     if not path.is_file():
         return False
     try:
-        return read_header(path)["activations"].shape == (rows, width)
+        if read_header(path)["activations"].shape == (rows, width) and is_whole(path):
+            return True
     except (RunError, KeyError):
-        return False
+        pass
+    log.warning("a shard is damaged; its positions are read again", file=path.name)
+    return False

@@ -6,12 +6,9 @@
 
 import hashlib
 import json
-import shutil
-import uuid
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from fsspec.spec import AbstractFileSystem
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -20,6 +17,7 @@ from service.checkpoints.contents import ACTIVATIONS
 from service.checkpoints.faults import UnusableError
 from service.checkpoints.references import FETCHED, MEMORY, STORES, is_fetched, list_store, listing_digest, parse_hub
 from service.kit.paths import PathRefusedError, resolve_under_roots
+from workers.activations import sealed
 from workers.activations.tensorfiles import read_header, refusals
 from workers.errors import RunError
 
@@ -86,32 +84,20 @@ def _from_store(uri: str, cache_dir: Path) -> Path:
             raise RunError("content-changed", f"{plain} no longer holds what it held when it was registered (listing "
                            f"{listing}, not {expected}); register it again under another name")  # fmt: skip
         target = cache_dir / "fetched" / hashlib.sha256(f"{plain}#{listing}".encode()).hexdigest()[:20]
-        if not target.exists():
-            _copy(fs, files, target)
+
+        def fill(folder: Path) -> None:
+            for name, path in files.items():
+                fs.get_file(path, str(folder / name))
             fs.invalidate_cache()
             if listing_digest(fs, files) != listing:
-                shutil.rmtree(target, ignore_errors=True)
                 raise RunError("content-changed", f"{plain} changed while it was fetched; retry when it is complete")
+
+        sealed.build(target, fill)
     except ImportError as error:
         raise RunError("uri-unsupported", f"{uri} needs a package that is not installed: {error}") from error
     except (OSError, ValueError) as error:
         raise RunError("model-unavailable", f"{uri} could not be read: {error}") from error
     return target / next(iter(files)) if plain.rstrip("/").endswith(".gguf") else target
-
-
-def _copy(fs: AbstractFileSystem, files: dict[str, str], target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
-        for name, path in files.items():
-            fs.get_file(path, str(temporary / name))
-        if not target.exists():
-            temporary.rename(target)
-    except OSError:
-        if not target.exists():  # else another worker was first; it copied the same
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -3,14 +3,17 @@
 Headers are read by `service.checkpoints.tensorfile`, which the API uses too.
 """
 
+import hashlib
+import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from service.checkpoints import tensorfile
@@ -79,11 +82,36 @@ def load_arrays(path: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def save_checked(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Save a safetensors file whose metadata hold the SHA-256 of its tensors: see `is_whole`."""
+    ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(ready, path, metadata={"sha256": _digest((name, ready[name]) for name in sorted(ready))})
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file that `save_checked` wrote holds what was written. All of it is read."""
+    try:
+        header = read_header(path)
+        with safe_open(path, framework="pt") as file:
+            digest = _digest((name, file.get_tensor(name)) for name in sorted(header))
+            return bool((file.metadata() or {}).get("sha256") == digest)
+    except (RunError, OSError, SafetensorError):
+        return False
+
+
+def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write a safetensors file whole or not at all: temporary name, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        save_checked(temporary, tensors)
         settle(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from service.calibrations.schemas import CalibrationIn, CalibrationResult, NullN
 from service.kit.db import AWAY
 from service.verdicts import queries as verdict_queries
 from workers.activations.tensorfiles import write_text
-from workers.errors import LeaseLostError, RunError, WorkerStoppingError
+from workers.errors import REFUSALS, LeaseLostError, RunError, WorkerStoppingError
 from workers.execution import Execution
 from workers.pipelines import judging
 from workers.pipelines.alarms import rehearsed, result, summed_grid, unavailable
@@ -88,6 +88,8 @@ def _result(execution: Execution, work: Work, bench: Bench, null: NullName) -> N
     try:
         comparisons, settings = bench.compare(null)
     except RunError as error:
+        if error.code in REFUSALS:
+            raise
         found = unavailable(null, error.code, error.detail)
     else:
         with execution.read() as session:

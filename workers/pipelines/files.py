@@ -8,15 +8,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from workers.activations.tensorfiles import is_whole, save_checked
 from workers.crosscoder.code import Code
 from workers.crosscoder.config import FitConfig, Layout
 from workers.crosscoder.fit import FitState
 from workers.crosscoder.matching import KINDS, Link
 from workers.crosscoder.model import Crosscoder
+
+log = structlog.get_logger("featurewatch.worker")
 
 EXAMPLES = 16
 """Top activating positions kept of each feature."""
@@ -105,7 +109,7 @@ def partial_fit(data_dir: Path, artifact: str) -> Path:
 
 
 def save_state(path: Path, state: FitState) -> None:
-    """Keep a fit that is under way: temporary file, fsync, rename."""
+    """Keep a fit that is under way, with its digest: temporary file, fsync, rename."""
     tensors = {f"parameter{i}": p for i, p in enumerate(state.model.parameters())}
     for i, (first, second) in enumerate(state.moments):
         tensors[f"first{i}"], tensors[f"second{i}"] = first, second
@@ -120,7 +124,7 @@ def save_state(path: Path, state: FitState) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    save_checked(temporary, tensors)
     with temporary.open("rb") as handle:
         os.fsync(handle.fileno())
     temporary.rename(path)
@@ -130,6 +134,17 @@ def remove_state(path: Path) -> None:
     """Remove a fit that `save_state` kept, and what a killed worker left of a save."""
     for file in (path, path.with_suffix(".tmp")):
         file.unlink(missing_ok=True)
+
+
+def is_saved(path: Path) -> bool:
+    """Whether there is a fit to go on with. One that does not hold what `save_state` wrote is removed."""
+    if not path.exists():
+        return False
+    if is_whole(path):
+        return True
+    log.warning("a saved fit is damaged; it begins again", file=path.name)
+    remove_state(path)
+    return False
 
 
 def load_state(path: Path, config: FitConfig, layout: Layout, device: torch.device) -> FitState:

@@ -94,8 +94,9 @@ def trained(execution: Execution, work: Work, members: Members, saved: Path, kno
         config = replace(config, n_features=max(config.n_features, held))
     rows = members.valid.nonzero().squeeze(1)
     world = execution.settings.fit_processes or max(1, torch.cuda.device_count() if device.type == "cuda" else 1)
-    maps = _maps(members, rows) if config.decoder == "shared" and not saved.exists() else ()
-    if known is not None and not saved.exists():
+    goes_on = files.is_saved(saved)
+    maps = _maps(members, rows) if config.decoder == "shared" and not goes_on else ()
+    if known is not None and not goes_on:
         files.save_state(saved, start_from(known, config, members.layout, maps=maps, device=device))
     log.info("fit", features=config.n_features, k=config.k, steps=config.steps, positions=len(rows), processes=world)
     watch = _Watch(execution, config, len(rows))

@@ -31,7 +31,7 @@ from workers.activations.models import compute_dtype
 from workers.activations.sources import ACTIVATIONS_PREFIX
 from workers.errors import RunError
 from workers.execution import Execution
-from workers.pipelines.identity import known_content, verified_checkpoint
+from workers.pipelines.identity import known_content, verified_checkpoint, watched
 from workers.pipelines.sharing import Shared, Task
 from workers.pipelines.sources import BLOCK, Activations, normaliser_of, open_sources
 from workers.pipelines.work import Kept, Work, device_of
@@ -106,22 +106,16 @@ def make_activations(
 ) -> None:
     """Read a verified checkpoint into an artifact. Nothing of one that changes meanwhile gets there."""
     partial = execution.settings.data_dir / "partial" / name.replace("/", "-")
-
-    def check() -> None:
-        execution.check()
-        checkpoint.recheck()
-
-    try:
+    with watched(execution, checkpoint, partial) as check:
         if reference.brought_along:
-            _copy(execution, work, partial, checkpoint, check)
+            try:
+                _copy(execution, work, partial, checkpoint, check)
+            except RunError:
+                shutil.rmtree(partial, ignore_errors=True)  # it begins anew each time
+                raise
         else:
             task = _task(execution, work, reference, documents)
             _harvest(execution, task, partial, checkpoint, check)
-        check()
-    except RunError as error:
-        if error.code == "content-changed":
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
     with execution.artifacts.create(name) as place:
         shutil.move(partial, place)
 

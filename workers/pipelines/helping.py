@@ -125,27 +125,33 @@ class Helper:
     def _help(self, offer: Offer) -> int:
         """Do groups of one harvest while it is the first that waits; how many were done."""
         task = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))["task"]
-        done = 0
-        with verified(Reference(**task["reference"]), self.settings) as checkpoint:
-            shards = self._load(offer, checkpoint)
+        done, check = 0, self._watch(offer)
+        with verified(Reference(**task["reference"]), self.settings, lambda _done, _total: check()) as checkpoint:
+            shards = self._load(offer, checkpoint, check)
             while self._look() == offer:
                 done += self._do_one(offer, shards, checkpoint)
         return done
 
-    def _load(self, offer: Offer, checkpoint: Verified) -> Shards:
-        """The model and the corpus as the run's own worker has them; RunError where they are others here."""
-        told = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))
-        if self.settings.threads:
-            torch.set_num_threads(self.settings.threads)
+    def _watch(self, offer: Offer) -> Callable[[], None]:
+        """A check for what takes long before the first claim. WorkerStoppingError; LeaseLostError every so often."""
         looked = time.monotonic()
 
         def check() -> None:
             nonlocal looked
+            if self.stop():
+                raise WorkerStoppingError("the worker was told to end")
             if time.monotonic() - looked > LOOK_SECONDS:
                 looked = time.monotonic()
                 if self._look() != offer:
                     raise LeaseLostError("its groups are done, or a run waits")
 
+        return check
+
+    def _load(self, offer: Offer, checkpoint: Verified, check: Callable[[], None]) -> Shards:
+        """The model and the corpus as the run's own worker has them; RunError where they are others here."""
+        told = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
         log.info("helps", run=offer.run_id, worker=self.worker)
         task = Task(**told["task"])
         device = device_of(cast(Any, self))  # it looks at the settings alone

@@ -1,8 +1,10 @@
 """A run's checkpoint, verified: what its registration refers to, and what a worker finds there."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
@@ -10,6 +12,7 @@ from service.checkpoints import logic as checkpoints
 from service.models import Checkpoint
 from service.verdicts import queries
 from workers.activations.identity import Reference, Verified, resolve, verified
+from workers.errors import RunError
 from workers.execution import Execution
 
 log = structlog.get_logger("featurewatch.worker")
@@ -68,6 +71,26 @@ def known_content(execution: Execution, checkpoint_id: str) -> bool:
     """Whether it is known what a checkpoint held when it was judged."""
     with execution.read() as session:
         return queries.checkpoint(session, checkpoint_id).content_digest is not None
+
+
+@contextmanager
+def watched(execution: Execution, checkpoint: Verified, partial: Path | None = None) -> Iterator[Callable[[], None]]:
+    """The check to call while a verified checkpoint is read: of the run, and of the files; called on leaving too.
+
+    What was read into the folder `partial` is removed where they change.
+    """
+
+    def check() -> None:
+        execution.check()
+        checkpoint.recheck()
+
+    try:
+        yield check
+        check()
+    except RunError as error:
+        if error.code == "content-changed" and partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def content_digest(execution: Execution, checkpoint_id: str) -> str:

@@ -22,7 +22,7 @@ from workers.pipelines import files, judging
 from workers.pipelines.alarms import Comparison
 from workers.pipelines.dictionary import FOLDS, Basis, extended
 from workers.pipelines.harvesting import corpus_copy, harvest_spec, open_kept
-from workers.pipelines.identity import verified_checkpoint
+from workers.pipelines.identity import verified_checkpoint, watched
 from workers.pipelines.measuring import Measures, load_references, measured
 from workers.pipelines.sources import Activations, open_sources
 from workers.pipelines.work import Work, device_of
@@ -100,11 +100,14 @@ class Bench:
             asked.steps, asked.learning_rate, asked.batch_documents, self.work.corpus["context_length"],
             self.asked.seed,
         )  # fmt: skip
-        with verified_checkpoint(execution, self.work.checkpoint_id) as (_, checkpoint):
+        with (
+            verified_checkpoint(execution, self.work.checkpoint_id) as (_, checkpoint),
+            watched(execution, checkpoint, out) as check,
+        ):
             losses = fine_tune(
                 checkpoint.uri, checkpoint.adapter, training, (texts[:half], texts[half:]), out,
                 roots=checkpoint.roots, device=str(device_of(execution)), cache_dir=execution.settings.cache_dir,
-                on_progress=execution.progress, check=execution.check,
+                on_progress=execution.progress, check=check,
             )  # fmt: skip
         tuned = {"uri": out.resolve().as_uri(), "adapter": None, "roots": (out.resolve(),), "content": None}
         variant = self._harvested("finetune", **tuned)
@@ -115,10 +118,12 @@ class Bench:
         execution, name = self.execution, f"{self.work.family_id}/activations-{null}"
         if not execution.artifacts.exists(f"{name}/manifest.json"):
             partial, device = partial_folder(execution, self.work, null), str(device_of(execution))
-            with verified_checkpoint(execution, self.work.checkpoint_id) as (reference, checkpoint):
+            with (
+                verified_checkpoint(execution, self.work.checkpoint_id) as (reference, checkpoint),
+                watched(execution, checkpoint, partial) as check,
+            ):
                 spec = replace(harvest_spec(execution, self.work, reference, checkpoint, device), **changes)
-                harvest(spec, partial, on_progress=execution.progress, check=execution.check)
-            execution.check()
+                harvest(spec, partial, on_progress=execution.progress, check=check)
             with execution.artifacts.create(name) as place:
                 shutil.move(partial, place)
         return open_sources(execution, self.work, execution.artifacts.path(name))

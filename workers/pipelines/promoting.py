@@ -1,6 +1,7 @@
 """Which tokens new features promote: their decoder rows through the logit lens of the checkpoint's own head."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from workers.activations.models import load_tokenizer, locate_model
 from workers.activations.sources import ACTIVATIONS_PREFIX, locate
 from workers.activations.tensorfiles import write_text
 from workers.activations.unembedding import promoted, read_unembedding, token_texts
-from workers.errors import RunError
+from workers.errors import REFUSALS, RunError
 from workers.execution import Execution
-from workers.pipelines.identity import verified_checkpoint
+from workers.pipelines.identity import verified_checkpoint, watched
 from workers.pipelines.work import Work, device_of
 
 TOKENS = 10
@@ -43,7 +44,7 @@ def token_logits(
         try:
             found = _through_the_head(execution, work, _rows(execution.artifacts.path(dictionaries[hook]), columns))
         except (RunError, OSError) as error:
-            if isinstance(error, RunError) and error.code == "content-changed":
+            if isinstance(error, RunError) and error.code in REFUSALS:
                 raise
             why = error.detail if isinstance(error, RunError) else str(error)
             return [{} for _ in columns], {"logit_lens": {"none": why}}
@@ -55,11 +56,14 @@ def token_logits(
 def _through_the_head(execution: Execution, work: Work, rows: Tensor) -> list[Logits]:
     if work.uri.startswith(ACTIVATIONS_PREFIX):
         raise RunError("no-unembedding", "activations that were brought along come without a head")
-    with verified_checkpoint(execution, work.checkpoint_id) as (_, checkpoint):
-        return _of_checkpoint(execution, checkpoint, rows)
+    with (
+        verified_checkpoint(execution, work.checkpoint_id) as (_, checkpoint),
+        watched(execution, checkpoint) as check,
+    ):
+        return _of_checkpoint(execution, checkpoint, rows, check)
 
 
-def _of_checkpoint(execution: Execution, checkpoint: Verified, rows: Tensor) -> list[Logits]:
+def _of_checkpoint(execution: Execution, checkpoint: Verified, rows: Tensor, check: Callable[[], None]) -> list[Logits]:
     roots, cache = checkpoint.roots, execution.settings.cache_dir
     folder = locate_model(checkpoint.uri, roots=roots, cache_dir=cache)
     head = read_unembedding(folder, locate(checkpoint.adapter, roots, cache) if checkpoint.adapter else None)
@@ -67,7 +71,7 @@ def _of_checkpoint(execution: Execution, checkpoint: Verified, rows: Tensor) -> 
         raise RunError("no-unembedding", f"the head reads {head.entry.shape[1]} values, rows have {rows.shape[1]}")
     tokenizer = load_tokenizer(folder)
     parts = [
-        promoted(part.to(device_of(execution)), head, TOKENS, tokens=len(tokenizer), check=execution.check)
+        promoted(part.to(device_of(execution)), head, TOKENS, tokens=len(tokenizer), check=check)
         for part in rows.split(ROWS)
     ]
     ids, values, low_ids, low_values = (torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True))

@@ -4,6 +4,7 @@ Everything that is read is kept under a name made from checkpoint and contrast s
 where it stopped, and later checkpoints are compared with earlier ones without a model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import structlog
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from service.kit.digests import FileState, sha256
+from service.kit.digests import ChangedWhileReadError, FileState, sha256
 from service.kit.paths import hold_to_roots
 from service.models import Checkpoint
 from service.signatures import contrast, logic, queries
@@ -28,7 +29,7 @@ from workers.execution import Execution
 from workers.pipelines import judging
 from workers.pipelines.contrasting import Question, judge_signature
 from workers.pipelines.eyes import Place
-from workers.pipelines.identity import content_digest, verified_checkpoint
+from workers.pipelines.identity import content_digest, verified_checkpoint, watched
 from workers.pipelines.work import artifact_name, device_of
 
 log = structlog.get_logger("featurewatch.worker")
@@ -131,8 +132,11 @@ def _read(execution: Execution, subject: Subject) -> dict[str, str]:
         if not execution.artifacts.exists(names[question.id])
     }
     if wanted:
-        with verified_checkpoint(execution, checkpoint_id) as (_, checkpoint):
-            found = _run(execution, subject, checkpoint, wanted)
+        with (
+            verified_checkpoint(execution, checkpoint_id) as (_, checkpoint),
+            watched(execution, checkpoint) as check,
+        ):
+            found = _run(execution, subject, checkpoint, wanted, check)
         for name, tensors in found.items():
             _keep(execution, name, tensors)
     return names
@@ -154,7 +158,11 @@ def _keep(execution: Execution, name: str, tensors: dict[str, Tensor]) -> None:
 
 
 def _run(
-    execution: Execution, subject: Subject, checkpoint: Verified, wanted: dict[str, Question]
+    execution: Execution,
+    subject: Subject,
+    checkpoint: Verified,
+    wanted: dict[str, Question],
+    check: Callable[[], None],
 ) -> dict[str, dict[str, Tensor]]:
     """Through the model, which is loaded once."""
     device = str(device_of(execution))
@@ -171,7 +179,7 @@ def _run(
         def progress(fraction: float, done: int = number) -> None:
             execution.progress((done + fraction) / len(wanted))
 
-        found[name] = read_prompts(model, subject.hook_points, prompts, on_progress=progress, check=execution.check)
+        found[name] = read_prompts(model, subject.hook_points, prompts, on_progress=progress, check=check)
     return found
 
 
@@ -182,9 +190,13 @@ def _bring(execution: Execution, subject: Subject, folder: Path) -> dict[str, st
         path = folder / "contrast" / f"{question.name}.safetensors"
         if path.is_file():
             hold_to_roots(path, (*execution.settings.root_dirs, execution.settings.cache_dir.resolve()))
-        names[question.id] = _artifact(execution, subject, question, sha256(path) if path.is_file() else "missing")
+        before = FileState.of(path) if path.is_file() else None  # first: what is hashed is what is read
+        try:
+            digest = sha256(path) if before else "missing"
+        except ChangedWhileReadError as error:
+            raise changed(f"{path.name} was written to while it was read, so it changed") from error
+        names[question.id] = _artifact(execution, subject, question, digest)
         if not execution.artifacts.exists(names[question.id]):
-            before = FileState.of(path) if path.is_file() else None
             tensors = _brought(path, question, subject, execution)
             if FileState.of(path) != before:
                 raise changed(f"{path.name} was written to")

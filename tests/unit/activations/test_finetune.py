@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.unit.activations.tiny import TEXTS, save_checkpoint, weights_of
+from tests.unit.activations.tiny import TEXTS, in_place, save_checkpoint, weights_of, zero
 from workers.activations.finetune import SUMMARY, Training, fine_tune
 from workers.errors import RunError
 
@@ -49,6 +49,15 @@ def test_a_finished_one_is_kept(model: Path, tmp_path: Path) -> None:
     (out / "model.safetensors").write_bytes(b"half")
     assert run(model, out, steps=2) == summary
     assert weights_of(out / "model.safetensors")
+
+
+def test_a_finished_one_that_is_damaged_is_trained_again(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    summary = run(model, out, steps=2)
+    whole = (out / "model.safetensors").read_bytes()
+    in_place(out / "model.safetensors", zero)
+    assert run(model, out, steps=2) == summary
+    assert (out / "model.safetensors").read_bytes() == whole
 
 
 def test_it_stops_where_it_is_told_to(model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from tests.unit.activations.tiny import CONFIGS, TEXTS, TOKENIZERS, save_checkpoint, weights_of
+from tests.unit.activations.tiny import CONFIGS, TEXTS, TOKENIZERS, in_place, save_checkpoint, weights_of, zero
 from workers.activations import Document, HarvestSpec, Positions, check_finite, harvest, open_activations
 from workers.activations.positions import Reader
 from workers.activations.reading import Buffers
@@ -225,6 +226,47 @@ def test_a_process_killed_in_the_middle_goes_on_to_the_same_bytes(
         process.kill()
         process.wait()
     assert not (out / "manifest.json").exists()
+    harvest(spec_for(llama_folder), out)
+    assert contents(out) == contents(harvested)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def renumber(file: Path) -> None:
+    """A digit in the manifest: the second shard is said to be the first once more."""
+    file.write_text(file.read_text().replace("resid_post.1-00001", "resid_post.1-00000"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("resid_post.1-00001.safetensors", lambda file: in_place(file, zero)),
+        ("documents.safetensors", lambda file: in_place(file, zero)),
+        ("documents.safetensors", cut),
+        ("manifest.json", lambda file: in_place(file, zero)),
+        ("manifest.json", cut),
+        ("manifest.json", renumber),
+        ("plan.json", cut),
+    ],
+)
+def test_a_finished_harvest_that_is_damaged_is_made_whole(
+    tmp_path: Path, llama_folder: Path, harvested: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    out = shutil.copytree(harvested, tmp_path / "out")
+    damage(out / name)
+    assert contents(out) != contents(harvested)
+    harvest(spec_for(llama_folder), out)
+    assert contents(out) == contents(harvested)
+
+
+def test_a_zeroed_shard_of_a_killed_attempt_is_read_again(tmp_path: Path, llama_folder: Path, harvested: Path) -> None:
+    """Its header and its size say nothing."""
+    out = tmp_path / "out"
+    with pytest.raises(StopHereError):
+        harvest(spec_for(llama_folder), out, check=stop_after(7))
+    in_place(out / "resid_post.1-00000.safetensors", zero)
     harvest(spec_for(llama_folder), out)
     assert contents(out) == contents(harvested)
 

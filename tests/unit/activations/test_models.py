@@ -4,6 +4,7 @@ import json
 import shutil
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -14,7 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from tests.unit.activations.tiny import byte_level, make_model, save_checkpoint, weights_of
+from tests.unit.activations.tiny import byte_level, in_place, make_model, save_checkpoint, weights_of, zero
+from workers.activations import gguf as conversion
+from workers.activations import sealed, sources
 from workers.activations.gguf import convert_gguf
 from workers.activations.models import compute_dtype, load_model, locate_model, max_tokens
 from workers.activations.sources import fingerprint, locate, locate_activations
@@ -207,7 +210,8 @@ def test_a_store_is_copied_once_and_without_pickles(tmp_path: Path, folder: Path
         fs.put_file(str(file), f"/bucket/model/{file.name}")
     fs.pipe_file("/bucket/model/pytorch_model.bin", b"\x80\x04.")
     path = locate("memory://bucket/model", (), tmp_path)
-    assert sorted(file.name for file in path.iterdir()) == sorted(file.name for file in folder.iterdir())
+    fetched = {file.name for file in path.iterdir()}
+    assert fetched == {file.name for file in folder.iterdir()} | {sealed.DIGESTS}
     stamp = path.stat().st_mtime_ns
     assert locate("memory://bucket/model", (), tmp_path) == path
     assert path.stat().st_mtime_ns == stamp
@@ -219,6 +223,47 @@ def test_a_store_is_copied_once_and_without_pickles(tmp_path: Path, folder: Path
     )
     assert locate_activations("activations+memory://bucket/model", (), tmp_path).is_dir()
     refused("memory://bucket/none", tmp_path, "model-unavailable")
+
+
+def test_a_fetched_copy_that_is_damaged_is_fetched_again(tmp_path: Path, folder: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    for file in folder.iterdir():
+        fs.put_file(str(file), f"/bucket/damaged/{file.name}")
+    path = locate("memory://bucket/damaged", (), tmp_path)
+    in_place(path / "model.safetensors", zero)
+    assert locate("memory://bucket/damaged", (), tmp_path) == path
+    (path / "tokenizer.json").unlink()
+    (path / "adapter_config.json").write_text("{}")
+    assert locate("memory://bucket/damaged", (), tmp_path) == path
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert {file.name: file.read_bytes() for file in path.iterdir() if file.name != sealed.DIGESTS} == whole
+    assert [place.name for place in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("when", ["before its end", "killed before it was noticed"])
+def test_a_store_that_changes_while_it_is_fetched_leaves_nothing(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    fs = fsspec.filesystem("memory")
+    for file in folder.iterdir():
+        fs.put_file(str(file), f"/bucket/changing/{file.name}")
+    looks, look = 0, sources.listing_digest
+
+    def looked(*arguments: Any) -> str:
+        nonlocal looks
+        looks += 1
+        if looks == 2:  # the files are fetched
+            fs.pipe_file("/bucket/changing/config.json", b"{}")
+            if when.startswith("killed"):
+                raise KeyboardInterrupt
+        return look(*arguments)
+
+    monkeypatch.setattr(sources, "listing_digest", looked)
+    with pytest.raises((RunError, KeyboardInterrupt)) as caught:
+        locate("memory://bucket/changing", (), tmp_path)
+    if isinstance(caught.value, RunError):
+        assert caught.value.code == "content-changed"
+    assert not list((tmp_path / "fetched").iterdir())
 
 
 def test_a_fingerprint_changes_with_the_files(folder: Path) -> None:
@@ -299,6 +344,36 @@ def test_a_gguf_file_is_converted_once_and_holds_the_same_model(tmp_path: Path) 
     assert locate_model(f"file://{file}", roots=(tmp_path,), cache_dir=tmp_path / "cache") == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
     assert not list(folder.parent.glob(".*"))
+
+
+def test_a_gguf_file_that_is_overwritten_while_it_is_converted_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder's name is the digest of what was hashed; it must not hold the model that came later."""
+    file, convert = tmp_path / "tiny.gguf", conversion._convert
+    write_gguf(file)
+
+    def overwritten(source: Path, folder: Path) -> None:
+        data = bytearray(source.read_bytes())
+        data[-8:] = bytes(8)
+        source.write_bytes(data)
+        convert(source, folder)
+
+    monkeypatch.setattr(conversion, "_convert", overwritten)
+    with pytest.raises(RunError) as caught:
+        convert_gguf(file, tmp_path / "cache")
+    assert caught.value.code == "content-changed"
+    assert not list((tmp_path / "cache" / "gguf").iterdir())
+
+
+def test_a_converted_model_that_is_damaged_is_converted_again(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file)
+    folder = convert_gguf(file, tmp_path / "cache")
+    whole = (folder / "model.safetensors").read_bytes()
+    in_place(folder / "model.safetensors", zero)
+    assert convert_gguf(file, tmp_path / "cache") == folder
+    assert (folder / "model.safetensors").read_bytes() == whole
 
 
 def test_a_damaged_gguf_file_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
