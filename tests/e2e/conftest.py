@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.inprocess import Installation
 from tests.e2e.parts import Service
 
 
@@ -37,3 +38,13 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """`featurewatch up` with its worker; only files in its folder may be read. Each test has families of its own."""
     with _installation(request, tmp_path_factory) as made, Service(*made) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def installation(module_database: tuple[Path, str]) -> Iterator[Installation]:
+    """API and worker of this process, with a family that has one judged checkpoint."""
+    made = Installation(*module_database)
+    with made.client:
+        made.begin()
+        yield made
+    made.database.close()

@@ -20,6 +20,8 @@ from service.kit.db import Base, Database
 from tests.processes import held, state_of
 
 HOOK_POINT = "resid_post.1"
+OPTIONS = {"n_features": 16, "k": 2, "steps": 60, "batch_size": 128}
+"""Of a crosscoder that is fitted in a second."""
 WAIT_SECONDS = 120.0
 
 ONE_DATABASE = pytest.mark.parametrize("service", ["sqlite"], indirect=True, scope="session")

@@ -29,12 +29,11 @@ from service.models import (
     Source,
     Verdict,
 )
-from tests.e2e.parts import HOOK_POINT, WAIT_SECONDS, Service, rows_of, unfinished
+from tests.e2e.parts import HOOK_POINT, OPTIONS, WAIT_SECONDS, Service, rows_of, unfinished
 from tests.unit.activations.tiny import save_checkpoint, weights_of, write_activations
 from tests.unit.checkpoints.raw import write_safetensors
 
 POSITIONS, WIDTH = 1200, 16
-OPTIONS = {"n_features": 16, "k": 2, "steps": 60, "batch_size": 128}
 TABLES = (Family, Checkpoint, Source, Feature, Code, Verdict, Measurement, Alert, Event, Run)
 
 

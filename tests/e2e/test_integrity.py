@@ -7,134 +7,25 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 import torch
-from fastapi.testclient import TestClient
 from safetensors.torch import load, save_file
 
-from service.app import create_app
-from service.config import Settings
-from service.kit.db import Database
-from service.models import Checkpoint, Code, Family, Source, Verdict
-from service.store.ledger import open_store
-from tests.e2e.test_bad_input import OPTIONS
-from tests.unit.activations.tiny import save_checkpoint, weights_of
-from workers import runner
+from service.models import Checkpoint, Code, Family, Source
+from tests.e2e.inprocess import HOOK, TEXTS, Installation, failed_by
+from tests.unit.activations.tiny import in_place, save_checkpoint, weights_of, zero
 from workers.activations import models as models_module
 from workers.activations import shards as shards_module
-
-HOOK = "resid_post.1"
-TEXTS = [f"The quick brown fox number {n} jumps over the lazy dog, and says so {n % 7} times." for n in range(60)]
-
-
-class Installation:
-    """The API and a worker in this process, on one database, with a family that has one judged checkpoint."""
-
-    def __init__(self, folder: Path, database_url: str) -> None:
-        self.folder = folder
-        self.settings = Settings(
-            data_dir=folder / "data",
-            database_url=database_url,
-            roots=str(folder),
-            stores="hf://,memory://",
-            require_keys=False,
-            log_level="ERROR",
-            threads=1,
-        )
-        self.database = Database(database_url)
-        self.artifacts = open_store(self.settings, self.database)
-        self.client = TestClient(create_app(self.settings), base_url="http://localhost")
-        self.client.__enter__()
-        self.corpus = folder / "corpus.jsonl"
-        self.corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-        self.numbers = iter(range(1000))
-        self.family = self.make_family("smol")
-        self.model = save_checkpoint(folder / "v1")
-        assert self.judge("v1", self.model.as_uri())["state"] == "succeeded"
-
-    def make_family(self, name: str) -> str:
-        body = {"name": name, "hook_points": [HOOK], "corpus": {"uri": self.corpus.as_uri()}, "crosscoder": OPTIONS}
-        assert self.client.post("/v1/families", json=body).status_code == 201
-        return name
-
-    def post(self, name: str, uri: str, family: str | None = None, **more: Any) -> Any:
-        url = f"/v1/families/{family or self.family}/checkpoints"
-        return self.client.post(url, json={"name": name, "uri": uri} | more)
-
-    def register(self, name: str, uri: str, **more: Any) -> str:
-        response = self.post(name, uri, **more)
-        assert response.status_code == 202, response.text
-        return str(response.json()["run"]["id"])
-
-    def work(self, run_id: str) -> dict[str, Any]:
-        """Do the run that is queued; how it ended."""
-        fresh = open_store(self.settings, self.database)  # as a worker that has just been started
-        assert runner.run_next(settings=self.settings, database=self.database, artifacts=fresh) == run_id
-        return self.client.get(f"/v1/runs/{run_id}").json()
-
-    def judge(self, name: str, uri: str, **more: Any) -> dict[str, Any]:
-        return self.work(self.register(name, uri, **more))
-
-    def retry(self, run_id: str) -> dict[str, Any]:
-        assert self.client.post(f"/v1/runs/{run_id}/retry").is_success
-        return self.work(run_id)
-
-    def checkpoint(self, name: str, family: str | None = None) -> dict[str, Any]:
-        return self.client.get(f"/v1/families/{family or self.family}/checkpoints/{name}").json()
-
-    def fresh_model(self, seed: int = 1) -> tuple[str, Path]:
-        """A new name, and a model in a folder of its own."""
-        name = f"c{next(self.numbers)}"
-        return name, save_checkpoint(self.folder / name, seed=seed)
-
-    def verdicts(self, name: str) -> int:
-        with self.database.read() as session:
-            found = session.query(Verdict).join(Checkpoint, Checkpoint.id == Verdict.checkpoint_id)
-            return found.filter(Checkpoint.name == name).count()
-
-    def row(self, table: Any, **where: Any) -> Any:
-        with self.database.read() as session:
-            return session.query(table).filter_by(**where).first()
-
-
-@pytest.fixture(scope="module")
-def installation(module_database: tuple[Path, str]) -> Iterator[Installation]:
-    made = Installation(*module_database)
-    yield made
-    made.client.__exit__(None, None, None)
-    made.database.close()
-
-
-def in_place(file: Path, change: Callable[[bytearray], None]) -> None:
-    """Change a file's bytes, neither its size nor its time of modification."""
-    data, stat = bytearray(file.read_bytes()), file.stat()
-    change(data)
-    with file.open("r+b") as handle:
-        handle.write(data)
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def flip(data: bytearray) -> None:
     """One bit, in the last fifth."""
     data[len(data) * 4 // 5] ^= 1
-
-
-def zero(data: bytearray) -> None:
-    """The last two fifths."""
-    start = len(data) * 3 // 5
-    data[start:] = bytes(len(data) - start)
-
-
-def failed_by(run: dict[str, Any], code: str, *words: str) -> None:
-    assert run["state"] == "failed", run
-    assert run["error"]["code"] == code, run["error"]
-    for word in words:
-        assert word in run["error"]["detail"], run["error"]["detail"]
 
 
 CHECKPOINT_FILES = ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"]

@@ -5,7 +5,6 @@ Damage is made good without a word to the user but in the log: the part is fetch
 
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from service.models import Checkpoint, Source
-from tests.e2e.test_bad_input import OPTIONS
-from tests.e2e.test_integrity import HOOK, Installation, failed_by
+from tests.e2e.inprocess import HOOK, Installation, failed_by
+from tests.e2e.parts import OPTIONS
 from tests.unit.activations.tiny import in_place, weights_of, write_activations, zero
 from workers.activations import finetune, shards
 from workers.errors import REFUSALS, RunError
 from workers.pipelines import nulls, promoting, signature
-
-
-@pytest.fixture(scope="module")
-def installation(module_database: tuple[Path, str]) -> Iterator[Installation]:
-    made = Installation(*module_database)
-    yield made
-    made.client.__exit__(None, None, None)
-    made.database.close()
 
 
 def read_shards(installation: Installation, name: str) -> dict[str, bytes]:
