@@ -1,9 +1,12 @@
 """Time: always UTC, always aware, from one place so that tests can move it."""
 
-from datetime import UTC, datetime
+from __future__ import annotations
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 
 def utcnow() -> datetime:
@@ -19,4 +22,6 @@ def database_now(session: Session) -> datetime:
     """
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
+    from sqlalchemy import func, select  # noqa: PLC0415 - the client asks for the time, too, and starts without it
+
     return session.scalars(select(func.clock_timestamp())).one().astimezone(UTC)

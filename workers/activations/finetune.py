@@ -58,11 +58,8 @@ def fine_tune(
     most LOSS_DOCUMENTS of each). `check` is called after each batch and may raise. RunErrors of `models.load_model`,
     and `no-causal-head`, `no-text`, `training-diverged`.
     """
-    if (out / SUMMARY).is_file():
-        if sealed.is_intact(out):
-            known: dict[str, float] = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
-            return known
-        log.warning("a fine-tuned model is damaged or not whole; it is trained again", folder=out.name)
+    if (known := _finished(out)) is not None:
+        return known
     check()
     folder = models.locate_model(uri, roots=roots, cache_dir=cache_dir)
     models.check_memory(folder, device, torch.float32, copies=COPIES)
@@ -101,6 +98,17 @@ def fine_tune(
     write_text(out / SUMMARY, json.dumps(summary))
     sealed.seal(out)
     return summary
+
+
+def _finished(out: Path) -> dict[str, float] | None:
+    """The losses of a fine-tune that an earlier attempt has finished; None where there is none, or it is damaged."""
+    if not (out / SUMMARY).is_file():
+        return None
+    if not sealed.is_intact(out):
+        log.warning("a fine-tuned model is damaged or not whole; it is trained again", folder=out.name)
+        return None
+    losses: dict[str, float] = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+    return losses
 
 
 def _require_causal(model: Any, ids: list[int]) -> None:
