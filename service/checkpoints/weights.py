@@ -18,9 +18,9 @@ from service.checkpoints.tensorfile import header_length, read_header
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 _KINDS = ("resid_post", "mlp_out", "attn_out")
-# What a request may have parsed: 12,000 tensors in 0.1 s. A model of 70 billion weights has 70 kB of headers; those of
+# What a request may have parsed: 6,000 tensors in 50 ms. A model of 70 billion weights has 70 kB of headers; those of
 # the largest mixtures of experts are left to the worker.
-REQUEST_BYTES = 1_000_000
+REQUEST_BYTES = 500_000
 # Of a GGUF file's vocabulary: 0.1 s. Larger vocabularies are left to the worker.
 REQUEST_TEXTS = 150_000
 # Configs have some kilobytes; with names of quantised modules a megabyte, which are left to the worker.
