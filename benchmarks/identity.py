@@ -30,6 +30,7 @@ from service.families import logic as families
 from service.families.schemas import FamilyIn
 from service.kit import artifacts, digests
 from service.kit.db import Database
+from service.kit.logs import configure_logging
 from service.models import Run
 from service.store.ledger import open_store
 from workers import runner
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/featurewatch/demo").expanduser())
     options = parser.parse_args()
     torch.manual_seed(0)
+    configure_logging(Settings(log_level="ERROR"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result: dict[str, Any] = {"hashing": hashing(folder, 2)}
@@ -117,6 +119,7 @@ def main() -> None:
         shutil.copytree(base, folder / "releases" / "v1")
         save_rounded(base, second)
         releases = [folder / "releases" / "v1", second]
+        onboard(folder / "data", releases)  # imports, and the first use of everything
         ratios: list[list[float]] = [[], []]
         for pair in range(options.pairs):
             timed: dict[bool, list[float]] = {}
