@@ -24,4 +24,5 @@ def database_now(session: Session) -> datetime:
         return datetime.now(UTC)
     from sqlalchemy import func, select  # noqa: PLC0415 - the client asks for the time, too, and starts without it
 
-    return session.scalars(select(func.clock_timestamp())).one().astimezone(UTC)
+    now: datetime = session.scalars(select(func.clock_timestamp())).one()
+    return now.astimezone(UTC)
