@@ -84,7 +84,7 @@ def delete_checkpoint(
         bool, Query(description="Hand its children to its parent. Left out: a checkpoint with children is kept (409).")
     ] = False,
 ) -> None:
-    """With its runs, verdicts and alerts. Children that are handed on are judged anew against their new parent, from
+    """With its runs, verdicts and alerts. Reparented children are re-judged against their new parent, from
     what is stored. Artifacts that nothing else refers to are removed later, as retention says."""
     found = families.get(session, family)
     deletion.delete(session, found, logic.get(session, found, name), reparent=reparent)

@@ -75,7 +75,7 @@ class CheckpointOut(BaseModel):
     parent: str | None
     deleted_parents: list[str] = Field(
         description="Parents that were deleted and handed it to their own, the one it was registered with first. Its "
-        "verdicts were judged anew against `parent`, from stored measurements."
+        "verdicts were then re-judged against `parent` from stored measurements."
     )
     hook_points: list[str]
     fit: str

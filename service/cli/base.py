@@ -126,7 +126,9 @@ def complain(text: str, code: int) -> int:
     return code
 
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Needed where there is no terminal to ask at.")]
+Yes = Annotated[
+    bool, typer.Option("--yes", "-y", help="Skip the confirmation prompt. Required when there is no terminal.")
+]
 
 
 def confirm(question: str, *, yes: bool) -> None:

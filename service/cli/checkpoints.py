@@ -99,7 +99,7 @@ def show_family(family: Family, as_json: AsJson = False) -> None:
 
 @family_app.command("delete")
 def delete_family(family: Family, yes: base.Yes = False, as_json: AsJson = False) -> None:
-    """Delete a family with its checkpoints, features, runs and artifacts. There is no way back."""
+    """Delete a family with its checkpoints, features, runs and artifacts. This cannot be undone."""
     base.confirm(f"Delete the family {family} with all its checkpoints, features, runs and artifacts?", yes=yes)
     with base.connect() as client:
         client.delete_family(family)

@@ -36,7 +36,7 @@ class AsyncFamilyCalls(AsyncTransport):
         return cast(types.Family, await self.json("POST", path_of("families"), body=given(**body, policy=policy)))
 
     async def delete_family(self, name: str) -> None:
-        """Delete a family with all that belongs to it. There is no way back."""
+        """Delete a family with all that belongs to it. This cannot be undone."""
         await self.send("DELETE", path_of("families", name))
 
     # Checkpoints

@@ -37,7 +37,7 @@ class FamilyCalls(Transport):
         return cast(types.Family, self.json("POST", path_of("families"), body=given(**body, policy=policy)))
 
     def delete_family(self, name: str) -> None:
-        """Delete a family with all that belongs to it. There is no way back."""
+        """Delete a family with all that belongs to it. This cannot be undone."""
         self.send("DELETE", path_of("families", name))
 
     # Checkpoints
