@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from service.checkpoints.faults import UnusableError
 from service.checkpoints.jsonfile import MAX_JSON_BYTES, read_json
 from service.checkpoints.sizes import Census, check_config, layer_count
 from service.checkpoints.tensorfile import header_length, read_header
+from service.kit.digests import FileState
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 _KINDS = ("resid_post", "mlp_out", "attn_out")
@@ -147,21 +149,26 @@ def weight_files(folder: Path, budget: int | None = None) -> list[Path]:
         return [single]
     if index.is_file():
         if budget is not None and budget < index.stat().st_size <= MAX_INDEX_BYTES:
-            names = {name.decode() for name in _NAMED.findall(index.read_bytes())}
-            return _members(folder, index, names)
+            return _members(folder, index, _names_in(index, FileState.of(index)))
         return _indexed(folder, index)
     _refuse_pickles(folder)
     raise UnusableError("weights-missing", f"{folder.name} has no model.safetensors.")
+
+
+@lru_cache(maxsize=16)
+def _names_in(index: Path, state: FileState) -> frozenset[str]:
+    """Files that an index in this state names. A request asks twice, to check the files and to list them."""
+    return frozenset(name.decode() for name in _NAMED.findall(index.read_bytes()))
 
 
 def _indexed(folder: Path, index: Path) -> list[Path]:
     shards = read_json(index, max_bytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise UnusableError("truncated-file", f"{index.name} has no weight_map.")
-    return _members(folder, index, set(shards.values()))
+    return _members(folder, index, frozenset(shards.values()))
 
 
-def _members(folder: Path, index: Path, names: set[str]) -> list[Path]:
+def _members(folder: Path, index: Path, names: frozenset[str]) -> list[Path]:
     if len(names) > MAX_FILES:
         raise UnusableError("too-large", f"{index.name} names {len(names):,} files; at most {MAX_FILES:,} are read.")
     return [member(folder, name) for name in sorted(names)]

@@ -9,31 +9,40 @@ from sqlalchemy.orm import Session
 from service.kit.artifacts import ArtifactStore, DamagedArtifactError, MissingArtifactError
 from service.store import queries
 
+REMADE = ("documents", "positions", "dictionary", "contrast-activations", "examples")
+"""Kinds that a run of the family makes again before it begins, those that others are made of first."""
+_READ_AGAIN = "activations"
+"""The kind that a run makes again when it needs it."""
 _BACKUP = "Restore it from a backup of the artifact store"
 _FIT = (
     f"{_BACKUP}. Without one the dictionary is lost: make a new family and register the checkpoints again; "
     "`fit: refit` on the family's next checkpoint needs the old dictionary too"
 )
+_ELSE = "if it is what it was; else restore it from a backup"
 _AGAIN = "Retry the run: it is made again"
 # Kind of an artifact -> how to get it back.
 REBUILD = {
     "activations": "Retry the run: the checkpoint is read again, if its files are where they were",
     "code": _FIT,
     "contrast": f"{_BACKUP}, or delete the signature and create it again from its rows",
-    "contrast-activations": f"{_BACKUP}, or delete the signature and create it again",
+    "contrast-activations": f"Retry the run: the rows are read again, {_ELSE}",
     "dependencies": "Start `featurewatch dependencies` for the feature again",
-    "dictionary": f"{_BACKUP}, or register the checkpoint's files again under another name, as a child of its parent",
-    "documents": f"{_BACKUP}: it is the family's copy of its corpus",
-    "examples": f"{_BACKUP}; the verdicts do not depend on it",
+    "dictionary": (
+        "Retry the run: it is solved again, if the activations of the checkpoint and of its parent are kept or can be "
+        "read again; else restore it from a backup"
+    ),
+    "documents": f"Retry the run: the corpus is copied again, {_ELSE}",
+    "examples": "Any run of the family makes it again where it is missing; the verdicts do not depend on it",
     "lineage": _AGAIN,
     "measures": _AGAIN,
-    "positions": f"{_BACKUP}: these are the positions at which every checkpoint of the family is read",
+    "positions": (
+        "Retry the run: they are copied again, if the activations of the family's first checkpoint are kept; else "
+        "restore it from a backup"
+    ),
     "promoted": _AGAIN,
     "shards": _AGAIN,
     "calibrations": _AGAIN,
 }
-_RECIPES = ("activations",)
-"""Kinds that a retry makes again although rows refer to them."""
 
 
 def kind_of(name: str) -> str:
@@ -43,9 +52,22 @@ def kind_of(name: str) -> str:
     return match[1] if match else inner.partition("/")[0]
 
 
+def is_remade(name: str) -> bool:
+    """Whether a retry tries to make an artifact again although rows refer to it."""
+    return kind_of(name) in (_READ_AGAIN, *REMADE)
+
+
 def advice(name: str) -> str:
     """How to get a damaged or missing artifact back."""
     return REBUILD.get(kind_of(name), _BACKUP)
+
+
+def lost(session: Session, artifacts: ArtifactStore, family_id: str) -> list[str]:
+    """Artifacts of a family that are not in the store, of the kinds REMADE, in the order to make them again."""
+    names = [name for name in queries.references(session, family_id) if kind_of(name) in REMADE]
+    there = artifacts.listing(family_id)
+    found = [name for name in names if name not in there]
+    return sorted(found, key=lambda name: REMADE.index(kind_of(name)))
 
 
 def set_aside(session: Session, artifacts: ArtifactStore, error: DamagedArtifactError) -> str:
@@ -61,7 +83,7 @@ def set_aside(session: Session, artifacts: ArtifactStore, error: DamagedArtifact
     if not referred:
         artifacts.remove(name, entry=False)
         artifacts.ledger.erase(name)  # last: what is damaged must not be taken for what has no entry yet
-    elif kind_of(name) in _RECIPES:
+    elif is_remade(name):
         artifacts.put_aside(name)
         what += ". The damaged files are kept until then"
     needs = f" It is needed by {', '.join(referred[:5])}." if referred else ""

@@ -1,6 +1,6 @@
 """SQL over all tables: what they hold, which artifacts they refer to, and which activations are still wanted."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -163,6 +163,11 @@ def dependents(session: Session, artifact: str) -> list[str]:
     copies = [(family.positions or {}).get(part) for part in ("artifact", "documents")] if family else []
     copies += [(family.documents or {}).get("artifact")] if family else []
     return sorted(found | ({f"family {family.name}"} if family and artifact in copies else set()))
+
+
+def holders(session: Session, column: Any, artifact: str) -> Sequence[Any]:
+    """Rows whose column, such as `Source.dictionary`, refers to an artifact."""
+    return session.scalars(select(column.class_).where(column == artifact)).all()
 
 
 def entries(session: Session, family_id: str, before: datetime | None = None) -> dict[str, int]:

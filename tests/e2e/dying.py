@@ -20,11 +20,16 @@ Pipelines = dict[str, Callable[[Execution], None]]
 
 
 def _standing_still(stage: str, part: float = 0.0, saved: str | None = None) -> Pipelines:
-    """Once, in a stage, when this part of it is done and a file of this pattern is in `partial`: all stands still."""
+    """Once, in a stage, when this part of it is done and a file of this pattern in `partial` was saved since."""
     stood = threading.Event()
 
     def onboard(execution: Execution) -> None:
         enter, report = execution.stage, execution.progress
+        before: set[tuple[str, int]] | None = None
+
+        def found() -> set[tuple[str, int]]:
+            files = (execution.settings.data_dir / "partial").glob(saved or "")
+            return {(str(path), path.stat().st_mtime_ns) for path in files}
 
         @contextmanager
         def entering(name: str) -> Iterator[None]:
@@ -33,9 +38,13 @@ def _standing_still(stage: str, part: float = 0.0, saved: str | None = None) -> 
                 yield
 
         def progress(fraction: float, /, **detail: Any) -> None:
+            nonlocal before
             report(fraction, **detail)
-            there = saved is None or any((execution.settings.data_dir / "partial").glob(saved))
-            if execution._stage == stage and fraction >= part and there and not stood.is_set():
+            if execution._stage != stage or fraction < part or stood.is_set():
+                return
+            if saved and before is None:
+                before = found()
+            if not saved or found() - (before or set()):
                 stood.set()
                 os.kill(os.getppid(), signal.SIGSTOP)  # its supervisor first, which would end it
                 os.kill(os.getpid(), signal.SIGSTOP)
@@ -61,8 +70,8 @@ def _dying_in_the_transaction(execution: Execution) -> None:
 
 
 HARVEST = _standing_still("harvest", saved="*/*-00000.safetensors")
-FIT = _standing_still("fit", 0.3, saved="*.fit")
-REFIT = _standing_still("refit", 0.3, saved="*.fit")
+FIT = _standing_still("fit", 0.2, saved="*.fit")
+REFIT = _standing_still("refit", 0.2, saved="*.fit")
 EXTEND = _standing_still("extend")
 MEASURE = _standing_still("measure")
 JUDGE = _standing_still("judge")

@@ -25,7 +25,7 @@ SHAPE = {
     "n_suppressed": 4, "n_removed": 3, "n_born": 3, "lowest_rate": 0.03,
 }  # fmt: skip
 OPTIONS = {"n_features": 60, "k": 3, "steps": 700, "batch_size": 256, "learning_rate": 0.003}
-SETTINGS = {"lease_seconds": 5, "save_seconds": 0.2}  # beside other tests, a worker may be held up for seconds
+SETTINGS = {"lease_seconds": 5, "save_seconds": 0.05}  # beside other tests, a worker may be held up for seconds
 
 
 class Installation:

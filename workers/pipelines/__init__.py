@@ -3,13 +3,21 @@
 from collections.abc import Callable
 from importlib import import_module
 
+from service.store import damage
 from workers.execution import Execution
 
 
 def _of(module: str, name: str) -> Callable[[Execution], None]:
-    """A pipeline, imported when it first runs: what one of them needs takes others seconds, and is no use to them."""
+    """A pipeline, imported when it first runs: what one of them needs takes others seconds, and is no use to them.
+
+    What the store has lost of the family is made again first, where it can be.
+    """
 
     def run(execution: Execution) -> None:
+        with execution.read() as session:
+            lost = damage.lost(session, execution.artifacts, execution.family_id)
+        if lost:
+            import_module("workers.pipelines.restoring").restore(execution, lost)
         getattr(import_module(f"workers.pipelines.{module}"), name)(execution)
 
     return run

@@ -79,7 +79,7 @@ def measured(
         for hook in work.hook_points
     }
     if not all(map(execution.artifacts.exists, (name, *names.values()))):
-        tensors = _measure(execution, work, basis, activations, parent, references, names)
+        tensors = measure(execution, work, basis, activations, parent, references, names)
         with execution.artifacts.create(name) as place:
             save_file({key: tensor.cpu().float().contiguous() for key, tensor in tensors.items()}, place)
     for dictionary in names.values():
@@ -97,7 +97,7 @@ def _parent_key(work: Work) -> Any:
     return [work.parent.id, work.parent.dictionaries] if work.parent else None
 
 
-def _measure(
+def measure(
     execution: Execution,
     work: Work,
     basis: Basis,
@@ -106,6 +106,7 @@ def _measure(
     references: References | None,
     names: dict[str, str],
 ) -> dict[str, Tensor]:
+    """Tensors of `Measures`, as they are kept; writes the dictionaries that `names` has an artifact for."""
     rows, folds = common_rows(activations, parent)
     regression = basis.regression or Regression(basis.code, rows, folds)
     # The first ones are paired with the parent's; what is left over is read, but held against nothing.
@@ -217,6 +218,9 @@ def _dictionaries(
     for hook, (mean, rms), decoder, bias, where_last in parts:
         columns = slice(start, start := start + len(mean))
         readout = solve_readout(partial(columns_of, activations, columns), basis.code, rows, folds)
+        readability.append(readout.readability)
+        if hook not in names:
+            continue
         tensors = {
             "mean": mean,
             "rms": torch.tensor(rms),
@@ -229,7 +233,6 @@ def _dictionaries(
         }
         with execution.artifacts.create(names[hook]) as place:
             save_file({key: tensor.cpu().float().contiguous() for key, tensor in tensors.items()}, place)
-        readability.append(readout.readability)
     return torch.stack(readability)
 
 

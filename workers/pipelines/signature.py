@@ -51,14 +51,14 @@ class Subject:
 def signature(execution: Execution) -> None:
     """Read the run's signatures in its checkpoint, and say what became of each."""
     judging.threads(execution)
-    subject = _load(execution)
+    subject = load(execution, str(execution.checkpoint_id), execution.params["signatures"])
     for name, why in subject.missing.items():
         log.warning("cannot be read yet", signature=name, why=why)
     if not subject.questions:
         reasons = "; ".join(f"{name}: {why}" for name, why in subject.missing.items())
         raise RunError("nothing-to-read", reasons or "the signatures of this run were removed")
     with execution.stage("read"):
-        artifacts = _read(execution, subject)
+        artifacts = read(execution, subject)
     found = []
     with execution.stage("judge"):
         for number, question in enumerate(subject.questions):
@@ -71,15 +71,16 @@ def signature(execution: Execution) -> None:
         execution.finish(session, result | ({"not_read": subject.missing} if subject.missing else {}))
 
 
-def _load(execution: Execution) -> Subject:
+def load(execution: Execution, checkpoint_id: str, signatures: list[str]) -> Subject:
+    """What reading signatures in a judged checkpoint takes."""
     with execution.read() as session:
-        checkpoint = verdicts.checkpoint(session, str(execution.checkpoint_id))
+        checkpoint = verdicts.checkpoint(session, checkpoint_id)
         family = verdicts.family(session, checkpoint.family_id)
         if checkpoint.state != "judged":
             raise RunError("not-judged", f"{checkpoint.name} is {checkpoint.state}; signatures are read with the "
                            "features of a judged checkpoint")  # fmt: skip
         questions, missing = [], {}
-        for row in queries.by_ids(session, execution.params["signatures"]):
+        for row in queries.by_ids(session, signatures):
             baseline = queries.reading(session, row.id, row.baseline_id)
             if checkpoint.id != row.baseline_id and (baseline is None or row.chosen is None):
                 name = verdicts.checkpoint(session, row.baseline_id).name
@@ -117,7 +118,7 @@ def _place(session: Any, checkpoint: Checkpoint) -> Place:
     return Place(checkpoint.id, checkpoint.family_id, code.artifact, hooks, [str(sources[h].dictionary) for h in hooks])
 
 
-def _read(execution: Execution, subject: Subject) -> dict[str, str]:
+def read(execution: Execution, subject: Subject) -> dict[str, str]:
     """Signature id -> artifact with the activations of its rows, at all hook points of the checkpoint."""
     checkpoint_id = subject.place.id
     if subject.brought_along:

@@ -148,6 +148,31 @@ def load_against_itself(execution: Execution) -> Work:
     )
 
 
+def load_judged(execution: Execution, checkpoint_id: str) -> tuple[Work, Kept, str]:
+    """A judged checkpoint as its own run saw it, what is kept of it, and the artifact of its code.
+
+    It is without dictionaries: they are what is to be made again. RunError where the activations are not kept.
+    """
+    with execution.read() as session:
+        subject = verdicts.subject(session, checkpoint_id)
+        checkpoint, one = subject.checkpoint, itself(session, subject.checkpoint)
+    if one.code is None or not one.readable(checkpoint.hook_points):
+        raise RunError("activations-gone", f"the activations of {checkpoint.name} are not kept any more")
+    parent = _parent(subject.ancestors[0], checkpoint.hook_points) if subject.ancestors else None
+    extends = parent is not None and parent.generation == one.code.generation
+    fit: Literal["fit", "extend", "refit"] = "extend" if extends else "refit" if parent else "fit"
+    work = Work(
+        **_about(checkpoint, subject.family),
+        family_id=subject.family.id,
+        generation=one.code.generation,
+        fit=fit,
+        why=fit,
+        parent=parent,
+    )
+    kept = Kept(**(_kept(one, checkpoint.hook_points) | {"dictionaries": {}}))
+    return work, kept, one.code.artifact
+
+
 def _about(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
     """What a run is told of its checkpoint and family. Options that are newer than the family take their defaults."""
     return {

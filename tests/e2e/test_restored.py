@@ -1,0 +1,117 @@
+"""Artifacts that the store has lost: a run of the family makes them again of what they were made of."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from service.models import Checkpoint, Code, Family, Reading, Run, Source
+from tests.e2e.inprocess import Installation, failed_by
+
+ROWS = [{"text": f"The quick brown fox number {n} jumps.", "label": n % 2 == 1} for n in range(40)]
+
+
+@pytest.fixture(scope="module")
+def lineage(installation: Installation) -> str:
+    """A family: v1 <- v2, extended <- v3, re-fitted; with a signature that was read in all of them."""
+    family = installation.make_family("lineage")
+    for number, more in enumerate(({}, {"fit": "extend"}, {"fit": "refit"}), 1):
+        _, folder = installation.fresh_model(seed=number)
+        run = installation.judge(f"v{number}", folder.as_uri(), family=family, **more)
+        assert run["state"] == "succeeded", run["error"]
+    made = installation.client.post(f"/v1/families/{family}/signatures", json={"name": "odd", "rows": ROWS})
+    assert made.is_success, made.text
+    work(installation)
+    return family
+
+
+def work(installation: Installation) -> None:
+    """Do the runs that wait."""
+    with installation.database.read() as session:
+        waiting = [row.id for row in session.query(Run).filter_by(state="queued").order_by(Run.created_at, Run.id)]
+    for run_id in waiting:
+        ended = installation.work(run_id)
+        assert ended["state"] == "succeeded", ended["error"]
+
+
+def extend(installation: Installation, family: str) -> dict[str, Any]:
+    """Another child of v3, and the reading of its signatures."""
+    name, folder = installation.fresh_model(seed=9)
+    ended = installation.judge(name, folder.as_uri(), family=family, parent="v3", fit="extend")
+    work(installation)
+    return ended
+
+
+def artifacts(installation: Installation, family: str, table: Any, column: str) -> list[str]:
+    """Artifacts that rows of a family refer to, the oldest checkpoint's first."""
+    with installation.database.read() as session:
+        of = session.query(Checkpoint.id).join(Family, Family.id == Checkpoint.family_id).filter(Family.name == family)
+        ids = [row[0] for row in of.order_by(Checkpoint.created_at)]
+        rows = session.query(table).filter(table.checkpoint_id.in_(ids)).all()
+    return [getattr(row, column) for row in sorted(rows, key=lambda row: ids.index(row.checkpoint_id))]
+
+
+def take(installation: Installation, names: list[str]) -> dict[Path, dict[str, torch.Tensor]]:
+    """Remove artifacts; what they held."""
+    places = [installation.artifacts.cache / name for name in names]
+    held = {place: load_file(place) for place in places}
+    for place in places:
+        place.unlink()
+    return held
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [(Source, "dictionary"), (Reading, "activations"), (Code, "examples")],
+    ids=["dictionaries", "contrast-activations", "examples"],
+)
+def test_lost_artifacts_of_every_checkpoint(installation: Installation, lineage: str, table: Any, column: str) -> None:
+    """All at once: a dictionary is solved against the parent's, which is solved first."""
+    names = artifacts(installation, lineage, table, column)
+    held = take(installation, names)
+    assert len(held) >= 3
+    ended = extend(installation, lineage)
+    assert ended["state"] == "succeeded", ended["error"]
+    for place, before in held.items():
+        now = load_file(place)
+        assert now.keys() == before.keys()
+        for key, tensor in before.items():
+            torch.testing.assert_close(now[key], tensor, rtol=1e-3, atol=1e-4, msg=f"{place.name}: {key}")
+
+
+def test_a_corpus_that_has_changed_is_not_taken(installation: Installation, lineage: str) -> None:
+    """The copy holds what was read, or is not there."""
+    row = installation.row(Family, name=lineage)
+    copy = installation.artifacts.cache / row.documents["artifact"]
+    whole, source = copy.read_bytes(), installation.corpus.read_text()
+    copy.unlink()
+    installation.corpus.write_text(source.replace("lazy", "idle"))
+    name, folder = installation.fresh_model(seed=10)
+    run = installation.judge(name, folder.as_uri(), family=lineage, parent="v3", fit="extend")
+    failed_by(run, "artifact-missing", copy.name, "backup")
+    assert not copy.exists()
+    installation.corpus.write_text(source)
+    assert installation.retry(run["id"])["state"] == "succeeded"
+    work(installation)
+    assert copy.read_bytes() == whole
+
+
+def test_positions_are_not_those_of_another_checkpoint(installation: Installation, lineage: str) -> None:
+    """They are found in the activations of the first checkpoint. Without any, they are left to a backup."""
+    row = installation.row(Family, name=lineage)
+    place = installation.artifacts.cache / row.positions["artifact"]
+    whole, hidden = place.read_bytes(), list[tuple[Path, Path]]()
+    place.unlink()
+    for name in dict.fromkeys(artifacts(installation, lineage, Source, "activations")):
+        folder = installation.artifacts.cache / name
+        hidden.append((folder.rename(folder.with_name(f"{folder.name}-hidden")), folder))
+    name, folder = installation.fresh_model(seed=11)
+    run = installation.judge(name, folder.as_uri(), family=lineage, parent="v3", fit="extend")
+    failed_by(run, "artifact-missing", place.name, "backup")
+    for now, before in hidden:
+        now.rename(before)
+    assert installation.retry(run["id"])["state"] == "succeeded"
+    work(installation)
+    assert place.read_bytes() == whole
