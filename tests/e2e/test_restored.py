@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from service.models import Checkpoint, Code, Family, Reading, Run, Source
-from tests.e2e.inprocess import Installation, failed_by
+from tests.e2e.inprocess import HOOK, Installation, failed_by
+from tests.e2e.parts import OPTIONS
+from tests.unit.activations.tiny import write_activations
 
 ROWS = [{"text": f"The quick brown fox number {n} jumps.", "label": n % 2 == 1} for n in range(40)]
 
@@ -114,4 +116,20 @@ def test_positions_are_not_those_of_another_checkpoint(installation: Installatio
         now.rename(before)
     assert installation.retry(run["id"])["state"] == "succeeded"
     work(installation)
+    assert place.read_bytes() == whole
+
+
+def test_positions_without_text(installation: Installation) -> None:
+    """Of activations that were brought along."""
+    x = torch.randn(600, 16, generator=torch.Generator().manual_seed(0)).relu()
+    for name in ("b1", "b2"):
+        write_activations(installation.folder / name, {HOOK: x + torch.eye(16)[0] * int(name[1])}, shard=200)
+    body = {"name": "bare", "hook_points": [HOOK], "crosscoder": OPTIONS}
+    assert installation.client.post("/v1/families", json=body).status_code == 201
+    uris = {name: f"activations+{(installation.folder / name).as_uri()}" for name in ("b1", "b2")}
+    assert installation.judge("b1", uris["b1"], family="bare")["state"] == "succeeded"
+    place = installation.artifacts.cache / installation.row(Family, name="bare").positions["artifact"]
+    whole = place.read_bytes()
+    place.unlink()
+    assert installation.judge("b2", uris["b2"], family="bare")["state"] == "succeeded"
     assert place.read_bytes() == whole

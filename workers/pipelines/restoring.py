@@ -11,15 +11,14 @@ from pathlib import Path
 
 import structlog
 import torch
-from safetensors.torch import save_file
-from torch import from_numpy
+from safetensors.torch import load_file, save_file
 
 from service.kit.artifacts import DamagedArtifactError, entry_of
 from service.kit.problems import ProblemError
 from service.models import Code, Reading, Source
 from service.store import damage, queries
 from service.verdicts import queries as verdicts
-from workers.activations import Positions, load_corpus, open_activations, save_documents
+from workers.activations import Positions, load_corpus, save_documents
 from workers.errors import RunError, TooLongError
 from workers.execution import Execution
 from workers.pipelines import files, judging, signature
@@ -85,13 +84,13 @@ def _positions(execution: Execution, name: str) -> None:
     for artifact in dict.fromkeys(kept):
         if not execution.artifacts.exists(f"{artifact}/manifest.json"):
             continue
-        folder = execution.artifacts.path(artifact)
+        documents = execution.artifacts.path(artifact) / "documents.safetensors"
         try:
             with _as_written(execution, name) as place:
                 if text:
-                    Positions.load(folder / "documents.safetensors").save(place)
+                    Positions.load(documents).save(place)
                 else:
-                    save_file({"document": from_numpy(open_activations(folder).document.copy())}, place)
+                    save_file({"document": load_file(documents)["document"]}, place)
         except RunError as error:
             log.debug("not the family's positions", activations=artifact, why=error.detail)
         else:
