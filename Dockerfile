@@ -47,7 +47,7 @@ VOLUME /data
 
 FROM base AS worker
 COPY --from=build-worker /venv /venv
-CMD ["celery", "-A", "workers.app", "worker", "-Q", "runs,cpu,shards", "-c", "1"]
+CMD ["celery", "-A", "featurewatch.workers.app", "worker", "-Q", "runs,cpu,shards", "-c", "1"]
 
 # The last stage is what a plain `docker build .` makes.
 FROM base AS api
@@ -55,4 +55,4 @@ COPY --from=build-api /venv /venv
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=3)"]
-CMD ["uvicorn", "--factory", "service.app:create_app", "--host", "0.0.0.0", "--port", "8000", "--no-server-header"]
+CMD ["uvicorn", "--factory", "featurewatch.service.app:create_app", "--host", "0.0.0.0", "--port", "8000", "--no-server-header"]

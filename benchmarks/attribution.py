@@ -23,21 +23,21 @@ from scipy.stats import pearsonr, spearmanr
 from sqlalchemy import select
 
 from benchmarks.runs import succeeded
-from service.client import Client
-from service.config import Settings
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
-from service.models import Checkpoint, Code, Family, Source
-from workers.activations import HarvestSpec, Positions, load_documents, open_activations
-from workers.activations.hooks import without_later_layers
-from workers.circuits.attribution import METHODS, Attribution, Method, Options, attribute
-from workers.circuits.effects import ablated, activations
-from workers.circuits.passages import choose_tokens
-from workers.circuits.places import Dictionary, Target
-from workers.demo.installation import Installation
-from workers.demo.models import base_model
-from workers.pipelines import files
-from workers.pipelines.tracing import Traced, trace
+from featurewatch.service.client import Client
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Checkpoint, Code, Family, Source
+from featurewatch.workers.activations import HarvestSpec, Positions, load_documents, open_activations
+from featurewatch.workers.activations.hooks import without_later_layers
+from featurewatch.workers.circuits.attribution import METHODS, Attribution, Method, Options, attribute
+from featurewatch.workers.circuits.effects import ablated, activations
+from featurewatch.workers.circuits.passages import choose_tokens
+from featurewatch.workers.circuits.places import Dictionary, Target
+from featurewatch.workers.demo.installation import Installation
+from featurewatch.workers.demo.models import base_model
+from featurewatch.workers.pipelines import files
+from featurewatch.workers.pipelines.tracing import Traced, trace
 
 FAMILY = "attribution"
 FIRST = 4

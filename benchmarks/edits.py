@@ -28,12 +28,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.runs import succeeded
-from service.client import Client
-from workers.activations import load_corpus
-from workers.demo.installation import Fitted, Installation
-from workers.demo.main import Plan
-from workers.demo.models import base_model, save_ablated
-from workers.demo.selection import ALPHAS, Edit, choose
+from featurewatch.service.client import Client
+from featurewatch.workers.activations import load_corpus
+from featurewatch.workers.demo.installation import Fitted, Installation
+from featurewatch.workers.demo.main import Plan
+from featurewatch.workers.demo.models import base_model, save_ablated
+from featurewatch.workers.demo.selection import ALPHAS, Edit, choose
 
 FAMILY = "edits"
 AMPLIFIED = (-1.5, -2.0)

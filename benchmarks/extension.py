@@ -40,25 +40,32 @@ from torch import Tensor
 
 from benchmarks.edits import next_token_loss
 from benchmarks.planted_data import make_lineage
-from service.verdicts.policy import Policy
-from workers.activations import ActivationSet, HarvestSpec, Positions, harvest, load_corpus, open_activations
-from workers.activations.finetune import Training, fine_tune
-from workers.activations.models import compute_dtype
-from workers.crosscoder.code import Code, concatenate_rows
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.extend import ExtendConfig, typical_size
-from workers.crosscoder.fit import FitState, fit, start_from
-from workers.crosscoder.model import Crosscoder, Moments
-from workers.crosscoder.pursuit import pursued
-from workers.crosscoder.readout import solve_readout
-from workers.crosscoder.regress import Regression, Solution, assign_folds
-from workers.demo.installation import energy_shares
-from workers.demo.main import Plan
-from workers.demo.models import base_model, save_ablated
-from workers.demo.selection import choose
-from workers.pipelines.dictionary import FOLDS, References, _joined, _new_columns
-from workers.pipelines.refitting import written_rows
-from workers.verdicts.measure import Side, procrustes, products, unexplained
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.workers.activations import (
+    ActivationSet,
+    HarvestSpec,
+    Positions,
+    harvest,
+    load_corpus,
+    open_activations,
+)
+from featurewatch.workers.activations.finetune import Training, fine_tune
+from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.crosscoder.code import Code, concatenate_rows
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.extend import ExtendConfig, typical_size
+from featurewatch.workers.crosscoder.fit import FitState, fit, start_from
+from featurewatch.workers.crosscoder.model import Crosscoder, Moments
+from featurewatch.workers.crosscoder.pursuit import pursued
+from featurewatch.workers.crosscoder.readout import solve_readout
+from featurewatch.workers.crosscoder.regress import Regression, Solution, assign_folds
+from featurewatch.workers.demo.installation import energy_shares
+from featurewatch.workers.demo.main import Plan
+from featurewatch.workers.demo.models import base_model, save_ablated
+from featurewatch.workers.demo.selection import choose
+from featurewatch.workers.pipelines.dictionary import FOLDS, References, _joined, _new_columns
+from featurewatch.workers.pipelines.refitting import written_rows
+from featurewatch.workers.verdicts.measure import Side, procrustes, products, unexplained
 
 T = TypeVar("T")
 

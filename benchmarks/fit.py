@@ -22,9 +22,9 @@ from benchmarks.fit_data import Planted, write_activations
 from benchmarks.fit_report import summary, write_page
 from benchmarks.fit_rounds import FLOOR, OURS, PEERS, ROOT, Results, peers_environment, run_rounds
 from benchmarks.peers.participant import Job
-from workers.activations.models import compute_dtype
-from workers.crosscoder.config import FitConfig
-from workers.crosscoder.order import Order
+from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.crosscoder.config import FitConfig
+from featurewatch.workers.crosscoder.order import Order
 
 HELD_OUT = 16_384
 GPU = {"width": 2304, "latents": 73_728, "k": 100, "batch": 4096, "positions": 400_000, "precision": "bfloat16"}

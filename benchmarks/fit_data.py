@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from workers.crosscoder.model import Moments
+from featurewatch.workers.crosscoder.model import Moments
 
 BLOCK = 8192
 """Positions that are made at once."""

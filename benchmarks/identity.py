@@ -22,20 +22,20 @@ from unittest.mock import patch
 
 import torch
 
-from service import migrate
-from service.checkpoints import logic as checkpoints
-from service.checkpoints.schemas import CheckpointIn
-from service.config import Settings
-from service.families import logic as families
-from service.families.schemas import FamilyIn
-from service.kit import artifacts, digests
-from service.kit.db import Database
-from service.kit.logs import configure_logging
-from service.models import Run
-from service.store.ledger import open_store
-from workers import runner
-from workers.demo.main import Plan
-from workers.demo.models import base_model, save_rounded
+from featurewatch.service import migrate
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.checkpoints.schemas import CheckpointIn
+from featurewatch.service.config import Settings
+from featurewatch.service.families import logic as families
+from featurewatch.service.families.schemas import FamilyIn
+from featurewatch.service.kit import artifacts, digests
+from featurewatch.service.kit.db import Database
+from featurewatch.service.kit.logs import configure_logging
+from featurewatch.service.models import Run
+from featurewatch.service.store.ledger import open_store
+from featurewatch.workers import runner
+from featurewatch.workers.demo.main import Plan
+from featurewatch.workers.demo.models import base_model, save_rounded
 
 FILE_BYTES = 512 * 2**20
 ZERO = "0" * 64
@@ -72,8 +72,8 @@ def unverified() -> Iterator[None]:
 
     with (
         patch.object(artifacts, "sha256_all", pretend),
-        patch("service.checkpoints.contents.sha256_all", pretend),
-        patch("workers.activations.identity.Verified.recheck", lambda _: None),
+        patch("featurewatch.service.checkpoints.contents.sha256_all", pretend),
+        patch("featurewatch.workers.activations.identity.Verified.recheck", lambda _: None),
     ):
         yield
 

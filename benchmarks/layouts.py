@@ -23,10 +23,10 @@ from safetensors.numpy import load_file, save_file
 from benchmarks.fit_rounds import LAYOUTS_REQUIREMENTS, peers_environment
 from benchmarks.planted_data import HOOK_POINT, make_lineage, write_checkpoint
 from benchmarks.runs import succeeded
-from service.client import Client
-from service.dictionaries import layouts
-from service.dictionaries.folding import Floats, fold, unit_rows
-from workers.demo.installation import Installation
+from featurewatch.service.client import Client
+from featurewatch.service.dictionaries import layouts
+from featurewatch.service.dictionaries.folding import Floats, fold, unit_rows
+from featurewatch.workers.demo.installation import Installation
 
 OPTIONS = {"n_features": 160, "k": 6, "steps": 2000, "batch_size": 512, "learning_rate": 0.003, "seed": 0}
 

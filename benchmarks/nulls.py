@@ -22,11 +22,11 @@ from typing import Any
 
 from benchmarks.planted_data import HOOK_POINT, Lineage, make_lineage, write_checkpoint
 from benchmarks.runs import succeeded
-from service.alerts.schemas import ALARMING
-from service.client import Client
-from workers.demo.installation import Installation
-from workers.demo.main import Plan
-from workers.demo.models import base_model
+from featurewatch.service.alerts.schemas import ALARMING
+from featurewatch.service.client import Client
+from featurewatch.workers.demo.installation import Installation
+from featurewatch.workers.demo.main import Plan
+from featurewatch.workers.demo.models import base_model
 
 CROSSCODER = {"n_features": 1024, "k": 12, "steps": 2000, "batch_size": 2048}
 CHAIN_SHAPE = {

@@ -28,8 +28,8 @@ from benchmarks.planted_data import HOOK_POINT, SCENARIOS, Lineage, make_lineage
 from benchmarks.planted_report import page, summary
 from benchmarks.planted_score import Matching, id_stability, match, ratio_errors, score, successors_named
 from benchmarks.runs import succeeded
-from service.client import Client
-from workers.demo.installation import Installation
+from featurewatch.service.client import Client
+from featurewatch.workers.demo.installation import Installation
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "benchmarks" / "planted.json"

@@ -38,10 +38,10 @@ from benchmarks.planted_shape import (
     SUPPRESSED_BELOW,
     UNBORN,
 )
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.fit import fit
-from workers.crosscoder.model import Crosscoder, Moments
-from workers.verdicts.measure import procrustes
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.fit import fit
+from featurewatch.workers.crosscoder.model import Crosscoder, Moments
+from featurewatch.workers.verdicts.measure import procrustes
 
 MOST_NORM = 4.0
 EXCLUSIVE = 0.1

@@ -28,10 +28,10 @@ from scipy import sparse
 from benchmarks.planted_data import HOOK_POINT, Lineage, make_lineage, write_checkpoint
 from benchmarks.planted_score import Matching, id_stability, match
 from benchmarks.runs import succeeded
-from service.client import Client
-from workers.demo.installation import Installation
-from workers.demo.main import Plan
-from workers.demo.models import base_model, save_ablated, save_rounded
+from featurewatch.service.client import Client
+from featurewatch.workers.demo.installation import Installation
+from featurewatch.workers.demo.main import Plan
+from featurewatch.workers.demo.models import base_model, save_ablated, save_rounded
 
 CROSSCODER = {"n_features": 1024, "k": 12, "steps": 2000, "batch_size": 2048}
 ALPHAS = (1.0, 1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25)

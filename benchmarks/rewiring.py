@@ -20,11 +20,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.runs import succeeded
-from service.client import Client
-from service.dependencies.schemas import MOST_FEATURES
-from workers.demo.installation import Installation
-from workers.demo.main import Plan
-from workers.demo.models import base_model
+from featurewatch.service.client import Client
+from featurewatch.service.dependencies.schemas import MOST_FEATURES
+from featurewatch.workers.demo.installation import Installation
+from featurewatch.workers.demo.main import Plan
+from featurewatch.workers.demo.models import base_model
 
 FAMILY, HOOK_POINTS = "rewiring", ["resid_post.8", "resid_post.16"]
 RATES = (0.002, 0.1)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from service.client import Client
-from service.client.types import Run
+from featurewatch.service.client import Client
+from featurewatch.service.client.types import Run
 
 
 def succeeded(client: Client, run: str, what: str, log: Any = None) -> Run:

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from benchmarks.fit_data import Planted, draw_code
 from benchmarks.scale_report import page
-from workers.activations import open_activations
-from workers.crosscoder.code import Code
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.fit import fit
-from workers.crosscoder.order import RUN
-from workers.crosscoder.regress import Regression, assign_folds
+from featurewatch.workers.activations import open_activations
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.fit import fit
+from featurewatch.workers.crosscoder.order import RUN
+from featurewatch.workers.crosscoder.regress import Regression, assign_folds
 
 K, BATCH, FOLDS = 32, 2048, 20
 TWINS = 0.1

@@ -42,16 +42,16 @@ from scipy.stats import t as student
 from sqlalchemy import func, select, text
 
 from benchmarks.service_data import FAMILY, LEASE_S, NEW, Filler, Lineage
-from service import migrate
-from service.auth import logic as auth
-from service.config import Settings
-from service.families import logic as families
-from service.families.schemas import FamilyIn
-from service.models import Checkpoint, Family, Run
-from service.runs import logic as runs
-from service.verdicts.judge import Status
+from featurewatch.service import migrate
+from featurewatch.service.auth import logic as auth
+from featurewatch.service.config import Settings
+from featurewatch.service.families import logic as families
+from featurewatch.service.families.schemas import FamilyIn
+from featurewatch.service.models import Checkpoint, Family, Run
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.verdicts.judge import Status
+from featurewatch.workers.__main__ import NICE
 from tests.services import free_port, postgres_server
-from workers.__main__ import NICE
 
 KINDS = ("features", "trajectory", "diff", "report")
 GOAL_MS = 50.0
@@ -221,10 +221,19 @@ def serving(settings: Settings, key: str) -> Iterator[Service]:
     """The API in a process of its own, started as `featurewatch up` or the compose file starts it."""
     port = free_port()
     if settings.database_url:
-        command = ["-m", "uvicorn", "--factory", "service.app:create_app", "--host", "127.0.0.1", "--port", str(port)]
+        command = [
+            "-m",
+            "uvicorn",
+            "--factory",
+            "featurewatch.service.app:create_app",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
         command += ["--no-server-header", "--workers", "2"]
     else:
-        command = ["-c", "from service.cli import main; main()", "up", "--no-worker", "--port", str(port)]
+        command = ["-c", "from featurewatch.service.cli import main; main()", "up", "--no-worker", "--port", str(port)]
         command += ["--processes", "2"]
     with (settings.data_dir / "api.log").open("ab") as log:
         process = subprocess.Popen(

@@ -17,25 +17,25 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from sqlalchemy.orm import Session
 
-from service.alerts import logic as alerts
-from service.alerts.schemas import AlertRuleCreate
-from service.checkpoints import logic as checkpoints
-from service.checkpoints.schemas import CheckpointIn
-from service.config import Settings
-from service.families import logic as families
-from service.families.schemas import FamilyIn
-from service.features import logic as features
-from service.features.schemas import FeaturePatch
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
-from service.kit.ids import feature_id
-from service.runs import logic as runs
-from service.runs.states import RunState
-from service.signatures import logic as signatures
-from service.signatures.schemas import SignatureIn
-from service.verdicts import logic as verdicts
-from service.verdicts.judge import GONE, Evidence, Floats, Status, Successor, judge
-from service.verdicts.policy import Policy
+from featurewatch.service.alerts import logic as alerts
+from featurewatch.service.alerts.schemas import AlertRuleCreate
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.checkpoints.schemas import CheckpointIn
+from featurewatch.service.config import Settings
+from featurewatch.service.families import logic as families
+from featurewatch.service.families.schemas import FamilyIn
+from featurewatch.service.features import logic as features
+from featurewatch.service.features.schemas import FeaturePatch
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import Database
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.states import RunState
+from featurewatch.service.signatures import logic as signatures
+from featurewatch.service.signatures.schemas import SignatureIn
+from featurewatch.service.verdicts import logic as verdicts
+from featurewatch.service.verdicts.judge import GONE, Evidence, Floats, Status, Successor, judge
+from featurewatch.service.verdicts.policy import Policy
 
 FAMILY, WORKER, LEASE_S = "large", "benchmark", 600.0
 FOLDS, EXAMPLES = 20, 16

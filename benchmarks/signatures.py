@@ -31,9 +31,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.runs import succeeded
-from service.client import Client
-from workers.demo.installation import Installation
-from workers.demo.models import base_model, save_ablated
+from featurewatch.service.client import Client
+from featurewatch.workers.demo.installation import Installation
+from featurewatch.workers.demo.models import base_model, save_ablated
 
 REFUSED = {"base": 0.0, "step_0010": 0.2, "step_0020": 0.95, "step_0040": 1.0, "step_0060": 1.0}
 """Share of held-out harmful prompts that are refused, as measured by whoever made the adapters."""

@@ -27,12 +27,12 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.planted_score import match
 from benchmarks.runs import succeeded
 from benchmarks.tokenizer_models import Concepts, Plan, choose, own_sets, save_model, train_tokenizer
-from service.client import Client
-from service.verdicts.policy import Policy
-from workers.activations.corpus import Document, load_corpus
-from workers.activations.positions import Positions, Reader
-from workers.activations.reading import TokenizedCorpus, tokenize_corpus
-from workers.demo.installation import Installation
+from featurewatch.service.client import Client
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.workers.activations.corpus import Document, load_corpus
+from featurewatch.workers.activations.positions import Positions, Reader
+from featurewatch.workers.activations.reading import TokenizedCorpus, tokenize_corpus
+from featurewatch.workers.demo.installation import Installation
 
 FAMILY, CONTEXT = "tokenizers", 128
 HOOKS = {"v1": ["resid_post.0", "resid_post.2"], "v2": ["resid_post.0", "resid_post.2", "resid_post.4"]}

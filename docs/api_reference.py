@@ -6,11 +6,11 @@ from typing import Any
 
 from client_code import PREFIX, name_of
 
-from service.app import create_app
-from service.auth.guard import check_early
-from service.auth.logic import Principal
-from service.config import Settings
-from service.kit.problems import ProblemError
+from featurewatch.service.app import create_app
+from featurewatch.service.auth.guard import check_early
+from featurewatch.service.auth.logic import Principal
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.problems import ProblemError
 
 HEAD = """# API reference
 

@@ -13,9 +13,9 @@ import client_code
 import typer
 from pydantic_settings import BaseSettings
 
-from service.cli import app as cli
-from service.config import ClientSettings, Settings
-from service.status.metrics import METRICS
+from featurewatch.service.cli import app as cli
+from featurewatch.service.config import ClientSettings, Settings
+from featurewatch.service.status.metrics import METRICS
 
 DOCS = Path(__file__).parent
 

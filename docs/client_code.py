@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from service.app import create_app
-from service.config import Settings
+from featurewatch.service.app import create_app
+from featurewatch.service.config import Settings
 
 CLIENT = Path(__file__).parents[1] / "service" / "client"
 PREFIX = "#/components/schemas/"
@@ -19,8 +19,8 @@ NAMES = {
     "FeatureDetail": "Feature",
     "NewKeyOut": "NewKey",
     "Settings": "SignatureSettings",
-    "service__runs__schemas__AttemptView": "Attempt",
-    "service__webhooks__schemas__AttemptView": "DeliveryAttempt",
+    "featurewatch__service__runs__schemas__AttemptView": "Attempt",
+    "featurewatch__service__webhooks__schemas__AttemptView": "DeliveryAttempt",
 }
 """What a shape of the API is called in the client, where that is not its name without `Out` or `View`."""
 
@@ -95,14 +95,15 @@ def _types() -> dict[Path, str]:
         parts = [TYPES_HEAD.format(part=f" about {tag}"), TYPES_IMPORTS]
         here = [name for name in home if home[name] == tag]
         there = sorted({other for name in here for other in referred(schemas[name])} - set(here))
-        parts += [f"from service.client.types.{home[other]} import {name_of(other)}" for other in there]
+        parts += [f"from featurewatch.service.client.types.{home[other]} import {name_of(other)}" for other in there]
         parts += [_declared(name, schemas[name], name in bodies) for name in _ordered(here, schemas)]
         text = "\n\n".join(parts)
         files[CLIENT / "types" / f"{tag}.py"] = _formatted(text)
     exported = "\n".join(
-        f"from service.client.types.{home[name]} import {name_of(name)} as {name_of(name)}" for name in home
+        f"from featurewatch.service.client.types.{home[name]} import {name_of(name)} as {name_of(name)}"
+        for name in home
     )
-    added = "from service.client.types.added import Registered as Registered, Untyped as Untyped\n"
+    added = "from featurewatch.service.client.types.added import Registered as Registered, Untyped as Untyped\n"
     files[CLIENT / "types" / "__init__.py"] = _formatted(TYPES_HEAD.format(part="") + exported + "\n" + added)
     return files
 
@@ -192,7 +193,7 @@ def _ordered(names: list[str], schemas: dict[str, Any]) -> list[str]:
 
 def _formatted(text: str) -> str:
     """Text as `make lint` wants it."""
-    ours = ["--config", 'lint.isort.known-first-party=["service"]']  # files that are not there yet, too
+    ours = ["--config", 'lint.isort.known-first-party=["featurewatch"]']  # files that are not there yet, too
     for step in (["check", "--select", "I,F401", "--fix", "--quiet", *ours], ["format"]):
         command = [sys.executable, "-m", "ruff", *step, "--stdin-filename", str(CLIENT / "made.py"), "-"]
         text = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout  # noqa: S603

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import scipy.sparse
 from safetensors.numpy import load_file
 
-from service.client import Client, ClientError
-from service.client.types import Checkpoint
-from service.config import ClientSettings
-from service.dictionaries.folding import Autoencoder, fold
-from service.kit import extras
+from featurewatch.service.client import Client, ClientError
+from featurewatch.service.client.types import Checkpoint
+from featurewatch.service.config import ClientSettings
+from featurewatch.service.dictionaries.folding import Autoencoder, fold
+from featurewatch.service.kit import extras
 
 if TYPE_CHECKING:
     import pandas

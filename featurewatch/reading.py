@@ -8,11 +8,11 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from service.config import Settings
-from workers.activations import compute_dtype, load_model
-from workers.activations.hooks import capture, choose_hook_points, without_later_layers
-from workers.activations.models import max_tokens
-from workers.activations.positions import Reader
+from featurewatch.service.config import Settings
+from featurewatch.workers.activations import compute_dtype, load_model
+from featurewatch.workers.activations.hooks import capture, choose_hook_points, without_later_layers
+from featurewatch.workers.activations.models import max_tokens
+from featurewatch.workers.activations.positions import Reader
 
 if TYPE_CHECKING:
     from featurewatch.family import Dictionary

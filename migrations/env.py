@@ -5,10 +5,10 @@ from typing import Any
 from alembic import context
 from sqlalchemy import Connection
 
-from service import models
-from service.config import Settings
-from service.kit.db import UtcDateTime
-from service.migrate import migrating
+from featurewatch.service import models
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.db import UtcDateTime
+from featurewatch.service.migrate import migrating
 
 
 def render_item(kind: str, item: Any, _context: Any) -> str | bool:

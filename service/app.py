@@ -7,36 +7,36 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from service import __version__, openapi
-from service.alerts.routes import router as alerts
-from service.audit.middleware import Transactions
-from service.audit.routes import router as audit
-from service.auth.middleware import Authentication
-from service.auth.routes import router as keys
-from service.calibrations.routes import router as calibrations
-from service.checkpoints.routes import router as checkpoints
-from service.config import Settings
-from service.deletions import families as deletions
-from service.dependencies.routes import router as dependencies
-from service.dictionaries.routes import router as dictionaries
-from service.families.routes import router as families
-from service.features.routes import router as features
-from service.kit import problems, telemetry
-from service.kit.db import Database
-from service.kit.logs import configure_logging
-from service.kit.memory import give_back_large_blocks, what_is_there_stays
-from service.kit.middleware import BodyLimit, EntityTags, RequestContext, StorableText
-from service.kit.private import keep_private
-from service.kit.turns import Turns
-from service.labels.routes import router as labels
-from service.lineage.routes import router as lineage
-from service.migrate import check_connection
-from service.runs.routes import router as runs
-from service.signatures.routes import router as signatures
-from service.status.routes import router as status
-from service.store.ledger import open_store
-from service.web import site
-from service.webhooks.routes import router as webhooks
+from featurewatch.service import __version__, openapi
+from featurewatch.service.alerts.routes import router as alerts
+from featurewatch.service.audit.middleware import Transactions
+from featurewatch.service.audit.routes import router as audit
+from featurewatch.service.auth.middleware import Authentication
+from featurewatch.service.auth.routes import router as keys
+from featurewatch.service.calibrations.routes import router as calibrations
+from featurewatch.service.checkpoints.routes import router as checkpoints
+from featurewatch.service.config import Settings
+from featurewatch.service.deletions import families as deletions
+from featurewatch.service.dependencies.routes import router as dependencies
+from featurewatch.service.dictionaries.routes import router as dictionaries
+from featurewatch.service.families.routes import router as families
+from featurewatch.service.features.routes import router as features
+from featurewatch.service.kit import problems, telemetry
+from featurewatch.service.kit.db import Database
+from featurewatch.service.kit.logs import configure_logging
+from featurewatch.service.kit.memory import give_back_large_blocks, what_is_there_stays
+from featurewatch.service.kit.middleware import BodyLimit, EntityTags, RequestContext, StorableText
+from featurewatch.service.kit.private import keep_private
+from featurewatch.service.kit.turns import Turns
+from featurewatch.service.labels.routes import router as labels
+from featurewatch.service.lineage.routes import router as lineage
+from featurewatch.service.migrate import check_connection
+from featurewatch.service.runs.routes import router as runs
+from featurewatch.service.signatures.routes import router as signatures
+from featurewatch.service.status.routes import router as status
+from featurewatch.service.store.ledger import open_store
+from featurewatch.service.web import site
+from featurewatch.service.webhooks.routes import router as webhooks
 
 ROUTERS = (
     families, checkpoints, dictionaries, features, labels, lineage, signatures, calibrations, dependencies, runs,

@@ -12,10 +12,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.engine import make_url
 
-import migrations
-from service.config import Settings
-from service.kit.crypto import SecretKeyError
-from service.kit.db import SQLITE_BUSY_TIMEOUT_S
+from featurewatch import migrations
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.crypto import SecretKeyError
+from featurewatch.service.kit.db import SQLITE_BUSY_TIMEOUT_S
 
 _LOCK = int.from_bytes(hashlib.sha256(b"featurewatch schema").digest()[:8], signed=True)
 _LOCK_TIMEOUT = "10s"

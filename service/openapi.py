@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.audit import idempotency
-from service.kit.problems import MEDIA_TYPE, ProblemDocument
+from featurewatch.service.audit import idempotency
+from featurewatch.service.kit.problems import MEDIA_TYPE, ProblemDocument
 
 DESCRIPTION = """\
 Continuous monitoring of the features of a model family. Register a checkpoint; workers judge every feature in it:

@@ -19,13 +19,13 @@ import pytest
 import uvicorn
 from sqlalchemy import update
 
-from service import migrate
-from service.app import create_app
-from service.config import Settings
-from service.kit.artifacts import ArtifactStore
-from service.kit.crypto import SecretBox
-from service.kit.db import Database
-from service.models import Source
+from featurewatch.service import migrate
+from featurewatch.service.app import create_app
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.crypto import SecretBox
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Source
 from tests import filled
 from tests.services import Postgres, Valkey, free_port, postgres_server, valkey_server, wait_until
 

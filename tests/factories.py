@@ -9,13 +9,13 @@ import numpy as np
 from safetensors.numpy import save_file
 from sqlalchemy.orm import Session
 
-from service.families.schemas import Corpus, CrosscoderOptions
-from service.kit.artifacts import ArtifactStore
-from service.kit.clock import utcnow
-from service.labels.automatic import auto_label
-from service.models import Checkpoint, Code, Family, Feature, Measurement, Run, Source, Verdict
-from service.runs import lines
-from service.verdicts.policy import Policy
+from featurewatch.service.families.schemas import Corpus, CrosscoderOptions
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.labels.automatic import auto_label
+from featurewatch.service.models import Checkpoint, Code, Family, Feature, Measurement, Run, Source, Verdict
+from featurewatch.service.runs import lines
+from featurewatch.service.verdicts.policy import Policy
 
 
 def family(session: Session, name: str = "smol", hook_points: tuple[str, ...] = ("resid_post.12",)) -> Family:

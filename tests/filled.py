@@ -3,17 +3,17 @@
 import numpy as np
 from sqlalchemy.orm import Session
 
-from service.auth import logic as auth
-from service.dependencies import figures
-from service.dependencies import logic as dependencies
-from service.dependencies.store import load
-from service.kit.artifacts import ArtifactStore
-from service.kit.clock import utcnow
-from service.kit.crypto import SecretBox
-from service.models import Alert, AlertRule, Checkpoint, Family, Lineage, Reading, Run, Signature, Webhook
-from service.models.webhook import url_context
-from service.verdicts.policy import Policy
-from service.webhooks import logic as webhooks
+from featurewatch.service.auth import logic as auth
+from featurewatch.service.dependencies import figures
+from featurewatch.service.dependencies import logic as dependencies
+from featurewatch.service.dependencies.store import load
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.crypto import SecretBox
+from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Lineage, Reading, Run, Signature, Webhook
+from featurewatch.service.models.webhook import url_context
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.webhooks import logic as webhooks
 from tests import factories
 
 HOOK_POINTS = ("resid_post.4", "resid_post.12")

@@ -1,4 +1,4 @@
-"""`python -m workers`: the embedded worker, with settings from the environment."""
+"""`python -m featurewatch.workers`: the embedded worker, with settings from the environment."""
 
 import argparse
 import os
@@ -10,11 +10,11 @@ from types import FrameType
 
 import structlog
 
-from service.config import Settings
-from service.kit.logs import configure_logging
-from service.kit.private import keep_private
-from service.migrate import SchemaError
-from workers import embedded
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.logs import configure_logging
+from featurewatch.service.kit.private import keep_private
+from featurewatch.service.migrate import SchemaError
+from featurewatch.workers import embedded
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -25,7 +25,7 @@ writes holds SQLite's lock."""
 
 def main(arguments: list[str] | None = None) -> int:
     """Work until SIGTERM or SIGINT; exit status 0 then, 1 where the database's schema does not fit."""
-    parser = argparse.ArgumentParser(prog="python -m workers", description="Run queued work, and sweep.")
+    parser = argparse.ArgumentParser(prog="python -m featurewatch.workers", description="Run queued work, and sweep.")
     parser.add_argument(
         "--pipelines",
         metavar="MODULE:NAME",

@@ -1,4 +1,4 @@
-"""The Celery app: `celery -A workers.app worker -Q runs,cpu,shards -c 1`, and `... worker --beat -Q sweeps -c 1`.
+"""The Celery app: `celery -A featurewatch.workers.app worker -Q runs,cpu,shards -c 1`, and `... --beat -Q sweeps`.
 
 Messages are doorbells and nothing else. They are acknowledged before the work starts: Redis hands a message that is
 acknowledged late to a second worker when the work outlives the visibility timeout. What must not be lost is in SQL.
@@ -20,15 +20,15 @@ from celery.signals import (
 )
 from kombu.exceptions import ChannelError
 
-from service.config import Settings
-from service.kit import telemetry
-from service.kit.logs import configure_logging
-from service.kit.private import keep_private
-from service.runs.states import QUEUES
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import telemetry
+from featurewatch.service.kit.logs import configure_logging
+from featurewatch.service.kit.private import keep_private
+from featurewatch.service.runs.states import QUEUES
 
-EXECUTE = "workers.tasks.execute"
-HELP = "workers.tasks.help_others"
-SWEEP = "workers.tasks.sweep"
+EXECUTE = "featurewatch.workers.tasks.execute"
+HELP = "featurewatch.workers.tasks.help_others"
+SWEEP = "featurewatch.workers.tasks.sweep"
 BROKER_SECONDS = 3.0
 
 # One byte that the children of the pool share with the process that gets the signals. Not an Event: its lock could be
@@ -38,7 +38,7 @@ _stopping = mmap.mmap(-1, 1)
 
 def make_app(settings: Settings) -> Celery:
     """A Celery app for these settings. It opens no connection yet."""
-    app = Celery("featurewatch", broker=settings.broker_url or "memory://", include=["workers.tasks"])
+    app = Celery("featurewatch", broker=settings.broker_url or "memory://", include=["featurewatch.workers.tasks"])
     app.conf.update(
         task_ignore_result=True,
         task_acks_late=False,
@@ -134,7 +134,7 @@ def _on_child_shutdown(**_: Any) -> None:
 
 def _tasks() -> ModuleType:
     # Not above: it needs the app of this module.
-    return importlib.import_module("workers.tasks")
+    return importlib.import_module("featurewatch.workers.tasks")
 
 
 app = make_app(Settings())

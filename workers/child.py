@@ -1,4 +1,4 @@
-"""`python -m workers.child`: the process that does the work. Its supervisor hands it jobs and may kill it at any time.
+"""`workers.child`: the process that does the work. Its supervisor hands it jobs and may kill it at any time.
 
 Jobs are JSON lines on stdin, and what it has to say are JSON lines in a pipe: that it is ready, the run that it has
 claimed, that it lives, and how the job ended. Between jobs it keeps what is dear to load.
@@ -19,14 +19,14 @@ from typing import Any, cast
 
 import structlog
 
-from service.config import Settings
-from service.kit import telemetry
-from service.kit.db import Database
-from service.kit.logs import configure_logging
-from service.models import Run
-from service.store.ledger import open_store
-from workers import runner
-from workers.runner import Pipeline
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import telemetry
+from featurewatch.service.kit.db import Database
+from featurewatch.service.kit.logs import configure_logging
+from featurewatch.service.models import Run
+from featurewatch.service.store.ledger import open_store
+from featurewatch.workers import runner
+from featurewatch.workers.runner import Pipeline
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -38,7 +38,7 @@ Tell = Callable[..., None]
 
 def main(arguments: list[str] | None = None) -> int:
     """Do jobs until stdin ends, or the job during which SIGTERM came."""
-    parser = argparse.ArgumentParser(prog="python -m workers.child")
+    parser = argparse.ArgumentParser(prog="python -m featurewatch.workers.child")
     parser.add_argument("--parent", metavar="PID", type=int, required=True)
     parser.add_argument("--messages", metavar="DESCRIPTOR", type=int, required=True)
     parser.add_argument("--pipelines", metavar="MODULE:NAME")

@@ -7,13 +7,13 @@ import threading
 
 import structlog
 
-from service import migrate
-from service.config import Settings
-from service.kit import telemetry
-from service.kit.db import AWAY, Database
-from workers.presence import Presence
-from workers.supervisor import JobError, Supervisor
-from workers.sweeps import Sweeper
+from featurewatch.service import migrate
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import telemetry
+from featurewatch.service.kit.db import AWAY, Database
+from featurewatch.workers.presence import Presence
+from featurewatch.workers.supervisor import JobError, Supervisor
+from featurewatch.workers.sweeps import Sweeper
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -9,15 +9,21 @@ from typing import Any
 import structlog
 from sqlalchemy.orm import Session
 
-from service.config import Settings
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import AWAY, Database
-from service.models import Run
-from service.runs import lines, logic
-from service.runs.states import RunState
-from workers.errors import GivingWayError, LeaseLostError, RunCancelledError, TooLongError, WorkerStoppingError
-from workers.lines import Lines
-from workers.usage import Usage
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import AWAY, Database
+from featurewatch.service.models import Run
+from featurewatch.service.runs import lines, logic
+from featurewatch.service.runs.states import RunState
+from featurewatch.workers.errors import (
+    GivingWayError,
+    LeaseLostError,
+    RunCancelledError,
+    TooLongError,
+    WorkerStoppingError,
+)
+from featurewatch.workers.lines import Lines
+from featurewatch.workers.usage import Usage
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from service.config import Settings
+from featurewatch.service.config import Settings
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from structlog.processors import format_exc_info
 
-from service.config import Settings
-from service.kit import clock
-from service.runs.lines import FIRST, LAST, Line
-from service.runs.schemas import Level
-from service.webhooks.logic import plain
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import clock
+from featurewatch.service.runs.lines import FIRST, LAST, Line
+from featurewatch.service.runs.schemas import Level
+from featurewatch.service.webhooks.logic import plain
 
 MOST_LETTERS = 4000
 """Of a text of a line, and of its fields together. A traceback counts apart."""

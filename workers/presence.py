@@ -8,10 +8,10 @@ import time
 
 import structlog
 
-from service.kit.clock import database_now
-from service.kit.db import AWAY, Database
-from service.status import queries
-from workers.supervisor import Supervisor
+from featurewatch.service.kit.clock import database_now
+from featurewatch.service.kit.db import AWAY, Database
+from featurewatch.service.status import queries
+from featurewatch.workers.supervisor import Supervisor
 
 log = structlog.get_logger("featurewatch.worker")
 

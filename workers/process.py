@@ -14,12 +14,20 @@ KILLED_SECONDS = 5.0
 
 
 class WorkingProcess:
-    """`python -m workers.child` in a process group of its own, which has the processes of a shared fit in it too."""
+    """`workers.child` in a process group of its own, which has the processes of a shared fit in it too."""
 
     def __init__(self, pipelines: str | None = None) -> None:
         """`pipelines`: MODULE:NAME of a mapping kind -> pipeline; None: the real ones."""
         self._receiver, sender = os.pipe()
-        command = [sys.executable, "-m", "workers.child", "--parent", str(os.getpid()), "--messages", str(sender)]
+        command = [
+            sys.executable,
+            "-m",
+            "featurewatch.workers.child",
+            "--parent",
+            str(os.getpid()),
+            "--messages",
+            str(sender),
+        ]
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             [*command, "--pipelines", pipelines] if pipelines else command,
             stdin=subprocess.PIPE,

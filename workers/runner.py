@@ -18,18 +18,18 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy.orm import Session
 
-from service.config import Settings
-from service.kit import clock
-from service.kit.artifacts import ArtifactStore, DamagedArtifactError, MissingArtifactError
-from service.kit.db import AWAY, Database
-from service.kit.logs import listening
-from service.kit.problems import ProblemError
-from service.models import Run
-from service.runs import logic, queries
-from service.runs.states import RunState
-from service.shards import queries as shards
-from service.store import damage
-from workers.errors import (
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import clock
+from featurewatch.service.kit.artifacts import ArtifactStore, DamagedArtifactError, MissingArtifactError
+from featurewatch.service.kit.db import AWAY, Database
+from featurewatch.service.kit.logs import listening
+from featurewatch.service.kit.problems import ProblemError
+from featurewatch.service.models import Run
+from featurewatch.service.runs import logic, queries
+from featurewatch.service.runs.states import RunState
+from featurewatch.service.shards import queries as shards
+from featurewatch.service.store import damage
+from featurewatch.workers.errors import (
     GivingWayError,
     LeaseLostError,
     RunCancelledError,
@@ -37,8 +37,8 @@ from workers.errors import (
     WorkerStoppingError,
     fault_of,
 )
-from workers.execution import RETRY_SECONDS, Execution
-from workers.heart import Heart
+from featurewatch.workers.execution import RETRY_SECONDS, Execution
+from featurewatch.workers.heart import Heart
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -104,7 +104,7 @@ def help_others(
     with database.read() as session:
         if not shards.any_free(session, clock.database_now(session)):
             return 0
-    from workers.pipelines.helping import Helper  # noqa: PLC0415 - loads torch
+    from featurewatch.workers.pipelines.helping import Helper  # noqa: PLC0415 - loads torch
 
     return Helper(settings, database, artifacts, worker=worker or worker_name(), stop=stop).help()
 
@@ -155,7 +155,7 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline]) -> None:
 
 def _real_pipelines() -> Mapping[str, Pipeline]:
     # Not above: it loads torch, which takes seconds. Before a claim: it keeps the GIL for long, and with it the heart.
-    from workers.pipelines import PIPELINES  # noqa: PLC0415
+    from featurewatch.workers.pipelines import PIPELINES  # noqa: PLC0415
 
     return PIPELINES
 

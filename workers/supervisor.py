@@ -23,13 +23,13 @@ from typing import Any
 import structlog
 from sqlalchemy.orm import Session
 
-from service.config import Settings
-from service.kit import telemetry
-from service.kit.db import AWAY, Database
-from service.runs import logic, queries
-from service.runs.states import RunState
-from workers.errors import RunError, TooLongError
-from workers.process import WorkingProcess
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import telemetry
+from featurewatch.service.kit.db import AWAY, Database
+from featurewatch.service.runs import logic, queries
+from featurewatch.service.runs.states import RunState
+from featurewatch.workers.errors import RunError, TooLongError
+from featurewatch.workers.process import WorkingProcess
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -13,24 +13,24 @@ from datetime import timedelta
 
 import structlog
 
-from service.alerts import raising, standing
-from service.audit import queries as audit
-from service.auth import queries as auth
-from service.config import Settings
-from service.deletions import families as deletions
-from service.deletions import queries as deletion_queries
-from service.kit import clock, outbound
-from service.kit.crypto import SecretBox
-from service.kit.db import Database
-from service.runs import logic as runs
-from service.runs import queries as run_queries
-from service.runs.states import queue_of
-from service.shards import queries as shards
-from service.store import logic as store
-from service.store import queries as store_queries
-from service.store.ledger import open_store
-from service.webhooks import queries as webhooks
-from service.webhooks import sending
+from featurewatch.service.alerts import raising, standing
+from featurewatch.service.audit import queries as audit
+from featurewatch.service.auth import queries as auth
+from featurewatch.service.config import Settings
+from featurewatch.service.deletions import families as deletions
+from featurewatch.service.deletions import queries as deletion_queries
+from featurewatch.service.kit import clock, outbound
+from featurewatch.service.kit.crypto import SecretBox
+from featurewatch.service.kit.db import Database
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs import queries as run_queries
+from featurewatch.service.runs.states import queue_of
+from featurewatch.service.shards import queries as shards
+from featurewatch.service.store import logic as store
+from featurewatch.service.store import queries as store_queries
+from featurewatch.service.store.ledger import open_store
+from featurewatch.service.webhooks import queries as webhooks
+from featurewatch.service.webhooks import sending
 
 log = structlog.get_logger("featurewatch.sweeps")
 

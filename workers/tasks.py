@@ -2,13 +2,13 @@
 
 from functools import cache
 
-from service.config import Settings
-from service.kit import telemetry
-from service.kit.db import Database
-from workers import app as celery
-from workers.presence import Presence
-from workers.supervisor import Supervisor
-from workers.sweeps import Sweeper
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import telemetry
+from featurewatch.service.kit.db import Database
+from featurewatch.workers import app as celery
+from featurewatch.workers.presence import Presence
+from featurewatch.workers.supervisor import Supervisor
+from featurewatch.workers.sweeps import Sweeper
 
 
 @celery.app.task(name=celery.EXECUTE)

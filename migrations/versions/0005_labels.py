@@ -6,7 +6,7 @@ Revision: 0005, after 0004.
 import sqlalchemy as sa
 from alembic import op
 
-from service.labels.automatic import auto_label
+from featurewatch.service.labels.automatic import auto_label
 
 revision = "0005"
 down_revision = "0004"

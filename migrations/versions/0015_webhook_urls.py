@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from alembic import op
 
-from service.kit.crypto import SecretBox, SecretKeyError
+from featurewatch.service.kit.crypto import SecretBox, SecretKeyError
 
 revision = "0015"
 down_revision = "0014"

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from service.alerts import queries, raising
-from service.alerts.schemas import CONDITION, RewiredCondition
-from service.models import Alert, Checkpoint, Family
+from featurewatch.service.alerts import queries, raising
+from featurewatch.service.alerts.schemas import CONDITION, RewiredCondition
+from featurewatch.service.models import Alert, Checkpoint, Family
 
 
 class Looked(NamedTuple):

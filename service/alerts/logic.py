@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.alerts import quality, queries, raising
-from service.alerts.schemas import (
+from featurewatch.service.alerts import quality, queries, raising
+from featurewatch.service.alerts.schemas import (
     CONDITION,
     EVIDENCE_ROWS,
     AlertRuleCreate,
@@ -26,13 +26,13 @@ from service.alerts.schemas import (
     TagCondition,
     WatchedCondition,
 )
-from service.families import logic as families
-from service.features import queries as features
-from service.kit import clock
-from service.kit.ids import feature_id, parse_feature_id
-from service.kit.problems import ConflictError, NotFoundError
-from service.models import Alert, AlertRule, Checkpoint, Family, Feature, Verdict
-from service.verdicts import queries as verdicts
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import queries as features
+from featurewatch.service.kit import clock
+from featurewatch.service.kit.ids import feature_id, parse_feature_id
+from featurewatch.service.kit.problems import ConflictError, NotFoundError
+from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Feature, Verdict
+from featurewatch.service.verdicts import queries as verdicts
 
 _NAMED_IN_SUMMARY = 3
 

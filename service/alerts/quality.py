@@ -4,10 +4,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.alerts import queries, raising
-from service.alerts.schemas import CONDITION, QualityCondition
-from service.models import Alert, Checkpoint, Family
-from service.verdicts import queries as verdicts
+from featurewatch.service.alerts import queries, raising
+from featurewatch.service.alerts.schemas import CONDITION, QualityCondition
+from featurewatch.service.models import Alert, Checkpoint, Family
+from featurewatch.service.verdicts import queries as verdicts
 
 
 def evaluate(session: Session, *, family: Family, checkpoint: Checkpoint) -> list[Alert]:

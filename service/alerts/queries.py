@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from service.families.queries import LISTED
-from service.kit.pages import SortKey, keyset
-from service.models import Alert, AlertRule, Checkpoint, Family, Feature, Run, Verdict
-from service.models.alert import UNRESOLVED
-from service.runs.states import FINAL
+from featurewatch.service.families.queries import LISTED
+from featurewatch.service.kit.pages import SortKey, keyset
+from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Feature, Run, Verdict
+from featurewatch.service.models.alert import UNRESOLVED
+from featurewatch.service.runs.states import FINAL
 
 Named = tuple[Alert, str | None, str | None, str | None]
 """An alert with the names of its rule, family and checkpoint."""

@@ -5,11 +5,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.alerts import queries
-from service.alerts.schemas import AlertState, view
-from service.kit import clock
-from service.models import Alert, AlertRule, Checkpoint, Family
-from service.webhooks import logic as webhooks
+from featurewatch.service.alerts import queries
+from featurewatch.service.alerts.schemas import AlertState, view
+from featurewatch.service.kit import clock
+from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family
+from featurewatch.service.webhooks import logic as webhooks
 
 
 def settle(

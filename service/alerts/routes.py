@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Response
 
-from service.alerts import logic, queries
-from service.alerts.schemas import (
+from featurewatch.service.alerts import logic, queries
+from featurewatch.service.alerts.schemas import (
     AlertKind,
     AlertRuleCreate,
     AlertRuleUpdate,
@@ -16,9 +16,9 @@ from service.alerts.schemas import (
     rule_view,
     view,
 )
-from service.auth.guard import BY_METHOD
-from service.kit.pages import Page, Paging
-from service.kit.sessions import ReadSession, WriteSession
+from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.sessions import ReadSession, WriteSession
 
 router = APIRouter(prefix="/v1", tags=["alerts"], dependencies=[BY_METHOD])
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
-from service.kit.ids import feature_id, parse_feature_id
-from service.models import Alert, AlertRule
-from service.signatures.rule import Status as SignatureStatus
+from featurewatch.service.kit.ids import feature_id, parse_feature_id
+from featurewatch.service.models import Alert, AlertRule
+from featurewatch.service.signatures.rule import Status as SignatureStatus
 
 Status = Literal[
     "present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"

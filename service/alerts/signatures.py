@@ -5,10 +5,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.alerts import queries, raising
-from service.alerts.schemas import CONDITION, SignatureCondition
-from service.models import Alert, Checkpoint, Family, Reading, Signature
-from service.verdicts import queries as verdicts
+from featurewatch.service.alerts import queries, raising
+from featurewatch.service.alerts.schemas import CONDITION, SignatureCondition
+from featurewatch.service.models import Alert, Checkpoint, Family, Reading, Signature
+from featurewatch.service.verdicts import queries as verdicts
 
 Row = tuple[Reading, Signature]
 

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.alerts import queries, raising
-from service.alerts.schemas import (
+from featurewatch.service.alerts import queries, raising
+from featurewatch.service.alerts.schemas import (
     CONDITION,
     EVIDENCE_ROWS,
     AbsenceCondition,
@@ -22,9 +22,9 @@ from service.alerts.schemas import (
     Condition,
     RunFailedCondition,
 )
-from service.kit import clock
-from service.models import Alert, AlertRule, Run
-from service.webhooks import queries as webhooks
+from featurewatch.service.kit import clock
+from featurewatch.service.models import Alert, AlertRule, Run
+from featurewatch.service.webhooks import queries as webhooks
 
 KINDS = ("absence", "run_failed", "webhook_paused")
 

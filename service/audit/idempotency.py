@@ -16,10 +16,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from service.audit import queries
-from service.kit.clock import utcnow
-from service.kit.problems import BadRequestError, ConflictError, UnprocessableError
-from service.models import IdempotencyRecord
+from featurewatch.service.audit import queries
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.problems import BadRequestError, ConflictError, UnprocessableError
+from featurewatch.service.models import IdempotencyRecord
 
 METHODS = ("POST", "PATCH")
 _IN_PROGRESS = 0

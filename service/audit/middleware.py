@@ -10,11 +10,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.audit import idempotency, queries
-from service.kit.problems import ConflictError, UnavailableError
-from service.kit.routing import READING, methods_at
-from service.kit.turns import WriteTurn
-from service.models import AuditEntry, IdempotencyRecord
+from featurewatch.service.audit import idempotency, queries
+from featurewatch.service.kit.problems import ConflictError, UnavailableError
+from featurewatch.service.kit.routing import READING, methods_at
+from featurewatch.service.kit.turns import WriteTurn
+from featurewatch.service.models import AuditEntry, IdempotencyRecord
 
 log = structlog.get_logger("featurewatch.audit")
 

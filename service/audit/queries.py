@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from service.kit.pages import SortKey, keyset
-from service.models import AuditEntry, IdempotencyRecord
+from featurewatch.service.kit.pages import SortKey, keyset
+from featurewatch.service.models import AuditEntry, IdempotencyRecord
 
 
 def add_entry(session: Session, entry: AuditEntry) -> None:

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from service.audit import queries
-from service.audit.schemas import AuditEntryOut
-from service.auth.guard import ADMIN
-from service.kit.pages import Page, Paging
-from service.kit.sessions import ReadSession
+from featurewatch.service.audit import queries
+from featurewatch.service.audit.schemas import AuditEntryOut
+from featurewatch.service.auth.guard import ADMIN
+from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.sessions import ReadSession
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"], dependencies=[ADMIN])
 

@@ -15,10 +15,10 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 
-from service.auth.logic import SESSION_LENGTH
-from service.config import Settings
-from service.kit.crypto import SecretBox, SecretKeyError
-from service.kit.problems import UnavailableError
+from featurewatch.service.auth.logic import SESSION_LENGTH
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.crypto import SecretBox, SecretKeyError
+from featurewatch.service.kit.problems import UnavailableError
 
 COOKIE = "fw_visit"
 """Over https it has the prefix `__Host-`: no other host of the domain can set it."""

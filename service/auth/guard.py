@@ -5,9 +5,9 @@ from typing import Any
 
 from fastapi import Depends, Request
 
-from service.auth.logic import Principal
-from service.kit.problems import ForbiddenError, UnauthenticatedError
-from service.kit.routing import READING
+from featurewatch.service.auth.logic import Principal
+from featurewatch.service.kit.problems import ForbiddenError, UnauthenticatedError
+from featurewatch.service.kit.routing import READING
 
 _ADMIN_PATHS = ("/v1/keys", "/v1/audit")
 

@@ -12,7 +12,7 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
-from service.kit.problems import TooManyRequestsError
+from featurewatch.service.kit.problems import TooManyRequestsError
 
 
 class RateLimits:

@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from service.auth import keys, queries
-from service.kit.clock import utcnow
-from service.kit.problems import NotFoundError, UnauthenticatedError
-from service.models import ApiKey, WebSession
+from featurewatch.service.auth import keys, queries
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.problems import NotFoundError, UnauthenticatedError
+from featurewatch.service.models import ApiKey, WebSession
 
 SCOPES = ("read", "write", "admin")
 _INCLUDED = {"read": {"read"}, "write": {"read", "write"}, "admin": {"read", "write", "admin"}}

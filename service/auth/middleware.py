@@ -15,16 +15,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.auth import logic, queries
-from service.auth.browser import Visit, Visits, cookie_name
-from service.auth.guard import check_early
-from service.auth.limits import RateLimits, network_of
-from service.auth.logic import Principal
-from service.config import Settings
-from service.kit.clock import utcnow
-from service.kit.db import Database
-from service.kit.problems import BadRequestError, ForbiddenError, UnauthenticatedError
-from service.kit.routing import READING
+from featurewatch.service.auth import logic, queries
+from featurewatch.service.auth.browser import Visit, Visits, cookie_name
+from featurewatch.service.auth.guard import check_early
+from featurewatch.service.auth.limits import RateLimits, network_of
+from featurewatch.service.auth.logic import Principal
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.db import Database
+from featurewatch.service.kit.problems import BadRequestError, ForbiddenError, UnauthenticatedError
+from featurewatch.service.kit.routing import READING
 
 log = structlog.get_logger("featurewatch.auth")
 

@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.orm import Session
 
-from service.kit.pages import SortKey, keyset
-from service.models import ApiKey, WebSession
+from featurewatch.service.kit.pages import SortKey, keyset
+from featurewatch.service.models import ApiKey, WebSession
 
 _BY_PREFIX = select(*ApiKey.__table__.c).where(ApiKey.prefix == bindparam("prefix"))
 """Built once: every request asks it, and only looks at the row."""

@@ -2,11 +2,11 @@
 
 from fastapi import APIRouter, Response
 
-from service.auth import logic, queries
-from service.auth.guard import ADMIN
-from service.auth.schemas import KeyIn, KeyOut, NewKeyOut
-from service.kit.pages import Page, Paging
-from service.kit.sessions import ReadSession, WriteSession
+from featurewatch.service.auth import logic, queries
+from featurewatch.service.auth.guard import ADMIN
+from featurewatch.service.auth.schemas import KeyIn, KeyOut, NewKeyOut
+from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.sessions import ReadSession, WriteSession
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[ADMIN])
 

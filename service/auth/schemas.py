@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
-from service.kit.clock import utcnow
+from featurewatch.service.kit.clock import utcnow
 
 Scope = Literal["read", "write", "admin"]
 

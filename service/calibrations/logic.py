@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
-from service.calibrations import queries
-from service.calibrations.schemas import CalibrationIn, CalibrationSummary, summary
-from service.checkpoints import logic as checkpoints
-from service.families import logic as families
-from service.kit.problems import ConflictError, NotFoundError
-from service.models import Family, Run
-from service.runs import logic as runs
-from service.verdicts import queries as verdicts
+from featurewatch.service.calibrations import queries
+from featurewatch.service.calibrations.schemas import CalibrationIn, CalibrationSummary, summary
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.families import logic as families
+from featurewatch.service.kit.problems import ConflictError, NotFoundError
+from featurewatch.service.models import Family, Run
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.verdicts import queries as verdicts
 
 
 def create(session: Session, family_name: str, body: CalibrationIn) -> tuple[Run, str]:

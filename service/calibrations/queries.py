@@ -6,10 +6,10 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from service.kit.pages import SortKey, keyset
-from service.models import Run
-from service.runs import queries as runs
-from service.runs.states import RunState
+from featurewatch.service.kit.pages import SortKey, keyset
+from featurewatch.service.models import Run
+from featurewatch.service.runs import queries as runs
+from featurewatch.service.runs.states import RunState
 
 KIND = "calibrate"
 

@@ -2,12 +2,12 @@
 
 from fastapi import APIRouter, Response
 
-from service.auth.guard import BY_METHOD
-from service.calibrations import logic, queries
-from service.calibrations.schemas import CalibrationIn, CalibrationView, view
-from service.families import logic as families
-from service.kit.pages import Page, Paging
-from service.kit.sessions import ReadSession, WriteSession
+from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.calibrations import logic, queries
+from featurewatch.service.calibrations.schemas import CalibrationIn, CalibrationView, view
+from featurewatch.service.families import logic as families
+from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.sessions import ReadSession, WriteSession
 
 router = APIRouter(prefix="/v1/families/{family}/calibrations", tags=["calibrations"], dependencies=[BY_METHOD])
 

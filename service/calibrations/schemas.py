@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from scipy.special import betaincinv
 
-from service.models import Run
-from service.runs.schemas import RunFault
-from service.runs.states import RunState
-from service.verdicts.policy import Policy
+from featurewatch.service.models import Run
+from featurewatch.service.runs.schemas import RunFault
+from featurewatch.service.runs.states import RunState
+from featurewatch.service.verdicts.policy import Policy
 
 NullName = Literal["repeat", "bfloat16", "int8", "halves", "finetune"]
 NULLS: tuple[NullName, ...] = ("repeat", "bfloat16", "int8", "halves", "finetune")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.checkpoints.faults import UnusableError
-from service.checkpoints.jsonfile import read_json
-from service.checkpoints.tensorfile import Tensor
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.jsonfile import read_json
+from featurewatch.service.checkpoints.tensorfile import Tensor
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from service.checkpoints import adapters, manifest, weights
-from service.checkpoints.faults import UnusableError
-from service.kit.digests import ChangedWhileReadError, FileState, Progress, sha256_all, sha256_within
-from service.kit.paths import PathRefusedError, hold_to_roots
+from featurewatch.service.checkpoints import adapters, manifest, weights
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.service.kit.digests import ChangedWhileReadError, FileState, Progress, sha256_all, sha256_within
+from featurewatch.service.kit.paths import PathRefusedError, hold_to_roots
 
 ACTIVATIONS = "activations+"
 MODEL, ADAPTER = "model", "adapter"

@@ -1,6 +1,6 @@
 """What is wrong with a checkpoint's files, as one error class with a code that workers use too."""
 
-from service.kit.problems import UnprocessableError
+from featurewatch.service.kit.problems import UnprocessableError
 
 TITLES = {
     "uri-unsupported": "No such kind of URI",

@@ -10,8 +10,8 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from service.checkpoints.faults import UnusableError
-from service.checkpoints.sizes import Census, check_config
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.sizes import Census, check_config
 
 # Almost all metadata are the tokenizer's: 262,144 tokens and 500,000 merges (Gemma 3) take 15 MB.
 MAX_HEADER_BYTES = 100_000_000

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.checkpoints import contents, manifest, references, weights
-from service.checkpoints.contents import ACTIVATIONS, Contents
-from service.checkpoints.faults import UnusableError
-from service.config import Settings
-from service.kit.digests import ChangedWhileReadError
-from service.kit.paths import PathRefusedError, resolve_under_roots
+from featurewatch.service.checkpoints import contents, manifest, references, weights
+from featurewatch.service.checkpoints.contents import ACTIVATIONS, Contents
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.digests import ChangedWhileReadError
+from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
 
 HASHED_AT_ONCE = 16 * 1024 * 1024
 """Bytes of a checkpoint that is hashed while its registration waits: some ten milliseconds."""

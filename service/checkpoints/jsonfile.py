@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.faults import UnusableError
 
 # The longest config.json of language models have some 100 kB, with names of quantised modules a megabyte.
 MAX_JSON_BYTES = 2_000_000

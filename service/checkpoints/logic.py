@@ -6,18 +6,18 @@ from dataclasses import replace
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.checkpoints import contents, queries
-from service.checkpoints.contents import Contents
-from service.checkpoints.faults import UnusableError
-from service.checkpoints.inspect import Examined, Expected, look
-from service.checkpoints.schemas import CheckpointIn
-from service.config import Settings
-from service.families import logic as families
-from service.kit.clock import utcnow
-from service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
-from service.models import Checkpoint, Family, Run
-from service.runs import logic as runs
-from service.verdicts.generations import kinds
+from featurewatch.service.checkpoints import contents, queries
+from featurewatch.service.checkpoints.contents import Contents
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.inspect import Examined, Expected, look
+from featurewatch.service.checkpoints.schemas import CheckpointIn
+from featurewatch.service.config import Settings
+from featurewatch.service.families import logic as families
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
+from featurewatch.service.models import Checkpoint, Family, Run
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.verdicts.generations import kinds
 
 KIND = "onboard"
 COMPARE_SECONDS = 0.15

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from service.checkpoints.faults import UnusableError
-from service.checkpoints.jsonfile import read_json
-from service.checkpoints.tensorfile import Tensor, read_header
-from service.checkpoints.weights import looks, member
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.jsonfile import read_json
+from featurewatch.service.checkpoints.tensorfile import Tensor, read_header
+from featurewatch.service.checkpoints.weights import looks, member
 
 FORMAT = "featurewatch-activations/1"
 FILE = "manifest.json"

@@ -2,8 +2,8 @@
 
 import re
 
-from service.features import words
-from service.features.schemas import Example
+from featurewatch.service.features import words
+from featurewatch.service.features.schemas import Example
 
 _MOST_LETTERS = 4000
 """Of one text in a document: far more than any sentence has."""

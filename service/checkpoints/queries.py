@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session, aliased
 
-from service.kit.pages import SortKey, keyset
-from service.models import Alert, AlertRule, Checkpoint, Run, Source
+from featurewatch.service.kit.pages import SortKey, keyset
+from featurewatch.service.models import Alert, AlertRule, Checkpoint, Run, Source
 
 # Built once: nearly every request asks it, and it takes longer to build than to run.
 _BY_NAME = select(Checkpoint).where(Checkpoint.family_id == bindparam("family"), Checkpoint.name == bindparam("name"))

@@ -16,8 +16,8 @@ import fsspec
 import structlog
 from fsspec.spec import AbstractFileSystem
 
-from service.checkpoints.contents import ADAPTER_FILES, BESIDE
-from service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.contents import ADAPTER_FILES, BESIDE
+from featurewatch.service.checkpoints.faults import UnusableError
 
 log = structlog.get_logger("featurewatch.checkpoints")
 

@@ -9,22 +9,22 @@ import jinja2
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from service.checkpoints import markdown, queries
-from service.dependencies import words as circuits
-from service.dependencies.words import CircuitFinding
-from service.features import findings, words
-from service.features import logic as features
-from service.features.queries import Filter
-from service.features.schemas import STATUSES, FeatureRow, Status, Summary
-from service.features.sorting import order_of
-from service.kit.artifacts import ArtifactStore
-from service.kit.problems import NotAcceptableError
-from service.lineage import logic as lineage
-from service.lineage.schemas import LINK_KINDS, Refit
-from service.models import Checkpoint, Family
-from service.signatures import logic as signatures
-from service.signatures.words import sentence
-from service.verdicts.generations import reference_fvu
+from featurewatch.service.checkpoints import markdown, queries
+from featurewatch.service.dependencies import words as circuits
+from featurewatch.service.dependencies.words import CircuitFinding
+from featurewatch.service.features import findings, words
+from featurewatch.service.features import logic as features
+from featurewatch.service.features.queries import Filter
+from featurewatch.service.features.schemas import STATUSES, FeatureRow, Status, Summary
+from featurewatch.service.features.sorting import order_of
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.problems import NotAcceptableError
+from featurewatch.service.lineage import logic as lineage
+from featurewatch.service.lineage.schemas import LINK_KINDS, Refit
+from featurewatch.service.models import Checkpoint, Family
+from featurewatch.service.signatures import logic as signatures
+from featurewatch.service.signatures.words import sentence
+from featurewatch.service.verdicts.generations import reference_fvu
 
 LARGEST = 50
 Format = Literal["json", "markdown", "html"]

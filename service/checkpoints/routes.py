@@ -5,19 +5,19 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Response
 from sqlalchemy.orm import Session
 
-from service.auth.guard import BY_METHOD
-from service.checkpoints import logic, queries
-from service.checkpoints.inspect import Examined
-from service.checkpoints.report import MEDIA_TYPES, Report, choose_format, render, report
-from service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointState, Registration, view
-from service.deletions import checkpoints as deletion
-from service.families import logic as families
-from service.features.queries import Filter
-from service.kit.pages import Page, Paging
-from service.kit.sessions import AppArtifacts, AppDatabase, AppSettings, ReadSession, WriteSession
-from service.kit.turns import IN_TURN
-from service.models import Checkpoint, Family
-from service.runs import schemas as run_schemas
+from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.checkpoints import logic, queries
+from featurewatch.service.checkpoints.inspect import Examined
+from featurewatch.service.checkpoints.report import MEDIA_TYPES, Report, choose_format, render, report
+from featurewatch.service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointState, Registration, view
+from featurewatch.service.deletions import checkpoints as deletion
+from featurewatch.service.families import logic as families
+from featurewatch.service.features.queries import Filter
+from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.sessions import AppArtifacts, AppDatabase, AppSettings, ReadSession, WriteSession
+from featurewatch.service.kit.turns import IN_TURN
+from featurewatch.service.models import Checkpoint, Family
+from featurewatch.service.runs import schemas as run_schemas
 
 router = APIRouter(prefix="/v1/families/{family}/checkpoints", tags=["checkpoints"], dependencies=[BY_METHOD])
 

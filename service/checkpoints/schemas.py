@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from service.families.schemas import HookPoints, Name
-from service.models import Checkpoint
-from service.runs.schemas import RunView
+from featurewatch.service.families.schemas import HookPoints, Name
+from featurewatch.service.models import Checkpoint
+from featurewatch.service.runs.schemas import RunView
 
 CheckpointState = Literal["registered", "harvested", "judged", "failed"]
 

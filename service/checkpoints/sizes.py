@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.faults import UnusableError
 
 # The largest models of the hub have about 100,000 tensors.
 MAX_MODEL_TENSORS = 500_000

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.faults import UnusableError
 
 # A tensor takes about 100 bytes of header, and the largest models of the hub have fewer than 1,000 tensors in a file.
 MAX_HEADER_BYTES = 10_000_000

@@ -11,12 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from service.checkpoints import adapters, gguf
-from service.checkpoints.faults import UnusableError
-from service.checkpoints.jsonfile import MAX_JSON_BYTES, read_json
-from service.checkpoints.sizes import Census, check_config, layer_count
-from service.checkpoints.tensorfile import header_length, read_header
-from service.kit.digests import FileState
+from featurewatch.service.checkpoints import adapters, gguf
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.jsonfile import MAX_JSON_BYTES, read_json
+from featurewatch.service.checkpoints.sizes import Census, check_config, layer_count
+from featurewatch.service.checkpoints.tensorfile import header_length, read_header
+from featurewatch.service.kit.digests import FileState
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 _KINDS = ("resid_post", "mlp_out", "attn_out")

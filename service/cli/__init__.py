@@ -4,10 +4,20 @@ import sys
 
 import typer
 
-from service.cli import base, calibrate, checkpoints, dependencies, export, features, label, notify, signatures
-from service.cli.gate import register
-from service.cli.host import database, server
-from service.client import ApiError, ClientError, UnreachableError, WaitTimeoutError
+from featurewatch.service.cli import (
+    base,
+    calibrate,
+    checkpoints,
+    dependencies,
+    export,
+    features,
+    label,
+    notify,
+    signatures,
+)
+from featurewatch.service.cli.gate import register
+from featurewatch.service.cli.host import database, server
+from featurewatch.service.client import ApiError, ClientError, UnreachableError, WaitTimeoutError
 
 app = typer.Typer(
     name="featurewatch",

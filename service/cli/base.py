@@ -17,10 +17,10 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from service import __version__
-from service.client import Client
-from service.config import ClientSettings
-from service.runs.words import seen
+from featurewatch.service import __version__
+from featurewatch.service.client import Client
+from featurewatch.service.config import ClientSettings
+from featurewatch.service.runs.words import seen
 
 OK, FAILED, USAGE, UNAVAILABLE = 0, 1, 2, 3
 

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base, complete, progress
-from service.cli.base import AsJson
-from service.cli.checkpoints import Family, Timeout, end_as
-from service.client.types import CalibrationResult
-from service.client.wire import given
+from featurewatch.service.cli import base, complete, progress
+from featurewatch.service.cli.base import AsJson
+from featurewatch.service.cli.checkpoints import Family, Timeout, end_as
+from featurewatch.service.client.types import CalibrationResult
+from featurewatch.service.client.wire import given
 
 NULLS = ("repeat", "bfloat16", "int8", "halves", "finetune")
 

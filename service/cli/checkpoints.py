@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from service.cli import base, complete, progress, told
-from service.cli.base import AsJson
-from service.cli.told import MaxQ, MinChange
-from service.client.types import Attempt, LogLine, Run
-from service.client.wire import FINAL_STATES
-from service.runs.schemas import Level, LogLineView
-from service.runs.words import as_text, seen
+from featurewatch.service.cli import base, complete, progress, told
+from featurewatch.service.cli.base import AsJson
+from featurewatch.service.cli.told import MaxQ, MinChange
+from featurewatch.service.client.types import Attempt, LogLine, Run
+from featurewatch.service.client.wire import FINAL_STATES
+from featurewatch.service.runs.schemas import Level, LogLineView
+from featurewatch.service.runs.words import as_text, seen
 
 family_app = typer.Typer(help="Families: the models that are tracked together.", no_args_is_help=True)
 checkpoint_app = typer.Typer(help="Checkpoints: register, list, show.", no_args_is_help=True)

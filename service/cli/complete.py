@@ -8,10 +8,10 @@ from itertools import islice
 
 import typer
 
-from service.cli import base
-from service.client import Client, ClientError
-from service.features.schemas import STATUSES
-from service.runs.states import RunState
+from featurewatch.service.cli import base
+from featurewatch.service.client import Client, ClientError
+from featurewatch.service.features.schemas import STATUSES
+from featurewatch.service.runs.states import RunState
 
 SECONDS = 1.0
 """A shell that completes is waited for by a person."""

@@ -4,12 +4,12 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base, complete, progress
-from service.cli.base import AsJson
-from service.cli.checkpoints import Family, Timeout, end_as
-from service.cli.features import FeatureId
-from service.client import ApiError
-from service.client.types import AnswerEffect, Comparison, Dependencies
+from featurewatch.service.cli import base, complete, progress
+from featurewatch.service.cli.base import AsJson
+from featurewatch.service.cli.checkpoints import Family, Timeout, end_as
+from featurewatch.service.cli.features import FeatureId
+from featurewatch.service.client import ApiError
+from featurewatch.service.client.types import AnswerEffect, Comparison, Dependencies
 
 Method = Annotated[
     str | None,

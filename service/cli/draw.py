@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from service.client.types import Point
+from featurewatch.service.client.types import Point
 
 _BARS = "▁▂▃▄▅▆▇█"
 _GONE = ("absent", "replaced")

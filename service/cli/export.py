@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from safetensors.numpy import load_file
 
-from service.cli import base, complete
-from service.cli.base import AsJson
-from service.cli.checkpoints import Family, Name
-from service.dictionaries import layouts
-from service.dictionaries.folding import fold
-from service.kit import extras
+from featurewatch.service.cli import base, complete
+from featurewatch.service.cli.base import AsJson
+from featurewatch.service.cli.checkpoints import Family, Name
+from featurewatch.service.dictionaries import layouts
+from featurewatch.service.dictionaries.folding import fold
+from featurewatch.service.kit import extras
 
 _TABLES = ("verdicts", "sources", "features")
 export_app = typer.Typer(help="Export data for other tools.", no_args_is_help=True)

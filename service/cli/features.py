@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base, complete, draw, told
-from service.cli.base import AsJson
-from service.cli.checkpoints import Family
-from service.cli.told import MaxQ, MinChange
-from service.client.types import FeatureRow
-from service.features.words import plain
+from featurewatch.service.cli import base, complete, draw, told
+from featurewatch.service.cli.base import AsJson
+from featurewatch.service.cli.checkpoints import Family
+from featurewatch.service.cli.told import MaxQ, MinChange
+from featurewatch.service.client.types import FeatureRow
+from featurewatch.service.features.words import plain
 
 _PAGE = 500
 """Most rows of one answer of the API."""

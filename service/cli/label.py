@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from service.cli import base, complete, progress
-from service.cli.base import AsJson
-from service.cli.checkpoints import Family, Timeout, end_as
+from featurewatch.service.cli import base, complete, progress
+from featurewatch.service.cli.base import AsJson
+from featurewatch.service.cli.checkpoints import Family, Timeout, end_as
 
 
 def add_to(app: typer.Typer) -> None:

@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base, complete
-from service.cli.base import AsJson
-from service.client.wire import given
+from featurewatch.service.cli import base, complete
+from featurewatch.service.cli.base import AsJson
+from featurewatch.service.client.wire import given
 
 webhook_app = typer.Typer(help="Webhooks: where events are sent.", no_args_is_help=True)
 alert_app = typer.Typer(help="Alerts, and the rules that raise them.", no_args_is_help=True)

@@ -4,9 +4,9 @@ import time
 
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from service.cli import base
-from service.client import Client
-from service.client.types import Run
+from featurewatch.service.cli import base
+from featurewatch.service.client import Client
+from featurewatch.service.client.types import Run
 
 _STEADY_SECONDS, _STEADY_SHARE = 3.0, 0.02
 """Of a stage, before its speed tells when it will be over."""

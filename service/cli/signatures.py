@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base, complete, draw, progress
-from service.cli.base import AsJson
-from service.cli.checkpoints import Family, Timeout, end_as
-from service.client.types import SignatureCourse
-from service.client.wire import given
+from featurewatch.service.cli import base, complete, draw, progress
+from featurewatch.service.cli.base import AsJson
+from featurewatch.service.cli.checkpoints import Family, Timeout, end_as
+from featurewatch.service.client.types import SignatureCourse
+from featurewatch.service.client.wire import given
 
 signature_app = typer.Typer(help="Signatures: concepts that a contrast set shows.", no_args_is_help=True)
 
@@ -111,8 +111,8 @@ def delete(family: Family, name: Name, yes: base.Yes = False, as_json: AsJson = 
 
 def _show(course: SignatureCourse) -> None:
     # Its shapes bring the API's framework along, without which the other commands start in half the time.
-    from service.signatures.schemas import ReadingView  # noqa: PLC0415
-    from service.signatures.words import sentence  # noqa: PLC0415
+    from featurewatch.service.signatures.schemas import ReadingView  # noqa: PLC0415
+    from featurewatch.service.signatures.words import sentence  # noqa: PLC0415
 
     points = [ReadingView.model_validate(point) for point in course["points"]]
     columns = [

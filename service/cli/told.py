@@ -7,9 +7,9 @@ import typer
 from rich.cells import cell_len
 from rich.text import Text
 
-from service.cli import base
-from service.features.schemas import Example, FeatureRow
-from service.features.words import about, between, passage, plain, share
+from featurewatch.service.cli import base
+from featurewatch.service.features.schemas import Example, FeatureRow
+from featurewatch.service.features.words import about, between, passage, plain, share
 
 MinChange = Annotated[
     float | None, typer.Option(help="Least size of the change, in factors of two: 1 is halved or doubled.", min=0)

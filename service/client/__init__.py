@@ -3,8 +3,8 @@
 Answers are dictionaries of the shapes in `service.client.types`.
 """
 
-from service.client.aio.client import AsyncClient
-from service.client.errors import ApiError, ClientError, UnreachableError, WaitTimeoutError
-from service.client.sync.client import Client
+from featurewatch.service.client.aio.client import AsyncClient
+from featurewatch.service.client.errors import ApiError, ClientError, UnreachableError, WaitTimeoutError
+from featurewatch.service.client.sync.client import Client
 
 __all__ = ["ApiError", "AsyncClient", "Client", "ClientError", "UnreachableError", "WaitTimeoutError"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from service.client.types import Run
+    from featurewatch.service.client.types import Run
 
 
 class ClientError(Exception):

@@ -10,9 +10,9 @@ from urllib.parse import quote, urlsplit
 
 import httpx2 as httpx
 
-from service import __version__
-from service.client.errors import ApiError, ClientError
-from service.kit.clock import utcnow
+from featurewatch.service import __version__
+from featurewatch.service.client.errors import ApiError, ClientError
+from featurewatch.service.kit.clock import utcnow
 
 RETRIED = frozenset({429, 502, 503, 504})
 LONGEST_WAIT_S = 120.0

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
-from service.alerts import raising
-from service.deletions import queries
-from service.kit.problems import ConflictError
-from service.models import Checkpoint, Family, Run
-from service.runs import logic as runs
-from service.runs import queries as run_queries
-from service.verdicts import queries as verdicts
-from service.verdicts import stored
-from service.verdicts.compare import compare
-from service.verdicts.past import RATIOS
-from service.verdicts.table import Row
-from service.webhooks import logic as webhooks
+from featurewatch.service.alerts import raising
+from featurewatch.service.deletions import queries
+from featurewatch.service.kit.problems import ConflictError
+from featurewatch.service.models import Checkpoint, Family, Run
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs import queries as run_queries
+from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.service.verdicts import stored
+from featurewatch.service.verdicts.compare import compare
+from featurewatch.service.verdicts.past import RATIOS
+from featurewatch.service.verdicts.table import Row
+from featurewatch.service.webhooks import logic as webhooks
 
 
 def delete(session: Session, family: Family, checkpoint: Checkpoint, *, reparent: bool = False) -> None:

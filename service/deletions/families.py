@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from service.config import Settings
-from service.deletions import queries
-from service.kit import clock
-from service.kit.artifacts import ArtifactStore
-from service.models import Family
-from service.runs import logic as runs
-from service.runs import queries as run_queries
-from service.store import queries as store
-from service.webhooks import logic as webhooks
+from featurewatch.service.config import Settings
+from featurewatch.service.deletions import queries
+from featurewatch.service.kit import clock
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.models import Family
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs import queries as run_queries
+from featurewatch.service.store import queries as store
+from featurewatch.service.webhooks import logic as webhooks
 
 ROWS = 5000
 """Rows that one transaction removes: on SQLite nobody else can write meanwhile."""

@@ -18,8 +18,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from service.kit.listed import one_of
-from service.models import (
+from featurewatch.service.kit.listed import one_of
+from featurewatch.service.models import (
     Alert,
     AlertRule,
     Artifact,

@@ -6,12 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from service.dependencies.judge import edges, replicates
-from service.dependencies.schemas import AnswerEffect, Edge, Effect, Graph, LogitEdge, SourcePlace, TokenEdge
-from service.dependencies.store import Profile
-from service.kit.ids import feature_id
-from service.verdicts.judge import standard_error
-from service.verdicts.policy import Policy
+from featurewatch.service.dependencies.judge import edges, replicates
+from featurewatch.service.dependencies.schemas import (
+    AnswerEffect,
+    Edge,
+    Effect,
+    Graph,
+    LogitEdge,
+    SourcePlace,
+    TokenEdge,
+)
+from featurewatch.service.dependencies.store import Profile
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.verdicts.judge import standard_error
+from featurewatch.service.verdicts.policy import Policy
 
 MOST_EDGES, MOST_TOKENS, MOST_LOGITS = 64, 16, 10
 Doubles = NDArray[np.float64]

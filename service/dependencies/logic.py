@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from sqlalchemy.orm import Session
 
-from service.alerts import circuits as alerts
-from service.checkpoints import logic as checkpoints
-from service.checkpoints import queries as checkpoint_queries
-from service.dependencies import judge, queries, store
-from service.dependencies.schemas import (
+from featurewatch.service.alerts import circuits as alerts
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.checkpoints import queries as checkpoint_queries
+from featurewatch.service.dependencies import judge, queries, store
+from featurewatch.service.dependencies.schemas import (
     MOST_FEATURES,
     ChangedEdge,
     Comparison,
@@ -17,17 +17,17 @@ from service.dependencies.schemas import (
     DependenciesIn,
     view,
 )
-from service.families import logic as families
-from service.features import logic as features
-from service.kit.artifacts import ArtifactStore
-from service.kit.ids import feature_id
-from service.kit.problems import ConflictError, NotFoundError, UnprocessableError
-from service.models import Checkpoint, DependencyGraph, Family, Run
-from service.runs import logic as runs
-from service.signatures import queries as signatures
-from service.verdicts import queries as verdicts
-from service.verdicts.judge import GONE, Status
-from service.verdicts.policy import Policy
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import logic as features
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
+from featurewatch.service.models import Checkpoint, DependencyGraph, Family, Run
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.signatures import queries as signatures
+from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.service.verdicts.judge import GONE, Status
+from featurewatch.service.verdicts.policy import Policy
 
 BROUGHT = "activations+"
 """URIs of checkpoints whose activations were brought along."""

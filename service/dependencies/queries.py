@@ -6,9 +6,9 @@ from typing import Any
 from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.orm import Session
 
-from service.kit.listed import one_of
-from service.models import Checkpoint, DependencyGraph, Feature, Run
-from service.runs.states import RunState
+from featurewatch.service.kit.listed import one_of
+from featurewatch.service.models import Checkpoint, DependencyGraph, Feature, Run
+from featurewatch.service.runs.states import RunState
 
 KIND = "dependencies"
 

@@ -4,14 +4,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from service.auth.guard import BY_METHOD
-from service.dependencies import logic
-from service.dependencies.schemas import Dependencies, DependenciesIn, Method
-from service.families import logic as families
-from service.features import logic as features
-from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
-from service.runs.schemas import RunView
-from service.runs.schemas import view as run_view
+from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.dependencies import logic
+from featurewatch.service.dependencies.schemas import Dependencies, DependenciesIn, Method
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import logic as features
+from featurewatch.service.kit.sessions import AppArtifacts, ReadSession, WriteSession
+from featurewatch.service.runs.schemas import RunView
+from featurewatch.service.runs.schemas import view as run_view
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["dependencies"], dependencies=[BY_METHOD])
 

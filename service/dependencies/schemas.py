@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.kit.ids import feature_id
-from service.models import DependencyGraph
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.models import DependencyGraph
 
 Method = Literal["relp", "gradient", "integrated"]
 Interval = tuple[float, float]

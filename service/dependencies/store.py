@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.artifacts import ArtifactStore
 
 
 class PlaceProfile(NamedTuple):

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from service.dependencies import logic, queries
-from service.dependencies.schemas import ChangedEdge, Comparison
-from service.features import queries as features
-from service.features.words import name_of
-from service.kit.artifacts import ArtifactStore
-from service.kit.ids import feature_id
-from service.models import Checkpoint, Family
-from service.verdicts import queries as verdicts
+from featurewatch.service.dependencies import logic, queries
+from featurewatch.service.dependencies.schemas import ChangedEdge, Comparison
+from featurewatch.service.features import queries as features
+from featurewatch.service.features.words import name_of
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.models import Checkpoint, Family
+from featurewatch.service.verdicts import queries as verdicts
 
 NAMED = 3
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from service.dictionaries.folding import Autoencoder, Floats, unit_rows
+from featurewatch.service.dictionaries.folding import Autoencoder, Floats, unit_rows
 
 LAYOUTS = ("saelens", "dictionary-learning")
 _TRANSFORMER_LENS = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "attn_out": "hook_attn_out"}

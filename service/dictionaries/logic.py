@@ -4,11 +4,11 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from service.checkpoints import logic as checkpoints
-from service.dictionaries import queries
-from service.kit.artifacts import ArtifactStore
-from service.kit.problems import NotFoundError, UnprocessableError
-from service.models import Family, Source
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.dictionaries import queries
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.problems import NotFoundError, UnprocessableError
+from featurewatch.service.models import Family, Source
 
 
 def of_source(session: Session, family: Family, checkpoint: str, hook_point: str | None) -> Source:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.models import Source
+from featurewatch.service.models import Source
 
 
 def of_checkpoint(session: Session, checkpoint_id: str) -> Sequence[Source]:

@@ -5,10 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import FileResponse
 
-from service.auth.guard import BY_METHOD
-from service.dictionaries import logic
-from service.families import logic as families
-from service.kit.sessions import AppArtifacts, ReadSession
+from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.dictionaries import logic
+from featurewatch.service.families import logic as families
+from featurewatch.service.kit.sessions import AppArtifacts, ReadSession
 
 router = APIRouter(prefix="/v1/families/{family}/checkpoints/{name}", tags=["dictionaries"], dependencies=[BY_METHOD])
 

@@ -4,12 +4,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.config import Settings
-from service.families import queries
-from service.families.schemas import FamilyIn
-from service.kit.paths import PathRefusedError, resolve_under_roots
-from service.kit.problems import ConflictError, NotFoundError, UnprocessableError
-from service.models import Family
+from featurewatch.service.config import Settings
+from featurewatch.service.families import queries
+from featurewatch.service.families.schemas import FamilyIn
+from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
+from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
+from featurewatch.service.models import Family
 
 BUILTIN_CORPORA = ("builtin:python-docs",)
 _CORPUS_FILES = (".txt", ".jsonl")

@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import bindparam, exists, select
 from sqlalchemy.orm import Session
 
-from service.kit.pages import SortKey, keyset
-from service.models import Deletion, Family
+from featurewatch.service.kit.pages import SortKey, keyset
+from featurewatch.service.models import Deletion, Family
 
 LISTED = ~exists().where(Deletion.family_id == Family.id)
 """Families that are not being deleted. Every query that shows families, or what belongs to several, has it."""

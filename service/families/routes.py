@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Response
 from sqlalchemy.orm import Session
 
-from service.auth.guard import ADMIN, BY_METHOD
-from service.calibrations import logic as calibrations
-from service.deletions import families as deletion
-from service.families import logic, queries
-from service.families.schemas import FamilyIn, FamilyOut
-from service.kit.pages import Page, Paging
-from service.kit.sessions import AppSettings, ReadSession, WriteSession
-from service.models import Family
+from featurewatch.service.auth.guard import ADMIN, BY_METHOD
+from featurewatch.service.calibrations import logic as calibrations
+from featurewatch.service.deletions import families as deletion
+from featurewatch.service.families import logic, queries
+from featurewatch.service.families.schemas import FamilyIn, FamilyOut
+from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.sessions import AppSettings, ReadSession, WriteSession
+from featurewatch.service.models import Family
 
 router = APIRouter(prefix="/v1/families", tags=["families"], dependencies=[BY_METHOD])
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from service.calibrations.schemas import CalibrationSummary
-from service.verdicts.policy import Policy
+from featurewatch.service.calibrations.schemas import CalibrationSummary
+from featurewatch.service.verdicts.policy import Policy
 
 _HOOK_POINT = re.compile(r"(resid_post|mlp_out|attn_out)\.(0|[1-9]\d{0,3})")
 

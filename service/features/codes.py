@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from service.checkpoints.tensorfile import read_header
-from service.features import queries
-from service.features.schemas import Example
-from service.kit.artifacts import ArtifactStore
-from service.kit.digests import FileState
-from service.kit.kept import Kept
-from service.kit.problems import NotFoundError
-from service.models import Code, Family, Feature
-from service.verdicts.arrays import places_of
+from featurewatch.service.checkpoints.tensorfile import read_header
+from featurewatch.service.features import queries
+from featurewatch.service.features.schemas import Example
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.digests import FileState
+from featurewatch.service.kit.kept import Kept
+from featurewatch.service.kit.problems import NotFoundError
+from featurewatch.service.models import Code, Family, Feature
+from featurewatch.service.verdicts.arrays import places_of
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CONTEXT_CHARACTERS = 120

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from sqlalchemy.orm import Session
 
-from service.features import codes, logic, queries, words
-from service.features.logic import Comparison
-from service.features.queries import Filter
-from service.features.schemas import (
+from featurewatch.service.features import codes, logic, queries, words
+from featurewatch.service.features.logic import Comparison
+from featurewatch.service.features.queries import Filter
+from featurewatch.service.features.schemas import (
     FeatureRow,
     Finding,
     NotJudged,
@@ -22,17 +22,17 @@ from service.features.schemas import (
     Summary,
     Unjudged,
 )
-from service.features.sorting import least_changes, order_of
-from service.features.words import SEVERITY
-from service.kit.artifacts import ArtifactStore
-from service.kit.ids import feature_id, parse_feature_id
-from service.models import Checkpoint
-from service.verdicts.arrays import among
-from service.verdicts.generations import ancestry, fitted_fvu
-from service.verdicts.judge import STATUSES, Status
-from service.verdicts.policy import Policy
-from service.verdicts.reasons import Figures, Reason, reasons
-from service.verdicts.table import Table
+from featurewatch.service.features.sorting import least_changes, order_of
+from featurewatch.service.features.words import SEVERITY
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.ids import feature_id, parse_feature_id
+from featurewatch.service.models import Checkpoint
+from featurewatch.service.verdicts.arrays import among
+from featurewatch.service.verdicts.generations import ancestry, fitted_fvu
+from featurewatch.service.verdicts.judge import STATUSES, Status
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.reasons import Figures, Reason, reasons
+from featurewatch.service.verdicts.table import Table
 
 FINDINGS = 20
 PLACES = 3

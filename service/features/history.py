@@ -6,13 +6,13 @@ from functools import partial
 
 from sqlalchemy.orm import Session
 
-from service.features import queries
-from service.features.schemas import FeatureFields
-from service.features.words import SEVERITY
-from service.kit.ids import feature_id
-from service.kit.kept import Kept
-from service.models import Family
-from service.verdicts import queries as verdicts
+from featurewatch.service.features import queries
+from featurewatch.service.features.schemas import FeatureFields
+from featurewatch.service.features.words import SEVERITY
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.kit.kept import Kept
+from featurewatch.service.models import Family
+from featurewatch.service.verdicts import queries as verdicts
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from service.checkpoints import logic as checkpoints
-from service.checkpoints import queries as checkpoint_queries
-from service.dependencies import queries as dependencies
-from service.features import queries
-from service.features.queries import Filter
-from service.features.schemas import (
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.checkpoints import queries as checkpoint_queries
+from featurewatch.service.dependencies import queries as dependencies
+from featurewatch.service.features import queries
+from featurewatch.service.features.queries import Filter
+from featurewatch.service.features.schemas import (
     FeatureDetail,
     FeaturePatch,
     FeatureRow,
@@ -24,17 +24,17 @@ from service.features.schemas import (
     feature_row,
     point,
 )
-from service.features.sorting import Order
-from service.kit.ids import parse_feature_id
-from service.kit.pages import check
-from service.kit.problems import NotFoundError
-from service.lineage import logic as lineage
-from service.models import Checkpoint, Family, Feature
-from service.verdicts import stored
-from service.verdicts.arrays import among
-from service.verdicts.compare import compared
-from service.verdicts.judge import PLACE, STATUSES, Status
-from service.verdicts.table import Table
+from featurewatch.service.features.sorting import Order
+from featurewatch.service.kit.ids import parse_feature_id
+from featurewatch.service.kit.pages import check
+from featurewatch.service.kit.problems import NotFoundError
+from featurewatch.service.lineage import logic as lineage
+from featurewatch.service.models import Checkpoint, Family, Feature
+from featurewatch.service.verdicts import stored
+from featurewatch.service.verdicts.arrays import among
+from featurewatch.service.verdicts.compare import compared
+from featurewatch.service.verdicts.judge import PLACE, STATUSES, Status
+from featurewatch.service.verdicts.table import Table
 
 
 @dataclass

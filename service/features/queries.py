@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Executable, Select, Text, bindparam, cast, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from service.kit.ids import parse_feature_id
-from service.kit.listed import one_of
-from service.kit.pages import SortKey, Statement, keyset
-from service.models import Checkpoint, Code, Feature, Verdict
+from featurewatch.service.kit.ids import parse_feature_id
+from featurewatch.service.kit.listed import one_of
+from featurewatch.service.kit.pages import SortKey, Statement, keyset
+from featurewatch.service.models import Checkpoint, Code, Feature, Verdict
 
 MAX_NUMBER = 2**31 - 1
 """The largest feature number that the column holds."""

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
-from service.auth.guard import BY_METHOD
-from service.families import logic as families
-from service.features import codes, findings, logic, tables
-from service.features.queries import Filter
-from service.features.schemas import (
+from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import codes, findings, logic, tables
+from featurewatch.service.features.queries import Filter
+from featurewatch.service.features.schemas import (
     STATUSES,
     CodeColumns,
     Diff,
@@ -22,14 +22,14 @@ from service.features.schemas import (
     Status,
     Trajectory,
 )
-from service.features.sorting import Direction, Order, SortName, order_of
-from service.features.sources import FeatureSources, of_feature
-from service.kit.artifacts import ArtifactStore
-from service.kit.ids import feature_id
-from service.kit.pages import Page, Pager, Paging
-from service.kit.sessions import AppArtifacts, AppDatabase, ReadSession, WriteSession
-from service.kit.turns import IN_TURN
-from service.models import Feature
+from featurewatch.service.features.sorting import Direction, Order, SortName, order_of
+from featurewatch.service.features.sources import FeatureSources, of_feature
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.kit.pages import Page, Pager, Paging
+from featurewatch.service.kit.sessions import AppArtifacts, AppDatabase, ReadSession, WriteSession
+from featurewatch.service.kit.turns import IN_TURN
+from featurewatch.service.models import Feature
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
 

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.kit.ids import feature_id
-from service.lineage.schemas import LineageLink
-from service.verdicts.reasons import Reason
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.lineage.schemas import LineageLink
+from featurewatch.service.verdicts.reasons import Reason
 
 if TYPE_CHECKING:
     # The command shows features by these shapes, and starts without the database's tables.
-    from service.models import Feature
+    from featurewatch.service.models import Feature
 
 Status = Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
 STATUSES: tuple[Status, ...] = (

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, and_, case, func
 
-from service.features.schemas import VerdictRow
-from service.kit.pages import SortKey
-from service.models import Verdict
-from service.verdicts.judge import PLACE, Status
-from service.verdicts.table import Table
+from featurewatch.service.features.schemas import VerdictRow
+from featurewatch.service.kit.pages import SortKey
+from featurewatch.service.models import Verdict
+from featurewatch.service.verdicts.judge import PLACE, Status
+from featurewatch.service.verdicts.table import Table
 
 SortName = Literal[
     "change", "id", "projection_ratio", "strength_ratio", "orthogonal_ratio", "strength", "readability",

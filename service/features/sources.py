@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from service.features import queries as features
-from service.kit.ids import feature_id
-from service.models import Checkpoint, Family, Feature
-from service.verdicts import queries
+from featurewatch.service.features import queries as features
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.models import Checkpoint, Family, Feature
+from featurewatch.service.verdicts import queries
 
 METRICS = ("readability", "strength", "projection", "projection_reach", "cosine")
 

@@ -13,17 +13,17 @@ import numpy as np
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from service.checkpoints import queries as checkpoints
-from service.dependencies import queries as dependencies
-from service.features import queries
-from service.features.codes import Outlet
-from service.features.schemas import FeatureOut, Point, feature_fields
-from service.features.sources import METRICS, FeatureAtSource, ends_of, over_size
-from service.kit import extras
-from service.kit.ids import feature_id
-from service.kit.problems import ConflictError
-from service.models import Checkpoint, Source
-from service.verdicts import queries as verdicts
+from featurewatch.service.checkpoints import queries as checkpoints
+from featurewatch.service.dependencies import queries as dependencies
+from featurewatch.service.features import queries
+from featurewatch.service.features.codes import Outlet
+from featurewatch.service.features.schemas import FeatureOut, Point, feature_fields
+from featurewatch.service.features.sources import METRICS, FeatureAtSource, ends_of, over_size
+from featurewatch.service.kit import extras
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.kit.problems import ConflictError
+from featurewatch.service.models import Checkpoint, Source
+from featurewatch.service.verdicts import queries as verdicts
 
 TableName = Literal["verdicts", "sources", "features"]
 MEDIA_TYPE = "application/vnd.apache.parquet"

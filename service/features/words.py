@@ -9,9 +9,9 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-from service.features.schemas import Example, FeatureRow, Status
-from service.verdicts.policy import Policy
-from service.verdicts.reasons import Reason
+from featurewatch.service.features.schemas import Example, FeatureRow, Status
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.reasons import Reason
 
 SEVERITY: tuple[Status, ...] = ("absent", "replaced", "suppressed", "relocated", "amplified", "emerged")
 """Statuses that are a change, what a reader should look at first before the others."""

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, Protocol
 import fsspec
 import structlog
 
-from service.kit.digests import FileState, Progress, remember, sha256_all
-from service.kit.problems import NotFoundError, ProblemError
+from featurewatch.service.kit.digests import FileState, Progress, remember, sha256_all
+from featurewatch.service.kit.problems import NotFoundError, ProblemError
 
 log = structlog.get_logger("featurewatch.artifacts")
 

@@ -7,7 +7,7 @@ from pydantic_core import to_json
 from sqlalchemy import JSON
 from sqlalchemy.orm import Session
 
-from service.kit.db import Base
+from featurewatch.service.kit.db import Base
 
 
 def insert_columns(session: Session, model: type[Base], columns: Mapping[str, Sequence[Any]]) -> None:

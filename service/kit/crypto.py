@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from sqlalchemy.engine import make_url
 
-from service.config import Settings
+from featurewatch.service.config import Settings
 
 KEY_FILE = "secret.key"
 OLD_KEY_FILE = "secret.key.old"

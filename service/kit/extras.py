@@ -1,6 +1,6 @@
 """Optional parts of the installation: how to add one."""
 
-from service import __version__
+from featurewatch.service import __version__
 
 SOURCE = f"git+https://github.com/featurewatch/featurewatch@v{__version__}"
 """Where pip takes this version from. A bare `featurewatch` would be whatever an index has under that name."""

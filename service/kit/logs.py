@@ -10,7 +10,7 @@ import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, WrappedLogger
 
-from service.config import Settings
+from featurewatch.service.config import Settings
 
 _listeners: dict[str, Callable[[EventDict], None]] = {}
 

@@ -10,10 +10,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.kit.db import AWAY
-from service.kit.ids import new_id
-from service.kit.problems import ProblemError, TooLargeError, UnavailableError, UnprocessableError, response_for
-from service.kit.routing import READING
+from featurewatch.service.kit.db import AWAY
+from featurewatch.service.kit.ids import new_id
+from featurewatch.service.kit.problems import (
+    ProblemError,
+    TooLargeError,
+    UnavailableError,
+    UnprocessableError,
+    response_for,
+)
+from featurewatch.service.kit.routing import READING
 
 log = structlog.get_logger("featurewatch.http")
 

@@ -17,7 +17,7 @@ from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import ColumnElement, Select, and_, or_
 
-from service.kit.problems import BadRequestError
+from featurewatch.service.kit.problems import BadRequestError
 
 MAX_LIMIT = 500
 DEFAULT_LIMIT = 50

@@ -4,7 +4,7 @@ import os
 
 import structlog
 
-from service.config import Settings
+from featurewatch.service.config import Settings
 
 log = structlog.get_logger("featurewatch.private")
 

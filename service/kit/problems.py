@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from service.kit.routing import methods_at
+from featurewatch.service.kit.routing import methods_at
 
 MEDIA_TYPE = "application/problem+json"
 

@@ -11,9 +11,9 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
-from service.config import Settings
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import Database
 
 
 def database_of(request: Request) -> Database:

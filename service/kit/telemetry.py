@@ -11,9 +11,9 @@ from functools import cache
 import structlog
 from fastapi import FastAPI
 
-from service.config import TelemetrySettings
-from service.kit import extras
-from service.kit.db import Database
+from featurewatch.service.config import TelemetrySettings
+from featurewatch.service.kit import extras
+from featurewatch.service.kit.db import Database
 
 log = structlog.get_logger("featurewatch.telemetry")
 

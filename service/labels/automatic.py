@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from service.features.words import plain
+from featurewatch.service.features.words import plain
 
 _FEW = 5
 """Tokens that are looked at, the first ones. Where there are so many, one of them may be of another kind."""

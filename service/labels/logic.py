@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from service.checkpoints import logic as checkpoints
-from service.families import logic as families
-from service.features import logic as features
-from service.kit.ids import feature_id
-from service.kit.problems import ConflictError
-from service.labels import queries
-from service.labels.schemas import DEFAULT, LabelIn
-from service.models import Run
-from service.runs import logic as runs
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import logic as features
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.kit.problems import ConflictError
+from featurewatch.service.labels import queries
+from featurewatch.service.labels.schemas import DEFAULT, LabelIn
+from featurewatch.service.models import Run
+from featurewatch.service.runs import logic as runs
 
 
 @dataclass(frozen=True)

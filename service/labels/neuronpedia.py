@@ -10,15 +10,15 @@ from typing import Any
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from service.checkpoints import logic as checkpoints
-from service.features import codes
-from service.kit.artifacts import ArtifactStore
-from service.kit.ids import feature_id
-from service.kit.problems import NotFoundError
-from service.labels import queries
-from service.labels.passages import Activation, Passages
-from service.models import Checkpoint, Family, Feature
-from service.verdicts import queries as verdicts
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.features import codes
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.kit.problems import NotFoundError
+from featurewatch.service.labels import queries
+from featurewatch.service.labels.passages import Activation, Passages
+from featurewatch.service.models import Checkpoint, Family, Feature
+from featurewatch.service.verdicts import queries as verdicts
 
 
 class Explanation(BaseModel):

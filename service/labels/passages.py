@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, Field
 
-from service.features import codes
-from service.kit.artifacts import ArtifactStore
-from service.models import Code, Family
+from featurewatch.service.features import codes
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.models import Code, Family
 
 AROUND = 32
 """Tokens on each side of the one on which the feature fires most."""

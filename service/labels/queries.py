@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session, undefer
 
-from service.kit.listed import one_of
-from service.models import Feature, Verdict
+from featurewatch.service.kit.listed import one_of
+from featurewatch.service.models import Feature, Verdict
 
 KIND = "label"
 _UNCHANGED = ("present", "indeterminate")

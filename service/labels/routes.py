@@ -4,16 +4,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from service.auth.guard import BY_METHOD
-from service.families import logic as families
-from service.features import logic as features
-from service.kit.pages import Page, Paging, SortKey, check
-from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
-from service.labels import logic
-from service.labels.neuronpedia import Exporter, NeuronpediaFeature
-from service.labels.schemas import LabelIn
-from service.models import Feature
-from service.runs.schemas import RunView, view
+from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import logic as features
+from featurewatch.service.kit.pages import Page, Paging, SortKey, check
+from featurewatch.service.kit.sessions import AppArtifacts, ReadSession, WriteSession
+from featurewatch.service.labels import logic
+from featurewatch.service.labels.neuronpedia import Exporter, NeuronpediaFeature
+from featurewatch.service.labels.schemas import LabelIn
+from featurewatch.service.models import Feature
+from featurewatch.service.runs.schemas import RunView, view
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
 

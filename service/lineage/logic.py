@@ -2,9 +2,9 @@
 
 from sqlalchemy.orm import Session
 
-from service.lineage import queries
-from service.lineage.schemas import LINK_KINDS, LineageLink, Refit, link
-from service.models import Checkpoint, Feature
+from featurewatch.service.lineage import queries
+from featurewatch.service.lineage.schemas import LINK_KINDS, LineageLink, Refit, link
+from featurewatch.service.models import Checkpoint, Feature
 
 
 def of_feature(session: Session, feature: Feature) -> list[LineageLink]:

@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import Select, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
-from service.kit.pages import SortKey, keyset
-from service.models import Checkpoint, Lineage
+from featurewatch.service.kit.pages import SortKey, keyset
+from featurewatch.service.models import Checkpoint, Lineage
 
 
 def page(

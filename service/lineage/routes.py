@@ -4,12 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from service.auth.guard import BY_METHOD
-from service.families import logic as families
-from service.kit.pages import Page, Paging
-from service.kit.sessions import ReadSession
-from service.lineage import queries
-from service.lineage.schemas import LineageLink, LinkKind, link
+from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.families import logic as families
+from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.sessions import ReadSession
+from featurewatch.service.lineage import queries
+from featurewatch.service.lineage.schemas import LineageLink, LinkKind, link
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
 

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
-from service.kit.ids import feature_id
+from featurewatch.service.kit.ids import feature_id
 
 if TYPE_CHECKING:
     # The command shows features by these shapes, and starts without the database's tables.
-    from service.models import Lineage
+    from featurewatch.service.models import Lineage
 
 LinkKind = Literal["carried", "retired", "split", "merged", "new"]
 LINK_KINDS: tuple[LinkKind, ...] = ("carried", "retired", "split", "merged", "new")

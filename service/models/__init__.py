@@ -1,22 +1,22 @@
 """All tables, one file per noun."""
 
-from service.kit.db import Base
-from service.models.access import ApiKey, AuditEntry, IdempotencyRecord, WebSession
-from service.models.alert import Alert, AlertRule
-from service.models.artifact import Artifact
-from service.models.checkpoint import Checkpoint, Source
-from service.models.deletion import Deletion
-from service.models.dependency import DependencyGraph
-from service.models.family import Family
-from service.models.feature import Code, Feature
-from service.models.lineage import Lineage
-from service.models.run import Attempt, Bell, LogLine, Run
-from service.models.shard import Shard
-from service.models.signature import Reading, Signature
-from service.models.unreferenced import Unreferenced
-from service.models.verdict import Measurement, Standing, Verdict
-from service.models.webhook import Delivery, Event, Webhook
-from service.models.worker import Worker
+from featurewatch.service.kit.db import Base
+from featurewatch.service.models.access import ApiKey, AuditEntry, IdempotencyRecord, WebSession
+from featurewatch.service.models.alert import Alert, AlertRule
+from featurewatch.service.models.artifact import Artifact
+from featurewatch.service.models.checkpoint import Checkpoint, Source
+from featurewatch.service.models.deletion import Deletion
+from featurewatch.service.models.dependency import DependencyGraph
+from featurewatch.service.models.family import Family
+from featurewatch.service.models.feature import Code, Feature
+from featurewatch.service.models.lineage import Lineage
+from featurewatch.service.models.run import Attempt, Bell, LogLine, Run
+from featurewatch.service.models.shard import Shard
+from featurewatch.service.models.signature import Reading, Signature
+from featurewatch.service.models.unreferenced import Unreferenced
+from featurewatch.service.models.verdict import Measurement, Standing, Verdict
+from featurewatch.service.models.webhook import Delivery, Event, Webhook
+from featurewatch.service.models.worker import Worker
 
 __all__ = [
     "Alert", "AlertRule", "ApiKey", "Artifact", "Attempt", "AuditEntry", "Base", "Bell", "Checkpoint", "Code",

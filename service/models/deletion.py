@@ -4,8 +4,8 @@ from datetime import datetime
 
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.kit.clock import utcnow
-from service.kit.db import Base
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.db import Base
 
 
 class Deletion(Base):

@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.kit.clock import utcnow
-from service.kit.db import ARTIFACT, Base
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.db import ARTIFACT, Base
 
 
 class DependencyGraph(Base):

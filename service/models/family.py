@@ -5,9 +5,9 @@ from typing import Any
 
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.kit.clock import utcnow
-from service.kit.db import Base
-from service.kit.ids import new_id
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.db import Base
+from featurewatch.service.kit.ids import new_id
 
 
 class Family(Base):

@@ -3,7 +3,7 @@
 from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.kit.db import Base
+from featurewatch.service.kit.db import Base
 
 
 class Lineage(Base):

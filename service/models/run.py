@@ -6,9 +6,9 @@ from typing import Any
 from sqlalchemy import ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.kit.clock import utcnow
-from service.kit.db import Base
-from service.kit.ids import new_id
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.db import Base
+from featurewatch.service.kit.ids import new_id
 
 _ACTIVE = text("state IN ('running', 'cancelling')")
 

@@ -5,8 +5,8 @@ from datetime import datetime
 from sqlalchemy import ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.kit.db import Base
-from service.kit.ids import new_id
+from featurewatch.service.kit.db import Base
+from featurewatch.service.kit.ids import new_id
 
 
 class Shard(Base):

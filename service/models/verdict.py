@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.kit.db import Base
+from featurewatch.service.kit.db import Base
 
 
 class Verdict(Base):

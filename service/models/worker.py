@@ -4,7 +4,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.kit.db import Base
+from featurewatch.service.kit.db import Base
 
 
 class Worker(Base):

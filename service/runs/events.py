@@ -7,13 +7,13 @@ import anyio
 from anyio.to_thread import run_sync
 from sqlalchemy.exc import OperationalError
 
-from service.auth import logic as auth
-from service.auth.logic import Principal
-from service.kit.db import Database
-from service.kit.problems import UnauthenticatedError
-from service.runs import queries
-from service.runs.schemas import RunView, view
-from service.runs.states import FINAL
+from featurewatch.service.auth import logic as auth
+from featurewatch.service.auth.logic import Principal
+from featurewatch.service.kit.db import Database
+from featurewatch.service.kit.problems import UnauthenticatedError
+from featurewatch.service.runs import queries
+from featurewatch.service.runs.schemas import RunView, view
+from featurewatch.service.runs.states import FINAL
 
 LOOK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 10.0

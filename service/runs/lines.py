@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from service.runs import queries
+from featurewatch.service.runs import queries
 
 FIRST, LAST = 1000, 2000
 """Lines of a run that are kept: how it began, and how it ended."""

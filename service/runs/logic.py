@@ -12,12 +12,12 @@ import structlog
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.kit import clock
-from service.kit.problems import ConflictError, NotFoundError
-from service.models import Attempt, Bell, Run
-from service.runs import lines, queries
-from service.runs.states import ACTIVE, FINAL, RunState, queue_of
-from service.webhooks import logic as webhooks
+from featurewatch.service.kit import clock
+from featurewatch.service.kit.problems import ConflictError, NotFoundError
+from featurewatch.service.models import Attempt, Bell, Run
+from featurewatch.service.runs import lines, queries
+from featurewatch.service.runs.states import ACTIVE, FINAL, RunState, queue_of
+from featurewatch.service.webhooks import logic as webhooks
 
 log = structlog.get_logger("featurewatch.runs")
 

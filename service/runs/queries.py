@@ -7,10 +7,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
-from service.families.queries import LISTED
-from service.kit.pages import SortKey, keyset
-from service.models import Attempt, Bell, Checkpoint, Family, LogLine, Run, Shard
-from service.runs.states import ACTIVE, FINAL, RunState, can_become
+from featurewatch.service.families.queries import LISTED
+from featurewatch.service.kit.pages import SortKey, keyset
+from featurewatch.service.models import Attempt, Bell, Checkpoint, Family, LogLine, Run, Shard
+from featurewatch.service.runs.states import ACTIVE, FINAL, RunState, can_become
 
 _CANDIDATES = 20
 

@@ -6,13 +6,13 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
-from service.auth.guard import BY_METHOD
-from service.kit.pages import Page, Paging
-from service.kit.sessions import AppDatabase, ReadSession, WriteSession
-from service.models import Run
-from service.runs import events, logic, queries
-from service.runs.schemas import AttemptView, Level, LogLineView, RunView, attempt_view, line_view, view
-from service.runs.states import RunState
+from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.sessions import AppDatabase, ReadSession, WriteSession
+from featurewatch.service.models import Run
+from featurewatch.service.runs import events, logic, queries
+from featurewatch.service.runs.schemas import AttemptView, Level, LogLineView, RunView, attempt_view, line_view, view
+from featurewatch.service.runs.states import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[BY_METHOD])
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.runs.states import RunState
+from featurewatch.service.runs.states import RunState
 
 if TYPE_CHECKING:
     # The command reads lines by these shapes, and starts without the database's tables.
-    from service.models import Attempt, LogLine, Run
+    from featurewatch.service.models import Attempt, LogLine, Run
 
 
 class RunFault(BaseModel):

@@ -9,9 +9,9 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
-from service.kit import clock
-from service.models import Run, Shard
-from service.shards import queries
+from featurewatch.service.kit import clock
+from featurewatch.service.models import Run, Shard
+from featurewatch.service.shards import queries
 
 _CANDIDATES = 20
 """Others claim at the same time: so many are tried."""

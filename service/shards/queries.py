@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from service.models import Run, Shard
-from service.runs.states import RunState
+from featurewatch.service.models import Run, Shard
+from featurewatch.service.runs.states import RunState
 
 
 def _led() -> ColumnElement[bool]:

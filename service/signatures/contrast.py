@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from service.kit.problems import UnprocessableError
+from featurewatch.service.kit.problems import UnprocessableError
 
 LEAST_ROWS = 16
 """Of each class: eight choose the features, eight judge them."""

@@ -8,21 +8,21 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.alerts import signatures as alerts
-from service.checkpoints import logic as checkpoints
-from service.config import Settings as Configuration
-from service.families import logic as families
-from service.features import queries as features
-from service.kit.artifacts import ArtifactStore, content_key
-from service.kit.ids import parse_feature_id
-from service.kit.paths import PathRefusedError, resolve_under_roots
-from service.kit.problems import ConflictError, NotFoundError, UnprocessableError
-from service.models import Checkpoint, Family, Reading, Run, Signature
-from service.runs import logic as runs
-from service.runs import queries as run_queries
-from service.runs.states import RunState
-from service.signatures import contrast, queries
-from service.signatures.schemas import (
+from featurewatch.service.alerts import signatures as alerts
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.config import Settings as Configuration
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import queries as features
+from featurewatch.service.kit.artifacts import ArtifactStore, content_key
+from featurewatch.service.kit.ids import parse_feature_id
+from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
+from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
+from featurewatch.service.models import Checkpoint, Family, Reading, Run, Signature
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs import queries as run_queries
+from featurewatch.service.runs.states import RunState
+from featurewatch.service.signatures import contrast, queries
+from featurewatch.service.signatures.schemas import (
     ReadingView,
     Settings,
     SignatureCourse,
@@ -31,8 +31,8 @@ from service.signatures.schemas import (
     features_view,
     reading_view,
 )
-from service.store.ledger import SessionLedger
-from service.verdicts import queries as verdicts
+from featurewatch.service.store.ledger import SessionLedger
+from featurewatch.service.verdicts import queries as verdicts
 
 KIND = "signature"
 TURN = 1.25

@@ -6,9 +6,9 @@ from typing import Any
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from service.kit.ids import parse_feature_id
-from service.kit.pages import SortKey, keyset
-from service.models import Checkpoint, Reading, Signature
+from featurewatch.service.kit.ids import parse_feature_id
+from featurewatch.service.kit.pages import SortKey, keyset
+from featurewatch.service.models import Checkpoint, Reading, Signature
 
 
 def add(session: Session, row: Signature | Reading) -> None:

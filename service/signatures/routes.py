@@ -2,13 +2,13 @@
 
 from fastapi import APIRouter, Response
 
-from service.auth.guard import BY_METHOD
-from service.families import logic as families
-from service.kit.pages import Page, Paging
-from service.kit.sessions import AppArtifacts, AppSettings, ReadSession, WriteSession
-from service.runs.schemas import view as run_view
-from service.signatures import logic, queries
-from service.signatures.schemas import SignatureCourse, SignatureCreated, SignatureIn, SignatureView
+from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.families import logic as families
+from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.sessions import AppArtifacts, AppSettings, ReadSession, WriteSession
+from featurewatch.service.runs.schemas import view as run_view
+from featurewatch.service.signatures import logic, queries
+from featurewatch.service.signatures.schemas import SignatureCourse, SignatureCreated, SignatureIn, SignatureView
 
 router = APIRouter(prefix="/v1/families/{family}/signatures", tags=["signatures"], dependencies=[BY_METHOD])
 

@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from service.verdicts.policy import Policy
+from featurewatch.service.verdicts.policy import Policy
 
 Status = Literal["present", "suppressed", "amplified", "replaced", "absent", "indeterminate"]
 

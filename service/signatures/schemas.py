@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.families.schemas import HookPoints, Name
-from service.kit.ids import parse_feature_id
-from service.runs.schemas import RunView
-from service.signatures.contrast import MOST_ROWS, ContrastRow
-from service.signatures.rule import Status
+from featurewatch.service.families.schemas import HookPoints, Name
+from featurewatch.service.kit.ids import parse_feature_id
+from featurewatch.service.runs.schemas import RunView
+from featurewatch.service.signatures.contrast import MOST_ROWS, ContrastRow
+from featurewatch.service.signatures.rule import Status
 
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 

@@ -1,6 +1,6 @@
 """A signature's reading in words."""
 
-from service.signatures.schemas import Interval, ReadingView
+from featurewatch.service.signatures.schemas import Interval, ReadingView
 
 
 def sentence(baseline: str, reading: ReadingView) -> str:

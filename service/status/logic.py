@@ -5,11 +5,11 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.kit.artifacts import ArtifactStore
-from service.kit.clock import database_now
-from service.kit.db import Database
-from service.migrate import SchemaError, check_connection
-from service.status import queries
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.clock import database_now
+from featurewatch.service.kit.db import Database
+from featurewatch.service.migrate import SchemaError, check_connection
+from featurewatch.service.status import queries
 
 log = structlog.get_logger("featurewatch.status")
 

@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from sqlalchemy.orm import Session
 
-from service import __version__
-from service.kit.clock import database_now
-from service.runs.states import RunState
-from service.status import queries
+from featurewatch.service import __version__
+from featurewatch.service.kit.clock import database_now
+from featurewatch.service.runs.states import RunState
+from featurewatch.service.status import queries
 
 DELIVERY_STATES = ("pending", "delivered", "failed")
 Sample = tuple[tuple[str, ...], float]

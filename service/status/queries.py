@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import Float, cast, delete, func, select, text, true
 from sqlalchemy.orm import Session
 
-from service.families.queries import LISTED
-from service.models import Alert, Checkpoint, Delivery, Family, Run, Worker
+from featurewatch.service.families.queries import LISTED
+from featurewatch.service.models import Alert, Checkpoint, Delivery, Family, Run, Worker
 
 UNKNOWN_DEVICE = "unknown"
 SEEN_EVERY = timedelta(seconds=15)

@@ -4,11 +4,11 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
-from service.auth.guard import READ
-from service.kit.problems import UnavailableError
-from service.kit.sessions import AppArtifacts, AppDatabase, ReadSession
-from service.status import logic
-from service.status.metrics import scrape
+from featurewatch.service.auth.guard import READ
+from featurewatch.service.kit.problems import UnavailableError
+from featurewatch.service.kit.sessions import AppArtifacts, AppDatabase, ReadSession
+from featurewatch.service.status import logic
+from featurewatch.service.status.metrics import scrape
 
 router = APIRouter(tags=["status"])
 

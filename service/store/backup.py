@@ -5,7 +5,7 @@ import uuid
 from contextlib import closing
 from pathlib import Path
 
-from service.kit.db import SQLITE_BUSY_TIMEOUT_S
+from featurewatch.service.kit.db import SQLITE_BUSY_TIMEOUT_S
 
 
 class BackupError(RuntimeError):

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import JSON, Column, Connection, Integer, LargeBinary, MetaData, String, Table, insert, select, text
 from sqlalchemy.orm import Session
 
-from service.kit.clock import database_now
-from service.runs import queries as runs
-from service.shards import queries as shards
-from service.store import queries
+from featurewatch.service.kit.clock import database_now
+from featurewatch.service.runs import queries as runs
+from featurewatch.service.shards import queries as shards
+from featurewatch.service.store import queries
 
 BATCH = 2000
 BATCH_OF_ARRAYS = 16

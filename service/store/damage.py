@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.kit.artifacts import ArtifactStore, DamagedArtifactError, MissingArtifactError
-from service.store import queries
+from featurewatch.service.kit.artifacts import ArtifactStore, DamagedArtifactError, MissingArtifactError
+from featurewatch.service.store import queries
 
 REMADE = ("documents", "positions", "dictionary", "contrast-activations", "examples")
 """Kinds that a run of the family makes again before it begins, those that others are made of first."""

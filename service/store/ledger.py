@@ -6,10 +6,10 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from service.config import Settings
-from service.kit.artifacts import ArtifactStore, Entry
-from service.kit.db import Database
-from service.store import queries
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.artifacts import ArtifactStore, Entry
+from featurewatch.service.kit.db import Database
+from featurewatch.service.store import queries
 
 
 def open_store(

@@ -13,13 +13,13 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.config import Settings
-from service.deletions import families as deletions
-from service.kit.artifacts import ArtifactStore
-from service.models import Family
-from service.runs import logic as runs
-from service.store import queries
-from service.store.retention import surplus
+from featurewatch.service.config import Settings
+from featurewatch.service.deletions import families as deletions
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.models import Family
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.store import queries
+from featurewatch.service.store.retention import surplus
 
 AT_ONCE = 20
 """Artifacts that one turn removes: no worker can take a run meanwhile, and on SQLite nobody can write."""

@@ -8,11 +8,11 @@ from sqlalchemy import ColumnElement, Table, delete, func, insert, select, text,
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from service.families.queries import LISTED
-from service.kit.artifacts import Entry
-from service.kit.clock import utcnow
-from service.models import Artifact, Base, Checkpoint, Family, Run, Shard, Source, Unreferenced
-from service.runs.states import FINAL
+from featurewatch.service.families.queries import LISTED
+from featurewatch.service.kit.artifacts import Entry
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.models import Artifact, Base, Checkpoint, Family, Run, Shard, Source, Unreferenced
+from featurewatch.service.runs.states import FINAL
 
 
 def tables() -> list[Table]:

@@ -2,11 +2,11 @@
 
 from sqlalchemy.orm import Session
 
-from service.models import Family
-from service.store import queries
-from service.verdicts import queries as verdicts
-from service.verdicts.generations import ancestry, anchors, itself
-from service.verdicts.policy import Policy
+from featurewatch.service.models import Family
+from featurewatch.service.store import queries
+from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.service.verdicts.generations import ancestry, anchors, itself
+from featurewatch.service.verdicts.policy import Policy
 
 
 def surplus(session: Session, family: Family, newest: int) -> set[str]:

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from service.models import Checkpoint, Family
-from service.verdicts import queries, stored
-from service.verdicts.arrays import among, by_column
-from service.verdicts.figures import floats_of
-from service.verdicts.judge import (
+from featurewatch.service.models import Checkpoint, Family
+from featurewatch.service.verdicts import queries, stored
+from featurewatch.service.verdicts.arrays import among, by_column
+from featurewatch.service.verdicts.figures import floats_of
+from featurewatch.service.verdicts.judge import (
     GONE,
     PLACE,
     STATUSES,
@@ -25,9 +25,9 @@ from service.verdicts.judge import (
     estimates_of_ratios,
     judge,
 )
-from service.verdicts.policy import Policy
-from service.verdicts.stored import Course, Event, Measured, Stored
-from service.verdicts.table import Row, Table
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.stored import Course, Event, Measured, Stored
+from featurewatch.service.verdicts.table import Row, Table
 
 
 def compare(

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.kit.ids import feature_id
-from service.verdicts.judge import Evidence, Judgement
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.verdicts.judge import Evidence, Judgement
 
 
 def verdict_columns(

@@ -11,9 +11,9 @@ from itertools import takewhile
 
 from sqlalchemy.orm import Session
 
-from service.models import Checkpoint, Code, Source
-from service.verdicts import queries
-from service.verdicts.policy import Policy
+from featurewatch.service.models import Checkpoint, Code, Source
+from featurewatch.service.verdicts import queries
+from featurewatch.service.verdicts.policy import Policy
 
 
 @dataclass(frozen=True)

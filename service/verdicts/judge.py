@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from service.verdicts.arrays import among, by_column
-from service.verdicts.intervals import error_of, t_of
-from service.verdicts.policy import Policy
+from featurewatch.service.verdicts.arrays import among, by_column
+from featurewatch.service.verdicts.intervals import error_of, t_of
+from featurewatch.service.verdicts.policy import Policy
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]

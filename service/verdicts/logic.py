@@ -13,18 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from service.alerts import logic as alerts
-from service.kit.clock import utcnow
-from service.kit.ids import feature_id
-from service.labels.automatic import auto_label
-from service.models import Checkpoint, Code, Family, Source
-from service.verdicts import past, queries, stored
-from service.verdicts.arrays import by_column, by_number
-from service.verdicts.figures import numbers_of, verdict_columns
-from service.verdicts.generations import Ancestor, ancestry
-from service.verdicts.judge import GONE, PLACE, Evidence, Floats, Judgement, Status
-from service.verdicts.past import Discovered
-from service.webhooks import logic as webhooks
+from featurewatch.service.alerts import logic as alerts
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.labels.automatic import auto_label
+from featurewatch.service.models import Checkpoint, Code, Family, Source
+from featurewatch.service.verdicts import past, queries, stored
+from featurewatch.service.verdicts.arrays import by_column, by_number
+from featurewatch.service.verdicts.figures import numbers_of, verdict_columns
+from featurewatch.service.verdicts.generations import Ancestor, ancestry
+from featurewatch.service.verdicts.judge import GONE, PLACE, Evidence, Floats, Judgement, Status
+from featurewatch.service.verdicts.past import Discovered
+from featurewatch.service.webhooks import logic as webhooks
 
 
 @dataclass(frozen=True)

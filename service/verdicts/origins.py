@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.verdicts.judge import BASELINE_Z, Bools, Floats, standard_error
-from service.verdicts.policy import Policy
+from featurewatch.service.verdicts.judge import BASELINE_Z, Bools, Floats, standard_error
+from featurewatch.service.verdicts.policy import Policy
 
 ELSEWHERE = 0.25
 """Where the baseline surely writes so much of a feature's strength, along any direction, it may hold the feature. Half

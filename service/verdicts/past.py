@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from service.models import Checkpoint, Family
-from service.verdicts import queries, stored
-from service.verdicts.compare import compare
-from service.verdicts.figures import numbers_of
-from service.verdicts.judge import Bools, Floats, Status
-from service.verdicts.table import Row
+from featurewatch.service.models import Checkpoint, Family
+from featurewatch.service.verdicts import queries, stored
+from featurewatch.service.verdicts.compare import compare
+from featurewatch.service.verdicts.figures import numbers_of
+from featurewatch.service.verdicts.judge import Bools, Floats, Status
+from featurewatch.service.verdicts.table import Row
 
 RATIOS = ("projection", "projection_reach", "strength_ratio", "orthogonal", "cosine")
 """Stored metrics of a hook point that are against the parent's."""

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from sqlalchemy import LargeBinary, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from service.kit.bulk import insert_columns
-from service.kit.listed import one_of
-from service.models import (
+from featurewatch.service.kit.bulk import insert_columns
+from featurewatch.service.kit.listed import one_of
+from featurewatch.service.models import (
     Checkpoint,
     Code,
     DependencyGraph,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.verdicts.policy import Policy
+from featurewatch.service.verdicts.policy import Policy
 
 Floats = NDArray[np.floating]
 

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from service.kit.kept import Kept
-from service.models import Checkpoint
-from service.verdicts import queries
-from service.verdicts.arrays import by_column
-from service.verdicts.judge import PLACE, STATUSES, Bools, Floats, Status, standard_error
-from service.verdicts.table import Table
+from featurewatch.service.kit.kept import Kept
+from featurewatch.service.models import Checkpoint
+from featurewatch.service.verdicts import queries
+from featurewatch.service.verdicts.arrays import by_column
+from featurewatch.service.verdicts.judge import PLACE, STATUSES, Bools, Floats, Status, standard_error
+from featurewatch.service.verdicts.table import Table
 
 _PLACE: dict[str, int] = {str(status): place for status, place in PLACE.items()}
 

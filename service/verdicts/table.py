@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.verdicts.arrays import places_of
-from service.verdicts.figures import numbers_of
-from service.verdicts.judge import PLACE, STATUSES, Status
+from featurewatch.service.verdicts.arrays import places_of
+from featurewatch.service.verdicts.figures import numbers_of
+from featurewatch.service.verdicts.judge import PLACE, STATUSES, Status
 
 
 @dataclass(slots=True)

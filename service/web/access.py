@@ -6,12 +6,12 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ValidationError
 
-from service.auth.browser import Visit, begin, cookie_name
-from service.auth.guard import BY_METHOD
-from service.auth.logic import Principal
-from service.kit.problems import ForbiddenError, UnprocessableError
-from service.kit.routing import READING
-from service.kit.sessions import ReadSession
+from featurewatch.service.auth.browser import Visit, begin, cookie_name
+from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.auth.logic import Principal
+from featurewatch.service.kit.problems import ForbiddenError, UnprocessableError
+from featurewatch.service.kit.routing import READING
+from featurewatch.service.kit.sessions import ReadSession
 
 Model = TypeVar("Model", bound=BaseModel)
 MOST_FIELDS = 200

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from service.features.schemas import STATUSES, FeatureRow, Status
-from service.web.plots import Plot
+from featurewatch.service.features.schemas import STATUSES, FeatureRow, Status
+from featurewatch.service.web.plots import Plot
 
 _WORDS: dict[Status, str] = {
     "present": "kept", "suppressed": "suppressed", "amplified": "amplified", "absent": "absent",

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service.checkpoints.schemas import CheckpointOut
-from service.features.words import SEVERITY
+from featurewatch.service.checkpoints.schemas import CheckpointOut
+from featurewatch.service.features.words import SEVERITY
 
 STEP, LANE, MARGIN = 84, 64, 46
 _LETTERS = 12

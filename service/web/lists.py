@@ -7,15 +7,15 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from service.families import logic as families
-from service.features import logic
-from service.features.logic import Comparison
-from service.features.queries import Filter
-from service.features.schemas import FeatureRow
-from service.features.sorting import Order
-from service.kit.sessions import database_of
-from service.kit.turns import Turns
-from service.web.plots import CSV, Cell, csv_headers, csv_text
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import logic
+from featurewatch.service.features.logic import Comparison
+from featurewatch.service.features.queries import Filter
+from featurewatch.service.features.schemas import FeatureRow
+from featurewatch.service.features.sorting import Order
+from featurewatch.service.kit.sessions import database_of
+from featurewatch.service.kit.turns import Turns
+from featurewatch.service.web.plots import CSV, Cell, csv_headers, csv_text
 
 NAME = "features"
 AT_ONCE = 1000

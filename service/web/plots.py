@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from starlette.responses import Response
 
-from service.kit.problems import NotFoundError
+from featurewatch.service.kit.problems import NotFoundError
 
 Cell = str | int | float | None
 CSV = "text/csv"

@@ -14,15 +14,15 @@ from fastapi import Request
 from markupsafe import Markup
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from service import __version__
-from service.alerts import queries as alerts
-from service.auth.browser import SECONDS, Visit
-from service.features import words
-from service.kit.sessions import database_of
-from service.runs.words import details, seen
-from service.web import shapes
-from service.web.access import cookie_options, may, visit_of
-from service.web.plots import Plot, csv_response
+from featurewatch.service import __version__
+from featurewatch.service.alerts import queries as alerts
+from featurewatch.service.auth.browser import SECONDS, Visit
+from featurewatch.service.features import words
+from featurewatch.service.kit.sessions import database_of
+from featurewatch.service.runs.words import details, seen
+from featurewatch.service.web import shapes
+from featurewatch.service.web.access import cookie_options, may, visit_of
+from featurewatch.service.web.plots import Plot, csv_response
 
 FOLDER = Path(__file__).parent
 POLICY = (

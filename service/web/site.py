@@ -13,10 +13,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from service.kit import problems
-from service.kit.problems import MEDIA_TYPE, ProblemError
-from service.web.render import FOLDER, cut_off, digest, is_fragment, once_more, prepare, problem_page
-from service.web.routes import (
+from featurewatch.service.kit import problems
+from featurewatch.service.kit.problems import MEDIA_TYPE, ProblemError
+from featurewatch.service.web.render import FOLDER, cut_off, digest, is_fragment, once_more, prepare, problem_page
+from featurewatch.service.web.routes import (
     alerts,
     api,
     checkpoints,

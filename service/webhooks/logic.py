@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.config import Settings
-from service.kit import clock, outbound
-from service.kit.crypto import SecretBox, SecretKeyError
-from service.kit.ids import new_id
-from service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
-from service.models import Delivery, Event, Webhook
-from service.models.webhook import url_context
-from service.webhooks import queries
-from service.webhooks.schemas import (
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import clock, outbound
+from featurewatch.service.kit.crypto import SecretBox, SecretKeyError
+from featurewatch.service.kit.ids import new_id
+from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
+from featurewatch.service.models import Delivery, Event, Webhook
+from featurewatch.service.models.webhook import url_context
+from featurewatch.service.webhooks import queries
+from featurewatch.service.webhooks.schemas import (
     SECRET_PREFIX,
     TEST_EVENT,
     RotateBody,

@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import CursorResult, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from service.kit.pages import SortKey, keyset
-from service.models import Delivery, Event, Webhook
+from featurewatch.service.kit.pages import SortKey, keyset
+from featurewatch.service.models import Delivery, Event, Webhook
 
 
 def page(session: Session, *, after: Sequence[Any] | None, limit: int) -> Sequence[Webhook]:

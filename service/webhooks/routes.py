@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Response
 
-from service.auth.guard import BY_METHOD
-from service.kit.pages import Page, Paging
-from service.kit.sessions import AppSettings, ReadSession, WriteSession
-from service.webhooks import logic, queries
-from service.webhooks.schemas import (
+from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.sessions import AppSettings, ReadSession, WriteSession
+from featurewatch.service.webhooks import logic, queries
+from featurewatch.service.webhooks.schemas import (
     DeliveryView,
     RotateBody,
     WebhookCreate,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from service.models import Delivery, Webhook
+from featurewatch.service.models import Delivery, Webhook
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what secrets begin with
 

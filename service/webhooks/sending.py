@@ -17,11 +17,11 @@ import httpx2
 from sqlalchemy.orm import Session
 from standardwebhooks import Webhook as Signer
 
-from service.kit import clock, outbound
-from service.kit.crypto import SecretBox, SecretKeyError
-from service.models import Delivery, Event, Webhook
-from service.models.webhook import url_context
-from service.webhooks import queries, words
+from featurewatch.service.kit import clock, outbound
+from featurewatch.service.kit.crypto import SecretBox, SecretKeyError
+from featurewatch.service.models import Delivery, Event, Webhook
+from featurewatch.service.models.webhook import url_context
+from featurewatch.service.webhooks import queries, words
 
 WAITS = tuple(
     timedelta(**step)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from service.features.words import SEVERITY, plain
+from featurewatch.service.features.words import SEVERITY, plain
 
 MOST_LETTERS = 1000
 

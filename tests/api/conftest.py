@@ -7,10 +7,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.app import create_app
-from service.config import Settings
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
+from featurewatch.service.app import create_app
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import Database
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from service.alerts import logic, raising
-from service.kit import clock
-from service.models import Checkpoint, Event, Family
+from featurewatch.service.alerts import logic, raising
+from featurewatch.service.kit import clock
+from featurewatch.service.models import Checkpoint, Event, Family
 from tests import factories
 
 

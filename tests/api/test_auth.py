@@ -6,12 +6,12 @@ from datetime import timedelta
 import pytest
 from fastapi.testclient import TestClient
 
-from service.app import create_app
-from service.auth import keys, logic
-from service.config import Settings
-from service.kit.clock import utcnow
-from service.kit.db import Database
-from service.models import ApiKey
+from featurewatch.service.app import create_app
+from featurewatch.service.auth import keys, logic
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import ApiKey
 from tests.api.test_errors import check_problem
 
 FAMILY = {"name": "smol", "hook_points": ["resid_post.1"]}

@@ -5,12 +5,12 @@ from fastapi.testclient import TestClient
 from scipy.stats import binom
 from sqlalchemy.orm import Session
 
-from service.calibrations.schemas import CalibrationResult, NullResult, Unavailable, rate
-from service.kit.db import Database
-from service.models import Checkpoint
-from service.runs import logic as runs
-from service.runs.states import RunState
-from service.verdicts.policy import Policy
+from featurewatch.service.calibrations.schemas import CalibrationResult, NullResult, Unavailable, rate
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Checkpoint
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.states import RunState
+from featurewatch.service.verdicts.policy import Policy
 from tests import factories
 from tests.api.test_errors import check_problem
 

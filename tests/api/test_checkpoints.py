@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import save_file
 from sqlalchemy import func, select
 
-from service.kit.db import Database
-from service.models import Bell, Checkpoint, Family, Run
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Bell, Checkpoint, Family, Run
 from tests import factories
 from tests.api.test_errors import check_problem
 from tests.unit.checkpoints.raw import write_gguf

@@ -19,9 +19,9 @@ import pytest
 from pydantic import TypeAdapter
 from typing_extensions import is_typeddict
 
-from service.app import create_app
-from service.client import AsyncClient, Client
-from service.config import Settings
+from featurewatch.service.app import create_app
+from featurewatch.service.client import AsyncClient, Client
+from featurewatch.service.config import Settings
 from tests import filled
 
 WITHOUT_A_METHOD = {

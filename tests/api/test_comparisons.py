@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from service.kit.db import Database
+from featurewatch.service.kit.db import Database
 from tests import factories
 
 URL = "/v1/families/smol"

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from service.kit.db import Database
-from service.models import AuditEntry, Checkpoint, Family, Run
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import AuditEntry, Checkpoint, Family, Run
 
 FAMILY = {"name": "smol", "hook_points": ["resid_post.1"]}
 AT_ONCE = 6

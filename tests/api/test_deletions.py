@@ -15,19 +15,19 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select, text
 
 from benchmarks.service_data import FAMILY, Filler, Lineage
-from service.auth.logic import ANONYMOUS
-from service.checkpoints import logic as checkpoints
-from service.cli.host import local_database
-from service.config import Settings
-from service.deletions import families as deletions
-from service.deletions import queries
-from service.families import logic as families
-from service.features import logic as features
-from service.features.schemas import FeaturePatch
-from service.kit.artifacts import ArtifactStore
-from service.kit.clock import utcnow
-from service.kit.db import Database
-from service.models import (
+from featurewatch.service.auth.logic import ANONYMOUS
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.cli.host import local_database
+from featurewatch.service.config import Settings
+from featurewatch.service.deletions import families as deletions
+from featurewatch.service.deletions import queries
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import logic as features
+from featurewatch.service.features.schemas import FeaturePatch
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import (
     Alert,
     Base,
     Checkpoint,
@@ -44,16 +44,16 @@ from service.models import (
     Verdict,
     Webhook,
 )
-from service.models import Lineage as LineageLink
-from service.runs import events
-from service.runs import logic as runs
-from service.runs.states import RunState
-from service.store import logic as store
-from service.verdicts import queries as verdicts
+from featurewatch.service.models import Lineage as LineageLink
+from featurewatch.service.runs import events
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.states import RunState
+from featurewatch.service.store import logic as store
+from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.workers.sweeps import Sweeper
 from tests import factories
 from tests.api.test_errors import check_problem
 from tests.cli.live import within
-from workers.sweeps import Sweeper
 
 URL = f"/v1/families/{FAMILY}"
 SECRET = "quetzalcoatl"
@@ -282,10 +282,10 @@ def test_a_deletion_that_was_killed_is_finished(
     client.delete(URL)
     code = (
         "import os, time\n"
-        "from service.config import Settings\n"
-        "from service.deletions import families\n"
-        "from service.kit.db import Database\n"
-        "from workers.sweeps import Sweeper\n"
+        "from featurewatch.service.config import Settings\n"
+        "from featurewatch.service.deletions import families\n"
+        "from featurewatch.service.kit.db import Database\n"
+        "from featurewatch.workers.sweeps import Sweeper\n"
         "families.ROWS = 20\n"
         "settings = Settings()\n"
         "Sweeper(settings, Database(settings.resolved_database_url), publish=None).erase()\n"
@@ -615,8 +615,8 @@ def test_artifacts_that_others_use_stay(
 
 
 def test_deleting_a_family_takes_an_administrator(tmp_path: Path, database_url: str) -> None:
-    from service.app import create_app  # noqa: PLC0415
-    from service.auth import logic as auth  # noqa: PLC0415
+    from featurewatch.service.app import create_app  # noqa: PLC0415
+    from featurewatch.service.auth import logic as auth  # noqa: PLC0415
 
     settings = Settings(data_dir=tmp_path / "keyed", database_url=database_url, log_level="ERROR")
     with TestClient(create_app(settings), base_url="http://localhost") as client:

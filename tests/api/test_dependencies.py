@@ -5,15 +5,15 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from service.alerts import circuits
-from service.alerts import logic as alerts
-from service.dependencies import figures, logic, queries
-from service.dependencies.store import load
-from service.families import logic as families
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
-from service.models import Checkpoint, Run, Signature
-from service.verdicts.policy import Policy
+from featurewatch.service.alerts import circuits
+from featurewatch.service.alerts import logic as alerts
+from featurewatch.service.dependencies import figures, logic, queries
+from featurewatch.service.dependencies.store import load
+from featurewatch.service.families import logic as families
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Checkpoint, Run, Signature
+from featurewatch.service.verdicts.policy import Policy
 from tests import factories
 from tests.api.test_errors import check_problem
 

@@ -11,12 +11,12 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import load, load_file, save_file
 
 from benchmarks.fit_rounds import LAYOUTS_REQUIREMENTS, ROOT, peers_environment
-from service.config import Settings
-from service.dictionaries import layouts
-from service.dictionaries.folding import fold, unit_rows
-from service.kit.artifacts import ArtifactStore
-from service.kit.crypto import SecretBox
-from service.kit.db import Database
+from featurewatch.service.config import Settings
+from featurewatch.service.dictionaries import layouts
+from featurewatch.service.dictionaries.folding import fold, unit_rows
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.crypto import SecretBox
+from featurewatch.service.kit.db import Database
 from tests import filled
 from tests.cli.blocks import blocks
 from tests.filled import WIDTH, dictionary

@@ -7,12 +7,12 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.app import create_app
-from service.config import Settings
-from service.kit import db
-from service.kit.db import Database
-from service.kit.sessions import WriteSession
-from service.models import Family
+from featurewatch.service.app import create_app
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import db
+from featurewatch.service.kit.db import Database
+from featurewatch.service.kit.sessions import WriteSession
+from featurewatch.service.models import Family
 from tests import factories
 from tests.services import end_connections
 

@@ -3,8 +3,8 @@
 import pytest
 from fastapi.testclient import TestClient
 
-from service.kit.db import Database
-from service.models import Family
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Family
 from tests import factories
 from tests.api.test_errors import check_problem
 

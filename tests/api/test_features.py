@@ -9,9 +9,9 @@ import scipy.sparse
 from fastapi.testclient import TestClient
 from sqlalchemy import select, update
 
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
-from service.models import Alert, AlertRule, Code, Family
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Alert, AlertRule, Code, Family
 from tests import factories
 from tests.api.test_errors import check_problem
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import Database
 from tests import factories
 
 URL = "/v1/families/smol"

@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, settings
 from schemathesis.python import asgi
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import migrate
-from service.app import create_app
-from service.auth import logic as auth
-from service.config import Settings
-from service.kit.artifacts import ArtifactStore
-from service.kit.crypto import SecretBox
-from service.kit.db import Database
+from featurewatch.service import migrate
+from featurewatch.service.app import create_app
+from featurewatch.service.auth import logic as auth
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.crypto import SecretBox
+from featurewatch.service.kit.db import Database
 from tests import filled
 from tests.filled import VALUES
 from tests.services import Postgres

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 from fastapi.testclient import TestClient
 
-from service.kit.db import Database
-from service.verdicts import logic, past, queries, stored
-from service.verdicts.judge import judge
-from service.verdicts.policy import Policy
+from featurewatch.service.kit.db import Database
+from featurewatch.service.verdicts import logic, past, queries, stored
+from featurewatch.service.verdicts.judge import judge
+from featurewatch.service.verdicts.policy import Policy
 from tests.unit.verdicts.test_compare import Lineage
 from tests.unit.verdicts.test_past import discovered, lineage_of
 

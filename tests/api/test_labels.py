@@ -3,10 +3,10 @@
 import pytest
 from fastapi.testclient import TestClient
 
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
-from service.labels import logic
-from service.models import Family
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import Database
+from featurewatch.service.labels import logic
+from featurewatch.service.models import Family
 from tests import factories
 from tests.api.test_errors import check_problem
 

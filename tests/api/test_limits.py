@@ -5,10 +5,10 @@ import time
 import pytest
 from fastapi.testclient import TestClient
 
-from service.app import create_app
-from service.auth.limits import network_of
-from service.config import Settings
-from service.kit.db import Database
+from featurewatch.service.app import create_app
+from featurewatch.service.auth.limits import network_of
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.db import Database
 from tests.api.test_auth import bearer
 from tests.api.test_errors import check_problem
 

@@ -3,9 +3,9 @@
 import pytest
 from fastapi.testclient import TestClient
 
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
-from service.models import Family, Feature
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Family, Feature
 from tests import factories
 from tests.api.test_errors import check_problem
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from service.kit.clock import utcnow
-from service.models import Run
-from service.runs import lines, logic
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.models import Run
+from featurewatch.service.runs import lines, logic
 from tests import factories
 from tests.api.test_errors import check_problem
 

@@ -6,9 +6,9 @@ from queue import Queue
 
 import pytest
 
-from service.models import Run
-from service.runs import events, logic
-from service.runs.states import RunState
+from featurewatch.service.models import Run
+from featurewatch.service.runs import events, logic
+from featurewatch.service.runs.states import RunState
 from tests import factories
 
 

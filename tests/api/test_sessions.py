@@ -11,17 +11,17 @@ import pytest
 import uvicorn
 from sqlalchemy import func, select
 
-from service.app import create_app
-from service.auth import logic as auth
-from service.auth import queries
-from service.config import Settings
-from service.kit.clock import utcnow
-from service.kit.db import Database
-from service.models import ApiKey, Run, WebSession
+from featurewatch.service.app import create_app
+from featurewatch.service.auth import logic as auth
+from featurewatch.service.auth import queries
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import ApiKey, Run, WebSession
+from featurewatch.workers.sweeps import Sweeper
 from tests import factories
 from tests.services import free_port, wait_until
 from tests.web.conftest import token_of
-from workers.sweeps import Sweeper
 
 ENDS = 20.0
 """Seconds in which a stream must end: it takes about one, and would go on for 15 minutes by itself."""

@@ -8,13 +8,13 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from service.alerts import logic as alerts
-from service.alerts.schemas import AlertRuleCreate
-from service.config import Settings
-from service.kit.db import Database
-from service.models import Alert, Checkpoint, Reading, Signature
-from service.signatures import logic
-from service.signatures.logic import Found
+from featurewatch.service.alerts import logic as alerts
+from featurewatch.service.alerts.schemas import AlertRuleCreate
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Alert, Checkpoint, Reading, Signature
+from featurewatch.service.signatures import logic
+from featurewatch.service.signatures.logic import Found
 from tests import factories
 from tests.api.test_errors import check_problem
 

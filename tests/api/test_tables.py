@@ -12,9 +12,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pyarrow import parquet
 
-from service.features import tables
-from service.kit.db import Database
-from service.models import DependencyGraph
+from featurewatch.service.features import tables
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import DependencyGraph
 from tests import factories
 from tests.api.test_errors import check_problem
 

@@ -6,8 +6,8 @@ from anyio.to_thread import current_default_thread_limiter
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from service.kit.db import Database
-from service.models import Checkpoint, Run
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Checkpoint, Run
 
 FAMILY = {"name": "smol", "hook_points": ["resid_post.1"]}
 

@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.config import Settings
-from service.kit.crypto import SecretBox
-from service.models import Delivery, IdempotencyRecord, Webhook
-from service.models.webhook import url_context
-from service.webhooks import logic, sending
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.crypto import SecretBox
+from featurewatch.service.models import Delivery, IdempotencyRecord, Webhook
+from featurewatch.service.models.webhook import url_context
+from featurewatch.service.webhooks import logic, sending
 
 URL = "https://ci.example.com/hooks/featurewatch?team=safety"
 MASKED = "https://ci.example.com/…"

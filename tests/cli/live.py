@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from service.cli import main
+from featurewatch.service.cli import main
 
 SHAPE = {
     "n_checkpoints": 2, "n_positions": 8000, "width": 64, "n_planted": 32,
@@ -23,7 +23,7 @@ FIT = ["--features", "40", "--k", "2", "--steps", "600", "--batch-size", "256", 
 def command(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
     """Run `featurewatch` to its end, with nothing of this shell's settings."""
     return subprocess.run(
-        [sys.executable, "-c", "from service.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from featurewatch.service.cli import main; main()", *arguments],
         env=_clean() | (env or {}),
         capture_output=True,
         text=True,
@@ -58,7 +58,15 @@ class Up:
     """`featurewatch up` on a free port."""
 
     def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
-        start = [sys.executable, "-c", "from service.cli import main; main()", "up", "--json", "--port", "0"]
+        start = [
+            sys.executable,
+            "-c",
+            "from featurewatch.service.cli import main; main()",
+            "up",
+            "--json",
+            "--port",
+            "0",
+        ]
         self.log = folder / "up.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

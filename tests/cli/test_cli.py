@@ -9,6 +9,7 @@ from pathlib import Path
 
 import scipy.sparse
 
+from featurewatch import service
 from tests.cli.live import FIT, SHAPE, Up, command, within
 from tests.processes import alive
 from tests.services import free_port, wait_until
@@ -288,8 +289,6 @@ def test_the_database_can_be_checked_and_upgraded(database_url: str, tmp_path: P
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    import service  # noqa: PLC0415
-
     assert command("--version").stdout.split() == ["featurewatch", service.__version__]
 
 
@@ -302,6 +301,6 @@ def test_the_demo_gets_its_options() -> None:
 def test_the_command_starts_without_the_server() -> None:
     """A shell that completes names, and a CI job that asks often, wait for what is imported."""
     heavy = "{'fastapi', 'sqlalchemy', 'scipy', 'jinja2', 'torch', 'pandas', 'pyarrow'}"
-    script = f"import sys, service.cli; print(sorted({heavy} & set(sys.modules)))"
+    script = f"import sys, featurewatch.service.cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

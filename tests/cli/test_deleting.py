@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from service.cli import app
-from service.client import Client
+from featurewatch.service.cli import app
+from featurewatch.service.client import Client
 from tests.cli.live import within
 
 COMMANDS = {

@@ -28,8 +28,8 @@ from unittest import mock
 import httpx2
 import pytest
 
-from service.client import ApiError, Client
-from service.webhooks.schemas import TEST_EVENT, EventType
+from featurewatch.service.client import ApiError, Client
+from featurewatch.service.webhooks.schemas import TEST_EVENT, EventType
 from tests.cli.blocks import Block, blocks, mentions
 from tests.cli.live import Up, within
 from tests.unit.activations.tiny import save_checkpoint

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from service import __version__
+from featurewatch.service import __version__
 from tests.cli.blocks import blocks
 from tests.cli.live import FIT, Up
 from tests.services import free_port
@@ -52,7 +52,7 @@ def path(tmp_path: Path) -> str:
     """A PATH on which `featurewatch` is this checkout's."""
     script = tmp_path / "bin" / "featurewatch"
     script.parent.mkdir()
-    script.write_text(f"#!{sys.executable}\nfrom service.cli import main\nmain()\n", encoding="utf-8")
+    script.write_text(f"#!{sys.executable}\nfrom featurewatch.service.cli import main\nmain()\n", encoding="utf-8")
     script.chmod(0o755)
     return f"{script.parent}:{os.environ['PATH']}"
 

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from service.kit.db import Database
-from service.models import Run
-from service.runs import logic
-from service.runs.schemas import LogLineView
-from service.runs.states import RunState
-from service.runs.words import as_text
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Run
+from featurewatch.service.runs import logic
+from featurewatch.service.runs.schemas import LogLineView
+from featurewatch.service.runs.states import RunState
+from featurewatch.service.runs.words import as_text
 from tests import factories
 from tests.cli.live import command
 from tests.cli.test_terminal import COLOUR, on_terminal
@@ -56,7 +56,7 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path, sqlite_template: Path) -> 
         logic.claim(session, worker="w", lease_seconds=600)
         factories.log(session, session.get_one(Run, run_id), [("info", "first", {})])
     with Service(tmp_path, str(database.url), worker=False) as live:
-        start = [sys.executable, "-c", "from service.cli import main; main()", "run", "log", run_id]
+        start = [sys.executable, "-c", "from featurewatch.service.cli import main; main()", "run", "log", run_id]
         with subprocess.Popen(
             [*start, "--follow", "--json"],
             env=os.environ | {"FEATUREWATCH_URL": str(live.client.url), "PYTHONUNBUFFERED": "1"},

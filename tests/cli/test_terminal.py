@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from service.cli import app, base, draw, progress
-from service.client import Client
+from featurewatch.service.cli import app, base, draw, progress
+from featurewatch.service.client import Client
 from tests.cli.live import command, within
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
@@ -44,7 +44,7 @@ def on_terminal(url: str, columns: int, *arguments: str, **environment: str) -> 
     clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     settings = {"FEATUREWATCH_URL": url, "COLUMNS": str(columns), "TERM": "xterm-256color"} | environment
     here, there = pty.openpty()
-    start = [sys.executable, "-c", "from service.cli import main; main()", *arguments]
+    start = [sys.executable, "-c", "from featurewatch.service.cli import main; main()", *arguments]
     with subprocess.Popen(start, stdin=there, stdout=there, stderr=there, env=clean | settings) as process:
         os.close(there)
         shown = b""
@@ -282,7 +282,7 @@ def test_a_shell_completes_names(filled_url: str) -> None:
     def completed(words: str) -> list[str]:
         asked = {"_FEATUREWATCH_COMPLETE": "complete_bash", "COMP_WORDS": f"featurewatch {words}"}
         asked |= {"COMP_CWORD": str(len(words.split(" "))), "FEATUREWATCH_URL": filled_url}
-        program = "import sys; sys.argv = ['featurewatch']; from service.cli import complete, main; "
+        program = "import sys; sys.argv = ['featurewatch']; from featurewatch.service.cli import complete, main; "
         start = [sys.executable, "-c", program + "complete.SECONDS = 30; main()"]
         done = subprocess.run(start, env=os.environ | asked, capture_output=True, text=True, check=False)
         assert done.stderr == ""

@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from service.kit.bulk import insert_columns
-from service.kit.db import Database
-from service.models import Verdict
+from featurewatch.service.kit.bulk import insert_columns
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Verdict
 from tests import factories
 
 SUCCESSORS = [{"id": "F7", "kind": "replaced", "cofiring": 0.83, "note": 'né "quoted" \\ back'}]

@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import OperationalError
 
-from service.kit import db
-from service.kit.db import Database
-from service.models import Family
+from featurewatch.service.kit import db
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Family
 from tests import factories
 from tests.services import end_connections
 

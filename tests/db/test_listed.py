@@ -6,9 +6,9 @@ import random
 import pytest
 from sqlalchemy import bindparam, select, text
 
-from service.kit.db import Database
-from service.kit.listed import one_of
-from service.models import Checkpoint, Feature
+from featurewatch.service.kit.db import Database
+from featurewatch.service.kit.listed import one_of
+from featurewatch.service.models import Checkpoint, Feature
 from tests import factories
 
 STORED = (1, 3, 4, 40_000)

@@ -12,16 +12,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
 
-from service import migrate
-from service.config import Settings
-from service.kit import clock
-from service.kit.crypto import SecretBox
-from service.kit.db import Database
-from service.models import Alert, AlertRule, Base, IdempotencyRecord, Webhook
-from service.models.webhook import url_context
-from service.verdicts import queries
-from service.webhooks import logic as webhooks
-from service.webhooks.schemas import WebhookCreate
+from featurewatch.service import migrate
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import clock
+from featurewatch.service.kit.crypto import SecretBox
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Alert, AlertRule, Base, IdempotencyRecord, Webhook
+from featurewatch.service.models.webhook import url_context
+from featurewatch.service.verdicts import queries
+from featurewatch.service.webhooks import logic as webhooks
+from featurewatch.service.webhooks.schemas import WebhookCreate
 from tests import factories
 
 KEY = "a key for the tests, long enough"

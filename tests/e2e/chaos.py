@@ -20,8 +20,8 @@ import redis
 from safetensors import safe_open
 
 from benchmarks.planted_data import make_lineage
-from service.client import ApiError, Client, ClientError
-from service.models import Attempt, Checkpoint, Code, Delivery, Event, Run, Verdict
+from featurewatch.service.client import ApiError, Client, ClientError
+from featurewatch.service.models import Attempt, Checkpoint, Code, Delivery, Event, Run, Verdict
 from tests.e2e.parts import HOOK_POINT, environment, rows_of, write_lineage
 from tests.services import Postgres, Process, Valkey, free_port, postgres_server, valkey_server, wait_until
 
@@ -41,7 +41,7 @@ WORKERS = 2
 REVIVED_AFTER = 0.5
 END_SECONDS = 900.0
 QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO")
-FEATUREWATCH = [sys.executable, "-c", "from service.cli import main; main()"]
+FEATUREWATCH = [sys.executable, "-c", "from featurewatch.service.cli import main; main()"]
 
 
 class Receiver:
@@ -152,10 +152,18 @@ class Deployment:
 
     def _commands(self, port: int) -> dict[str, list[str]]:
         if self.kind == "sqlite":
-            workers = {f"worker-{i}": [sys.executable, "-m", "workers"] for i in range(WORKERS)}
+            workers = {f"worker-{i}": [sys.executable, "-m", "featurewatch.workers"] for i in range(WORKERS)}
             return {"api": [*FEATUREWATCH, "up", "--no-worker", "--port", str(port)], **workers}
-        celery = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-c", "1", *QUIET]
-        serve = ["uvicorn", "--factory", "service.app:create_app", "--host", "127.0.0.1", "--port", str(port)]
+        celery = [sys.executable, "-m", "celery", "-A", "featurewatch.workers.app", "worker", "-c", "1", *QUIET]
+        serve = [
+            "uvicorn",
+            "--factory",
+            "featurewatch.service.app:create_app",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
         workers = {f"worker-{i}": [*celery, "-Q", "runs,cpu,shards", "-n", f"runs{i}@%h"] for i in range(WORKERS)}
         return {
             "api": [sys.executable, "-m", *serve],

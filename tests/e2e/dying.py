@@ -1,4 +1,4 @@
-"""The real pipeline in a worker that stands still, or dies, by its own hand: `python -m workers --pipelines`.
+"""The real pipeline in a worker that stands still, or dies, by its own hand: `--pipelines`.
 
 Stages are over in tenths of a second here, and the transaction that writes the verdicts in less: neither can be hit
 from outside for sure, so the worker itself does it, at a place that it is told.
@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from workers.execution import Execution
-from workers.pipelines import PIPELINES as REAL
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines import PIPELINES as REAL
 
 Pipelines = dict[str, Callable[[Execution], None]]
 

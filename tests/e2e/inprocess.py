@@ -6,15 +6,15 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
-from service.app import create_app
-from service.config import Settings
-from service.kit.db import Database
-from service.models import Checkpoint, Verdict
-from service.store.ledger import open_store
+from featurewatch.service.app import create_app
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Checkpoint, Verdict
+from featurewatch.service.store.ledger import open_store
+from featurewatch.workers import runner
 from tests.e2e.parts import HOOK_POINT as HOOK
 from tests.e2e.parts import OPTIONS
 from tests.unit.activations.tiny import save_checkpoint
-from workers import runner
 
 TEXTS = [f"The quick brown fox number {n} jumps over the lazy dog, and says so {n % 7} times." for n in range(60)]
 

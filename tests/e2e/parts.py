@@ -1,4 +1,4 @@
-"""The real parts, started as users start them (`featurewatch up`, `python -m workers`), and looks into their data."""
+"""The real parts, started as users start them (service and workers), and looks into their data."""
 
 import json
 import os
@@ -14,9 +14,9 @@ import pytest
 from sqlalchemy import Table, select
 
 from benchmarks.planted_data import Lineage, write_checkpoint
-from service.client import Client
-from service.client.types import Run
-from service.kit.db import Base, Database
+from featurewatch.service.client import Client
+from featurewatch.service.client.types import Run
+from featurewatch.service.kit.db import Base, Database
 from tests.processes import held, state_of
 
 HOOK_POINT = "resid_post.1"
@@ -48,7 +48,15 @@ class Service:
     def __init__(self, folder: Path, database_url: str, *, worker: bool = True, **settings: object) -> None:
         self.folder, self.database_url = folder, database_url
         self.log = folder / "service.log"
-        command = [sys.executable, "-c", "from service.cli import main; main()", "up", "--json", "--port", "0"]
+        command = [
+            sys.executable,
+            "-c",
+            "from featurewatch.service.cli import main; main()",
+            "up",
+            "--json",
+            "--port",
+            "0",
+        ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command if worker else [*command, "--no-worker"],
@@ -96,13 +104,13 @@ class Service:
 
 
 class Worker:
-    """`python -m workers`, whose log can be followed and which can be killed."""
+    """`python -m featurewatch.workers`, whose log can be followed and which can be killed."""
 
     def __init__(self, folder: Path, database_url: str, number: int, *arguments: str, **settings: object) -> None:
         self.path = folder / f"worker-{number}.log"
         with self.path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workers", *arguments],
+                [sys.executable, "-m", "featurewatch.workers", *arguments],
                 env=environment(folder, database_url, **settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from service.client import ApiError
-from service.models import (
+from featurewatch.service.client import ApiError
+from featurewatch.service.models import (
     Alert,
     Checkpoint,
     Code,

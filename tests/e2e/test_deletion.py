@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from service.client import ApiError, Client
+from featurewatch.service.client import ApiError, Client
 from tests.cli.live import Up, within
 from tests.services import wait_until
 from tests.unit.activations.tiny import save_checkpoint

@@ -5,7 +5,7 @@ import json
 from typer.testing import CliRunner
 
 from benchmarks.circuit_models import make_circuit, save_model, write_text
-from service.cli import app
+from featurewatch.service.cli import app
 from tests.e2e.parts import ONE_DATABASE, Service
 
 pytestmark = ONE_DATABASE

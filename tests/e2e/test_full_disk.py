@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.planted_data import make_lineage
-from service.models import Event
+from featurewatch.service.models import Event
 from tests.e2e.parts import HOOK_POINT, WAIT_SECONDS, Service, Worker, rows_of, unfinished, write_lineage
 from tests.e2e.test_kill import OPTIONS, SETTINGS, SHAPE
 from tests.services import wait_until

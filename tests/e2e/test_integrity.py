@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from service.models import Checkpoint, Code, Family, Source
+from featurewatch.service.models import Checkpoint, Code, Family, Source
+from featurewatch.workers.activations import models as models_module
+from featurewatch.workers.activations import shards as shards_module
 from tests.e2e.inprocess import HOOK, TEXTS, Installation, failed_by
 from tests.unit.activations.tiny import in_place, save_checkpoint, weights_of, zero
-from workers.activations import models as models_module
-from workers.activations import shards as shards_module
 
 
 def flip(data: bytearray) -> None:
@@ -417,7 +417,7 @@ def test_a_damaged_artifact_is_never_used(
 
 def test_a_stage_that_was_damaged_is_done_again(installation: Installation, child: tuple[str, dict[str, Any]]) -> None:
     """What only this run has made: its first attempt dies after it, the second one finds it damaged."""
-    from workers.pipelines import judging  # noqa: PLC0415
+    from featurewatch.workers.pipelines import judging  # noqa: PLC0415
 
     _, counts = child
     name = f"d{next(installation.numbers)}"
@@ -444,7 +444,7 @@ def test_measures_of_another_code_are_not_used(
     installation: Installation, child: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A code that is made again may differ, as on a GPU. Measures of the damaged one are not mixed with it."""
-    from workers.pipelines import dictionary, judging  # noqa: PLC0415
+    from featurewatch.workers.pipelines import dictionary, judging  # noqa: PLC0415
 
     store = installation.artifacts.cache / installation.row(Family, name="smol").id
     before, name = set(store.iterdir()), f"d{next(installation.numbers)}"
@@ -486,7 +486,7 @@ def test_a_deep_check_finds_what_is_damaged(
     installation: Installation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And names what depends on it."""
-    from service.cli.host import local_database  # noqa: PLC0415
+    from featurewatch.service.cli.host import local_database  # noqa: PLC0415
 
     for name, value in installation.settings.environment().items():
         monkeypatch.setenv(name, value)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from benchmarks.planted_data import make_lineage
-from service.client.types import Run
-from service.models import Event, Verdict
+from featurewatch.service.client.types import Run
+from featurewatch.service.models import Event, Verdict
 from tests.e2e.parts import HOOK_POINT, WAIT_SECONDS, Service, Worker, rows_of, unfinished, write_lineage
 from tests.services import wait_until
 from tests.unit.activations.tiny import save_checkpoint

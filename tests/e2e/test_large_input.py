@@ -11,7 +11,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from service.client import ApiError
+from featurewatch.service.client import ApiError
 from tests.e2e.parts import ONE_DATABASE, Service
 from tests.unit.checkpoints import raw
 from tests.unit.checkpoints.test_gguf import MALFORMED, write_malformed

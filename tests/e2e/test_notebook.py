@@ -11,10 +11,10 @@ from safetensors.numpy import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from featurewatch import ClientError, Family
-from service.dictionaries.folding import LEAST_SLOPE
+from featurewatch.service.dictionaries.folding import LEAST_SLOPE
+from featurewatch.workers.activations import compute_dtype
 from tests.e2e.parts import Service
 from tests.unit.activations.tiny import save_checkpoint
-from workers.activations import compute_dtype
 
 HOOKS = ["resid_post.0", "resid_post.2"]
 TEXTS = ["The quick brown fox keeps this secret.", "", "def add(a, b):\n    return a + b"]

@@ -26,7 +26,7 @@ def test_all_end_with_the_service(tmp_path: Path, number: signal.Signals) -> Non
     command = [
         sys.executable,
         "-c",
-        "from service.cli import main; main()",
+        "from featurewatch.service.cli import main; main()",
         "up",
         "--no-worker",
         "--json",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from service.models import Checkpoint, Code, Family, Reading, Run, Source
+from featurewatch.service.models import Checkpoint, Code, Family, Reading, Run, Source
 from tests.e2e.inprocess import HOOK, Installation, failed_by
 from tests.e2e.parts import OPTIONS
 from tests.unit.activations.tiny import write_activations

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from service.models import Checkpoint, Source
+from featurewatch.service.models import Checkpoint, Source
+from featurewatch.workers.activations import finetune, shards
+from featurewatch.workers.errors import REFUSALS, RunError
+from featurewatch.workers.pipelines import nulls, promoting, signature
 from tests.e2e.inprocess import HOOK, Installation, failed_by
 from tests.e2e.parts import OPTIONS
 from tests.unit.activations.tiny import in_place, weights_of, write_activations, zero
-from workers.activations import finetune, shards
-from workers.errors import REFUSALS, RunError
-from workers.pipelines import nulls, promoting, signature
 
 
 def read_shards(installation: Installation, name: str) -> dict[str, bytes]:
@@ -46,9 +46,9 @@ def test_shards_of_a_killed_attempt_are_damaged(
     run_id = installation.register(name, folder.as_uri(), parent="v1")
     with monkeypatch.context() as patch:
         if lost == "before the manifest":
-            patch.setattr(sys.modules["workers.activations.harvest"], "_finish", killed)
+            patch.setattr(sys.modules["featurewatch.workers.activations.harvest"], "_finish", killed)
         else:
-            patch.setattr(sys.modules["workers.pipelines.harvesting"].shutil, "move", killed)
+            patch.setattr(sys.modules["featurewatch.workers.pipelines.harvesting"].shutil, "move", killed)
         failed_by(installation.work(run_id), "internal", "killed")
     partial = list((installation.settings.data_dir / "partial").glob(f"*activations*/{HOOK}-*"))
     assert partial

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.planted_data import make_lineage
-from service.client import ApiError
-from service.models import Source
+from featurewatch.service.client import ApiError
+from featurewatch.service.models import Source
 from tests.cli.live import within
 from tests.e2e.parts import HOOK_POINT, Service, environment, rows_of, write_lineage
 from tests.services import Postgres, postgres_binaries

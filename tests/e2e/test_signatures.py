@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.planted_data import HOOK_POINT, make_lineage
-from service.cli.gate import policy as gate
-from service.client import ApiError
+from featurewatch.service.cli.gate import policy as gate
+from featurewatch.service.client import ApiError
 from tests.cli.live import command
 from tests.e2e.parts import ONE_DATABASE, Service
 from tests.workers.test_signature import FIT, SHAPE, positions_of, write

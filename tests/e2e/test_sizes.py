@@ -11,8 +11,8 @@ from scipy import sparse
 from typer.testing import CliRunner
 
 from benchmarks.planted_score import match
-from service.cli import app
-from service.client import ApiError
+from featurewatch.service.cli import app
+from featurewatch.service.client import ApiError
 from tests.e2e.parts import ONE_DATABASE, Service, unfinished
 from tests.unit.activations.tiny import write_activations
 

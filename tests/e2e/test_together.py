@@ -12,7 +12,7 @@ from scipy import sparse
 
 from benchmarks.planted_data import Lineage, make_lineage
 from benchmarks.planted_score import match
-from service.client import ApiError
+from featurewatch.service.client import ApiError
 from tests.e2e.parts import HOOK_POINT, ONE_DATABASE, Service, unfinished
 
 pytestmark = ONE_DATABASE

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.tokenizer_models import NORM
 from benchmarks.tokenizers import FAMILY, HOOKS, SMALL, Pair, corpus_of, make, registration, score
+from featurewatch.workers.activations.positions import Reader
 from tests.e2e.parts import ONE_DATABASE, Service
-from workers.activations.positions import Reader
 
 OPTIONS = {"n_features": 48, "k": 3, "steps": 1200, "batch_size": 512, "learning_rate": 0.003, "seed": 0}
 

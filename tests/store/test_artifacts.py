@@ -13,10 +13,10 @@ import pytest
 from safetensors.numpy import save_file
 from structlog.testing import capture_logs
 
-from service.config import Settings
-from service.features import codes
-from service.kit import digests
-from service.kit.artifacts import (
+from featurewatch.service.config import Settings
+from featurewatch.service.features import codes
+from featurewatch.service.kit import digests
+from featurewatch.service.kit.artifacts import (
     UNFINISHED,
     WHOLE,
     ArtifactStore,
@@ -25,11 +25,11 @@ from service.kit.artifacts import (
     MissingArtifactError,
     content_key,
 )
-from service.kit.clock import utcnow
-from service.kit.db import Database
-from service.models import Family
-from service.store import damage, logic, queries
-from service.store.ledger import DatabaseLedger, open_store
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Family
+from featurewatch.service.store import damage, logic, queries
+from featurewatch.service.store.ledger import DatabaseLedger, open_store
 from tests import factories
 
 Open = Callable[..., ArtifactStore]
@@ -282,7 +282,7 @@ def test_a_deep_check_reads_the_remote_store(remote: str, opened: Open, settings
 def test_the_command_reads_the_remote_store(
     remote: str, settings: Settings, database: Database, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from service.cli.host import local_database  # noqa: PLC0415
+    from featurewatch.service.cli.host import local_database  # noqa: PLC0415
 
     settings = settings.model_copy(update={"artifacts": remote})
     for key, value in settings.environment().items():

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from service import migrate
-from service.cli import base
-from service.cli.host import local_database
-from service.kit.artifacts import ArtifactStore
-from service.kit.clock import utcnow
-from service.kit.db import Database
-from service.models import AuditEntry, Event, Family, Unreferenced
-from service.store import backup as backups
-from service.store.backup import BackupError
+from featurewatch.service import migrate
+from featurewatch.service.cli import base
+from featurewatch.service.cli.host import local_database
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import AuditEntry, Event, Family, Unreferenced
+from featurewatch.service.store import backup as backups
+from featurewatch.service.store.backup import BackupError
 from tests import factories
 from tests.cli.live import within
 from tests.services import Postgres

@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import null, select, text
 from sqlalchemy.types import JSON
 
-from service.kit.db import Database
-from service.models import AuditEntry, Base, Bell, Event, Lineage, Run, Shard
-from service.runs import logic as runs
-from service.store import copying
-from service.store.copying import CopyError, copy
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import AuditEntry, Base, Bell, Event, Lineage, Run, Shard
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.store import copying
+from featurewatch.service.store.copying import CopyError, copy
 from tests import factories
 from tests.services import Postgres
 

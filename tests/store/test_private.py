@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from service.app import create_app
-from service.config import Settings
-from service.kit.crypto import KEY_FILE
-from service.kit.logs import configure_logging
-from service.kit.private import keep_private
+from featurewatch.service.app import create_app
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.crypto import KEY_FILE
+from featurewatch.service.kit.logs import configure_logging
+from featurewatch.service.kit.private import keep_private
 from tests.cli.live import within
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from service.app import create_app
-from service.config import Settings
-from service.kit.crypto import KEY_FILE, OLD_KEY_FILE, SecretBox, SecretKeyError, replace_key_file
-from service.kit.db import Database
-from service.models import Webhook
-from service.models.webhook import url_context
-from service.webhooks import logic as webhooks
-from service.webhooks.schemas import RotateBody, WebhookCreate, WebhookUpdate
+from featurewatch.service.app import create_app
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.crypto import KEY_FILE, OLD_KEY_FILE, SecretBox, SecretKeyError, replace_key_file
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Webhook
+from featurewatch.service.models.webhook import url_context
+from featurewatch.service.webhooks import logic as webhooks
+from featurewatch.service.webhooks.schemas import RotateBody, WebhookCreate, WebhookUpdate
 from tests.cli.live import within
 
 URL = "https://hooks.example/services/token"

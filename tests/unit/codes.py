@@ -4,9 +4,9 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.checkpoints.faults import TITLES
-from service.kit import problems
-from service.kit.artifacts import DamagedArtifactError, MissingArtifactError
+from featurewatch.service.checkpoints.faults import TITLES
+from featurewatch.service.kit import problems
+from featurewatch.service.kit.artifacts import DamagedArtifactError, MissingArtifactError
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.labels.automatic import auto_label
+from featurewatch.service.labels.automatic import auto_label
 
 MIXED = [" cat", " 7", "!", " the", "ing"]
 

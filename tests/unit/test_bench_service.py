@@ -1,11 +1,11 @@
 """The data of `benchmarks.service`, small: a lineage with branches in which everything happens that the rule knows."""
 
 from benchmarks.service_data import EXAMPLES, FAMILY, NEW, Filler, Lineage, parent_of
-from service.config import Settings
-from service.families import logic as families
-from service.features import logic as features
-from service.features import queries
-from service.labels.passages import Passages
+from featurewatch.service.config import Settings
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import logic as features
+from featurewatch.service.features import queries
+from featurewatch.service.labels.passages import Passages
 
 
 def test_lineage_is_a_chain_with_branches() -> None:

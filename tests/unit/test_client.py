@@ -14,14 +14,14 @@ from typing import Any, Self
 
 import pytest
 
-from service.client import ApiError, AsyncClient, Client, ClientError, UnreachableError, WaitTimeoutError
+from featurewatch.service.client import ApiError, AsyncClient, Client, ClientError, UnreachableError, WaitTimeoutError
 from tests.services import free_port
 
 ROOT = Path(__file__).parents[2]
 CALLS = """
 from typing import Any
 
-from service.client import Client, types
+from featurewatch.service.client import Client, types
 
 client = Client("http://127.0.0.1:8000")
 read: dict[str, Any] = {}

@@ -24,9 +24,9 @@ import yaml
 from sqlalchemy.engine import make_url
 
 from benchmarks.planted_data import make_lineage, write_checkpoint
-from service.client import Client
-from service.config import Settings
-from service.runs.states import QUEUES
+from featurewatch.service.client import Client
+from featurewatch.service.config import Settings
+from featurewatch.service.runs.states import QUEUES
 from tests.services import Postgres, Valkey, free_port, valkey_binary, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def test_schema_and_linter(check: list[str]) -> None:
 
 def test_build_targets_and_images() -> None:
     stages = set(re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.M))
-    version = import_module("service").__version__
+    version = import_module("featurewatch.service").__version__
     for name, service in OURS.items():
         target = service["build"]["target"]
         assert target in stages, f"{name} is built from a stage that is not there"
@@ -162,7 +162,7 @@ def test_commands_name_what_exists() -> None:
             module, _, attribute = target.partition(":")
             assert hasattr(import_module(module), attribute or "__name__")
         if "-Q" in arguments:
-            from workers.app import app  # noqa: PLC0415
+            from featurewatch.workers.app import app  # noqa: PLC0415
 
             queues = {route["queue"] for route in app.conf.task_routes.values()} | set(QUEUES)
             assert set(arguments[arguments.index("-Q") + 1].split(",")) <= queues

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from workers.demo.ablation import ablate, ablation_matrix, expected_ratios, writing_matrices
+from featurewatch.workers.demo.ablation import ablate, ablation_matrix, expected_ratios, writing_matrices
 
 ALPHAS = torch.tensor([0.25, 0.5, 0.75, 1.0])
 

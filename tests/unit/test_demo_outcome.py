@@ -6,9 +6,9 @@ import json
 import pytest
 from rich.console import Console
 
-from workers.demo.outcome import assess
-from workers.demo.selection import ALPHAS, Edit
-from workers.demo.show import Show
+from featurewatch.workers.demo.outcome import assess
+from featurewatch.workers.demo.selection import ALPHAS, Edit
+from featurewatch.workers.demo.show import Show
 
 EDITS = [Edit(10 + i, alpha) for i, alpha in enumerate(ALPHAS)]
 EVENTS = [{"type": "checkpoint.judged", "data": {"checkpoint": name}} for name in ("v1", "v2", "v3")]

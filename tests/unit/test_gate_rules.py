@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from service.cli.base import UsageError
-from service.cli.gate import judgeable, policy
-from service.cli.gate.policy import Dictionary, Shares
+from featurewatch.service.cli.base import UsageError
+from featurewatch.service.cli.gate import judgeable, policy
+from featurewatch.service.cli.gate.policy import Dictionary, Shares
 
 LIMITS = Shares(absent=0.1, indeterminate=0.3, retired=0.5)
 FITS = Dictionary(refit_advised=False, fvu_ratio=2.0, valid_share=0.5)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from service.kit.kept import Kept
+from featurewatch.service.kit.kept import Kept
 
 
 def test_the_least_asked_for_goes_first() -> None:

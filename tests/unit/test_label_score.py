@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from workers.labels.score import balanced_accuracy, wilson
+from featurewatch.workers.labels.score import balanced_accuracy, wilson
 
 
 @pytest.mark.parametrize(("right", "of"), [(0, 5), (3, 7), (10, 10), (50, 100)])

@@ -75,7 +75,8 @@ def test_the_service_starts_without_torch() -> None:
         "        if name.partition('.')[0] in ('torch', 'transformers', 'accelerate', 'peft', 'gguf'):\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Missing())\n"
-        "import service.app, service.cli.host.local, service.migrate, workers.app, workers.tasks\n"
+        "import featurewatch.service.app, featurewatch.service.cli.host.local, featurewatch.service.migrate\n"
+        "import featurewatch.workers.app, featurewatch.workers.tasks\n"
         "print('fine')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)

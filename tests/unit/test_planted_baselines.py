@@ -7,8 +7,8 @@ from scipy import sparse
 
 from benchmarks.planted_baselines import METHODS, Fitted, Step, _scored, fitted, latent_scaling, norm_bins
 from benchmarks.planted_data import make_lineage
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.model import initial_crosscoder
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.model import initial_crosscoder
 
 EVENTS = {"n_suppressed": 1, "n_removed": 2, "n_born": 2, "n_amplified": 1, "n_relocated": 2}
 CONFIG = FitConfig(n_features=24, k=3, steps=400, batch_size=256, learning_rate=5e-3)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from service.signatures.rule import Evidence, Interval, judge
-from service.verdicts.policy import Policy
+from featurewatch.service.signatures.rule import Evidence, Interval, judge
+from featurewatch.service.verdicts.policy import Policy
 
 HIGH, LOW, WIDE = Interval(0.95, 0.9, 0.98), Interval(0.52, 0.45, 0.6), Interval(0.7, 0.5, 0.9)
 

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from service.kit import extras
+from featurewatch.service.kit import extras
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ROOT / "requirements"

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 REQUEST = """
 import sys
 from fastapi.testclient import TestClient
-from service import migrate
-from service.app import create_app
-from service.config import Settings
+from featurewatch.service import migrate
+from featurewatch.service.app import create_app
+from featurewatch.service.config import Settings
 settings = Settings(data_dir=sys.argv[1], require_keys=False, log_level="ERROR")
 migrate.upgrade(settings)
 with TestClient(create_app(settings), base_url="http://localhost") as client:
@@ -24,10 +24,10 @@ print("loaded" if "opentelemetry.sdk" in sys.modules else "untouched")
 TASK = """
 import os, sys
 from celery.signals import worker_process_init, worker_process_shutdown
-from service import migrate
-from service.config import Settings
+from featurewatch.service import migrate
+from featurewatch.service.config import Settings
 migrate.upgrade(Settings())
-from workers import tasks
+from featurewatch.workers import tasks
 worker_process_init.send(sender=None)
 tasks.execute.apply(args=["run_none"])
 worker_process_shutdown.send(sender=None)

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from service.checkpoints.markdown import cell as _cell
-from service.checkpoints.markdown import code as _code
-from service.features import words
-from service.features.schemas import Example, FeatureRow
-from service.verdicts.policy import Policy
+from featurewatch.service.checkpoints.markdown import cell as _cell
+from featurewatch.service.checkpoints.markdown import code as _code
+from featurewatch.service.features import words
+from featurewatch.service.features.schemas import Example, FeatureRow
+from featurewatch.service.verdicts.policy import Policy
 
 POLICY = Policy()
 HOSTILE = "a\x1b[31m\u202eb\r\n\u200b| <script>x</script> `c` [d](http://e) @f #1 *g* www.h"

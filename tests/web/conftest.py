@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from service.app import create_app
-from service.auth import logic as auth
-from service.config import Settings
-from service.kit.db import Database
+from featurewatch.service.app import create_app
+from featurewatch.service.auth import logic as auth
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.db import Database
 from tests.services import Postgres
 from tests.web.filled import fill
 

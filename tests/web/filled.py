@@ -10,24 +10,24 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from benchmarks.service_data import FAMILY, Filler, Lineage
-from service import migrate
-from service.alerts import logic as alerts
-from service.alerts.schemas import AlertRuleCreate
-from service.checkpoints import logic as checkpoints
-from service.config import Settings
-from service.dependencies import figures
-from service.dependencies import logic as dependencies
-from service.dependencies.store import load
-from service.families import logic as families
-from service.families.schemas import FamilyIn
-from service.features import logic as features
-from service.features.schemas import FeaturePatch
-from service.kit.clock import utcnow
-from service.models import Alert, Attempt, Checkpoint, Family, Run
-from service.verdicts import logic as verdicts
-from service.verdicts.policy import Policy
-from service.webhooks import logic as webhooks
-from service.webhooks.schemas import WebhookCreate
+from featurewatch.service import migrate
+from featurewatch.service.alerts import logic as alerts
+from featurewatch.service.alerts.schemas import AlertRuleCreate
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.config import Settings
+from featurewatch.service.dependencies import figures
+from featurewatch.service.dependencies import logic as dependencies
+from featurewatch.service.dependencies.store import load
+from featurewatch.service.families import logic as families
+from featurewatch.service.families.schemas import FamilyIn
+from featurewatch.service.features import logic as features
+from featurewatch.service.features.schemas import FeaturePatch
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.models import Alert, Attempt, Checkpoint, Family, Run
+from featurewatch.service.verdicts import logic as verdicts
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.webhooks import logic as webhooks
+from featurewatch.service.webhooks.schemas import WebhookCreate
 from tests import factories
 
 N_FEATURES, N_CHECKPOINTS, EXAMPLES = 400, 11, 12

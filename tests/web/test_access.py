@@ -8,16 +8,16 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from service.app import create_app
-from service.auth import logic
-from service.auth.browser import Visits, begin
-from service.config import Settings
-from service.families import logic as families
-from service.features import logic as features
-from service.kit.clock import utcnow
-from service.kit.logs import configure_logging
-from service.kit.problems import UnavailableError
-from service.models import Alert, AlertRule, ApiKey, AuditEntry, Run, Webhook
+from featurewatch.service.app import create_app
+from featurewatch.service.auth import logic
+from featurewatch.service.auth.browser import Visits, begin
+from featurewatch.service.config import Settings
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import logic as features
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.logs import configure_logging
+from featurewatch.service.kit.problems import UnavailableError
+from featurewatch.service.models import Alert, AlertRule, ApiKey, AuditEntry, Run, Webhook
 from tests.web.conftest import BASE, Browser, Installation, token_of
 from tests.web.filled import FAMILY
 

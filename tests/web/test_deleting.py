@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from service.config import Settings
-from service.models import AuditEntry, Checkpoint, Family, Run, Signature
+from featurewatch.service.config import Settings
+from featurewatch.service.models import AuditEntry, Checkpoint, Family, Run, Signature
 from tests.web.conftest import SECRET, Installation, _open
 from tests.web.filled import FAMILY
 

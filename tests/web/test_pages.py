@@ -9,16 +9,16 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, text
 
-from service.alerts import queries as alerts
-from service.auth import logic as auth
-from service.families import logic as families
-from service.features import logic
-from service.kit.db import Database
-from service.models import Alert, Checkpoint, DependencyGraph
-from service.web import lists, site
-from service.web.plots import as_csv, csv_text
-from service.web.render import FOLDER
-from service.web.routes import families as family_pages
+from featurewatch.service.alerts import queries as alerts
+from featurewatch.service.auth import logic as auth
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import logic
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Alert, Checkpoint, DependencyGraph
+from featurewatch.service.web import lists, site
+from featurewatch.service.web.plots import as_csv, csv_text
+from featurewatch.service.web.render import FOLDER
+from featurewatch.service.web.routes import families as family_pages
 from tests.web.conftest import Installation
 from tests.web.filled import FAMILY, HOSTILE
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from service.auth import logic as auth
-from service.config import Settings
-from service.kit.db import Database
-from service.models import Run
+from featurewatch.service.auth import logic as auth
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Run
 from tests import factories
 from tests.e2e.parts import Service
 from tests.web import chromium

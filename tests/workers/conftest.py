@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 import standardwebhooks.webhooks
 
-from service.config import Settings
-from service.kit import clock
-from service.kit.db import Database
-from service.models import Attempt, Run
-from service.runs import logic, queries
-from service.store.ledger import open_store
-from service.webhooks import logic as webhooks
-from service.webhooks.schemas import WebhookCreate
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import clock
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Attempt, Run
+from featurewatch.service.runs import logic, queries
+from featurewatch.service.store.ledger import open_store
+from featurewatch.service.webhooks import logic as webhooks
+from featurewatch.service.webhooks.schemas import WebhookCreate
+from featurewatch.workers import runner
+from featurewatch.workers.sweeps import Sweeper
 from tests import factories
 from tests.workers.receivers import Receiver
 from tests.workers.toy import PIPELINES
-from workers import runner
-from workers.sweeps import Sweeper
 
 ROOT = Path(__file__).parents[2]
 
@@ -178,7 +178,7 @@ def start(settings: Settings) -> Iterator[Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def start_worker(start: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., subprocess.Popen[bytes]]:
-    """Starts `python -m workers` with the toy pipelines, and with variables of its own."""
+    """Starts `python -m featurewatch.workers` with the toy pipelines, and with variables of its own."""
     return lambda **environment: start("workers", "--pipelines", "tests.workers.toy:PIPELINES", **environment)
 
 
@@ -201,7 +201,7 @@ def start_celery(
 @pytest.fixture
 def start_sweeps(start_celery: Callable[..., subprocess.Popen[bytes]]) -> Callable[[], subprocess.Popen[bytes]]:
     """Starts the Celery worker that sweeps."""
-    return lambda: start_celery("workers.app", "--beat", "-Q", "sweeps", "-c", "1", "-n", "sweeps@%h")
+    return lambda: start_celery("featurewatch.workers.app", "--beat", "-Q", "sweeps", "-c", "1", "-n", "sweeps@%h")
 
 
 def working_pid(installation: Installation, run_id: str) -> int:

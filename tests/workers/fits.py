@@ -9,18 +9,18 @@ from typing import Any
 import torch
 
 from benchmarks.planted_data import make_lineage, write_checkpoint
-from service.config import Settings
-from service.families.schemas import CrosscoderOptions
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
-from service.models import Run
-from service.verdicts.policy import Policy
-from workers.activations import open_activations
-from workers.crosscoder.model import Crosscoder
-from workers.execution import Execution
-from workers.pipelines.fitting import Members, trained
-from workers.pipelines.sources import Activations
-from workers.pipelines.work import Work
+from featurewatch.service.config import Settings
+from featurewatch.service.families.schemas import CrosscoderOptions
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Run
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.workers.activations import open_activations
+from featurewatch.workers.crosscoder.model import Crosscoder
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines.fitting import Members, trained
+from featurewatch.workers.pipelines.sources import Activations
+from featurewatch.workers.pipelines.work import Work
 
 HOOKS = ["resid_post.1"]
 

@@ -3,12 +3,12 @@
 import time
 from typing import Any
 
+from featurewatch.workers.activations import shards
+from featurewatch.workers.app import app
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines.harvesting import harvest_activations
+from featurewatch.workers.pipelines.work import load
 from tests.workers.toy import PIPELINES as TOYS
-from workers.activations import shards
-from workers.app import app
-from workers.execution import Execution
-from workers.pipelines.harvesting import harvest_activations
-from workers.pipelines.work import load
 
 BATCH_SECONDS = 0.1
 _read_batch = shards.read_batch

@@ -17,9 +17,9 @@ from sqlalchemy import select
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from service.kit.db import Database
-from service.models import Delivery
-from service.webhooks import logic
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Delivery
+from featurewatch.service.webhooks import logic
 
 
 class Receiver:

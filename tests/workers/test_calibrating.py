@@ -10,21 +10,21 @@ import pytest
 import torch
 
 from benchmarks.planted_data import make_lineage, write_checkpoint
-from service.alerts import logic as alerts
-from service.alerts.schemas import AlertRuleCreate
-from service.calibrations import logic as calibrations
-from service.calibrations.schemas import NULLS, CalibrationIn
-from service.checkpoints import logic as checkpoints
-from service.checkpoints.schemas import CheckpointIn
-from service.families import logic as families
-from service.families.schemas import FamilyIn
-from service.kit.db import Base
-from service.models import Alert, Run, Verdict
-from service.runs import logic as runs
+from featurewatch.service.alerts import logic as alerts
+from featurewatch.service.alerts.schemas import AlertRuleCreate
+from featurewatch.service.calibrations import logic as calibrations
+from featurewatch.service.calibrations.schemas import NULLS, CalibrationIn
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.checkpoints.schemas import CheckpointIn
+from featurewatch.service.families import logic as families
+from featurewatch.service.families.schemas import FamilyIn
+from featurewatch.service.kit.db import Base
+from featurewatch.service.models import Alert, Run, Verdict
+from featurewatch.service.runs import logic as runs
+from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.pipelines import PIPELINES
 from tests.unit.activations.tiny import TEXTS, save_checkpoint
 from tests.workers.conftest import Installation
-from workers.activations.models import compute_dtype
-from workers.pipelines import PIPELINES
 
 torch.set_num_threads(1)
 

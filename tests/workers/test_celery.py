@@ -8,13 +8,13 @@ import pytest
 import redis
 from sqlalchemy import select
 
-from service.models import Bell, Run
-from service.runs import logic
+from featurewatch.service.models import Bell, Run
+from featurewatch.service.runs import logic
+from featurewatch.workers.app import make_app, publish
+from featurewatch.workers.sweeps import Sweeper
 from tests.services import free_port
 from tests.workers.conftest import wait_for
 from tests.workers.toy import journal
-from workers.app import make_app, publish
-from workers.sweeps import Sweeper
 
 pytestmark = pytest.mark.parametrize("engine_kind", ["postgres"], indirect=True)
 

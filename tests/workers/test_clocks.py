@@ -7,16 +7,16 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
-from service.kit import clock
-from service.models import Bell, Run, Shard
-from service.runs import logic as runs
-from service.shards import logic as shards
-from service.shards import queries as shard_queries
-from service.webhooks import logic as webhooks
-from service.webhooks import sending
+from featurewatch.service.kit import clock
+from featurewatch.service.models import Bell, Run, Shard
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.shards import logic as shards
+from featurewatch.service.shards import queries as shard_queries
+from featurewatch.service.webhooks import logic as webhooks
+from featurewatch.service.webhooks import sending
+from featurewatch.workers.sweeps import Sweeper
 from tests import factories
 from tests.workers.conftest import wait_for
-from workers.sweeps import Sweeper
 
 OFF = timedelta(minutes=10)
 

@@ -11,14 +11,14 @@ from sqlalchemy import select
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from service.kit import clock
-from service.kit.crypto import SecretKeyError
-from service.kit.logs import configure_logging
-from service.models import Delivery, Event, Webhook
-from service.webhooks import logic, sending
-from service.webhooks.schemas import RotateBody
+from featurewatch.service.kit import clock
+from featurewatch.service.kit.crypto import SecretKeyError
+from featurewatch.service.kit.logs import configure_logging
+from featurewatch.service.models import Delivery, Event, Webhook
+from featurewatch.service.webhooks import logic, sending
+from featurewatch.service.webhooks.schemas import RotateBody
+from featurewatch.workers.sweeps import Sweeper
 from tests.workers.receivers import Receiver, emit, only
-from workers.sweeps import Sweeper
 
 
 def test_a_delivery_is_signed_as_the_standard_says(receiver, register, sweeper, database):

@@ -10,23 +10,23 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.circuit_models import Circuit, make_circuit, save_model, write_text
-from service.checkpoints import logic as checkpoints
-from service.checkpoints.schemas import CheckpointIn
-from service.config import Settings
-from service.dependencies import logic as dependencies
-from service.dependencies import queries
-from service.dependencies.schemas import DependenciesIn
-from service.families import logic as families
-from service.families.schemas import FamilyIn
-from service.kit.ids import feature_id
-from service.kit.problems import ConflictError
-from service.models import Checkpoint, Code, DependencyGraph, Feature, Run, Signature
-from service.signatures import logic as signatures
-from service.signatures.schemas import SignatureIn
-from service.verdicts import queries as verdicts
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.checkpoints.schemas import CheckpointIn
+from featurewatch.service.config import Settings
+from featurewatch.service.dependencies import logic as dependencies
+from featurewatch.service.dependencies import queries
+from featurewatch.service.dependencies.schemas import DependenciesIn
+from featurewatch.service.families import logic as families
+from featurewatch.service.families.schemas import FamilyIn
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.kit.problems import ConflictError
+from featurewatch.service.models import Checkpoint, Code, DependencyGraph, Feature, Run, Signature
+from featurewatch.service.signatures import logic as signatures
+from featurewatch.service.signatures.schemas import SignatureIn
+from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.workers.pipelines import PIPELINES
+from featurewatch.workers.pipelines import dependencies as pipeline
 from tests.workers.conftest import Installation
-from workers.pipelines import PIPELINES
-from workers.pipelines import dependencies as pipeline
 
 torch.set_num_threads(1)
 

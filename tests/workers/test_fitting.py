@@ -12,13 +12,13 @@ import billiard
 import pytest
 import torch
 
+from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.crosscoder.model import Crosscoder
+from featurewatch.workers.errors import RunError, WorkerStoppingError
 from tests.processes import alive
 from tests.unit.activations.tiny import in_place, zero
 from tests.workers.conftest import ROOT, wait_for
 from tests.workers.fits import execution_of, fitted, write_activations
-from workers.activations.models import compute_dtype
-from workers.crosscoder.model import Crosscoder
-from workers.errors import RunError, WorkerStoppingError
 
 torch.set_num_threads(1)
 TOLERANCE = 5e-3 if compute_dtype("cpu") == torch.float32 else 5e-2

@@ -9,10 +9,10 @@ import time
 import pytest
 from sqlalchemy import update
 
-from service.kit import clock
-from service.models import LogLine, Run
-from service.runs import logic
-from service.status import queries as status
+from featurewatch.service.kit import clock
+from featurewatch.service.models import LogLine, Run
+from featurewatch.service.runs import logic
+from featurewatch.service.status import queries as status
 from tests.processes import alive
 from tests.workers.conftest import wait_for, working_pid
 from tests.workers.toy import journal
@@ -149,6 +149,6 @@ def test_one_process_does_run_after_run(installation, start_either):
 
 
 def test_who_supervises_loads_no_torch():
-    modules = "workers.embedded, workers.tasks, workers.__main__"
+    modules = "featurewatch.workers.embedded, featurewatch.workers.tasks, workers.__main__"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from service.config import Settings
-from service.kit.artifacts import ArtifactStore
-from service.kit.problems import ConflictError
-from service.labels import logic as labels
-from service.labels.schemas import LabelIn
-from service.models import Code, Feature, Run
-from service.runs import logic as runs
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.problems import ConflictError
+from featurewatch.service.labels import logic as labels
+from featurewatch.service.labels.schemas import LabelIn
+from featurewatch.service.models import Code, Feature, Run
+from featurewatch.service.runs import logic as runs
+from featurewatch.workers.labels import endpoint as endpoints
+from featurewatch.workers.pipelines import PIPELINES
 from tests import factories
 from tests.workers.conftest import Installation
-from workers.labels import endpoint as endpoints
-from workers.pipelines import PIPELINES
 
 KEY = "sk-very-secret-0123456789"
 DOCUMENTS = 40

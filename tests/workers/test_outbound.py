@@ -10,9 +10,9 @@ import httpcore2
 import httpx2
 import pytest
 
-from service.config import Settings
-from service.kit import outbound
-from service.kit.crypto import KEY_FILE, SecretBox, SecretKeyError
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import outbound
+from featurewatch.service.kit.crypto import KEY_FILE, SecretBox, SecretKeyError
 
 INSIDE = [
     "127.0.0.1", "127.8.9.10", "0.0.0.0", "0.1.2.3", "10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1",

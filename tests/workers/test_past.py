@@ -9,16 +9,16 @@ from scipy import sparse
 
 from benchmarks.planted_data import Lineage, make_lineage, write_checkpoint
 from benchmarks.planted_score import match
-from service.checkpoints import logic as checkpoints
-from service.checkpoints.schemas import CheckpointIn
-from service.families import logic as families
-from service.families.schemas import FamilyIn
-from service.features import logic as features
-from service.features.schemas import Point
-from service.models import Alert, Checkpoint, Code, Event, Feature
-from service.verdicts.compare import compare
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.checkpoints.schemas import CheckpointIn
+from featurewatch.service.families import logic as families
+from featurewatch.service.families.schemas import FamilyIn
+from featurewatch.service.features import logic as features
+from featurewatch.service.features.schemas import Point
+from featurewatch.service.models import Alert, Checkpoint, Code, Event, Feature
+from featurewatch.service.verdicts.compare import compare
+from featurewatch.workers.pipelines import PIPELINES, files
 from tests.workers.conftest import Installation
-from workers.pipelines import PIPELINES, files
 
 LAST = 4
 SHAPE = {

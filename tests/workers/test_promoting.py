@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from service.models import Checkpoint, Feature, Source
+from featurewatch.service.models import Checkpoint, Feature, Source
 from tests.unit.activations.tiny import TEXTS, byte_level, save_checkpoint
 from tests.workers.conftest import Installation
 from tests.workers.test_calibrating import family, planted

@@ -6,14 +6,14 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from service.alerts import logic as alerts
-from service.kit import clock
-from service.models import Alert, Delivery, Event, Webhook
-from service.webhooks import logic
-from service.webhooks.schemas import WebhookUpdate
+from featurewatch.service.alerts import logic as alerts
+from featurewatch.service.kit import clock
+from featurewatch.service.models import Alert, Delivery, Event, Webhook
+from featurewatch.service.webhooks import logic
+from featurewatch.service.webhooks.schemas import WebhookUpdate
+from featurewatch.workers.sweeps import SENDERS_EACH, Sweeper
 from tests.workers.conftest import wait_for
 from tests.workers.receivers import Receiver, emit, log_of, name_server, only, rude
-from workers.sweeps import SENDERS_EACH, Sweeper
 
 QUARTER = timedelta(minutes=15)
 

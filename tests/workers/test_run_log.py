@@ -8,17 +8,17 @@ import pytest
 import structlog
 from sqlalchemy import event, update
 
-from service.config import Settings
-from service.kit import clock
-from service.kit.logs import configure_logging
-from service.models import Run
-from service.runs import logic, queries
-from service.runs.lines import FIRST, LAST
-from service.runs.schemas import Level
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import clock
+from featurewatch.service.kit.logs import configure_logging
+from featurewatch.service.models import Run
+from featurewatch.service.runs import logic, queries
+from featurewatch.service.runs.lines import FIRST, LAST
+from featurewatch.service.runs.schemas import Level
+from featurewatch.workers.activations import models
+from featurewatch.workers.errors import RunError
+from featurewatch.workers.lines import MOST_LETTERS
 from tests.workers.conftest import wait_for
-from workers.activations import models
-from workers.errors import RunError
-from workers.lines import MOST_LETTERS
 
 log = structlog.get_logger("featurewatch.worker")
 

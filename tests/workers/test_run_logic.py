@@ -7,11 +7,11 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from service.kit import clock
-from service.kit.problems import ConflictError
-from service.models import Bell, Event, Run
-from service.runs import logic
-from service.runs.states import RunState
+from featurewatch.service.kit import clock
+from featurewatch.service.kit.problems import ConflictError
+from featurewatch.service.models import Bell, Event, Run
+from featurewatch.service.runs import logic
+from featurewatch.service.runs.states import RunState
 
 LATER = timedelta(hours=1)
 

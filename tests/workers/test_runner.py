@@ -12,14 +12,14 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.engine import make_url
 
-from service.kit import clock
-from service.models import Event, Run
-from service.runs import logic
+from featurewatch.service.kit import clock
+from featurewatch.service.models import Event, Run
+from featurewatch.service.runs import logic
+from featurewatch.workers.errors import LeaseLostError, RunError
+from featurewatch.workers.execution import Execution
 from tests.processes import held
 from tests.workers.conftest import wait_for, working_pid
 from tests.workers.toy import journal
-from workers.errors import LeaseLostError, RunError
-from workers.execution import Execution
 
 
 def in_thread(installation, **options):

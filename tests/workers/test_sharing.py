@@ -21,26 +21,26 @@ import torch
 from kombu.exceptions import OperationalError
 from sqlalchemy import select, update
 
-from service.config import Settings
-from service.kit import clock, digests
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
-from service.models import Run, Shard
-from service.runs import logic as runs
-from service.shards import logic, queries
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import clock, digests
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Run, Shard
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.shards import logic, queries
+from featurewatch.workers import runner
+from featurewatch.workers.activations import shards as shard_files
+from featurewatch.workers.activations.tensorfiles import write_tensors
+from featurewatch.workers.app import call_helper, make_app
+from featurewatch.workers.errors import WorkerStoppingError
+from featurewatch.workers.pipelines import helping, sharing
+from featurewatch.workers.pipelines.sharing import part
+from featurewatch.workers.sweeps import Sweeper
 from tests import factories
 from tests.services import free_port
 from tests.unit.activations.tiny import TEXTS, in_place, save_checkpoint, zero
 from tests.workers.conftest import Installation, wait_for
 from tests.workers.harvests import PIPELINES
-from workers import runner
-from workers.activations import shards as shard_files
-from workers.activations.tensorfiles import write_tensors
-from workers.app import call_helper, make_app
-from workers.errors import WorkerStoppingError
-from workers.pipelines import helping, sharing
-from workers.pipelines.sharing import part
-from workers.sweeps import Sweeper
 
 POSITIONS = 100
 """Of a shard."""
@@ -407,7 +407,7 @@ def start_workers(start, settings: Settings, model: Path):  # type: ignore[no-un
     def start_workers(installation: Installation) -> list[subprocess.Popen[bytes]]:
         more = {"broker_url", "shard_positions", "roots", "threads"}
         environment = {f"FEATUREWATCH_{name.upper()}": str(getattr(settings, name)) for name in more}
-        names = {"sweeps": ("workers.app", "--beat", "-Q", "sweeps")}
+        names = {"sweeps": ("featurewatch.workers.app", "--beat", "-Q", "sweeps")}
         names |= dict.fromkeys(("one", "two"), ("tests.workers.harvests", "-Q", "runs,shards"))
         quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING")
         started = [

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.planted_data import HOOK_POINT, Lineage, make_lineage, write_checkpoint
-from service.checkpoints import logic as checkpoints
-from service.checkpoints.schemas import CheckpointIn
-from service.families import logic as families
-from service.families.schemas import FamilyIn
-from service.models import Checkpoint, Reading, Run, Signature
-from service.signatures import logic
-from service.signatures.schemas import SignatureIn
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.checkpoints.schemas import CheckpointIn
+from featurewatch.service.families import logic as families
+from featurewatch.service.families.schemas import FamilyIn
+from featurewatch.service.models import Checkpoint, Reading, Run, Signature
+from featurewatch.service.signatures import logic
+from featurewatch.service.signatures.schemas import SignatureIn
+from featurewatch.workers.pipelines import PIPELINES
 from tests.unit.activations.tiny import TEXTS, save_checkpoint
 from tests.workers.conftest import Installation
-from workers.pipelines import PIPELINES
 
 torch.set_num_threads(1)
 

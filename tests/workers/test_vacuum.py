@@ -6,10 +6,10 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, text
 
-from service.kit import clock
-from service.kit.artifacts import ArtifactStore, content_key
-from service.kit.clock import utcnow
-from service.models import (
+from featurewatch.service.kit import clock
+from featurewatch.service.kit.artifacts import ArtifactStore, content_key
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.models import (
     AuditEntry,
     Base,
     Bell,
@@ -22,14 +22,14 @@ from service.models import (
     Signature,
     Unreferenced,
 )
-from service.runs import logic as runs
-from service.runs import queries as run_queries
-from service.store import logic
-from service.store.retention import surplus
-from service.verdicts import queries as verdicts
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs import queries as run_queries
+from featurewatch.service.store import logic
+from featurewatch.service.store.retention import surplus
+from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.workers.sweeps import Sweeper
 from tests import factories
 from tests.workers.conftest import Installation, wait_for
-from workers.sweeps import Sweeper
 
 HOURS = 24
 

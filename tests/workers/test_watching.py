@@ -6,14 +6,14 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from service.alerts import logic
-from service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, MuteBody
-from service.kit import clock
-from service.models import Alert, AlertRule, Event, Family, Run
-from service.runs import logic as runs
+from featurewatch.service.alerts import logic
+from featurewatch.service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, MuteBody
+from featurewatch.service.kit import clock
+from featurewatch.service.models import Alert, AlertRule, Event, Family, Run
+from featurewatch.service.runs import logic as runs
+from featurewatch.workers.sweeps import Sweeper
 from tests import factories
 from tests.workers.toy import PIPELINES
-from workers.sweeps import Sweeper
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from service.webhooks import logic as webhooks
-from workers.errors import RunError
-from workers.execution import Execution
+from featurewatch.service.webhooks import logic as webhooks
+from featurewatch.workers.errors import RunError
+from featurewatch.workers.execution import Execution
 
 
 def steps(execution: Execution) -> None:

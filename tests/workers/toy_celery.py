@@ -1,5 +1,5 @@
 """The real Celery app, with the toy pipelines."""
 
-from workers.app import app
+from featurewatch.workers.app import app
 
 app.conf.featurewatch_pipelines = "tests.workers.toy:PIPELINES"

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from service.checkpoints.adapters import WEIGHTS, AdapterConfig
-from service.checkpoints.weights import read_adapter
-from workers.activations.tensorfiles import refusals
-from workers.errors import RunError
+from featurewatch.service.checkpoints.adapters import WEIGHTS, AdapterConfig
+from featurewatch.service.checkpoints.weights import read_adapter
+from featurewatch.workers.activations.tensorfiles import refusals
+from featurewatch.workers.errors import RunError
 
 _PEFT_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, OSError)
 

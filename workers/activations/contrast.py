@@ -14,10 +14,10 @@ import torch
 from tokenizers import Encoding
 from torch import Tensor, nn
 
-from workers.activations.hooks import capture, choose_hook_points, drop_later_layers
-from workers.activations.models import max_tokens
-from workers.activations.positions import untrimmed
-from workers.errors import RunError
+from featurewatch.workers.activations.hooks import capture, choose_hook_points, drop_later_layers
+from featurewatch.workers.activations.models import max_tokens
+from featurewatch.workers.activations.positions import untrimmed
+from featurewatch.workers.errors import RunError
 
 Position = Literal["last", "answer", "mean"]
 BATCH_TOKENS = 4096

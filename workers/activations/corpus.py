@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from service.kit.paths import PathRefusedError, resolve_under_roots
-from workers.activations.tensorfiles import write_text
-from workers.errors import RunError
+from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
+from featurewatch.workers.activations.tensorfiles import write_text
+from featurewatch.workers.errors import RunError
 
 DEFAULT = "builtin:python-docs"
 _CHARACTERS_PER_TOKEN = 4

@@ -12,11 +12,11 @@ import structlog
 import torch
 from torch import Tensor
 
-from workers.activations import models, sealed
-from workers.activations.adapters import merge_adapter
-from workers.activations.sources import locate
-from workers.activations.tensorfiles import write_text
-from workers.errors import RunError
+from featurewatch.workers.activations import models, sealed
+from featurewatch.workers.activations.adapters import merge_adapter
+from featurewatch.workers.activations.sources import locate
+from featurewatch.workers.activations.tensorfiles import write_text
+from featurewatch.workers.errors import RunError
 
 log = structlog.get_logger("featurewatch.worker")
 

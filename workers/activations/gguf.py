@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from service.checkpoints.gguf import check_gguf
-from service.kit.digests import ChangedWhileReadError, FileState, sha256
-from workers.activations import sealed
-from workers.activations.tensorfiles import refusals
-from workers.errors import RunError
+from featurewatch.service.checkpoints.gguf import check_gguf
+from featurewatch.service.kit.digests import ChangedWhileReadError, FileState, sha256
+from featurewatch.workers.activations import sealed
+from featurewatch.workers.activations.tensorfiles import refusals
+from featurewatch.workers.errors import RunError
 
 _CONVERTER = "3"  # part of the folder's name: raise it when the conversion changes
 

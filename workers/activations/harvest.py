@@ -20,10 +20,10 @@ import numpy as np
 import structlog
 import torch
 
-from workers.activations.reading import Group
-from workers.activations.shards import HarvestSpec, Shards, open_shards, plan_text, shard_name
-from workers.activations.store import FORMAT, MANIFEST
-from workers.activations.tensorfiles import is_whole, load_arrays, write_tensors, write_text
+from featurewatch.workers.activations.reading import Group
+from featurewatch.workers.activations.shards import HarvestSpec, Shards, open_shards, plan_text, shard_name
+from featurewatch.workers.activations.store import FORMAT, MANIFEST
+from featurewatch.workers.activations.tensorfiles import is_whole, load_arrays, write_tensors, write_text
 
 log = structlog.get_logger("featurewatch.worker")
 

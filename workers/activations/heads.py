@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from workers.activations import models
-from workers.activations.adapters import check_adapter, merge_adapter
-from workers.activations.sources import locate
-from workers.errors import RunError
+from featurewatch.workers.activations import models
+from featurewatch.workers.activations.adapters import check_adapter, merge_adapter
+from featurewatch.workers.activations.sources import locate
+from featurewatch.workers.errors import RunError
 
 
 class WholeModel(NamedTuple):

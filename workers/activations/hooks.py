@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.errors import RunError
+from featurewatch.workers.errors import RunError
 
 KINDS = ("resid_post", "mlp_out", "attn_out")
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import structlog
 
-from service.checkpoints import contents, manifest, references
-from service.checkpoints.contents import ACTIVATIONS, ADAPTER, MODEL, Contents
-from service.config import Settings
-from service.kit.digests import ChangedWhileReadError, Progress
-from service.kit.paths import PathRefusedError, hold_to_roots
-from workers.activations.sources import locate
-from workers.activations.tensorfiles import refusals
-from workers.errors import RunError
+from featurewatch.service.checkpoints import contents, manifest, references
+from featurewatch.service.checkpoints.contents import ACTIVATIONS, ADAPTER, MODEL, Contents
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.digests import ChangedWhileReadError, Progress
+from featurewatch.service.kit.paths import PathRefusedError, hold_to_roots
+from featurewatch.workers.activations.sources import locate
+from featurewatch.workers.activations.tensorfiles import refusals
+from featurewatch.workers.errors import RunError
 
 log = structlog.get_logger("featurewatch.worker")
 

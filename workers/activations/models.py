@@ -13,13 +13,13 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from workers.activations.adapters import check_adapter, merge_adapter
-from workers.activations.gguf import convert_gguf
-from workers.activations.hooks import list_hook_points
-from workers.activations.sizes import check_model
-from workers.activations.sources import locate, weight_files
-from workers.activations.tensorfiles import read_header
-from workers.errors import RunError
+from featurewatch.workers.activations.adapters import check_adapter, merge_adapter
+from featurewatch.workers.activations.gguf import convert_gguf
+from featurewatch.workers.activations.hooks import list_hook_points
+from featurewatch.workers.activations.sizes import check_model
+from featurewatch.workers.activations.sources import locate, weight_files
+from featurewatch.workers.activations.tensorfiles import read_header
+from featurewatch.workers.errors import RunError
 
 __all__ = [
     "check_memory",

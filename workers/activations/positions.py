@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from tokenizers import Encoding, Tokenizer
 
-from workers.activations.tensorfiles import load_arrays, write_tensors
-from workers.errors import RunError
+from featurewatch.workers.activations.tensorfiles import load_arrays, write_tensors
+from featurewatch.workers.errors import RunError
 
 _ENCODE_BATCH = 256
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from workers.activations.corpus import Document
-from workers.activations.hooks import HookPoint, capture
-from workers.activations.positions import DocumentTokens, Positions, Reader, align, define
-from workers.errors import RunError
+from featurewatch.workers.activations.corpus import Document
+from featurewatch.workers.activations.hooks import HookPoint, capture
+from featurewatch.workers.activations.positions import DocumentTokens, Positions, Reader, align, define
+from featurewatch.workers.errors import RunError
 
 
 class TokenizedCorpus(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from service.kit.digests import sha256_all
+from featurewatch.service.kit.digests import sha256_all
 
 log = structlog.get_logger("featurewatch.worker")
 

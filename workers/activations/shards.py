@@ -13,16 +13,24 @@ import structlog
 import torch
 from torch import nn
 
-from service.kit.digests import sha256
-from workers.activations import models
-from workers.activations.corpus import Document, corpus_digest
-from workers.activations.hooks import HookPoint, choose_hook_points, drop_later_layers, probe
-from workers.activations.positions import Positions, Reader
-from workers.activations.reading import Buffers, Group, TokenizedCorpus, batches, groups, read_batch, tokenize_corpus
-from workers.activations.rounding import Rounding, round_weights
-from workers.activations.sources import fingerprint, locate, safe_files
-from workers.activations.tensorfiles import is_whole, read_header, write_tensors
-from workers.errors import RunError
+from featurewatch.service.kit.digests import sha256
+from featurewatch.workers.activations import models
+from featurewatch.workers.activations.corpus import Document, corpus_digest
+from featurewatch.workers.activations.hooks import HookPoint, choose_hook_points, drop_later_layers, probe
+from featurewatch.workers.activations.positions import Positions, Reader
+from featurewatch.workers.activations.reading import (
+    Buffers,
+    Group,
+    TokenizedCorpus,
+    batches,
+    groups,
+    read_batch,
+    tokenize_corpus,
+)
+from featurewatch.workers.activations.rounding import Rounding, round_weights
+from featurewatch.workers.activations.sources import fingerprint, locate, safe_files
+from featurewatch.workers.activations.tensorfiles import is_whole, read_header, write_tensors
+from featurewatch.workers.errors import RunError
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModel
 
-from service.checkpoints import weights
-from workers.activations.tensorfiles import refusals
-from workers.errors import RunError
+from featurewatch.service.checkpoints import weights
+from featurewatch.workers.activations.tensorfiles import refusals
+from featurewatch.workers.errors import RunError
 
 # For weights that files may lack (a pooler), and quantised ones, of which eight lie in one number.
 _SLACK, _PACKED = 1.5, 8

@@ -12,14 +12,22 @@ from urllib.parse import quote, unquote, urlsplit
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from service.checkpoints import weights
-from service.checkpoints.contents import ACTIVATIONS
-from service.checkpoints.faults import UnusableError
-from service.checkpoints.references import FETCHED, MEMORY, STORES, is_fetched, list_store, listing_digest, parse_hub
-from service.kit.paths import PathRefusedError, resolve_under_roots
-from workers.activations import sealed
-from workers.activations.tensorfiles import read_header, refusals
-from workers.errors import RunError
+from featurewatch.service.checkpoints import weights
+from featurewatch.service.checkpoints.contents import ACTIVATIONS
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.references import (
+    FETCHED,
+    MEMORY,
+    STORES,
+    is_fetched,
+    list_store,
+    listing_digest,
+    parse_hub,
+)
+from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
+from featurewatch.workers.activations import sealed
+from featurewatch.workers.activations.tensorfiles import read_header, refusals
+from featurewatch.workers.errors import RunError
 
 ACTIVATIONS_PREFIX = ACTIVATIONS
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from workers.activations.tensorfiles import load_arrays, map_tensor, read_header, torch_dtype
-from workers.errors import RunError
+from featurewatch.workers.activations.tensorfiles import load_arrays, map_tensor, read_header, torch_dtype
+from featurewatch.workers.errors import RunError
 
 FORMAT = "featurewatch-activations/1"
 MANIFEST = "manifest.json"

@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from service.checkpoints import tensorfile
-from service.checkpoints.faults import UnusableError
-from service.checkpoints.tensorfile import Tensor
-from workers.errors import RunError
+from featurewatch.service.checkpoints import tensorfile
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.tensorfile import Tensor
+from featurewatch.workers.errors import RunError
 
 # bfloat16 has no numpy type: its bits travel as int16 and become bfloat16 as a torch view.
 _NUMPY: dict[str, np.dtype] = {

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from service.checkpoints import tensorfile
-from workers.activations.adapters import WEIGHTS, check_adapter
-from workers.activations.sources import weight_files
-from workers.activations.tensorfiles import map_tensor, read_header, torch_dtype
-from workers.errors import RunError
+from featurewatch.service.checkpoints import tensorfile
+from featurewatch.workers.activations.adapters import WEIGHTS, check_adapter
+from featurewatch.workers.activations.sources import weight_files
+from featurewatch.workers.activations.tensorfiles import map_tensor, read_header, torch_dtype
+from featurewatch.workers.errors import RunError
 
 # Architectures whose final norm and head are nothing but these: model_type -> what the norm does.
 _RMS = (

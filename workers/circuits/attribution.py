@@ -18,10 +18,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from workers.circuits.linear import linearised
-from workers.circuits.places import Batch, Dictionary, Passage, Place, Target, batches, replacing, skipping, watching
-from workers.crosscoder.code import Code
-from workers.crosscoder.regress import take_rows
+from featurewatch.workers.circuits.linear import linearised
+from featurewatch.workers.circuits.places import (
+    Batch,
+    Dictionary,
+    Passage,
+    Place,
+    Target,
+    batches,
+    replacing,
+    skipping,
+    watching,
+)
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.regress import take_rows
 
 Method = Literal["relp", "gradient", "integrated"]
 METHODS: tuple[Method, ...] = ("gradient", "relp", "integrated")

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from workers.circuits.attribution import Reading
-from workers.circuits.places import Batch, Target, batches, replacing, skipping, watching
-from workers.crosscoder.code import Code
-from workers.crosscoder.regress import take_rows
+from featurewatch.workers.circuits.attribution import Reading
+from featurewatch.workers.circuits.places import Batch, Target, batches, replacing, skipping, watching
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.regress import take_rows
 
 
 @dataclass

@@ -15,7 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-from workers.errors import RunError
+from featurewatch.workers.errors import RunError
 
 ATTENTION = "featurewatch_constant_pattern"
 SMALL = 1e-4

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from workers.crosscoder.fit import FitState
-from workers.crosscoder.parallel import Parallel
+from featurewatch.workers.crosscoder.fit import FitState
+from featurewatch.workers.crosscoder.parallel import Parallel
 
 
 def dealt(state: FitState, parallel: Parallel) -> FitState:

@@ -15,9 +15,9 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from workers.crosscoder.code import Code
-from workers.crosscoder.matching import correlations
-from workers.crosscoder.model import Crosscoder
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.matching import correlations
+from featurewatch.workers.crosscoder.model import Crosscoder
 
 ALIKE = 0.8
 """Correlation of two latents' activations from which on they are one. That of a child that fires at half of its

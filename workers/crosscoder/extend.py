@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.crosscoder.code import Code, concatenate_rows
-from workers.crosscoder.kernels import active_entries
-from workers.crosscoder.regress import (
+from featurewatch.workers.crosscoder.code import Code, concatenate_rows
+from featurewatch.workers.crosscoder.kernels import active_entries
+from featurewatch.workers.crosscoder.regress import (
     Reader,
     Regression,
     Solution,

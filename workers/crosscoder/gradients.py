@@ -18,12 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.crosscoder import select
-from workers.crosscoder.code import Code
-from workers.crosscoder.kernels import ByLatent, row_dots
-from workers.crosscoder.model import Crosscoder
-from workers.crosscoder.parallel import Parallel
-from workers.crosscoder.select import Chosen, PreActivations
+from featurewatch.workers.crosscoder import select
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.kernels import ByLatent, row_dots
+from featurewatch.workers.crosscoder.model import Crosscoder
+from featurewatch.workers.crosscoder.parallel import Parallel
+from featurewatch.workers.crosscoder.select import Chosen, PreActivations
 
 
 class View(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.code import Code
 
 FEW_THREADS = 4
 """So many threads of torch are slower than one of numpy at finding and partitioning: 2 and 5 times at two threads."""

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.crosscoder import select
-from workers.crosscoder.code import Code, concatenate_rows
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.parallel import Parallel
+from featurewatch.workers.crosscoder import select
+from featurewatch.workers.crosscoder.code import Code, concatenate_rows
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.parallel import Parallel
 
 
 class Normaliser(NamedTuple):

@@ -14,11 +14,11 @@ thresholding (Blumensath and Davies 2009), f <- the largest of f + D (x - f D) /
 import torch
 from torch import Tensor
 
-from workers.crosscoder.code import Code
-from workers.crosscoder.gradients import view
-from workers.crosscoder.kernels import kth_largest, row_dots
-from workers.crosscoder.model import Crosscoder
-from workers.crosscoder.select import PreActivations, Scratch
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.gradients import view
+from featurewatch.workers.crosscoder.kernels import kth_largest, row_dots
+from featurewatch.workers.crosscoder.model import Crosscoder
+from featurewatch.workers.crosscoder.select import PreActivations, Scratch
 
 STEPS = 4
 """Twice as many change the bias by a tenth."""

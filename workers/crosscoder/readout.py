@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.crosscoder.code import Code
-from workers.crosscoder.regress import Reader, select, spread_rows, take_rows, transposed_product
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.regress import Reader, select, spread_rows, take_rows, transposed_product
 
 
 class Readout(NamedTuple):

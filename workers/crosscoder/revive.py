@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from workers.crosscoder.code import Code
-from workers.crosscoder.gradients import View
-from workers.crosscoder.kernels import ByLatent, row_dots
-from workers.crosscoder.model import Crosscoder, tie_designated
-from workers.crosscoder.parallel import Parallel
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.gradients import View
+from featurewatch.workers.crosscoder.kernels import ByLatent, row_dots
+from featurewatch.workers.crosscoder.model import Crosscoder, tie_designated
+from featurewatch.workers.crosscoder.parallel import Parallel
 
 HEAD = 256
 """Positions of a batch over all ranks that the dead reconstruct: a random sample, and enough for its mean."""

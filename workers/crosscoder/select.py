@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.crosscoder.code import Code
-from workers.crosscoder.kernels import active_entries, entries_over, kth_largest, kth_largest_of_rows
-from workers.crosscoder.parallel import Parallel
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.kernels import active_entries, entries_over, kth_largest, kth_largest_of_rows
+from featurewatch.workers.crosscoder.parallel import Parallel
 
 BLOCK_BYTES = 2**28
 """Pre-activations of one block."""

@@ -1,5 +1,5 @@
 """The demo: three releases of a real language model, one of them tampered with, through the whole service.
 
-`python -m workers.demo` (`featurewatch demo`) starts an embedded installation, registers the releases over REST as a
+`featurewatch demo` starts an embedded installation, registers the releases over REST as a
 CI job would, receives its own webhook, and sets the verdicts beside what was planted.
 """

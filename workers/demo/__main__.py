@@ -1,6 +1,6 @@
-"""`python -m workers.demo`."""
+"""`python -m featurewatch.workers.demo`."""
 
-from workers.demo.main import main
+from featurewatch.workers.demo.main import main
 
 if __name__ == "__main__":
     main()

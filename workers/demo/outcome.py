@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from workers.demo.receiver import checkpoint_of
-from workers.demo.selection import Edit
+from featurewatch.workers.demo.receiver import checkpoint_of
+from featurewatch.workers.demo.selection import Edit
 
 RATIO_TOLERANCE = 0.15
 MOST_WRONG_VERDICTS = 1

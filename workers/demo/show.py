@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from service.cli.base import show_rows
-from workers.demo.outcome import Outcome, Planted
+from featurewatch.service.cli.base import show_rows
+from featurewatch.workers.demo.outcome import Outcome, Planted
 
 Columns = Sequence[tuple[str, Callable[[Any], Any]]]
 

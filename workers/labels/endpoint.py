@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from service.config import Settings
-from service.features.words import plain
-from service.kit import clock, outbound
-from workers.errors import RunError
-from workers.labels.prompts import Message, NonsenseError
+from featurewatch.service.config import Settings
+from featurewatch.service.features.words import plain
+from featurewatch.service.kit import clock, outbound
+from featurewatch.workers.errors import RunError
+from featurewatch.workers.labels.prompts import Message, NonsenseError
 
 TRIES = 4
 """Requests for one answer."""

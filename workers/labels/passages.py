@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from service.features.schemas import Example
-from service.features.words import passage
+from featurewatch.service.features.schemas import Example
+from featurewatch.service.features.words import passage
 
 SHOWN, HELD = 8, 10
 """Passages that a label is made from; those of each kind that it is scored on."""

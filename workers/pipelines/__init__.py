@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from importlib import import_module
 
-from service.store import damage
-from workers.execution import Execution
+from featurewatch.service.store import damage
+from featurewatch.workers.execution import Execution
 
 
 def _of(module: str, name: str) -> Callable[[Execution], None]:
@@ -17,8 +17,8 @@ def _of(module: str, name: str) -> Callable[[Execution], None]:
         with execution.read() as session:
             lost = damage.lost(session, execution.artifacts, execution.family_id)
         if lost:
-            import_module("workers.pipelines.restoring").restore(execution, lost)
-        getattr(import_module(f"workers.pipelines.{module}"), name)(execution)
+            import_module("featurewatch.workers.pipelines.restoring").restore(execution, lost)
+        getattr(import_module(f"featurewatch.workers.pipelines.{module}"), name)(execution)
 
     return run
 

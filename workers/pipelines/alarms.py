@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from sqlalchemy.orm import Session
 
-from service.alerts import logic as alerts
-from service.calibrations.schemas import (
+from featurewatch.service.alerts import logic as alerts
+from featurewatch.service.calibrations.schemas import (
     GridRow,
     NullName,
     NullResult,
@@ -21,8 +21,8 @@ from service.calibrations.schemas import (
     rate,
     total,
 )
-from service.verdicts.judge import Bools, Evidence, Judgement, Status, judge
-from service.verdicts.policy import Policy
+from featurewatch.service.verdicts.judge import Bools, Evidence, Judgement, Status, judge
+from featurewatch.service.verdicts.policy import Policy
 
 BANDS = (0.5, 0.7, 0.8, 0.9, 0.95)
 """`suppressed_below` of the grid; `amplified_above` is its inverse."""

@@ -10,16 +10,16 @@ from contextlib import suppress
 
 import structlog
 
-from service.calibrations.schemas import CalibrationIn, CalibrationResult, NullName, NullResult, total
-from service.kit.db import AWAY
-from service.verdicts import queries as verdict_queries
-from workers.activations.tensorfiles import write_text
-from workers.errors import REFUSALS, LeaseLostError, RunError, WorkerStoppingError
-from workers.execution import Execution
-from workers.pipelines import judging
-from workers.pipelines.alarms import rehearsed, result, summed_grid, unavailable
-from workers.pipelines.nulls import Bench
-from workers.pipelines.work import Work, load_against_itself
+from featurewatch.service.calibrations.schemas import CalibrationIn, CalibrationResult, NullName, NullResult, total
+from featurewatch.service.kit.db import AWAY
+from featurewatch.service.verdicts import queries as verdict_queries
+from featurewatch.workers.activations.tensorfiles import write_text
+from featurewatch.workers.errors import REFUSALS, LeaseLostError, RunError, WorkerStoppingError
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines import judging
+from featurewatch.workers.pipelines.alarms import rehearsed, result, summed_grid, unavailable
+from featurewatch.workers.pipelines.nulls import Bench
+from featurewatch.workers.pipelines.work import Work, load_against_itself
 
 log = structlog.get_logger("featurewatch.worker")
 

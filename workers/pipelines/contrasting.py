@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from torch import Tensor
 
-from service.kit.artifacts import ArtifactStore
-from service.kit.ids import feature_id, parse_feature_id
-from service.signatures import contrast
-from service.signatures.logic import Found
-from service.signatures.rule import Evidence, Interval, judge
-from service.verdicts.judge import benjamini_hochberg
-from service.verdicts.policy import Policy
-from workers.pipelines.eyes import Columns, Eyes, Floats, Place, typical_size
-from workers.verdicts.contrast import (
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.ids import feature_id, parse_feature_id
+from featurewatch.service.signatures import contrast
+from featurewatch.service.signatures.logic import Found
+from featurewatch.service.signatures.rule import Evidence, Interval, judge
+from featurewatch.service.verdicts.judge import benjamini_hochberg
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.workers.pipelines.eyes import Columns, Eyes, Floats, Place, typical_size
+from featurewatch.workers.verdicts.contrast import (
     FOLDS,
     Chosen,
     Estimate,

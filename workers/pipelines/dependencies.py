@@ -16,29 +16,29 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from service.dependencies import figures, judge, logic, queries, store
-from service.dependencies.schemas import DependenciesIn
-from service.kit.ids import feature_id, parse_feature_id
-from service.signatures import contrast
-from service.signatures import queries as signature_queries
-from service.signatures.contrast import Kept
-from service.verdicts import queries as verdict_queries
-from service.verdicts.policy import Policy
-from workers.activations import open_activations
-from workers.activations.contrast import Row, open_prompts
-from workers.activations.hooks import without_later_layers
-from workers.activations.identity import Reference, Verified
-from workers.circuits.attribution import Attribution, Options, attribute
-from workers.circuits.effects import Answers, Effects, activations, answer_margins, causal_effects
-from workers.circuits.passages import choose_tokens
-from workers.circuits.places import Dictionary, Target
-from workers.errors import RunError
-from workers.execution import Execution
-from workers.pipelines import files, judging
-from workers.pipelines.identity import verified_checkpoint
-from workers.pipelines.sharing import Task
-from workers.pipelines.tracing import FOLDS, Traced, trace
-from workers.pipelines.work import artifact_name, device_of
+from featurewatch.service.dependencies import figures, judge, logic, queries, store
+from featurewatch.service.dependencies.schemas import DependenciesIn
+from featurewatch.service.kit.ids import feature_id, parse_feature_id
+from featurewatch.service.signatures import contrast
+from featurewatch.service.signatures import queries as signature_queries
+from featurewatch.service.signatures.contrast import Kept
+from featurewatch.service.verdicts import queries as verdict_queries
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.workers.activations import open_activations
+from featurewatch.workers.activations.contrast import Row, open_prompts
+from featurewatch.workers.activations.hooks import without_later_layers
+from featurewatch.workers.activations.identity import Reference, Verified
+from featurewatch.workers.circuits.attribution import Attribution, Options, attribute
+from featurewatch.workers.circuits.effects import Answers, Effects, activations, answer_margins, causal_effects
+from featurewatch.workers.circuits.passages import choose_tokens
+from featurewatch.workers.circuits.places import Dictionary, Target
+from featurewatch.workers.errors import RunError
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines import files, judging
+from featurewatch.workers.pipelines.identity import verified_checkpoint
+from featurewatch.workers.pipelines.sharing import Task
+from featurewatch.workers.pipelines.tracing import FOLDS, Traced, trace
+from featurewatch.workers.pipelines.work import artifact_name, device_of
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.crosscoder.code import Code, concatenate_rows
-from workers.crosscoder.duplicates import ROWS, merge_duplicates
-from workers.crosscoder.extend import (
+from featurewatch.workers.crosscoder.code import Code, concatenate_rows
+from featurewatch.workers.crosscoder.duplicates import ROWS, merge_duplicates
+from featurewatch.workers.crosscoder.extend import (
     ExtendConfig,
     Innovation,
     append_columns,
@@ -18,15 +18,15 @@ from workers.crosscoder.extend import (
     sizes,
     typical_size,
 )
-from workers.crosscoder.matching import Link
-from workers.crosscoder.pursuit import pursued
-from workers.crosscoder.regress import Regression, Solution, assign_folds, select, weighted_median
-from workers.execution import Execution
-from workers.pipelines import files
-from workers.pipelines.fitting import Members, trained
-from workers.pipelines.sources import BLOCK, Activations
-from workers.pipelines.work import Work, device_of
-from workers.verdicts.measure import map_rows, procrustes
+from featurewatch.workers.crosscoder.matching import Link
+from featurewatch.workers.crosscoder.pursuit import pursued
+from featurewatch.workers.crosscoder.regress import Regression, Solution, assign_folds, select, weighted_median
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines import files
+from featurewatch.workers.pipelines.fitting import Members, trained
+from featurewatch.workers.pipelines.sources import BLOCK, Activations
+from featurewatch.workers.pipelines.work import Work, device_of
+from featurewatch.workers.verdicts.measure import map_rows, procrustes
 
 FOLDS = 20
 WEAK = 0.7

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from service.dictionaries.folding import LEAST_SLOPE
-from service.kit.artifacts import ArtifactStore
-from workers.crosscoder.regress import weighted_median
-from workers.verdicts.measure import shared_turn
+from featurewatch.service.dictionaries.folding import LEAST_SLOPE
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.workers.crosscoder.regress import weighted_median
+from featurewatch.workers.verdicts.measure import shared_turn
 
 Floats = NDArray[np.float64]
 Columns = NDArray[np.int64]

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from workers.activations.tensorfiles import is_whole, save_checked
-from workers.crosscoder.code import Code
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.fit import FitState
-from workers.crosscoder.matching import KINDS, Link
-from workers.crosscoder.model import Crosscoder
+from featurewatch.workers.activations.tensorfiles import is_whole, save_checked
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.fit import FitState
+from featurewatch.workers.crosscoder.matching import KINDS, Link
+from featurewatch.workers.crosscoder.model import Crosscoder
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -16,19 +16,19 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from torch import Tensor
 
-from workers.activations import open_activations
-from workers.activations.models import compute_dtype
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.dealing import collected, dealt
-from workers.crosscoder.fit import FitState, fit, start_from
-from workers.crosscoder.model import Crosscoder, Normaliser, shared_maps
-from workers.crosscoder.order import RUN
-from workers.crosscoder.parallel import Parallel
-from workers.errors import RunError
-from workers.execution import Execution
-from workers.pipelines import files
-from workers.pipelines.sources import BLOCK, Activations
-from workers.pipelines.work import Work, device_of
+from featurewatch.workers.activations import open_activations
+from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.dealing import collected, dealt
+from featurewatch.workers.crosscoder.fit import FitState, fit, start_from
+from featurewatch.workers.crosscoder.model import Crosscoder, Normaliser, shared_maps
+from featurewatch.workers.crosscoder.order import RUN
+from featurewatch.workers.crosscoder.parallel import Parallel
+from featurewatch.workers.errors import RunError
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines import files
+from featurewatch.workers.pipelines.sources import BLOCK, Activations
+from featurewatch.workers.pipelines.work import Work, device_of
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -14,8 +14,8 @@ import structlog
 from safetensors.torch import load_file, save_file
 from torch import from_numpy
 
-from service.families import logic as families
-from workers.activations import (
+from featurewatch.service.families import logic as families
+from featurewatch.workers.activations import (
     ActivationSet,
     HarvestSpec,
     Positions,
@@ -25,16 +25,16 @@ from workers.activations import (
     open_activations,
     save_documents,
 )
-from workers.activations.corpus import corpus_digest
-from workers.activations.identity import Reference, Verified
-from workers.activations.models import compute_dtype
-from workers.activations.sources import ACTIVATIONS_PREFIX
-from workers.errors import RunError
-from workers.execution import Execution
-from workers.pipelines.identity import known_content, verified_checkpoint, watched
-from workers.pipelines.sharing import Shared, Task
-from workers.pipelines.sources import BLOCK, Activations, normaliser_of, open_sources
-from workers.pipelines.work import Kept, Work, device_of
+from featurewatch.workers.activations.corpus import corpus_digest
+from featurewatch.workers.activations.identity import Reference, Verified
+from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
+from featurewatch.workers.errors import RunError
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines.identity import known_content, verified_checkpoint, watched
+from featurewatch.workers.pipelines.sharing import Shared, Task
+from featurewatch.workers.pipelines.sources import BLOCK, Activations, normaliser_of, open_sources
+from featurewatch.workers.pipelines.work import Kept, Work, device_of
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -14,19 +14,19 @@ from typing import Any, NamedTuple, cast
 import structlog
 import torch
 
-from service.config import Settings
-from service.kit import clock
-from service.kit.artifacts import ArtifactStore, content_key
-from service.kit.db import AWAY, Database
-from service.models import Shard
-from service.runs import queries as runs
-from service.shards import logic, queries
-from workers.activations.identity import Reference, Verified, verified
-from workers.activations.shards import Shards, open_shards
-from workers.errors import LeaseLostError, RunError, WorkerStoppingError
-from workers.heart import Heart
-from workers.pipelines.sharing import LOOK_SECONDS, TASK, Task, part
-from workers.pipelines.work import device_of
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import clock
+from featurewatch.service.kit.artifacts import ArtifactStore, content_key
+from featurewatch.service.kit.db import AWAY, Database
+from featurewatch.service.models import Shard
+from featurewatch.service.runs import queries as runs
+from featurewatch.service.shards import logic, queries
+from featurewatch.workers.activations.identity import Reference, Verified, verified
+from featurewatch.workers.activations.shards import Shards, open_shards
+from featurewatch.workers.errors import LeaseLostError, RunError, WorkerStoppingError
+from featurewatch.workers.heart import Heart
+from featurewatch.workers.pipelines.sharing import LOOK_SECONDS, TASK, Task, part
+from featurewatch.workers.pipelines.work import device_of
 
 log = structlog.get_logger("featurewatch.worker")
 

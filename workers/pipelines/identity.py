@@ -8,12 +8,12 @@ from pathlib import Path
 
 import structlog
 
-from service.checkpoints import logic as checkpoints
-from service.models import Checkpoint
-from service.verdicts import queries
-from workers.activations.identity import Reference, Verified, resolve, verified
-from workers.errors import RunError
-from workers.execution import Execution
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.models import Checkpoint
+from featurewatch.service.verdicts import queries
+from featurewatch.workers.activations.identity import Reference, Verified, resolve, verified
+from featurewatch.workers.errors import RunError
+from featurewatch.workers.execution import Execution
 
 log = structlog.get_logger("featurewatch.worker")
 

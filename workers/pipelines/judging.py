@@ -8,20 +8,20 @@ import structlog
 import torch
 from safetensors.torch import load_file
 
-from service.dependencies import logic as dependencies
-from service.signatures import logic as signatures
-from service.verdicts import logic as verdicts
-from service.verdicts.intervals import reach
-from service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, judge, standard_error
-from service.verdicts.origins import held
-from workers.activations import load_documents
-from workers.execution import Execution
-from workers.pipelines import files, promoting
-from workers.pipelines.dictionary import Basis
-from workers.pipelines.measuring import Measures, appearance, firing
-from workers.pipelines.sources import Activations
-from workers.pipelines.work import Work
-from workers.verdicts.succession import Share, shares
+from featurewatch.service.dependencies import logic as dependencies
+from featurewatch.service.signatures import logic as signatures
+from featurewatch.service.verdicts import logic as verdicts
+from featurewatch.service.verdicts.intervals import reach
+from featurewatch.service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, judge, standard_error
+from featurewatch.service.verdicts.origins import held
+from featurewatch.workers.activations import load_documents
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines import files, promoting
+from featurewatch.workers.pipelines.dictionary import Basis
+from featurewatch.workers.pipelines.measuring import Measures, appearance, firing
+from featurewatch.workers.pipelines.sources import Activations
+from featurewatch.workers.pipelines.work import Work
+from featurewatch.workers.verdicts.succession import Share, shares
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -9,20 +9,20 @@ import structlog
 import torch
 from safetensors.torch import load_file
 
-from service.features import queries as feature_queries
-from service.kit.ids import feature_id, parse_feature_id
-from service.labels import logic as labels
-from service.labels import queries as label_queries
-from service.labels.schemas import LabelIn, LabelResult, NotLabelled
-from service.verdicts import queries as verdict_queries
-from workers.activations import load_documents
-from workers.errors import RunError
-from workers.execution import Execution
-from workers.labels import prompts
-from workers.labels.endpoint import Endpoint, EndpointError
-from workers.labels.passages import Corpus
-from workers.labels.score import Score, balanced_accuracy
-from workers.pipelines import files
+from featurewatch.service.features import queries as feature_queries
+from featurewatch.service.kit.ids import feature_id, parse_feature_id
+from featurewatch.service.labels import logic as labels
+from featurewatch.service.labels import queries as label_queries
+from featurewatch.service.labels.schemas import LabelIn, LabelResult, NotLabelled
+from featurewatch.service.verdicts import queries as verdict_queries
+from featurewatch.workers.activations import load_documents
+from featurewatch.workers.errors import RunError
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.labels import prompts
+from featurewatch.workers.labels.endpoint import Endpoint, EndpointError
+from featurewatch.workers.labels.passages import Corpus
+from featurewatch.workers.labels.score import Score, balanced_accuracy
+from featurewatch.workers.pipelines import files
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from service.verdicts.origins import ELSEWHERE, Appearance, elsewhere
-from workers.crosscoder.readout import solve_readout
-from workers.crosscoder.regress import Regression, Solution, select
-from workers.execution import Execution
-from workers.pipelines.dictionary import Basis, References, common_rows
-from workers.pipelines.sources import Activations
-from workers.pipelines.work import Work, device_of
-from workers.verdicts.measure import (
+from featurewatch.service.verdicts.origins import ELSEWHERE, Appearance, elsewhere
+from featurewatch.workers.crosscoder.readout import solve_readout
+from featurewatch.workers.crosscoder.regress import Regression, Solution, select
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines.dictionary import Basis, References, common_rows
+from featurewatch.workers.pipelines.sources import Activations
+from featurewatch.workers.pipelines.work import Work, device_of
+from featurewatch.workers.verdicts.measure import (
     Products,
     Side,
     jackknife_error,

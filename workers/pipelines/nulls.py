@@ -9,25 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.calibrations.schemas import CalibrationIn, NullName
-from workers.activations import harvest, load_documents
-from workers.activations.finetune import Training, fine_tune
-from workers.activations.rounding import Rounding, round_rows
-from workers.activations.sources import ACTIVATIONS_PREFIX
-from workers.crosscoder.code import Code
-from workers.crosscoder.regress import Regression, assign_folds
-from workers.errors import RunError
-from workers.execution import Execution
-from workers.pipelines import files, judging
-from workers.pipelines.alarms import Comparison
-from workers.pipelines.dictionary import FOLDS, Basis, extended
-from workers.pipelines.harvesting import corpus_copy, harvest_spec, open_kept
-from workers.pipelines.identity import verified_checkpoint, watched
-from workers.pipelines.measuring import Measures, load_references, measured
-from workers.pipelines.sources import Activations, open_sources
-from workers.pipelines.work import Work, device_of
-from workers.verdicts.halves import Half, products_of_halves
-from workers.verdicts.measure import Side, over_noise, ratios
+from featurewatch.service.calibrations.schemas import CalibrationIn, NullName
+from featurewatch.workers.activations import harvest, load_documents
+from featurewatch.workers.activations.finetune import Training, fine_tune
+from featurewatch.workers.activations.rounding import Rounding, round_rows
+from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.regress import Regression, assign_folds
+from featurewatch.workers.errors import RunError
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines import files, judging
+from featurewatch.workers.pipelines.alarms import Comparison
+from featurewatch.workers.pipelines.dictionary import FOLDS, Basis, extended
+from featurewatch.workers.pipelines.harvesting import corpus_copy, harvest_spec, open_kept
+from featurewatch.workers.pipelines.identity import verified_checkpoint, watched
+from featurewatch.workers.pipelines.measuring import Measures, load_references, measured
+from featurewatch.workers.pipelines.sources import Activations, open_sources
+from featurewatch.workers.pipelines.work import Work, device_of
+from featurewatch.workers.verdicts.halves import Half, products_of_halves
+from featurewatch.workers.verdicts.measure import Side, over_noise, ratios
 
 LEAST_DOCUMENTS = 8
 """Fewer cannot be dealt into halves with folds of their own."""

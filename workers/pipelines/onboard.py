@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import structlog
 
-from workers.execution import Execution
-from workers.pipelines import calibrating, files, judging
-from workers.pipelines.dictionary import extended, fitted
-from workers.pipelines.harvesting import harvest_activations, open_kept
-from workers.pipelines.measuring import load_references, measured
-from workers.pipelines.pairing import pair
-from workers.pipelines.past import discovered
-from workers.pipelines.refitting import carried_references, refitted
-from workers.pipelines.together import fit_together
-from workers.pipelines.work import load
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines import calibrating, files, judging
+from featurewatch.workers.pipelines.dictionary import extended, fitted
+from featurewatch.workers.pipelines.harvesting import harvest_activations, open_kept
+from featurewatch.workers.pipelines.measuring import load_references, measured
+from featurewatch.workers.pipelines.pairing import pair
+from featurewatch.workers.pipelines.past import discovered
+from featurewatch.workers.pipelines.refitting import carried_references, refitted
+from featurewatch.workers.pipelines.together import fit_together
+from featurewatch.workers.pipelines.work import load
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from workers.errors import RunError
-from workers.pipelines.sources import BLOCK, Activations
-from workers.pipelines.work import Parent, Work
-from workers.verdicts.similarity import one_to_one, procrustes_similarity, same_kind
+from featurewatch.workers.errors import RunError
+from featurewatch.workers.pipelines.sources import BLOCK, Activations
+from featurewatch.workers.pipelines.work import Parent, Work
+from featurewatch.workers.verdicts.similarity import one_to_one, procrustes_similarity, same_kind
 
 SAMPLE = 16_384
 """Positions that sources are compared at."""

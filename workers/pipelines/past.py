@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.verdicts.intervals import reach
-from service.verdicts.judge import BASELINE_Z, Evidence
-from service.verdicts.origins import held
-from service.verdicts.past import Discovered, Past
-from service.verdicts.policy import Policy
-from workers.crosscoder.readout import solve_readout
-from workers.crosscoder.regress import Regression, select
-from workers.execution import Execution
-from workers.pipelines.dictionary import Basis, common_rows
-from workers.pipelines.measuring import appearance, columns_of
-from workers.pipelines.sources import Activations, normaliser_of, open_sources
-from workers.pipelines.work import Kept, Work
-from workers.verdicts.few import Rows, room, row_products, rows_of, weights
-from workers.verdicts.measure import Ratios, jackknife_error, map_rows, over_noise, procrustes, ratios
+from featurewatch.service.verdicts.intervals import reach
+from featurewatch.service.verdicts.judge import BASELINE_Z, Evidence
+from featurewatch.service.verdicts.origins import held
+from featurewatch.service.verdicts.past import Discovered, Past
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.workers.crosscoder.readout import solve_readout
+from featurewatch.workers.crosscoder.regress import Regression, select
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines.dictionary import Basis, common_rows
+from featurewatch.workers.pipelines.measuring import appearance, columns_of
+from featurewatch.workers.pipelines.sources import Activations, normaliser_of, open_sources
+from featurewatch.workers.pipelines.work import Kept, Work
+from featurewatch.workers.verdicts.few import Rows, room, row_products, rows_of, weights
+from featurewatch.workers.verdicts.measure import Ratios, jackknife_error, map_rows, over_noise, procrustes, ratios
 
 LEAST_ROWS = 0.5
 """An ancestor that cannot be read at so large a share of the positions left is not taken, nor are those before it."""

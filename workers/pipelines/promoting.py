@@ -9,15 +9,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from workers.activations.identity import Verified
-from workers.activations.models import load_tokenizer, locate_model
-from workers.activations.sources import ACTIVATIONS_PREFIX, locate
-from workers.activations.tensorfiles import write_text
-from workers.activations.unembedding import promoted, read_unembedding, token_texts
-from workers.errors import REFUSALS, RunError
-from workers.execution import Execution
-from workers.pipelines.identity import verified_checkpoint, watched
-from workers.pipelines.work import Work, device_of
+from featurewatch.workers.activations.identity import Verified
+from featurewatch.workers.activations.models import load_tokenizer, locate_model
+from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX, locate
+from featurewatch.workers.activations.tensorfiles import write_text
+from featurewatch.workers.activations.unembedding import promoted, read_unembedding, token_texts
+from featurewatch.workers.errors import REFUSALS, RunError
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines.identity import verified_checkpoint, watched
+from featurewatch.workers.pipelines.work import Work, device_of
 
 TOKENS = 10
 """Promoted tokens kept of each feature, and as many that it lowers."""

@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.crosscoder.code import Code
-from workers.crosscoder.matching import Link, match
-from workers.crosscoder.regress import Reader, Regression, take_rows
-from workers.execution import Execution
-from workers.pipelines import files
-from workers.pipelines.dictionary import Basis, References, common_rows, fitted_code
-from workers.pipelines.fitting import Members
-from workers.pipelines.harvesting import open_kept
-from workers.pipelines.sources import Activations
-from workers.pipelines.work import Work, device_of
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.matching import Link, match
+from featurewatch.workers.crosscoder.regress import Reader, Regression, take_rows
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines import files
+from featurewatch.workers.pipelines.dictionary import Basis, References, common_rows, fitted_code
+from featurewatch.workers.pipelines.fitting import Members
+from featurewatch.workers.pipelines.harvesting import open_kept
+from featurewatch.workers.pipelines.sources import Activations
+from featurewatch.workers.pipelines.work import Work, device_of
 
 
 def refitted(execution: Execution, work: Work, activations: Activations, parent: Activations, source: str) -> Basis:

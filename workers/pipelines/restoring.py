@@ -13,21 +13,21 @@ import structlog
 import torch
 from safetensors.torch import load_file, save_file
 
-from service.kit.artifacts import DamagedArtifactError, entry_of
-from service.kit.problems import ProblemError
-from service.models import Code, Reading, Source
-from service.store import damage, queries
-from service.verdicts import queries as verdicts
-from workers.activations import Positions, load_corpus, save_documents
-from workers.errors import RunError, TooLongError
-from workers.execution import Execution
-from workers.pipelines import files, judging, signature
-from workers.pipelines.dictionary import Basis
-from workers.pipelines.harvesting import open_kept
-from workers.pipelines.measuring import load_references, measure
-from workers.pipelines.pairing import pair
-from workers.pipelines.refitting import carried_references
-from workers.pipelines.work import device_of, load_judged
+from featurewatch.service.kit.artifacts import DamagedArtifactError, entry_of
+from featurewatch.service.kit.problems import ProblemError
+from featurewatch.service.models import Code, Reading, Source
+from featurewatch.service.store import damage, queries
+from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.workers.activations import Positions, load_corpus, save_documents
+from featurewatch.workers.errors import RunError, TooLongError
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines import files, judging, signature
+from featurewatch.workers.pipelines.dictionary import Basis
+from featurewatch.workers.pipelines.harvesting import open_kept
+from featurewatch.workers.pipelines.measuring import load_references, measure
+from featurewatch.workers.pipelines.pairing import pair
+from featurewatch.workers.pipelines.refitting import carried_references
+from featurewatch.workers.pipelines.work import device_of, load_judged
 
 log = structlog.get_logger("featurewatch.worker")
 

@@ -16,16 +16,16 @@ from typing import Any
 
 import structlog
 
-from service.config import Settings
-from service.kit.artifacts import ArtifactStore, DamagedArtifactError, content_key
-from service.models import Run
-from service.shards import logic, queries
-from workers.activations import HarvestSpec, Positions, load_documents
-from workers.activations.identity import Reference, Verified
-from workers.activations.reading import Group
-from workers.activations.shards import Shards
-from workers.activations.tensorfiles import settle
-from workers.execution import Execution
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.artifacts import ArtifactStore, DamagedArtifactError, content_key
+from featurewatch.service.models import Run
+from featurewatch.service.shards import logic, queries
+from featurewatch.workers.activations import HarvestSpec, Positions, load_documents
+from featurewatch.workers.activations.identity import Reference, Verified
+from featurewatch.workers.activations.reading import Group
+from featurewatch.workers.activations.shards import Shards
+from featurewatch.workers.activations.tensorfiles import settle
+from featurewatch.workers.execution import Execution
 
 log = structlog.get_logger("featurewatch.worker")
 

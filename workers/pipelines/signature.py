@@ -13,24 +13,24 @@ import structlog
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from service.kit.digests import ChangedWhileReadError, FileState, sha256
-from service.kit.paths import hold_to_roots
-from service.models import Checkpoint
-from service.signatures import contrast, logic, queries
-from service.verdicts import queries as verdicts
-from service.verdicts.policy import Policy
-from workers.activations import locate_activations
-from workers.activations.contrast import Row, open_prompts, read_prompts
-from workers.activations.identity import Verified, changed
-from workers.activations.models import compute_dtype, load_model
-from workers.activations.sources import ACTIVATIONS_PREFIX
-from workers.errors import RunError
-from workers.execution import Execution
-from workers.pipelines import judging
-from workers.pipelines.contrasting import Question, judge_signature
-from workers.pipelines.eyes import Place
-from workers.pipelines.identity import content_digest, verified_checkpoint, watched
-from workers.pipelines.work import artifact_name, device_of
+from featurewatch.service.kit.digests import ChangedWhileReadError, FileState, sha256
+from featurewatch.service.kit.paths import hold_to_roots
+from featurewatch.service.models import Checkpoint
+from featurewatch.service.signatures import contrast, logic, queries
+from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.workers.activations import locate_activations
+from featurewatch.workers.activations.contrast import Row, open_prompts, read_prompts
+from featurewatch.workers.activations.identity import Verified, changed
+from featurewatch.workers.activations.models import compute_dtype, load_model
+from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
+from featurewatch.workers.errors import RunError
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines import judging
+from featurewatch.workers.pipelines.contrasting import Question, judge_signature
+from featurewatch.workers.pipelines.eyes import Place
+from featurewatch.workers.pipelines.identity import content_digest, verified_checkpoint, watched
+from featurewatch.workers.pipelines.work import artifact_name, device_of
 
 log = structlog.get_logger("featurewatch.worker")
 

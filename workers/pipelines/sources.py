@@ -6,10 +6,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workers.activations import ActivationSet, open_activations
-from workers.crosscoder.model import Moments, Normaliser
-from workers.execution import Execution
-from workers.pipelines.work import Kept, Work, device_of
+from featurewatch.workers.activations import ActivationSet, open_activations
+from featurewatch.workers.crosscoder.model import Moments, Normaliser
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines.work import Kept, Work, device_of
 
 BLOCK = 16_384
 HELD_BYTES = 512 * 2**20

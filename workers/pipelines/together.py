@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from service.verdicts import logic as verdicts
-from service.verdicts.judge import GONE, Evidence, Judgement
-from workers.execution import Execution
-from workers.pipelines import judging
-from workers.pipelines.dictionary import Basis, fitted
-from workers.pipelines.harvesting import open_kept
-from workers.pipelines.measuring import load_references, measured
-from workers.pipelines.pairing import pair
-from workers.pipelines.sources import Activations
-from workers.pipelines.work import Kept, Parent, Work
+from featurewatch.service.verdicts import logic as verdicts
+from featurewatch.service.verdicts.judge import GONE, Evidence, Judgement
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines import judging
+from featurewatch.workers.pipelines.dictionary import Basis, fitted
+from featurewatch.workers.pipelines.harvesting import open_kept
+from featurewatch.workers.pipelines.measuring import load_references, measured
+from featurewatch.workers.pipelines.pairing import pair
+from featurewatch.workers.pipelines.sources import Activations
+from featurewatch.workers.pipelines.work import Kept, Parent, Work
 
 
 def fit_together(

@@ -7,17 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.activations import HarvestSpec
-from workers.activations.heads import load_whole
-from workers.activations.hooks import HookPoint, choose_hook_points, in_order, layer_stack
-from workers.activations.models import max_tokens
-from workers.activations.positions import Reader
-from workers.activations.reading import TokenizedCorpus, tokenize_corpus
-from workers.circuits.attribution import Reading
-from workers.circuits.passages import deal_folds
-from workers.circuits.places import Dictionary, Passage
-from workers.crosscoder.code import Code
-from workers.errors import RunError
+from featurewatch.workers.activations import HarvestSpec
+from featurewatch.workers.activations.heads import load_whole
+from featurewatch.workers.activations.hooks import HookPoint, choose_hook_points, in_order, layer_stack
+from featurewatch.workers.activations.models import max_tokens
+from featurewatch.workers.activations.positions import Reader
+from featurewatch.workers.activations.reading import TokenizedCorpus, tokenize_corpus
+from featurewatch.workers.circuits.attribution import Reading
+from featurewatch.workers.circuits.passages import deal_folds
+from featurewatch.workers.circuits.places import Dictionary, Passage
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.errors import RunError
 
 FOLDS = 20
 

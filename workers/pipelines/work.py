@@ -5,15 +5,15 @@ from typing import Any, Literal
 
 import torch
 
-from service.families.schemas import CrosscoderOptions
-from service.kit.artifacts import content_key
-from service.models import Checkpoint, Family
-from service.verdicts import logic as verdicts
-from service.verdicts.generations import Ancestor, anchors, fitted_fvu, itself, why_refit
-from service.verdicts.policy import Policy
-from workers.activations.shards import PLAN_VERSION
-from workers.errors import RunError
-from workers.execution import Execution
+from featurewatch.service.families.schemas import CrosscoderOptions
+from featurewatch.service.kit.artifacts import content_key
+from featurewatch.service.models import Checkpoint, Family
+from featurewatch.service.verdicts import logic as verdicts
+from featurewatch.service.verdicts.generations import Ancestor, anchors, fitted_fvu, itself, why_refit
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.workers.activations.shards import PLAN_VERSION
+from featurewatch.workers.errors import RunError
+from featurewatch.workers.execution import Execution
 
 VERSIONS = {
     "activations": PLAN_VERSION,

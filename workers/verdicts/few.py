@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.crosscoder.regress import LEAST_ROOM, Reader, Regression, Solution
-from workers.verdicts.measure import map_rows, replicates
+from featurewatch.workers.crosscoder.regress import LEAST_ROOM, Reader, Regression, Solution
+from featurewatch.workers.verdicts.measure import map_rows, replicates
 
 
 class Rows(NamedTuple):

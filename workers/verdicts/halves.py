@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.crosscoder.regress import LEAST_ROOM, Regression
-from workers.verdicts.measure import Products, Side, replicates
+from featurewatch.workers.crosscoder.regress import LEAST_ROOM, Regression
+from featurewatch.workers.verdicts.measure import Products, Side, replicates
 
 
 class Half(NamedTuple):

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterable, Iterator
 
-from service.cli.gate.outcome import Outcome
-from service.cli.gate.policy import Dictionary, Shares
-from service.client.types import Report
+from featurewatch.service.cli.gate.outcome import Outcome
+from featurewatch.service.cli.gate.policy import Dictionary, Shares
+from featurewatch.service.client.types import Report
 
 SILENT = frozenset({"few_firings", "few_documents"})
 """Reasons that lie in the family's corpus, and hold in every checkpoint: such features do not count."""

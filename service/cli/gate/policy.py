@@ -38,9 +38,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.cli.base import UsageError
-from service.features.schemas import Status
-from service.signatures.rule import Status as SignatureStatus
+from featurewatch.service.cli.base import UsageError
+from featurewatch.service.features.schemas import Status
+from featurewatch.service.signatures.rule import Status as SignatureStatus
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -7,16 +7,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from service.cli import base, complete, progress
-from service.cli.base import AsJson
-from service.cli.checkpoints import Family, Name, Timeout, checkpoint_app, end_as, why
-from service.cli.gate import documents, policy, rules
-from service.cli.gate.outcome import Outcome
-from service.cli.gate.policy import Gate
-from service.client import Client, ClientError
-from service.client.types import Checkpoint, Report, Run
-from service.config import JobSettings
-from service.features.words import plain
+from featurewatch.service.cli import base, complete, progress
+from featurewatch.service.cli.base import AsJson
+from featurewatch.service.cli.checkpoints import Family, Name, Timeout, checkpoint_app, end_as, why
+from featurewatch.service.cli.gate import documents, policy, rules
+from featurewatch.service.cli.gate.outcome import Outcome
+from featurewatch.service.cli.gate.policy import Gate
+from featurewatch.service.client import Client, ClientError
+from featurewatch.service.client.types import Checkpoint, Report, Run
+from featurewatch.service.config import JobSettings
+from featurewatch.service.features.words import plain
 
 Status = Literal["passed", "failed", "judged", "waiting", "error"]
 Summary = Annotated[

@@ -4,15 +4,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from service.cli.base import UsageError
-from service.cli.gate import judgeable
-from service.cli.gate.outcome import Outcome
-from service.cli.gate.policy import Gate, Never
-from service.client import Client
-from service.client.types import Checkpoint, ReportSignature
-from service.features import words
-from service.features.schemas import FeatureRow
-from service.verdicts.policy import Policy
+from featurewatch.service.cli.base import UsageError
+from featurewatch.service.cli.gate import judgeable
+from featurewatch.service.cli.gate.outcome import Outcome
+from featurewatch.service.cli.gate.policy import Gate, Never
+from featurewatch.service.client import Client
+from featurewatch.service.client.types import Checkpoint, ReportSignature
+from featurewatch.service.features import words
+from featurewatch.service.features.schemas import FeatureRow
+from featurewatch.service.verdicts.policy import Policy
 
 _NAMED = 20
 """Features of a failure that are told of; a policy that hundreds break is not read to its end."""

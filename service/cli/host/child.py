@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from service.config import Settings
+from featurewatch.service.config import Settings
 
 STOP_SECONDS = 20.0
 LONGEST_PAUSE_S = 30.0
@@ -19,7 +19,7 @@ STEADY_S = 60.0
 
 
 class WorkerProcess:
-    """`python -m workers` as a child. Use as a context manager; `say` gets a line when it has to be started again."""
+    """A worker process as a child. Use as a context manager; `say` gets a line when it has to be started again."""
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         # Threads of torch that spin while they wait take the cores from each other, and from the API.
@@ -57,7 +57,7 @@ class WorkerProcess:
         # A session of its own: an interrupt at the terminal reaches the service, which then ends the worker in order.
         # Where the service is killed, and can end nothing any more, the worker ends by itself.
         self._process = subprocess.Popen(  # noqa: S603 fixed arguments
-            [sys.executable, "-m", "workers", "--exit-with-parent", str(os.getpid())],
+            [sys.executable, "-m", "featurewatch.workers", "--exit-with-parent", str(os.getpid())],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,

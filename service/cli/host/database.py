@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base
-from service.cli.base import AsJson
+from featurewatch.service.cli import base
+from featurewatch.service.cli.base import AsJson
 
 db_app = typer.Typer(help="The database, and the artifacts that it refers to.", no_args_is_help=True)
 
@@ -160,9 +160,9 @@ def restore(
 
 def _local() -> ModuleType:
     """The whole service; imported when it is needed, so that the other commands start quickly."""
-    from service.cli.host import local_database  # noqa: PLC0415
-    from service.config import Settings  # noqa: PLC0415
-    from service.kit.private import keep_private  # noqa: PLC0415
+    from featurewatch.service.cli.host import local_database  # noqa: PLC0415
+    from featurewatch.service.config import Settings  # noqa: PLC0415
+    from featurewatch.service.kit.private import keep_private  # noqa: PLC0415
 
     keep_private(Settings())
     return local_database

@@ -18,16 +18,16 @@ from fastapi import FastAPI
 from sqlalchemy.orm import Session
 from uvicorn.supervisors import Multiprocess
 
-from service import migrate
-from service.app import create_app
-from service.audit import queries as audit_queries
-from service.auth import logic as auth
-from service.auth import queries as auth_queries
-from service.auth.schemas import KeyOut
-from service.cli import base
-from service.cli.host.child import WorkerProcess
-from service.config import Settings
-from service.kit.crypto import (
+from featurewatch.service import migrate
+from featurewatch.service.app import create_app
+from featurewatch.service.audit import queries as audit_queries
+from featurewatch.service.auth import logic as auth
+from featurewatch.service.auth import queries as auth_queries
+from featurewatch.service.auth.schemas import KeyOut
+from featurewatch.service.cli import base
+from featurewatch.service.cli.host.child import WorkerProcess
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.crypto import (
     KEY_FILE,
     SecretBox,
     SecretKeyError,
@@ -35,12 +35,12 @@ from service.kit.crypto import (
     replace_key_file,
     uses_key_file,
 )
-from service.kit.db import Database
-from service.kit.ids import new_id
-from service.kit.private import keep_private
-from service.kit.problems import ProblemError
-from service.models import AuditEntry
-from service.webhooks import logic as webhooks
+from featurewatch.service.kit.db import Database
+from featurewatch.service.kit.ids import new_id
+from featurewatch.service.kit.private import keep_private
+from featurewatch.service.kit.problems import ProblemError
+from featurewatch.service.models import AuditEntry
+from featurewatch.service.webhooks import logic as webhooks
 
 MOST_KEYS = 10_000
 

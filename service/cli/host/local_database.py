@@ -8,18 +8,18 @@ from typing import Any
 
 from sqlalchemy.engine import make_url
 
-from service import migrate
-from service.cli import base
-from service.cli.host import local
-from service.config import Settings
-from service.deletions import families as deletions
-from service.deletions import queries as deletion_queries
-from service.kit.artifacts import ArtifactStore
-from service.kit.clock import database_now
-from service.kit.db import Database
-from service.store import backup as backups
-from service.store import copying, damage, logic, queries
-from service.store.ledger import open_store
+from featurewatch.service import migrate
+from featurewatch.service.cli import base
+from featurewatch.service.cli.host import local
+from featurewatch.service.config import Settings
+from featurewatch.service.deletions import families as deletions
+from featurewatch.service.deletions import queries as deletion_queries
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.clock import database_now
+from featurewatch.service.kit.db import Database
+from featurewatch.service.store import backup as backups
+from featurewatch.service.store import copying, damage, logic, queries
+from featurewatch.service.store.ledger import open_store
 
 
 def upgrade() -> None:

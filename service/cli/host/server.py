@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import base, complete
-from service.cli.base import AsJson
-from service.config import Settings
-from service.kit import extras
-from service.kit.clock import utcnow
+from featurewatch.service.cli import base, complete
+from featurewatch.service.cli.base import AsJson
+from featurewatch.service.config import Settings
+from featurewatch.service.kit import extras
+from featurewatch.service.kit.clock import utcnow
 
 key_app = typer.Typer(help="API keys.", no_args_is_help=True)
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -62,7 +62,7 @@ def demo(context: typer.Context) -> None:
     """Three releases of a real model, one tampered with: what featurewatch says. `demo --help` lists its options."""
     _need_worker_packages()
     # The caller's own arguments, to the caller's own Python.
-    done = subprocess.run([sys.executable, "-m", "workers.demo", *context.args], check=False)  # noqa: S603
+    done = subprocess.run([sys.executable, "-m", "featurewatch.workers.demo", *context.args], check=False)  # noqa: S603
     raise typer.Exit(done.returncode)
 
 
@@ -182,7 +182,7 @@ def audit(
 
 def _local() -> ModuleType:
     """The whole service; imported when it is needed, so that the other commands start quickly."""
-    from service.cli.host import local  # noqa: PLC0415
+    from featurewatch.service.cli.host import local  # noqa: PLC0415
 
     return local
 

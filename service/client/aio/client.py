@@ -11,10 +11,10 @@ can be sent again: a refused connection, 429, 502, 503 and 504 are retried with 
 Retry-After says.
 """
 
-from service.client.aio.families import AsyncFamilyCalls
-from service.client.aio.features import AsyncFeatureCalls
-from service.client.aio.notify import AsyncNotifyCalls
-from service.client.aio.runs import AsyncRunCalls
+from featurewatch.service.client.aio.families import AsyncFamilyCalls
+from featurewatch.service.client.aio.features import AsyncFeatureCalls
+from featurewatch.service.client.aio.notify import AsyncNotifyCalls
+from featurewatch.service.client.aio.runs import AsyncRunCalls
 
 
 class AsyncClient(AsyncFamilyCalls, AsyncFeatureCalls, AsyncRunCalls, AsyncNotifyCalls):

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
-from service.client import types
-from service.client.aio.transport import AsyncTransport
-from service.client.wire import given, path_of
+from featurewatch.service.client import types
+from featurewatch.service.client.aio.transport import AsyncTransport
+from featurewatch.service.client.wire import given, path_of
 
 
 class AsyncFamilyCalls(AsyncTransport):

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import cast
 
-from service.client import types
-from service.client.aio.transport import AsyncTransport
-from service.client.wire import given, path_of
+from featurewatch.service.client import types
+from featurewatch.service.client.aio.transport import AsyncTransport
+from featurewatch.service.client.wire import given, path_of
 
 
 class AsyncNotifyCalls(AsyncTransport):

@@ -4,10 +4,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import cast
 
-from service.client import types, wire
-from service.client.aio.transport import AsyncTransport
-from service.client.errors import WaitTimeoutError
-from service.client.wire import given, path_of
+from featurewatch.service.client import types, wire
+from featurewatch.service.client.aio.transport import AsyncTransport
+from featurewatch.service.client.errors import WaitTimeoutError
+from featurewatch.service.client.wire import given, path_of
 
 
 class AsyncRunCalls(AsyncTransport):

@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import httpx2 as httpx
 
-from service.client import wire
-from service.client.errors import UnreachableError
+from featurewatch.service.client import wire
+from featurewatch.service.client.errors import UnreachableError
 
 
 class AsyncTransport:

@@ -12,10 +12,10 @@ can be sent again: a refused connection, 429, 502, 503 and 504 are retried with 
 Retry-After says.
 """
 
-from service.client.sync.families import FamilyCalls
-from service.client.sync.features import FeatureCalls
-from service.client.sync.notify import NotifyCalls
-from service.client.sync.runs import RunCalls
+from featurewatch.service.client.sync.families import FamilyCalls
+from featurewatch.service.client.sync.features import FeatureCalls
+from featurewatch.service.client.sync.notify import NotifyCalls
+from featurewatch.service.client.sync.runs import RunCalls
 
 
 class Client(FamilyCalls, FeatureCalls, RunCalls, NotifyCalls):

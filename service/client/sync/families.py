@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
-from service.client import types
-from service.client.sync.transport import Transport
-from service.client.wire import given, path_of
+from featurewatch.service.client import types
+from featurewatch.service.client.sync.transport import Transport
+from featurewatch.service.client.wire import given, path_of
 
 
 class FamilyCalls(Transport):

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from service.client import types
-from service.client.sync.transport import Transport
-from service.client.wire import given, path_of
+from featurewatch.service.client import types
+from featurewatch.service.client.sync.transport import Transport
+from featurewatch.service.client.wire import given, path_of
 
 
 class FeatureCalls(Transport):

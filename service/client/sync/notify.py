@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import cast
 
-from service.client import types
-from service.client.sync.transport import Transport
-from service.client.wire import given, path_of
+from featurewatch.service.client import types
+from featurewatch.service.client.sync.transport import Transport
+from featurewatch.service.client.wire import given, path_of
 
 
 class NotifyCalls(Transport):

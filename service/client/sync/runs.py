@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from service.client import types, wire
-from service.client.errors import WaitTimeoutError
-from service.client.sync.transport import Transport
-from service.client.wire import given, path_of
+from featurewatch.service.client import types, wire
+from featurewatch.service.client.errors import WaitTimeoutError
+from featurewatch.service.client.sync.transport import Transport
+from featurewatch.service.client.wire import given, path_of
 
 
 class RunCalls(Transport):

@@ -2,7 +2,7 @@
 
 from typing import Never
 
-from service.client.types.checkpoints import Registration
+from featurewatch.service.client.types.checkpoints import Registration
 
 Untyped = dict[str, Never]
 """`dict[str, Any]`, as JSON from a file is: type checkers let it pass for this, but no dictionary whose values they

@@ -7,8 +7,8 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from service.client.types.checkpoints import RunFault, RunState
-from service.client.types.families import Policy, Rate
+from featurewatch.service.client.types.checkpoints import RunFault, RunState
+from featurewatch.service.client.types.families import Policy, Rate
 
 
 class FineTune(TypedDict):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from service.client.types.checkpoints import Example, FeatureRow, Finding, NotJudged, Successor
+from featurewatch.service.client.types.checkpoints import Example, FeatureRow, Finding, NotJudged, Successor
 
 Diff = TypedDict(
     "Diff",

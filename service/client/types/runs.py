@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from service.client.types.checkpoints import RunFault, RunState, Usage
+from featurewatch.service.client.types.checkpoints import RunFault, RunState, Usage
 
 
 class Attempt(TypedDict):

@@ -7,7 +7,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from service.client.types.checkpoints import Run
+from featurewatch.service.client.types.checkpoints import Run
 
 
 class ChosenFeature(TypedDict):

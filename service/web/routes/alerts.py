@@ -6,12 +6,12 @@ from urllib.parse import urlencode
 from fastapi import Query, Request
 from starlette.responses import Response
 
-from service.alerts import routes as alerts
-from service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, AlertState, MuteBody
-from service.kit.pages import MAX_LIMIT, Pager, Paging
-from service.kit.sessions import ReadSession, WriteSession
-from service.web.access import Form, SentForm, filled, pages
-from service.web.render import address, back, is_fragment, page
+from featurewatch.service.alerts import routes as alerts
+from featurewatch.service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, AlertState, MuteBody
+from featurewatch.service.kit.pages import MAX_LIMIT, Pager, Paging
+from featurewatch.service.kit.sessions import ReadSession, WriteSession
+from featurewatch.service.web.access import Form, SentForm, filled, pages
+from featurewatch.service.web.render import address, back, is_fragment, page
 
 router = pages()
 

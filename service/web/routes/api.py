@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 
-from service.web.render import POLICY, bare
+from featurewatch.service.web.render import POLICY, bare
 
 router = APIRouter(include_in_schema=False)
 

@@ -6,14 +6,14 @@ from urllib.parse import urlencode
 from fastapi import Query, Request
 from starlette.responses import Response
 
-from service.checkpoints import queries as checkpoint_queries
-from service.checkpoints import routes as checkpoints
-from service.checkpoints.report import MEDIA_TYPES, Format, render, report
-from service.families import logic as families
-from service.features import logic
-from service.features import routes as features
-from service.features.queries import Filter
-from service.features.routes import (
+from featurewatch.service.checkpoints import queries as checkpoint_queries
+from featurewatch.service.checkpoints import routes as checkpoints
+from featurewatch.service.checkpoints.report import MEDIA_TYPES, Format, render, report
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import logic
+from featurewatch.service.features import routes as features
+from featurewatch.service.features.queries import Filter
+from featurewatch.service.features.routes import (
     MaxQQuery,
     MinChangeQuery,
     OrderQuery,
@@ -23,15 +23,15 @@ from service.features.routes import (
     TextQuery,
     WatchedQuery,
 )
-from service.features.sorting import order_of
-from service.kit.pages import Pager, Paging
-from service.kit.sessions import AppArtifacts, ReadSession
-from service.kit.turns import IN_TURN
-from service.web import lists
-from service.web.access import pages
-from service.web.flow import MOST_SUCCESSORS, flow
-from service.web.plots import Plot
-from service.web.render import address, is_fragment, page
+from featurewatch.service.features.sorting import order_of
+from featurewatch.service.kit.pages import Pager, Paging
+from featurewatch.service.kit.sessions import AppArtifacts, ReadSession
+from featurewatch.service.kit.turns import IN_TURN
+from featurewatch.service.web import lists
+from featurewatch.service.web.access import pages
+from featurewatch.service.web.flow import MOST_SUCCESSORS, flow
+from featurewatch.service.web.plots import Plot
+from featurewatch.service.web.render import address, is_fragment, page
 
 router = pages()
 

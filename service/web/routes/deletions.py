@@ -3,17 +3,17 @@
 from fastapi import Request
 from starlette.responses import Response
 
-from service.auth.guard import ADMIN, WRITE
-from service.checkpoints import logic as checkpoints
-from service.checkpoints import routes as checkpoint_routes
-from service.deletions import queries
-from service.families import logic as families
-from service.families import routes as family_routes
-from service.kit.sessions import ReadSession, WriteSession
-from service.runs import routes as runs
-from service.signatures import routes as signatures
-from service.web.access import SentForm, pages
-from service.web.render import address, back, page
+from featurewatch.service.auth.guard import ADMIN, WRITE
+from featurewatch.service.checkpoints import logic as checkpoints
+from featurewatch.service.checkpoints import routes as checkpoint_routes
+from featurewatch.service.deletions import queries
+from featurewatch.service.families import logic as families
+from featurewatch.service.families import routes as family_routes
+from featurewatch.service.kit.sessions import ReadSession, WriteSession
+from featurewatch.service.runs import routes as runs
+from featurewatch.service.signatures import routes as signatures
+from featurewatch.service.web.access import SentForm, pages
+from featurewatch.service.web.render import address, back, page
 
 router = pages()
 

@@ -9,20 +9,20 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from service.checkpoints import queries as checkpoint_queries
-from service.checkpoints import routes as checkpoints
-from service.checkpoints.schemas import CheckpointOut
-from service.families import routes as families
-from service.features import history
-from service.features.words import SEVERITY
-from service.kit.ids import feature_id
-from service.kit.pages import MAX_LIMIT, Pager, Paging
-from service.kit.sessions import ReadSession
-from service.kit.turns import IN_TURN
-from service.web.access import pages
-from service.web.lineage import draw
-from service.web.plots import Plot, parents
-from service.web.render import address, is_fragment, page
+from featurewatch.service.checkpoints import queries as checkpoint_queries
+from featurewatch.service.checkpoints import routes as checkpoints
+from featurewatch.service.checkpoints.schemas import CheckpointOut
+from featurewatch.service.families import routes as families
+from featurewatch.service.features import history
+from featurewatch.service.features.words import SEVERITY
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.kit.pages import MAX_LIMIT, Pager, Paging
+from featurewatch.service.kit.sessions import ReadSession
+from featurewatch.service.kit.turns import IN_TURN
+from featurewatch.service.web.access import pages
+from featurewatch.service.web.lineage import draw
+from featurewatch.service.web.plots import Plot, parents
+from featurewatch.service.web.render import address, is_fragment, page
 
 router = pages()
 

@@ -7,29 +7,37 @@ from fastapi import Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from service.checkpoints import queries as checkpoint_queries
-from service.dependencies import queries as dependency_queries
-from service.dependencies import routes as dependencies
-from service.dependencies.schemas import Dependencies, DependenciesIn, Method
-from service.families import logic as families
-from service.features import history, logic, queries
-from service.features import routes as features
-from service.features.queries import Filter
-from service.features.routes import MaxQQuery, MinChangeQuery, OrderQuery, SortQuery, StatusQuery, TagQuery, TextQuery
-from service.features.schemas import FeaturePatch, Trajectory
-from service.features.sorting import order_of
-from service.features.sources import FeatureSources, of_feature
-from service.kit.artifacts import ArtifactStore
-from service.kit.ids import feature_id
-from service.kit.pages import Paging
-from service.kit.sessions import AppArtifacts, ReadSession, WriteSession
-from service.kit.turns import IN_TURN
-from service.labels.passages import Activation, Passages
-from service.models import Family
-from service.web import lists
-from service.web.access import SentForm, filled, pages
-from service.web.plots import Plot, parents
-from service.web.render import address, back, is_fragment, page
+from featurewatch.service.checkpoints import queries as checkpoint_queries
+from featurewatch.service.dependencies import queries as dependency_queries
+from featurewatch.service.dependencies import routes as dependencies
+from featurewatch.service.dependencies.schemas import Dependencies, DependenciesIn, Method
+from featurewatch.service.families import logic as families
+from featurewatch.service.features import history, logic, queries
+from featurewatch.service.features import routes as features
+from featurewatch.service.features.queries import Filter
+from featurewatch.service.features.routes import (
+    MaxQQuery,
+    MinChangeQuery,
+    OrderQuery,
+    SortQuery,
+    StatusQuery,
+    TagQuery,
+    TextQuery,
+)
+from featurewatch.service.features.schemas import FeaturePatch, Trajectory
+from featurewatch.service.features.sorting import order_of
+from featurewatch.service.features.sources import FeatureSources, of_feature
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.kit.pages import Paging
+from featurewatch.service.kit.sessions import AppArtifacts, ReadSession, WriteSession
+from featurewatch.service.kit.turns import IN_TURN
+from featurewatch.service.labels.passages import Activation, Passages
+from featurewatch.service.models import Family
+from featurewatch.service.web import lists
+from featurewatch.service.web.access import SentForm, filled, pages
+from featurewatch.service.web.plots import Plot, parents
+from featurewatch.service.web.render import address, back, is_fragment, page
 
 router = pages()
 

@@ -5,15 +5,15 @@ from datetime import timedelta
 from fastapi import Request
 from starlette.responses import Response
 
-from service.auth import routes as keys
-from service.auth.guard import ADMIN
-from service.auth.schemas import KeyIn
-from service.kit.clock import utcnow
-from service.kit.pages import Paging
-from service.kit.problems import UnprocessableError
-from service.kit.sessions import ReadSession, WriteSession
-from service.web.access import SentForm, filled, pages
-from service.web.render import back, page
+from featurewatch.service.auth import routes as keys
+from featurewatch.service.auth.guard import ADMIN
+from featurewatch.service.auth.schemas import KeyIn
+from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.pages import Paging
+from featurewatch.service.kit.problems import UnprocessableError
+from featurewatch.service.kit.sessions import ReadSession, WriteSession
+from featurewatch.service.web.access import SentForm, filled, pages
+from featurewatch.service.web.render import back, page
 
 router = pages(guard=ADMIN)
 

@@ -7,12 +7,12 @@ from fastapi import Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import RedirectResponse, Response
 
-from service.auth import logic, queries
-from service.auth.browser import begin
-from service.kit.problems import UnauthenticatedError
-from service.kit.sessions import WriteSession
-from service.web.access import SentForm, cookie_options, pages
-from service.web.render import page, with_visit
+from featurewatch.service.auth import logic, queries
+from featurewatch.service.auth.browser import begin
+from featurewatch.service.kit.problems import UnauthenticatedError
+from featurewatch.service.kit.sessions import WriteSession
+from featurewatch.service.web.access import SentForm, cookie_options, pages
+from featurewatch.service.web.render import page, with_visit
 
 router = pages(guard=None)
 

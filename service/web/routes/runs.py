@@ -6,14 +6,14 @@ from fastapi import Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from service.kit.pages import MAX_LIMIT, Pager, Paging
-from service.kit.sessions import AppDatabase, ReadSession, WriteSession
-from service.runs import routes as runs
-from service.runs.schemas import Level, LogLineView
-from service.runs.states import ACTIVE, FINAL, RunState
-from service.runs.words import as_text
-from service.web.access import SentForm, pages
-from service.web.render import address, back, is_fragment, page
+from featurewatch.service.kit.pages import MAX_LIMIT, Pager, Paging
+from featurewatch.service.kit.sessions import AppDatabase, ReadSession, WriteSession
+from featurewatch.service.runs import routes as runs
+from featurewatch.service.runs.schemas import Level, LogLineView
+from featurewatch.service.runs.states import ACTIVE, FINAL, RunState
+from featurewatch.service.runs.words import as_text
+from featurewatch.service.web.access import SentForm, pages
+from featurewatch.service.web.render import address, back, is_fragment, page
 
 router = pages()
 

@@ -5,16 +5,16 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import Response
 
-from service.checkpoints import queries as checkpoint_queries
-from service.families import logic as families
-from service.kit.pages import Paging
-from service.kit.sessions import ReadSession
-from service.signatures import routes as signatures
-from service.signatures.schemas import SignatureCourse
-from service.signatures.words import sentence
-from service.web.access import pages
-from service.web.plots import Plot, parents
-from service.web.render import address, page
+from featurewatch.service.checkpoints import queries as checkpoint_queries
+from featurewatch.service.families import logic as families
+from featurewatch.service.kit.pages import Paging
+from featurewatch.service.kit.sessions import ReadSession
+from featurewatch.service.signatures import routes as signatures
+from featurewatch.service.signatures.schemas import SignatureCourse
+from featurewatch.service.signatures.words import sentence
+from featurewatch.service.web.access import pages
+from featurewatch.service.web.plots import Plot, parents
+from featurewatch.service.web.render import address, page
 
 router = pages()
 

@@ -3,12 +3,12 @@
 from fastapi import Request
 from starlette.responses import Response
 
-from service.kit.pages import Paging
-from service.kit.sessions import AppSettings, ReadSession, WriteSession
-from service.web.access import SentForm, filled, pages
-from service.web.render import address, back, is_fragment, page
-from service.webhooks import routes as webhooks
-from service.webhooks.schemas import EventType, RotateBody, WebhookCreate, WebhookUpdate
+from featurewatch.service.kit.pages import Paging
+from featurewatch.service.kit.sessions import AppSettings, ReadSession, WriteSession
+from featurewatch.service.web.access import SentForm, filled, pages
+from featurewatch.service.web.render import address, back, is_fragment, page
+from featurewatch.service.webhooks import routes as webhooks
+from featurewatch.service.webhooks.schemas import EventType, RotateBody, WebhookCreate, WebhookUpdate
 
 router = pages()
 

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from featurewatch.workers.activations.models import load_model
+from featurewatch.workers.errors import RunError
 from tests.unit.activations.test_models import write_gguf
 from tests.unit.activations.tiny import save_checkpoint, weights_of
-from workers.activations.models import load_model
-from workers.errors import RunError
 
 IDS = torch.arange(1, 20)[None]
 _listeners: list[list[Path]] = []

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from featurewatch.workers.activations.contrast import Row, open_prompts, prompts, read_prompts
+from featurewatch.workers.activations.hooks import capture, choose_hook_points
+from featurewatch.workers.activations.models import load_model
+from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import byte_level, save_checkpoint
-from workers.activations.contrast import Row, open_prompts, prompts, read_prompts
-from workers.activations.hooks import capture, choose_hook_points
-from workers.activations.models import load_model
-from workers.errors import RunError
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.activations.corpus import corpus_digest, cut, load_corpus, load_documents, save_documents
-from workers.errors import RunError
+from featurewatch.workers.activations.corpus import corpus_digest, cut, load_corpus, load_documents, save_documents
+from featurewatch.workers.errors import RunError
 
 
 def test_the_builtin_corpus_is_large_enough_and_has_no_document_twice() -> None:
@@ -24,7 +24,8 @@ def test_the_builtin_corpus_is_large_enough_and_has_no_document_twice() -> None:
 
 def test_the_builtin_corpus_is_the_same_in_another_process() -> None:
     program = (
-        "from workers.activations.corpus import *; print(corpus_digest(load_corpus('builtin:python-docs', 300, ())))"
+        "from featurewatch.workers.activations import corpus as c;"
+        " print(c.corpus_digest(c.load_corpus('builtin:python-docs', 300, ())))"
     )
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == corpus_digest(load_corpus(None, 300, ()))

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from featurewatch.workers.activations.finetune import SUMMARY, Training, fine_tune
+from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import TEXTS, in_place, save_checkpoint, weights_of, zero
-from workers.activations.finetune import SUMMARY, Training, fine_tune
-from workers.errors import RunError
 
 HALVES = (TEXTS[:4], TEXTS[4:])
 

@@ -19,11 +19,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from featurewatch.workers.activations import Document, HarvestSpec, Positions, check_finite, harvest, open_activations
+from featurewatch.workers.activations.positions import Reader
+from featurewatch.workers.activations.reading import Buffers
+from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import CONFIGS, TEXTS, TOKENIZERS, in_place, save_checkpoint, weights_of, zero
-from workers.activations import Document, HarvestSpec, Positions, check_finite, harvest, open_activations
-from workers.activations.positions import Reader
-from workers.activations.reading import Buffers
-from workers.errors import RunError
 
 CORPUS = [Document(number * 3, text) for number, text in enumerate([*TEXTS, "", "x", *(text[::-1] for text in TEXTS)])]
 HOOK_POINTS = ["resid_post.1", "mlp_out.0", "attn_out.1"]

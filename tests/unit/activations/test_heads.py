@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from featurewatch.workers.activations.heads import WholeModel, load_whole
 from tests.unit.activations.tiny import DECODERS, save_checkpoint
-from workers.activations.heads import WholeModel, load_whole
 
 IDS = torch.tensor([[5, 9, 200, 7, 31, 8]])
 

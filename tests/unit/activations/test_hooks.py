@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.activations.tiny import CONFIGS, DECODERS, make_model
-from workers.activations.hooks import (
+from featurewatch.workers.activations.hooks import (
     capture,
     choose_hook_points,
     drop_later_layers,
@@ -13,7 +12,8 @@ from workers.activations.hooks import (
     list_hook_points,
     probe,
 )
-from workers.errors import RunError
+from featurewatch.workers.errors import RunError
+from tests.unit.activations.tiny import CONFIGS, DECODERS, make_model
 
 IDS = torch.randint(1, 400, (2, 24), generator=torch.Generator().manual_seed(3))
 

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from featurewatch.workers.activations import gguf as conversion
+from featurewatch.workers.activations import sealed, sources
+from featurewatch.workers.activations.gguf import convert_gguf
+from featurewatch.workers.activations.models import compute_dtype, load_model, locate_model, max_tokens
+from featurewatch.workers.activations.sources import fingerprint, locate, locate_activations
+from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import byte_level, in_place, make_model, save_checkpoint, weights_of, zero
-from workers.activations import gguf as conversion
-from workers.activations import sealed, sources
-from workers.activations.gguf import convert_gguf
-from workers.activations.models import compute_dtype, load_model, locate_model, max_tokens
-from workers.activations.sources import fingerprint, locate, locate_activations
-from workers.errors import RunError
 
 IDS = torch.arange(1, 20)[None]
 
@@ -200,7 +200,7 @@ def test_a_link_out_of_the_roots_is_refused(tmp_path: Path, folder: Path) -> Non
 def test_more_memory_than_there_is_says_how_much_it_takes(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.activations.models._available_memory", lambda: 1000)
+    monkeypatch.setattr("featurewatch.workers.activations.models._available_memory", lambda: 1000)
     refused(f"file://{folder}", tmp_path, "out-of-memory", "GB")
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from featurewatch.workers.activations.positions import DocumentTokens, Positions, Reader, align, define
+from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import TEXTS, TOKENIZERS, byte_level, metaspace, word_piece
-from workers.activations.positions import DocumentTokens, Positions, Reader, align, define
-from workers.errors import RunError
 
 READERS = {name: Reader(make(), None) for name, make in TOKENIZERS.items()}
 TEXT = st.text(st.sampled_from("ab cdeTh.,;(){}\n\t éñ日本☃🙂'1290-"), max_size=60)

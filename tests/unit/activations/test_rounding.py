@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurewatch.workers.activations.rounding import round_rows, round_weights, to_int8
 from tests.unit.activations.tiny import make_model
-from workers.activations.rounding import round_rows, round_weights, to_int8
 
 
 @settings(max_examples=30, deadline=None)

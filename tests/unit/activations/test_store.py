@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from featurewatch.workers.activations.store import ActivationSet, check_finite, open_activations
+from featurewatch.workers.activations.tensorfiles import load_arrays, read_header, write_tensors
+from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import write_activations
-from workers.activations.store import ActivationSet, check_finite, open_activations
-from workers.activations.tensorfiles import load_arrays, read_header, write_tensors
-from workers.errors import RunError
 
 HOOK_POINTS = ["resid_post.1", "mlp_out.2"]
 ARRAYS = {
@@ -296,7 +296,7 @@ def test_tensors_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("workers.activations.tensorfiles.os.fsync", fail)
+    monkeypatch.setattr("featurewatch.workers.activations.tensorfiles.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_tensors(file, {"a": torch.arange(5)})
     assert load_arrays(file, {"a": "I64"})["a"].tolist() == [0, 1, 2, 3]

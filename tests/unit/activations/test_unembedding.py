@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from tokenizers import decoders
 from transformers import AutoModel, AutoModelForCausalLM
 
+from featurewatch.workers.activations.models import load_tokenizer
+from featurewatch.workers.activations.unembedding import Unembedding, promoted, read_unembedding, token_texts
+from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import DECODERS, TOKENIZERS, save_checkpoint, weights_of
-from workers.activations.models import load_tokenizer
-from workers.activations.unembedding import Unembedding, promoted, read_unembedding, token_texts
-from workers.errors import RunError
 
 
 @pytest.mark.parametrize("name", DECODERS)

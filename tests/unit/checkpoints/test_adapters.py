@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from peft import LoraConfig, PeftType
 
-from service.checkpoints.adapters import read_config
-from service.checkpoints.faults import UnusableError
-from service.checkpoints.weights import check_adapter
+from featurewatch.service.checkpoints.adapters import read_config
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.weights import check_adapter
+from featurewatch.workers.activations.adapters import check_adapter as check_in_worker
+from featurewatch.workers.errors import RunError
 from tests.unit.checkpoints.raw import entry, write_safetensors
-from workers.activations.adapters import check_adapter as check_in_worker
-from workers.errors import RunError
 
 CONFIG = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"]}
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from service.checkpoints import weights
-from service.checkpoints.faults import UnusableError
-from service.checkpoints.gguf import GgufTensor, check_gguf
+from featurewatch.service.checkpoints import weights
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.gguf import GgufTensor, check_gguf
+from featurewatch.workers.activations.gguf import convert_gguf
+from featurewatch.workers.errors import RunError
 from tests.unit.checkpoints.raw import (
     ARCHITECTURE,
     ARRAY,
@@ -24,8 +26,6 @@ from tests.unit.checkpoints.raw import (
     uint,
     write_gguf,
 )
-from workers.activations.gguf import convert_gguf
-from workers.errors import RunError
 
 HUGE = struct.pack("<Q", 2**63 - 1)
 EMBEDDING, *LAYERS = TENSORS

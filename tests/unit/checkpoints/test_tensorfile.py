@@ -9,11 +9,11 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from service.checkpoints.faults import UnusableError
-from service.checkpoints.tensorfile import MAX_HEADER_BYTES, Tensor, header_length, read_header
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.service.checkpoints.tensorfile import MAX_HEADER_BYTES, Tensor, header_length, read_header
+from featurewatch.workers.activations.tensorfiles import read_header as read_in_worker
+from featurewatch.workers.errors import RunError
 from tests.unit.checkpoints.raw import entry, memory_below, write_safetensors
-from workers.activations.tensorfiles import read_header as read_in_worker
-from workers.errors import RunError
 
 
 def refused(file: Path, code: str, *words: str) -> None:

@@ -6,11 +6,11 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from featurewatch.workers.activations.hooks import choose_hook_points
+from featurewatch.workers.circuits.attribution import Options, Reading
+from featurewatch.workers.circuits.places import Dictionary, Passage, Target
+from featurewatch.workers.crosscoder.code import Code
 from tests.unit.activations.tiny import make_model
-from workers.activations.hooks import choose_hook_points
-from workers.circuits.attribution import Options, Reading
-from workers.circuits.places import Dictionary, Passage, Target
-from workers.crosscoder.code import Code
 
 M = 12
 PLACES = ["resid_post.0", "mlp_out.1", "resid_post.2"]

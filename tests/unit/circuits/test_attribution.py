@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from featurewatch.workers.circuits.attribution import Attribution, Options, Reading, attribute
+from featurewatch.workers.circuits.places import Target, watching
+from featurewatch.workers.errors import RunError
 from tests.unit.circuits.small import OPTIONS, PLACES, reading, target
-from workers.circuits.attribution import Attribution, Options, Reading, attribute
-from workers.circuits.places import Target, watching
-from workers.errors import RunError
 
 
 def values_at(of: Reading, passage: int, target: Target, x: torch.Tensor) -> torch.Tensor:

@@ -9,14 +9,14 @@ import torch
 from scipy import sparse
 
 from benchmarks.circuit_models import Circuit, make_circuit, make_model, write_text
-from service.dependencies import judge
-from service.verdicts.policy import Policy
-from workers.activations.hooks import choose_hook_points
-from workers.circuits.attribution import METHODS, Attribution, Method, Options, Reading, attribute
-from workers.circuits.effects import activations, causal_effects
-from workers.circuits.passages import choose_tokens
-from workers.circuits.places import Dictionary, Passage, watching
-from workers.crosscoder.code import Code
+from featurewatch.service.dependencies import judge
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.workers.activations.hooks import choose_hook_points
+from featurewatch.workers.circuits.attribution import METHODS, Attribution, Method, Options, Reading, attribute
+from featurewatch.workers.circuits.effects import activations, causal_effects
+from featurewatch.workers.circuits.passages import choose_tokens
+from featurewatch.workers.circuits.places import Dictionary, Passage, watching
+from featurewatch.workers.crosscoder.code import Code
 
 EARLY, LATE = "resid_post.0", "resid_post.1"
 FOLDS = 20

@@ -7,7 +7,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.code import Code
 
 torch.set_num_threads(1)
 

@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.dealing import collected, dealt
+from featurewatch.workers.crosscoder.fit import FitState, fit, start
+from featurewatch.workers.crosscoder.model import shared_maps
+from featurewatch.workers.crosscoder.parallel import Parallel
+from featurewatch.workers.pipelines.files import load_state, save_state
 from tests.unit.crosscoder.planted import dense_code, directions
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.dealing import collected, dealt
-from workers.crosscoder.fit import FitState, fit, start
-from workers.crosscoder.model import shared_maps
-from workers.crosscoder.parallel import Parallel
-from workers.pipelines.files import load_state, save_state
 
 N, D, M = 3000, 12, 32
 STEPS, MIDDLE = 16, 7

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.fit import FitState, Step, start
-from workers.crosscoder.model import Crosscoder, tie_designated
-from workers.crosscoder.parallel import Parallel
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.fit import FitState, Step, start
+from featurewatch.workers.crosscoder.model import Crosscoder, tie_designated
+from featurewatch.workers.crosscoder.parallel import Parallel
 
 NAMES = ("encoder", "encoder bias", "decoder", "decoder bias", "log threshold")
 

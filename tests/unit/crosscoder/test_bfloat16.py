@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.fit import fit, start
+from featurewatch.workers.crosscoder.gradients import choose, gradients, view
+from featurewatch.workers.crosscoder.kernels import entries_over
+from featurewatch.workers.crosscoder.parallel import Parallel
+from featurewatch.workers.crosscoder.select import PreActivations, Scratch
 from tests.unit.crosscoder.planted import dense_code, directions, held
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.fit import fit, start
-from workers.crosscoder.gradients import choose, gradients, view
-from workers.crosscoder.kernels import entries_over
-from workers.crosscoder.parallel import Parallel
-from workers.crosscoder.select import PreActivations, Scratch
 
 
 def test_pre_activations_are_rounded() -> None:

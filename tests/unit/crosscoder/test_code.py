@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from featurewatch.workers.crosscoder.code import Code, concatenate_rows
+from featurewatch.workers.crosscoder.extend import append_columns, repeats
+from featurewatch.workers.crosscoder.regress import columns, dense_rows, gram, select, take_rows, transposed_product
 from tests.unit.crosscoder.planted import code_of
-from workers.crosscoder.code import Code, concatenate_rows
-from workers.crosscoder.extend import append_columns, repeats
-from workers.crosscoder.regress import columns, dense_rows, gram, select, take_rows, transposed_product
 
 # Halves are exact in float32 and in float64, so sums of their products are compared without a tolerance.
 _values = st.sampled_from([0.0, 0.0, 0.0, 0.5, 1.0, 2.5])

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from workers.crosscoder.code import Code
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.duplicates import merge_duplicates
-from workers.crosscoder.model import Crosscoder, initial_crosscoder
-from workers.crosscoder.pursuit import pursued
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.duplicates import merge_duplicates
+from featurewatch.workers.crosscoder.model import Crosscoder, initial_crosscoder
+from featurewatch.workers.crosscoder.pursuit import pursued
 
 M, D, N = 6, 32, 3000
 

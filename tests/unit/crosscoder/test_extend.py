@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from service.families.schemas import CrosscoderOptions
-from service.verdicts.policy import Policy
+from featurewatch.service.families.schemas import CrosscoderOptions
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.extend import ExtendConfig, append_columns, typical_size
+from featurewatch.workers.crosscoder.regress import Regression, assign_folds
+from featurewatch.workers.pipelines.dictionary import References, _joined, _new_columns
+from featurewatch.workers.pipelines.measuring import _tensors
+from featurewatch.workers.pipelines.work import Work
+from featurewatch.workers.verdicts.measure import Side, products
 from tests.unit.crosscoder.planted import Held, code_of, dense_code, directions, documents, held, rotation
-from workers.crosscoder.code import Code
-from workers.crosscoder.extend import ExtendConfig, append_columns, typical_size
-from workers.crosscoder.regress import Regression, assign_folds
-from workers.pipelines.dictionary import References, _joined, _new_columns
-from workers.pipelines.measuring import _tensors
-from workers.pipelines.work import Work
-from workers.verdicts.measure import Side, products
 
 N, D, OLD, UNKNOWN, BORN = 12_000, 48, 40, 15, 3
 ROWS, FOLDS = torch.arange(N), assign_folds(documents(N, 60), 20)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.fit import FitState, Step, fit, start, start_from
+from featurewatch.workers.crosscoder.model import shared_maps
+from featurewatch.workers.crosscoder.parallel import Parallel
+from featurewatch.workers.pipelines.files import load_state, save_state
 from tests.unit.crosscoder.planted import Held, dense_code, directions, held
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.fit import FitState, Step, fit, start, start_from
-from workers.crosscoder.model import shared_maps
-from workers.crosscoder.parallel import Parallel
-from workers.pipelines.files import load_state, save_state
 
 N, D, PLANTED, K = 8000, 32, 48, 3
 LAYOUT = Layout((D, D), (0, 1))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.fit import fit
+from featurewatch.workers.crosscoder.matching import LEAST, Link, assign, correlations, match
 from tests.unit.crosscoder.planted import dense_code, directions, held
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.fit import fit
-from workers.crosscoder.matching import LEAST, Link, assign, correlations, match
 
 N, M = 6000, 40
 THRESHOLD = 0.6

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.fit import fit
+from featurewatch.workers.crosscoder.model import Moments, Normaliser
 from tests.unit.crosscoder.planted import held
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.fit import fit
-from workers.crosscoder.model import Moments, Normaliser
 
 WIDTHS = [5, 3, 8]
 

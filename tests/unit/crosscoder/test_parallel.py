@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.multiprocessing as processes
 
+from featurewatch.workers.crosscoder.dealing import dealt
+from featurewatch.workers.crosscoder.fit import FitState
+from featurewatch.workers.crosscoder.parallel import Parallel
 from tests.unit.crosscoder.ranks import CASES, MIDDLE, STEPS, begin, load, rank, run, save
-from workers.crosscoder.dealing import dealt
-from workers.crosscoder.fit import FitState
-from workers.crosscoder.parallel import Parallel
 
 JOBS = {
     2: [(*grid, name) for grid in ((2, 1), (1, 2)) for name in CASES],

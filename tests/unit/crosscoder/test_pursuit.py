@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.model import initial_crosscoder
+from featurewatch.workers.crosscoder.pursuit import pursued, read_anew, reselected, without_zeros
+from featurewatch.workers.crosscoder.select import Scratch
 from tests.unit.crosscoder.planted import code_of, dense_code
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.model import initial_crosscoder
-from workers.crosscoder.pursuit import pursued, read_anew, reselected, without_zeros
-from workers.crosscoder.select import Scratch
 
 
 @pytest.fixture(scope="module")

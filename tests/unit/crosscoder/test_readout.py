@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from featurewatch.workers.crosscoder.readout import Readout, solve_readout
+from featurewatch.workers.crosscoder.regress import assign_folds
 from tests.unit.crosscoder.planted import code_of, dense_code, directions, documents, held
-from workers.crosscoder.readout import Readout, solve_readout
-from workers.crosscoder.regress import assign_folds
 
 N, M, D = 12_000, 12, 48
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from featurewatch.workers.crosscoder.regress import Regression, Solution, assign_folds, columns
 from tests.unit.crosscoder.planted import code_of, dense_code, directions, documents, held, rotation
-from workers.crosscoder.regress import Regression, Solution, assign_folds, columns
 
 N, M, D = 3000, 20, 12
 

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.fit import Step, fit, learning_rate_at, start
+from featurewatch.workers.crosscoder.parallel import Parallel
 from tests.unit.crosscoder.reference import Recording, away_from_start, compare
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.fit import Step, fit, learning_rate_at, start
-from workers.crosscoder.parallel import Parallel
 
 
 @pytest.mark.parametrize("widths", [(12,), (6, 6), (3, 12, 7)], ids=str)

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from featurewatch.workers.crosscoder.config import FitConfig, Layout
+from featurewatch.workers.crosscoder.fit import Step, fit, start
+from featurewatch.workers.crosscoder.gradients import view
+from featurewatch.workers.crosscoder.model import Crosscoder, shared_maps
+from featurewatch.workers.crosscoder.parallel import Parallel
 from tests.unit.crosscoder.planted import rotation
 from tests.unit.crosscoder.reference import away_from_start, compare
-from workers.crosscoder.config import FitConfig, Layout
-from workers.crosscoder.fit import Step, fit, start
-from workers.crosscoder.gradients import view
-from workers.crosscoder.model import Crosscoder, shared_maps
-from workers.crosscoder.parallel import Parallel
 
 M = 40
 LAYOUTS = {

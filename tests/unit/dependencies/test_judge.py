@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from service.dependencies.judge import ALIKE, compare, edges, enough, replicates
-from service.verdicts.policy import Policy
+from featurewatch.service.dependencies.judge import ALIKE, compare, edges, enough, replicates
+from featurewatch.service.verdicts.policy import Policy
 
 POLICY = Policy()
 K, E = 20, 200

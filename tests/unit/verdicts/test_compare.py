@@ -9,14 +9,14 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from service.kit.db import Database
-from service.models import Alert, AlertRule, Checkpoint, Event, Family, Feature, Measurement, Verdict
-from service.models import Lineage as LineageRow
-from service.verdicts import logic, queries, stored
-from service.verdicts.compare import _happened, compare
-from service.verdicts.judge import GONE, Evidence, Status, Successor, judge
-from service.verdicts.policy import Policy
-from service.verdicts.table import Row
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Alert, AlertRule, Checkpoint, Event, Family, Feature, Measurement, Verdict
+from featurewatch.service.models import Lineage as LineageRow
+from featurewatch.service.verdicts import logic, queries, stored
+from featurewatch.service.verdicts.compare import _happened, compare
+from featurewatch.service.verdicts.judge import GONE, Evidence, Status, Successor, judge
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.table import Row
 from tests import factories
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
-from service.verdicts.judge import benjamini_hochberg
-from workers.verdicts.contrast import (
+from featurewatch.service.verdicts.judge import benjamini_hochberg
+from featurewatch.workers.verdicts.contrast import (
     Rows,
     auroc,
     choose,

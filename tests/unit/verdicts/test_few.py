@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from featurewatch.workers.crosscoder.regress import Regression, assign_folds
+from featurewatch.workers.verdicts.few import room, row_products, rows_of, weights
+from featurewatch.workers.verdicts.measure import Side, products
 from tests.unit.crosscoder.planted import Held, code_of, dense_code, directions, documents, held, rotation
-from workers.crosscoder.regress import Regression, assign_folds
-from workers.verdicts.few import room, row_products, rows_of, weights
-from workers.verdicts.measure import Side, products
 
 N, M, D = 6000, 30, 16
 CHOSEN = torch.tensor([3, 17, 29])

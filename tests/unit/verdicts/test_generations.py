@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from service.kit.db import Database
-from service.models import Checkpoint, Code, Source
-from service.verdicts.generations import Ancestor, ancestry, anchors, fitted_fvu, reference_fvu, why_refit
-from service.verdicts.policy import Policy
+from featurewatch.service.kit.db import Database
+from featurewatch.service.models import Checkpoint, Code, Source
+from featurewatch.service.verdicts.generations import Ancestor, ancestry, anchors, fitted_fvu, reference_fvu, why_refit
+from featurewatch.service.verdicts.policy import Policy
 from tests import factories
 
 HOOK = "resid_post.1"

@@ -5,10 +5,10 @@ import torch
 from scipy import sparse
 from scipy.special import stdtrit
 
-from workers.crosscoder.code import Code
-from workers.crosscoder.regress import Regression, assign_folds
-from workers.verdicts.halves import Half, products_of_halves
-from workers.verdicts.measure import Products, Side, ratios
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.regress import Regression, assign_folds
+from featurewatch.workers.verdicts.halves import Half, products_of_halves
+from featurewatch.workers.verdicts.measure import Products, Side, ratios
 
 N, M, D, DOCUMENTS = 8000, 60, 32, 400
 NOISE = 0.5

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 from scipy.stats import false_discovery_control, t
 
-from service.verdicts.judge import (
+from featurewatch.service.verdicts.judge import (
     Evidence,
     Judgement,
     Status,
@@ -24,7 +24,7 @@ from service.verdicts.judge import (
     standard_error,
     weighted_median,
 )
-from service.verdicts.policy import Policy
+from featurewatch.service.verdicts.policy import Policy
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.crosscoder.planted import Held, code_of, dense_code, directions, documents, held, rotation
-from workers.crosscoder.code import Code
-from workers.crosscoder.pursuit import reselected
-from workers.crosscoder.regress import Regression, assign_folds
-from workers.crosscoder.select import Scratch
-from workers.verdicts.measure import (
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.pursuit import reselected
+from featurewatch.workers.crosscoder.regress import Regression, assign_folds
+from featurewatch.workers.crosscoder.select import Scratch
+from featurewatch.workers.verdicts.measure import (
     Products,
     Side,
     map_rows,
@@ -19,6 +18,7 @@ from workers.verdicts.measure import (
     shared_turn,
     unexplained,
 )
+from tests.unit.crosscoder.planted import Held, code_of, dense_code, directions, documents, held, rotation
 
 N, M, D, FOLDS = 4000, 30, 40, 10
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from service.verdicts.origins import Appearance, elsewhere, held
-from service.verdicts.policy import Policy
+from featurewatch.service.verdicts.origins import Appearance, elsewhere, held
+from featurewatch.service.verdicts.policy import Policy
 
 FOLDS = 20
 

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from service.kit.db import Base, Database
-from service.models import Alert, Event, Verdict
-from service.verdicts import queries
-from service.verdicts.past import Discovered, Past, record
+from featurewatch.service.kit.db import Base, Database
+from featurewatch.service.models import Alert, Event, Verdict
+from featurewatch.service.verdicts import queries
+from featurewatch.service.verdicts.past import Discovered, Past, record
 from tests import factories
 from tests.unit.verdicts.test_compare import FOLDS, Lineage
 

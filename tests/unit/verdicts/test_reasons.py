@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from service.verdicts.judge import Evidence, Judgement, Status, judge, standard_error
-from service.verdicts.policy import Policy
-from service.verdicts.reasons import Figures, Reason, reasons
+from featurewatch.service.verdicts.judge import Evidence, Judgement, Status, judge, standard_error
+from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.reasons import Figures, Reason, reasons
 
 FOLDS, BACKGROUND = 20, 60
 POLICY = Policy()

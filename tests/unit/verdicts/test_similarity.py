@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from workers.verdicts.measure import procrustes
-from workers.verdicts.similarity import one_to_one, procrustes_similarity, same_kind
+from featurewatch.workers.verdicts.measure import procrustes
+from featurewatch.workers.verdicts.similarity import one_to_one, procrustes_similarity, same_kind
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:

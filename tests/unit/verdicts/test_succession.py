@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from featurewatch.workers.verdicts.succession import shares
 from tests.unit.crosscoder.planted import dense_code
-from workers.verdicts.succession import shares
 
 N, M = 4000, 8
 NORM_BEFORE = np.linspace(0.5, 2.0, M).astype(np.float32)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from service.features.schemas import STATUSES as NAMES
-from service.features.sorting import Order, least_change, order_of
-from service.verdicts.judge import STATUSES
-from service.verdicts.table import Row, Table
+from featurewatch.service.features.schemas import STATUSES as NAMES
+from featurewatch.service.features.sorting import Order, least_change, order_of
+from featurewatch.service.verdicts.judge import STATUSES
+from featurewatch.service.verdicts.table import Row, Table
 
 FLOATS = [
     name for name in Row.__slots__ if name not in ("feature", "status", "previous_status", "firings", "successors")
