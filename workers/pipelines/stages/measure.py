@@ -13,9 +13,9 @@ from featurewatch.service.verdicts.origins import ELSEWHERE, Appearance, elsewhe
 from featurewatch.workers.crosscoder.readout import solve_readout
 from featurewatch.workers.crosscoder.regress import Regression, Solution, select
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines.dictionary import Basis, References, common_rows
-from featurewatch.workers.pipelines.sources import Activations
-from featurewatch.workers.pipelines.work import Work, device_of
+from featurewatch.workers.pipelines.shared.basis import Basis, References, common_rows
+from featurewatch.workers.pipelines.shared.context import OnboardingContext, device_of
+from featurewatch.workers.pipelines.shared.sources import Activations
 from featurewatch.workers.verdicts.measure import (
     Products,
     Side,
@@ -50,20 +50,20 @@ class Measures:
     """hook point -> artifact"""
 
 
-def load_references(execution: Execution, work: Work, gone: list[int]) -> References:
+def load_references(execution: Execution, context: OnboardingContext, gone: list[int]) -> References:
     """References that the parent's dictionaries hold. gone: feature numbers that are not there at the parent."""
-    assert work.parent is not None
-    parent = work.parent
+    assert context.parent is not None
+    parent = context.parent
     kept = [load_file(execution.artifacts.path(parent.dictionaries[hook])) for hook in parent.hook_points]
-    code = load_file(execution.artifacts.path(work.parent.code))
+    code = load_file(execution.artifacts.path(context.parent.code))
     rows = torch.cat([tensors["reference"] for tensors in kept], 1)
     flags = torch.isin(code["feature_numbers"], torch.tensor(gone, dtype=torch.int64))
     return References(rows.to(device_of(execution)), flags.to(device_of(execution)))
 
 
-def measured(
+def measure_checkpoint(
     execution: Execution,
-    work: Work,
+    context: OnboardingContext,
     basis: Basis,
     activations: Activations,
     parent: Activations | None,
@@ -72,14 +72,14 @@ def measured(
     """Measure the checkpoint against its parent (against itself where it is the first)."""
     # A code that was made again need not be the same bit by bit: what was measured with another one is not for it.
     code = [basis.artifact, execution.artifacts.digest(basis.artifact)]
-    inputs = {"code": code, "checkpoint": work.checkpoint_id, "parent": _parent_key(work)}
-    name = work.artifact("measures", read_from=ELSEWHERE, **inputs)
+    inputs = {"code": code, "checkpoint": context.checkpoint_id, "parent": _parent_key(context)}
+    name = context.artifact("measures", read_from=ELSEWHERE, **inputs)
     names = {
-        hook: work.artifact("dictionary", hook=hook, code=code, checkpoint=work.checkpoint_id)
-        for hook in work.hook_points
+        hook: context.artifact("dictionary", hook=hook, code=code, checkpoint=context.checkpoint_id)
+        for hook in context.hook_points
     }
     if not all(map(execution.artifacts.exists, (name, *names.values()))):
-        tensors = measure(execution, work, basis, activations, parent, references, names)
+        tensors = measure(execution, context, basis, activations, parent, references, names)
         with execution.artifacts.create(name) as place:
             save_file({key: tensor.cpu().float().contiguous() for key, tensor in tensors.items()}, place)
     for dictionary in names.values():
@@ -93,13 +93,13 @@ def measured(
     return Measures(named("replicates."), named("hook."), **plain, dictionaries=names)
 
 
-def _parent_key(work: Work) -> Any:
-    return [work.parent.id, work.parent.dictionaries] if work.parent else None
+def _parent_key(context: OnboardingContext) -> Any:
+    return [context.parent.id, context.parent.dictionaries] if context.parent else None
 
 
 def measure(
     execution: Execution,
-    work: Work,
+    context: OnboardingContext,
     basis: Basis,
     activations: Activations,
     parent: Activations | None,
@@ -132,7 +132,7 @@ def measure(
     execution.progress(0.6)
     # Where a feature is gone at a checkpoint, its children compare it with where it was last: its row before.
     reference = map_rows(rows_b, widths_b, maps)
-    readability = _dictionaries(execution, work, basis, activations, now.solution, reference, rows, folds, names)
+    readability = _dictionaries(execution, context, basis, activations, now.solution, reference, rows, folds, names)
     fvu = unexplained(regression, now, activations.widths)
     tensors = _tensors(got) | {"fvu": fvu, "hook.readability": readability}
     tensors["parent_readability"] = _parent_readability(basis, tensors, parent, rows, folds)
@@ -141,7 +141,7 @@ def measure(
         solution = regression.solve(rest)
         more = _read_alone(regression, Side(rest, solution), rest.widths)
         more["hook.readability"] = _dictionaries(
-            execution, work, basis, rest, solution, solution.decoder.clone(), rows, folds, names
+            execution, context, basis, rest, solution, solution.decoder.clone(), rows, folds, names
         )
         tensors |= {key: torch.cat([tensors[key].cpu(), value.cpu()]) for key, value in more.items()}
     execution.progress(1.0)
@@ -196,7 +196,7 @@ def _parent_readability(
 
 def _dictionaries(
     execution: Execution,
-    work: Work,
+    context: OnboardingContext,
     basis: Basis,
     activations: Activations,
     solution: Solution,

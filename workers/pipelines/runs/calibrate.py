@@ -16,10 +16,10 @@ from featurewatch.service.verdicts import queries as verdict_queries
 from featurewatch.workers.activations.tensorfiles import write_text
 from featurewatch.workers.errors import REFUSALS, LeaseLostError, RunError, WorkerStoppingError
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines import judging
-from featurewatch.workers.pipelines.alarms import rehearsed, result, summed_grid, unavailable
-from featurewatch.workers.pipelines.nulls import Bench
-from featurewatch.workers.pipelines.work import Work, load_against_itself
+from featurewatch.workers.pipelines.shared.context import OnboardingContext, load_against_itself
+from featurewatch.workers.pipelines.stages.false_alarms import rehearsed, result, summed_grid, unavailable
+from featurewatch.workers.pipelines.stages.judge import gone_at_parent
+from featurewatch.workers.pipelines.stages.nulls import NullExperiment
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -48,17 +48,16 @@ def clear(execution: Execution) -> None:
 
 
 def _calibrate(execution: Execution) -> None:
-    judging.threads(execution)
     if execution.attempt == 1:
         clear(execution)
-    work = load_against_itself(execution)
-    execution.artifacts.clear(work.family_id)
+    context = load_against_itself(execution)
+    execution.artifacts.clear(context.family_id)
     asked = CalibrationIn.model_validate(execution.params)
-    bench = Bench(execution, work, asked, judging.gone_at_parent(execution, work))
+    experiment = NullExperiment(execution, context, asked, gone_at_parent(execution, context))
     results = []
     for null in asked.nulls:
         with execution.stage(null):
-            results.append(one := _result(execution, work, bench, null))
+            results.append(one := _result(execution, context, experiment, null))
             if one.unavailable:
                 log.warning("no such null", null=null, why=one.unavailable.detail)
             else:
@@ -68,8 +67,8 @@ def _calibrate(execution: Execution) -> None:
         reasons = "; ".join(f"{one.null}: {one.unavailable.detail}" for one in results if one.unavailable)
         raise RunError("no-null", f"none of the nulls could be had: {reasons}")
     final = CalibrationResult(
-        checkpoint=work.name,
-        policy=work.policy,
+        checkpoint=context.name,
+        policy=context.policy,
         checkpoints=total([one.checkpoints for one in had]),
         features=total([one.features for one in had]),
         alerts=sum(alert.comparisons for one in had for alert in one.alerts),
@@ -80,22 +79,22 @@ def _calibrate(execution: Execution) -> None:
         execution.finish(session, final.model_dump(mode="json"))
 
 
-def _result(execution: Execution, work: Work, bench: Bench, null: NullName) -> NullResult:
+def _result(execution: Execution, context: OnboardingContext, experiment: NullExperiment, null: NullName) -> NullResult:
     """What is said of a null; kept, so that another attempt need not do it again."""
-    name = f"{work.family_id}/result-{null}.json"
+    name = f"{context.family_id}/result-{null}.json"
     if execution.artifacts.exists(name):
         return NullResult.model_validate_json(execution.artifacts.path(name).read_text(encoding="utf-8"))
     try:
-        comparisons, settings = bench.compare(null)
+        comparisons, settings = experiment.compare(null)
     except RunError as error:
         if error.code in REFUSALS:
             raise
         found = unavailable(null, error.code, error.detail)
     else:
         with execution.read() as session:
-            before = verdict_queries.statuses(session, work.checkpoint_id)
+            before = verdict_queries.statuses(session, context.checkpoint_id)
             alerts = rehearsed(session, execution.family_id, comparisons, before)
-        found = result(null, comparisons, work.policy, settings, alerts)
+        found = result(null, comparisons, context.policy, settings, alerts)
     with execution.artifacts.create(name) as place:
         write_text(place, found.model_dump_json())
     return found

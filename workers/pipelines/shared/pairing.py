@@ -6,36 +6,38 @@ import numpy as np
 import torch
 
 from featurewatch.workers.errors import RunError
-from featurewatch.workers.pipelines.sources import BLOCK, Activations
-from featurewatch.workers.pipelines.work import Parent, Work
+from featurewatch.workers.pipelines.shared.context import OnboardingContext, ParentCheckpoint
+from featurewatch.workers.pipelines.shared.sources import BLOCK, Activations
 from featurewatch.workers.verdicts.similarity import one_to_one, procrustes_similarity, same_kind
 
 SAMPLE = 16_384
 """Positions that sources are compared at."""
 
 
-def pair(work: Work, activations: Activations, parent: Activations) -> tuple[Work, Activations, Activations]:
+def pair(
+    context: OnboardingContext, activations: Activations, parent: Activations
+) -> tuple[OnboardingContext, Activations, Activations]:
     """The work with its hook points in pairs, and both checkpoints' activations in their order.
 
     The parent keeps those that are paired; the checkpoint's others follow behind its paired ones. As many as the
     parent's are pairs already, by name or by place. Else the parent's of the same names are taken, where it has them
     all and as wide; else the pairs of one kind that are most alike. RunError `nothing-to-pair`.
     """
-    assert work.parent is not None
+    assert context.parent is not None
     mine, theirs = activations.hook_points, parent.hook_points
     if len(mine) == len(theirs):
-        return work, activations, parent
+        return context, activations, parent
     there = dict(zip(theirs, parent.widths, strict=True))
     if all(there.get(hook) == width for hook, width in zip(mine, activations.widths, strict=True)):
         pairs = {hook: hook for hook in mine}
     else:
-        pairs = _most_alike(work.parent, activations, parent)
+        pairs = _most_alike(context.parent, activations, parent)
     hooks = [*pairs, *(hook for hook in mine if hook not in pairs)]
-    narrowed = replace(work, hook_points=hooks, parent=replace(work.parent, hook_points=list(pairs.values())))
+    narrowed = replace(context, hook_points=hooks, parent=replace(context.parent, hook_points=list(pairs.values())))
     return narrowed, activations.at(hooks), parent.at(list(pairs.values()))
 
 
-def _most_alike(parent: Parent, now: Activations, before: Activations) -> dict[str, str]:
+def _most_alike(parent: ParentCheckpoint, now: Activations, before: Activations) -> dict[str, str]:
     """Hook point -> the parent's, in the order of the parent's."""
     allowed = same_kind(now.hook_points, before.hook_points)
     if not allowed.any():

@@ -19,10 +19,10 @@ from featurewatch.service.verdicts.policy import Policy
 from featurewatch.workers.crosscoder.readout import solve_readout
 from featurewatch.workers.crosscoder.regress import Regression, select
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines.dictionary import Basis, common_rows
-from featurewatch.workers.pipelines.measuring import appearance, columns_of
-from featurewatch.workers.pipelines.sources import Activations, normaliser_of, open_sources
-from featurewatch.workers.pipelines.work import Kept, Work
+from featurewatch.workers.pipelines.shared.basis import Basis, common_rows
+from featurewatch.workers.pipelines.shared.context import EarlierCheckpoint, OnboardingContext
+from featurewatch.workers.pipelines.shared.sources import Activations, normaliser_of, open_sources
+from featurewatch.workers.pipelines.stages.measure import appearance, columns_of
 from featurewatch.workers.verdicts.few import Rows, room, row_products, rows_of, weights
 from featurewatch.workers.verdicts.measure import Ratios, jackknife_error, map_rows, over_noise, procrustes, ratios
 
@@ -31,10 +31,10 @@ LEAST_ROWS = 0.5
 
 
 @dataclass
-class Read:
+class AncestorReading:
     """An ancestor's part, for j discovered features."""
 
-    kept: Kept
+    kept: EarlierCheckpoint
     hook_points: list[str]
     widths: list[int]
     rows: Rows
@@ -45,7 +45,7 @@ class Read:
 
 
 @dataclass
-class Pair:
+class AncestorComparison:
     """An ancestor against the one before it."""
 
     total: Ratios
@@ -59,29 +59,34 @@ class Pair:
     z_before: Tensor
 
 
-def discovered(
-    execution: Execution, work: Work, basis: Basis, activations: Activations, parent: Activations, evidence: Evidence
+def backfill(
+    execution: Execution,
+    context: OnboardingContext,
+    basis: Basis,
+    activations: Activations,
+    parent: Activations,
+    evidence: Evidence,
 ) -> Discovered | None:
     """The past of the new features that did not emerge here, or None where there are none."""
     columns = np.flatnonzero(basis.born.numpy() & ~evidence.born_here)
     if not len(columns):
         return None
-    rows, folds, kept = _opened(execution, work, activations, parent)
+    rows, folds, kept = _opened(execution, context, activations, parent)
     regression = basis.regression
     if regression is None or regression.count != len(rows):
         regression = Regression(basis.code, rows, folds)
     chosen = torch.from_numpy(columns).to(rows.device)
-    weight, measured = weights(regression, chosen), list[Read]()
-    pairs: list[Pair] = []
+    weight, measured = weights(regression, chosen), list[AncestorReading]()
+    pairs: list[AncestorComparison] = []
     while kept:  # the oldest first, and none is held after its turn: all of them need not fit into memory
         execution.check()
         one, opened = kept.pop()
         opened.normalise_by(normaliser_of(execution, one, opened.device))
         measured.append(_read(regression, weight, chosen, one, opened, (rows, folds)))
-        pairs.append(_pair(regression, chosen, measured[-1], measured[max(len(measured) - 2, 0)], work.policy))
+        pairs.append(_pair(regression, chosen, measured[-1], measured[max(len(measured) - 2, 0)], context.policy))
         for past in measured[:-1]:
             past.decoder = past.decoder[:0]
-    there = _there(measured, pairs, work)
+    there = _there(measured, pairs, context)
     return Discovered(
         numbers=basis.numbers.numpy()[columns],
         firings=evidence.firings[columns],
@@ -92,13 +97,13 @@ def discovered(
 
 
 def _opened(
-    execution: Execution, work: Work, activations: Activations, parent: Activations
-) -> tuple[Tensor, Tensor, list[tuple[Kept, Activations]]]:
+    execution: Execution, context: OnboardingContext, activations: Activations, parent: Activations
+) -> tuple[Tensor, Tensor, list[tuple[EarlierCheckpoint, Activations]]]:
     """Positions valid in all ancestors that are taken, the fold of each, and the ancestors, the parent first."""
-    assert work.parent is not None
+    assert context.parent is not None
     rows, folds = common_rows(activations, parent)
-    taken: list[tuple[Kept, Activations]] = []
-    for one in work.earlier:
+    taken: list[tuple[EarlierCheckpoint, Activations]] = []
+    for one in context.earlier:
         hooks = _hook_points(one, parent.hook_points)
         if hooks is None:
             break
@@ -107,7 +112,7 @@ def _opened(
         ):
             continue  # the checkpoint at hand does not need it
         folder = execution.artifacts.path(one.activations[hooks[0]])
-        opened = open_sources(execution, work, folder, hooks)
+        opened = open_sources(execution, context, folder, hooks)
         valid = opened.valid.to(rows.device)[rows]
         if float(valid.float().mean()) < LEAST_ROWS:
             break
@@ -116,7 +121,7 @@ def _opened(
     return rows, folds, taken
 
 
-def _hook_points(kept: Kept, parents: list[str]) -> list[str] | None:
+def _hook_points(kept: EarlierCheckpoint, parents: list[str]) -> list[str] | None:
     """An ancestor's hook points for those of the parent: of the same names, or as many, by place."""
     if set(parents) <= set(kept.hook_points):
         return parents
@@ -127,10 +132,10 @@ def _read(
     regression: Regression,
     weight: Tensor,
     columns: Tensor,
-    kept: Kept,
+    kept: EarlierCheckpoint,
     activations: Activations,
     positions: tuple[Tensor, Tensor],
-) -> Read:
+) -> AncestorReading:
     """What an ancestor writes where the features fire. positions: rows and folds."""
     solution = regression.solve(activations)
     rows = rows_of(regression, weight, columns, activations, solution)
@@ -140,12 +145,14 @@ def _read(
     for width in activations.widths:
         read = partial(columns_of, activations, slice(start, start := start + width))
         readability.append(solve_readout(read, code, *positions).readability)
-    return Read(
+    return AncestorReading(
         kept, activations.hook_points, activations.widths, rows, solution.decoder, torch.stack(readability).cpu()
     )
 
 
-def _pair(regression: Regression, columns: Tensor, now: Read, before: Read, policy: Policy) -> Pair:
+def _pair(
+    regression: Regression, columns: Tensor, now: AncestorReading, before: AncestorReading, policy: Policy
+) -> AncestorComparison:
     """now against before; against itself where it is the first."""
     energy = regression.energy.sum(0).float()
     parts = zip(now.decoder.split(now.widths, 1), before.decoder.split(before.widths, 1), strict=True)
@@ -166,7 +173,7 @@ def _pair(regression: Regression, columns: Tensor, now: Read, before: Read, poli
     per_hook = {name: value[0].numpy() for name, value in at_hooks._asdict().items()}
     error = jackknife_error(at_hooks.projection).numpy()
     per_hook["projection_reach"] = reach(per_hook["projection"], error, float(size), len(cc) - 1, policy)
-    return Pair(
+    return AncestorComparison(
         total=total._replace(
             projection=total.projection / size,
             strength_ratio=total.strength_ratio / strength_size,
@@ -179,7 +186,9 @@ def _pair(regression: Regression, columns: Tensor, now: Read, before: Read, poli
     )
 
 
-def _there(measured: list[Read], pairs: list[Pair], work: Work) -> list[np.ndarray]:
+def _there(
+    measured: list[AncestorReading], pairs: list[AncestorComparison], context: OnboardingContext
+) -> list[np.ndarray]:
     """Which features each ancestor has, bool [j]: back from the parent, as far as each holds what the next one has."""
     there = [(pair.z >= BASELINE_Z).numpy() for pair in pairs]
     for i in reversed(range(len(pairs) - 1)):
@@ -187,11 +196,11 @@ def _there(measured: list[Read], pairs: list[Pair], work: Work) -> list[np.ndarr
         share, error = later.share[0], jackknife_error(later.share)
         found = appearance(share, error, later.total.strength_ratio, later.z_before)
         readability = [one.readability.amax(0).numpy() for one in measured[i : i + 2]]
-        there[i] &= there[i + 1] & held(found, readability[1], readability[0], work.policy)
+        there[i] &= there[i + 1] & held(found, readability[1], readability[0], context.policy)
     return there
 
 
-def _past(read: Read, pair: Pair, there: np.ndarray) -> Past:
+def _past(read: AncestorReading, pair: AncestorComparison, there: np.ndarray) -> Past:
     metrics = pair.per_hook | {"readability": read.readability.numpy()}
     return Past(
         checkpoint_id=read.kept.id,

@@ -21,13 +21,15 @@ from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.workers.activations import Positions, load_corpus, save_documents
 from featurewatch.workers.errors import RunError, TooLongError
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines import files, judging, signature
-from featurewatch.workers.pipelines.dictionary import Basis
-from featurewatch.workers.pipelines.harvesting import open_kept
-from featurewatch.workers.pipelines.measuring import load_references, measure
-from featurewatch.workers.pipelines.pairing import pair
-from featurewatch.workers.pipelines.refitting import carried_references
-from featurewatch.workers.pipelines.work import device_of, load_judged
+from featurewatch.workers.pipelines.runs import signature
+from featurewatch.workers.pipelines.shared import files
+from featurewatch.workers.pipelines.shared.basis import Basis
+from featurewatch.workers.pipelines.shared.context import device_of, load_judged
+from featurewatch.workers.pipelines.shared.pairing import pair
+from featurewatch.workers.pipelines.stages.harvest import open_earlier
+from featurewatch.workers.pipelines.stages.judge import gone_at_parent
+from featurewatch.workers.pipelines.stages.measure import load_references, measure
+from featurewatch.workers.pipelines.stages.refit import carried_references
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -37,7 +39,6 @@ def restore(execution: Execution, lost: list[str]) -> None:
 
     lost: as `damage.lost` lists them. What cannot be made again is logged: perhaps the run does without it.
     """
-    judging.threads(execution)
     with execution.stage("restore"):
         for name in lost:
             execution.check()
@@ -104,18 +105,18 @@ def _dictionary(execution: Execution, name: str) -> None:
         row = queries.holders(session, Source.dictionary, name)[0]
         sources = verdicts.sources(session, row.checkpoint_id)
         hooks = {hook: name for hook, source in sources.items() if source.dictionary == name}
-    work, kept, artifact = load_judged(execution, row.checkpoint_id)
-    for earlier in work.parent.dictionaries.values() if work.parent else ():
+    context, kept, artifact = load_judged(execution, row.checkpoint_id)
+    for earlier in context.parent.dictionaries.values() if context.parent else ():
         _restore(execution, earlier)
-    activations, parent, references = open_kept(execution, work, kept), None, None
+    activations, parent, references = open_earlier(execution, context, kept), None, None
     code, numbers, born = files.load_code(execution.artifacts.path(artifact), device_of(execution))
     basis = Basis(code, numbers, born, artifact)
-    if work.parent is not None:
-        work, activations, parent = pair(work, activations, open_kept(execution, work, work.parent))
-        references = load_references(execution, work, judging.gone_at_parent(execution, work))
-        if work.fit == "refit":
-            references = carried_references(execution, work, basis, references)
-    measure(execution, work, basis, activations, parent, references, hooks)
+    if context.parent is not None:
+        context, activations, parent = pair(context, activations, open_earlier(execution, context, context.parent))
+        references = load_references(execution, context, gone_at_parent(execution, context))
+        if context.fit == "refit":
+            references = carried_references(execution, context, basis, references)
+    measure(execution, context, basis, activations, parent, references, hooks)
 
 
 def _contrast_activations(execution: Execution, name: str) -> None:

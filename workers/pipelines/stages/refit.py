@@ -11,51 +11,56 @@ from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.matching import Link, match
 from featurewatch.workers.crosscoder.regress import Reader, Regression, take_rows
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines import files
-from featurewatch.workers.pipelines.dictionary import Basis, References, common_rows, fitted_code
-from featurewatch.workers.pipelines.fitting import Members
-from featurewatch.workers.pipelines.harvesting import open_kept
-from featurewatch.workers.pipelines.sources import Activations
-from featurewatch.workers.pipelines.work import Work, device_of
+from featurewatch.workers.pipelines.shared import files
+from featurewatch.workers.pipelines.shared.basis import Basis, References, common_rows
+from featurewatch.workers.pipelines.shared.context import OnboardingContext, device_of
+from featurewatch.workers.pipelines.shared.sources import Activations
+from featurewatch.workers.pipelines.shared.training import Members
+from featurewatch.workers.pipelines.stages.fit import fitted_code
+from featurewatch.workers.pipelines.stages.harvest import open_earlier
 
 
-def refitted(execution: Execution, work: Work, activations: Activations, parent: Activations, source: str) -> Basis:
+def refit_dictionary(
+    execution: Execution, context: OnboardingContext, activations: Activations, parent: Activations, source: str
+) -> Basis:
     """A full fit over the anchors and the newest checkpoint, its columns in the order of feature numbers.
 
     Columns that go on with an id have the units of the last generation's, so that strengths compare over generations.
     """
-    assert work.parent is not None
+    assert context.parent is not None
     inputs: dict[str, Any] = {
         "source": source,
-        "anchors": [anchor.activations[anchor.hook_points[0]] for anchor in work.anchors],
-        "crosscoder": work.crosscoder,
-        "generation": work.generation,
-        "parent": work.parent.code,
-        "first": work.n_features,
-        "threshold": work.policy.match_threshold,
-        "warm": work.policy.min_firings if work.policy.warm_start else None,
+        "anchors": [anchor.activations[anchor.hook_points[0]] for anchor in context.anchors],
+        "crosscoder": context.crosscoder,
+        "generation": context.generation,
+        "parent": context.parent.code,
+        "first": context.n_features,
+        "threshold": context.policy.match_threshold,
+        "warm": context.policy.min_firings if context.policy.warm_start else None,
     }
-    artifact, lineage = work.artifact("code", **inputs), work.artifact("lineage", **inputs)
+    artifact, lineage = context.artifact("code", **inputs), context.artifact("lineage", **inputs)
     saved = files.partial_fit(execution.settings.data_dir, artifact)
     device = device_of(execution)
     if not all(map(execution.artifacts.exists, (artifact, lineage))):
-        anchors = [parent if one.id == work.parent.id else open_kept(execution, work, one) for one in work.anchors]
-        old, old_numbers, _ = files.load_code(execution.artifacts.path(work.parent.code), device)
+        anchors = [
+            parent if one.id == context.parent.id else open_earlier(execution, context, one) for one in context.anchors
+        ]
+        old, old_numbers, _ = files.load_code(execution.artifacts.path(context.parent.code), device)
         members = Members([*anchors, activations])
-        known = _known_rows(old, members, work.policy.min_firings) if work.policy.warm_start else None
-        code = fitted_code(execution, work, members, saved, known)
+        known = _known_rows(old, members, context.policy.min_firings) if context.policy.warm_start else None
+        code = fitted_code(execution, context, members, saved, known)
         execution.check()
         rows, _ = common_rows(activations, parent)
         pair = take_rows(old, rows), take_rows(code, rows)
-        columns = match(pair[0].to_scipy(), pair[1].to_scipy(), work.policy.match_threshold)
-        numbers = _numbers(columns, old_numbers, code.m, work.n_features)
+        columns = match(pair[0].to_scipy(), pair[1].to_scipy(), context.policy.match_threshold)
+        numbers = _numbers(columns, old_numbers, code.m, context.n_features)
         code = _in_former_units(code, pair, columns)
         with execution.artifacts.create(lineage) as place:
             files.save_lineage(place, _between_numbers(columns, old_numbers, numbers))
         with execution.artifacts.create(artifact) as place:  # last: where it is there, all is
             order = numbers.argsort()
             ordered = Code.from_scipy(code.to_scipy()[:, order.numpy()], device)
-            files.save_code(place, ordered, numbers[order], numbers[order] >= work.n_features)
+            files.save_code(place, ordered, numbers[order], numbers[order] >= context.n_features)
     files.remove_state(saved)
     code, numbers, born = files.load_code(execution.artifacts.path(artifact), device)
     return Basis(code, numbers, born, artifact, lineage=files.load_lineage(execution.artifacts.path(lineage)))
@@ -116,10 +121,12 @@ def _energy(code: Code) -> Tensor:
     return torch.zeros(code.m, device=code.values.device).index_add_(0, code.latents, code.values.square())
 
 
-def carried_references(execution: Execution, work: Work, basis: Basis, references: References) -> References:
+def carried_references(
+    execution: Execution, context: OnboardingContext, basis: Basis, references: References
+) -> References:
     """The parent's references as those of the new generation's columns; a new column has none."""
-    assert work.parent is not None
-    _, old_numbers, _ = files.load_code(execution.artifacts.path(work.parent.code), torch.device("cpu"))
+    assert context.parent is not None
+    _, old_numbers, _ = files.load_code(execution.artifacts.path(context.parent.code), torch.device("cpu"))
     _, column, before = np.intersect1d(basis.numbers.numpy(), old_numbers.numpy(), return_indices=True)
     device = references.rows.device
     here, there = torch.from_numpy(column).to(device), torch.from_numpy(before).to(device)

@@ -18,14 +18,16 @@ from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.regress import Regression, assign_folds
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines import files, judging
-from featurewatch.workers.pipelines.alarms import Comparison
-from featurewatch.workers.pipelines.dictionary import FOLDS, Basis, extended
-from featurewatch.workers.pipelines.harvesting import corpus_copy, harvest_spec, open_kept
-from featurewatch.workers.pipelines.identity import verified_checkpoint, watched
-from featurewatch.workers.pipelines.measuring import Measures, load_references, measured
-from featurewatch.workers.pipelines.sources import Activations, open_sources
-from featurewatch.workers.pipelines.work import Work, device_of
+from featurewatch.workers.pipelines.shared import files
+from featurewatch.workers.pipelines.shared.basis import FOLDS, Basis
+from featurewatch.workers.pipelines.shared.context import OnboardingContext, device_of
+from featurewatch.workers.pipelines.shared.identity import verified_checkpoint, watched
+from featurewatch.workers.pipelines.shared.sources import Activations, open_sources
+from featurewatch.workers.pipelines.stages.extend import extend_dictionary
+from featurewatch.workers.pipelines.stages.false_alarms import Comparison
+from featurewatch.workers.pipelines.stages.harvest import corpus_copy, harvest_spec, open_earlier
+from featurewatch.workers.pipelines.stages.judge import judge_features, readability_at_parent
+from featurewatch.workers.pipelines.stages.measure import Measures, load_references, measure_checkpoint
 from featurewatch.workers.verdicts.halves import Half, products_of_halves
 from featurewatch.workers.verdicts.measure import Side, over_noise, ratios
 
@@ -33,7 +35,7 @@ LEAST_DOCUMENTS = 8
 """Fewer cannot be dealt into halves with folds of their own."""
 
 
-class Rounded(Activations):
+class RoundedActivations(Activations):
     """Activations rounded to fewer bits as they are read, each hook point by itself."""
 
     def __init__(self, of: Activations, to: Rounding) -> None:
@@ -46,21 +48,21 @@ class Rounded(Activations):
 
 
 @dataclass
-class Bench:
+class NullExperiment:
     """A judged checkpoint, and what its nulls are held against."""
 
     execution: Execution
-    work: Work
+    context: OnboardingContext
     """The checkpoint as a child of its own; its artifacts go to the run's folder"""
     asked: CalibrationIn
     gone: list[int]
     """Numbers of the features that are not there at the checkpoint"""
 
     def __post_init__(self) -> None:
-        assert self.work.parent is not None
-        self.parent = self.work.parent
-        self.brought = self.work.uri.startswith(ACTIVATIONS_PREFIX)
-        self.kept = open_kept(self.execution, self.work, self.parent)
+        assert self.context.parent is not None
+        self.parent = self.context.parent
+        self.brought = self.context.uri.startswith(ACTIVATIONS_PREFIX)
+        self.kept = open_earlier(self.execution, self.context, self.parent)
 
     def compare(self, null: NullName) -> tuple[list[Comparison], dict[str, Any]]:
         """The comparisons of a null, and how it was made. RunError where it cannot be had."""
@@ -77,9 +79,9 @@ class Bench:
         rounding: Rounding | None = None if null == "repeat" else null  # type: ignore[assignment]
         if self.brought:
             folder = self.execution.artifacts.path(self.parent.activations[self.parent.hook_points[0]])
-            same = open_sources(self.execution, self.work, folder)
+            same = open_sources(self.execution, self.context, folder)
             made = "read once more" if rounding is None else "activations rounded"
-            return (same if rounding is None else Rounded(same, rounding)), {"made": made}
+            return (same if rounding is None else RoundedActivations(same, rounding)), {"made": made}
         made = "model read once more" if rounding is None else "weights rounded"
         return self._harvested(null, weights=rounding), {"made": made}
 
@@ -91,17 +93,17 @@ class Bench:
                 "register its activations as a checkpoint",
             )
         execution = self.execution
-        documents = load_documents(execution.artifacts.path(corpus_copy(execution, self.work)["artifact"]))
+        documents = load_documents(execution.artifacts.path(corpus_copy(execution, self.context)["artifact"]))
         order = np.random.default_rng(self.asked.seed).permutation(len(documents))
         texts = [documents[i].text for i in order]
         half = len(texts) // 2
-        out, asked = partial_folder(execution, self.work, "finetuned"), self.asked.finetune
+        out, asked = partial_folder(execution, self.context, "finetuned"), self.asked.finetune
         training = Training(
-            asked.steps, asked.learning_rate, asked.batch_documents, self.work.corpus["context_length"],
+            asked.steps, asked.learning_rate, asked.batch_documents, self.context.corpus["context_length"],
             self.asked.seed,
         )  # fmt: skip
         with (
-            verified_checkpoint(execution, self.work.checkpoint_id) as (_, checkpoint),
+            verified_checkpoint(execution, self.context.checkpoint_id) as (_, checkpoint),
             watched(execution, checkpoint, out) as check,
         ):
             losses = fine_tune(
@@ -115,29 +117,29 @@ class Bench:
 
     def _harvested(self, null: NullName, **changes: Any) -> Activations:
         """Activations of a changed model at the family's positions."""
-        execution, name = self.execution, f"{self.work.family_id}/activations-{null}"
+        execution, name = self.execution, f"{self.context.family_id}/activations-{null}"
         if not execution.artifacts.exists(f"{name}/manifest.json"):
-            partial, device = partial_folder(execution, self.work, null), str(device_of(execution))
+            partial, device = partial_folder(execution, self.context, null), str(device_of(execution))
             with (
-                verified_checkpoint(execution, self.work.checkpoint_id) as (reference, checkpoint),
+                verified_checkpoint(execution, self.context.checkpoint_id) as (reference, checkpoint),
                 watched(execution, checkpoint, partial) as check,
             ):
-                spec = replace(harvest_spec(execution, self.work, reference, checkpoint, device), **changes)
+                spec = replace(harvest_spec(execution, self.context, reference, checkpoint, device), **changes)
                 harvest(spec, partial, on_progress=execution.progress, check=check)
             with execution.artifacts.create(name) as place:
                 shutil.move(partial, place)
-        return open_sources(execution, self.work, execution.artifacts.path(name))
+        return open_sources(execution, self.context, execution.artifacts.path(name))
 
     def _against(self, null: NullName, variant: Activations) -> Comparison:
         """The steps of an onboarding, from the extension to the judgement."""
         execution = self.execution
-        work = replace(self.work, checkpoint_id=f"{self.work.checkpoint_id}-{null}")
-        references = load_references(execution, work, self.gone)
-        basis = extended(execution, work, variant, self.kept, null, references)
+        context = replace(self.context, checkpoint_id=f"{self.context.checkpoint_id}-{null}")
+        references = load_references(execution, context, self.gone)
+        basis = extend_dictionary(execution, context, variant, self.kept, null, references)
         execution.check()
-        measures = measured(execution, work, basis, variant, self.kept, references)
-        before = judging.readability_at_parent(execution, work, basis)
-        evidence, judgement = judging.judged(work, basis, measures, variant, self.gone, before)
+        measures = measure_checkpoint(execution, context, basis, variant, self.kept, references)
+        before = readability_at_parent(execution, context, basis)
+        evidence, judgement = judge_features(context, basis, measures, variant, self.gone, before)
         return Comparison(basis.numbers.numpy(), basis.born.numpy(), evidence, judgement)
 
     def _halves(self, split: int) -> Comparison:
@@ -154,7 +156,7 @@ class Bench:
             regression = Regression(code, rows.to(device), folds.to(device))
             halves.append(Half(regression, Side(self.kept, regression.solve(self.kept))))
             self.execution.check()
-        references = load_references(self.execution, self.work, self.gone)
+        references = load_references(self.execution, self.context, self.gone)
         fixed = torch.zeros(code.m, dtype=torch.bool, device=device)
         fixed[: len(references.gone)] = references.gone
         rows_b = halves[1].side.solution.decoder.clone()
@@ -162,7 +164,7 @@ class Bench:
         got = products_of_halves(halves[0], halves[1], self.kept.widths, fixed, rows_b)
         total = ratios(got.now.sum(1), got.before.sum(1), got.both.sum(1))
         basis = Basis(only(code, first.to(device)), numbers, torch.zeros(code.m, dtype=torch.bool), self.parent.code)
-        before = judging.readability_at_parent(self.execution, self.work, basis)
+        before = readability_at_parent(self.execution, self.context, basis)
         measures = Measures(
             replicates=total._asdict(),
             per_hook={"readability": torch.from_numpy(np.asarray(before)[None])},
@@ -173,14 +175,14 @@ class Bench:
             fvu=torch.full((len(self.kept.widths),), torch.nan),
             dictionaries=self.parent.dictionaries,
         )
-        evidence, judgement = judging.judged(self.work, basis, measures, self.kept, self.gone, before)
+        evidence, judgement = judge_features(self.context, basis, measures, self.kept, self.gone, before)
         self.execution.progress((split + 1) / self.asked.splits)
         return Comparison(numbers.numpy(), basis.born.numpy(), evidence, judgement)
 
 
-def partial_folder(execution: Execution, work: Work, what: str) -> Path:
+def partial_folder(execution: Execution, context: OnboardingContext, what: str) -> Path:
     """Where something that is under way is kept on this machine."""
-    return execution.settings.data_dir / "partial" / f"{work.family_id.replace('/', '-')}-{what}"
+    return execution.settings.data_dir / "partial" / f"{context.family_id.replace('/', '-')}-{what}"
 
 
 def deal(document: Tensor, seed: int, split: int) -> Tensor:
