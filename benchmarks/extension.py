@@ -295,7 +295,7 @@ def extend(pair: Pair, old: Code) -> Regression:
     rows, folds = torch.arange(old.n), assign_folds(pair.document, FOLDS)
     regression = Regression(old, rows, folds)
     before, after = regression.solve(parent), regression.solve(now)
-    references = References(before.decoder, torch.zeros(old.m, dtype=torch.bool))
+    references = References(before.decoder, torch.zeros(old.m, dtype=torch.bool), torch.arange(old.m))
     work: Any = SimpleNamespace(policy=Policy())
     new = new_columns(work, regression, (now, after), (parent, before), references)  # type: ignore[arg-type]
     size = ExtendConfig().size * typical_size(old, before)

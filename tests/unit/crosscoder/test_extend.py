@@ -16,7 +16,7 @@ from featurewatch.workers.crosscoder.regress import Regression, assign_folds
 from featurewatch.workers.pipelines.shared.basis import References
 from featurewatch.workers.pipelines.shared.context import OnboardingContext
 from featurewatch.workers.pipelines.stages.extend import new_columns, solve_jointly
-from featurewatch.workers.pipelines.stages.measure import _tensors
+from featurewatch.workers.pipelines.stages.measure import ratio_tensors
 from featurewatch.workers.verdicts.measure import Side, products
 from tests.unit.crosscoder.planted import Held, code_of, dense_code, directions, documents, held, rotation
 
@@ -50,7 +50,7 @@ def _extend(before: Held, now: Held, gone: list[int] | None = None, code: np.nda
     flags[gone or []] = True
     rows = torch.zeros(old.m, D)
     rows[:OLD] = torch.from_numpy(PLANTED[:OLD])
-    references = References(rows, flags)
+    references = References(rows, flags, torch.arange(old.m))
     new = new_columns(_work(), old, (now, solutions[1]), (before, solutions[0]), references)
     if not new.m:
         return new
@@ -165,7 +165,7 @@ def test_a_feature_that_the_parent_holds_as_well_is_discovered_not_emerged() -> 
     picked = np.r_[: OLD + 2, -BORN:0]  # two that were always there and 3 that were born
     regression = Regression(append_columns(code_of(CODE[:, :OLD]), code_of(CODE[:, picked[OLD:]])), ROWS, FOLDS)
     sides = [Side(read, regression.solve(read)) for read in (now, before)]
-    tensors = _tensors(products(regression, *sides, [(D, D)], [None]))
+    tensors = ratio_tensors(products(regression, *sides, [(D, D)], [None]))
     share, error = tensors["born_share"][OLD:], tensors["born_share_se"][OLD:]
     np.testing.assert_allclose(share[:2], 1.0, atol=0.1)
     np.testing.assert_allclose(share[2:], 0.0, atol=0.1)

@@ -1,7 +1,7 @@
 """Calibrating a family: how often do its thresholds raise a false alarm where nothing has changed?
 
-Each null (see `nulls`) is a stage, and its result is kept as soon as it is there: a run that was killed goes on with
-those that are left. Nothing of the family changes, no alert is raised, and what was made on the way is removed at the
+Each null (see `stages.nulls`) is a stage, and its result is stored at once: a run that was killed resumes with the
+nulls that are left. Nothing about the family changes and no alert is raised. Intermediate artifacts are removed at the
 end; the result stays with the run.
 """
 
@@ -17,8 +17,7 @@ from featurewatch.workers.activations.tensorfiles import write_text
 from featurewatch.workers.errors import REFUSALS, LeaseLostError, RunError, WorkerStoppingError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import OnboardingContext, load_against_itself
-from featurewatch.workers.pipelines.stages.false_alarms import rehearsed, result, summed_grid, unavailable
-from featurewatch.workers.pipelines.stages.judge import gone_at_parent
+from featurewatch.workers.pipelines.stages.false_alarms import rehearse_rules, summarize, summed_grid, unavailable
 from featurewatch.workers.pipelines.stages.nulls import NullExperiment
 
 log = structlog.get_logger("featurewatch.worker")
@@ -29,7 +28,7 @@ def calibrate(execution: Execution) -> None:
     try:
         _calibrate(execution)
     except (LeaseLostError, WorkerStoppingError, *AWAY):
-        raise  # another attempt goes on with what is there
+        raise  # the next attempt resumes from the results so far
     except Exception:
         clear(execution)
         raise
@@ -37,9 +36,9 @@ def calibrate(execution: Execution) -> None:
 
 
 def clear(execution: Execution) -> None:
-    """Remove what calibrations of the family have made: this one, and those whose workers were killed for good.
+    """Remove intermediate artifacts of the family's calibrations: this one, and any whose worker was killed for good.
 
-    Only for who holds the family's lease.
+    Call only while holding the family's lease.
     """
     execution.artifacts.remove(f"{execution.family_id}/calibrations")
     for path in (execution.settings.data_dir / "partial").glob(f"{execution.family_id}-calibrations-*"):
@@ -52,35 +51,37 @@ def _calibrate(execution: Execution) -> None:
         clear(execution)
     context = load_against_itself(execution)
     execution.artifacts.clear(context.family_id)
-    asked = CalibrationIn.model_validate(execution.params)
-    experiment = NullExperiment(execution, context, asked, gone_at_parent(execution, context))
+    options = CalibrationIn.model_validate(execution.params)
+    experiment = NullExperiment(execution, context, options)
     results = []
-    for null in asked.nulls:
+    for null in options.nulls:
         with execution.stage(null):
-            results.append(one := _result(execution, context, experiment, null))
-            if one.unavailable:
-                log.warning("no such null", null=null, why=one.unavailable.detail)
+            result = _result(execution, context, experiment, null)
+            results.append(result)
+            if result.unavailable:
+                log.warning("null unavailable", null=null, reason=result.unavailable.detail)
             else:
-                log.info("null", null=null, comparisons=one.checkpoints.of, false_alarms=one.checkpoints.alarms)
-    had = [one for one in results if one.unavailable is None]
-    if not had:
-        reasons = "; ".join(f"{one.null}: {one.unavailable.detail}" for one in results if one.unavailable)
-        raise RunError("no-null", f"none of the nulls could be had: {reasons}")
+                rate = result.checkpoints
+                log.info("null", null=null, comparisons=rate.of, false_alarms=rate.alarms)
+    available = [result for result in results if result.unavailable is None]
+    if not available:
+        reasons = "; ".join(f"{result.null}: {result.unavailable.detail}" for result in results if result.unavailable)
+        raise RunError("no-null", f"none of the nulls is available. {reasons}")
     final = CalibrationResult(
         checkpoint=context.name,
         policy=context.policy,
-        checkpoints=total([one.checkpoints for one in had]),
-        features=total([one.features for one in had]),
-        alerts=sum(alert.comparisons for one in had for alert in one.alerts),
+        checkpoints=total([result.checkpoints for result in available]),
+        features=total([result.features for result in available]),
+        alerts=sum(alert.comparisons for result in available for alert in result.alerts),
         nulls=results,
-        grid=summed_grid(had),
+        grid=summed_grid(available),
     )
     with execution.write() as session:
         execution.finish(session, final.model_dump(mode="json"))
 
 
 def _result(execution: Execution, context: OnboardingContext, experiment: NullExperiment, null: NullName) -> NullResult:
-    """What is said of a null; kept, so that another attempt need not do it again."""
+    """The result of a null, stored so that another attempt need not compute it again."""
     name = f"{context.family_id}/result-{null}.json"
     if execution.artifacts.exists(name):
         return NullResult.model_validate_json(execution.artifacts.path(name).read_text(encoding="utf-8"))
@@ -89,12 +90,12 @@ def _result(execution: Execution, context: OnboardingContext, experiment: NullEx
     except RunError as error:
         if error.code in REFUSALS:
             raise
-        found = unavailable(null, error.code, error.detail)
+        result = unavailable(null, error.code, error.detail)
     else:
         with execution.read() as session:
             before = verdict_queries.statuses(session, context.checkpoint_id)
-            alerts = rehearsed(session, execution.family_id, comparisons, before)
-        found = result(null, comparisons, context.policy, settings, alerts)
+            alerts = rehearse_rules(session, execution.family_id, comparisons, before)
+        result = summarize(null, comparisons, context.policy, settings, alerts)
     with execution.artifacts.create(name) as place:
-        write_text(place, found.model_dump_json())
-    return found
+        write_text(place, result.model_dump_json())
+    return result

@@ -85,7 +85,7 @@ class OnboardingContext:
     parent: ParentCheckpoint | None
     anchors: list[EarlierCheckpoint] = field(default_factory=list)
     """What a re-fit trains on beside this checkpoint"""
-    together: list[EarlierCheckpoint] = field(default_factory=list)
+    waiting: list[EarlierCheckpoint] = field(default_factory=list)
     """Checkpoints that wait for the first fit, oldest first: it is made over them and this one, and judges them all"""
     comparison: int = 1
     """Which one of its lineage: how many judged checkpoints came before this one"""
@@ -125,7 +125,7 @@ def load_context(execution: Execution) -> OnboardingContext:
         why=why,
         parent=parent,
         anchors=[EarlierCheckpoint(**_kept(one, checkpoint.hook_points)) for one in anchored],
-        together=[EarlierCheckpoint(**_kept(one, checkpoint.hook_points)) for one in reversed(ancestors)]
+        waiting=[EarlierCheckpoint(**_kept(one, checkpoint.hook_points)) for one in reversed(ancestors)]
         if waiting
         else [],
         comparison=max(1, len(ancestors)),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -29,7 +30,7 @@ Logits = dict[str, list[list[Any]]]
 
 
 def token_logits(
-    execution: Execution, context: OnboardingContext, columns: Tensor, dictionaries: dict[str, str]
+    execution: Execution, context: OnboardingContext, columns: np.ndarray, dictionaries: dict[str, str]
 ) -> tuple[list[Logits], dict[str, Any]]:
     """Logits of the features of some columns [n], and for the checkpoint's quality: where they were taken, or why not.
 
@@ -89,11 +90,11 @@ def _named(ids: Tensor, values: Tensor, texts: dict[int, str]) -> list[list[Any]
     return [[texts[one], round(value, 4)] for one, value in zip(ids.tolist(), values.tolist(), strict=True)]
 
 
-def _rows(path: Path, columns: Tensor) -> Tensor:
+def _rows(path: Path, columns: np.ndarray) -> Tensor:
     """Decoder rows [n, d] of some columns."""
     with safe_open(str(path), framework="pt") as file:
         decoder: Tensor = file.get_tensor("decoder")
-    return decoder[columns].float()
+    return decoder[torch.from_numpy(columns)].float()
 
 
 def _depth(hook_point: str) -> tuple[int, int]:

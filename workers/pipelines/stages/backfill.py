@@ -1,41 +1,40 @@
-"""The past of features that an extension discovers: what the ancestors whose activations are kept write of them.
+"""The past of features that an extension discovers: how the ancestors with stored activations write them.
 
-One regression for all of them, on the wide code, at the positions that are valid in each. An ancestor costs one solve
-of its decoder, a pass for the errors of the few rows asked for, and the read-outs of those.
+All ancestors share one regression, on the extended code, at the positions that are valid in each. An ancestor costs one
+solve of its decoder, one pass for the errors of the few rows in question, and the read-outs of those.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from featurewatch.service.verdicts.intervals import reach
-from featurewatch.service.verdicts.judge import BASELINE_Z, Evidence
+from featurewatch.service.verdicts.judge import BASELINE_Z
 from featurewatch.service.verdicts.origins import held
 from featurewatch.service.verdicts.past import Discovered, Past
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.workers.crosscoder.readout import solve_readout
 from featurewatch.workers.crosscoder.regress import Regression, select
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines.shared.basis import Basis, common_rows
-from featurewatch.workers.pipelines.shared.context import EarlierCheckpoint, OnboardingContext
+from featurewatch.workers.pipelines.shared.basis import basis_maps, common_rows
+from featurewatch.workers.pipelines.shared.context import EarlierCheckpoint
+from featurewatch.workers.pipelines.shared.pairing import ParentPair
 from featurewatch.workers.pipelines.shared.sources import Activations, normaliser_of, open_sources
-from featurewatch.workers.pipelines.stages.measure import appearance, columns_of
+from featurewatch.workers.pipelines.stages.judge import ParentComparison
+from featurewatch.workers.pipelines.stages.measure import appearance, readability_of
 from featurewatch.workers.verdicts.few import Rows, room, row_products, rows_of, weights
-from featurewatch.workers.verdicts.measure import Ratios, jackknife_error, map_rows, over_noise, procrustes, ratios
+from featurewatch.workers.verdicts.measure import Ratios, jackknife_error, map_rows, over_noise, ratios
 
 LEAST_ROWS = 0.5
-"""An ancestor that cannot be read at so large a share of the positions left is not taken, nor are those before it."""
+"""The past ends before an ancestor that is valid at a smaller share of the remaining positions."""
 
 
 @dataclass
 class AncestorReading:
-    """An ancestor's part, for j discovered features."""
+    """How one ancestor writes j discovered features."""
 
-    kept: EarlierCheckpoint
-    hook_points: list[str]
+    checkpoint: EarlierCheckpoint
     widths: list[int]
     rows: Rows
     decoder: Tensor
@@ -49,114 +48,105 @@ class AncestorComparison:
     """An ancestor against the one before it."""
 
     total: Ratios
-    """over hook points, [K + 1, j] each, over their medians"""
+    """[K + 1, j] over hook points, each divided by its median over the other features"""
     per_hook: dict[str, np.ndarray]
-    """metric -> [h, j], as they are stored"""
+    """metric -> [h, j], as stored"""
     z: Tensor
     """[j] squared strength over its error"""
     share: Tensor
-    """[K + 1, j] projection of the one before on this one"""
+    """[K + 1, j] projection of the earlier ancestor onto this one"""
     z_before: Tensor
+    """[j] `z` of the earlier ancestor"""
 
 
-def backfill(
-    execution: Execution,
-    context: OnboardingContext,
-    basis: Basis,
-    activations: Activations,
-    parent: Activations,
-    evidence: Evidence,
-) -> Discovered | None:
-    """The past of the new features that did not emerge here, or None where there are none."""
-    columns = np.flatnonzero(basis.born.numpy() & ~evidence.born_here)
+def backfill(execution: Execution, comparison: ParentComparison) -> Discovered | None:
+    """The past of the new features that did not emerge here; None if there are none."""
+    basis, evidence, policy = comparison.basis, comparison.evidence, comparison.pair.context.policy
+    columns = np.flatnonzero(comparison.new & ~evidence.born_here)
     if not len(columns):
         return None
-    rows, folds, kept = _opened(execution, context, activations, parent)
+    rows, folds, ancestors = _open_ancestors(execution, comparison.pair)
     regression = basis.regression
     if regression is None or regression.count != len(rows):
         regression = Regression(basis.code, rows, folds)
     chosen = torch.from_numpy(columns).to(rows.device)
-    weight, measured = weights(regression, chosen), list[AncestorReading]()
-    pairs: list[AncestorComparison] = []
-    while kept:  # the oldest first, and none is held after its turn: all of them need not fit into memory
+    weight = weights(regression, chosen)
+    readings: list[AncestorReading] = []
+    comparisons: list[AncestorComparison] = []
+    while ancestors:  # oldest first, and each is dropped after its turn: they need not fit into memory together
         execution.check()
-        one, opened = kept.pop()
-        opened.normalise_by(normaliser_of(execution, one, opened.device))
-        measured.append(_read(regression, weight, chosen, one, opened, (rows, folds)))
-        pairs.append(_pair(regression, chosen, measured[-1], measured[max(len(measured) - 2, 0)], context.policy))
-        for past in measured[:-1]:
-            past.decoder = past.decoder[:0]
-    there = _there(measured, pairs, context)
+        checkpoint, activations = ancestors.pop()
+        activations.normalise_by(normaliser_of(execution, checkpoint, activations.device))
+        readings.append(_read(regression, weight, chosen, checkpoint, activations, (rows, folds)))
+        comparisons.append(_compare(regression, chosen, readings[-1], readings[max(len(readings) - 2, 0)], policy))
+        for older in readings[:-1]:
+            older.decoder = older.decoder[:0]
+    there = _there(readings, comparisons, policy)
     return Discovered(
-        numbers=basis.numbers.numpy()[columns],
+        numbers=comparison.numbers[columns],
         firings=evidence.firings[columns],
         documents=evidence.documents[columns],
         n_positions=basis.code.n,
-        ancestors=[_past(one, pair, known) for one, pair, known in zip(measured, pairs, there, strict=True)],
+        ancestors=[_past(*parts) for parts in zip(readings, comparisons, there, strict=True)],
     )
 
 
-def _opened(
-    execution: Execution, context: OnboardingContext, activations: Activations, parent: Activations
+def _open_ancestors(
+    execution: Execution, pair: ParentPair
 ) -> tuple[Tensor, Tensor, list[tuple[EarlierCheckpoint, Activations]]]:
-    """Positions valid in all ancestors that are taken, the fold of each, and the ancestors, the parent first."""
-    assert context.parent is not None
-    rows, folds = common_rows(activations, parent)
-    taken: list[tuple[EarlierCheckpoint, Activations]] = []
-    for one in context.earlier:
-        hooks = _hook_points(one, parent.hook_points)
+    """Positions valid in all ancestors that are used, their folds, and the ancestors, the parent first."""
+    assert pair.parent is not None
+    rows, folds = common_rows(pair.compared, pair.parent)
+    ancestors: list[tuple[EarlierCheckpoint, Activations]] = []
+    for checkpoint in pair.context.earlier:
+        hooks = _hook_points(checkpoint, pair.parent.hook_points)
         if hooks is None:
             break
-        if not all(
-            execution.artifacts.exists(of[hook]) for of in (one.activations, one.dictionaries) for hook in hooks
-        ):
+        stored = (names[hook] for names in (checkpoint.activations, checkpoint.dictionaries) for hook in hooks)
+        if not all(map(execution.artifacts.exists, stored)):
             continue  # the checkpoint at hand does not need it
-        folder = execution.artifacts.path(one.activations[hooks[0]])
-        opened = open_sources(execution, context, folder, hooks)
-        valid = opened.valid.to(rows.device)[rows]
+        folder = execution.artifacts.path(checkpoint.activations[hooks[0]])
+        activations = open_sources(execution, pair.context, folder, hooks)
+        valid = activations.valid.to(rows.device)[rows]
         if float(valid.float().mean()) < LEAST_ROWS:
             break
         rows, folds = rows[valid], folds[valid]
-        taken.append((replace(one, hook_points=hooks), opened))
-    return rows, folds, taken
+        ancestors.append((replace(checkpoint, hook_points=hooks), activations))
+    return rows, folds, ancestors
 
 
-def _hook_points(kept: EarlierCheckpoint, parents: list[str]) -> list[str] | None:
-    """An ancestor's hook points for those of the parent: of the same names, or as many, by place."""
-    if set(parents) <= set(kept.hook_points):
+def _hook_points(checkpoint: EarlierCheckpoint, parents: list[str]) -> list[str] | None:
+    """An ancestor's hook points for those of the parent: of the same names, or if equally many, by position."""
+    if set(parents) <= set(checkpoint.hook_points):
         return parents
-    return kept.hook_points if len(kept.hook_points) == len(parents) else None
+    return checkpoint.hook_points if len(checkpoint.hook_points) == len(parents) else None
 
 
 def _read(
     regression: Regression,
     weight: Tensor,
     columns: Tensor,
-    kept: EarlierCheckpoint,
+    checkpoint: EarlierCheckpoint,
     activations: Activations,
     positions: tuple[Tensor, Tensor],
 ) -> AncestorReading:
-    """What an ancestor writes where the features fire. positions: rows and folds."""
+    """How an ancestor writes the features where they fire. positions: rows and folds."""
     solution = regression.solve(activations)
     rows = rows_of(regression, weight, columns, activations, solution)
-    asked = torch.zeros(regression.m, dtype=torch.bool, device=columns.device)
-    asked[columns] = True
-    code, start, readability = select(regression.code, asked), 0, []
-    for width in activations.widths:
-        read = partial(columns_of, activations, slice(start, start := start + width))
-        readability.append(solve_readout(read, code, *positions).readability)
-    return AncestorReading(
-        kept, activations.hook_points, activations.widths, rows, solution.decoder, torch.stack(readability).cpu()
-    )
+    chosen = torch.zeros(regression.m, dtype=torch.bool, device=columns.device)
+    chosen[columns] = True
+    readability = readability_of(select(regression.code, chosen), activations, *positions).cpu()
+    return AncestorReading(checkpoint, activations.widths, rows, solution.decoder, readability)
 
 
-def _pair(
+def _compare(
     regression: Regression, columns: Tensor, now: AncestorReading, before: AncestorReading, policy: Policy
 ) -> AncestorComparison:
-    """now against before; against itself where it is the first."""
+    """One ancestor against an earlier one; the earliest against itself."""
     energy = regression.energy.sum(0).float()
-    parts = zip(now.decoder.split(now.widths, 1), before.decoder.split(before.widths, 1), strict=True)
-    maps = [None if now is before else procrustes(c, b, energy) for c, b in parts]
+    maps: list[Tensor | None] = [None] * len(now.widths)
+    if now is not before:
+        maps = basis_maps(now.decoder, now.widths, before.decoder, before.widths, energy)
     rows_b, share = before.rows.mapped(before.widths, maps), room(regression, columns)
     cc, bb, cb = (
         row_products(x, y, now.widths, share) for x, y in ((now.rows, now.rows), (rows_b, rows_b), (now.rows, rows_b))
@@ -165,7 +155,7 @@ def _pair(
     others[columns] = False
     c, b = now.decoder[others], map_rows(before.decoder, before.widths, maps)[others]
     wrote = b.square().sum(1).clamp_min(1e-30)
-    # A change of scale of the whole checkpoint is no change of its features.
+    # Rescaling a whole checkpoint does not change its features.
     size, strength_size = ((c * b).sum(1) / wrote).median().cpu(), (c.square().sum(1) / wrote).sqrt().median().cpu()
     if not len(c):
         size = strength_size = torch.tensor(1.0)
@@ -186,31 +176,28 @@ def _pair(
     )
 
 
-def _there(
-    measured: list[AncestorReading], pairs: list[AncestorComparison], context: OnboardingContext
-) -> list[np.ndarray]:
-    """Which features each ancestor has, bool [j]: back from the parent, as far as each holds what the next one has."""
-    there = [(pair.z >= BASELINE_Z).numpy() for pair in pairs]
-    for i in reversed(range(len(pairs) - 1)):
-        later = pairs[i + 1]
+def _there(readings: list[AncestorReading], comparisons: list[AncestorComparison], policy: Policy) -> list[np.ndarray]:
+    """bool [j] for each ancestor, which features it has: traced back from the parent until the first that lacks it."""
+    there = [(comparison.z >= BASELINE_Z).numpy() for comparison in comparisons]
+    for i in reversed(range(len(comparisons) - 1)):
+        later = comparisons[i + 1]
         share, error = later.share[0], jackknife_error(later.share)
-        found = appearance(share, error, later.total.strength_ratio, later.z_before)
-        readability = [one.readability.amax(0).numpy() for one in measured[i : i + 2]]
-        there[i] &= there[i + 1] & held(found, readability[1], readability[0], context.policy)
+        earlier_appearance = appearance(share, error, later.total.strength_ratio, later.z_before)
+        before, now = (reading.readability.amax(0).numpy() for reading in readings[i : i + 2])
+        there[i] &= there[i + 1] & held(earlier_appearance, now, before, policy)
     return there
 
 
-def _past(read: AncestorReading, pair: AncestorComparison, there: np.ndarray) -> Past:
-    metrics = pair.per_hook | {"readability": read.readability.numpy()}
+def _past(reading: AncestorReading, comparison: AncestorComparison, there: np.ndarray) -> Past:
+    metrics = comparison.per_hook | {"readability": reading.readability.numpy()}
+    hooks = reading.checkpoint.hook_points
     return Past(
-        checkpoint_id=read.kept.id,
+        checkpoint_id=reading.checkpoint.id,
         there=there,
-        projection=pair.total.projection.numpy(),
-        strength_ratio=pair.total.strength_ratio.numpy(),
-        strength=pair.total.strength.numpy(),
-        cosine=pair.total.cosine[0].numpy(),
-        readability=read.readability.amax(0).numpy(),
-        per_hook={
-            hook: {metric: values[s] for metric, values in metrics.items()} for s, hook in enumerate(read.hook_points)
-        },
+        projection=comparison.total.projection.numpy(),
+        strength_ratio=comparison.total.strength_ratio.numpy(),
+        strength=comparison.total.strength.numpy(),
+        cosine=comparison.total.cosine[0].numpy(),
+        readability=reading.readability.amax(0).numpy(),
+        per_hook={hook: {metric: values[s] for metric, values in metrics.items()} for s, hook in enumerate(hooks)},
     )

@@ -16,33 +16,26 @@ from featurewatch.workers.crosscoder.extend import (
 from featurewatch.workers.crosscoder.regress import Regression, Solution, select, weighted_median
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
-from featurewatch.workers.pipelines.shared.basis import Basis, References, common_rows
+from featurewatch.workers.pipelines.shared.basis import Basis, References, basis_maps, common_rows, load_basis
 from featurewatch.workers.pipelines.shared.context import OnboardingContext, device_of
+from featurewatch.workers.pipelines.shared.pairing import ParentPair
 from featurewatch.workers.pipelines.shared.sources import Activations
-from featurewatch.workers.verdicts.measure import map_rows, procrustes
+from featurewatch.workers.verdicts.measure import map_rows
 
 WEAK = 0.7
-"""An old feature whose projection falls below this gives its share back before new features are looked for."""
+"""An old feature whose projection falls below this is encoded again together with the new ones."""
 
 
-def extend_dictionary(
-    execution: Execution,
-    context: OnboardingContext,
-    activations: Activations,
-    parent: Activations,
-    source: str,
-    references: References,
-) -> Basis:
-    """Stage extend: the parent's code and, after its columns, what is new in this checkpoint."""
-    assert context.parent is not None
-    device = device_of(execution)
+def extend_dictionary(execution: Execution, pair: ParentPair, source: str) -> Basis:
+    """Append columns to the parent's code. `source`: the artifact that the checkpoint's activations are read from."""
+    context, activations, parent, references = pair.context, pair.compared, pair.parent, pair.references
+    assert context.parent is not None and parent is not None and references is not None
     artifact = context.artifact(
         "code", source=source, parent=context.parent.code, first=context.n_features, most=context.policy.new_features
     )
     if execution.artifacts.exists(artifact):
-        code, numbers, born = files.load_code(execution.artifacts.path(artifact), device)
-        return Basis(code, numbers, born, artifact)
-    old, numbers, _ = files.load_code(execution.artifacts.path(context.parent.code), device)
+        return load_basis(execution, artifact)
+    old, numbers, _ = files.load_code(execution.artifacts.path(context.parent.code), device_of(execution))
     rows, folds = common_rows(activations, parent)
     regression = Regression(old, rows, folds)
     execution.progress(0.2)
@@ -68,35 +61,30 @@ def new_columns(
     before: tuple[Activations, Solution],
     references: References,
 ) -> Code:
-    """Code [n, j] of the features that are new in this checkpoint."""
+    """Sparse code [n, j] of the features that are new in this checkpoint."""
     energy = regression.energy.sum(0).float()
-    maps = [
-        procrustes(c, b, energy)
-        for c, b in zip(
-            now[1].decoder.split(now[0].widths, 1), before[1].decoder.split(before[0].widths, 1), strict=True
-        )
-    ]
+    maps = basis_maps(now[1].decoder, now[0].widths, before[1].decoder, before[0].widths, energy)
     was = map_rows(before[1].decoder, before[0].widths, maps)
     square = was.square().sum(1).clamp_min(1e-30)
     share = (now[1].decoder * was).sum(1) / square
-    # Features that hardly fire are left alone: a row of theirs is whatever was written at a handful of positions.
+    # Features that rarely fire are left alone: their rows fit whatever was written at a handful of positions.
     firings = torch.bincount(regression.code.latents, minlength=regression.m)
     solid = firings >= context.policy.min_firings
     weakened = solid & (share < WEAK * weighted_median(share[solid], (energy * square)[solid]))
     weak = weakened.nonzero().squeeze(1)
     innovation = Innovation(regression, now, before, weak)
-    # Not the weakened features' own rows here: where a successor fires in their place they hold its direction.
+    # Weakened features' rows of this checkpoint are not taken: where a successor replaced one, they are its direction.
     gone = map_rows(references.rows, before[0].widths, maps)[references.gone]
     config = ExtendConfig(most=context.policy.new_features, least_firings=context.policy.min_firings)
     size = typical_size(regression.code, before[1])
-    # What is hardly written lies along whatever the dictionary leaves, and that may be what is new.
+    # A row of hardly any size lies along the dictionary's residual, which may be exactly what is new.
     holds = solid & ~weakened & (sizes(now[1].decoder, energy, firings) >= config.size * size)
     taken = torch.cat([now[1].decoder[holds], was[weak], gone])
     n = regression.code.n
     if config.most == 0:
         return Code(torch.zeros(n + 1, dtype=torch.int64, device=was.device), weak[:0], was.new_zeros(0), 0)
-    found = find_new_features(innovation, regression, size, taken, config)
-    new = encode_new(innovation, found, n, torch.cat(list(regression.blocks())).sort().values)
+    directions = find_new_features(innovation, regression, size, taken, config)
+    new = encode_new(innovation, directions, n, torch.cat(list(regression.blocks())).sort().values)
     return select(new, ~repeats(regression.code, new)) if new.m else new
 
 
@@ -109,8 +97,8 @@ def solve_jointly(
 ) -> tuple[Code, Regression, Solution, Solution]:
     """The code with its new columns, and both decoders on it.
 
-    What a new column seemed to write may be what the old ones leave of a weakened feature. Solved together with them
-    it then writes little: only columns that still write as features do (`size`) are kept.
+    A new column may only have stood in for what the old ones missed of a weakened feature. Solved together with them
+    it then writes little, and columns that write less than a feature (`size`) are dropped.
     """
     while new.m:
         code = append_columns(old.code, new)

@@ -1,8 +1,7 @@
-"""What the judgements of nulls amount to: every verdict of a change is a false alarm."""
+"""False alarms in the comparisons of nulls: nothing changed, so every verdict that says so is one."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -23,6 +22,7 @@ from featurewatch.service.calibrations.schemas import (
 )
 from featurewatch.service.verdicts.judge import Bools, Evidence, Judgement, Status, judge
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.workers.pipelines.stages.judge import ParentComparison
 
 BANDS = (0.5, 0.7, 0.8, 0.9, 0.95)
 """`suppressed_below` of the grid; `amplified_above` is its inverse."""
@@ -30,63 +30,55 @@ RATES = (0.01, 0.05, 0.1)
 """`fdr` of the grid."""
 PERCENT = (0.1, 1, 5, 50, 95, 99, 99.9)
 SLACK = 1e-4
-"""An interval holds 1 where it misses it by no more: of equal numbers only their rounding is left."""
-
-
-@dataclass
-class Comparison:
-    """A null's version of a checkpoint judged against the checkpoint."""
-
-    numbers: np.ndarray
-    """int64 [m] feature numbers"""
-    new: Bools
-    """[m] columns that the extension onto the null appended"""
-    evidence: Evidence
-    judgement: Judgement
+"""An interval that misses 1 by less still contains it: equal numbers differ by their rounding."""
 
 
 def false_alarms(evidence: Evidence, judgement: Judgement) -> Bools:
-    """[m] features of which a change is said: all but those that are present, indeterminate, or as absent as before."""
+    """bool [m] features with a verdict of change: not present, not indeterminate, and not absent as before."""
     quiet = np.isin(judgement.status, [Status.PRESENT, Status.INDETERMINATE])
     still_gone = ~evidence.there_before & np.isin(judgement.status, [Status.ABSENT])
     return ~(quiet | still_gone)
 
 
-def judged_features(comparison: Comparison, alarms: Bools) -> int:
-    """Features that the comparison had something to say of."""
+def judged_features(comparison: ParentComparison, alarms: Bools) -> int:
+    """How many features the comparison could judge."""
     return int((np.isfinite(comparison.judgement.projection) | alarms).sum())
 
 
 def unavailable(null: NullName, code: str, detail: str) -> NullResult:
-    """The result of a null that could not be had."""
+    """The result of a null that is not available."""
     reason = Unavailable(code=code, detail=detail)
     return NullResult(null=null, unavailable=reason, checkpoints=rate(0, 0), features=rate(0, 0))
 
 
-def result(
+def summarize(
     null: NullName,
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[ParentComparison],
     policy: Policy,
     settings: dict[str, Any],
     would_alert: list[WouldAlert],
 ) -> NullResult:
-    """What was said of a null, over all its comparisons."""
-    alarms = [false_alarms(one.evidence, one.judgement) for one in comparisons]
-    known = [_known(one) for one in comparisons]
-    ratios = np.concatenate([one.judgement.projection[k] for one, k in zip(comparisons, known, strict=True)])
-    held = np.concatenate([_holds_one(one.judgement)[k] for one, k in zip(comparisons, known, strict=True)])
-    statuses = Counter(str(status) for one in comparisons for status in one.judgement.status)
+    """Summary of a null over all its comparisons."""
+    alarms = [false_alarms(comparison.evidence, comparison.judgement) for comparison in comparisons]
+    known = [_known(comparison) for comparison in comparisons]
+    ratios = np.concatenate(
+        [comparison.judgement.projection[k] for comparison, k in zip(comparisons, known, strict=True)]
+    )
+    held = np.concatenate(
+        [_holds_one(comparison.judgement)[k] for comparison, k in zip(comparisons, known, strict=True)]
+    )
+    statuses = Counter(str(status) for comparison in comparisons for status in comparison.judgement.status)
     return NullResult(
         null=null,
         settings=settings,
         checkpoints=rate(sum(bool(part.any()) for part in alarms), len(comparisons)),
         features=rate(
             sum(int(part.sum()) for part in alarms),
-            sum(judged_features(one, part) for one, part in zip(comparisons, alarms, strict=True)),
+            sum(judged_features(comparison, part) for comparison, part in zip(comparisons, alarms, strict=True)),
         ),
-        significant=sum(_significant(one, policy) for one in comparisons),
-        emerged=sum(int((one.new & one.evidence.born_here).sum()) for one in comparisons),
-        discovered=sum(int((one.new & ~one.evidence.born_here).sum()) for one in comparisons),
+        significant=sum(_significant(comparison, policy) for comparison in comparisons),
+        emerged=sum(int((comparison.new & comparison.evidence.born_here).sum()) for comparison in comparisons),
+        discovered=sum(int((comparison.new & ~comparison.evidence.born_here).sum()) for comparison in comparisons),
         statuses=dict(statuses),
         alerts=would_alert,
         ratio_quantiles={f"{p:g}": round(float(np.percentile(ratios, p)), 6) for p in PERCENT} if len(ratios) else {},
@@ -96,7 +88,7 @@ def result(
 
 
 def summed_grid(results: Sequence[NullResult]) -> list[GridRow]:
-    """The grids of several nulls as one."""
+    """The grids of several nulls, added up."""
     return [
         rows[0].model_copy(
             update={
@@ -104,42 +96,42 @@ def summed_grid(results: Sequence[NullResult]) -> list[GridRow]:
                 "features": total([row.features for row in rows]),
             }
         )
-        for rows in zip(*(one.grid for one in results if one.grid), strict=True)
+        for rows in zip(*(result.grid for result in results if result.grid), strict=True)
     ]
 
 
-def rehearsed(
-    session: Session, family_id: str, comparisons: Sequence[Comparison], before: dict[int, str]
+def rehearse_rules(
+    session: Session, family_id: str, comparisons: Sequence[ParentComparison], before: dict[int, str]
 ) -> list[WouldAlert]:
-    """The family's alert rules against each comparison, raising nothing. before: number -> status at the checkpoint."""
-    met: dict[str, WouldAlert] = {}
-    for one in comparisons:
-        pairs = zip(one.numbers.tolist(), one.judgement.status, strict=True)
-        came = {number: (before.get(number), str(status)) for number, status in pairs}
-        for rule, features in alerts.rehearse(session, family_id=family_id, came=came):
-            entry = met.setdefault(rule.id, WouldAlert(rule=rule.id, name=rule.name, comparisons=0, features=0))
+    """Alerts that the family's rules would raise for each comparison. before: number -> status at the checkpoint."""
+    would_alert: dict[str, WouldAlert] = {}
+    for comparison in comparisons:
+        pairs = zip(comparison.numbers.tolist(), comparison.judgement.status, strict=True)
+        transitions = {number: (before.get(number), str(status)) for number, status in pairs}
+        for rule, features in alerts.rehearse(session, family_id=family_id, came=transitions):
+            entry = would_alert.setdefault(rule.id, WouldAlert(rule=rule.id, name=rule.name, comparisons=0, features=0))
             entry.comparisons += 1
             entry.features += features
-    return list(met.values())
+    return list(would_alert.values())
 
 
-def _known(one: Comparison) -> Bools:
-    """Features that were there and have a ratio."""
-    return np.isfinite(one.judgement.projection) & one.evidence.there_before & ~one.new
+def _known(comparison: ParentComparison) -> Bools:
+    """bool [m] features that existed before and have a ratio."""
+    return np.isfinite(comparison.judgement.projection) & comparison.evidence.there_before & ~comparison.new
 
 
 def _holds_one(judgement: Judgement) -> Bools:
     return (judgement.projection_lo <= 1 + SLACK) & (judgement.projection_hi >= 1 - SLACK)
 
 
-def _significant(one: Comparison, policy: Policy) -> int:
-    ratio, q = one.judgement.projection, np.nan_to_num(one.judgement.q_value, nan=1.0)
+def _significant(comparison: ParentComparison, policy: Policy) -> int:
+    ratio, q = comparison.judgement.projection, np.nan_to_num(comparison.judgement.q_value, nan=1.0)
     outside = (ratio < policy.suppressed_below) | (ratio > policy.amplified_above)
-    return int((_known(one) & (q <= one.judgement.level) & outside).sum())
+    return int((_known(comparison) & (q <= comparison.judgement.level) & outside).sum())
 
 
 def _grid(policy: Policy) -> list[tuple[Thresholds, bool]]:
-    """The family's own thresholds first, then the others, from wide to narrow."""
+    """(thresholds, whether they are the family's own): the family's first, then others from wide to narrow."""
     own = Thresholds(suppressed_below=policy.suppressed_below, amplified_above=policy.amplified_above, fdr=policy.fdr)
     points = [
         Thresholds(suppressed_below=band, amplified_above=round(1 / band, 4), fdr=fdr)
@@ -148,14 +140,14 @@ def _grid(policy: Policy) -> list[tuple[Thresholds, bool]]:
     return [(own, True), *((point, False) for point in points if point != own)]
 
 
-def _row(comparisons: Sequence[Comparison], policy: Policy, point: Thresholds, current: bool) -> GridRow:
-    """The same evidence, judged by other thresholds."""
+def _row(comparisons: Sequence[ParentComparison], policy: Policy, point: Thresholds, current: bool) -> GridRow:
+    """The same evidence judged by other thresholds."""
     changed = policy.model_copy(update=point.model_dump())
     parts: list[tuple[Rate, Rate]] = []
-    for one in comparisons:
-        judgement = judge(one.evidence, changed)
-        alarms = false_alarms(one.evidence, judgement)
-        of = judged_features(one, alarms)
+    for comparison in comparisons:
+        judgement = judge(comparison.evidence, changed)
+        alarms = false_alarms(comparison.evidence, judgement)
+        of = judged_features(comparison, alarms)
         parts.append((rate(int(alarms.any()), 1), rate(int(alarms.sum()), of)))
     checkpoints, features = total([part[0] for part in parts]), total([part[1] for part in parts])
     return GridRow(**point.model_dump(), current=current, checkpoints=checkpoints, features=features)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
@@ -25,7 +25,7 @@ from featurewatch.workers.activations import (
     open_activations,
     save_documents,
 )
-from featurewatch.workers.activations.corpus import corpus_digest
+from featurewatch.workers.activations.corpus import Document, corpus_digest
 from featurewatch.workers.activations.identity import Reference, Verified
 from featurewatch.workers.activations.models import compute_dtype
 from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
@@ -40,15 +40,26 @@ from featurewatch.workers.pipelines.shared.sources import BLOCK, Activations, no
 log = structlog.get_logger("featurewatch.worker")
 
 
-def harvest_activations(execution: Execution, context: OnboardingContext) -> tuple[str, Activations, dict[str, Any]]:
-    """Name of the artifact folder, the activations in it, and the family's positions."""
+class Harvest(NamedTuple):
+    """A harvested checkpoint."""
+
+    folder: str
+    """The artifact"""
+    activations: Activations
+    positions: dict[str, Any]
+    """The family's"""
+
+
+def harvest_activations(execution: Execution, context: OnboardingContext) -> Harvest:
+    """Read the checkpoint's activations, unless they are stored already."""
     documents = None if context.uri.startswith(ACTIVATIONS_PREFIX) else corpus_copy(execution, context)
     name = activations_of(execution, context, documents)
     folder = execution.artifacts.path(name)
     activations = open_sources(execution, context, folder)
     log.info("activations", positions=activations.opened.n_positions, valid=int(activations.valid.sum()),
              widths=dict(zip(activations.hook_points, activations.widths, strict=True)))  # fmt: skip
-    return name, activations, context.positions or _positions(execution, context, folder, activations, documents)
+    positions = context.positions or _positions(execution, context, folder, activations, documents)
+    return Harvest(name, activations, positions)
 
 
 def open_earlier(execution: Execution, context: OnboardingContext, kept: EarlierCheckpoint) -> Activations:
@@ -134,8 +145,7 @@ def corpus_copy(execution: Execution, context: OnboardingContext) -> dict[str, A
             "the family's positions came with activations and have no text, so no model can be read at them; "
             "bring activations of this checkpoint along too",
         )
-    roots, corpus = execution.settings.root_dirs, context.corpus
-    documents = load_corpus(corpus["uri"], corpus["max_documents"], roots, context_length=corpus["context_length"])
+    documents = read_corpus(execution, context.corpus)
     digest = corpus_digest(documents)
     artifact = context.artifact("documents", suffix=".jsonl", content=digest)
     with execution.artifacts.create(artifact) as place:
@@ -143,6 +153,12 @@ def corpus_copy(execution: Execution, context: OnboardingContext) -> dict[str, A
     with execution.write() as session:
         copy = {"artifact": artifact, "digest": digest, "count": len(documents)}
         return families.keep_documents(session, context.family_id, copy)
+
+
+def read_corpus(execution: Execution, corpus: dict[str, Any]) -> list[Document]:
+    """The documents of a family's corpus, from its source. RunErrors of `load_corpus`."""
+    roots = execution.settings.root_dirs
+    return load_corpus(corpus["uri"], corpus["max_documents"], roots, context_length=corpus["context_length"])
 
 
 def harvest_spec(

@@ -1,52 +1,78 @@
-"""Stage judge: statuses from measurements, and the one transaction that writes everything."""
+"""Stage judge: statuses from measurements."""
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
-import structlog
 
 from featurewatch.service.verdicts import logic as verdicts
-from featurewatch.service.verdicts.judge import BASELINE_Z, Evidence, Judgement, Successor, judge, standard_error
+from featurewatch.service.verdicts.judge import (
+    BASELINE_Z,
+    GONE,
+    Evidence,
+    Judgement,
+    Successor,
+    judge,
+    standard_error,
+)
 from featurewatch.service.verdicts.origins import held
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.basis import Basis
-from featurewatch.workers.pipelines.shared.context import OnboardingContext
-from featurewatch.workers.pipelines.shared.sources import Activations
-from featurewatch.workers.pipelines.stages.measure import Measures, appearance, firing
+from featurewatch.workers.pipelines.shared.pairing import ParentPair
+from featurewatch.workers.pipelines.stages.measure import Measurements, appearance, firing
 from featurewatch.workers.verdicts.succession import Share, shares
 
-log = structlog.get_logger("featurewatch.worker")
-
 STRENGTHENED = 1.5
-"""A feature that grew by this may be the successor of one that weakened, beside those that are new."""
+"""A feature that grew by this factor may be the successor of one that weakened, like one that is new."""
 
 
-def judge_features(
-    context: OnboardingContext,
-    basis: Basis,
-    measures: Measures,
-    activations: Activations,
-    gone: list[int],
-    readability_before: np.ndarray,
-) -> tuple[Evidence, Judgement]:
-    """Evidence and judgement of every feature.
+@dataclass
+class ParentComparison:
+    """A checkpoint measured against its parent, and the verdict on every feature."""
 
-    gone: numbers that are not there at the parent; readability_before: [m] at the parent, NaN where it has none.
-    """
-    firings, documents = firing(basis, activations.document)
-    replicates = {key: value.numpy() for key, value in measures.replicates.items()}
-    found = appearance(
-        measures.born_share, measures.born_share_se, measures.replicates["strength_ratio"], measures.baseline_z
+    pair: ParentPair
+    basis: Basis
+    measurements: Measurements
+    evidence: Evidence
+    judgement: Judgement
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """int64 [m] feature numbers."""
+        return self.basis.numbers.numpy()
+
+    @property
+    def new(self) -> np.ndarray:
+        """bool [m] columns that the extension appended."""
+        return self.basis.born.numpy()
+
+    @property
+    def gone(self) -> list[int]:
+        """Numbers of the features that are gone at the checkpoint."""
+        gone = np.array([status in GONE for status in self.judgement.status], dtype=bool)
+        return self.basis.numbers[gone].tolist()  # type: ignore[no-any-return]
+
+
+def judge_pair(execution: Execution, pair: ParentPair, basis: Basis, measurements: Measurements) -> ParentComparison:
+    """Judge every feature by its measurements and by what is known of it at the parent."""
+    policy, replicates = pair.context.policy, {key: value.numpy() for key, value in measurements.replicates.items()}
+    firings, documents = firing(basis, pair.activations.document)
+    at_parent = appearance(
+        measurements.born_share,
+        measurements.born_share_se,
+        measurements.replicates["strength_ratio"],
+        measurements.baseline_z,
     )
-    readability = measures.per_hook["readability"].amax(0).numpy()
+    readability = measurements.per_hook["readability"].amax(0).numpy()
+    before = _readability_at_parent(execution, pair, basis)
+    readability_before = np.where(np.isnan(before), measurements.parent_readability.numpy(), before)
     squared = replicates["strength"] ** 2
     written = squared[0] >= BASELINE_Z * standard_error(squared)
-    readable = np.nan_to_num(readability) >= context.policy.min_readability
-    parents = measures.parent_readability.numpy()
-    readability_before = np.where(np.isnan(readability_before), parents, readability_before)
-    # Of the new columns those are new features that are surely written here, can be read here, and are not held by
-    # the parent as well: those that it holds were there before.
-    born = basis.born.numpy() & written & readable & ~held(found, readability, readability_before, context.policy)
+    readable = np.nan_to_num(readability) >= policy.min_readability
+    # A new column is a new feature if it is surely written here, can be read here, and the parent does not have it.
+    # A joint fit appends no columns: any of them may be new.
+    candidate = basis.born.numpy() if pair.parent_readability is None else np.ones(basis.code.m, dtype=bool)
+    born = candidate & written & readable & ~held(at_parent, readability, readability_before, policy)
     evidence = Evidence(
         projection=replicates["projection"],
         strength_ratio=replicates["strength_ratio"],
@@ -55,22 +81,32 @@ def judge_features(
         documents=documents,
         readability=readability,
         readability_before=readability_before,
-        baseline_z=measures.baseline_z.numpy(),
-        there_before=~np.isin(basis.numbers.numpy(), gone),
+        baseline_z=measurements.baseline_z.numpy(),
+        there_before=~np.isin(basis.numbers.numpy(), pair.gone),
         born_here=born,
-        comparison=context.comparison,
+        comparison=pair.context.comparison,
     )
-    first = judge(evidence, context.policy)
+    first = judge(evidence, policy)
     candidates = np.flatnonzero(born | (np.nan_to_num(first.projection) > STRENGTHENED))
     strength, ratio = replicates["strength"][0], replicates["strength_ratio"][0]
-    before = np.nan_to_num(strength / np.where(ratio > 0, ratio, np.nan))
-    carried = shares(basis.code.to_scipy(), np.flatnonzero(first.weakened), candidates, before, strength)
-    evidence.successors = _successors(carried)
-    return evidence, judge(evidence, context.policy)
+    strength_before = np.nan_to_num(strength / np.where(ratio > 0, ratio, np.nan))
+    weakened = np.flatnonzero(first.weakened)
+    evidence.successors = _successors(shares(basis.code.to_scipy(), weakened, candidates, strength_before, strength))
+    return ParentComparison(pair, basis, measurements, evidence, judge(evidence, policy))
+
+
+def _readability_at_parent(execution: Execution, pair: ParentPair, basis: Basis) -> np.ndarray:
+    """[m] NaN for features that the parent's code does not have."""
+    if pair.parent_readability is not None:
+        return pair.parent_readability
+    if pair.context.parent is None:
+        return np.full(basis.code.m, np.nan, dtype=np.float32)
+    with execution.read() as session:
+        return verdicts.readability(session, pair.context.parent.id, basis.numbers.numpy())
 
 
 def _successors(carried: dict[int, dict[int, Share]]) -> dict[int, list[Successor]]:
-    """Name the kinds: one successor, one of several, or one that takes the place of several."""
+    """Successors of each weakened feature with their kind: replaced, split or merged."""
     taken = Counter(candidate for named in carried.values() for candidate in named)
     return {
         column: [
@@ -85,19 +121,3 @@ def _kind(predecessors: int, successors: int) -> str:
     if predecessors > 1:
         return "merged"
     return "split" if successors > 1 else "replaced"
-
-
-def readability_at_parent(execution: Execution, context: OnboardingContext, basis: Basis) -> np.ndarray:
-    """[m] of the basis' features, NaN of those that the parent's code does not have."""
-    if context.parent is None:
-        return np.full(basis.code.m, np.nan, dtype=np.float32)
-    with execution.read() as session:
-        return verdicts.readability(session, context.parent.id, basis.numbers.numpy())
-
-
-def gone_at_parent(execution: Execution, context: OnboardingContext) -> list[int]:
-    """Numbers of the features that the parent lost, or had lost before."""
-    if context.parent is None:
-        return []
-    with execution.read() as session:
-        return verdicts.gone(session, context.parent.id)
