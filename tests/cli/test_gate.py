@@ -62,7 +62,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pip needs of this checkout; it leaves a build in it."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("featurewatch", "service", "workers", "migrations"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "requirements").mkdir()
@@ -260,7 +260,7 @@ def test_the_action_installs_its_own_version(tmp_path: Path, checkout: Path, bar
     home = tmp_path / "featurewatch"
     assert (tmp_path / "path").read_text(encoding="utf-8") == f"{home}/bin\n"
     assert (home / "bin" / "featurewatch").exists()
-    assert list(home.glob("lib/python*/site-packages/service/cli/gate/rules.py"))
+    assert list(home.glob("lib/python*/site-packages/featurewatch/service/cli/gate/rules.py"))
     lock = checkout / "requirements" / "base.lock"
     text = lock.read_text(encoding="utf-8")
     lock.write_text(re.sub(r"^alembic==[\d.]+", "alembic==0.0.1", text, flags=re.M), encoding="utf-8")
