@@ -12,9 +12,9 @@ from torch import Tensor
 from benchmarks.peers.participant import Participant, Trained
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import fit
-from featurewatch.workers.crosscoder.gradients import choose
+from featurewatch.workers.crosscoder.fit.gradients import choose
 from featurewatch.workers.crosscoder.parallel import Parallel
-from featurewatch.workers.crosscoder.select import PreActivations, Scratch
+from featurewatch.workers.crosscoder.preactivations import PreActivations, Scratch
 
 RATE = 4e-3
 """The best of 0.001, 0.002, 0.004 and 0.006: so short a fit wants a larger one than the default, 0.002."""

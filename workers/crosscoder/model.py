@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featurewatch.workers.crosscoder import select
+from featurewatch.workers.crosscoder import preactivations as select
 from featurewatch.workers.crosscoder.code import Code, concatenate_rows
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.parallel import Parallel

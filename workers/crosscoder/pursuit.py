@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.crosscoder.gradients import view
+from featurewatch.workers.crosscoder.fit.gradients import view
 from featurewatch.workers.crosscoder.kernels import kth_largest, row_dots
 from featurewatch.workers.crosscoder.model import Crosscoder
-from featurewatch.workers.crosscoder.select import PreActivations, Scratch
+from featurewatch.workers.crosscoder.preactivations import PreActivations, Scratch
 
 STEPS = 4
 """Twice as many change the bias by a tenth."""

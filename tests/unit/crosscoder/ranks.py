@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
-from featurewatch.workers.crosscoder.dealing import collected, dealt
 from featurewatch.workers.crosscoder.fit import FitState, fit, start
+from featurewatch.workers.crosscoder.fit.sharding import collected, dealt
 from featurewatch.workers.crosscoder.model import shared_maps
 from featurewatch.workers.crosscoder.parallel import Parallel
 from featurewatch.workers.pipelines.files import load_state, save_state

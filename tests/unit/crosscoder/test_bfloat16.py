@@ -5,10 +5,10 @@ import torch
 
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import fit, start
-from featurewatch.workers.crosscoder.gradients import choose, gradients, view
+from featurewatch.workers.crosscoder.fit.gradients import choose, gradients, view
 from featurewatch.workers.crosscoder.kernels import entries_over
 from featurewatch.workers.crosscoder.parallel import Parallel
-from featurewatch.workers.crosscoder.select import PreActivations, Scratch
+from featurewatch.workers.crosscoder.preactivations import PreActivations, Scratch
 from tests.unit.crosscoder.planted import dense_code, directions, held
 
 

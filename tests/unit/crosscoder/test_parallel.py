@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.multiprocessing as processes
 
-from featurewatch.workers.crosscoder.dealing import dealt
 from featurewatch.workers.crosscoder.fit import FitState
+from featurewatch.workers.crosscoder.fit.sharding import dealt
 from featurewatch.workers.crosscoder.parallel import Parallel
 from tests.unit.crosscoder.ranks import CASES, MIDDLE, STEPS, begin, load, rank, run, save
 

@@ -7,12 +7,12 @@ import torch
 
 from benchmarks.planted_data import HOOK_POINT, make_lineage, write_checkpoint
 from featurewatch.workers.activations import open_activations
-from featurewatch.workers.crosscoder import select
+from featurewatch.workers.crosscoder import preactivations as select
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import Step, fit, start
 from featurewatch.workers.crosscoder.model import Moments, Normaliser
 from featurewatch.workers.crosscoder.parallel import Parallel
-from featurewatch.workers.crosscoder.select import PreActivations
+from featurewatch.workers.crosscoder.preactivations import PreActivations
 from featurewatch.workers.pipelines.sources import Activations
 from tests.unit.crosscoder.reference import Recording, away_from_start, compare
 

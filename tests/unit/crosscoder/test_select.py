@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from featurewatch.workers.crosscoder import select
+from featurewatch.workers.crosscoder import preactivations as select
 from featurewatch.workers.crosscoder.parallel import Parallel
-from featurewatch.workers.crosscoder.select import Chosen, PreActivations
+from featurewatch.workers.crosscoder.preactivations import Chosen, PreActivations
 
 seeds = st.integers(0, 2**32 - 1)
 

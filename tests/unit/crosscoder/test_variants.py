@@ -8,7 +8,7 @@ import torch
 
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import Step, fit, start
-from featurewatch.workers.crosscoder.gradients import view
+from featurewatch.workers.crosscoder.fit.gradients import view
 from featurewatch.workers.crosscoder.model import Crosscoder, shared_maps
 from featurewatch.workers.crosscoder.parallel import Parallel
 from tests.unit.crosscoder.planted import rotation

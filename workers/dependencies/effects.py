@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from featurewatch.workers.circuits.attribution import Reading
-from featurewatch.workers.circuits.places import Batch, Target, batches, replacing, skipping, watching
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.regress import take_rows
+from featurewatch.workers.dependencies.attribution import Reading
+from featurewatch.workers.dependencies.places import Batch, Target, batches, replacing, skipping, watching
 
 
 @dataclass

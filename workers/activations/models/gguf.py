@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from featurewatch.service.checkpoints.gguf import check_gguf
 from featurewatch.service.kit.digests import ChangedWhileReadError, FileState, sha256
-from featurewatch.workers.activations import sealed
+from featurewatch.workers.activations.sources import sealed
 from featurewatch.workers.activations.tensorfiles import refusals
 from featurewatch.workers.errors import RunError
 

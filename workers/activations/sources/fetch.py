@@ -25,7 +25,7 @@ from featurewatch.service.checkpoints.references import (
     parse_hub,
 )
 from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
-from featurewatch.workers.activations import sealed
+from featurewatch.workers.activations.sources import sealed
 from featurewatch.workers.activations.tensorfiles import read_header, refusals
 from featurewatch.workers.errors import RunError
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from featurewatch.workers.activations.corpus import Document
-from featurewatch.workers.activations.hooks import HookPoint, capture
+from featurewatch.workers.activations.models.hooks import HookPoint, capture
 from featurewatch.workers.activations.positions import DocumentTokens, Positions, Reader, align, define
 from featurewatch.workers.errors import RunError
 

@@ -18,8 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from featurewatch.workers.circuits.linear import linearised
-from featurewatch.workers.circuits.places import (
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.regress import take_rows
+from featurewatch.workers.dependencies.linear import linearised
+from featurewatch.workers.dependencies.places import (
     Batch,
     Dictionary,
     Passage,
@@ -30,8 +32,6 @@ from featurewatch.workers.circuits.places import (
     skipping,
     watching,
 )
-from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.crosscoder.regress import take_rows
 
 Method = Literal["relp", "gradient", "integrated"]
 METHODS: tuple[Method, ...] = ("gradient", "relp", "integrated")

@@ -13,10 +13,10 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from featurewatch.workers.activations.adapters import check_adapter, merge_adapter
-from featurewatch.workers.activations.gguf import convert_gguf
-from featurewatch.workers.activations.hooks import list_hook_points
-from featurewatch.workers.activations.sizes import check_model
+from featurewatch.workers.activations.models.adapters import check_adapter, merge_adapter
+from featurewatch.workers.activations.models.gguf import convert_gguf
+from featurewatch.workers.activations.models.hooks import list_hook_points
+from featurewatch.workers.activations.models.sizes import check_model
 from featurewatch.workers.activations.sources import locate, weight_files
 from featurewatch.workers.activations.tensorfiles import read_header
 from featurewatch.workers.errors import RunError

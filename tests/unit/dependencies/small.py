@@ -6,10 +6,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from featurewatch.workers.activations.hooks import choose_hook_points
-from featurewatch.workers.circuits.attribution import Options, Reading
-from featurewatch.workers.circuits.places import Dictionary, Passage, Target
+from featurewatch.workers.activations.models.hooks import choose_hook_points
 from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.dependencies.attribution import Options, Reading
+from featurewatch.workers.dependencies.places import Dictionary, Passage, Target
 from tests.unit.activations.tiny import make_model
 
 M = 12

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
-from featurewatch.workers.crosscoder.gradients import choose, gradients, view
-from featurewatch.workers.crosscoder.memory import freed_blocks_used_again
+from featurewatch.workers.crosscoder.fit.gradients import choose, gradients, view
+from featurewatch.workers.crosscoder.fit.memory import freed_blocks_used_again
+from featurewatch.workers.crosscoder.fit.order import Order
+from featurewatch.workers.crosscoder.fit.revive import add_auxk, resample
 from featurewatch.workers.crosscoder.model import Crosscoder, initial_crosscoder, tie_designated
-from featurewatch.workers.crosscoder.order import Order
 from featurewatch.workers.crosscoder.parallel import Parallel
-from featurewatch.workers.crosscoder.revive import add_auxk, resample
-from featurewatch.workers.crosscoder.select import PreActivations, Scratch, batch_topk
+from featurewatch.workers.crosscoder.preactivations import PreActivations, Scratch, batch_topk
 
 Batches = Callable[[Tensor], Tensor]
 """Rows (sorted int64 [b]) -> normalised activations float32 [b, D]. NaN columns: the source is not valid there."""

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from transformers import MixtralConfig, MixtralModel
 
-from featurewatch.workers.circuits.linear import linearised
+from featurewatch.workers.dependencies.linear import linearised
 from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import CONFIGS
-from tests.unit.circuits.small import body
+from tests.unit.dependencies.small import body
 
 IDS = torch.tensor([[5, 9, 200, 7, 31, 8], [4, 4, 17, 60, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])

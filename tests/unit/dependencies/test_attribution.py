@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from featurewatch.workers.circuits.attribution import Attribution, Options, Reading, attribute
-from featurewatch.workers.circuits.places import Target, watching
+from featurewatch.workers.dependencies.attribution import Attribution, Options, Reading, attribute
+from featurewatch.workers.dependencies.places import Target, watching
 from featurewatch.workers.errors import RunError
-from tests.unit.circuits.small import OPTIONS, PLACES, reading, target
+from tests.unit.dependencies.small import OPTIONS, PLACES, reading, target
 
 
 def values_at(of: Reading, passage: int, target: Target, x: torch.Tensor) -> torch.Tensor:

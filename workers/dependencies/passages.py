@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featurewatch.workers.circuits.places import Passage, Target
+from featurewatch.workers.dependencies.places import Passage, Target
 
 PER_DOCUMENT = 16
 """Positions of one document that count before other documents do."""

@@ -20,8 +20,8 @@ import numpy as np
 import structlog
 import torch
 
-from featurewatch.workers.activations.reading import Group
-from featurewatch.workers.activations.shards import HarvestSpec, Shards, open_shards, plan_text, shard_name
+from featurewatch.workers.activations.harvest.reading import Group
+from featurewatch.workers.activations.harvest.shards import HarvestSpec, Shards, open_shards, plan_text, shard_name
 from featurewatch.workers.activations.store import FORMAT, MANIFEST
 from featurewatch.workers.activations.tensorfiles import is_whole, load_arrays, write_tensors, write_text
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featurewatch.workers.crosscoder.cg import SAMPLE, ConjugateGradient
 from featurewatch.workers.crosscoder.code import Code, concatenate_rows
 from featurewatch.workers.crosscoder.kernels import ByLatent
+from featurewatch.workers.crosscoder.regress.cg import SAMPLE, ConjugateGradient
 
 Reader = Callable[[Tensor], Tensor]
 """Rows (sorted int64 [b]) -> activations [b, D] of any float type."""

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from featurewatch.workers.circuits.attribution import Options, attribute
-from featurewatch.workers.circuits.effects import Answers, ablated, activations, answer_margins, causal_effects
-from featurewatch.workers.circuits.passages import PER_DOCUMENT, choose_tokens, deal_folds
-from featurewatch.workers.circuits.places import Passage, watching
-from tests.unit.circuits.small import reading, target
+from featurewatch.workers.dependencies.attribution import Options, attribute
+from featurewatch.workers.dependencies.effects import Answers, ablated, activations, answer_margins, causal_effects
+from featurewatch.workers.dependencies.passages import PER_DOCUMENT, choose_tokens, deal_folds
+from featurewatch.workers.dependencies.places import Passage, watching
+from tests.unit.dependencies.small import reading, target
 
 
 def head(x: torch.Tensor) -> torch.Tensor:

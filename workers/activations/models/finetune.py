@@ -12,9 +12,9 @@ import structlog
 import torch
 from torch import Tensor
 
-from featurewatch.workers.activations import models, sealed
-from featurewatch.workers.activations.adapters import merge_adapter
-from featurewatch.workers.activations.sources import locate
+from featurewatch.workers.activations.models import loading
+from featurewatch.workers.activations.models.adapters import merge_adapter
+from featurewatch.workers.activations.sources import locate, sealed
 from featurewatch.workers.activations.tensorfiles import write_text
 from featurewatch.workers.errors import RunError
 
@@ -61,14 +61,14 @@ def fine_tune(
     if (known := _finished(out)) is not None:
         return known
     check()
-    folder = models.locate_model(uri, roots=roots, cache_dir=cache_dir)
-    models.check_memory(folder, device, torch.float32, copies=COPIES)
-    model = models.load_causal(folder)
+    folder = loading.locate_model(uri, roots=roots, cache_dir=cache_dir)
+    loading.check_memory(folder, device, torch.float32, copies=COPIES)
+    model = loading.load_causal(folder)
     if adapter:
         merge_adapter(model.base_model, locate(adapter, roots, cache_dir))
     model.to(device).eval()  # eval: no dropout, so equal seeds give equal weights
-    tokenizer = models.load_tokenizer(folder)
-    length = min(training.context_length, models.max_tokens(model.base_model) or training.context_length)
+    tokenizer = loading.load_tokenizer(folder)
+    length = min(training.context_length, loading.max_tokens(model.base_model) or training.context_length)
     trained_on, held_out = ([_tokens(tokenizer, text, length) for text in part] for part in texts)
     trained_on, held_out = ([ids for ids in part if len(ids) > 1] for part in (trained_on, held_out))
     if not trained_on or not held_out:

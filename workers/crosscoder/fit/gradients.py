@@ -18,12 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featurewatch.workers.crosscoder import select
+from featurewatch.workers.crosscoder import preactivations as select
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.kernels import ByLatent, row_dots
 from featurewatch.workers.crosscoder.model import Crosscoder
 from featurewatch.workers.crosscoder.parallel import Parallel
-from featurewatch.workers.crosscoder.select import Chosen, PreActivations
+from featurewatch.workers.crosscoder.preactivations import Chosen, PreActivations
 
 
 class View(NamedTuple):

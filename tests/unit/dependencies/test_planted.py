@@ -11,12 +11,12 @@ from scipy import sparse
 from benchmarks.circuit_models import Circuit, make_circuit, make_model, write_text
 from featurewatch.service.dependencies import judge
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.workers.activations.hooks import choose_hook_points
-from featurewatch.workers.circuits.attribution import METHODS, Attribution, Method, Options, Reading, attribute
-from featurewatch.workers.circuits.effects import activations, causal_effects
-from featurewatch.workers.circuits.passages import choose_tokens
-from featurewatch.workers.circuits.places import Dictionary, Passage, watching
+from featurewatch.workers.activations.models.hooks import choose_hook_points
 from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.dependencies.attribution import METHODS, Attribution, Method, Options, Reading, attribute
+from featurewatch.workers.dependencies.effects import activations, causal_effects
+from featurewatch.workers.dependencies.passages import choose_tokens
+from featurewatch.workers.dependencies.places import Dictionary, Passage, watching
 
 EARLY, LATE = "resid_post.0", "resid_post.1"
 FOLDS = 20

@@ -21,7 +21,7 @@ from featurewatch.service.checkpoints.contents import ACTIVATIONS, ADAPTER, MODE
 from featurewatch.service.config import Settings
 from featurewatch.service.kit.digests import ChangedWhileReadError, Progress
 from featurewatch.service.kit.paths import PathRefusedError, hold_to_roots
-from featurewatch.workers.activations.sources import locate
+from featurewatch.workers.activations.sources.fetch import locate
 from featurewatch.workers.activations.tensorfiles import refusals
 from featurewatch.workers.errors import RunError
 

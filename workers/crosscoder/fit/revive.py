@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.crosscoder.gradients import View
+from featurewatch.workers.crosscoder.fit.gradients import View
 from featurewatch.workers.crosscoder.kernels import ByLatent, row_dots
 from featurewatch.workers.crosscoder.model import Crosscoder, tie_designated
 from featurewatch.workers.crosscoder.parallel import Parallel

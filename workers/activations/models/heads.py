@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from featurewatch.workers.activations import models
-from featurewatch.workers.activations.adapters import check_adapter, merge_adapter
+from featurewatch.workers.activations.models import loading
+from featurewatch.workers.activations.models.adapters import check_adapter, merge_adapter
 from featurewatch.workers.activations.sources import locate
 from featurewatch.workers.errors import RunError
 
@@ -24,13 +24,13 @@ class WholeModel(NamedTuple):
 
 def load_whole(uri: str, adapter: str | None, *, roots: tuple[Path, ...], device: str, cache_dir: Path) -> WholeModel:
     """A checkpoint with its head where it is a causal language model. RunErrors of `models.load_model`."""
-    folder = models.locate_model(uri, roots=roots, cache_dir=cache_dir)
-    models.check_memory(folder, device, torch.float32)
+    folder = loading.locate_model(uri, roots=roots, cache_dir=cache_dir)
+    loading.check_memory(folder, device, torch.float32)
     try:
-        model = models.load_causal(folder)
+        model = loading.load_causal(folder)
     except RunError:  # an encoder, or a body alone
         body: Any
-        body, tokenizer = models.load_model(
+        body, tokenizer = loading.load_model(
             uri, adapter, roots=roots, device=device, dtype=torch.float32, cache_dir=cache_dir
         )
         return WholeModel(body, None, tokenizer)
@@ -39,7 +39,7 @@ def load_whole(uri: str, adapter: str | None, *, roots: tuple[Path, ...], device
         check_adapter(adapter_folder)
         merge_adapter(model.base_model, adapter_folder)
     model.requires_grad_(False).eval().to(device)
-    return WholeModel(model.base_model, _head(model), models.load_tokenizer(folder))
+    return WholeModel(model.base_model, _head(model), loading.load_tokenizer(folder))
 
 
 def _head(model: Any) -> Callable[[Tensor], Tensor] | None:

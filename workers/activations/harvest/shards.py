@@ -16,9 +16,7 @@ from torch import nn
 from featurewatch.service.kit.digests import sha256
 from featurewatch.workers.activations import models
 from featurewatch.workers.activations.corpus import Document, corpus_digest
-from featurewatch.workers.activations.hooks import HookPoint, choose_hook_points, drop_later_layers, probe
-from featurewatch.workers.activations.positions import Positions, Reader
-from featurewatch.workers.activations.reading import (
+from featurewatch.workers.activations.harvest.reading import (
     Buffers,
     Group,
     TokenizedCorpus,
@@ -27,7 +25,9 @@ from featurewatch.workers.activations.reading import (
     read_batch,
     tokenize_corpus,
 )
-from featurewatch.workers.activations.rounding import Rounding, round_weights
+from featurewatch.workers.activations.models.hooks import HookPoint, choose_hook_points, drop_later_layers, probe
+from featurewatch.workers.activations.models.rounding import Rounding, round_weights
+from featurewatch.workers.activations.positions import Positions, Reader
 from featurewatch.workers.activations.sources import fingerprint, locate, safe_files
 from featurewatch.workers.activations.tensorfiles import is_whole, read_header, write_tensors
 from featurewatch.workers.errors import RunError
