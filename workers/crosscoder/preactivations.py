@@ -1,15 +1,7 @@
-"""Which latents are active: the sparsity functions, each as a selection from a batch's pre-activations.
+"""Pre-activations of a batch, computed block by block.
 
-The encoder's product is made in blocks of rows, and each block is looked through before the next is made, so that the
-pre-activations of a large batch never are in memory as a whole. A batch is never sorted.
-
-    batch_topk  the n k largest f_i ||d_i|| / sqrt(price_i) of the whole batch (Bussmann et al. 2024)
-    topk        the k largest of each position (Gao et al. 2024)
-    l1          all that are positive (Lindsey et al. 2024); a penalty makes them few
-    jumprelu    those where f_i ||d_i|| is over the latent's own threshold (Rajamanoharan et al. 2024)
-
-A selection is a penalty on the number of active latents, and what one saves is the square of its score: so a latent of
-another price competes by the price's root, as the thresholds of `jumprelu` would come out.
+Each block of rows is searched before the next one is computed, so the pre-activations of a large batch are never in
+memory as a whole, and a batch is never sorted.
 """
 
 from collections.abc import Iterator
@@ -19,16 +11,15 @@ import torch
 from torch import Tensor
 
 from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.crosscoder.kernels import active_entries, entries_over, kth_largest, kth_largest_of_rows
-from featurewatch.workers.crosscoder.parallel import Parallel
+from featurewatch.workers.crosscoder.kernels import entries_over
 
 BLOCK_BYTES = 2**28
-"""Pre-activations of one block."""
+"""Size of one block of pre-activations."""
 LEAST_BLOCK = 64
-"""Rows of a block at least: a product of fewer is not efficient."""
+"""Minimum rows of a block: a product of fewer rows is inefficient."""
 
 
-class Found(NamedTuple):
+class Entries(NamedTuple):
     """Entries of a batch's pre-activations."""
 
     places: Tensor
@@ -40,17 +31,18 @@ class Found(NamedTuple):
 
 
 class Scratch:
-    """Memory for a block's pre-activations that is used again in every step: fresh memory costs more than the product
-    of a few rows, as the system clears it page by page.
+    """Memory for one block of pre-activations, reused by every step.
 
-    dtype: in which the product is made and kept. bfloat16 pays where the hardware computes in it.
+    Fresh memory costs more than the product of a few rows, because the system clears it page by page.
+
+    dtype: of the product. bfloat16 pays off on hardware that computes in it.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
         self.pre = self.over = torch.empty(0)
-        self.holds: object = None
-        """Whose pre-activations are in it, all of them"""
+        self.owner: object = None
+        """The batch whose pre-activations it holds in full"""
 
     def fit(self, rows: int, m: int, like: Tensor) -> None:
         """Make room for [rows, m]."""
@@ -60,9 +52,9 @@ class Scratch:
 
 
 class PreActivations:
-    """`x encoder' + bias` of a batch [n, D], made block by block: [n, m].
+    """`x encoder' + bias` of a batch [n, D], computed block by block: [n, m].
 
-    Blocks come without the bias: to add it to the few entries that are looked at is cheaper than to all.
+    Blocks come without the bias: adding it to the few entries that matter is cheaper than adding it to all.
     """
 
     def __init__(self, x: Tensor, encoder: Tensor, bias: Tensor, scratch: Scratch) -> None:
@@ -71,124 +63,40 @@ class PreActivations:
         self.token = object()
 
     def blocks(self) -> Iterator[Tensor]:
-        """`x encoder'` of consecutive rows [c, m], to be read only; each is gone when the next is asked for.
+        """`x encoder'` of consecutive rows [c, m]. Read-only, and valid until the next block is requested.
 
-        What fits into one block is made once, however often it is asked for.
+        A batch that fits into one block is computed once, however often it is iterated.
         """
         size = min(self.n, max(LEAST_BLOCK, BLOCK_BYTES // (4 * self.m)))
-        made = self.scratch.holds is self.token and size == self.n
-        if not made:
-            self.scratch.holds = None
+        ready = self.scratch.owner is self.token and size == self.n
+        if not ready:
+            self.scratch.owner = None
             self.scratch.fit(size, self.m, self.x)
             x, transposed = self.x.to(self.scratch.dtype), self.encoder.to(self.scratch.dtype).T
         for start in range(0, self.n, size):
             out = self.scratch.pre[: min(size, self.n - start)]
-            if not made:
+            if not ready:
                 torch.mm(x[start : start + size], transposed, out=out)
             yield out
-        self.scratch.holds = self.token
+        self.scratch.owner = self.token
 
     def head(self, rows: int) -> Tensor:
-        """Of the first rows alone: [rows, m]."""
+        """Pre-activations of the first rows: [rows, m]."""
         return torch.addmm(self.bias, self.x[:rows], self.encoder.T)
 
-    def search(self, floor: Tensor) -> Found:
-        """Entries over `floor` [m] (at least 0)."""
+    def search(self, floor: Tensor) -> Entries:
+        """Entries over `floor` [m], which must be at least 0."""
         places, values, rows, floor = [], [], 0, floor - self.bias
         for product in self.blocks():
-            found = entries_over(product, floor, self.scratch.over[: len(product)])
-            values.append(product.flatten().index_select(0, found))
-            places.append(found + rows * self.m if rows else found)
+            over = entries_over(product, floor, self.scratch.over[: len(product)])
+            values.append(product.flatten().index_select(0, over))
+            places.append(over + rows * self.m if rows else over)
             rows += len(product)
-        every = torch.cat(places)
-        latents = (every % self.m).int()
-        return Found(every, latents, torch.cat(values).float().add_(self.bias.index_select(0, latents)))
+        all_places = torch.cat(places)
+        latents = (all_places % self.m).int()
+        return Entries(all_places, latents, torch.cat(values).float().add_(self.bias.index_select(0, latents)))
 
     def code(self, places: Tensor, latents: Tensor, values: Tensor) -> Code:
-        """Entries (flat places, ascending, and their latents) as a code with int32 indices."""
+        """Entries (ascending flat places, and their latents) as a code with int32 indices."""
         bounds = torch.arange(self.n + 1, device=places.device) * self.m
         return Code(torch.searchsorted(places, bounds, out_int32=True), latents, values, self.m)
-
-
-class Chosen(NamedTuple):
-    """What a selection found."""
-
-    code: Code
-    """Active entries; of `jumprelu` those near their threshold as well, with the value 0."""
-    pre: Tensor
-    """[nnz] pre-activations of the entries"""
-    cut: float
-    """The smallest score that was selected: where the next search starts"""
-
-
-def batch_topk(pre: PreActivations, weights: Tensor, count: int, cut: float, parallel: Parallel) -> Chosen:
-    """The `count` largest positive `pre_i weights_i` over the batches of all ranks.
-
-    The last step's threshold is nearly this one's, so entries a little below it are the only candidates. Where they
-    are too few, or nothing is known yet, the search goes deeper.
-    """
-    if cut <= 0.0:
-        cut = _guess(pre, weights, count, parallel)
-    for factor in (0.97, 0.8, 0.5, 0.0):
-        places, latents, values = pre.search((cut * factor) / weights)
-        if int(parallel.total(len(places))) >= count:
-            break
-    scores = values * weights.index_select(0, latents)
-    pool = parallel.gather(scores)
-    if len(pool) > count:
-        cut = kth_largest(pool, count)
-        keep = active_entries(scores >= cut)
-        if parallel.alone and len(keep) > count:
-            keep = _without_late_ties(scores, keep, cut, count)
-        places, latents, values = (t.index_select(0, keep) for t in (places, latents, values))
-    else:
-        cut = float(pool.min()) if len(pool) else 0.0
-    return Chosen(pre.code(places, latents, values), values, cut)
-
-
-def _guess(pre: PreActivations, weights: Tensor, count: int, parallel: Parallel) -> float:
-    """The threshold of a few rows, for the first step."""
-    sample = pre.head(64)
-    pool = parallel.gather((sample * weights).flatten())
-    share = parallel.total(len(sample)) / parallel.total(pre.n)
-    return max(0.0, kth_largest(pool, max(1, min(len(pool), round(count * share)))))
-
-
-def _without_late_ties(scores: Tensor, keep: Tensor, threshold: float, count: int) -> Tensor:
-    """Ties at the threshold, as where a corpus repeats itself: the later ones of them go."""
-    tied = (scores[keep] == threshold).nonzero().squeeze(1)[count - len(keep) :]
-    kept = torch.ones_like(keep, dtype=torch.bool)
-    kept[tied] = False
-    return keep[kept]
-
-
-def topk(pre: PreActivations, weights: Tensor, k: int, parallel: Parallel) -> Chosen:
-    """The k largest positive `pre_i weights_i` of each position; of several that are equal there, all."""
-    places, values, rows = [], [], 0
-    for product in pre.blocks():
-        scores = torch.add(product, pre.bias).mul_(weights)
-        if parallel.latent == 1:
-            least = kth_largest_of_rows(scores, min(k, pre.m))
-        else:
-            every = parallel.over_latents(scores.topk(min(k, pre.m), dim=1).values, dim=1)
-            least = every.topk(min(k, every.shape[1]), dim=1).values[:, -1:]
-        found = active_entries((scores >= least) & (scores > 0))
-        values.append(product.flatten().index_select(0, found))
-        places.append(found + rows * pre.m)
-        rows += len(product)
-    found = torch.cat(places)
-    latents = (found % pre.m).int()
-    chosen = torch.cat(values).float().add_(pre.bias.index_select(0, latents))
-    return Chosen(pre.code(found, latents, chosen), chosen, 0.0)
-
-
-def relu(pre: PreActivations) -> Chosen:
-    """All positive entries."""
-    places, latents, values = pre.search(torch.zeros_like(pre.bias))
-    return Chosen(pre.code(places, latents, values), values, 0.0)
-
-
-def jumprelu(pre: PreActivations, floor: Tensor, bandwidth: float) -> Chosen:
-    """Entries over `floor` [m] (the threshold in units of the pre-activation), and those within half a kernel below."""
-    places, latents, values = pre.search(floor * (1 - bandwidth / 2))
-    return Chosen(pre.code(places, latents, values * (values > floor[latents])), values, 0.0)

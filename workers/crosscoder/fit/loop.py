@@ -1,10 +1,9 @@
-"""Fitting a crosscoder: steps of Adam on `gradients`, on one process or on a grid of them.
+"""Fitting a crosscoder: steps of Adam on `gradients`, in one process or a grid of processes.
 
-A fit is a function of its data, its configuration and nothing else: every random draw comes from seed and step, so a
-fit that is stopped anywhere and goes on from its saved state ends bit by bit the same.
+A fit is a function of its data and configuration alone. Every random draw derives from the seed and the step, so a fit
+that is interrupted and resumed from its saved state ends with exactly the same bits.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,31 +12,31 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
-from featurewatch.workers.crosscoder.fit.gradients import choose, gradients, view
+from featurewatch.workers.crosscoder.fit.gradients import gradients, view
 from featurewatch.workers.crosscoder.fit.memory import freed_blocks_used_again
 from featurewatch.workers.crosscoder.fit.order import Order
 from featurewatch.workers.crosscoder.fit.revive import add_auxk, resample
-from featurewatch.workers.crosscoder.model import Crosscoder, initial_crosscoder, tie_designated
+from featurewatch.workers.crosscoder.model import DECODER_BIAS, Crosscoder, initial_crosscoder, tie_designated
 from featurewatch.workers.crosscoder.parallel import Parallel
-from featurewatch.workers.crosscoder.preactivations import PreActivations, Scratch, batch_topk
+from featurewatch.workers.crosscoder.preactivations import PreActivations, Scratch
 
 Batches = Callable[[Tensor], Tensor]
-"""Rows (sorted int64 [b]) -> normalised activations float32 [b, D]. NaN columns: the source is not valid there."""
+"""Rows (sorted int64 [b]) -> normalised activations float32 [b, D]; NaN where a source is invalid."""
 
 
 @dataclass
 class FitState:
-    """All that a fit needs to go on where it stopped, bit by bit the same."""
+    """Everything that a fit needs to resume with the same bits."""
 
     model: Crosscoder
     moments: list[tuple[Tensor, Tensor]]
-    """Adam's two moments of each parameter, in the order of `Crosscoder.parameters`."""
+    """Adam's moments of each parameter, in the order of `Crosscoder.parameters`"""
     silent: Tensor
     """int64 [m]: positions since each latent last fired"""
     fired: Tensor
     """int64 [m]: firings since the last resampling"""
     cut: float = 0.0
-    """The last step's selection threshold: where the next search starts."""
+    """Selection threshold of the last step; the next search starts there"""
     penalty: float = 0.0
     """lambda of the last step"""
     step: int = 0
@@ -52,11 +51,9 @@ def start(
     parallel: Parallel | None = None,
     device: torch.device | str = "cpu",
 ) -> FitState:
-    """The state before the first step: of a rank's latents in a fit over several processes."""
+    """The initial state: of this rank's latents in a fit over several processes."""
     latents = None if parallel is None else parallel.latents(config.n_features)
     model = initial_crosscoder(config, layout, maps=maps, latents=latents, device=device)
-    if config.sparsity == "jumprelu":
-        model.threshold = torch.zeros(model.m, device=device)
     return FitState(
         model=model,
         moments=[(torch.zeros_like(p), torch.zeros_like(p)) for p in model.parameters()],
@@ -74,22 +71,24 @@ def start_from(
     maps: tuple[Tensor, ...] = (),
     device: torch.device | str = "cpu",
 ) -> FitState:
-    """The state before the first step of a fit that goes on with the features of another: rows [w, D] are what these
-    write into every source. They take the first latents that are neither designated nor dedicated, in their order; the
-    others start anew. ValueError where there are too few latents."""
+    """The initial state of a fit that continues with features of another one.
+
+    rows: [w, D] their decoder rows in all sources. They take the first latents that are neither designated nor
+    dedicated, in order; all others start at random. Raises ValueError if there are too few latents.
+    """
     state = start(config, layout, maps=maps, device=device)
     model, first, stop = state.model, config.designated, config.designated + len(rows)
     if stop > config.n_features - sum(config.dedicated):
         raise ValueError(f"{len(rows)} features do not fit into {config.n_features} latents")
     model.decoder[first:stop] = model.collect(rows.to(device))
-    # Only directions are taken over, at the size that every latent starts with: Adam's steps are of one size for all.
+    # Only directions carry over, at the norm that every latent starts with, because Adam's steps have one size for all.
     model.decoder[first:stop] *= (config.decoder_norm / model.norms()[first:stop]).unsqueeze(1)
     model.encoder[first:stop] = model.rows()[first:stop]
     return state
 
 
 def learning_rate_at(config: FitConfig, step: int) -> float:
-    """Linear warm-up, a plateau, linear decay to zero."""
+    """Linear warm-up, a plateau, and linear decay to zero."""
     rise = (step + 1) / max(1.0, config.warmup * config.steps)
     fall = (config.steps - step) / max(1.0, config.decay * config.steps)
     return config.learning_rate * min(1.0, rise, fall)
@@ -110,13 +109,12 @@ def fit(
     compute_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> FitState:
-    """Fit a crosscoder on n positions; goes on from `state` where one is given.
+    """Fit a crosscoder on n positions, resuming from `state` if given.
 
-    compute_dtype: of the encoder's product and of what the matrices' gradients are sums of, which is most of the work;
-    all else is float32.
-
-    maps: of a shared decoder. on_step is called after every step: for progress, saving, and for raising to stop.
-    read_ahead is told, of data that is streamed, the first positions of the runs (of `order.RUN`) that come next.
+    compute_dtype: of the encoder's product and of the terms of the matrices' gradients, which are most of the work;
+    everything else is float32. maps: of a shared decoder. on_step: called after every step, to report progress, to
+    save, or to raise. read_ahead: called, for streamed data, with the first positions of the next runs (of
+    `order.RUN`).
     """
     parallel = parallel or Parallel()
     state = state or start(config, layout, maps=maps, parallel=parallel, device=device)
@@ -133,7 +131,7 @@ def fit(
 
 
 class Step:
-    """One step of the fit, with what stays the same over steps. batch: positions of a step over all ranks."""
+    """One step of the fit, holding everything that is constant across steps. batch: positions over all ranks."""
 
     def __init__(
         self,
@@ -152,68 +150,42 @@ class Step:
         self.resample_steps = round(config.steps * config.resample_every)
 
     def __call__(self, state: FitState, x: Tensor) -> None:
-        """Take one step on normalised activations [b, D] of this rank."""
+        """Take one step on this rank's normalised activations [b, D]."""
         config, model, parallel = self.config, state.model, self.parallel
+        sparsity = model.sparsity
         batch = view(model, x, self.draw(state.step))
         pre = PreActivations(batch.inputs, model.encoder, model.encoder_bias, self.scratch)
-        if state.step == 0 and config.sparsity in ("l1", "jumprelu"):
-            self._begin_sparse(state, pre)
-        chosen = choose(model, pre, state.cut, self.batch, parallel)
-        found = gradients(model, batch, chosen, self.weight, state.penalty, self.batch, parallel, self.scratch.dtype)
-        fired = found.fired
+        if state.step == 0:
+            state.penalty = sparsity.start(model, pre, self.batch, parallel)
+        selection = sparsity.select(model, pre, state.cut, self.batch, parallel)
+        loss, grads, fired, error = gradients(
+            model, batch, selection, self.weight, state.penalty, self.batch, parallel, self.scratch.dtype
+        )
         parallel.sum_over_data(fired)
         state.silent += self.batch
         state.silent[fired > 0] = 0
         state.fired += fired
         dead = (state.silent >= self.dead_after).nonzero().squeeze(1)
         if config.aux_weight and parallel.over_latents(state.silent).max() >= self.dead_after:
-            add_auxk(model, batch, found.error, dead, found.gradients, self.weight, parallel)
-        parallel.sum_over_data(*found.gradients)
+            add_auxk(model, batch, error, dead, grads, self.weight, parallel)
+        parallel.sum_over_data(*grads)
         if self.owned is not None:
-            found.gradients[2] *= self.owned
-        self._adam(state, found.gradients)
+            grads[2] *= self.owned
+        self._adam(state, grads)
         tie_designated(model)
-        state.cut = chosen.cut
-        self._follow(state, fired)
+        state.cut = selection.cut
+        sparsity.update(state, fired, self.batch, parallel)
         if self.resample_steps and (state.step + 1) % self.resample_steps == 0:
-            self._resample(state, found.error)
-        state.losses.append(parallel.total(found.loss) / parallel.latent)
+            self._resample(state, error)
+        state.losses.append(parallel.total(loss) / parallel.latent)
         state.step += 1
 
     def draw(self, step: int) -> Tensor | None:
-        """What decides which sources are hidden from the encoder: [b, S] of this rank, uniform in 0 .. 1."""
+        """Uniform draws [b, S] of this rank that decide which sources are hidden; None without source dropout."""
         if not self.config.source_dropout:
             return None
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         return self.parallel.rows(torch.rand(self.batch, len(self.layout.widths), generator=generator))
-
-    def _begin_sparse(self, state: FitState, pre: PreActivations) -> None:
-        """`l1` and `jumprelu` start with k active latents, not with half of them: thresholds where a BatchTopK cuts.
-
-        A latent pays for itself where its share of the loss exceeds lambda, so lambda starts at the score's square.
-        """
-        model, k = state.model, self.config.k
-        norms = model.norms()
-        every = batch_topk(pre, norms, self.batch * k, 0.0, self.parallel)
-        cut = max(every.cut, 1e-6)
-        d = self.layout.width / len(self.layout.widths)
-        if self.config.sparsity == "jumprelu":
-            model.threshold.fill_(math.log(cut))
-            begin = 0.5 * cut * cut / d
-        else:
-            model.encoder_bias.copy_(-cut / norms)
-            begin = cut / d / len(self.layout.widths) ** 0.5
-        state.penalty = begin if self.config.sparsity_weight is None else self.config.sparsity_weight
-
-    def _follow(self, state: FitState, fired: Tensor) -> None:
-        """Inference's threshold (`batch_topk`: the running mean of the batches'), and lambda, which follows k."""
-        if self.config.sparsity == "batch_topk":
-            keep = min(0.9, 1 - 1 / (state.step + 1))
-            state.model.threshold.mul_(keep).add_((1 - keep) * state.cut)
-        elif self.config.sparsity in ("l1", "jumprelu") and self.config.sparsity_weight is None:
-            active = float(self.parallel.sum_over_latents(fired.sum())) / self.batch
-            # A factor of two too many active latents raises lambda by 1% a step.
-            state.penalty *= (max(active, 1e-3) / self.config.k) ** 0.015
 
     def _resample(self, state: FitState, error: Tensor) -> None:
         config = self.config
@@ -225,14 +197,13 @@ class Step:
         seed = config.seed * 1_000_003 + state.step
         weak = resample(state.model, rare, error, self.weight, seed, self.owned, self.parallel)
         state.silent[weak] = 0
-        for first, second in (pair for place, pair in enumerate(state.moments) if place != 3):
+        for first, second in (pair for place, pair in enumerate(state.moments) if place != DECODER_BIAS):
             first[weak] = 0.0
             second[weak] = 0.0
-        if config.sparsity == "jumprelu":
-            state.model.threshold[weak] = self.parallel.over_latents(state.model.threshold).median()
+        state.model.sparsity.restart(state.model, weak, self.parallel)
 
     def _adam(self, state: FitState, gradients: list[Tensor]) -> None:
-        """Adam (0.9, 0.999), fused: one pass over each matrix."""
+        """One step of fused Adam (0.9, 0.999): a single pass over each matrix."""
         parameters = state.model.parameters()
         adam(
             parameters,

@@ -1,18 +1,19 @@
-"""A fit's state among the ranks that share its latents: dealt from a whole one, and collected into one again."""
+"""Sharding a fit's state over the ranks that share its latents, and gathering it again."""
 
 from dataclasses import replace
 
 from torch import Tensor
 
-from featurewatch.workers.crosscoder.fit import FitState
+from featurewatch.workers.crosscoder.fit.loop import FitState
+from featurewatch.workers.crosscoder.model import DECODER_BIAS
 from featurewatch.workers.crosscoder.parallel import Parallel
 
 
 def dealt(state: FitState, parallel: Parallel) -> FitState:
-    """This rank's part of a whole state."""
+    """This rank's shard of a whole state."""
     share = parallel.latents(state.model.m)
     model = state.model
-    part = replace(
+    shard = replace(
         model,
         encoder=model.encoder[share].clone(),
         encoder_bias=model.encoder_bias[share].clone(),
@@ -22,9 +23,9 @@ def dealt(state: FitState, parallel: Parallel) -> FitState:
     )
     return replace(
         state,
-        model=part,
+        model=shard,
         moments=[
-            pair if place == _BIAS else (pair[0][share].clone(), pair[1][share].clone())
+            pair if place == DECODER_BIAS else (pair[0][share].clone(), pair[1][share].clone())
             for place, pair in enumerate(state.moments)
         ],
         silent=state.silent[share].clone(),
@@ -51,12 +52,9 @@ def collected(state: FitState, parallel: Parallel) -> FitState:
         state,
         model=joined,
         moments=[
-            pair if place == _BIAS else (whole(pair[0]), whole(pair[1])) for place, pair in enumerate(state.moments)
+            pair if place == DECODER_BIAS else (whole(pair[0]), whole(pair[1]))
+            for place, pair in enumerate(state.moments)
         ],
         silent=whole(state.silent),
         fired=whole(state.fired),
     )
-
-
-_BIAS = 3
-"""Place of the decoder's bias among `Crosscoder.parameters`: every rank has all of it."""
