@@ -20,9 +20,10 @@ import numpy as np
 import structlog
 import torch
 
+from featurewatch.service.checkpoints.manifest import FILE as MANIFEST
+from featurewatch.service.checkpoints.manifest import FORMAT
 from featurewatch.workers.activations.harvest.reading import Group
 from featurewatch.workers.activations.harvest.shards import HarvestSpec, Shards, open_shards, plan_text, shard_name
-from featurewatch.workers.activations.store import FORMAT, MANIFEST
 from featurewatch.workers.activations.tensorfiles import is_whole, load_arrays, write_tensors, write_text
 
 log = structlog.get_logger("featurewatch.worker")

@@ -7,26 +7,18 @@
 import hashlib
 import json
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from featurewatch.service.checkpoints import weights
+from featurewatch.service.checkpoints import references, weights
 from featurewatch.service.checkpoints.contents import ACTIVATIONS
 from featurewatch.service.checkpoints.faults import UnusableError
-from featurewatch.service.checkpoints.references import (
-    FETCHED,
-    MEMORY,
-    STORES,
-    is_fetched,
-    list_store,
-    listing_digest,
-    parse_hub,
-)
-from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
+from featurewatch.service.checkpoints.references import FETCHED, is_fetched, list_store, listing_digest, parse_hub
+from featurewatch.service.kit.paths import PathRefusedError, hold_to_roots, resolve_under_roots
 from featurewatch.workers.activations.sources import sealed
-from featurewatch.workers.activations.tensorfiles import read_header, refusals
+from featurewatch.workers.activations.tensorfiles import refusals
 from featurewatch.workers.errors import RunError
 
 ACTIVATIONS_PREFIX = ACTIVATIONS
@@ -41,10 +33,8 @@ def locate(uri: str, roots: tuple[Path, ...], cache_dir: Path) -> Path:
         return _local(uri, roots)
     if uri.startswith("hf://"):
         return _from_hub(uri, cache_dir)
-    scheme = uri.partition("://")[0]
-    if scheme not in (*STORES, MEMORY) or "::" in uri or "://" not in uri:
-        known = ", ".join(f"{name}://" for name in ("hf", "file", *STORES))
-        raise RunError("uri-unsupported", f"{uri!r} cannot be read; known are {known}")
+    with refusals():
+        references.check(uri, (uri,))  # which stores are allowed has been checked before
     return _from_store(uri, cache_dir)
 
 
@@ -59,10 +49,9 @@ def _local(uri: str, roots: tuple[Path, ...]) -> Path:
         if not path.exists():
             raise RunError("model-missing", f"{uri} does not exist on the worker")
         if path.is_dir():
-            # A link inside the folder must not lead to a place that could not be named itself.
             for file in path.iterdir():
                 if file.is_symlink():
-                    resolve_under_roots(f"file://{quote(str(file))}", roots)
+                    hold_to_roots(file, roots)
     except PathRefusedError as error:
         raise RunError("path-refused", str(error)) from error
     # A single file under the name that was given: it may be a link to one that is held open.
@@ -109,17 +98,12 @@ def _from_store(uri: str, cache_dir: Path) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files with a model's weights, their headers checked.
+    """The safetensors files with a model's weights.
 
-    RunError `model-missing`, `unsafe-format`, `weights-missing`, `truncated-file`, `shard-missing`, `path-escapes`.
+    Raises RunError `unsafe-format`, `weights-missing`, `truncated-file`, `shard-missing`, `path-escapes`.
     """
-    if not (folder / "config.json").is_file():
-        raise RunError("model-missing", f"{folder.name} has no config.json; it is not a Hugging Face model folder")
     with refusals():
-        files = weights.weight_files(folder) or []
-    for file in files:
-        read_header(file)
-    return files
+        return weights.weight_files(folder)
 
 
 def safe_files(path: Path) -> list[Path]:
