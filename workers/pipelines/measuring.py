@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from featurewatch.service.verdicts.origins import ELSEWHERE, Appearance, elsewhere
-from featurewatch.workers.crosscoder.readout import solve_readout
 from featurewatch.workers.crosscoder.regress import Regression, Solution, select
+from featurewatch.workers.crosscoder.regress.readout import solve_readout
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.dictionary import Basis, References, common_rows
 from featurewatch.workers.pipelines.sources import Activations

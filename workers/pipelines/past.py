@@ -16,8 +16,8 @@ from featurewatch.service.verdicts.judge import BASELINE_Z, Evidence
 from featurewatch.service.verdicts.origins import held
 from featurewatch.service.verdicts.past import Discovered, Past
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.workers.crosscoder.readout import solve_readout
 from featurewatch.workers.crosscoder.regress import Regression, select
+from featurewatch.workers.crosscoder.regress.readout import solve_readout
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.dictionary import Basis, common_rows
 from featurewatch.workers.pipelines.measuring import appearance, columns_of

@@ -21,9 +21,9 @@ from featurewatch.service.kit.artifacts import ArtifactStore, DamagedArtifactErr
 from featurewatch.service.models import Run
 from featurewatch.service.shards import logic, queries
 from featurewatch.workers.activations import HarvestSpec, Positions, load_documents
-from featurewatch.workers.activations.identity import Reference, Verified
-from featurewatch.workers.activations.reading import Group
-from featurewatch.workers.activations.shards import Shards
+from featurewatch.workers.activations.harvest.reading import Group
+from featurewatch.workers.activations.harvest.shards import Shards
+from featurewatch.workers.activations.sources.identity import Reference, Verified
 from featurewatch.workers.activations.tensorfiles import settle
 from featurewatch.workers.execution import Execution
 
