@@ -22,7 +22,7 @@ from featurewatch.workers.labels import prompts
 from featurewatch.workers.labels.endpoint import Endpoint, EndpointError
 from featurewatch.workers.labels.passages import Corpus
 from featurewatch.workers.labels.score import Score, balanced_accuracy
-from featurewatch.workers.pipelines import files
+from featurewatch.workers.pipelines.shared import files
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -33,7 +33,7 @@ AWAY = ("label-endpoint-busy", "label-endpoint-unreachable")
 
 
 @dataclass(frozen=True)
-class _Subject:
+class _LabelInputs:
     """What a run is about."""
 
     corpus: Corpus
@@ -49,7 +49,7 @@ def label(execution: Execution) -> None:
     endpoint = Endpoint(execution.settings, execution.check)
     numbers = [parse_feature_id(one) for one in asked.features or []]
     with execution.stage("label"):
-        subject = _load(execution, numbers)
+        inputs = _load(execution, numbers)
         with execution.read() as session:
             done = label_queries.labelled_by(session, execution.family_id, numbers, execution.run_id)
         log.info("labelling", features=len(numbers), from_before=len(done), model=endpoint.model)
@@ -59,7 +59,7 @@ def label(execution: Execution) -> None:
             if number in done:
                 continue
             try:
-                found = _labelled(endpoint, subject, number)
+                found = _labelled(endpoint, inputs, number)
             except EndpointError as error:
                 failed.append(NotLabelled(feature=feature_id(number), code=error.code, detail=error.detail))
                 log.warning("not labelled", **failed[-1].model_dump())
@@ -95,16 +95,16 @@ def _finish(execution: Execution, asked: LabelIn, model: str, numbers: list[int]
         execution.finish(session, result.model_dump(mode="json"))
 
 
-def _labelled(endpoint: Endpoint, subject: _Subject, number: int) -> labels.ModelLabel:
+def _labelled(endpoint: Endpoint, inputs: _LabelInputs, number: int) -> labels.ModelLabel:
     """A feature's label and its score. EndpointError."""
-    column = subject.columns.get(number)
+    column = inputs.columns.get(number)
     if column is None:
         raise EndpointError("not-in-code", "the checkpoint's code has no such feature: it ended in a re-fit, or is of "
                             "another branch")  # fmt: skip
-    drawn = subject.corpus.draw(column, (subject.generation, number))
+    drawn = inputs.corpus.draw(column, (inputs.generation, number))
     if not drawn.shown:
         raise EndpointError("never-fires", "it fires nowhere on the probe corpus")
-    text = endpoint.ask(prompts.for_label(drawn.shown, subject.promoted[number]), prompts.read_label)
+    text = endpoint.ask(prompts.for_label(drawn.shown, inputs.promoted[number]), prompts.read_label)
     score: Score | None = None
     if drawn.held:
         said = endpoint.ask(
@@ -114,7 +114,7 @@ def _labelled(endpoint: Endpoint, subject: _Subject, number: int) -> labels.Mode
     return labels.ModelLabel(text, endpoint.model, score)
 
 
-def _load(execution: Execution, numbers: list[int]) -> _Subject:
+def _load(execution: Execution, numbers: list[int]) -> _LabelInputs:
     with execution.read() as session:
         positions = verdict_queries.family(session, execution.family_id).positions or {}
         code = verdict_queries.code(session, str(execution.checkpoint_id))
@@ -126,7 +126,7 @@ def _load(execution: Execution, numbers: list[int]) -> _Subject:
     place = load_file(execution.artifacts.path(positions["artifact"]))
     document, start, end = (place[name].numpy() for name in ("document", "start", "end"))
     texts = {one.id: one.text for one in load_documents(execution.artifacts.path(positions["documents"]))}
-    return _Subject(
+    return _LabelInputs(
         Corpus(matrix.to_scipy(), document, start, end, texts),
         {int(number): column for column, number in enumerate(columns)},
         promoted,

@@ -26,9 +26,9 @@ from featurewatch.workers.crosscoder.model import Crosscoder, Normaliser, shared
 from featurewatch.workers.crosscoder.parallel import Parallel
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines import files
-from featurewatch.workers.pipelines.sources import BLOCK, Activations
-from featurewatch.workers.pipelines.work import Work, device_of
+from featurewatch.workers.pipelines.shared import files
+from featurewatch.workers.pipelines.shared.context import OnboardingContext, device_of
+from featurewatch.workers.pipelines.shared.sources import BLOCK, Activations
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -68,9 +68,9 @@ class Members:
             member.opened.read_ahead(rows.numpy(), RUN)
 
 
-def configuration(work: Work, layout: Layout) -> FitConfig:
+def configuration(context: OnboardingContext, layout: Layout) -> FitConfig:
     """The family's options for a fit of these sources."""
-    options: dict[str, Any] = dict(work.crosscoder)
+    options: dict[str, Any] = dict(context.crosscoder)
     dedicated = options.pop("dedicated")
     try:
         return FitConfig(
@@ -82,13 +82,15 @@ def configuration(work: Work, layout: Layout) -> FitConfig:
         raise RunError("bad-crosscoder-options", f"{error}; {layout.n_models} checkpoints are fitted") from error
 
 
-def trained(execution: Execution, work: Work, members: Members, saved: Path, known: Tensor | None = None) -> Crosscoder:
+def train_dictionary(
+    execution: Execution, context: OnboardingContext, members: Members, saved: Path, known: Tensor | None = None
+) -> Crosscoder:
     """Fit on all members; saves itself at `saved` as it goes, and goes on from there bit by bit.
 
     known: [w, D] what features of the last generation write into all sources: the fit starts from them, with as many
     latents as it takes to hold them.
     """
-    config, device = configuration(work, members.layout), device_of(execution)
+    config, device = configuration(context, members.layout), device_of(execution)
     if known is not None:
         held = config.designated + len(known) + sum(config.dedicated)
         config = replace(config, n_features=max(config.n_features, held))
@@ -99,7 +101,7 @@ def trained(execution: Execution, work: Work, members: Members, saved: Path, kno
     if known is not None and not goes_on:
         files.save_state(saved, start_from(known, config, members.layout, maps=maps, device=device))
     log.info("fit", features=config.n_features, k=config.k, steps=config.steps, positions=len(rows), processes=world)
-    watch = _Watch(execution, config, len(rows))
+    watch = FitMonitor(execution, config, len(rows))
     if world > 1:
         return _on_processes(execution, members, config, maps, saved, world, watch)
     state = files.load_state(saved, config, members.layout, device) if saved.exists() else None
@@ -143,7 +145,7 @@ def _maps(members: Members, rows: Tensor) -> tuple[Tensor, ...]:
     return shared_maps([part.T @ widest for part in parts], widths)
 
 
-class _Watch:
+class FitMonitor:
     """Reports a fit's progress, and says when it is to be saved."""
 
     def __init__(self, execution: Execution, config: FitConfig, n: int) -> None:
@@ -178,7 +180,7 @@ class _Watch:
 
 
 @dataclass(frozen=True)
-class _Job:
+class FitJob:
     """What a rank needs to know, as it is sent to its process."""
 
     folders: list[Path]
@@ -201,7 +203,7 @@ def _on_processes(
     maps: tuple[Tensor, ...],
     saved: Path,
     world: int,
-    watch: _Watch,
+    watch: FitMonitor,
 ) -> Crosscoder:
     """Fit on several processes, one for each GPU, which share the latents (the positions where they can't be shared).
 
@@ -210,7 +212,7 @@ def _on_processes(
     saved.parent.mkdir(parents=True, exist_ok=True)
     meeting = saved.with_suffix(".meeting")
     meeting.unlink(missing_ok=True)
-    job = _Job(
+    job = FitJob(
         folders=[member.opened.path for member in members.members],
         hook_points=[member.hook_points for member in members.members],
         normalisers=[Normaliser(*(t.cpu() for t in member.normalised())) for member in members.members],
@@ -249,7 +251,7 @@ def _on_processes(
     return files.load_state(saved, config, members.layout, device_of(execution)).model
 
 
-def _listen(receiver: Any, watch: _Watch) -> None:
+def _listen(receiver: Any, watch: FitMonitor) -> None:
     """Report what rank 0 has said so far; raises what a rank could not go on for."""
     while receiver.poll():
         try:
@@ -280,7 +282,7 @@ def _allowed_children() -> Iterator[None]:
         marks.update(theirs)
 
 
-def _rank(rank: int, job: _Job, sender: Any) -> None:
+def _rank(rank: int, job: FitJob, sender: Any) -> None:
     """One process of the fit. It tells the one that started it what a run is to fail with."""
     try:
         _fit_rank(rank, job, sender)
@@ -289,7 +291,7 @@ def _rank(rank: int, job: _Job, sender: Any) -> None:
         raise
 
 
-def _fit_rank(rank: int, job: _Job, sender: Any) -> None:
+def _fit_rank(rank: int, job: FitJob, sender: Any) -> None:
     torch.set_num_threads(job.threads)
     device = torch.device("cuda", rank) if job.cuda else torch.device("cpu")
     if job.cuda:

@@ -16,7 +16,13 @@ from featurewatch.service.signatures.logic import Found
 from featurewatch.service.signatures.rule import Evidence, Interval, judge
 from featurewatch.service.verdicts.judge import benjamini_hochberg
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.workers.pipelines.eyes import Columns, Eyes, Floats, Place, typical_size
+from featurewatch.workers.pipelines.shared.contrast_reader import (
+    Columns,
+    ContrastReader,
+    Floats,
+    JudgedCheckpoint,
+    typical_size,
+)
 from featurewatch.workers.verdicts.contrast import (
     FOLDS,
     Chosen,
@@ -37,7 +43,7 @@ LEAST_AUROC = 0.6
 
 
 @dataclass(frozen=True)
-class Question:
+class SignatureQuestion:
     """One signature, as a run needs it."""
 
     id: str
@@ -46,16 +52,18 @@ class Question:
     contrast: str
     chosen: list[dict[str, Any]] | None
     """Features of the signature; None: this run chooses them"""
-    baseline: Place
+    baseline: JudgedCheckpoint
     baseline_activations: str | None
     baseline_auroc: float | None
-    before: Place | None
+    before: JudgedCheckpoint | None
     """Nearest ancestor that was read"""
     before_activations: str | None
 
-    def eyes(self, artifacts: ArtifactStore, place: Place, activations: str, hook_points: list[str]) -> Eyes:
+    def reader(
+        self, artifacts: ArtifactStore, place: JudgedCheckpoint, activations: str, hook_points: list[str]
+    ) -> ContrastReader:
         """The rows as a checkpoint's features read them."""
-        return Eyes(artifacts, place, activations, hook_points, means=self.settings["position"] == "mean")
+        return ContrastReader(artifacts, place, activations, hook_points, means=self.settings["position"] == "mean")
 
 
 def paired(theirs: list[str], own: list[str]) -> dict[str, str]:
@@ -66,7 +74,7 @@ def paired(theirs: list[str], own: list[str]) -> dict[str, str]:
 
 
 @dataclass
-class Bench:
+class ContrastExperiment:
     """One contrast set, halved; and how intervals are made of it."""
 
     rows: list[contrast.Kept]
@@ -83,21 +91,27 @@ class Bench:
         folds = min(FOLDS, self.judge.n_groups)
         self.reach = float(stdtrit(folds - 1, 0.975))
 
-    def choose(self, eyes: Eyes, fdr: float) -> Chosen:
+    def choose(self, reader: ContrastReader, fdr: float) -> Chosen:
         """The features that separate the classes on one half."""
-        m = eyes.m * len(eyes.hook_points)
+        m = reader.m * len(reader.hook_points)
         return choose(
-            lambda columns: eyes.block(columns, ~self.judged), m, self.select, most=self.settings["features"], fdr=fdr,
-            least=LEAST_AUROC, seed=self.settings["seed"], to_q=benjamini_hochberg,
-        )  # fmt: skip
+            lambda columns: reader.block(columns, ~self.judged),
+            m,
+            self.select,
+            most=self.settings["features"],
+            fdr=fdr,
+            least=LEAST_AUROC,
+            seed=self.settings["seed"],
+            to_q=benjamini_hochberg,
+        )
 
-    def score(self, eyes: Eyes, columns: Columns, weight: Floats) -> Estimate:
+    def score(self, reader: ContrastReader, columns: Columns, weight: Floats) -> Estimate:
         """AUROC on the other half."""
         if not len(columns):
             return Estimate(0.5, 0.0, 1.0)
-        return auroc(eyes.values(columns, self.judged) @ weight, self.judge, self.settings["seed"])
+        return auroc(reader.values(columns, self.judged) @ weight, self.judge, self.settings["seed"])
 
-    def products(self, now: Eyes, at: Columns, before: Eyes, back: Columns) -> Strengths:
+    def products(self, now: ContrastReader, at: Columns, before: ContrastReader, back: Columns) -> Strengths:
         """What the same features write in two checkpoints, sizes over those of a typical feature."""
         x, y = now.values(at, self.judged), before.values(back, self.judged)
         rows_c, rows_b = now.written(at), before.written(back)
@@ -108,7 +122,7 @@ class Bench:
         size = typical_size(now, before)
         return Strengths(got.now / size**2, got.before, got.both / size)
 
-    def ratios(self, now: Eyes, at: Columns, before: Eyes, back: Columns) -> dict[str, Any]:
+    def ratios(self, now: ContrastReader, at: Columns, before: ContrastReader, back: Columns) -> dict[str, Any]:
         """What the same features write of the difference in two checkpoints (`written`, `before`), and with intervals
         over what they wrote before: the part `along` that, and `size`, whatever its direction."""
         got = self.products(now, at, before, back)
@@ -121,20 +135,20 @@ class Bench:
             "size": interval(written / wrote, self.reach) if known else None,
         }
 
-    def probe(self, now: Eyes, baseline: Eyes) -> tuple[Estimate, Estimate | None]:
+    def probe(self, now: ContrastReader, baseline: ContrastReader) -> tuple[Estimate, Estimate | None]:
         """(AUROC of the checkpoint's own difference of means, distance of the means along the baseline's over its)."""
-        own = _difference(_joined(now.x, ~self.judged), self.select)
-        found = auroc(_joined(now.x, self.judged) @ own, self.judge, self.settings["seed"])
+        own = _difference(solve_jointly(now.x, ~self.judged), self.select)
+        found = auroc(solve_jointly(now.x, self.judged) @ own, self.judge, self.settings["seed"])
         x = [xs @ r for xs, r in zip(baseline.x, now.turns(baseline, self.own), strict=True)]
-        direction = _difference(_joined(x, ~self.judged), self.select)
-        along = [(_joined(part, self.judged) @ direction)[:, None] for part in (now.x, x)]
+        direction = _difference(solve_jointly(x, ~self.judged), self.select)
+        along = [(solve_jointly(part, self.judged) @ direction)[:, None] for part in (now.x, x)]
         one = np.ones((1, 1))
         got = strengths(along[0], along[1], (one, one, one), self.judge)
         # Distances along a line are products with the baseline's, whose own noise is in neither half.
         return found, interval(got.both / got.before, self.reach) if got.before.min() > 0 else None
 
 
-def _joined(x: list[Tensor], rows: NDArray[np.bool_]) -> Floats:
+def solve_jointly(x: list[Tensor], rows: NDArray[np.bool_]) -> Floats:
     return torch.cat([part[torch.from_numpy(rows)] for part in x], 1).double().numpy()
 
 
@@ -143,29 +157,29 @@ def _difference(x: Floats, rows: Rows) -> Floats:
 
 
 def judge_signature(
-    artifacts: ArtifactStore, policy: Policy, place: Place, question: Question, read: dict[str, str]
+    artifacts: ArtifactStore, policy: Policy, place: JudgedCheckpoint, question: SignatureQuestion, read: dict[str, str]
 ) -> Found:
     """Everything about one signature in one checkpoint."""
-    bench = Bench(contrast.load(artifacts.path(question.contrast)), question.settings)
+    experiment = ContrastExperiment(contrast.load(artifacts.path(question.contrast)), question.settings)
     hooks = _hooks(question, question.baseline, place)
-    now = question.eyes(artifacts, place, read[question.id], list(hooks.values()))
-    fresh = bench.choose(now, policy.fdr)
+    now = question.reader(artifacts, place, read[question.id], list(hooks.values()))
+    fresh = experiment.choose(now, policy.fdr)
     carriers = _named(now, fresh)
     if question.chosen is None:
         baseline, features = now, carriers
     else:
         assert question.baseline_activations is not None
-        baseline = question.eyes(artifacts, question.baseline, question.baseline_activations, list(hooks))
+        baseline = question.reader(artifacts, question.baseline, question.baseline_activations, list(hooks))
         features = question.chosen
     asked = [(parse_feature_id(one["feature"]), one["hook_point"]) for one in features]
     columns, known = now.find(asked, hooks if question.chosen is not None else {hook: hook for hook in now.hook_points})
     back = baseline.find(asked, {hook: hook for hook in baseline.hook_points})[0]
     weight = np.array([one["weight"] for one in features])[known] if features else np.zeros(0)
-    bench.own = frozenset(number for number, _ in asked) | {parse_feature_id(one["feature"]) for one in carriers}
-    own = bench.score(now, columns[known], weight)
-    got = bench.ratios(now, columns[known], baseline, back[known]) if known.any() else None
-    held = _held(bench, now, fresh, baseline, hooks, got)
-    anew = bench.score(now, fresh.columns, fresh.weight)
+    experiment.own = frozenset(number for number, _ in asked) | {parse_feature_id(one["feature"]) for one in carriers}
+    own = experiment.score(now, columns[known], weight)
+    got = experiment.ratios(now, columns[known], baseline, back[known]) if known.any() else None
+    held = _held(experiment, now, fresh, baseline, hooks, got)
+    anew = experiment.score(now, fresh.columns, fresh.weight)
     evidence = Evidence(
         strength=_as_interval(got["along"] if got else None),
         auroc=Interval(*own),
@@ -181,32 +195,32 @@ def judge_signature(
         reason = "a re-fit has retired the signature's features; make it anew with a later baseline"
     measured = {
         "strength_ratio": got["along"] if got else None,
-        "change": _change(artifacts, bench, question, now, baseline, asked, columns, known, place),
+        "change": _change(artifacts, experiment, question, now, baseline, asked, columns, known, place),
         "size_ratio": got["size"] if got else None,
         "auroc": own,
         "reselected_auroc": anew,
-    } | dict(zip(("probe_auroc", "probe_ratio"), bench.probe(now, baseline), strict=True))
+    } | dict(zip(("probe_auroc", "probe_ratio"), experiment.probe(now, baseline), strict=True))
     figures = {"strength": _rounded(got["before"] * got["along"].value if got and got["along"] else None)}
     for name, estimate in measured.items():
         figures |= _pair(name, estimate)
     figures |= {"reselected_strength": _rounded(held[0]), "reselected_before": _rounded(held[1])}
-    figures |= _null(bench, now, int(known.sum()))
+    figures |= _null(experiment, now, int(known.sum()))
     return Found(
         signature_id=question.id,
         status=status,
         reason=reason,
-        figures=figures | {"features_read": int(known.sum()), "rows_judged": int(bench.judged.sum())},
+        figures=figures | {"features_read": int(known.sum()), "rows_judged": int(experiment.judged.sum())},
         carriers=carriers,
         chosen=carriers if question.chosen is None else None,
         activations=read[question.id],
     )
 
 
-def _null(bench: Bench, now: Eyes, k: int) -> dict[str, float | None]:
+def _null(experiment: ContrastExperiment, now: ContrastReader, k: int) -> dict[str, float | None]:
     """What random sets of as many features do."""
     found = random_sets(
-        lambda some: (now.values(some, ~bench.judged), now.values(some, bench.judged)),
-        now.live, max(k, 1), bench.select, bench.judge, bench.settings["seed"],
+        lambda some: (now.values(some, ~experiment.judged), now.values(some, experiment.judged)),
+        now.live, max(k, 1), experiment.select, experiment.judge, experiment.settings["seed"],
     )  # fmt: skip
     return {
         "random_auroc": _rounded(float(np.median(found))),
@@ -214,7 +228,7 @@ def _null(bench: Bench, now: Eyes, k: int) -> dict[str, float | None]:
     }
 
 
-def _hooks(question: Question, theirs: Place, place: Place) -> dict[str, str]:
+def _hooks(question: SignatureQuestion, theirs: JudgedCheckpoint, place: JudgedCheckpoint) -> dict[str, str]:
     """Hook points of the baseline that the signature is read at -> this checkpoint's."""
     pairs = paired(theirs.hook_points, place.hook_points)
     wanted = question.settings["hook_points"]
@@ -222,21 +236,33 @@ def _hooks(question: Question, theirs: Place, place: Place) -> dict[str, str]:
 
 
 def _held(
-    bench: Bench, now: Eyes, fresh: Chosen, baseline: Eyes, hooks: dict[str, str], got: dict[str, Any] | None
+    experiment: ContrastExperiment,
+    now: ContrastReader,
+    fresh: Chosen,
+    baseline: ContrastReader,
+    hooks: dict[str, str],
+    got: dict[str, Any] | None,
 ) -> tuple[float, float]:
     """What the features chosen anew write now, and wrote at the baseline, over the signature's strength there."""
     if not len(fresh.columns) or got is None or not got["before"]:
         return 0.0, 0.0
     features = [now.name(int(column)) for column in fresh.columns]
     back = baseline.find(features, {own: hook for hook, own in hooks.items()})[0]
-    theirs = bench.ratios(now, fresh.columns, baseline, back)
+    theirs = experiment.ratios(now, fresh.columns, baseline, back)
     return theirs["written"] / got["before"], theirs["before"] / got["before"]
 
 
 def _change(
-    artifacts: ArtifactStore, bench: Bench, question: Question, now: Eyes, baseline: Eyes,
-    asked: list[tuple[int, str]], columns: Columns, known: NDArray[np.bool_], place: Place,
-) -> Estimate | None:  # fmt: skip
+    artifacts: ArtifactStore,
+    experiment: ContrastExperiment,
+    question: SignatureQuestion,
+    now: ContrastReader,
+    baseline: ContrastReader,
+    asked: list[tuple[int, str]],
+    columns: Columns,
+    known: NDArray[np.bool_],
+    place: JudgedCheckpoint,
+) -> Estimate | None:
     """Strength over that of the checkpoint before; None where none was read, or it surely writes nothing there."""
     if question.before is None or question.before_activations is None or not len(columns):
         return None
@@ -244,7 +270,7 @@ def _change(
     hooks = [pairs[hook] for hook in now.hook_points if hook in pairs]
     if len(hooks) != len(now.hook_points):
         return None
-    before = question.eyes(artifacts, question.before, question.before_activations, hooks)
+    before = question.reader(artifacts, question.before, question.before_activations, hooks)
     via = _hooks(question, question.baseline, question.before)
     if question.chosen is None:  # the features are this checkpoint's own
         via = dict(zip(now.hook_points, hooks, strict=True))
@@ -254,14 +280,17 @@ def _change(
     if not both.any():
         return None
     at, then, first = columns[both], then[both], first[both]
-    latest, earlier = bench.products(now, at, baseline, first).both, bench.products(before, then, baseline, first).both
-    return interval(latest / earlier, bench.reach) if earlier.min() > 0 else None
+    latest, earlier = (
+        experiment.products(now, at, baseline, first).both,
+        experiment.products(before, then, baseline, first).both,
+    )
+    return interval(latest / earlier, experiment.reach) if earlier.min() > 0 else None
 
 
-def _named(eyes: Eyes, chosen: Chosen) -> list[dict[str, Any]]:
+def _named(reader: ContrastReader, chosen: Chosen) -> list[dict[str, Any]]:
     found = []
     for column, weight, alone, q in zip(*chosen, strict=True):
-        number, hook = eyes.name(int(column))
+        number, hook = reader.name(int(column))
         found.append({"feature": feature_id(number), "hook_point": hook, "weight": float(weight),
                       "auroc": round(float(alone), 4), "q_value": float(q)})  # fmt: skip
     return found

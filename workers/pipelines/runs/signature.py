@@ -26,22 +26,21 @@ from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
 from featurewatch.workers.activations.sources.identity import Verified, changed
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines import judging
-from featurewatch.workers.pipelines.contrasting import Question, judge_signature
-from featurewatch.workers.pipelines.eyes import Place
-from featurewatch.workers.pipelines.identity import content_digest, verified_checkpoint, watched
-from featurewatch.workers.pipelines.work import artifact_name, device_of
+from featurewatch.workers.pipelines.shared.context import artifact_name, device_of
+from featurewatch.workers.pipelines.shared.contrast_reader import JudgedCheckpoint
+from featurewatch.workers.pipelines.shared.identity import content_digest, verified_checkpoint, watched
+from featurewatch.workers.pipelines.stages.judge_signature import SignatureQuestion, judge_signature
 
 log = structlog.get_logger("featurewatch.worker")
 
 
 @dataclass(frozen=True)
-class Subject:
+class SignatureRequest:
     """What a run is about: plain copies of the rows that it needs."""
 
     policy: Policy
-    place: Place
-    questions: list[Question]
+    place: JudgedCheckpoint
+    questions: list[SignatureQuestion]
     missing: dict[str, str]
     """Signature -> why it cannot be read yet"""
     hook_points: list[str]
@@ -50,28 +49,27 @@ class Subject:
 
 def signature(execution: Execution) -> None:
     """Read the run's signatures in its checkpoint, and say what became of each."""
-    judging.threads(execution)
-    subject = load(execution, str(execution.checkpoint_id), execution.params["signatures"])
-    for name, why in subject.missing.items():
+    request = load(execution, str(execution.checkpoint_id), execution.params["signatures"])
+    for name, why in request.missing.items():
         log.warning("cannot be read yet", signature=name, why=why)
-    if not subject.questions:
-        reasons = "; ".join(f"{name}: {why}" for name, why in subject.missing.items())
+    if not request.questions:
+        reasons = "; ".join(f"{name}: {why}" for name, why in request.missing.items())
         raise RunError("nothing-to-read", reasons or "the signatures of this run were removed")
     with execution.stage("read"):
-        artifacts = read(execution, subject)
+        artifacts = read(execution, request)
     found = []
     with execution.stage("judge"):
-        for number, question in enumerate(subject.questions):
+        for number, question in enumerate(request.questions):
             execution.check()
-            execution.progress(number / len(subject.questions), signature=question.name)
-            found.append(judge_signature(execution.artifacts, subject.policy, subject.place, question, artifacts))
+            execution.progress(number / len(request.questions), signature=question.name)
+            found.append(judge_signature(execution.artifacts, request.policy, request.place, question, artifacts))
             log.info("signature", name=question.name, status=found[-1].status)
     with execution.write() as session:
         result = logic.record(session, str(execution.checkpoint_id), found)
-        execution.finish(session, result | ({"not_read": subject.missing} if subject.missing else {}))
+        execution.finish(session, result | ({"not_read": request.missing} if request.missing else {}))
 
 
-def load(execution: Execution, checkpoint_id: str, signatures: list[str]) -> Subject:
+def load(execution: Execution, checkpoint_id: str, signatures: list[str]) -> SignatureRequest:
     """What reading signatures in a judged checkpoint takes."""
     with execution.read() as session:
         checkpoint = verdicts.checkpoint(session, checkpoint_id)
@@ -88,7 +86,7 @@ def load(execution: Execution, checkpoint_id: str, signatures: list[str]) -> Sub
                 continue
             before = logic.previous(session, row.id, checkpoint)
             questions.append(
-                Question(
+                SignatureQuestion(
                     id=row.id,
                     name=row.name,
                     settings=dict(row.settings),
@@ -101,7 +99,7 @@ def load(execution: Execution, checkpoint_id: str, signatures: list[str]) -> Sub
                     before_activations=before.activations if before else None,
                 )
             )
-        return Subject(
+        return SignatureRequest(
             policy=Policy.model_validate(family.policy),
             place=_place(session, checkpoint),
             questions=questions,
@@ -111,25 +109,27 @@ def load(execution: Execution, checkpoint_id: str, signatures: list[str]) -> Sub
         )
 
 
-def _place(session: Any, checkpoint: Checkpoint) -> Place:
+def _place(session: Any, checkpoint: Checkpoint) -> JudgedCheckpoint:
     code, sources = verdicts.code(session, checkpoint.id), verdicts.sources(session, checkpoint.id)
     assert code is not None
     hooks = [hook for hook in checkpoint.hook_points if hook in sources]
-    return Place(checkpoint.id, checkpoint.family_id, code.artifact, hooks, [str(sources[h].dictionary) for h in hooks])
+    return JudgedCheckpoint(
+        checkpoint.id, checkpoint.family_id, code.artifact, hooks, [str(sources[h].dictionary) for h in hooks]
+    )
 
 
-def read(execution: Execution, subject: Subject) -> dict[str, str]:
+def read(execution: Execution, request: SignatureRequest) -> dict[str, str]:
     """Signature id -> artifact with the activations of its rows, at all hook points of the checkpoint."""
-    checkpoint_id = subject.place.id
-    if subject.brought_along:
+    checkpoint_id = request.place.id
+    if request.brought_along:
         with verified_checkpoint(execution, checkpoint_id) as (_, checkpoint):
             folder = locate_activations(checkpoint.uri, checkpoint.roots, execution.settings.cache_dir)
-            return _bring(execution, subject, folder)
+            return _bring(execution, request, folder)
     content = content_digest(execution, checkpoint_id)
-    names = {question.id: _artifact(execution, subject, question, content) for question in subject.questions}
+    names = {question.id: _artifact(execution, request, question, content) for question in request.questions}
     wanted = {
         names[question.id]: question
-        for question in subject.questions
+        for question in request.questions
         if not execution.artifacts.exists(names[question.id])
     }
     if wanted:
@@ -137,18 +137,18 @@ def read(execution: Execution, subject: Subject) -> dict[str, str]:
             verified_checkpoint(execution, checkpoint_id) as (_, checkpoint),
             watched(execution, checkpoint) as check,
         ):
-            found = _run(execution, subject, checkpoint, wanted, check)
+            found = _run(execution, request, checkpoint, wanted, check)
         for name, tensors in found.items():
             _keep(execution, name, tensors)
     return names
 
 
-def _artifact(execution: Execution, subject: Subject, question: Question, content: str) -> str:
+def _artifact(execution: Execution, request: SignatureRequest, question: SignatureQuestion, content: str) -> str:
     """Where a signature's rows are kept as a checkpoint with this content reads them."""
     return artifact_name(
-        subject.place.family_id, "contrast-activations",
+        request.place.family_id, "contrast-activations",
         rows=execution.artifacts.path(question.contrast).read_text(encoding="utf-8"), content=content,
-        hook_points=subject.hook_points, position=question.settings["position"],
+        hook_points=request.hook_points, position=question.settings["position"],
         template=question.settings["template"],
     )  # fmt: skip
 
@@ -160,9 +160,9 @@ def _keep(execution: Execution, name: str, tensors: dict[str, Tensor]) -> None:
 
 def _run(
     execution: Execution,
-    subject: Subject,
+    request: SignatureRequest,
     checkpoint: Verified,
-    wanted: dict[str, Question],
+    wanted: dict[str, SignatureQuestion],
     check: Callable[[], None],
 ) -> dict[str, dict[str, Tensor]]:
     """Through the model, which is loaded once."""
@@ -180,14 +180,14 @@ def _run(
         def progress(fraction: float, done: int = number) -> None:
             execution.progress((done + fraction) / len(wanted))
 
-        found[name] = read_prompts(model, subject.hook_points, prompts, on_progress=progress, check=check)
+        found[name] = read_prompts(model, request.hook_points, prompts, on_progress=progress, check=check)
     return found
 
 
-def _bring(execution: Execution, subject: Subject, folder: Path) -> dict[str, str]:
+def _bring(execution: Execution, request: SignatureRequest, folder: Path) -> dict[str, str]:
     """From `contrast/<signature>.safetensors` beside the activations that were brought along."""
     names = {}
-    for question in subject.questions:
+    for question in request.questions:
         path = folder / "contrast" / f"{question.name}.safetensors"
         if path.is_file():
             hold_to_roots(path, (*execution.settings.root_dirs, execution.settings.cache_dir.resolve()))
@@ -196,27 +196,29 @@ def _bring(execution: Execution, subject: Subject, folder: Path) -> dict[str, st
             digest = sha256(path) if before else "missing"
         except ChangedWhileReadError as error:
             raise changed(f"{path.name} was written to while it was read, so it changed") from error
-        names[question.id] = _artifact(execution, subject, question, digest)
+        names[question.id] = _artifact(execution, request, question, digest)
         if not execution.artifacts.exists(names[question.id]):
-            tensors = _brought(path, question, subject, execution)
+            tensors = _brought(path, question, request, execution)
             if FileState.of(path) != before:
                 raise changed(f"{path.name} was written to")
             _keep(execution, names[question.id], tensors)
     return names
 
 
-def _brought(path: Path, question: Question, subject: Subject, execution: Execution) -> dict[str, Tensor]:
+def _brought(
+    path: Path, question: SignatureQuestion, request: SignatureRequest, execution: Execution
+) -> dict[str, Tensor]:
     if not path.is_file():
         raise RunError(
             "contrast-not-brought",
             f"the activations of this checkpoint were brought along, and contrast/{question.name}.safetensors is not "
-            f"among them: a tensor [rows, d_model] for each of {', '.join(subject.hook_points)}, in the rows' order",
+            f"among them: a tensor [rows, d_model] for each of {', '.join(request.hook_points)}, in the rows' order",
         )
     tensors = load_file(path)
     rows = len(contrast.load(execution.artifacts.path(question.contrast)))
-    for hook in subject.hook_points:
+    for hook in request.hook_points:
         x = tensors.get(hook)
         if x is None or x.dim() != 2 or len(x) != rows or not bool(x.isfinite().all()):
             shape = "is not there" if x is None else f"has the shape {list(x.shape)}, or numbers that are not finite"
             raise RunError("contrast-invalid", f"{path.name}: {hook} {shape}; it needs [{rows}, d_model]")
-    return {hook: tensors[hook].float() for hook in subject.hook_points}
+    return {hook: tensors[hook].float() for hook in request.hook_points}

@@ -22,7 +22,7 @@ from featurewatch.workers.errors import RunError
 FOLDS = 20
 
 
-class Traced(NamedTuple):
+class TracedModel(NamedTuple):
     """What attribution and effects start from."""
 
     reading: Reading
@@ -40,7 +40,7 @@ def trace(
     dictionaries: dict[str, Dictionary],
     valid: np.ndarray | None,
     check: Callable[[], None],
-) -> Traced:
+) -> TracedModel:
     """Load a checkpoint's model and read the corpus with its tokenizer.
 
     dictionaries: of each hook point of the spec. valid: bool [positions], which of them the harvest kept; None: all
@@ -65,7 +65,7 @@ def trace(
     layers = layer_stack(whole.body)[2]
     skippable = {p.name: list(layers[: p.layer + 1]) for p in points if p.name.startswith("resid_post")}
     reading = Reading(whole.body, list(points), dictionaries, code, passages, skippable)
-    return Traced(reading, points, whole.head, whole.tokenizer, there)
+    return TracedModel(reading, points, whole.head, whole.tokenizer, there)
 
 
 def _passages(corpus: TokenizedCorpus, documents: Sequence[int], valid: Tensor) -> list[Passage]:

@@ -5,7 +5,9 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import structlog
@@ -13,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.workers.activations import load_documents
 from featurewatch.workers.activations.tensorfiles import is_whole, save_checked
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
@@ -88,6 +92,28 @@ def save_examples(path: Path, code: Code) -> tuple[np.ndarray, np.ndarray]:
     activations[place] = values[best]
     save_file({"positions": torch.from_numpy(positions), "values": torch.from_numpy(activations)}, path)
     return positions, activations
+
+
+@dataclass(frozen=True)
+class CorpusText:
+    """The text of a family's probe corpus, and where in it each position is."""
+
+    document: np.ndarray
+    """int64 [n] document ids"""
+    start: np.ndarray
+    """int64 [n] first character of the token"""
+    end: np.ndarray
+    """int64 [n] one past its last"""
+    texts: dict[int, str]
+    """document id -> text"""
+
+
+def load_text(artifacts: ArtifactStore, positions: dict[str, Any]) -> CorpusText:
+    """The text of a family whose `positions` have documents."""
+    tensors = load_file(artifacts.path(positions["artifact"]))
+    document, start, end = (tensors[name].numpy() for name in ("document", "start", "end"))
+    documents = load_documents(artifacts.path(positions["documents"]))
+    return CorpusText(document, start, end, {part.id: part.text for part in documents})
 
 
 def clear_partial(folder: Path) -> None:

@@ -34,11 +34,11 @@ from featurewatch.workers.dependencies.passages import choose_tokens
 from featurewatch.workers.dependencies.places import Dictionary, Target
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines import files, judging
-from featurewatch.workers.pipelines.identity import verified_checkpoint
-from featurewatch.workers.pipelines.sharing import Task
-from featurewatch.workers.pipelines.tracing import FOLDS, Traced, trace
-from featurewatch.workers.pipelines.work import artifact_name, device_of
+from featurewatch.workers.pipelines.shared import files
+from featurewatch.workers.pipelines.shared.context import artifact_name, device_of
+from featurewatch.workers.pipelines.shared.harvest_task import HarvestTask
+from featurewatch.workers.pipelines.shared.identity import verified_checkpoint
+from featurewatch.workers.pipelines.stages.attribute import FOLDS, TracedModel, trace
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -54,7 +54,7 @@ WORDS = "words"
 
 
 @dataclass(frozen=True)
-class Debate:
+class AnswerSignature:
     """A signature whose rows are answers to texts."""
 
     name: str
@@ -64,7 +64,7 @@ class Debate:
     pairs: list[tuple[Kept, Kept]]
     """(positive, negative): two answers to one text"""
 
-    def texts(self, traced: Traced) -> list[Answers]:
+    def texts(self, traced: TracedModel) -> list[Answers]:
         """Its texts in tokens, with the first tokens of both answers; those whose answers begin alike are left out."""
         some = self.pairs[:: max(1, -(-len(self.pairs) // EFFECT_POSITIONS))]
         rows = [Row(row.text, row.answer) for pair in some for row in pair]
@@ -77,7 +77,7 @@ class Debate:
 
 
 @dataclass(frozen=True)
-class Asked:
+class DependencyRequest:
     """What a run is about: plain copies of the rows it needs."""
 
     family_id: str
@@ -96,47 +96,54 @@ class Asked:
     code: str
     targets: dict[int, str]
     """feature number -> hook point where it is read"""
-    debates: list[Debate]
+    answer_signatures: list[AnswerSignature]
     """Signatures whose contrast sets hold answers"""
 
     def artifact(self, number: int) -> str:
         """Where the sums of a feature are kept."""
         inputs: dict[str, Any] = {
-            "checkpoint": self.checkpoint_id, "code": self.code, "dictionaries": self.dictionaries, "feature": number,
-            "hook": self.targets[number], "body": self.body.model_dump(exclude={"features", "hook_point"}),
-            "answers": [(debate.contrast, debate.template) for debate in self.debates if number in debate.features],
-        }  # fmt: skip
+            "checkpoint": self.checkpoint_id,
+            "code": self.code,
+            "dictionaries": self.dictionaries,
+            "feature": number,
+            "hook": self.targets[number],
+            "body": self.body.model_dump(exclude={"features", "hook_point"}),
+            "answers": [
+                (signature.contrast, signature.template)
+                for signature in self.answer_signatures
+                if number in signature.features
+            ],
+        }
         return artifact_name(self.family_id, "dependencies", **inputs)
 
 
 def find_dependencies(execution: Execution) -> None:
     """Find the dependencies of the features that the run names."""
-    judging.threads(execution)
-    asked = load(execution)
-    missing = [number for number in asked.targets if not execution.artifacts.exists(asked.artifact(number))]
-    log.info("features", asked=len(asked.targets), from_before=len(asked.targets) - len(missing), uri=asked.uri)
+    request = load(execution)
+    missing = [number for number in request.targets if not execution.artifacts.exists(request.artifact(number))]
+    log.info("features", request=len(request.targets), from_before=len(request.targets) - len(missing), uri=request.uri)
     if missing:
-        with verified_checkpoint(execution, asked.checkpoint_id) as (reference, checkpoint):
-            traced = _traced(execution, asked, reference, checkpoint)
+        with verified_checkpoint(execution, request.checkpoint_id) as (reference, checkpoint):
+            traced = _traced(execution, request, reference, checkpoint)
             with execution.stage("attribute"):
                 for start in range(0, len(missing), TOGETHER):
                     some = missing[start : start + TOGETHER]
-                    _keep(execution, asked, traced, some, start / len(missing), len(missing), checkpoint)
+                    _keep(execution, request, traced, some, start / len(missing), len(missing), checkpoint)
     with execution.stage("judge"):
-        rows = [_row(execution, asked, number) for number in asked.targets]
+        rows = [_row(execution, request, number) for number in request.targets]
         with execution.write() as session:
             result = logic.record(
-                session, execution.artifacts, checkpoint_id=asked.checkpoint_id, run_id=execution.run_id,
+                session, execution.artifacts, checkpoint_id=request.checkpoint_id, run_id=execution.run_id,
                 rows=[row for row in rows if row is not None],
             )  # fmt: skip
-            unseen = [feature_id(n) for n, row in zip(asked.targets, rows, strict=True) if row is None]
+            unseen = [feature_id(n) for n, row in zip(request.targets, rows, strict=True) if row is None]
             # Which positions are attention sinks stands beside the activations.
-            sinks = {} if asked.activations else {"attention_sinks": "not left out: the activations were removed"}
+            sinks = {} if request.activations else {"attention_sinks": "not left out: the activations were removed"}
             log.info("dependencies", found=len(rows) - len(unseen), too_few_positions=unseen)
             execution.finish(session, result | {"too_few_positions": unseen} | sinks)
 
 
-def load(execution: Execution) -> Asked:
+def load(execution: Execution) -> DependencyRequest:
     """Read what the run is about. RunError where the checkpoint was judged anew without one of the features."""
     body = DependenciesIn.model_validate(execution.params)
     with execution.read() as session:
@@ -154,7 +161,7 @@ def load(execution: Execution) -> Asked:
             for row in signature_queries.of_family(session, family.id)
         ]
         targets = {n: body.hook_point or _hook_point(session, checkpoint, hooks, n, body.method) for n in numbers}
-        return Asked(
+        return DependencyRequest(
             family_id=family.id,
             checkpoint_id=checkpoint.id,
             policy=policy,
@@ -168,13 +175,13 @@ def load(execution: Execution) -> Asked:
             activations=sources[hooks[0]].activations,
             code=code.artifact,
             targets=targets,
-            debates=_debates(execution, signatures, targets) if body.effects else [],
+            answer_signatures=_answer_signatures(execution, signatures, targets) if body.effects else [],
         )
 
 
-def _debates(
+def _answer_signatures(
     execution: Execution, signatures: list[tuple[str, str, bool, frozenset[int]]], targets: dict[int, str]
-) -> list[Debate]:
+) -> list[AnswerSignature]:
     """The signatures of some features whose sets are texts with a positive and a negative answer."""
     found = []
     for name, artifact, template, features in signatures:
@@ -183,7 +190,7 @@ def _debates(
             for row in contrast.load(execution.artifacts.path(artifact)):
                 groups.setdefault(row.group, []).append(row)
             if pairs := [pair for rows in groups.values() if (pair := _two_answers(rows)) is not None]:
-                found.append(Debate(name, artifact, template, features, pairs))
+                found.append(AnswerSignature(name, artifact, template, features, pairs))
     return found
 
 
@@ -210,44 +217,52 @@ def _hook_point(session: Any, checkpoint: Any, hooks: list[str], number: int, me
     return max(good, key=lambda hook: int(hook.rpartition(".")[2]))
 
 
-def _traced(execution: Execution, asked: Asked, reference: Reference, checkpoint: Verified) -> Traced:
+def _traced(
+    execution: Execution, request: DependencyRequest, reference: Reference, checkpoint: Verified
+) -> TracedModel:
     with execution.stage("load"):
         device, artifacts = device_of(execution), execution.artifacts
-        task = Task(
+        task = HarvestTask(
             reference=asdict(reference),
-            hook_points=asked.hook_points,
-            documents=asked.documents,
-            context_length=asked.context_length,
-            positions=asked.positions,
-            skip_tokens=asked.policy.skip_tokens,
-            max_norm_ratio=asked.policy.max_norm_ratio,
+            hook_points=request.hook_points,
+            documents=request.documents,
+            context_length=request.context_length,
+            positions=request.positions,
+            skip_tokens=request.policy.skip_tokens,
+            max_norm_ratio=request.policy.max_norm_ratio,
             shard_positions=execution.settings.shard_positions,
         )
         spec = task.spec(execution.settings, artifacts, str(device), checkpoint)
-        code, _, _ = files.load_code(artifacts.path(asked.code), device)
+        code, _, _ = files.load_code(artifacts.path(request.code), device)
         tensors = {
-            hook: load_file(artifacts.path(name), device=str(device)) for hook, name in asked.dictionaries.items()
+            hook: load_file(artifacts.path(name), device=str(device)) for hook, name in request.dictionaries.items()
         }
         valid = None
-        if asked.activations and artifacts.exists(f"{asked.activations}/manifest.json"):
-            hooks = asked.hook_points
-            valid = open_activations(artifacts.path(asked.activations), hook_points=hooks).valid
+        if request.activations and artifacts.exists(f"{request.activations}/manifest.json"):
+            hooks = request.hook_points
+            valid = open_activations(artifacts.path(request.activations), hook_points=hooks).valid
         known = {hook: Dictionary.of(parts) for hook, parts in tensors.items()}
         return trace(spec, code, known, valid, execution.check)
 
 
 def _keep(
-    execution: Execution, asked: Asked, traced: Traced, numbers: list[int], done: float, of: int, checkpoint: Verified
+    execution: Execution,
+    request: DependencyRequest,
+    traced: TracedModel,
+    numbers: list[int],
+    done: float,
+    of: int,
+    checkpoint: Verified,
 ) -> None:
     """Attribute some features, and keep what was found of each."""
-    body, columns = asked.body, _columns(execution, asked, numbers)
+    body, columns = request.body, _columns(execution, request, numbers)
     share = len(numbers) / of
 
     def tick(part: float, offset: float, width: float) -> None:
         execution.check()
         execution.progress(done + share * (offset + width * part))
 
-    targets = [_target(asked, traced, number, column, body.positions) for number, column in columns.items()]
+    targets = [_target(request, traced, number, column, body.positions) for number, column in columns.items()]
     split = 0.6 if body.effects and traced.head else 1.0
     with without_later_layers(traced.reading.model, traced.points):
         options = Options(method=body.method, steps=body.steps, folds=FOLDS)
@@ -256,54 +271,56 @@ def _keep(
         effects = None
         if body.effects and traced.head is not None:
             width = (1 - split) / len(columns)
-            fewer = _target(asked, traced, number, column, min(body.positions, EFFECT_POSITIONS))
+            fewer = _target(request, traced, number, column, min(body.positions, EFFECT_POSITIONS))
             effects = causal_effects(
                 traced.reading, traced.head, fewer, directions=DIRECTIONS, folds=FOLDS, seed=number,
                 tick=partial(tick, offset=split + width * place, width=width),
             )  # fmt: skip
-        tensors, words = _tensors(execution, asked, traced, found[place], effects)
-        tensors |= _margins(execution, asked, traced, number, column)
+        tensors, words = _tensors(execution, request, traced, found[place], effects)
+        tensors |= _margins(execution, request, traced, number, column)
         checkpoint.recheck()
-        with execution.artifacts.create(asked.artifact(number)) as path:
+        with execution.artifacts.create(request.artifact(number)) as path:
             contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
             save_file(contiguous, path, metadata={WORDS: json.dumps(words)})
 
 
-def _margins(execution: Execution, asked: Asked, traced: Traced, number: int, column: int) -> dict[str, Tensor]:
+def _margins(
+    execution: Execution, request: DependencyRequest, traced: TracedModel, number: int, column: int
+) -> dict[str, Tensor]:
     """`answers.<signature>` -> margins [3 + directions, texts], of the signatures that the feature is of."""
     if traced.head is None:
         return {}
     found = {}
-    for debate in asked.debates:
-        if number in debate.features and (texts := debate.texts(traced)):
-            found[f"answers.{debate.name}"] = answer_margins(
-                traced.reading, traced.head, asked.targets[number], column, texts, directions=DIRECTIONS, seed=number,
+    for signature in request.answer_signatures:
+        if number in signature.features and (texts := signature.texts(traced)):
+            found[f"answers.{signature.name}"] = answer_margins(
+                traced.reading, traced.head, request.targets[number], column, texts, directions=DIRECTIONS, seed=number,
                 check=execution.check,
             )  # fmt: skip
     return found
 
 
-def _columns(execution: Execution, asked: Asked, numbers: list[int]) -> dict[int, int]:
+def _columns(execution: Execution, request: DependencyRequest, numbers: list[int]) -> dict[int, int]:
     """Feature number -> column of the code."""
-    own = load_file(execution.artifacts.path(asked.code))["feature_numbers"].tolist()
+    own = load_file(execution.artifacts.path(request.code))["feature_numbers"].tolist()
     lost = sorted(set(numbers) - set(own))
     if lost:
         raise RunError("feature-not-in-checkpoint", f"the code of the checkpoint has no {feature_id(lost[0])}")
     return {number: own.index(number) for number in numbers}
 
 
-def _target(asked: Asked, traced: Traced, number: int, column: int, most: int) -> Target:
+def _target(request: DependencyRequest, traced: TracedModel, number: int, column: int, most: int) -> Target:
     reading, code = traced.reading, traced.reading.code
     fires = (activations(code, column) > 0).cpu()
     # The seed is the feature's own, so that every checkpoint is looked at in the same places.
-    return choose_tokens(reading.passages, fires, traced.valid, asked.targets[number], column, most, number)
+    return choose_tokens(reading.passages, fires, traced.valid, request.targets[number], column, most, number)
 
 
 def _tensors(
-    execution: Execution, asked: Asked, traced: Traced, found: Attribution, effects: Effects | None
+    execution: Execution, request: DependencyRequest, traced: TracedModel, found: Attribution, effects: Effects | None
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     """What is kept of one feature (see `service.models.DependencyGraph`), and the tokens that columns stand for."""
-    numbers = load_file(execution.artifacts.path(asked.code))["feature_numbers"]
+    numbers = load_file(execution.artifacts.path(request.code))["feature_numbers"]
     tokens: dict[str, Tensor] = {}
     for token, sums in found.tokens.items():  # several ids may be of one string
         word = traced.tokenizer.decode([token])
@@ -330,9 +347,9 @@ def _tensors(
     return tensors, words
 
 
-def _row(execution: Execution, asked: Asked, number: int) -> dict[str, Any] | None:
+def _row(execution: Execution, request: DependencyRequest, number: int) -> dict[str, Any] | None:
     """What is written of one feature; None where it fires in too few documents to say anything."""
-    name = asked.artifact(number)
+    name = request.artifact(number)
     profile = store.load(execution.artifacts, name)
     if not judge.enough(profile.counts):
         return None
@@ -343,14 +360,14 @@ def _row(execution: Execution, asked: Asked, number: int) -> dict[str, Any] | No
     if "effect.counts" in kept:
         counts, ablate, amplify, random = (kept[f"effect.{part}"] for part in ("counts", "ablate", "amplify", "random"))
         answers = {key.removeprefix("answers."): kept[key] for key in kept if key.startswith("answers.")}
-        effect = figures.effect(counts, ablate, amplify, random, answers, asked.policy)
+        effect = figures.effect(counts, ablate, amplify, random, answers, request.policy)
     logits = [(word, float(change)) for word, change in zip(words["logits"], kept.get("logits", []), strict=True)]
     tokens = (words["tokens"], kept["tokens"])
-    graph = figures.graph(profile, float(kept["constant"]), tokens, logits, asked.policy)
+    graph = figures.graph(profile, float(kept["constant"]), tokens, logits, request.policy)
     return {
         "feature": number,
-        "method": asked.body.method,
-        "hook_point": asked.targets[number],
+        "method": request.body.method,
+        "hook_point": request.targets[number],
         "n_positions": int(profile.counts.sum()),
         "artifact": name,
         "graph": graph.model_dump(mode="json"),

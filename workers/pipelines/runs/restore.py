@@ -1,8 +1,8 @@
-"""Artifacts that the store has lost, made again of what they were made of, before a run needs them.
+"""Makes artifacts that the store has lost again from what they were made of, before a run needs them.
 
-A copy of text or positions counts only if it holds what was written. A dictionary is solved again on the code that
-gives its features their meaning, so its last digits may differ. Lost activations are not made here: `open_kept` reads
-them again where they are needed. A code is never made again: another fit would give features another meaning.
+A restored copy of text or positions must equal the original byte for byte. A dictionary is solved again on its code,
+so its last digits may differ. Lost activations are not restored here: `open_earlier` reads them again when they are
+needed. A code is never made again: a new fit would change what its features mean.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,26 +18,25 @@ from featurewatch.service.kit.problems import ProblemError
 from featurewatch.service.models import Code, Reading, Source
 from featurewatch.service.store import damage, queries
 from featurewatch.service.verdicts import queries as verdicts
-from featurewatch.workers.activations import Positions, load_corpus, save_documents
+from featurewatch.workers.activations import Positions, save_documents
 from featurewatch.workers.errors import RunError, TooLongError
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines import files, judging, signature
-from featurewatch.workers.pipelines.dictionary import Basis
-from featurewatch.workers.pipelines.harvesting import open_kept
-from featurewatch.workers.pipelines.measuring import load_references, measure
-from featurewatch.workers.pipelines.pairing import pair
-from featurewatch.workers.pipelines.refitting import carried_references
-from featurewatch.workers.pipelines.work import device_of, load_judged
+from featurewatch.workers.pipelines.runs import signature
+from featurewatch.workers.pipelines.shared import files
+from featurewatch.workers.pipelines.shared.basis import load_basis
+from featurewatch.workers.pipelines.shared.context import load_judged
+from featurewatch.workers.pipelines.stages.compare import open_pair
+from featurewatch.workers.pipelines.stages.harvest import open_earlier, read_corpus
+from featurewatch.workers.pipelines.stages.measure import measure
 
 log = structlog.get_logger("featurewatch.worker")
 
 
 def restore(execution: Execution, lost: list[str]) -> None:
-    """Make lost artifacts of the run's family again, as far as they can be.
+    """Make lost artifacts of the run's family again, as far as possible. `lost`: as `damage.lost` lists them.
 
-    lost: as `damage.lost` lists them. What cannot be made again is logged: perhaps the run does without it.
+    An artifact that cannot be restored is logged: the run may not need it.
     """
-    judging.threads(execution)
     with execution.stage("restore"):
         for name in lost:
             execution.check()
@@ -47,31 +46,32 @@ def restore(execution: Execution, lost: list[str]) -> None:
                 raise
             except (RunError, ProblemError, OSError) as error:
                 if isinstance(error, DamagedArtifactError) and damage.is_remade(error.name):
-                    raise  # it is put aside, and the next attempt makes both
-                log.warning("a lost artifact cannot be made again", artifact=name, why=str(error))
+                    raise  # the damaged one is set aside, and the next attempt makes both again
+                log.warning("cannot restore a lost artifact", artifact=name, why=str(error))
 
 
 def _restore(execution: Execution, name: str) -> None:
-    if not execution.artifacts.exists(name):  # it may have been made for another one
+    if not execution.artifacts.exists(name):  # an artifact that needs it may have restored it already
         MAKERS[damage.kind_of(name)](execution, name)
-        log.info("made a lost artifact again", artifact=name)
+        log.info("restored a lost artifact", artifact=name)
 
 
 @contextmanager
 def _as_written(execution: Execution, name: str) -> Iterator[Path]:
-    """Where to write an artifact again; RunError `content-changed` if it does not hold what it held."""
+    """Where to write an artifact again; RunError `content-changed` if its content differs from the original."""
     with execution.artifacts.create(name) as place:
         yield place
         if entry_of(place).digest != execution.artifacts.digest(name):
-            raise RunError("content-changed", f"{name} would not hold what it held: its source has changed")
+            raise RunError(
+                "content-changed", f"the source of {name} has changed since it was written, so it cannot be restored"
+            )
 
 
 def _documents(execution: Execution, name: str) -> None:
-    """The copy of the corpus, from the corpus."""
+    """The family's copy of its corpus, from the corpus."""
     with execution.read() as session:
         corpus = dict(verdicts.family(session, execution.family_id).corpus)
-    roots = execution.settings.root_dirs
-    documents = load_corpus(corpus["uri"], corpus["max_documents"], roots, context_length=corpus["context_length"])
+    documents = read_corpus(execution, corpus)
     with _as_written(execution, name) as place:
         save_documents(documents, place)
 
@@ -80,8 +80,8 @@ def _positions(execution: Execution, name: str) -> None:
     """The family's positions, from the activations of its first checkpoint."""
     with execution.read() as session:
         text = bool((verdicts.family(session, execution.family_id).positions or {}).get("documents"))
-        kept = [artifact for _, artifact in queries.activations(session, execution.family_id)]
-    for artifact in dict.fromkeys(kept):
+        stored = [artifact for _, artifact in queries.activations(session, execution.family_id)]
+    for artifact in dict.fromkeys(stored):
         if not execution.artifacts.exists(f"{artifact}/manifest.json"):
             continue
         documents = execution.artifacts.path(artifact) / "documents.safetensors"
@@ -92,43 +92,37 @@ def _positions(execution: Execution, name: str) -> None:
                 else:
                     save_file({"document": load_file(documents)["document"]}, place)
         except RunError as error:
-            log.debug("not the family's positions", activations=artifact, why=error.detail)
+            log.debug("these are not the family's positions", activations=artifact, reason=error.detail)
         else:
             return
-    raise RunError("artifact-missing", "no activations are kept that were read at exactly these positions")
+    raise RunError("artifact-missing", "no stored activations were read at exactly these positions")
 
 
 def _dictionary(execution: Execution, name: str) -> None:
-    """A checkpoint's dictionary, solved again on its code, against its parent as it was in its own run."""
+    """A checkpoint's dictionary, solved again on its code against the same parent as in its own run."""
     with execution.read() as session:
         row = queries.holders(session, Source.dictionary, name)[0]
         sources = verdicts.sources(session, row.checkpoint_id)
         hooks = {hook: name for hook, source in sources.items() if source.dictionary == name}
-    work, kept, artifact = load_judged(execution, row.checkpoint_id)
-    for earlier in work.parent.dictionaries.values() if work.parent else ():
+    context, checkpoint, artifact = load_judged(execution, row.checkpoint_id)
+    for earlier in context.parent.dictionaries.values() if context.parent else ():
         _restore(execution, earlier)
-    activations, parent, references = open_kept(execution, work, kept), None, None
-    code, numbers, born = files.load_code(execution.artifacts.path(artifact), device_of(execution))
-    basis = Basis(code, numbers, born, artifact)
-    if work.parent is not None:
-        work, activations, parent = pair(work, activations, open_kept(execution, work, work.parent))
-        references = load_references(execution, work, judging.gone_at_parent(execution, work))
-        if work.fit == "refit":
-            references = carried_references(execution, work, basis, references)
-    measure(execution, work, basis, activations, parent, references, hooks)
+    basis = load_basis(execution, artifact)
+    pair = open_pair(execution, context, open_earlier(execution, context, checkpoint))
+    measure(execution, pair, basis, hooks)
 
 
 def _contrast_activations(execution: Execution, name: str) -> None:
-    """The rows of a signature as a checkpoint reads them."""
+    """The rows of a signature as the checkpoint reads them."""
     with execution.read() as session:
         row = queries.holders(session, Reading.activations, name)[0]
-    subject = signature.load(execution, row.checkpoint_id, [row.signature_id])
-    if name not in signature.read(execution, subject).values():
-        raise RunError("content-changed", f"{name} would not hold what it held: the rows are read in another way now")
+    request = signature.load(execution, row.checkpoint_id, [row.signature_id])
+    if name not in signature.read(execution, request).values():
+        raise RunError("content-changed", f"the rows of {name} are read differently now, so it cannot be restored")
 
 
 def _examples(execution: Execution, name: str) -> None:
-    """The places where features fire most, from the code."""
+    """The positions where features fire most, from the code."""
     with execution.read() as session:
         artifact = queries.holders(session, Code.examples, name)[0].artifact
     code, _, _ = files.load_code(execution.artifacts.path(artifact), torch.device("cpu"))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -16,8 +17,8 @@ from featurewatch.workers.activations.sources.identity import Verified
 from featurewatch.workers.activations.tensorfiles import write_text
 from featurewatch.workers.errors import REFUSALS, RunError
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines.identity import verified_checkpoint, watched
-from featurewatch.workers.pipelines.work import Work, device_of
+from featurewatch.workers.pipelines.shared.context import OnboardingContext, device_of
+from featurewatch.workers.pipelines.shared.identity import verified_checkpoint, watched
 
 TOKENS = 10
 """Promoted tokens kept of each feature, and as many that it lowers."""
@@ -29,7 +30,7 @@ Logits = dict[str, list[list[Any]]]
 
 
 def token_logits(
-    execution: Execution, work: Work, columns: Tensor, dictionaries: dict[str, str]
+    execution: Execution, context: OnboardingContext, columns: np.ndarray, dictionaries: dict[str, str]
 ) -> tuple[list[Logits], dict[str, Any]]:
     """Logits of the features of some columns [n], and for the checkpoint's quality: where they were taken, or why not.
 
@@ -39,10 +40,10 @@ def token_logits(
     if not len(columns):
         return [], {}
     hook = max(dictionaries, key=_depth)
-    name = work.artifact("promoted", suffix=".json", dictionary=dictionaries[hook], columns=columns.tolist())
+    name = context.artifact("promoted", suffix=".json", dictionary=dictionaries[hook], columns=columns.tolist())
     if not execution.artifacts.exists(name):
         try:
-            found = _through_the_head(execution, work, _rows(execution.artifacts.path(dictionaries[hook]), columns))
+            found = _through_the_head(execution, context, _rows(execution.artifacts.path(dictionaries[hook]), columns))
         except (RunError, OSError) as error:
             if isinstance(error, RunError) and error.code in REFUSALS:
                 raise
@@ -53,11 +54,11 @@ def token_logits(
     return json.loads(execution.artifacts.path(name).read_text(encoding="utf-8")), {"logit_lens": {"hook_point": hook}}
 
 
-def _through_the_head(execution: Execution, work: Work, rows: Tensor) -> list[Logits]:
-    if work.uri.startswith(ACTIVATIONS_PREFIX):
+def _through_the_head(execution: Execution, context: OnboardingContext, rows: Tensor) -> list[Logits]:
+    if context.uri.startswith(ACTIVATIONS_PREFIX):
         raise RunError("no-unembedding", "activations that were brought along come without a head")
     with (
-        verified_checkpoint(execution, work.checkpoint_id) as (_, checkpoint),
+        verified_checkpoint(execution, context.checkpoint_id) as (_, checkpoint),
         watched(execution, checkpoint) as check,
     ):
         return _of_checkpoint(execution, checkpoint, rows, check)
@@ -89,11 +90,11 @@ def _named(ids: Tensor, values: Tensor, texts: dict[int, str]) -> list[list[Any]
     return [[texts[one], round(value, 4)] for one, value in zip(ids.tolist(), values.tolist(), strict=True)]
 
 
-def _rows(path: Path, columns: Tensor) -> Tensor:
+def _rows(path: Path, columns: np.ndarray) -> Tensor:
     """Decoder rows [n, d] of some columns."""
     with safe_open(str(path), framework="pt") as file:
         decoder: Tensor = file.get_tensor("decoder")
-    return decoder[columns].float()
+    return decoder[torch.from_numpy(columns)].float()
 
 
 def _depth(hook_point: str) -> tuple[int, int]:

@@ -19,7 +19,7 @@ Columns = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Place:
+class JudgedCheckpoint:
     """A judged checkpoint: what is kept of its dictionary."""
 
     id: str
@@ -30,7 +30,7 @@ class Place:
     """in the order of the hook points"""
 
 
-class Eyes:
+class ContrastReader:
     """A checkpoint's read-outs and decoders, and the contrast rows as it reads them.
 
     A feature is (number, hook point); columns count them hook point by hook point, [h * m]. means: the rows are means
@@ -39,10 +39,16 @@ class Eyes:
     """
 
     def __init__(
-        self, artifacts: ArtifactStore, place: Place, activations: str, hook_points: list[str], *, means: bool
+        self,
+        artifacts: ArtifactStore,
+        place: JudgedCheckpoint,
+        activations: str,
+        hook_points: list[str],
+        *,
+        means: bool,
     ) -> None:
         self.hook_points, self.means = hook_points, means
-        self._turns: dict[tuple[Eyes, frozenset[int]], list[Tensor]] = {}
+        self._turns: dict[tuple[ContrastReader, frozenset[int]], list[Tensor]] = {}
         raw = load_file(artifacts.path(activations))
         kept = dict(zip(place.hook_points, place.dictionaries, strict=True))
         self.numbers: Columns = load_file(artifacts.path(place.code))["feature_numbers"].numpy()
@@ -84,7 +90,7 @@ class Eyes:
             parts.append(rows)
         return parts
 
-    def turns(self, before: "Eyes", without: frozenset[int]) -> list[Tensor]:
+    def turns(self, before: "ContrastReader", without: frozenset[int]) -> list[Tensor]:
         """Orthonormal maps from another checkpoint's bases into these, by the features that both write.
 
         without: numbers of the features that are asked about: they are no evidence that all turned.
@@ -128,14 +134,14 @@ class Eyes:
         return int(self.numbers[column % self.m]), self.hook_points[column // self.m]
 
 
-def typical_size(now: Eyes, before: Eyes) -> float:
+def typical_size(now: ContrastReader, before: ContrastReader) -> float:
     """What a checkpoint writes of a typical feature, over what another does: a change of all alike is none."""
     _, a, b = np.intersect1d(now.numbers, before.numbers, return_indices=True)
     size_now, size_before = (
         sum(
-            (d["decoder"][torch.from_numpy(at)].square().sum(1) for d in eyes.dictionaries), torch.zeros(len(at))
+            (d["decoder"][torch.from_numpy(at)].square().sum(1) for d in reader.dictionaries), torch.zeros(len(at))
         ).sqrt()
-        for eyes, at in ((now, a), (before, b))
+        for reader, at in ((now, a), (before, b))
     )
     there = (size_now > 0) & (size_before > 0)
     if not bool(there.any()):

@@ -35,7 +35,7 @@ EARLIER = 8
 
 
 @dataclass(frozen=True)
-class Kept:
+class EarlierCheckpoint:
     """An earlier checkpoint whose activations are kept; and its dictionaries, where it was judged."""
 
     id: str
@@ -52,7 +52,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Parent(Kept):
+class ParentCheckpoint(EarlierCheckpoint):
     """The checkpoint that is extended and compared with."""
 
     code: str
@@ -60,7 +60,7 @@ class Parent(Kept):
 
 
 @dataclass(frozen=True)
-class Work:
+class OnboardingContext:
     """One onboarding."""
 
     family_id: str
@@ -82,16 +82,16 @@ class Work:
     fit: Literal["fit", "extend", "refit", "later"]
     why: str
     """What is done and, of a re-fit, why: "refit: 8 extensions"."""
-    parent: Parent | None
-    anchors: list[Kept] = field(default_factory=list)
+    parent: ParentCheckpoint | None
+    anchors: list[EarlierCheckpoint] = field(default_factory=list)
     """What a re-fit trains on beside this checkpoint"""
-    together: list[Kept] = field(default_factory=list)
+    waiting: list[EarlierCheckpoint] = field(default_factory=list)
     """Checkpoints that wait for the first fit, oldest first: it is made over them and this one, and judges them all"""
     comparison: int = 1
     """Which one of its lineage: how many judged checkpoints came before this one"""
     fitted_fvu: float | None = None
     """FVU of the parent's generation where it was fitted"""
-    earlier: list[Kept] = field(default_factory=list)
+    earlier: list[EarlierCheckpoint] = field(default_factory=list)
     """Of the latest ancestors those whose activations are kept, the parent first: discovered features' past"""
 
     def artifact(self, kind: str, suffix: str = ".safetensors", **inputs: Any) -> str:
@@ -104,7 +104,7 @@ def artifact_name(family_id: str, kind: str, suffix: str = ".safetensors", **inp
     return f"{family_id}/{kind}-{content_key(kind=kind, version=VERSIONS[kind], **inputs)}{suffix}"
 
 
-def load(execution: Execution) -> Work:
+def load_context(execution: Execution) -> OnboardingContext:
     """Read what the run is about. RunError where the parent has no verdicts to extend, or `fit` cannot be had."""
     with execution.read() as session:
         subject = verdicts.subject(session, str(execution.checkpoint_id))
@@ -117,28 +117,30 @@ def load(execution: Execution) -> Work:
         parent = _parent(ancestors[0], checkpoint.hook_points)
     if fit == "refit":
         anchored = anchors(ancestors, checkpoint.hook_points, policy.anchors)
-    return Work(
+    return OnboardingContext(
         **_about(checkpoint, family),
         family_id=family.id,
         generation=parent.generation if parent and fit == "extend" else family.generation + 1,
         fit=fit,
         why=why,
         parent=parent,
-        anchors=[Kept(**_kept(one, checkpoint.hook_points)) for one in anchored],
-        together=[Kept(**_kept(one, checkpoint.hook_points)) for one in reversed(ancestors)] if waiting else [],
+        anchors=[EarlierCheckpoint(**_kept(one, checkpoint.hook_points)) for one in anchored],
+        waiting=[EarlierCheckpoint(**_kept(one, checkpoint.hook_points)) for one in reversed(ancestors)]
+        if waiting
+        else [],
         comparison=max(1, len(ancestors)),
         fitted_fvu=fitted_fvu(ancestors),
         earlier=_earlier(ancestors, parent) if parent and fit == "extend" else [],
     )
 
 
-def load_against_itself(execution: Execution) -> Work:
+def load_against_itself(execution: Execution) -> OnboardingContext:
     """A judged checkpoint as a child of its own, to be extended onto. Its artifacts go to a folder of the run."""
     with execution.read() as session:
         subject = verdicts.subject(session, str(execution.checkpoint_id))
         parent = _parent(itself(session, subject.checkpoint), subject.checkpoint.hook_points)
     checkpoint, family = subject.checkpoint, subject.family
-    return Work(
+    return OnboardingContext(
         **_about(checkpoint, family),
         family_id=f"{family.id}/calibrations/{execution.run_id}",
         generation=parent.generation,
@@ -148,7 +150,7 @@ def load_against_itself(execution: Execution) -> Work:
     )
 
 
-def load_judged(execution: Execution, checkpoint_id: str) -> tuple[Work, Kept, str]:
+def load_judged(execution: Execution, checkpoint_id: str) -> tuple[OnboardingContext, EarlierCheckpoint, str]:
     """A judged checkpoint as its own run saw it, what is kept of it, and the artifact of its code.
 
     It is without dictionaries: they are what is to be made again. RunError where the activations are not kept.
@@ -161,7 +163,7 @@ def load_judged(execution: Execution, checkpoint_id: str) -> tuple[Work, Kept, s
     parent = _parent(subject.ancestors[0], checkpoint.hook_points) if subject.ancestors else None
     extends = parent is not None and parent.generation == one.code.generation
     fit: Literal["fit", "extend", "refit"] = "extend" if extends else "refit" if parent else "fit"
-    work = Work(
+    context = OnboardingContext(
         **_about(checkpoint, subject.family),
         family_id=subject.family.id,
         generation=one.code.generation,
@@ -169,8 +171,8 @@ def load_judged(execution: Execution, checkpoint_id: str) -> tuple[Work, Kept, s
         why=fit,
         parent=parent,
     )
-    kept = Kept(**(_kept(one, checkpoint.hook_points) | {"dictionaries": {}}))
-    return work, kept, one.code.artifact
+    kept = EarlierCheckpoint(**(_kept(one, checkpoint.hook_points) | {"dictionaries": {}}))
+    return context, kept, one.code.artifact
 
 
 def _about(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
@@ -218,7 +220,7 @@ def _what_to_do(
     return ("refit", f"refit: {reason}") if reason else ("extend", "extend")
 
 
-def _parent(ancestor: Ancestor, hook_points: list[str]) -> Parent:
+def _parent(ancestor: Ancestor, hook_points: list[str]) -> ParentCheckpoint:
     parent = ancestor.checkpoint
     if parent.state != "judged" or ancestor.code is None:
         raise RunError("parent-not-judged", f"the parent {parent.name} is {parent.state}; retry when it is judged")
@@ -232,13 +234,15 @@ def _parent(ancestor: Ancestor, hook_points: list[str]) -> Parent:
             f"the activations of {parent.name} were removed; register it again under another name, as a child of its "
             "own parent, and compare with that one",
         )
-    return Parent(**_kept(ancestor, hook_points), code=ancestor.code.artifact, generation=ancestor.code.generation)
+    return ParentCheckpoint(
+        **_kept(ancestor, hook_points), code=ancestor.code.artifact, generation=ancestor.code.generation
+    )
 
 
-def _earlier(ancestors: list[Ancestor], parent: Parent) -> list[Kept]:
+def _earlier(ancestors: list[Ancestor], parent: ParentCheckpoint) -> list[EarlierCheckpoint]:
     hooks = parent.hook_points
     readable = [one for one in ancestors[:EARLIER] if one.checkpoint.state == "judged" and one.readable(hooks)]
-    return [Kept(**_kept(one, hooks)) for one in readable]
+    return [EarlierCheckpoint(**_kept(one, hooks)) for one in readable]
 
 
 def _kept(ancestor: Ancestor, hook_points: list[str]) -> dict[str, Any]:
@@ -270,3 +274,9 @@ def device_of(execution: Execution) -> torch.device:
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise RunError("no-device", f"FEATUREWATCH_DEVICE is {wanted}, but this worker has no CUDA device")
     return torch.device(wanted)
+
+
+def set_threads(execution: Execution) -> None:
+    """As many CPU threads as the settings say."""
+    if execution.settings.threads:
+        torch.set_num_threads(execution.settings.threads)

@@ -9,7 +9,7 @@ from torch import Tensor
 from featurewatch.workers.activations import ActivationSet, open_activations
 from featurewatch.workers.crosscoder.model import Moments, Normaliser
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines.work import Kept, Work, device_of
+from featurewatch.workers.pipelines.shared.context import EarlierCheckpoint, OnboardingContext, device_of
 
 BLOCK = 16_384
 HELD_BYTES = 512 * 2**20
@@ -77,15 +77,17 @@ class Activations:
         return [(m, d**0.5 / float(s[0])) for m, s, d in zip(means, scales, self.widths, strict=True)]
 
 
-def open_sources(execution: Execution, work: Work, folder: Path, hook_points: list[str] | None = None) -> Activations:
+def open_sources(
+    execution: Execution, context: OnboardingContext, folder: Path, hook_points: list[str] | None = None
+) -> Activations:
     """The activations of a harvested or copied folder, checked against the family. hook_points: None: the work's."""
-    hooks = hook_points or work.hook_points
-    count = work.positions["count"] if work.positions else None
+    hooks = hook_points or context.hook_points
+    count = context.positions["count"] if context.positions else None
     opened = open_activations(folder, expected_positions=count, hook_points=hooks)
     return Activations(opened, hooks, device_of(execution))
 
 
-def normaliser_of(execution: Execution, kept: Kept, device: torch.device) -> Normaliser:
+def normaliser_of(execution: Execution, kept: EarlierCheckpoint, device: torch.device) -> Normaliser:
     """What normalises an earlier checkpoint's activations, from the dictionaries that it has."""
     tensors = [load_file(execution.artifacts.path(kept.dictionaries[hook])) for hook in kept.hook_points]
     scales = [torch.full_like(t["mean"], len(t["mean"]) ** 0.5 / float(t["rms"])) for t in tensors]
