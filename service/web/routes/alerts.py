@@ -27,7 +27,7 @@ FIELDS = {
     "rewired": ("feature",), "quality": ("max_fvu_ratio",), "absence": ("days",),
 }  # fmt: skip
 """What each kind asks for, as the API names it."""
-MUTES = {"24": "for a day", "168": "for a week", "": "until it is resolved"}
+MUTES = {"24": "for a day", "168": "for a week", "": "until resolved"}
 
 
 @router.get("/alerts")

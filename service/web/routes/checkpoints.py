@@ -48,7 +48,7 @@ def show_report(
     changes = Plot(
         "changes",
         "table",
-        f"The largest changes, {len(document.changes)} features",
+        f"Largest changes ({len(document.changes)} features)",
         ["feature", "status", "projection ratio", "from", "to", "strength ratio", "q", "label", "successors"],
         [_change(row) for row in document.changes],
         links=[address("families", family.name, "features", row.id) for row in document.changes],

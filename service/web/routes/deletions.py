@@ -21,10 +21,10 @@ router = pages()
 @router.get("/families/{family}/delete", dependencies=[ADMIN])
 def ask_family(request: Request, family: ReadFamily) -> Response:
     goes = [
-        "its checkpoints with their verdicts and reports",
-        f"its {family.n_features:,} features with their labels",
+        "its checkpoints, with their verdicts and reports",
+        f"its {family.n_features:,} features, with their labels",
         "its signatures, calibrations, runs, logs, alerts and alert rules",
-        "its artifacts: activations, dictionaries, codes, and the copy of the probe corpus",
+        "its artifacts: activations, dictionaries, codes and its copy of the probe corpus",
     ]
     return _ask(request, "family", family.name, goes, _trail(family))
 
@@ -40,9 +40,9 @@ def ask_checkpoint(request: Request, family: ReadFamily, checkpoint: ReadCheckpo
     children = [child.name for child in queries.children(session, checkpoint.id)]
     parent = checkpoint_queries.get(session, checkpoint.parent_id) if checkpoint.parent_id else None
     goes = [
-        "its verdicts, report, readings of signatures and dependency graphs",
-        "its runs with their logs, and its alerts",
-        "features that it introduced and no other checkpoint has",
+        "its verdicts, report, signature readings and dependency graphs",
+        "its runs, with their logs, and its alerts",
+        "features that first appeared in it and exist in no other checkpoint",
     ]
     here = (address("families", family.name, "checkpoints", checkpoint.name), checkpoint.name)
     return _ask(
@@ -63,7 +63,7 @@ def delete_checkpoint(
 def ask_signature(request: Request, family: ReadFamily, signature: str, session: ReadSession) -> Response:
     signatures.get(session, family, signature)
     here = (address("families", family.name, "signatures", signature), signature)
-    goes = ["its readings in all checkpoints, and its contrast set"]
+    goes = ["its readings in all checkpoints and its contrast set"]
     return _ask(request, "signature", signature, goes, [*_trail(family), here])
 
 
@@ -76,7 +76,7 @@ def delete_signature(family: WriteFamily, signature: str, session: WriteSession,
 @router.get("/runs/{run_id}/delete", dependencies=[WRITE])
 def ask_run(request: Request, run_id: str, session: ReadSession) -> Response:
     run, _, _ = runs.get(session, run_id)
-    goes = ["its attempts and its log"] + (["the calibration that it made"] if run.kind == "calibrate" else [])
+    goes = ["its attempts and its log"] + (["the calibration that it produced"] if run.kind == "calibrate" else [])
     return _ask(request, "run", run_id, goes, [("/runs", "Runs"), (address("runs", run_id), run.kind)])
 
 

@@ -94,10 +94,10 @@ def _counts(family: str, judged: Sequence[CheckpointOut], changes: dict[str, dic
     return Plot(
         "changes",
         "counts",
-        "What changed, by checkpoint",
+        "Changes by checkpoint",
         ["checkpoint", *statuses],
         [[one.name, *(changes[one.id].get(status, 0) for status in statuses)] for one in judged],
-        note="Features that came into a status against the checkpoint's parent.",
+        note="Features that entered each status since the checkpoint's parent.",
         links=[address("families", family, "checkpoints", one.name) for one in judged],
         drawn=len(judged) > 1,
     )
@@ -113,11 +113,11 @@ def _features(session: Session, family: Family, judged: Sequence[CheckpointOut])
     return Plot(
         "features",
         "statuses",
-        "The features that changed most",
+        "Most changed features",
         ["feature", "label", *(one.name for one in judged)],
         rows,
-        note="Watched ones first, then by the largest change in any checkpoint; new features only where they changed "
-        "later. Empty: no verdict there.",
+        note="Watched features first, then by the largest change in any checkpoint. New features appear if they "
+        "changed later. Empty cells have no verdict.",
         links=[address("families", family.name, "features", row[0]) for row in rows],
         drawn=bool(rows) and len(judged) > 1,
     )
@@ -128,11 +128,11 @@ def _quality(family: str, judged: Sequence[CheckpointOut]) -> Plot:
     return Plot(
         "quality",
         "lines",
-        "Quality of the dictionary over checkpoints",
+        "Dictionary quality by checkpoint",
         ["checkpoint", "FVU", "L0", "valid share", "dead share", "size factor"],
         rows,
-        note="FVU: what the dictionary leaves unexplained. L0: features that fire at a position. Valid share: the "
-        "positions that can be compared.",
+        note="FVU: fraction of variance unexplained. L0: mean number of active features per position. Valid share: "
+        "share of positions that can be compared.",
         links=[address("families", family, "checkpoints", one.name) for one in judged],
         options={
             "panels": [["FVU", [1]], ["L0", [2]], ["valid share", [3]]],

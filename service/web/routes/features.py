@@ -130,9 +130,9 @@ def _passages(session: Session, artifacts: ArtifactStore, family: Family, number
         if column is not None:
             found = passages.activations(column, PASSAGES)
             if passages.documents is None:
-                return [], "The family has no text: its activations were brought along without it."
-            return found, "It fires nowhere in the probe corpus."
-    return [], f"No code that is kept holds {feature_id(number)}."
+                return [], "The family has no text: its activations were registered without it."
+            return found, "The feature is never active on the probe corpus."
+    return [], f"No stored code contains {feature_id(number)}."
 
 
 def _trajectory(family: str, course: Trajectory) -> Plot:
@@ -148,11 +148,12 @@ def _trajectory(family: str, course: Trajectory) -> Plot:
     return Plot(
         "trajectory",
         "trajectory",
-        "How much of its own direction is written",
+        "Projection ratio by checkpoint",
         ["checkpoint", "against", "status", "projection ratio", "from", "to", "strength ratio", "strength from",
          "strength to", "orthogonal ratio", "q", "cosine", "readability", "firing rate", "firings"],
         rows,
-        note="Projection ratio against the checkpoint's parent, with its interval; the band is what counts as present.",
+        note="How much of the feature's direction is still written, compared with the checkpoint's parent, with its "
+        "interval. The band marks what counts as present.",
         links=[address("families", family, "checkpoints", row[0]) for row in rows],
         options={"parents": parents(rows, [point.baseline for point in course.points])},
         drawn=len(rows) > 1,
@@ -167,8 +168,8 @@ def _at_hook_points(family: str, sources: FeatureSources, course: Trajectory) ->
     if len(hooks) > 1:
         plots.append(_written_at(family, hooks, sources, before))
     for name, title, note in (
-        ("strength", "Strength by hook point", "Norm of the decoder row, in units of the source's own scale."),
-        ("readability", "Readability by hook point", "Correlation of the source's own read-out with the code."),
+        ("strength", "Strength by hook point", "Norm of the decoder row, in units of the source's scale."),
+        ("readability", "Readability by hook point", "Correlation of the source's read-out with the code."),
     ):
         rows: list[list[Any]] = []
         for one in sources.data:
@@ -198,8 +199,8 @@ def _written_at(family: str, hooks: list[str], sources: FeatureSources, before: 
     columns = [name for hook in hooks for name in (hook, f"{hook} from", f"{hook} to")]
     places = [1 + 3 * place for place in range(len(hooks))]
     return Plot(
-        "written", "lines", "How much of it is written at each hook point", ["checkpoint", *columns], rows,
-        "Projection ratio against the parent's paired hook point, with its interval.",
+        "written", "lines", "Projection ratio by hook point", ["checkpoint", *columns], rows,
+        "Compared with the parent's paired hook point, with its interval.",
         [address("families", family, "checkpoints", row[0]) for row in rows],
         {"panels": [["", places]], "intervals": True, "parents": parents(rows, [before.get(row[0]) for row in rows])},
         drawn=len(rows) > 1,

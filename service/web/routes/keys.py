@@ -47,5 +47,7 @@ def _days(text: str) -> float:
     except ValueError:
         days = 0.0
     if not 0 < days <= MOST_DAYS:
-        raise UnprocessableError(f"days: a number over 0 and up to {MOST_DAYS:,}, or nothing: for ever")
+        raise UnprocessableError(
+            f"days: enter a number above 0 and up to {MOST_DAYS:,}, or leave it empty for a key that never expires."
+        )
     return days
