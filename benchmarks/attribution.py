@@ -29,13 +29,13 @@ from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Checkpoint, Code, Family, Source
 from featurewatch.workers.activations import HarvestSpec, Positions, load_documents, open_activations
-from featurewatch.workers.activations.hooks import without_later_layers
-from featurewatch.workers.circuits.attribution import METHODS, Attribution, Method, Options, attribute
-from featurewatch.workers.circuits.effects import ablated, activations
-from featurewatch.workers.circuits.passages import choose_tokens
-from featurewatch.workers.circuits.places import Dictionary, Target
+from featurewatch.workers.activations.models.hooks import without_later_layers
 from featurewatch.workers.demo.installation import Installation
 from featurewatch.workers.demo.models import base_model
+from featurewatch.workers.dependencies.attribution import METHODS, Attribution, Method, Options, attribute
+from featurewatch.workers.dependencies.effects import ablated, activations
+from featurewatch.workers.dependencies.passages import choose_tokens
+from featurewatch.workers.dependencies.places import Dictionary, Target
 from featurewatch.workers.pipelines.shared import files
 from featurewatch.workers.pipelines.stages.attribute import TracedModel, trace
 

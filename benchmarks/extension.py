@@ -49,16 +49,16 @@ from featurewatch.workers.activations import (
     load_corpus,
     open_activations,
 )
-from featurewatch.workers.activations.finetune import Training, fine_tune
 from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.activations.models.finetune import Training, fine_tune
 from featurewatch.workers.crosscoder.code import Code, concatenate_rows
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.extend import ExtendConfig, typical_size
 from featurewatch.workers.crosscoder.fit import FitState, fit, start_from
 from featurewatch.workers.crosscoder.model import Crosscoder, Moments
 from featurewatch.workers.crosscoder.pursuit import pursued
-from featurewatch.workers.crosscoder.readout import solve_readout
 from featurewatch.workers.crosscoder.regress import Regression, Solution, assign_folds
+from featurewatch.workers.crosscoder.regress.readout import solve_readout
 from featurewatch.workers.demo.installation import energy_shares
 from featurewatch.workers.demo.main import Plan
 from featurewatch.workers.demo.models import base_model, save_ablated

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load, save_file
 
 from featurewatch.service.models import Checkpoint, Code, Family, Source
-from featurewatch.workers.activations import models as models_module
-from featurewatch.workers.activations import shards as shards_module
+from featurewatch.workers.activations.harvest import shards as shards_module
+from featurewatch.workers.activations.models import loading as models_module
 from tests.e2e.inprocess import HOOK, TEXTS, Installation, failed_by
 from tests.unit.activations.tiny import in_place, save_checkpoint, weights_of, zero
 

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from featurewatch.service.models import Checkpoint, Source
-from featurewatch.workers.activations import finetune, shards
+from featurewatch.workers.activations.harvest import shards
+from featurewatch.workers.activations.models import finetune
 from featurewatch.workers.errors import REFUSALS, RunError
 from featurewatch.workers.pipelines.runs import signature
 from featurewatch.workers.pipelines.shared import promoted_tokens
@@ -48,7 +49,7 @@ def test_shards_of_a_killed_attempt_are_damaged(
     run_id = installation.register(name, folder.as_uri(), parent="v1")
     with monkeypatch.context() as patch:
         if lost == "before the manifest":
-            patch.setattr(sys.modules["featurewatch.workers.activations.harvest"], "_finish", killed)
+            patch.setattr(sys.modules["featurewatch.workers.activations.harvest.run"], "_finish", killed)
         else:
             patch.setattr(sys.modules["featurewatch.workers.pipelines.stages.harvest"].shutil, "move", killed)
         failed_by(installation.work(run_id), "internal", "killed")

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from featurewatch.workers.activations import shards
+from featurewatch.workers.activations.harvest import shards
 from featurewatch.workers.app import app
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import load_context

@@ -29,7 +29,7 @@ from featurewatch.service.models import Run, Shard
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.shards import logic, queries
 from featurewatch.workers import runner
-from featurewatch.workers.activations import shards as shard_files
+from featurewatch.workers.activations.harvest import shards as shard_files
 from featurewatch.workers.activations.tensorfiles import write_tensors
 from featurewatch.workers.app import call_helper, make_app
 from featurewatch.workers.errors import WorkerStoppingError

@@ -26,12 +26,12 @@ from featurewatch.service.verdicts import queries as verdict_queries
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.workers.activations import open_activations
 from featurewatch.workers.activations.contrast import Row, open_prompts
-from featurewatch.workers.activations.hooks import without_later_layers
-from featurewatch.workers.activations.identity import Reference, Verified
-from featurewatch.workers.circuits.attribution import Attribution, Options, attribute
-from featurewatch.workers.circuits.effects import Answers, Effects, activations, answer_margins, causal_effects
-from featurewatch.workers.circuits.passages import choose_tokens
-from featurewatch.workers.circuits.places import Dictionary, Target
+from featurewatch.workers.activations.models.hooks import without_later_layers
+from featurewatch.workers.activations.sources.identity import Reference, Verified
+from featurewatch.workers.dependencies.attribution import Attribution, Options, attribute
+from featurewatch.workers.dependencies.effects import Answers, Effects, activations, answer_margins, causal_effects
+from featurewatch.workers.dependencies.passages import choose_tokens
+from featurewatch.workers.dependencies.places import Dictionary, Target
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files

@@ -12,7 +12,7 @@ from featurewatch.service.models import Checkpoint, Family
 from featurewatch.service.verdicts import logic as verdicts
 from featurewatch.service.verdicts.generations import Ancestor, anchors, fitted_fvu, itself, why_refit
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.workers.activations.shards import PLAN_VERSION
+from featurewatch.workers.activations.harvest.shards import PLAN_VERSION
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 

@@ -6,7 +6,7 @@ from typing import Any
 from featurewatch.service.config import Settings
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.workers.activations import HarvestSpec, Positions, load_documents
-from featurewatch.workers.activations.identity import Reference, Verified
+from featurewatch.workers.activations.sources.identity import Reference, Verified
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import structlog
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.models import Checkpoint
 from featurewatch.service.verdicts import queries
-from featurewatch.workers.activations.identity import Reference, Verified, resolve, verified
+from featurewatch.workers.activations.sources.identity import Reference, Verified, resolve, verified
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 

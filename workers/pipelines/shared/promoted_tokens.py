@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from featurewatch.workers.activations.identity import Verified
 from featurewatch.workers.activations.models import load_tokenizer, locate_model
+from featurewatch.workers.activations.models.unembedding import promoted, read_unembedding, token_texts
 from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX, locate
+from featurewatch.workers.activations.sources.identity import Verified
 from featurewatch.workers.activations.tensorfiles import write_text
-from featurewatch.workers.activations.unembedding import promoted, read_unembedding, token_texts
 from featurewatch.workers.errors import REFUSALS, RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import OnboardingContext, device_of

@@ -29,9 +29,9 @@ from featurewatch.service.kit.db import AWAY, Database
 from featurewatch.service.models import Run, Shard
 from featurewatch.service.runs import queries as runs
 from featurewatch.service.shards import logic, queries
-from featurewatch.workers.activations.identity import Reference, Verified, verified
-from featurewatch.workers.activations.reading import Group
-from featurewatch.workers.activations.shards import Shards, open_shards
+from featurewatch.workers.activations.harvest.reading import Group
+from featurewatch.workers.activations.harvest.shards import Shards, open_shards
+from featurewatch.workers.activations.sources.identity import Reference, Verified, verified
 from featurewatch.workers.activations.tensorfiles import settle
 from featurewatch.workers.errors import LeaseLostError, RunError, WorkerStoppingError
 from featurewatch.workers.execution import Execution

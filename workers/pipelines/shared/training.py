@@ -19,10 +19,10 @@ from torch import Tensor
 from featurewatch.workers.activations import open_activations
 from featurewatch.workers.activations.models import compute_dtype
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
-from featurewatch.workers.crosscoder.dealing import collected, dealt
 from featurewatch.workers.crosscoder.fit import FitState, fit, start_from
+from featurewatch.workers.crosscoder.fit.order import RUN
+from featurewatch.workers.crosscoder.fit.sharding import collected, dealt
 from featurewatch.workers.crosscoder.model import Crosscoder, Normaliser, shared_maps
-from featurewatch.workers.crosscoder.order import RUN
 from featurewatch.workers.crosscoder.parallel import Parallel
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution

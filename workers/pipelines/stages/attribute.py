@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from featurewatch.workers.activations import HarvestSpec
-from featurewatch.workers.activations.heads import load_whole
-from featurewatch.workers.activations.hooks import HookPoint, choose_hook_points, in_order, layer_stack
+from featurewatch.workers.activations.harvest.reading import TokenizedCorpus, tokenize_corpus
 from featurewatch.workers.activations.models import max_tokens
+from featurewatch.workers.activations.models.heads import load_whole
+from featurewatch.workers.activations.models.hooks import HookPoint, choose_hook_points, in_order, layer_stack
 from featurewatch.workers.activations.positions import Reader
-from featurewatch.workers.activations.reading import TokenizedCorpus, tokenize_corpus
-from featurewatch.workers.circuits.attribution import Reading
-from featurewatch.workers.circuits.passages import deal_folds
-from featurewatch.workers.circuits.places import Dictionary, Passage
 from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.dependencies.attribution import Reading
+from featurewatch.workers.dependencies.passages import deal_folds
+from featurewatch.workers.dependencies.places import Dictionary, Passage
 from featurewatch.workers.errors import RunError
 
 FOLDS = 20

@@ -26,9 +26,9 @@ from featurewatch.workers.activations import (
     save_documents,
 )
 from featurewatch.workers.activations.corpus import Document, corpus_digest
-from featurewatch.workers.activations.identity import Reference, Verified
 from featurewatch.workers.activations.models import compute_dtype
 from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
+from featurewatch.workers.activations.sources.identity import Reference, Verified
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import EarlierCheckpoint, OnboardingContext, device_of

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from featurewatch.service.verdicts.origins import ELSEWHERE, Appearance, elsewhere
 from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.crosscoder.readout import solve_readout
 from featurewatch.workers.crosscoder.regress import Regression, Solution, select
+from featurewatch.workers.crosscoder.regress.readout import solve_readout
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.basis import Basis, basis_maps, common_rows
 from featurewatch.workers.pipelines.shared.pairing import ParentPair

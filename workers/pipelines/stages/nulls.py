@@ -12,8 +12,8 @@ from torch import Tensor
 from featurewatch.service.calibrations.schemas import CalibrationIn, NullName
 from featurewatch.service.verdicts import logic as verdicts
 from featurewatch.workers.activations import harvest, load_documents
-from featurewatch.workers.activations.finetune import Training, fine_tune
-from featurewatch.workers.activations.rounding import Rounding, round_rows
+from featurewatch.workers.activations.models.finetune import Training, fine_tune
+from featurewatch.workers.activations.models.rounding import Rounding, round_rows
 from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.regress import Regression, assign_folds
