@@ -1,4 +1,4 @@
-"""What a run does, step by step. A pipeline gets an Execution and ends by writing its result in one transaction."""
+"""What each kind of run does. A pipeline gets an Execution, and ends by writing its result in one transaction."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -8,9 +8,9 @@ from featurewatch.workers.execution import Execution
 
 
 def _of(module: str, name: str) -> Callable[[Execution], None]:
-    """A pipeline, imported when it first runs: what one of them needs takes others seconds, and is no use to them.
+    """A pipeline that is imported when it first runs: the imports of one take seconds, and others do not need them.
 
-    What the store has lost of the family is made again first, where it can be.
+    Artifacts of the family that the store has lost are restored first, where possible.
     """
 
     def run(execution: Execution) -> None:

@@ -76,7 +76,7 @@ def open_earlier(execution: Execution, context: OnboardingContext, checkpoint: E
             raise RunError(
                 "content-unknown",
                 f"the activations of {checkpoint.name} are missing, and it was judged by a version that stored no "
-                "digests, so its files cannot be verified. Register it again under another name, and use that one as the parent",
+                "digests, so its files cannot be verified. Register it again under another name, as the parent to use",
             )
         hooks = [hook for hook, artifact in checkpoint.activations.items() if artifact == name]
         earlier = replace(
