@@ -145,7 +145,7 @@ def test_the_list_goes_on_by_pages_without_repeating(reader) -> None:
 
 
 def test_checkpoints_come_newest_first_and_in_pieces(reader, monkeypatch) -> None:
-    monkeypatch.setattr(family_pages, "AT_ONCE", 4)
+    monkeypatch.setattr(family_pages, "ROWS_PER_PAGE", 4)
     whole = reader.get(HERE).text
     pieces, found, path = [whole[whole.index("Checkpoints, newest first") :]], list[str](), HERE
     while following := re.search(r'hx-get="([^"]*)"', pieces[-1]):
@@ -207,7 +207,7 @@ def test_no_spelling_of_a_formula_gets_into_a_file(before: str, sign: str) -> No
 @pytest.mark.parametrize("at_once", [64, 1000])
 def test_a_whole_list_is_a_file(reader, monkeypatch, at_once: int) -> None:
     """All rows that fit, in the order of the list, of stored verdicts and of compared ones; figures are the API's."""
-    monkeypatch.setattr(lists, "AT_ONCE", at_once)
+    monkeypatch.setattr(lists, "ROWS_PER_PIECE", at_once)
     for asked in (
         "features?sort=id",
         "features?checkpoint=v9&tag=safety&status=present",
@@ -248,7 +248,7 @@ def test_a_whole_list_does_not_bring_formulas(filled, reader) -> None:
 
 def test_a_whole_list_is_sent_in_pieces(filled, reader, monkeypatch) -> None:
     """Neither the list nor a connection is held: rows are asked for when those before are on their way."""
-    monkeypatch.setattr(lists, "AT_ONCE", 100)
+    monkeypatch.setattr(lists, "ROWS_PER_PIECE", 100)
     pieces, engine = [], filled.database.reader
     make = lists.csv_text
 

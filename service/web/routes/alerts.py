@@ -1,4 +1,4 @@
-"""The alerts inbox, and the rules that fill it."""
+"""The alerts inbox and the alert rules."""
 
 from typing import Annotated
 from urllib.parse import urlencode
@@ -56,34 +56,34 @@ def show_alert(request: Request, alert_id: str, session: ReadSession) -> Respons
 @router.post("/alerts/{alert_id}/ack")
 def acknowledge(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
     logic.acknowledge(session, logic.get(session, alert_id)[0])
-    return _settled(request, alert_id, form)
+    return _return(request, alert_id, form)
 
 
 @router.post("/alerts/{alert_id}/mute")
 def mute(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
-    logic.mute(session, logic.get(session, alert_id)[0], filled(MuteBody, hours=form.some("hours")))
-    return _settled(request, alert_id, form)
+    logic.mute(session, logic.get(session, alert_id)[0], filled(MuteBody, hours=form.optional("hours")))
+    return _return(request, alert_id, form)
 
 
 @router.post("/alerts/{alert_id}/resolve")
 def resolve(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
     logic.resolve(session, logic.get(session, alert_id)[0])
-    return _settled(request, alert_id, form)
+    return _return(request, alert_id, form)
 
 
 @router.post("/alerts/{alert_id}/reopen")
 def reopen(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
     logic.reopen(session, logic.get(session, alert_id)[0])
-    return _settled(request, alert_id, form)
+    return _return(request, alert_id, form)
 
 
 @router.post("/alert-rules")
 def create_rule(request: Request, session: WriteSession, form: SentForm) -> Response:
-    kind = form.one("kind")
-    condition = {"kind": kind} | {name: form.some(name) for name in FIELDS.get(kind, ())}
-    # A field that was left empty is not given: what may be left out has a default, and what may not is asked for.
+    kind = form.text("kind")
+    condition = {"kind": kind} | {name: form.optional(name) for name in FIELDS.get(kind, ())}
+    # Empty fields are omitted, so that optional ones get their default and required ones are reported.
     condition = {name: value for name, value in condition.items() if value is not None}
-    body = filled(AlertRuleCreate, name=form.one("name"), family=form.some("family"), condition=condition)
+    body = filled(AlertRuleCreate, name=form.text("name"), family=form.optional("family"), condition=condition)
     logic.create_rule(session, body)
     return back("/alerts#rules")
 
@@ -91,16 +91,16 @@ def create_rule(request: Request, session: WriteSession, form: SentForm) -> Resp
 @router.post("/alert-rules/{rule_id}")
 def change_rule(request: Request, rule_id: str, session: WriteSession, form: SentForm) -> Response:
     rule, _ = logic.get_rule(session, rule_id)
-    if form.one("do") == "delete":
+    if form.text("do") == "delete":
         queries.remove_rule(session, rule)
     else:
-        logic.change_rule(session, rule, AlertRuleUpdate(enabled=form.one("do") == "enable"))
+        logic.change_rule(session, rule, AlertRuleUpdate(enabled=form.text("do") == "enable"))
     return back("/alerts#rules")
 
 
-def _settled(request: Request, alert_id: str, form: Form) -> Response:
-    """Back to the alert, or to the list as it was."""
-    if form.one("from") == "alert":
+def _return(request: Request, alert_id: str, form: Form) -> Response:
+    """Redirect to the alert, or to the list with its filters."""
+    if form.text("from") == "alert":
         return back(address("alerts", alert_id))
-    shown = {name: form.one(name) for name in ("state", "family") if form.one(name)}
-    return back("/alerts" + (f"?{urlencode(shown)}" if shown else ""))
+    filters = {name: form.text(name) for name in ("state", "family") if form.text(name)}
+    return back("/alerts" + (f"?{urlencode(filters)}" if filters else ""))
