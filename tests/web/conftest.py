@@ -96,7 +96,7 @@ def filled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def _open(settings: Settings) -> Iterator[Installation]:
+def open_installation(settings: Settings) -> Iterator[Installation]:
     with TestClient(create_app(settings), base_url=BASE, follow_redirects=False) as client:
         installation = Installation(settings, client, {})
         installation.keys |= {scope: installation.new_key(scope)[1] for scope in ("read", "write", "admin")}
@@ -108,7 +108,7 @@ def filled(filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """On SQLite, for what asks the database nothing of its own. Each test writes to things of its own in it."""
     folder = tmp_path_factory.mktemp("pages-") / "data"
     shutil.copytree(filled_folder, folder)
-    with _open(Settings(data_dir=folder, secret_key=SECRET, log_level="ERROR")) as installation:
+    with open_installation(Settings(data_dir=folder, secret_key=SECRET, log_level="ERROR")) as installation:
         yield installation
 
 
@@ -119,6 +119,6 @@ def on_postgres(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) ->
     url, folder = postgres.database_url(name), tmp_path_factory.mktemp("pages-postgres-")
     settings = Settings(data_dir=folder, database_url=url, secret_key=SECRET, log_level="ERROR")
     fill(settings, n_features=120)
-    with _open(settings) as installation:
+    with open_installation(settings) as installation:
         yield installation
     postgres.drop(name)

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from featurewatch.service.config import Settings
 from featurewatch.service.models import AuditEntry, Checkpoint, Family, Run, Signature
-from tests.web.conftest import SECRET, Installation, _open
+from tests.web.conftest import SECRET, Installation, open_installation
 from tests.web.filled import FAMILY
 
 HERE = f"/families/{FAMILY}"
@@ -22,7 +22,7 @@ def mine(filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """An installation that other tests do not share: things of it go."""
     folder = tmp_path_factory.mktemp("deleting-") / "data"
     shutil.copytree(filled_folder, folder)
-    with _open(Settings(data_dir=folder, secret_key=SECRET, log_level="ERROR")) as installation:
+    with open_installation(Settings(data_dir=folder, secret_key=SECRET, log_level="ERROR")) as installation:
         yield installation
 
 
