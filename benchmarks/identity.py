@@ -73,7 +73,7 @@ def unverified() -> Iterator[None]:
     with (
         patch.object(artifacts, "sha256_all", pretend),
         patch("featurewatch.service.checkpoints.contents.sha256_all", pretend),
-        patch("featurewatch.workers.activations.identity.Verified.recheck", lambda _: None),
+        patch("featurewatch.workers.activations.sources.identity.Verified.recheck", lambda _: None),
     ):
         yield
 

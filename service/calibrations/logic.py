@@ -1,4 +1,4 @@
-"""Calibrations: asking for one and finding them. A worker does the rest (`workers.pipelines.calibrating`)."""
+"""Calibrations: asking for one and finding them. A worker does the rest (`workers.pipelines.runs.calibrate`)."""
 
 from collections.abc import Sequence
 

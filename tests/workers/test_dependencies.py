@@ -25,7 +25,7 @@ from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.signatures.schemas import SignatureIn
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.workers.pipelines import PIPELINES
-from featurewatch.workers.pipelines import dependencies as pipeline
+from featurewatch.workers.pipelines.runs import dependencies as pipeline
 from tests.workers.conftest import Installation
 
 torch.set_num_threads(1)

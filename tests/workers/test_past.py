@@ -17,7 +17,8 @@ from featurewatch.service.features import logic as features
 from featurewatch.service.features.schemas import Point
 from featurewatch.service.models import Alert, Checkpoint, Code, Event, Feature
 from featurewatch.service.verdicts.compare import compare
-from featurewatch.workers.pipelines import PIPELINES, files
+from featurewatch.workers.pipelines import PIPELINES
+from featurewatch.workers.pipelines.shared import files
 from tests.workers.conftest import Installation
 
 LAST = 4
