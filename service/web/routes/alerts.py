@@ -41,7 +41,7 @@ def list_alerts(
     chosen = AlertState(state) if state in set(AlertState) else None
     alerts = listing.alerts(session, paging, family=family or None, state=chosen)
     template = "notify/alert_rows.html" if is_fragment(request) else "notify/alerts.html"
-    rules = [] if is_fragment(request) else listing.rules(session, Pager.whole(request)).data
+    rules = [] if is_fragment(request) else listing.rules(session, Pager.first_page(request)).data
     return page(
         request, template, rows=alerts.data, next_cursor=alerts.next_cursor, state=state, family=family or "",
         states=[*AlertState, "all"], mutes=MUTES, rules=rules, kinds=RULES, fields=FIELDS,

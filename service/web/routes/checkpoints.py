@@ -94,7 +94,7 @@ def show_diff(
             request, "features/rows.html", family=family.name, rows=features.data, next_cursor=features.next_cursor
         )
     diff = findings.diff(session, artifacts, paging, comparison, wanted, order)
-    few = Pager.whole(request, MOST_SUCCESSORS)
+    few = Pager.first_page(request, MOST_SUCCESSORS)
     replaced = logic.page(session, few, comparison, Filter(("replaced",)), order_of("change", None)).data
     query = urlencode({"checkpoint": names[1], "baseline": names[0]})
     link = f"{address('families', family.name, 'features')}?{query}&"

@@ -46,7 +46,7 @@ def list_runs(
 def show_run(request: Request, run_id: str, session: ReadSession, level: LevelQuery = "") -> Response:
     row, family, checkpoint = logic.get(session, run_id)
     run = view(row, family, checkpoint)
-    attempts = listing.attempts(session, Pager.whole(request), row).data
+    attempts = listing.attempts(session, Pager.first_page(request), row).data
     earlier = 0 if level else max(0, run.log_lines - LOG_LINES)
     return page(
         request, "work/run.html", run=run, attempts=attempts, live=run.state not in FINAL,
@@ -82,7 +82,7 @@ def download_log(request: Request, run_id: str, session: ReadSession) -> Respons
 
 def _lines(request: Request, session: Session, run: Run, level: str, after: int) -> list[LogLineView]:
     chosen = Level(level) if level in set(Level) else Level.INFO
-    return listing.log(session, Pager.whole(request, LOG_LINES), run, level=chosen, after=after).data
+    return listing.log(session, Pager.first_page(request, LOG_LINES), run, level=chosen, after=after).data
 
 
 @router.get("/runs/{run_id}/events")
