@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from featurewatch.service.alerts import signatures as alerts
+from featurewatch.service.alerts import evaluation as alerts
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.config import Settings as Configuration
 from featurewatch.service.families import logic as families
@@ -107,7 +107,7 @@ def delete(session: Session, family: Family, row: Signature) -> None:
             run.params = run.params | {"signatures": others}
         else:
             runs.request_cancel(session, run)
-    alerts.forget(session, family, row)
+    alerts.forget_signature(session, family, row)
     queries.remove(session, row)
 
 
@@ -198,7 +198,7 @@ def record(session: Session, checkpoint_id: str, found: Sequence[Found]) -> dict
         row.activations = one.activations
         queries.add(session, row)
         rows.append((row, there[one.signature_id]))
-    raised = alerts.evaluate(session, family=family, checkpoint=checkpoint, readings=rows)
+    raised = alerts.signatures_read(session, family=family, checkpoint=checkpoint, readings=rows)
     statuses = {signature.name: row.status for row, signature in rows}
     return {"family": family.name, "checkpoint": checkpoint.name, "signatures": statuses, "alerts": len(raised)}
 
