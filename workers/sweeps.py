@@ -24,7 +24,7 @@ from featurewatch.service.kit.crypto import SecretBox
 from featurewatch.service.kit.db import Database
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs import queries as run_queries
-from featurewatch.service.runs.states import queue_of
+from featurewatch.service.runs.kinds import queue_of
 from featurewatch.service.shards import queries as shards
 from featurewatch.service.store import logic as store
 from featurewatch.service.store import queries as store_queries

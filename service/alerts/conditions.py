@@ -151,7 +151,7 @@ class StatusCountCondition(_FeatureStatusCondition):
     """A number of features come into a status at the same checkpoint."""
 
     kind: Literal["status_count"]
-    status: Status = Field(description="Status that raises the alert.")
+    status: Status = Field(examples=["absent"], description="Status that raises the alert.")
     at_least: int = Field(ge=1, examples=[20], description="Number of features that raises the alert.")
 
     @property

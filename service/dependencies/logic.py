@@ -25,6 +25,7 @@ from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from featurewatch.service.models import Checkpoint, DependencyGraph, Family, Run
 from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.signatures import queries as signatures
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts.judge import GONE, Status
@@ -221,7 +222,7 @@ def _queue(
         session,
         family_id=checkpoint.family_id,
         checkpoint_id=checkpoint.id,
-        kind=queries.KIND,
+        kind=RunKind.DEPENDENCIES,
         params=params,
         priority=priority,
     )

@@ -63,7 +63,7 @@ WRITES = (
     ">Watch<",
     ">Watched<",
     ">Save<",
-    ">Make rule<",
+    ">Create rule<",
     ">Make webhook<",
     ">Send a test<",
     ">Retry<",
@@ -124,7 +124,7 @@ def test_dependencies_are_compared_whatever_was_looked_at_first(filled, reader) 
 
 def test_a_writer_sees_what_writes_and_an_administrator_the_keys(filled, writer) -> None:
     assert "Watched</button>" in writer.page(f"{HERE}/features/F1")
-    assert "Make rule" in writer.page("/alerts")
+    assert "Create rule" in writer.page("/alerts")
     assert 'href="/keys"' not in writer.page("/families")
     refused = writer.get("/keys")
     assert refused.status_code == 403 and "scope `admin`" in html.unescape(refused.text)

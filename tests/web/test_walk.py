@@ -285,7 +285,7 @@ def test_writing(site: Site, page: Page) -> None:
     expect(page.locator("table[data-rows] tbody tr")).to_have_count(1)
     page.get_by_text("New rule").click()
     page.get_by_label("Name").fill("anything watched")
-    page.get_by_role("button", name="Make rule").click()
+    page.get_by_role("button", name="Create rule").click()
     expect(page.get_by_role("region", name="Rules")).to_contain_text("anything watched")
     page.goto("/webhooks")
     page.get_by_label("URL").fill("https://hooks.example/x")

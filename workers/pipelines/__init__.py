@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.store import damage
 from featurewatch.workers.execution import Execution
 
@@ -24,9 +25,9 @@ def _of(module: str, name: str) -> Callable[[Execution], None]:
 
 
 PIPELINES: dict[str, Callable[[Execution], None]] = {
-    "onboard": _of("onboard", "onboard"),
-    "calibrate": _of("calibrating", "calibrate"),
-    "label": _of("labelling", "label"),
-    "signature": _of("signature", "signature"),
-    "dependencies": _of("dependencies", "find_dependencies"),
+    RunKind.ONBOARD: _of("onboard", "onboard"),
+    RunKind.CALIBRATE: _of("calibrating", "calibrate"),
+    RunKind.LABEL: _of("labelling", "label"),
+    RunKind.SIGNATURE: _of("signature", "signature"),
+    RunKind.DEPENDENCIES: _of("dependencies", "find_dependencies"),
 }

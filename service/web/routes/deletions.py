@@ -11,6 +11,7 @@ from featurewatch.service.families import logic as families
 from featurewatch.service.families import routes as family_routes
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
 from featurewatch.service.runs import routes as runs
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.signatures import routes as signatures
 from featurewatch.service.web.access import SentForm, pages
 from featurewatch.service.web.render import address, back, page
@@ -77,7 +78,7 @@ def delete_signature(family: str, signature: str, session: WriteSession, form: S
 @router.get("/runs/{run_id}/delete", dependencies=[WRITE])
 def ask_run(request: Request, run_id: str, session: ReadSession) -> Response:
     run = runs.get_run(run_id, session)
-    goes = ["its attempts and its log"] + (["the calibration that it made"] if run.kind == "calibrate" else [])
+    goes = ["its attempts and its log"] + (["the calibration that it made"] if run.kind == RunKind.CALIBRATE else [])
     return _ask(request, "run", run_id, goes, [("/runs", "Runs"), (address("runs", run_id), run.kind)])
 
 
