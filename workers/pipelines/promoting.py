@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from featurewatch.service.kit.hook_points import depth
 from featurewatch.workers.activations.identity import Verified
 from featurewatch.workers.activations.models import load_tokenizer, locate_model
 from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX, locate
@@ -38,7 +39,7 @@ def token_logits(
     """
     if not len(columns):
         return [], {}
-    hook = max(dictionaries, key=_depth)
+    hook = max(dictionaries, key=depth)
     name = work.artifact("promoted", suffix=".json", dictionary=dictionaries[hook], columns=columns.tolist())
     if not execution.artifacts.exists(name):
         try:
@@ -94,8 +95,3 @@ def _rows(path: Path, columns: Tensor) -> Tensor:
     with safe_open(str(path), framework="pt") as file:
         decoder: Tensor = file.get_tensor("decoder")
     return decoder[columns].float()
-
-
-def _depth(hook_point: str) -> tuple[int, int]:
-    kind, _, layer = hook_point.partition(".")
-    return int(layer), ("attn_out", "mlp_out", "resid_post").index(kind)
