@@ -17,17 +17,18 @@ def _of(module: str, name: str) -> Callable[[Execution], None]:
     def run(execution: Execution) -> None:
         with execution.read() as session:
             lost = damage.lost(session, execution.artifacts, execution.family_id)
+        import_module("featurewatch.workers.pipelines.shared.context").set_threads(execution)
         if lost:
-            import_module("featurewatch.workers.pipelines.restoring").restore(execution, lost)
-        getattr(import_module(f"featurewatch.workers.pipelines.{module}"), name)(execution)
+            import_module("featurewatch.workers.pipelines.runs.restore").restore(execution, lost)
+        getattr(import_module(f"featurewatch.workers.pipelines.runs.{module}"), name)(execution)
 
     return run
 
 
 PIPELINES: dict[str, Callable[[Execution], None]] = {
     RunKind.ONBOARD: _of("onboard", "onboard"),
-    RunKind.CALIBRATE: _of("calibrating", "calibrate"),
-    RunKind.LABEL: _of("labelling", "label"),
+    RunKind.CALIBRATE: _of("calibrate", "calibrate"),
+    RunKind.LABEL: _of("label", "label"),
     RunKind.SIGNATURE: _of("signature", "signature"),
     RunKind.DEPENDENCIES: _of("dependencies", "find_dependencies"),
 }
