@@ -1,4 +1,4 @@
-"""The kinds of runs. A new one is a member here, and its pipeline in `workers.pipelines.PIPELINES`."""
+"""The kinds of runs. A new one is a member here, and a module of its name in `workers/pipelines/runs` with `run`."""
 
 from enum import StrEnum
 from typing import Literal, Self

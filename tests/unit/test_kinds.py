@@ -1,5 +1,6 @@
 """Kinds that exist once, and what derives from them."""
 
+from importlib import import_module
 from typing import get_args
 
 import pytest
@@ -12,6 +13,8 @@ from featurewatch.workers.pipelines import PIPELINES
 
 def test_every_kind_of_run_has_a_pipeline_and_a_queue() -> None:
     assert set(PIPELINES) == set(RunKind)
+    for kind in RunKind:
+        assert callable(import_module(f"featurewatch.workers.pipelines.runs.{kind}").run)
     assert {queue_of(kind) for kind in RunKind} == set(QUEUES)
     assert queue_of("a kind of somebody's own") == "runs"
 

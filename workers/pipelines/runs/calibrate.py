@@ -23,7 +23,7 @@ from featurewatch.workers.pipelines.stages.nulls import NullExperiment
 log = structlog.get_logger("featurewatch.worker")
 
 
-def calibrate(execution: Execution) -> None:
+def run(execution: Execution) -> None:
     """Judge every null of a checkpoint that the run asks for."""
     try:
         _calibrate(execution)

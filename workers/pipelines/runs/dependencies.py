@@ -117,7 +117,7 @@ class DependencyRequest:
         return artifact_name(self.family_id, "dependencies", **inputs)
 
 
-def find_dependencies(execution: Execution) -> None:
+def run(execution: Execution) -> None:
     """Find the dependencies of the features that the run names."""
     request = load(execution)
     missing = [number for number in request.targets if not execution.artifacts.exists(request.artifact(number))]
