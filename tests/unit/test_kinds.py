@@ -7,7 +7,9 @@ import pytest
 
 from featurewatch.service.alerts.conditions import KINDS, SWEPT, AlertKind
 from featurewatch.service.alerts.parameters import parameters
+from featurewatch.service.lineage.schemas import LINK_KINDS
 from featurewatch.service.runs.kinds import QUEUES, RunKind, queue_of
+from featurewatch.workers.crosscoder import matching
 from featurewatch.workers.pipelines import PIPELINES
 
 
@@ -31,3 +33,7 @@ def test_people_are_told_what_a_rule_does(kind: str) -> None:
 
 def test_sweeps_raise_what_no_checkpoint_shows() -> None:
     assert SWEPT == ["run_failed", "absence", "webhook_paused"]
+
+
+def test_a_fit_and_the_service_name_the_same_links() -> None:
+    assert set(LINK_KINDS) == set(matching.KINDS)

@@ -10,7 +10,8 @@ from contextlib import suppress
 
 import structlog
 
-from featurewatch.service.calibrations.schemas import CalibrationIn, CalibrationResult, NullName, NullResult, total
+from featurewatch.service.calibrations.kinds import NullName
+from featurewatch.service.calibrations.schemas import CalibrationIn, CalibrationResult, NullResult, total
 from featurewatch.service.kit.db import AWAY
 from featurewatch.service.verdicts import queries as verdict_queries
 from featurewatch.workers.activations.tensorfiles import write_text

@@ -18,8 +18,7 @@ from featurewatch.workers.dependencies.attribution import Reading
 from featurewatch.workers.dependencies.passages import deal_folds
 from featurewatch.workers.dependencies.places import Dictionary, Passage
 from featurewatch.workers.errors import RunError
-
-FOLDS = 20
+from featurewatch.workers.verdicts.folds import FOLDS
 
 
 class TracedModel(NamedTuple):
