@@ -42,9 +42,11 @@ pytest: $(VENV)/.test
 coverage: $(VENV)/.test ## all tests, and which lines and branches they reach (ARGS=tests/unit for some of them)
 	@$(run_tests) -n $(WORKERS) --cov --cov-report=term --cov-report=html $(ARGS)
 
-lint: $(VENV)/.test ## ruff (with bandit's rules), mypy, and the direction of imports
+lint: $(VENV)/.test ## ruff (with bandit's rules), mypy, the direction of imports, spelling and wording
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell
+	@$(BIN)/python docs/check_phrases.py
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
