@@ -4,6 +4,7 @@
 """
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -27,11 +28,13 @@ SLOW = (
     "tests/cli/test_docs_commands.py",
     "tests/cli/test_gate.py",
     "tests/cli/test_installed.py",
-    "tests/unit/test_client_types.py",
-    "tests/workers/test_fitting.py",
+    "tests/unit/activations/test_harvest.py",
     "tests/unit/crosscoder/test_fit.py",
     "tests/unit/crosscoder/test_parallel.py",
-    "tests/unit/activations/test_harvest.py",
+    "tests/unit/test_bench_fit.py",
+    "tests/unit/test_client_types.py",
+    "tests/web/test_walk.py",
+    "tests/workers/test_fitting.py",
 )
 """Paths of tests that take seconds each."""
 
@@ -39,10 +42,21 @@ LONGEST = ("test_kill.py", "test_chaos.py", "test_docs_commands.py", "test_full_
 """Modules of few tests that take minutes."""
 
 
+def excludes(config: pytest.Config, mark: str) -> bool:
+    """Whether this run leaves out the tests with a mark."""
+    return f"not {mark}" in config.getoption("markexpr")
+
+
 def check_lane(config: pytest.Config, mark: str) -> None:
     """Fail if a run that leaves out a mark starts what the mark stands for: then FIXTURES lacks a fixture."""
-    if f"not {mark}" in config.getoption("markexpr"):
+    if excludes(config, mark):
         pytest.fail(f"a test of this lane needs the mark `{mark}`: add its fixture to tests/plugins/lanes.py")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import modules whose tests would all be left out: that takes longer than many tests."""
+    name = collection_path.relative_to(config.rootpath).as_posix()
+    return True if name.startswith(SLOW) and excludes(config, "slow") else None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
