@@ -7,6 +7,8 @@ from fastapi import Query, Request
 from starlette.responses import Response
 
 from featurewatch.service.alerts import listing, logic, queries
+from featurewatch.service.alerts.conditions import KINDS
+from featurewatch.service.alerts.parameters import Parameter, parameters
 from featurewatch.service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, AlertState, MuteBody, view
 from featurewatch.service.kit.pages import Pager, Paging
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
@@ -15,18 +17,6 @@ from featurewatch.service.web.render import address, back, is_fragment, page
 
 router = pages()
 
-RULES = {
-    "watched": "a watched feature changes", "tag": "a feature with this tag changes", "feature": "this feature changes",
-    "status_count": "so many features come into this status", "signature": "this signature changes, or any",
-    "rewired": "this feature is rewired, or any", "quality": "FVU is over so many times the parent's",
-    "run_failed": "a run fails", "absence": "nothing was judged for so many days",
-}  # fmt: skip
-"""Kinds of conditions, in words."""
-FIELDS = {
-    "tag": ("tag",), "feature": ("feature",), "status_count": ("status", "at_least"), "signature": ("signature",),
-    "rewired": ("feature",), "quality": ("max_fvu_ratio",), "absence": ("days",),
-}  # fmt: skip
-"""What each kind asks for, as the API names it."""
 MUTES = {"24": "for a day", "168": "for a week", "": "until resolved"}
 
 
@@ -44,7 +34,7 @@ def list_alerts(
     rules = [] if is_fragment(request) else listing.rules(session, Pager.first_page(request)).data
     return page(
         request, template, rows=alerts.data, next_cursor=alerts.next_cursor, state=state, family=family or "",
-        states=[*AlertState, "all"], mutes=MUTES, rules=rules, kinds=RULES, fields=FIELDS,
+        states=[*AlertState, "all"], mutes=MUTES, rules=rules, kinds=KINDS, fields=_fields(),
     )  # fmt: skip
 
 
@@ -80,9 +70,9 @@ def reopen(request: Request, alert_id: str, session: WriteSession, form: SentFor
 @router.post("/alert-rules")
 def create_rule(request: Request, session: WriteSession, form: SentForm) -> Response:
     kind = form.text("kind")
-    condition = {"kind": kind} | {name: form.optional(name) for name in FIELDS.get(kind, ())}
-    # Empty fields are omitted, so that optional ones get their default and required ones are reported.
-    condition = {name: value for name, value in condition.items() if value is not None}
+    names = [parameter.name for parameter, kinds in _fields() if kind in kinds]
+    # An empty field is omitted: an optional parameter has a default, and a required one is reported as missing.
+    condition = {"kind": kind} | {name: value for name in names if (value := form.optional(name))}
     body = filled(AlertRuleCreate, name=form.text("name"), family=form.optional("family"), condition=condition)
     logic.create_rule(session, body)
     return back("/alerts#rules")
@@ -96,6 +86,16 @@ def change_rule(request: Request, rule_id: str, session: WriteSession, form: Sen
     else:
         logic.change_rule(session, rule, AlertRuleUpdate(enabled=form.text("do") == "enable"))
     return back("/alerts#rules")
+
+
+def _fields() -> list[tuple[Parameter, list[str]]]:
+    """The parameters that the form asks for, each with the kinds of rules that have it."""
+    fields: dict[str, tuple[Parameter, list[str]]] = {}
+    for kind, cls in KINDS.items():
+        for parameter in parameters(cls):
+            if not parameter.many:
+                fields.setdefault(parameter.name, (parameter, []))[1].append(kind)
+    return list(fields.values())
 
 
 def _return(request: Request, alert_id: str, form: Form) -> Response:

@@ -11,6 +11,7 @@ from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
 from featurewatch.service.models import Family
 from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.web.access import SentForm, pages
 from featurewatch.service.web.render import address, back, page
@@ -76,7 +77,9 @@ def delete_signature(family: WriteFamily, signature: str, session: WriteSession,
 @router.get("/runs/{run_id}/delete", dependencies=[WRITE])
 def ask_run(request: Request, run_id: str, session: ReadSession) -> Response:
     run, _, _ = runs.get(session, run_id)
-    goes = ["its attempts and its log"] + (["the calibration that it produced"] if run.kind == "calibrate" else [])
+    goes = ["its attempts and its log"]
+    if run.kind == RunKind.CALIBRATE:
+        goes.append("the calibration that it produced")
     return _ask(request, "run", run_id, goes, [("/runs", "Runs"), (address("runs", run_id), run.kind)])
 
 

@@ -38,7 +38,8 @@ from featurewatch.workers.pipelines.shared import files
 from featurewatch.workers.pipelines.shared.context import artifact_name, device_of
 from featurewatch.workers.pipelines.shared.harvest_task import HarvestTask
 from featurewatch.workers.pipelines.shared.identity import verified_checkpoint
-from featurewatch.workers.pipelines.stages.attribute import FOLDS, TracedModel, trace
+from featurewatch.workers.pipelines.stages.attribute import TracedModel, trace
+from featurewatch.workers.verdicts.folds import FOLDS
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -117,7 +118,7 @@ class DependencyRequest:
         return artifact_name(self.family_id, "dependencies", **inputs)
 
 
-def find_dependencies(execution: Execution) -> None:
+def run(execution: Execution) -> None:
     """Find the dependencies of the features that the run names."""
     request = load(execution)
     missing = [number for number in request.targets if not execution.artifacts.exists(request.artifact(number))]

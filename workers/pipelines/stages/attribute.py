@@ -18,8 +18,7 @@ from featurewatch.workers.dependencies.attribution import Reading
 from featurewatch.workers.dependencies.passages import deal_folds
 from featurewatch.workers.dependencies.places import Dictionary, Passage
 from featurewatch.workers.errors import RunError
-
-FOLDS = 20
+from featurewatch.workers.verdicts.folds import FOLDS
 
 
 class TracedModel(NamedTuple):
@@ -63,7 +62,7 @@ def trace(
         there &= torch.from_numpy(valid)
     passages = _passages(corpus, [document.id for document in spec.corpus], there)
     layers = layer_stack(whole.body)[2]
-    skippable = {p.name: list(layers[: p.layer + 1]) for p in points if p.name.startswith("resid_post")}
+    skippable = {p.name: list(layers[: p.layer + 1]) for p in points if p.kind.is_residual}
     reading = Reading(whole.body, list(points), dictionaries, code, passages, skippable)
     return TracedModel(reading, points, whole.head, whole.tokenizer, there)
 
