@@ -9,6 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
+from cachetools import LRUCache
+
 CHUNK = 1 << 20
 THREADS = 8
 REMEMBERED = 20_000
@@ -48,7 +50,7 @@ class ChangedWhileReadError(OSError):
 
 
 _Key = tuple[int, int, FileState]
-_memory: dict[_Key, str] = {}
+_memory: LRUCache[_Key, str] = LRUCache(REMEMBERED)
 _lock = threading.Lock()
 
 
@@ -175,7 +177,4 @@ def _recall(path: Path) -> str | None:
 
 def _store(key: _Key, digest: str) -> None:
     with _lock:
-        _memory.pop(key, None)
         _memory[key] = digest
-        while len(_memory) > REMEMBERED:
-            del _memory[next(iter(_memory))]
