@@ -81,29 +81,34 @@ def _spread(quantiles: dict[str, float]) -> str:
 
 
 RESULTS = Table(
+    (
+        "null",
+        "alarms_in",
+        "features",
+        "significant",
+        "emerged",
+        "alerts",
+        "ratio_0.1%_to_99.9%",
+        "intervals_with_1",
+    ),
     {
-        "NULL": "null",
-        "ALARMS IN": lambda row: _count(row["checkpoints"]),
-        "FEATURES": lambda row: _count(row["features"]),
-        "SIGNIFICANT": "significant",
-        "EMERGED": "emerged",
-        "ALERTS": lambda row: sum(alert["comparisons"] for alert in row["alerts"]),
-        "RATIO 0.1% TO 99.9%": lambda row: _spread(row["ratio_quantiles"]),
-        "INTERVALS WITH 1": lambda row: _percent(row["coverage"]),
+        "alarms_in": lambda row: _count(row["checkpoints"]),
+        "features": lambda row: _count(row["features"]),
+        "alerts": lambda row: sum(alert["comparisons"] for alert in row["alerts"]),
+        "ratio_0.1%_to_99.9%": lambda row: _spread(row["ratio_quantiles"]),
+        "intervals_with_1": lambda row: _percent(row["coverage"]),
     },
     empty="No nulls.",
-    optional=("ALERTS", "EMERGED", "SIGNIFICANT"),
+    optional=("alerts", "emerged", "significant"),
 )
 GRID = Table(
+    ("suppressed_below", "amplified_above", "fdr", "false_alarm_in", "of_features", ""),
     {
-        "SUPPRESSED BELOW": "suppressed_below",
-        "AMPLIFIED ABOVE": "amplified_above",
-        "FDR": "fdr",
-        "FALSE ALARM IN": lambda row: _rate(row["checkpoints"]),
-        "OF FEATURES": lambda row: _rate(row["features"]),
+        "false_alarm_in": lambda row: _rate(row["checkpoints"]),
+        "of_features": lambda row: _rate(row["features"]),
         "": lambda row: "the family's" if row["current"] else "",
     },
-    wraps=("FALSE ALARM IN", "OF FEATURES"),
+    wraps=("false_alarm_in", "of_features"),
 )
 
 

@@ -1,7 +1,6 @@
 """`featurewatch checkpoint list`, `show` and `delete`, and `featurewatch report`."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from featurewatch.service.cli import base, complete, findings
 from featurewatch.service.cli.arguments import Family, MaxQ, MinChange, Name
 from featurewatch.service.cli.base import AsJson
-from featurewatch.service.cli.command import Table, command, deleted
+from featurewatch.service.cli.command import Table, calls, deletes
 from featurewatch.service.client import Client, types
 from featurewatch.service.runs.words import seen
 
@@ -26,24 +25,17 @@ def add_to(app: typer.Typer) -> None:
 
 
 CHECKPOINTS = Table(
+    ("name", "state", "parent", "activations", "fvu", "registered", "uri"),
     {
-        "NAME": "name",
-        "STATE": "state",
-        "PARENT": "parent",
-        "ACTIVATIONS": lambda row: {True: "kept", False: "removed"}.get(row["activations_kept"]),
-        "FVU": lambda row: (row["quality"] or {}).get("fvu"),
-        "REGISTERED": lambda row: base.moment(row["created_at"]),
-        "URI": lambda row: row["resolved_uri"] or row["uri"],
+        "activations": lambda row: {True: "kept", False: "removed"}.get(row["activations_kept"]),
+        "fvu": lambda row: (row["quality"] or {}).get("fvu"),
+        "registered": lambda row: base.moment(row["created_at"]),
+        "uri": lambda row: row["resolved_uri"] or row["uri"],
     },
     empty="No checkpoints yet. Register one with `featurewatch checkpoint register`.",
-    optional=("ACTIVATIONS", "REGISTERED"),
+    optional=("activations", "registered"),
 )
-
-
-@command(checkpoint_app, "list", CHECKPOINTS)
-def list_checkpoints(client: Client, family: Family) -> Iterator[types.Checkpoint]:
-    """List the checkpoints of a family."""
-    return client.checkpoints(family)
+Reparent = Annotated[bool, typer.Option("--reparent", help="Move its children to its parent.")]
 
 
 def _show_checkpoint(row: types.Checkpoint) -> None:
@@ -52,24 +44,16 @@ def _show_checkpoint(row: types.Checkpoint) -> None:
     base.show_fields([*((key, value) for key, value in row.items() if key != "run"), ("run", newest)])
 
 
-@command(checkpoint_app, "show", _show_checkpoint)
-def show_checkpoint(client: Client, family: Family, name: Name) -> types.Checkpoint:
-    """Show a checkpoint with the quality of its fit."""
-    return client.checkpoint(family, name)
-
-
-@command(checkpoint_app, "delete", deleted)
-def delete_checkpoint(
-    client: Client,
-    family: Family,
-    name: Name,
-    reparent: Annotated[bool, typer.Option("--reparent", help="Move its children to its parent.")] = False,
-    yes: base.Yes = False,
-) -> dict[str, str]:
-    """Delete a checkpoint with its verdicts, runs and alerts. A checkpoint with children needs --reparent."""
-    base.confirm(f"Delete the checkpoint {name} of {family} with its verdicts, runs and alerts?", yes=yes)
-    client.delete_checkpoint(family, name, reparent=reparent)
-    return {"deleted": name}
+calls(checkpoint_app, "list", Client.checkpoints, CHECKPOINTS, family=Family)
+calls(checkpoint_app, "show", Client.checkpoint, _show_checkpoint, family=Family, name=Name)
+deletes(
+    checkpoint_app,
+    Client.delete_checkpoint,
+    "Delete the checkpoint {name} of {family} with its verdicts, runs and alerts?",
+    family=Family,
+    name=Name,
+    reparent=Reparent,
+)
 
 
 def report(

@@ -1,23 +1,27 @@
-"""How commands are declared: a function that returns a result, and a view that prints it.
+"""How commands are declared: most as a row that names a method of the client, the others as a function with a view.
 
-    @command(webhook_app, "list", Table({"ID": "id", "URL": "url"}, empty="No webhooks yet."))
-    def list_webhooks(client: Client) -> Iterator[Webhook]:
-        \"\"\"List the webhooks.\"\"\"
-        return client.webhooks()
+    calls(run_app, "cancel", Client.cancel, fields("state"), run=RunId)
 
-`command` adds the connection and `--json`; results that are iterators are read to the end.
+    @command(run_app, "wait", fields("state", "seconds"))
+    def wait_for_run(client: Client, run: RunId, timeout: Timeout = None) -> types.Run:
+        \"\"\"Wait until a run has ended.\"\"\"
+        return progress.follow(client, run, timeout)
+
+All of them have `--json`, and print results that are iterators in full.
 """
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import typer
+from typer.models import ArgumentInfo
 
 from featurewatch.service.cli import base
+from featurewatch.service.client import Client
 
 View = Callable[[Any], None]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -25,17 +29,22 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Table:
-    """A view of rows. `base.show_rows` explains `wraps` and `optional`."""
+    """A view of rows. Column names are keys of a row, unless `computed` has another key or a function of the row.
 
-    columns: Mapping[str, str | Callable[[Any], Any]]
-    """heading -> key of the row, or a function of the row"""
+    `base.show_rows` explains `wraps` and `optional`.
+    """
+
+    columns: Sequence[str]
+    computed: Mapping[str, str | Callable[[Any], Any]] = field(default_factory=dict)
     empty: str = ""
     wraps: Sequence[str] = ()
     optional: Sequence[str] = ()
 
     def __call__(self, rows: Iterable[Any]) -> None:
         """Print the rows."""
-        base.show_rows(rows, self.columns.items(), empty=self.empty, wraps=self.wraps, optional=self.optional)
+        columns = [(_heading(name), self.computed.get(name, name)) for name in self.columns]
+        wraps, optional = map(_heading, self.wraps), map(_heading, self.optional)
+        base.show_rows(rows, columns, empty=self.empty, wraps=tuple(wraps), optional=tuple(optional))
 
 
 def fields(*names: str) -> View:
@@ -43,14 +52,7 @@ def fields(*names: str) -> View:
     return lambda document: base.show_fields((name, document[name]) for name in names or document)
 
 
-def deleted(document: Mapping[str, str]) -> None:
-    """The view of `{"deleted": name}`."""
-    base.say(f"Deleted {document['deleted']}.")
-
-
-def command(
-    app: typer.Typer, name: str, view: View, *, then: View | None = None, **options: Any
-) -> Callable[[Function], Function]:
+def command(app: typer.Typer, name: str, view: View, *, then: View | None = None) -> Callable[[Function], Function]:
     """Add a function to `app` as a command; its docstring is the help text.
 
     A first parameter called `client` gets a connection to the service; the other parameters are arguments and options.
@@ -71,13 +73,67 @@ def command(
             if then:
                 then(result)
 
-        json_option = inspect.Parameter(
-            "as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=base.AsJson
-        )
-        exposed = [*parameters[connects:], json_option]
+        exposed = [*parameters[connects:], _parameter("as_json", base.AsJson)]
         run.__signature__ = inspect.Signature(exposed)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in exposed}
-        app.command(name, **options)(run)
+        app.command(name)(run)
         return function
 
     return register
+
+
+def calls(app: typer.Typer, name: str, method: Callable[..., Any], view: View, /, **parameters: Any) -> None:
+    """Add a command that calls a method of the client, with its docstring as help text.
+
+    parameters: those of the method that become arguments and options, with their annotations.
+    """
+
+    def run(client: Client, **arguments: Any) -> Any:
+        return method(client, **arguments)
+
+    command(app, name, view)(_described(run, method, parameters))
+
+
+def deletes(app: typer.Typer, method: Callable[..., Any], question: str | None = None, /, **parameters: Any) -> None:
+    """Add a `delete` command, as in `calls`. question: what to confirm first, with parameters in braces."""
+    *_, last = (name for name, annotation in parameters.items() if _is_argument(annotation))
+
+    def run(client: Client, *, yes: bool = False, **arguments: Any) -> dict[str, Any]:
+        if question:
+            base.confirm(question.format(**arguments), yes=yes)
+        method(client, **arguments)
+        return {"deleted": arguments[last]}
+
+    confirmation = {"yes": base.Yes} if question else {}
+    command(app, "delete", _deleted)(_described(run, method, parameters | confirmation))
+
+
+def _deleted(document: Mapping[str, Any]) -> None:
+    base.say(f"Deleted {document['deleted']}.")
+
+
+def _heading(name: str) -> str:
+    return name.replace("_", " ").upper()
+
+
+def _described(
+    run: Callable[..., Any], method: Callable[..., Any], parameters: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """The function with these parameters, and the first paragraph of the method's docstring."""
+    client = inspect.Parameter("client", inspect.Parameter.POSITIONAL_ONLY)
+    signature = inspect.Signature([client, *(_parameter(*item) for item in parameters.items())])
+    run.__doc__ = (inspect.getdoc(method) or "").partition("\n\n")[0]
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    return run
+
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    """A required argument, or an option that is off or None by default."""
+    default: Any = False if get_args(annotation)[0] is bool else None
+    if _is_argument(annotation):
+        default = inspect.Parameter.empty
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _is_argument(annotation: Any) -> bool:
+    return any(isinstance(item, ArgumentInfo) for item in get_args(annotation))

@@ -1,6 +1,6 @@
 """`featurewatch dependencies`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,23 +72,19 @@ def _of_answers(answers: AnswerEffect) -> str:
     return f"margin {answers['margin']:+.2f}; without the feature {change}{rest}"
 
 
+def _weight(edge: Any) -> str:
+    return base.ratio(edge["weight"], edge["ci"])
+
+
 FEATURES = Table(
-    {
-        "FROM": "feature",
-        "AT": "hook_point",
-        "GIVES": lambda edge: base.ratio(edge["weight"], edge["ci"]),
-        "Q": "q",
-    },
+    ("from", "at", "gives", "q"),
+    {"from": "feature", "at": "hook_point", "gives": _weight},
     empty="No earlier feature contributes more than the noise.",
 )
-TOKENS = Table(
-    {
-        "TOKEN": lambda edge: repr(edge["token"])[1:-1],
-        "GIVES": lambda edge: base.ratio(edge["weight"], edge["ci"]),
-    }
-)
+TOKENS = Table(("token", "gives"), {"token": lambda edge: repr(edge["token"])[1:-1], "gives": _weight})
 CHANGES = Table(
-    {"EDGE": "kind", "FROM": "feature", "AT": "hook_point", "BEFORE": "before", "AFTER": "after", "Q": "q"},
+    ("edge", "from", "at", "before", "after", "q"),
+    {"edge": "kind", "from": "feature", "at": "hook_point"},
     empty="No edges changed.",
 )
 

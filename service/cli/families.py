@@ -1,7 +1,6 @@
 """`featurewatch family`."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +8,7 @@ import typer
 
 from featurewatch.service.cli import base
 from featurewatch.service.cli.arguments import Family
-from featurewatch.service.cli.command import Table, command, deleted, fields
+from featurewatch.service.cli.command import Table, calls, command, deletes, fields
 from featurewatch.service.client import Client, types
 from featurewatch.service.client.wire import given
 
@@ -52,36 +51,19 @@ def create_family(
 
 
 FAMILIES = Table(
-    {
-        "NAME": "name",
-        "HOOK POINTS": "hook_points",
-        "FEATURES": "n_features",
-        "GENERATION": "generation",
-        "CREATED": lambda row: base.moment(row["created_at"]),
-    },
+    ("name", "hook_points", "features", "generation", "created"),
+    {"features": "n_features", "created": lambda row: base.moment(row["created_at"])},
     empty="No families yet. Create one with `featurewatch family create`.",
-    wraps=("HOOK POINTS",),
+    wraps=("hook_points",),
 )
-
-
-@command(family_app, "list", FAMILIES)
-def list_families(client: Client) -> Iterator[types.Family]:
-    """List the families."""
-    return client.families()
-
-
-@command(family_app, "show", fields())
-def show_family(client: Client, family: Family) -> types.Family:
-    """Show a family with its settings."""
-    return client.family(family)
-
-
-@command(family_app, "delete", deleted)
-def delete_family(client: Client, family: Family, yes: base.Yes = False) -> dict[str, str]:
-    """Delete a family with its checkpoints, features, runs and artifacts. This cannot be undone."""
-    base.confirm(f"Delete the family {family} with all its checkpoints, features, runs and artifacts?", yes=yes)
-    client.delete_family(family)
-    return {"deleted": family}
+calls(family_app, "list", Client.families, FAMILIES)
+calls(family_app, "show", Client.family, fields(), name=Family)
+deletes(
+    family_app,
+    Client.delete_family,
+    "Delete the family {name} with all its checkpoints, features, runs and artifacts?",
+    name=Family,
+)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -45,58 +45,45 @@ def _where(example: Any) -> str:
 
 
 FEATURES = Table(
+    ("feature", "status", "was", "projection", "strength", "q", "firings", "successors", "what"),
     {
-        "FEATURE": "id",
-        "STATUS": "status",
-        "WAS": "previous_status",
-        "PROJECTION": lambda row: base.ratio(row["projection_ratio"], row["projection_ratio_ci"]),
-        "STRENGTH": lambda row: base.ratio(row["strength_ratio"], None),
-        "Q": "q_value",
-        "FIRINGS": "firings",
-        "SUCCESSORS": lambda row: [successor["id"] for successor in row["successors"]],
-        "WHAT": what,
+        "feature": "id",
+        "was": "previous_status",
+        "projection": lambda row: base.ratio(row["projection_ratio"], row["projection_ratio_ci"]),
+        "strength": lambda row: base.ratio(row["strength_ratio"], None),
+        "q": "q_value",
+        "successors": lambda row: [successor["id"] for successor in row["successors"]],
+        "what": what,
     },
     empty="No matching features.",
-    wraps=("WHAT", "SUCCESSORS"),
-    optional=("FIRINGS", "STRENGTH", "WAS", "Q"),
+    wraps=("what", "successors"),
+    optional=("firings", "strength", "was", "q"),
 )
 TRAJECTORY = Table(
+    ("checkpoint", "status", "projection", "strength", "readability", "firings", "successors"),
     {
-        "CHECKPOINT": "checkpoint",
-        "STATUS": "status",
-        "PROJECTION": lambda point: base.ratio(point["projection_ratio"], point["projection_ratio_ci"]),
-        "STRENGTH": lambda point: base.ratio(point["strength_ratio"], point["strength_ratio_ci"]),
-        "READABILITY": "readability",
-        "FIRINGS": "firings",
-        "SUCCESSORS": lambda point: [f"{successor['id']} {successor['kind']}" for successor in point["successors"]],
+        "projection": lambda point: base.ratio(point["projection_ratio"], point["projection_ratio_ci"]),
+        "strength": lambda point: base.ratio(point["strength_ratio"], point["strength_ratio_ci"]),
+        "successors": lambda point: [f"{successor['id']} {successor['kind']}" for successor in point["successors"]],
     },
     empty="No verdicts yet.",
-    optional=("READABILITY", "STRENGTH", "FIRINGS"),
+    optional=("readability", "strength", "firings"),
 )
 SOURCES = Table(
+    ("checkpoint", "hook_point", "readability", "strength", "projection", "cosine", "against"),
     {
-        "CHECKPOINT": "checkpoint",
-        "HOOK POINT": "hook_point",
-        "READABILITY": "readability",
-        "STRENGTH": "strength",
-        "PROJECTION": lambda row: base.ratio(row["projection_ratio"], row["projection_ratio_ci"]),
-        "COSINE": "direction_cosine",
-        "AGAINST": "paired_with",
+        "projection": lambda row: base.ratio(row["projection_ratio"], row["projection_ratio_ci"]),
+        "cosine": "direction_cosine",
+        "against": "paired_with",
     },
-    optional=("AGAINST", "COSINE"),
+    optional=("against", "cosine"),
 )
 LINEAGE = Table(
-    {
-        "GENERATION": "generation",
-        "CHECKPOINT": "checkpoint",
-        "KIND": "kind",
-        "FROM": "old",
-        "TO": "new",
-        "SCORE": "score",
-    },
+    ("generation", "checkpoint", "kind", "from", "to", "score"),
+    {"from": "old", "to": "new"},
     empty="No re-fits yet.",
 )
-EXAMPLES = Table({"ACTIVATION": "activation", "WHERE": _where})
+EXAMPLES = Table(("activation", "where"), {"where": _where})
 
 
 def list_features(

@@ -15,7 +15,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(label)
 
 
-FAILURES = Table({"NOT LABELLED": "feature", "WHY": "code", "": "detail"})
+FAILURES = Table(("not_labelled", "why", ""), {"not_labelled": "feature", "why": "code", "": "detail"})
 
 
 def label(

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +10,7 @@ from rich.text import Text
 from featurewatch.service.cli import base, complete, progress
 from featurewatch.service.cli.arguments import OfFamily, RunId, Timeout
 from featurewatch.service.cli.base import AsJson
-from featurewatch.service.cli.command import Table, command, deleted, fields
+from featurewatch.service.cli.command import Table, calls, command, deletes, fields
 from featurewatch.service.client import Client, types
 from featurewatch.service.client.wire import FINAL_STATES
 from featurewatch.service.runs.schemas import Level, LogLineView
@@ -29,45 +28,35 @@ def add_to(app: typer.Typer) -> None:
 
 
 RUNS = Table(
+    ("id", "family", "checkpoint", "kind", "state", "stage", "progress", "attempt", "elapsed", "age"),
     {
-        "ID": "id",
-        "FAMILY": "family",
-        "CHECKPOINT": "checkpoint",
-        "KIND": "kind",
-        "STATE": "state",
-        "STAGE": "stage",
-        "PROGRESS": lambda row: f"{row['progress']:.0%}",
-        "ATTEMPT": "attempt",
-        "ELAPSED": lambda row: row["started_at"] and base.duration(base.age(row["started_at"], row["finished_at"])),
-        "AGE": lambda row: base.duration(base.age(row["created_at"])),
+        "progress": lambda row: f"{row['progress']:.0%}",
+        "elapsed": lambda row: row["started_at"] and base.duration(base.age(row["started_at"], row["finished_at"])),
+        "age": lambda row: base.duration(base.age(row["created_at"])),
     },
     empty="No runs.",
-    optional=("ATTEMPT", "STAGE", "PROGRESS", "ELAPSED", "FAMILY"),
+    optional=("attempt", "stage", "progress", "elapsed", "family"),
 )
 ATTEMPTS = Table(
+    ("attempt", "outcome", "why", "device", "cpu_seconds", "peak_memory", "worker"),
     {
-        "ATTEMPT": "number",
-        "OUTCOME": lambda attempt: attempt["outcome"] or "running",
-        "WHY": lambda attempt: attempt["error"] and attempt["error"]["detail"],
-        "DEVICE": lambda attempt: attempt["usage"].get("device"),
-        "CPU SECONDS": lambda attempt: attempt["usage"].get("cpu_seconds"),
-        "PEAK MEMORY": lambda attempt: (peak := attempt["usage"].get("peak_memory_bytes")) and base.size(peak),
-        "WORKER": "worker",
+        "attempt": "number",
+        "outcome": lambda attempt: attempt["outcome"] or "running",
+        "why": lambda attempt: attempt["error"] and attempt["error"]["detail"],
+        "device": lambda attempt: attempt["usage"].get("device"),
+        "cpu_seconds": lambda attempt: attempt["usage"].get("cpu_seconds"),
+        "peak_memory": lambda attempt: (peak := attempt["usage"].get("peak_memory_bytes")) and base.size(peak),
     },
     empty="No worker has started it yet.",
-    wraps=("WHY",),
-    optional=("WORKER", "DEVICE"),
+    wraps=("why",),
+    optional=("worker", "device"),
 )
+State = Annotated[str | None, typer.Option(help="Only in this state.", autocompletion=complete.states)]
 
-
-@command(run_app, "list", RUNS)
-def list_runs(
-    client: Client,
-    family: OfFamily = None,
-    state: Annotated[str | None, typer.Option(help="Only in this state.", autocompletion=complete.states)] = None,
-) -> Iterator[types.Run]:
-    """List runs, newest first."""
-    return client.runs(family=family, state=state)
+calls(run_app, "list", Client.runs, RUNS, family=OfFamily, state=State)
+calls(run_app, "cancel", Client.cancel, fields("state"), run=RunId)
+calls(run_app, "retry", Client.retry, fields("state"), run=RunId)
+deletes(run_app, Client.delete_run, "Delete the run {run} with its log?", run=RunId)
 
 
 def _show_run(row: dict[str, Any]) -> None:
@@ -114,23 +103,3 @@ def _show_line(line: types.LogLine) -> None:
 def wait_for_run(client: Client, run: RunId, timeout: Timeout = None) -> types.Run:
     """Wait until a run has ended; exit code 1 unless it succeeded."""
     return progress.follow(client, run, timeout)
-
-
-@command(run_app, "cancel", fields("state"))
-def cancel_run(client: Client, run: RunId) -> types.Run:
-    """Cancel a run. Its worker stops at the next step."""
-    return client.cancel(run)
-
-
-@command(run_app, "retry", fields("state"))
-def retry_run(client: Client, run: RunId) -> types.Run:
-    """Queue a failed or cancelled run again. It continues from the results that it has saved."""
-    return client.retry(run)
-
-
-@command(run_app, "delete", deleted)
-def delete_run(client: Client, run: RunId, yes: base.Yes = False) -> dict[str, str]:
-    """Delete a run that has ended, with its attempts and log. The results for its checkpoint are kept."""
-    base.confirm(f"Delete the run {run} with its log?", yes=yes)
-    client.delete_run(run)
-    return {"deleted": run}

@@ -1,7 +1,6 @@
 """`featurewatch signature`."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from featurewatch.service.cli import base, complete, draw, progress
 from featurewatch.service.cli.arguments import Family, Timeout
 from featurewatch.service.cli.base import AsJson
-from featurewatch.service.cli.command import Table, command, deleted
+from featurewatch.service.cli.command import Table, calls, deletes
 from featurewatch.service.client import Client, types
 from featurewatch.service.client.wire import given
 
@@ -79,22 +78,22 @@ def create(
 
 
 SIGNATURES = Table(
+    ("name", "rows", "baseline", "features", "newest", "status"),
     {
-        "NAME": "name",
-        "ROWS": "rows",
-        "BASELINE": "baseline",
-        "FEATURES": lambda row: None if row["features"] is None else len(row["features"]),
-        "NEWEST": lambda row: (row["newest"] or {}).get("checkpoint"),
-        "STATUS": lambda row: (row["newest"] or {}).get("status"),
+        "features": lambda row: None if row["features"] is None else len(row["features"]),
+        "newest": lambda row: (row["newest"] or {}).get("checkpoint"),
+        "status": lambda row: (row["newest"] or {}).get("status"),
     },
     empty="No signatures yet. Create one with `featurewatch signature create`.",
 )
-
-
-@command(signature_app, "list", SIGNATURES)
-def list_signatures(client: Client, family: Family) -> Iterator[types.Signature]:
-    """List the signatures of a family with their newest readings."""
-    return client.signatures(family)
+calls(signature_app, "list", Client.signatures, SIGNATURES, family=Family)
+deletes(
+    signature_app,
+    Client.delete_signature,
+    "Delete the signature {name} of {family} with its readings?",
+    family=Family,
+    name=Name,
+)
 
 
 def _show(course: types.SignatureCourse) -> None:
@@ -116,18 +115,7 @@ def _show(course: types.SignatureCourse) -> None:
         base.say(f"It turns at {course['turns_at']}.")
 
 
-@command(signature_app, "show", _show)
-def show(client: Client, family: Family, name: Name) -> types.SignatureCourse:
-    """Show a signature over all checkpoints, and the checkpoint where it turns."""
-    return client.signature_trajectory(family, name)
-
-
-@command(signature_app, "delete", deleted)
-def delete(client: Client, family: Family, name: Name, yes: base.Yes = False) -> dict[str, str]:
-    """Delete a signature with its readings. Queued runs that only read it are cancelled."""
-    base.confirm(f"Delete the signature {name} of {family} with its readings?", yes=yes)
-    client.delete_signature(family, name)
-    return {"deleted": name}
+calls(signature_app, "show", Client.signature_trajectory, _show, family=Family, name=Name)
 
 
 def _rows(path: Path) -> list[Any]:

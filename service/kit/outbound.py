@@ -11,8 +11,6 @@ import ssl
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cache
 
 import httpcore2
@@ -75,7 +73,7 @@ class Reply:
     body: bytes
     seconds: float
     retry_after: str | None = None
-    """Its Retry-After header; `seconds_of` reads it."""
+    """Its Retry-After header; `clock.seconds_of` parses it."""
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
@@ -206,19 +204,6 @@ def post(
                 break
         wait = response.headers.get("retry-after")
         return Reply(response.status_code, bytes(received[:RESPONSE_BYTES]), time.monotonic() - began, wait)
-
-
-def seconds_of(retry_after: str | None, now: datetime) -> float | None:
-    """Seconds of a Retry-After header: a number, or a date (RFC 9110, section 10.2.3); None: neither."""
-    try:
-        return max(0.0, float(retry_after or ""))
-    except ValueError:
-        pass
-    try:
-        at = parsedate_to_datetime(retry_after or "")
-    except (ValueError, OverflowError):
-        return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
 
 
 @cache

@@ -173,7 +173,7 @@ def record(session: Session, parcel: Parcel, outcome: Outcome, *, pause_after: t
 def _wait(attempts: int, retry_after: str | None) -> timedelta:
     """The schedule's next wait, or the longer one that the receiver asked for."""
     planned = WAITS[attempts - 1] * _random.uniform(1, 1 + JITTER)
-    asked = outbound.seconds_of(retry_after, clock.utcnow()) or 0.0
+    asked = clock.seconds_of(retry_after, clock.utcnow()) or 0.0
     return max(planned, timedelta(seconds=min(asked, LONGEST_RETRY_AFTER.total_seconds())))
 
 

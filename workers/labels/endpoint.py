@@ -103,7 +103,7 @@ class Endpoint:
         if reply.status == HTTPStatus.NOT_FOUND:
             raise EndpointError("label-endpoint-unknown", f"{detail}; check URL and model", everywhere=True)
         if reply.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT) or reply.status >= 500:
-            wanted = outbound.seconds_of(reply.retry_after, clock.utcnow())
+            wanted = clock.seconds_of(reply.retry_after, clock.utcnow())
             busy = EndpointError("label-endpoint-busy", detail)
             if wanted is not None and wanted > LONGEST_PAUSE:
                 raise busy

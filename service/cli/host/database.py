@@ -25,7 +25,7 @@ def upgrade() -> dict[str, bool]:
     return {"upgraded": True}
 
 
-TABLES = Table({"TABLE": lambda row: row[0], "ROWS": lambda row: row[1]})
+TABLES = Table(("table", "rows"), {"table": lambda row: row[0], "rows": lambda row: row[1]})
 
 
 def _show_check(result: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ def check(
 
 
 COPIED = Table(
-    {"TABLE": "table", "ROWS": "rows", "OF ARRAYS": lambda row: base.size(row["bytes"]) if row["bytes"] else None}
+    ("table", "rows", "of_arrays"), {"of_arrays": lambda row: base.size(row["bytes"]) if row["bytes"] else None}
 )
 
 
@@ -109,7 +109,8 @@ def copy(
 
 
 REMOVALS = Table(
-    {"ARTIFACT": lambda row: row[0], "SIZE": lambda row: base.size(row[1]), "": lambda row: row[2]},
+    ("artifact", "size", ""),
+    {"artifact": lambda row: row[0], "size": lambda row: base.size(row[1]), "": lambda row: row[2]},
     empty="Nothing to remove.",
 )
 

@@ -3,7 +3,6 @@
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from featurewatch.service.cli import base, complete
-from featurewatch.service.cli.command import Table, command, fields
-from featurewatch.service.client import Client, types
+from featurewatch.service.cli.command import Table, calls, command, fields
+from featurewatch.service.client import Client
 from featurewatch.service.config import Settings
 from featurewatch.service.kit import extras
 from featurewatch.service.kit.clock import utcnow
@@ -22,6 +21,7 @@ key_app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=Tr
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 DataDir = Annotated[Path | None, typer.Option(help="Data folder of the installation. (FEATUREWATCH_DATA_DIR)")]
+Actor = Annotated[str | None, typer.Option(help="Only writes with this key, key_...", autocompletion=complete.keys)]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(up)
     app.command(context_settings=PASSED_ON)(demo)
     app.add_typer(key_app, name="key")
-    command(app, "audit", AUDIT)(audit)
+    calls(app, "audit", Client.audit, AUDIT, actor=Actor)
 
 
 def up(
@@ -88,18 +88,16 @@ def create_key(
 
 
 KEYS = Table(
+    ("id", "name", "starts_with", "scopes", "last_used", "expires", "revoked"),
     {
-        "ID": "id",
-        "NAME": "name",
-        "STARTS WITH": "prefix",
-        "SCOPES": "scopes",
-        "LAST USED": lambda row: base.moment(row["last_used_at"]),
-        "EXPIRES": lambda row: base.moment(row["expires_at"]),
-        "REVOKED": lambda row: base.moment(row["revoked_at"]),
+        "starts_with": "prefix",
+        "last_used": lambda row: base.moment(row["last_used_at"]),
+        "expires": lambda row: base.moment(row["expires_at"]),
+        "revoked": lambda row: base.moment(row["revoked_at"]),
     },
     empty="No keys yet. Create one with `featurewatch key create`.",
-    wraps=("NAME",),
-    optional=("REVOKED", "LAST USED", "STARTS WITH"),
+    wraps=("name",),
+    optional=("revoked", "last_used", "starts_with"),
 )
 
 
@@ -153,28 +151,12 @@ def rotate_secret() -> dict[str, Any]:
 
 
 AUDIT = Table(
-    {
-        "AT": lambda row: base.moment(row["at"]),
-        "ACTOR": "actor",
-        "METHOD": "method",
-        "PATH": "path",
-        "STATUS": "status",
-        "REQUEST": "request_id",
-    },
+    ("at", "actor", "method", "path", "status", "request"),
+    {"at": lambda row: base.moment(row["at"]), "request": "request_id"},
     empty="No writes yet.",
-    wraps=("PATH", "AT"),
-    optional=("REQUEST", "STATUS"),
+    wraps=("path", "at"),
+    optional=("request", "status"),
 )
-
-
-def audit(
-    client: Client,
-    actor: Annotated[
-        str | None, typer.Option(help="Only writes with this key, key_...", autocompletion=complete.keys)
-    ] = None,
-) -> Iterator[types.AuditEntry]:
-    """List all writes to the service, newest first. Needs a key with the admin scope."""
-    return client.audit(actor=actor)
 
 
 def _local() -> ModuleType:
