@@ -1,4 +1,4 @@
-"""What an application answers at a path."""
+"""Which methods an application has at a path."""
 
 from collections.abc import Iterable
 
@@ -7,11 +7,11 @@ from starlette.types import Scope
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 READING = ("GET", "HEAD", "OPTIONS")
-"""Methods that change nothing."""
+"""Methods that do not change anything."""
 
 
 def methods_at(scope: Scope, methods: Iterable[str] = METHODS) -> list[str]:
-    """Those of `methods` that the path of a request has. Each has a route of its own: no route knows them all."""
+    """The methods of a request's path, out of `methods`. Each method has a route of its own."""
     routes = scope["app"].routes
-    asked = ({**scope, "method": method} for method in methods)
-    return [each["method"] for each in asked if any(route.matches(each)[0] is Match.FULL for route in routes)]
+    scopes = ({**scope, "method": method} for method in methods)
+    return [each["method"] for each in scopes if any(route.matches(each)[0] is Match.FULL for route in routes)]

@@ -37,7 +37,8 @@ WAITS = tuple(
         {"hours": 24},
     )
 )
-"""Waits between the attempts; after the last one the delivery is given up."""
+"""Waits between the attempts; after the last one the delivery is given up. Stored in the database rather than slept by
+tenacity: the schedule outlives the process."""
 
 JITTER = 0.1
 LONGEST_RETRY_AFTER = WAITS[-1]
