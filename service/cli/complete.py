@@ -36,14 +36,14 @@ def _names(ask: Callable[[Client, str], Iterable[tuple[str, str]]], of: str | No
 
     def completer(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         # Click leaves the family in `args` if the option before the cursor has no value yet.
-        given = (context.params.get(of) or next(iter(context.args), "")) if of else ""
-        if of and not given:
+        scope = (context.params.get(of) or next(iter(context.args), "")) if of else ""
+        if of and not scope:
             return []
         options = context.find_root().params
         base.options(url=options.get("url"), key=options.get("key"))
         try:
             with Client(base.target().url, base.target().key, timeout=SECONDS, retries=0) as client:
-                names = [(base.cell(name), base.cell(about)) for name, about in ask(client, given)]
+                names = [(base.cell(name), base.cell(about)) for name, about in ask(client, scope)]
         except ClientError:  # do not print errors at a prompt
             return []
         return [(name, about) for name, about in names if name.startswith(incomplete)]

@@ -216,8 +216,8 @@ def show_feature(
     return None
 
 
-def _tags(given: list[str] | None) -> list[str] | None:
-    return None if given is None else [tag for tag in given if tag]  # `--tag ""`: none
+def _tags(tags: list[str] | None) -> list[str] | None:
+    return None if tags is None else [tag for tag in tags if tag]  # `--tag ""`: none
 
 
 def _show_sources(places: list[Any]) -> None:

@@ -93,17 +93,17 @@ def vacuum(*, dry_run: bool) -> dict[str, Any]:
         with database.read() as session:
             families = queries.families(session)
         for family, name in families.items():
-            stored, done = artifacts.listing(family), logic.Vacuumed(left=not dry_run)
+            stored, step = artifacts.listing(family), logic.Vacuumed(left=not dry_run)
             with database.read() as session:
                 now = database_now(session)
                 plan = logic.look(session, settings, family, stored, now)
                 names = queries.checkpoint_names(session, plan.released)
-            while done.left:
+            while step.left:
                 with database.write() as session:
-                    done = logic.vacuum(session, artifacts, settings, family, stored, now=now)
-                removed |= done.removed
-                stored = {name: size for name, size in stored.items() if name not in done.removed}
-            if done.busy:
+                    step = logic.vacuum(session, artifacts, settings, family, stored, now=now)
+                removed |= step.removed
+                stored = {name: size for name, size in stored.items() if name not in step.removed}
+            if step.busy:
                 busy.append(name)
                 continue
             removed |= plan.due if dry_run else {}
