@@ -5,6 +5,7 @@ import sys
 import typer
 
 from featurewatch.service.cli import (
+    alerts,
     base,
     calibrate,
     checkpoints,
@@ -13,7 +14,6 @@ from featurewatch.service.cli import (
     families,
     features,
     label,
-    notify,
     runs,
     signatures,
     webhooks,
@@ -40,7 +40,7 @@ features.add_to(app)
 export.add_to(app)
 signatures.add_to(app)
 webhooks.add_to(app)
-notify.add_to(app)
+alerts.add_to(app)
 calibrate.add_to(app)
 label.add_to(app)
 dependencies.add_to(app)

@@ -11,7 +11,7 @@ Name = Annotated[str, typer.Argument(help="Name of the checkpoint.", autocomplet
 FeatureId = Annotated[str, typer.Argument(help="Id of the feature, e.g. F42.", autocompletion=complete.features)]
 RunId = Annotated[str, typer.Argument(help="Id of the run, run_...", autocompletion=complete.runs)]
 
-OfFamily = Annotated[str | None, typer.Option(help="Only of this family.", autocompletion=complete.families)]
+OfFamily = Annotated[str | None, typer.Option(help="Show only this family.", autocompletion=complete.families)]
 Limit = Annotated[int, typer.Option(help="Maximum number of rows; 0 for all.", min=0)]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and show progress.")]
 Timeout = Annotated[float | None, typer.Option(help="Maximum seconds to wait; exit code 3 after that.", min=0)]

@@ -51,7 +51,7 @@ ATTEMPTS = Table(
     wraps=("why",),
     optional=("worker", "device"),
 )
-State = Annotated[str | None, typer.Option(help="Only in this state.", autocompletion=complete.states)]
+State = Annotated[str | None, typer.Option(help="Show only this state.", autocompletion=complete.states)]
 
 calls(run_app, "list", Client.runs, RUNS, family=OfFamily, state=State)
 calls(run_app, "cancel", Client.cancel, fields("state"), run=RunId)

@@ -79,7 +79,10 @@ class AsyncNotifyCalls(AsyncTransport):
     # Alerts
 
     def alert_rules(self, *, family: str | None = None) -> AsyncIterator[types.AlertRule]:
-        """List the alert rules; with `family`, those that apply to it."""
+        """List the alert rules.
+
+        family: only those that apply to it.
+        """
         return self.pages(path_of("alert-rules"), given(family=family))
 
     async def alert_rule(self, rule: str) -> types.AlertRule:
@@ -136,13 +139,15 @@ class AsyncNotifyCalls(AsyncTransport):
         return cast(types.Alert, await self.json("POST", path_of("alerts", alert, "ack")))
 
     async def mute(self, alert: str, *, hours: float | None = None, until: datetime | None = None) -> types.Alert:
-        """Mute an alert, and new ones of its rule and family: for `hours`, `until` a time with a time zone, or else
-        until it is resolved."""
+        """Mute an alert, and new ones of the same rule and family.
+
+        It ends after `hours`, `until` a time with a time zone, or else when the alert is resolved.
+        """
         body = given(hours=hours, until=until and until.isoformat())
         return cast(types.Alert, await self.json("POST", path_of("alerts", alert, "mute"), body=body))
 
     async def reopen(self, alert: str) -> types.Alert:
-        """Undo an acknowledgement or a mute."""
+        """Reopen an acknowledged or muted alert."""
         return cast(types.Alert, await self.json("POST", path_of("alerts", alert, "reopen")))
 
     async def resolve(self, alert: str) -> types.Alert:

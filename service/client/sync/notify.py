@@ -80,7 +80,10 @@ class NotifyCalls(Transport):
     # Alerts
 
     def alert_rules(self, *, family: str | None = None) -> Iterator[types.AlertRule]:
-        """List the alert rules; with `family`, those that apply to it."""
+        """List the alert rules.
+
+        family: only those that apply to it.
+        """
         return self.pages(path_of("alert-rules"), given(family=family))
 
     def alert_rule(self, rule: str) -> types.AlertRule:
@@ -137,13 +140,15 @@ class NotifyCalls(Transport):
         return cast(types.Alert, self.json("POST", path_of("alerts", alert, "ack")))
 
     def mute(self, alert: str, *, hours: float | None = None, until: datetime | None = None) -> types.Alert:
-        """Mute an alert, and new ones of its rule and family: for `hours`, `until` a time with a time zone, or else
-        until it is resolved."""
+        """Mute an alert, and new ones of the same rule and family.
+
+        It ends after `hours`, `until` a time with a time zone, or else when the alert is resolved.
+        """
         body = given(hours=hours, until=until and until.isoformat())
         return cast(types.Alert, self.json("POST", path_of("alerts", alert, "mute"), body=body))
 
     def reopen(self, alert: str) -> types.Alert:
-        """Undo an acknowledgement or a mute."""
+        """Reopen an acknowledged or muted alert."""
         return cast(types.Alert, self.json("POST", path_of("alerts", alert, "reopen")))
 
     def resolve(self, alert: str) -> types.Alert:
