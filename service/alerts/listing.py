@@ -3,7 +3,8 @@
 from sqlalchemy.orm import Session
 
 from featurewatch.service.alerts import queries
-from featurewatch.service.alerts.schemas import AlertKind, AlertRuleView, AlertState, AlertView, rule_view, view
+from featurewatch.service.alerts.conditions import AlertKind
+from featurewatch.service.alerts.schemas import AlertRuleView, AlertState, AlertView, rule_view, view
 from featurewatch.service.kit.pages import Page, Pager
 
 

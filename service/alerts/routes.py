@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Response
 
 from featurewatch.service.alerts import listing, logic, queries
+from featurewatch.service.alerts.conditions import AlertKind
 from featurewatch.service.alerts.schemas import (
-    AlertKind,
     AlertRuleCreate,
     AlertRuleUpdate,
     AlertRuleView,

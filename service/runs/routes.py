@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from featurewatch.service.auth.guard import BY_METHOD, Caller
 from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.routing import accepted
 from featurewatch.service.kit.sessions import AppDatabase, ReadSession, WriteSession
 from featurewatch.service.models import Run
 from featurewatch.service.runs import events, listing, logic
@@ -16,7 +17,6 @@ from featurewatch.service.runs.states import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[BY_METHOD])
 
-RETRY_AFTER = "2"
 _MOST = 2**31 - 1
 EVENT = {
     "type": "object",
@@ -101,6 +101,5 @@ def retry_run(run_id: str, session: WriteSession, response: Response) -> RunView
 
 
 def _accepted(session: Session, run: Run, response: Response) -> RunView:
-    response.headers["Location"] = f"/v1/runs/{run.id}"
-    response.headers["Retry-After"] = RETRY_AFTER
+    accepted(response, f"/v1/runs/{run.id}", retry_after=2)
     return view(*logic.get(session, run.id))
