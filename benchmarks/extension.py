@@ -63,8 +63,10 @@ from featurewatch.workers.demo.installation import energy_shares
 from featurewatch.workers.demo.main import Plan
 from featurewatch.workers.demo.models import base_model, save_ablated
 from featurewatch.workers.demo.selection import choose
-from featurewatch.workers.pipelines.dictionary import FOLDS, References, _joined, _new_columns
-from featurewatch.workers.pipelines.refitting import written_rows
+from featurewatch.workers.pipelines.shared.basis import References
+from featurewatch.workers.pipelines.stages.extend import new_columns, solve_jointly
+from featurewatch.workers.pipelines.stages.refit import written_rows
+from featurewatch.workers.verdicts.folds import FOLDS
 from featurewatch.workers.verdicts.measure import Side, procrustes, products, unexplained
 
 T = TypeVar("T")
@@ -294,12 +296,12 @@ def extend(pair: Pair, old: Code) -> Regression:
     rows, folds = torch.arange(old.n), assign_folds(pair.document, FOLDS)
     regression = Regression(old, rows, folds)
     before, after = regression.solve(parent), regression.solve(now)
-    references = References(before.decoder, torch.zeros(old.m, dtype=torch.bool))
+    references = References(before.decoder, torch.zeros(old.m, dtype=torch.bool), torch.arange(old.m))
     work: Any = SimpleNamespace(policy=Policy())
-    new = _new_columns(work, regression, (now, after), (parent, before), references)  # type: ignore[arg-type]
+    new = new_columns(work, regression, (now, after), (parent, before), references)  # type: ignore[arg-type]
     size = ExtendConfig().size * typical_size(old, before)
     if new.m:
-        _, regression, before, after = _joined(regression, new, (parent, before), (now, after), size)  # type: ignore[arg-type]
+        _, regression, before, after = solve_jointly(regression, new, (parent, before), (now, after), size)  # type: ignore[arg-type]
     rotation = procrustes(after.decoder, before.decoder, regression.energy.sum(0).float())
     measure(pair, regression, after, before, rotation)
     return regression

@@ -8,18 +8,19 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from featurewatch.service.alerts import signatures as alerts
+from featurewatch.service.alerts import evaluation as alerts
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.config import Settings as Configuration
-from featurewatch.service.families import logic as families
 from featurewatch.service.features import queries as features
 from featurewatch.service.kit.artifacts import ArtifactStore, content_key
 from featurewatch.service.kit.ids import parse_feature_id
+from featurewatch.service.kit.pages import Page, Pager
 from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from featurewatch.service.models import Checkpoint, Family, Reading, Run, Signature
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs import queries as run_queries
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.runs.states import RunState
 from featurewatch.service.signatures import contrast, queries
 from featurewatch.service.signatures.schemas import (
@@ -34,19 +35,17 @@ from featurewatch.service.signatures.schemas import (
 from featurewatch.service.store.ledger import SessionLedger
 from featurewatch.service.verdicts import queries as verdicts
 
-KIND = "signature"
 TURN = 1.25
 """A signature turns where its strength changed by more than this factor, with the whole interval."""
 
 
 def create(
-    session: Session, settings: Configuration, artifacts: ArtifactStore, family_name: str, body: SignatureIn
+    session: Session, settings: Configuration, artifacts: ArtifactStore, family: Family, body: SignatureIn
 ) -> tuple[Signature, list[tuple[Run, str]]]:
     """A signature, and a run for each judged checkpoint that reads it there: the baseline's first.
 
-    Raises 404 for the family and the baseline, 409 where the name is used, 422 for an invalid contrast set.
+    Raises 404 for the baseline, 409 where the name is used, 422 for an invalid contrast set.
     """
-    family = families.get(session, family_name)
     _check_hook_points(family, body.settings)
     rows = contrast.kept(body.rows if body.rows is not None else _rows_at(str(body.uri), settings))
     if body.settings.position == "answer" and not all(row.answer for row in rows):
@@ -77,7 +76,7 @@ def queue(session: Session, checkpoint: Checkpoint, signatures: Sequence[Signatu
         session,
         family_id=checkpoint.family_id,
         checkpoint_id=checkpoint.id,
-        kind=KIND,
+        kind=RunKind.SIGNATURE,
         params={"signatures": [one.id for one in signatures]},
     )
 
@@ -99,7 +98,7 @@ def get(session: Session, family: Family, name: str) -> Signature:
 
 def delete(session: Session, family: Family, row: Signature) -> None:
     """Forget a signature with its readings. Queued runs read the others that they were asked for, or are cancelled."""
-    for run in run_queries.unfinished(session, family.id, kind=KIND):
+    for run in run_queries.unfinished(session, family.id, kind=RunKind.SIGNATURE):
         others = [one for one in run.params["signatures"] if one != row.id]
         if run.state != RunState.QUEUED or len(others) == len(run.params["signatures"]):
             continue
@@ -107,8 +106,16 @@ def delete(session: Session, family: Family, row: Signature) -> None:
             run.params = run.params | {"signatures": others}
         else:
             runs.request_cancel(session, run)
-    alerts.forget(session, family, row)
+    alerts.forget_signature(session, family, row)
     queries.remove(session, row)
+
+
+def page(session: Session, family: Family, paging: Pager) -> Page[SignatureView]:
+    """A page of a family's signatures, by name."""
+    order = f"signatures:{family.id}"
+    found = queries.page(session, family.id, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(found, order, lambda row: (row.name,))
+    return Page(data=[view(session, family, row) for row in rows], next_cursor=cursor)
 
 
 def view(session: Session, family: Family, row: Signature) -> SignatureView:
@@ -198,7 +205,7 @@ def record(session: Session, checkpoint_id: str, found: Sequence[Found]) -> dict
         row.activations = one.activations
         queries.add(session, row)
         rows.append((row, there[one.signature_id]))
-    raised = alerts.evaluate(session, family=family, checkpoint=checkpoint, readings=rows)
+    raised = alerts.signatures_read(session, family=family, checkpoint=checkpoint, readings=rows)
     statuses = {signature.name: row.status for row, signature in rows}
     return {"family": family.name, "checkpoint": checkpoint.name, "signatures": statuses, "alerts": len(raised)}
 

@@ -1,4 +1,4 @@
-"""What became of the features between two checkpoints, as a flow from one to the other."""
+"""A flow diagram of how features changed between two checkpoints."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ MOST_SUCCESSORS = 12
 def flow(
     baseline: str, checkpoint: str, counts: Mapping[Status, int], replaced: Sequence[FeatureRow], link: str
 ) -> Plot:
-    """counts: features by status. replaced: the first of those, with their successors. link: a list by status."""
+    """counts: features by status. replaced: replaced features with their successors. link: prefix of status filters."""
     rows: list[list[str | int | None]] = []
     links: list[str] = []
     for status in STATUSES:
@@ -36,11 +36,11 @@ def flow(
     return Plot(
         "flow",
         "flow",
-        f"What became of the features from {baseline} to {checkpoint}",
+        f"How features changed from {baseline} to {checkpoint}",
         ["from", "to", "features"],
         rows,
-        note="Widths go by the square root of the number, so that a few changed features show beside thousands that "
-        "were kept.",
+        note="Widths scale with the square root of the count, so that a few changed features remain visible beside "
+        "thousands of unchanged ones.",
         links=links,
         options={"statuses": {word: status for status, word in _WORDS.items()}},
         drawn=bool(rows),

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from featurewatch.workers.verdicts.folds import FOLDS
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -29,7 +31,6 @@ PERMUTATIONS = 400
 MOST_DEALS = 20_000_000
 """Maximum size of the null sample, over all features."""
 RESAMPLES = 1000
-FOLDS = 20
 BLOCK = 4096
 """Features ranked at a time."""
 

@@ -1,4 +1,4 @@
-"""Features: the list of a checkpoint, one feature, and what people say of it."""
+"""The features of a checkpoint, and the page of one feature."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -7,25 +7,14 @@ from fastapi import Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
+from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.checkpoints import queries as checkpoint_queries
+from featurewatch.service.dependencies import logic as dependencies
 from featurewatch.service.dependencies import queries as dependency_queries
-from featurewatch.service.dependencies import routes as dependencies
 from featurewatch.service.dependencies.schemas import Dependencies, DependenciesIn, Method
-from featurewatch.service.families import logic as families
+from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.features import history, logic, queries
-from featurewatch.service.features import routes as features
-from featurewatch.service.features.queries import Filter
-from featurewatch.service.features.routes import (
-    MaxQQuery,
-    MinChangeQuery,
-    OrderQuery,
-    SortQuery,
-    StatusQuery,
-    TagQuery,
-    TextQuery,
-)
 from featurewatch.service.features.schemas import FeaturePatch, Trajectory
-from featurewatch.service.features.sorting import order_of
 from featurewatch.service.features.sources import FeatureSources, of_feature
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id
@@ -47,106 +36,102 @@ PASSAGES = 12
 @router.get("/families/{family}/features", dependencies=[IN_TURN])
 def list_features(
     request: Request,
-    family: str,
+    family: ReadFamily,
     session: ReadSession,
+    selection: lists.FormSelection,
     paging: Paging,
     checkpoint: str | None = None,
     baseline: str | None = None,
-    status: StatusQuery = None,
-    q: TextQuery = None,
-    tag: TagQuery = None,
-    watched: Annotated[str | None, Query()] = None,
-    min_change: MinChangeQuery = None,
-    max_q: MaxQQuery = None,
-    sort: SortQuery = "change",
-    order: OrderQuery = None,
     csv: str | None = None,
 ) -> Response:
     judged: list[str] = []
     if not is_fragment(request):
-        judged = list(checkpoint_queries.judged(session, families.get(session, family).id))
+        judged = list(checkpoint_queries.judged(session, family.id))
         if not judged:
-            return page(request, "features/features.html", family=family, judged=[], rows=[], next_cursor=None)
-    wanted = Filter(tuple(status or ()), q or None, tag or None, bool(watched) or None, min_change, max_q)
-    asked = logic.comparison(session, families.get(session, family), checkpoint or None, baseline or None)
+            return page(request, "features/features.html", family=family.name, judged=[], rows=[], next_cursor=None)
+    wanted, order = selection.wanted, selection.order
+    comparison = logic.comparison(session, family, checkpoint or None, baseline or None)
     if csv == lists.NAME:
-        return lists.as_file(request, asked, wanted, order_of(sort, order))
-    rows, cursor = features.page_of(session, paging, asked, wanted, order_of(sort, order))
-    shared: dict[str, Any] = {"family": family, "rows": rows, "next_cursor": cursor}
+        return lists.as_file(request, comparison, selection)
+    features = logic.page(session, paging, comparison, wanted, order)
+    shared: dict[str, Any] = {"family": family.name, "rows": features.data, "next_cursor": features.next_cursor}
     if is_fragment(request):
         return page(request, "features/rows.html", **shared)
-    counts = logic.counts(session, asked)
     return page(
-        request, "features/features.html", judged=judged, wanted=wanted, sort=sort, counts=counts,
-        checkpoint=asked.checkpoint.name, baseline=asked.baseline.name if asked.baseline else None,
-        asked_baseline=baseline or "", **shared,
+        request, "features/features.html", judged=judged, wanted=wanted, sort=order.name,
+        counts=logic.counts(session, comparison), checkpoint=comparison.checkpoint.name,
+        baseline=comparison.baseline.name if comparison.baseline else None,
+        chosen_baseline=baseline or "", **shared,
     )  # fmt: skip
 
 
 @router.get("/families/{family}/features/{feature}", dependencies=[IN_TURN])
 def show_feature(
     request: Request,
-    family: str,
+    family: ReadFamily,
     feature: str,
     session: ReadSession,
     artifacts: AppArtifacts,
-    now: Annotated[str | None, Query(description="Dependencies in this checkpoint.")] = None,
-    before: Annotated[str | None, Query(description="And in this one beside it.")] = None,
+    now: Annotated[str | None, Query(description="Show dependencies in this checkpoint.")] = None,
+    before: Annotated[str | None, Query(description="Show them in this checkpoint beside it.")] = None,
 ) -> Response:
-    found = families.get(session, family)
-    row = logic.get(session, found, feature)
-    points = logic.trajectory(session, found, row)
-    detail, course = logic.detail(session, found, row, points), features.trajectory_of(row, points)
-    sources = of_feature(session, found, row)
-    passages, why_not = _passages(session, artifacts, found, row.number)
-    side_by_side = _dependencies(session, artifacts, found, row.number, course, now, before)
+    row = logic.get(session, family, feature)
+    points = logic.trajectory(session, family, row)
+    detail, course = logic.detail(session, family, row, points), logic.trajectory_of(row, points)
+    sources = of_feature(session, family, row)
+    passages, why_not = _passages(session, artifacts, family, row.number)
+    side_by_side = _dependencies(session, artifacts, family, row.number, course, now, before)
     return page(
         request, "features/feature.html",
-        plots=[_trajectory(family, course), *_at_hook_points(family, sources, course)],
-        family=family, feature=detail, course=course, sources=sources, passages=passages, why_not=why_not,
-        predecessors=history.predecessors(session, found, row.number), dependencies=side_by_side,
-        policy=found.policy, logits=_logits(row), hook_points=found.hook_points,
+        plots=[_trajectory(family.name, course), *_at_hook_points(family.name, sources, course)],
+        family=family.name, feature=detail, course=course, sources=sources, passages=passages, why_not=why_not,
+        predecessors=history.predecessors(session, family, row.number), dependencies=side_by_side,
+        policy=family.policy, logits=_logits(row), hook_points=family.hook_points,
     )  # fmt: skip
 
 
 @router.post("/families/{family}/features/{feature}/watch")
-def watch_feature(request: Request, family: str, feature: str, session: WriteSession, form: SentForm) -> Response:
-    body = FeaturePatch(watched=form.one("watched") == "yes")
-    detail = features.patch_feature(family, feature, body, session)
+def watch_feature(
+    request: Request, family: WriteFamily, feature: str, session: WriteSession, form: SentForm
+) -> Response:
+    row = logic.get(session, family, feature)
+    logic.patch(row, FeaturePatch(watched=form.text("watched") == "yes"))
     if is_fragment(request):
-        return page(request, "features/watch.html", family=family, feature=detail)
-    return back(address("families", family, "features", detail.id))
+        detail = logic.detail(session, family, row)
+        return page(request, "features/watch.html", family=family.name, feature=detail)
+    return back(address("families", family.name, "features", feature_id(row.number)))
 
 
 @router.post("/families/{family}/features/{feature}")
-def say_of_feature(request: Request, family: str, feature: str, session: WriteSession, form: SentForm) -> Response:
-    tags = form.one("tags").replace(",", " ").lower().split()
-    body = filled(FeaturePatch, label=form.some("label"), tags=tags)
-    detail = features.patch_feature(family, feature, body, session)
-    return back(address("families", family, "features", detail.id))
+def describe_feature(family: WriteFamily, feature: str, session: WriteSession, form: SentForm) -> Response:
+    tags = form.text("tags").replace(",", " ").lower().split()
+    body = filled(FeaturePatch, label=form.optional("label"), tags=tags)
+    row = logic.get(session, family, feature)
+    logic.patch(row, body)
+    return back(address("families", family.name, "features", feature_id(row.number)))
 
 
 @router.post("/families/{family}/features/{feature}/dependencies")
-def find_dependencies(family: str, feature: str, session: WriteSession, request: Request, form: SentForm) -> Response:
+def find_dependencies(family: WriteFamily, feature: str, session: WriteSession, form: SentForm) -> Response:
     body = filled(DependenciesIn, features=[feature])
-    run = dependencies.find(family, form.one("checkpoint"), body, session, Response())
+    checkpoint = checkpoints.get(session, family, form.text("checkpoint"))
+    run = dependencies.create(session, family, checkpoint, body)
     return back(address("runs", run.id))
 
 
 def _passages(session: Session, artifacts: ArtifactStore, family: Family, number: int) -> tuple[list[Activation], str]:
-    """Passages token by token from the newest code that has the feature; else none, and why."""
+    """The strongest passages from the newest code that contains the feature; if there are none, the reason."""
     for code, _ in queries.codes(session, family.id):
         try:
             passages = Passages(artifacts, family, code)
         except FileNotFoundError:
-            continue  # retention took them; an older code may have its own
+            continue  # removed by retention; an older code may still have its files
         column = passages.column(number)
         if column is not None:
-            found = passages.activations(column, PASSAGES)
             if passages.documents is None:
-                return [], "The family has no text: its activations were brought along without it."
-            return found, "It fires nowhere in the probe corpus."
-    return [], f"No code that is kept holds {feature_id(number)}."
+                return [], "The family has no text: its activations were registered without it."
+            return passages.activations(column, PASSAGES), "The feature is never active on the probe corpus."
+    return [], f"No stored code contains {feature_id(number)}."
 
 
 def _trajectory(family: str, course: Trajectory) -> Plot:
@@ -162,11 +147,12 @@ def _trajectory(family: str, course: Trajectory) -> Plot:
     return Plot(
         "trajectory",
         "trajectory",
-        "How much of its own direction is written",
+        "Projection ratio by checkpoint",
         ["checkpoint", "against", "status", "projection ratio", "from", "to", "strength ratio", "strength from",
          "strength to", "orthogonal ratio", "q", "cosine", "readability", "firing rate", "firings"],
         rows,
-        note="Projection ratio against the checkpoint's parent, with its interval; the band is what counts as present.",
+        note="How much of the feature's direction is still written, compared with the checkpoint's parent, with its "
+        "interval. The band marks what counts as present.",
         links=[address("families", family, "checkpoints", row[0]) for row in rows],
         options={"parents": parents(rows, [point.baseline for point in course.points])},
         drawn=len(rows) > 1,
@@ -174,20 +160,20 @@ def _trajectory(family: str, course: Trajectory) -> Plot:
 
 
 def _at_hook_points(family: str, sources: FeatureSources, course: Trajectory) -> list[Plot]:
-    """At each hook point over checkpoints: what is written, with its interval, strength and readability."""
+    """Projection ratio, strength and readability at each hook point, by checkpoint."""
     before = {point.checkpoint: point.baseline for point in course.points}
-    hooks = list(dict.fromkeys(source.hook_point for one in sources.data for source in one.sources))
+    hooks = list(dict.fromkeys(source.hook_point for reading in sources.data for source in reading.sources))
     plots = []
     if len(hooks) > 1:
         plots.append(_written_at(family, hooks, sources, before))
     for name, title, note in (
-        ("strength", "Strength by hook point", "Norm of the decoder row, in units of the source's own scale."),
-        ("readability", "Readability by hook point", "Correlation of the source's own read-out with the code."),
+        ("strength", "Strength by hook point", "Norm of the decoder row, in units of the source's scale."),
+        ("readability", "Readability by hook point", "Correlation of the source's read-out with the code."),
     ):
         rows: list[list[Any]] = []
-        for one in sources.data:
-            at = {source.hook_point: getattr(source, name) for source in one.sources}
-            rows.append([one.checkpoint, *(at.get(hook) for hook in hooks)])
+        for reading in sources.data:
+            at = {source.hook_point: getattr(source, name) for source in reading.sources}
+            rows.append([reading.checkpoint, *(at.get(hook) for hook in hooks)])
         links = [address("families", family, "checkpoints", row[0]) for row in rows]
         options = {
             "panels": [["", list(range(1, len(hooks) + 1))]],
@@ -200,11 +186,11 @@ def _at_hook_points(family: str, sources: FeatureSources, course: Trajectory) ->
 
 
 def _written_at(family: str, hooks: list[str], sources: FeatureSources, before: dict[str, str | None]) -> Plot:
-    """The projection ratio at each of several hook points."""
+    """The projection ratio at each hook point, by checkpoint."""
     rows: list[list[Any]] = []
-    for one in sources.data:
-        at = {source.hook_point: source for source in one.sources}
-        row: list[Any] = [one.checkpoint]
+    for reading in sources.data:
+        at = {source.hook_point: source for source in reading.sources}
+        row: list[Any] = [reading.checkpoint]
         for hook in hooks:
             ends = at[hook].projection_ratio_ci if hook in at else None
             row += [at[hook].projection_ratio if hook in at else None, *(ends or (None, None))]
@@ -212,8 +198,8 @@ def _written_at(family: str, hooks: list[str], sources: FeatureSources, before: 
     columns = [name for hook in hooks for name in (hook, f"{hook} from", f"{hook} to")]
     places = [1 + 3 * place for place in range(len(hooks))]
     return Plot(
-        "written", "lines", "How much of it is written at each hook point", ["checkpoint", *columns], rows,
-        "Projection ratio against the parent's paired hook point, with its interval.",
+        "written", "lines", "Projection ratio by hook point", ["checkpoint", *columns], rows,
+        "Compared with the parent's paired hook point, with its interval.",
         [address("families", family, "checkpoints", row[0]) for row in rows],
         {"panels": [["", places]], "intervals": True, "parents": parents(rows, [before.get(row[0]) for row in rows])},
         drawn=len(rows) > 1,
@@ -224,33 +210,36 @@ def _dependencies(
     session: Session, artifacts: ArtifactStore, family: Family, number: int, course: Trajectory,
     now: str | None, before: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What it is computed from, in the newest checkpoint in which somebody looked, and in its nearest ancestor.
+    """A feature's dependencies in the newest examined checkpoint and in its nearest examined ancestor.
 
-    `now` and `before` name others. Empty where nobody has looked.
+    `now` and `before` name other checkpoints. Empty if no checkpoint was examined.
     """
     graphs = dependency_queries.looked_at(session, family.id, number)
-    looked = [point.checkpoint for point in course.points if any(name == point.checkpoint for name, _ in graphs)]
-    if not looked:
+    examined = [point.checkpoint for point in course.points if any(name == point.checkpoint for name, _ in graphs)]
+    if not examined:
         return {}
 
     def show(checkpoint: str, baseline: str | None, method: Method | None) -> Dependencies:
-        return dependencies.show(
-            family.name, feature_id(number), session, artifacts, checkpoint, baseline, method
-        )  # fmt: skip
+        return dependencies.get(
+            session, artifacts, family, number, checkpoint=checkpoint, baseline=baseline, method=method
+        )
 
-    newest = show(now if now in looked else looked[-1], None, None)
-    others = [name for name in looked if (name, newest.method) in graphs and name != newest.checkpoint]
+    newest = show(now if now in examined else examined[-1], None, None)
+    others = [name for name in examined if (name, newest.method) in graphs and name != newest.checkpoint]
     ancestors = _ancestors(newest.checkpoint, course)
     other = before if before in others else next((name for name in ancestors if name in others), None)
     if other:
         newest = show(newest.checkpoint, other, newest.method)
     return {
-        "now": newest, "before": show(other, None, newest.method) if other else None, "looked": looked, "others": others
-    }  # fmt: skip
+        "now": newest,
+        "before": show(other, None, newest.method) if other else None,
+        "examined": examined,
+        "others": others,
+    }
 
 
 def _ancestors(checkpoint: str, course: Trajectory) -> Iterator[str]:
-    """Of a checkpoint, the nearest first, as far as the feature was judged in them."""
+    """Ancestors of a checkpoint in which the feature was judged, the nearest first."""
     parents = {point.checkpoint: point.baseline for point in course.points}
     while (parent := parents.get(checkpoint)) is not None:
         yield parent

@@ -1,11 +1,11 @@
-"""API keys, for administrators."""
+"""API keys. Only for administrators."""
 
 from datetime import timedelta
 
 from fastapi import Request
 from starlette.responses import Response
 
-from featurewatch.service.auth import routes as keys
+from featurewatch.service.auth import logic
 from featurewatch.service.auth.guard import ADMIN
 from featurewatch.service.auth.schemas import KeyIn
 from featurewatch.service.kit.clock import utcnow
@@ -17,27 +17,27 @@ from featurewatch.service.web.render import back, page
 
 router = pages(guard=ADMIN)
 
-MOST_DAYS = 36_500
+MAX_DAYS = 36_500
 
 
 @router.get("/keys")
 def list_keys(request: Request, session: ReadSession, paging: Paging) -> Response:
-    found = keys.list_keys(session, paging)
-    return page(request, "access/keys.html", rows=found.data, next_cursor=found.next_cursor, made=None)
+    keys = logic.page(session, paging)
+    return page(request, "access/keys.html", rows=keys.data, next_cursor=keys.next_cursor, new_key=None)
 
 
 @router.post("/keys")
 def create_key(request: Request, session: WriteSession, form: SentForm) -> Response:
-    days = form.some("days")
+    days = form.optional("days")
     expires = None if days is None else utcnow() + timedelta(days=_days(days))
-    body = filled(KeyIn, name=form.one("name"), scopes=[form.one("scope") or "read"], expires_at=expires)
-    made = keys.create_key(body, session, Response())
-    return page(request, "access/keys.html", rows=[], next_cursor=None, made=made, secret=True, status=201)
+    body = filled(KeyIn, name=form.text("name"), scopes=[form.text("scope") or "read"], expires_at=expires)
+    row, key = logic.create(session, name=body.name, scopes=body.scopes, expires_at=body.expires_at)
+    return page(request, "access/keys.html", rows=[], next_cursor=None, new_key=row, key=key, secret=True, status=201)
 
 
 @router.post("/keys/{key_id}/revoke")
 def revoke_key(request: Request, key_id: str, session: WriteSession, form: SentForm) -> Response:
-    keys.revoke_key(key_id, session)
+    logic.revoke(session, key_id)
     return back("/keys")
 
 
@@ -46,6 +46,8 @@ def _days(text: str) -> float:
         days = float(text)
     except ValueError:
         days = 0.0
-    if not 0 < days <= MOST_DAYS:
-        raise UnprocessableError(f"days: a number over 0 and up to {MOST_DAYS:,}, or nothing: for ever")
+    if not 0 < days <= MAX_DAYS:
+        raise UnprocessableError(
+            f"days: enter a number above 0 and up to {MAX_DAYS:,}, or leave it empty for a key that never expires."
+        )
     return days

@@ -15,7 +15,7 @@ from featurewatch.workers.crosscoder.fit.sharding import collected, dealt
 from featurewatch.workers.crosscoder.model import shared_maps
 from featurewatch.workers.crosscoder.parallel import Parallel
 from featurewatch.workers.crosscoder.sparsity import SPARSITIES, Penalised
-from featurewatch.workers.pipelines.files import load_state, save_state
+from featurewatch.workers.pipelines.shared.files import load_state, save_state
 from tests.unit.crosscoder.planted import dense_code, directions
 
 N, D, M = 3000, 12, 32

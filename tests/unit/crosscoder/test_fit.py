@@ -16,7 +16,7 @@ from featurewatch.workers.crosscoder.fit import FitState, Step, fit, start, star
 from featurewatch.workers.crosscoder.model import shared_maps
 from featurewatch.workers.crosscoder.parallel import Parallel
 from featurewatch.workers.crosscoder.sparsity import SPARSITIES, Penalised
-from featurewatch.workers.pipelines.files import load_state, save_state
+from featurewatch.workers.pipelines.shared.files import load_state, save_state
 from tests.unit.crosscoder.planted import Held, dense_code, directions, held
 
 N, D, PLANTED, K = 8000, 32, 48, 3

@@ -13,7 +13,7 @@ from featurewatch.workers.crosscoder.fit import Step, fit, start
 from featurewatch.workers.crosscoder.model import Moments, Normaliser
 from featurewatch.workers.crosscoder.parallel import Parallel
 from featurewatch.workers.crosscoder.preactivations import PreActivations
-from featurewatch.workers.pipelines.sources import Activations
+from featurewatch.workers.pipelines.shared.sources import Activations
 from tests.unit.crosscoder.reference import Recording, away_from_start, compare
 
 LAYOUT = Layout((5, 9), (0, 1))

@@ -1,12 +1,9 @@
 """Hook points: finding them in a model, and reading them with forward hooks.
 
-    resid_post.N   the residual stream after layer N
-    mlp_out.N      what layer N's MLP adds to the stream
-    attn_out.N     what layer N's attention adds to the stream
-
-"Adds" is meant literally. If a block's output passes a norm before it is added (Gemma 2 and 3, OLMo 2, GLM 4), it is
-read after that norm; if it is scaled (Granite), it is scaled. In BERT-like models, which normalise the *sum*, it is the
-block's output before the sum, and resid_post is read after the layer's last norm.
+`service.kit.hook_points` lists their kinds. What a block adds to the stream is meant literally: an output that passes a
+norm before it is added (Gemma 2 and 3, OLMo 2, GLM 4) is read after that norm, and one that is scaled (Granite) is
+scaled. In BERT-like models, which normalise the *sum*, it is the output before the sum, and resid_post is read after
+the layer's last norm.
 """
 
 from collections.abc import Iterator
@@ -17,9 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from featurewatch.service.kit.hook_points import KINDS, HookPointKind, depth, kind_of, ranges
 from featurewatch.workers.errors import RunError
-
-KINDS = ("resid_post", "mlp_out", "attn_out")
 
 # Paths of the stack of layers in a model's body.
 _STACKS = ("layers", "h", "encoder.layer", "transformer.layer", "decoder.layers", "language_model.layers")
@@ -41,6 +37,11 @@ class HookPoint:
     module: nn.Module
     factor: float = 1.0
 
+    @property
+    def kind(self) -> HookPointKind:
+        """The kind of the hook point."""
+        return KINDS[kind_of(self.name)]
+
 
 def layer_stack(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
     """The stack of layers as (owner, attribute, layers). Raises RunError `unsupported-architecture`."""
@@ -61,18 +62,18 @@ def find_hook_points(model: nn.Module) -> dict[str, HookPoint]:
     """All hook points of a model's body by name, layer by layer."""
     points = {}
     for number, layer in enumerate(layer_stack(model)[2]):
-        modules = dict(zip(("attn_out", "mlp_out"), _blocks(layer) or (), strict=False))
         factor = float(getattr(layer, "residual_multiplier", 1.0))
-        points[f"resid_post.{number}"] = HookPoint(f"resid_post.{number}", number, layer)
-        for kind in ("mlp_out", "attn_out"):
-            if kind in modules:
-                points[f"{kind}.{number}"] = HookPoint(f"{kind}.{number}", number, modules[kind], factor)
+        for kind in KINDS.values():
+            module = _module(layer, kind)
+            if module is not None:
+                name = f"{kind.name}.{number}"
+                points[name] = HookPoint(name, number, module, factor if kind.is_added else 1.0)
     return points
 
 
 def in_order(points: list[HookPoint]) -> list[HookPoint]:
     """Hook points in the order of the forward pass."""
-    return sorted(points, key=lambda point: (point.layer, -KINDS.index(point.name.partition(".")[0])))
+    return sorted(points, key=lambda point: depth(point.name))
 
 
 def list_hook_points(model: nn.Module) -> list[str]:
@@ -85,10 +86,9 @@ def choose_hook_points(model: nn.Module, names: list[str]) -> list[HookPoint]:
     points = find_hook_points(model)
     for name in names:
         if name not in points:
-            kinds = {kind: [p.layer for p in points.values() if p.name.startswith(kind)] for kind in KINDS}
-            available = ", ".join(f"{kind}.{min(at)} to {kind}.{max(at)}" for kind, at in kinds.items() if at)
             raise RunError(
-                "unknown-hook-point", f"{type(model).__name__} has no hook point {name}. Available: {available}."
+                "unknown-hook-point",
+                f"{type(model).__name__} has no hook point {name}. Available: {ranges(points)}.",
             )
     return [points[name] for name in names]
 
@@ -141,10 +141,11 @@ def probe(model: nn.Module, points: list[HookPoint]) -> dict[str, int]:
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     ids = (torch.arange(8, device=next(model.parameters()).device) % vocabulary)[None]
     layers = layer_stack(model)[2]
-    blocks = [point for point in points if not point.name.startswith("resid_post")]
-    to_prove = sorted({point.layer for point in blocks if not _post_norm_sum(layers[point.layer])})
+    added = [point for point in points if point.kind.is_added]
+    to_prove = sorted({point.layer for point in added if not _post_norm_sum(layers[point.layer])})
     everything = find_hook_points(model)
-    names = {point.name for point in points} | {f"{kind}.{layer}" for layer in to_prove for kind in KINDS}
+    proof = [kind.name for kind in KINDS.values() if kind.is_added or kind.is_residual]
+    names = {point.name for point in points} | {f"{kind}.{layer}" for layer in to_prove for kind in proof}
     entered: dict[int, torch.Tensor] = {}
     handles = [layers[layer].register_forward_pre_hook(_enter(layer, entered), with_kwargs=True) for layer in to_prove]
     try:
@@ -159,13 +160,13 @@ def probe(model: nn.Module, points: list[HookPoint]) -> dict[str, int]:
             raise RunError("unsupported-architecture", f"{name} has shape {shape}, not [documents, tokens, width].")
     for layer in to_prove:
         output = seen[f"resid_post.{layer}"]
-        added = output.float() - entered[layer].float()
+        change = output.float() - entered[layer].float()
         blocks_sum = seen[f"attn_out.{layer}"].float() + seen[f"mlp_out.{layer}"].float()
         rounding = 8 * torch.finfo(output.dtype).eps * output.float().norm()
-        if (added - blocks_sum).norm() > 1e-3 * added.norm() + rounding:
+        if (change - blocks_sum).norm() > 1e-3 * change.norm() + rounding:
             raise RunError(
                 "unsupported-architecture",
-                f"Layer {layer} of {type(model).__name__} adds more to the stream than its attention and MLP. Use "
+                f"{type(model).__name__}: layer {layer} adds more to the stream than its attention and MLP. Use "
                 "resid_post hook points for this model.",
             )
     return {point.name: seen[point.name].shape[-1] for point in points}
@@ -185,6 +186,15 @@ def _blocks(layer: nn.Module) -> tuple[nn.Module, nn.Module] | None:
         if attention is not None and mlp is not None:
             return attention, mlp
     return None
+
+
+def _module(layer: nn.Module, kind: HookPointKind) -> nn.Module | None:
+    """The module of a layer whose output a kind of hook point is; None where it has none that is known."""
+    blocks = dict(zip(("attention", "mlp"), _blocks(layer) or (None, None), strict=True))
+    modules = (
+        layer if path == "." else blocks[path] if path in blocks else _find(layer, path) for path in kind.modules
+    )
+    return next((module for module in modules if module is not None), None)
 
 
 def _post_norm_sum(layer: nn.Module) -> bool:
