@@ -24,6 +24,7 @@ FIXTURES = {
 
 SLOW = (
     "tests/e2e/",
+    "tests/api/test_deletions.py",
     "tests/api/test_dictionaries.py::test_saelens_and_dictionary_learning_load_their_layouts",
     "tests/api/test_fuzz.py",
     "tests/cli/test_cli.py",
@@ -31,8 +32,7 @@ SLOW = (
     "tests/cli/test_gate.py",
     "tests/cli/test_installed.py",
     "tests/cli/test_run_log.py",
-    "tests/cli/test_terminal.py::test_a_hostile_label_does_not_act_on_the_terminal",
-    "tests/cli/test_terminal.py::test_a_shell_completes_names",
+    "tests/cli/test_terminal.py",
     "tests/unit/activations/test_corpus.py",
     "tests/unit/activations/test_harvest.py",
     "tests/unit/activations/test_positions.py",
