@@ -1,7 +1,7 @@
-"""Paginated lists: opaque keyset cursors, `{"data", "next_cursor"}` and `Link: rel="next"`.
+"""Lists: opaque keyset cursors, `{"data", "next_cursor"}` and `Link: rel="next"`.
 
 A cursor holds the sort values of the last row of a page, so every page costs the same, and rows that are added or
-removed between two pages do not shift the others.
+removed between two pages do not shift the next one.
 """
 
 import base64
@@ -31,12 +31,14 @@ class Page(BaseModel, Generic[Item]):
     """One page of a list."""
 
     data: list[Item]
-    next_cursor: str | None = Field(None, description="`cursor` of the next page. Null on the last page.")
+    next_cursor: str | None = Field(
+        None, description="Pass it as `cursor` to get the next page. Null on the last page."
+    )
 
 
 @dataclass(frozen=True)
 class SortKey:
-    """One column of a sort order. The last one must be unique, or rows are lost between pages."""
+    """One column of a sort order. The last key must be unique, or rows are lost between pages."""
 
     column: Any
     descending: bool = False
@@ -44,7 +46,7 @@ class SortKey:
 
 @dataclass
 class Pager:
-    """`limit` and `cursor` of a request."""
+    """`limit` and `cursor` of one request."""
 
     limit: int
     cursor: str | None
@@ -52,12 +54,12 @@ class Pager:
     response: Response
 
     @classmethod
-    def whole(cls, request: Request, limit: int = MAX_LIMIT) -> "Pager":
-        """The first page of a list that stands on a page with others, whatever `limit` and `cursor` it was sent."""
+    def first_page(cls, request: Request, limit: int = MAX_LIMIT) -> "Pager":
+        """The first rows of a list, for a page on which `limit` and `cursor` belong to another list."""
         return cls(limit, None, request, Response())
 
     def after(self, order: str) -> list[Any] | None:
-        """Sort values after which the page starts. order: the sort and filters, for which alone a cursor is valid."""
+        """Sort values after which the page starts. order: names sort and filters; other cursors raise 400."""
         if self.cursor is None:
             return None
         try:
@@ -67,17 +69,18 @@ class Pager:
                 raise TypeError
             values = [_load(value) for value in values]
         except (ValueError, TypeError, KeyError, binascii.Error, UnicodeError):
-            raise _invalid() from None
+            raise _invalid_cursor() from None
         if digest != _digest(order):
             raise BadRequestError(
-                "The cursor belongs to another sort or filter. Omit it to start over.", code="bad-cursor"
+                "This cursor belongs to another sort order or filter. Omit it to start from the first page.",
+                code="bad-cursor",
             )
         return values
 
     def page(
         self, rows: Sequence[Row], order: str, values: Callable[[Row], Sequence[Any]]
     ) -> tuple[list[Row], str | None]:
-        """Cut `limit` + 1 fetched rows to a page, and set the Link header. values: the sort values of a row."""
+        """Cut `limit + 1` rows to a page with its next cursor; sets the Link header. values: a row's sort values."""
         if len(rows) <= self.limit:
             return list(rows), None
         page = list(rows[: self.limit])
@@ -91,10 +94,10 @@ class Pager:
 async def pager(
     request: Request,
     response: Response,
-    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Maximum number of rows.")] = DEFAULT_LIMIT,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Maximum number of rows per page.")] = DEFAULT_LIMIT,
     cursor: Annotated[str | None, Query(max_length=2000, description="`next_cursor` of the previous page.")] = None,
 ) -> Pager:
-    """Dependency that reads `limit` and `cursor`."""
+    """Read `limit` and `cursor` from the query."""
     return Pager(limit, cursor, request, response)
 
 
@@ -102,7 +105,7 @@ Paging = Annotated[Pager, Depends(pager)]
 
 
 def keyset(statement: Statement, keys: Sequence[SortKey], after: Sequence[Any] | None, limit: int) -> Statement:
-    """Sort a statement, start it after some sort values, and fetch one row more than a page holds."""
+    """Order a statement, start it after some sort values, and fetch one row more than the page holds."""
     if after is not None:
         check(keys, after)
         statement = statement.where(_beyond(keys, after))
@@ -111,14 +114,14 @@ def keyset(statement: Statement, keys: Sequence[SortKey], after: Sequence[Any] |
 
 
 def check(keys: Sequence[SortKey], after: Sequence[Any]) -> None:
-    """Raise BadRequestError for sort values of a forged cursor that no row can have."""
+    """Reject sort values that no row can have, as in forged cursors. Raises 400."""
     kinds = [key.column.type.python_type for key in keys]
     wanted = [(int, float) if kind is float else kind for kind in kinds]
     if len(after) != len(keys) or not all(map(isinstance, after, wanted)):
-        raise _invalid()
+        raise _invalid_cursor()
 
 
-def _invalid() -> BadRequestError:
+def _invalid_cursor() -> BadRequestError:
     return BadRequestError("Invalid cursor. Omit it to start from the first page.", code="bad-cursor")
 
 
@@ -128,7 +131,7 @@ def _beyond(keys: Sequence[SortKey], after: Sequence[Any]) -> ColumnElement[bool
     further = first.column < value if first.descending else first.column > value
     if len(keys) == 1:
         return further
-    # The outer bound is redundant, but lets the database start at the right place of an index.
+    # The outer bound is implied, but it is what lets an index start at the right place.
     bound = first.column <= value if first.descending else first.column >= value
     return and_(bound, or_(further, and_(first.column == value, _beyond(keys[1:], after[1:]))))
 
@@ -146,5 +149,5 @@ def _load(value: Any) -> Any:
         return datetime.fromisoformat(value["t"]).astimezone(UTC)
     too_large = isinstance(value, int) and abs(value) >= 2**31
     if too_large or isinstance(value, bool) or (isinstance(value, str) and "\0" in value):
-        raise ValueError("no column can hold this value")
+        raise ValueError("no column holds this")
     return value

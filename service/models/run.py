@@ -41,7 +41,7 @@ class Run(Base):
     request_id: Mapped[str | None]
     """The request that asked for it: its lines in the logs of API and workers belong together."""
     usage: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """What the current attempt, or the last one, has cost; see workers.usage."""
+    """What the current attempt, or the last one, has cost; see workers.execution.usage."""
     lease_until: Mapped[datetime | None]
     lines: Mapped[int] = mapped_column(default=0)
     """Lines that its log has had, those that are gone with them: the number of the last one."""

@@ -215,7 +215,12 @@ def test_the_default_gate_asks_whether_it_could_be_judged(service: Up, planted: 
 
 
 @pytest.mark.parametrize(
-    ("schema", "file"), [("github-actions", "action.yml"), ("gitlab-ci", "deploy/gitlab/featurewatch.yml")]
+    ("schema", "file"),
+    [
+        ("github-actions", "action.yml"),
+        ("github-workflows", ".github/workflows/ci.yml"),
+        ("gitlab-ci", "deploy/gitlab/featurewatch.yml"),
+    ],
 )
 def test_the_files_are_what_the_runners_read(schema: str, file: str) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", str(ROOT / file)]

@@ -1,4 +1,4 @@
-"""Webhooks: where events are sent, and what came of it."""
+"""Webhooks and their deliveries."""
 
 from fastapi import Request
 from starlette.responses import Response
@@ -24,7 +24,7 @@ def list_webhooks(request: Request, session: ReadSession, paging: Paging) -> Res
 @router.post("/webhooks")
 def create_webhook(request: Request, session: WriteSession, settings: AppSettings, form: SentForm) -> Response:
     body = filled(
-        WebhookCreate, url=form.one("url"), event_types=form.all("event"), format=form.one("format") or "standard"
+        WebhookCreate, url=form.text("url"), event_types=form.all("event"), format=form.text("format") or "standard"
     )
     webhook, key = logic.create(session, settings, body)
     return page(request, "notify/secret.html", webhook=webhook, key=key, secret=True, status=201)
@@ -43,7 +43,7 @@ def change_webhook(
     request: Request, webhook_id: str, session: WriteSession, settings: AppSettings, form: SentForm
 ) -> Response:
     webhook = logic.get(session, webhook_id)
-    match form.one("do"):
+    match form.text("do"):
         case "test":
             logic.test(session, webhook)
         case "enable" | "disable" as switch:
