@@ -7,7 +7,10 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower cas
 
 
 def new_id(prefix: str) -> str:
-    """A new identifier such as `run_01jd3k...`: 48 bits of milliseconds and 80 random bits."""
+    """A new identifier such as `run_01jd3k...`: 48 bits of milliseconds and 80 random bits.
+
+    Own code: two lines do not justify the dependency on python-ulid.
+    """
     number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     return f"{prefix}_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
 
