@@ -1,4 +1,4 @@
-"""Identifiers: a short prefix that names the noun, and 26 characters that sort by time of creation (ULID)."""
+"""Identifiers: a prefix that names the noun, and a ULID, which sorts by time of creation."""
 
 import os
 import time
@@ -21,7 +21,7 @@ def feature_id(number: int) -> str:
 
 
 def parse_feature_id(text: str) -> int:
-    """Number of a public feature id; ValueError where it is none."""
+    """The number of a feature id. ValueError if the text is not one."""
     if not (text[:1] in "Ff" and text[1:].isdecimal() and len(text) <= 12):
-        raise ValueError(f"{text!r} is no feature id; one looks like F42318")
+        raise ValueError(f"{text!r} is not a feature id, such as F42318")
     return int(text[1:])

@@ -49,7 +49,7 @@ PAGES = {
     "/runs?family=live&state=running": "harvest",
     "/runs/run_running": "42%",
     "/runs/run_failed": "it needs 3.2 GiB, and 1.5 are free",
-    "/runs/run_failed?level=error": "the worker fell silent",
+    "/runs/run_failed?level=error": "the worker stopped responding",
     "/runs/run_cancelled": "No log: no worker started this run",
     "/runs/run_queued": "Log lines appear when a worker",
     "/alerts": "F1 changes",
