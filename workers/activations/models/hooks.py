@@ -189,7 +189,7 @@ def _blocks(layer: nn.Module) -> tuple[nn.Module, nn.Module] | None:
 
 
 def _module(layer: nn.Module, kind: HookPointKind) -> nn.Module | None:
-    """The module of a layer whose output a kind of hook point is; None where it has none that is known."""
+    """The module of a layer whose output is a kind of hook point; None if it is unknown."""
     blocks = dict(zip(("attention", "mlp"), _blocks(layer) or (None, None), strict=True))
     modules = (
         layer if path == "." else blocks[path] if path in blocks else _find(layer, path) for path in kind.modules
