@@ -24,7 +24,7 @@ from featurewatch.service.config import Settings
 from featurewatch.service.kit import telemetry
 from featurewatch.service.kit.logs import configure_logging
 from featurewatch.service.kit.private import keep_private
-from featurewatch.service.runs.states import QUEUES
+from featurewatch.service.runs.kinds import QUEUES
 
 EXECUTE = "featurewatch.workers.tasks.execute"
 HELP = "featurewatch.workers.tasks.help_others"

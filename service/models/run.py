@@ -25,7 +25,7 @@ class Run(Base):
     family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), index=True)
     checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoint.id"), index=True)
     kind: Mapped[str]
-    """onboard (extend or re-fit onto a checkpoint), calibrate, label, signature or dependencies."""
+    """See service.runs.kinds."""
     state: Mapped[str] = mapped_column(default="queued")
     """See service.runs.states."""
     stage: Mapped[str | None]

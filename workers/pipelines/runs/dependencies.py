@@ -23,7 +23,7 @@ BATCH = 8
 """Features that share a forward pass, and are stored together."""
 
 
-def find_dependencies(execution: Execution) -> None:
+def run(execution: Execution) -> None:
     """Find the dependencies of the features that the run names."""
     request = load_request(execution)
     missing = [number for number in request.targets if not execution.artifacts.exists(request.artifact(number))]

@@ -41,7 +41,7 @@ class _LabelInputs:
     generation: int
 
 
-def label(execution: Execution) -> None:
+def run(execution: Execution) -> None:
     """Label the features of a run that it has not labelled yet."""
     request = LabelIn.model_validate(execution.params)
     endpoint = Endpoint(execution.settings, execution.check)

@@ -27,18 +27,18 @@ from featurewatch.workers.activations.models.hooks import (
 from featurewatch.workers.activations.positions import Reader
 from featurewatch.workers.activations.sources.identity import Reference, Verified
 from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.dependencies.attribution import Attribution, Options, Reading, attribute
+from featurewatch.workers.dependencies.attribution import Attribution, Options, attribute
 from featurewatch.workers.dependencies.effects import Answers, Effects, activations, answer_margins, causal_effects
 from featurewatch.workers.dependencies.passages import choose_tokens, deal_folds
-from featurewatch.workers.dependencies.places import Dictionary, Passage, Target
+from featurewatch.workers.dependencies.reading import Dictionary, Passage, Reading, Target
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
 from featurewatch.workers.pipelines.shared.context import device_of
 from featurewatch.workers.pipelines.shared.dependency_request import AnswerSignature, DependencyRequest
 from featurewatch.workers.pipelines.shared.harvest_task import HarvestTask
+from featurewatch.workers.verdicts.folds import FOLDS
 
-FOLDS = 20
 EFFECT_POSITIONS = 64
 """Positions on which effects are measured. Each is run in as many versions as there are edits, up to the head."""
 DIRECTIONS = 8
@@ -52,7 +52,7 @@ class TracedModel(NamedTuple):
 
     reading: Reading
     points: list[HookPoint]
-    """`reading.places` as hook points"""
+    """`reading.hook_points`, with their layers"""
     head: Callable[[Tensor], Tensor] | None
     tokenizer: Any
     valid: Tensor
@@ -88,7 +88,7 @@ def trace(
         there &= torch.from_numpy(valid)
     passages = _passages(corpus, [document.id for document in spec.corpus], there)
     layers = layer_stack(whole.body)[2]
-    skippable = {p.name: list(layers[: p.layer + 1]) for p in points if p.name.startswith("resid_post")}
+    skippable = {p.name: list(layers[: p.layer + 1]) for p in points if p.kind.is_residual}
     reading = Reading(whole.body, list(points), dictionaries, code, passages, skippable)
     return TracedModel(reading, points, whole.head, whole.tokenizer, there)
 
@@ -227,7 +227,7 @@ def _tensors(
         "constant": torch.tensor(attribution.constant, dtype=torch.float64),
         "tokens": torch.stack(list(tokens.values()), 1) if tokens else torch.zeros(FOLDS, 0, dtype=torch.float64),
     }
-    for hook, sums in attribution.places.items():
+    for hook, sums in attribution.hook_points.items():
         live = (sums.features != 0).any(0)
         tensors[f"numbers.{hook}"] = numbers[live]
         tensors[f"sums.{hook}"] = sums.features[:, live]
