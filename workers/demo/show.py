@@ -137,8 +137,8 @@ def _interval(ends: list[float] | None) -> str | None:
 
 def _tokens(tokens: list[str]) -> str:
     """Tokens in one line of limited length. Those that differ only in spaces or case appear once."""
-    shown = {token.strip().lower(): repr(token.strip() or token)[1:-1] for token in reversed(tokens)}
-    text = " ".join(reversed(shown.values()))
+    distinct = {token.strip().lower(): repr(token.strip() or token)[1:-1] for token in reversed(tokens)}
+    text = " ".join(reversed(distinct.values()))
     return text if len(text) <= TOKENS_WIDTH else text[: TOKENS_WIDTH - 1] + "…"
 
 

@@ -1,4 +1,4 @@
-"""Dependencies: what some features of a judged checkpoint are computed from, and what they do.
+"""Finding dependencies: the features that others in a judged checkpoint are computed from, and their effects.
 
 Sums by fold are stored for each feature as soon as they are complete, under a name made from all their inputs: a run
 that was killed resumes with the features that are left, and a repeated request reuses what exists.

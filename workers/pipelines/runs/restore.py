@@ -1,4 +1,4 @@
-"""Makes artifacts that the store has lost again from what they were made of, before a run needs them.
+"""Restores artifacts that the store has lost from their sources, before a run needs them.
 
 A restored copy of text or positions must equal the original byte for byte. A dictionary is solved again on its code,
 so its last digits may differ. Lost activations are not restored here: `open_earlier` reads them again when they are

@@ -196,7 +196,7 @@ def _bring(execution: Execution, request: SignatureRequest, folder: Path) -> dic
         path = folder / "contrast" / f"{question.name}.safetensors"
         if path.is_file():
             hold_to_roots(path, (*execution.settings.root_dirs, execution.settings.cache_dir.resolve()))
-        before = FileState.of(path) if path.is_file() else None  # before hashing, so that the hash is of what is read
+        before = FileState.of(path) if path.is_file() else None  # before hashing, to notice a later change
         try:
             digest = sha256(path) if before else "missing"
         except ChangedWhileReadError as error:

@@ -1,4 +1,4 @@
-"""Stage attribute: what features are computed from and what they do, with the model and the texts it is read on."""
+"""Stage attribute: the sources and effects of features, from the model and the texts that it reads."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -68,8 +68,8 @@ def trace(
 ) -> TracedModel:
     """Load a checkpoint's model and read the corpus with its tokenizer.
 
-    dictionaries: of each hook point of the spec. valid: bool [positions], which of them the harvest kept; None: all
-    that the model has a token at. RunErrors of `load_whole`, `choose_hook_points`, `tokenize_corpus`.
+    dictionaries: one for each hook point of the spec. valid: bool [positions] that the harvest kept; None: all where
+    the model has a token. RunErrors of `load_whole`, `choose_hook_points`, `tokenize_corpus`.
     """
     whole = load_whole(spec.uri, spec.adapter, roots=spec.roots, device=spec.device, cache_dir=spec.cache_dir)
     points = in_order(choose_hook_points(whole.body, spec.hook_points))
@@ -94,14 +94,14 @@ def trace(
 
 
 def _passages(corpus: TokenizedCorpus, documents: Sequence[int], valid: Tensor) -> list[Passage]:
-    """Documents with positions."""
-    folds, found = deal_folds(documents, FOLDS), []
+    """The documents that have valid positions."""
+    folds, passages = deal_folds(documents, FOLDS), []
     for document, tokens, part in zip(documents, corpus.tokens, corpus.rows, strict=True):
         rows = torch.arange(part.start, part.stop)[valid[part]]
         if len(rows):
             at = torch.from_numpy(corpus.token[rows.numpy()])
-            found.append(Passage(torch.from_numpy(tokens.ids), rows, at, folds[document]))
-    return found
+            passages.append(Passage(torch.from_numpy(tokens.ids), rows, at, folds[document]))
+    return passages
 
 
 def trace_checkpoint(
@@ -195,7 +195,7 @@ def _columns(execution: Execution, request: DependencyRequest, numbers: list[int
     if lost:
         raise RunError(
             "feature-not-in-checkpoint",
-            f"{feature_id(lost[0])} is not in the code of this checkpoint any more",
+            f"{feature_id(lost[0])} is no longer in the code of this checkpoint",
         )
     return {number: own.index(number) for number in numbers}
 

@@ -144,8 +144,8 @@ class ContrastExperiment:
         x = [xs @ r for xs, r in zip(baseline.x, now.rotations(baseline, self.own), strict=True)]
         direction = _difference(_joined(x, ~self.judged), self.select)
         along = [(_joined(part, self.judged) @ direction)[:, None] for part in (now.x, x)]
-        one = np.ones((1, 1))
-        sums = strengths(along[0], along[1], (one, one, one), self.judge)
+        unit = np.ones((1, 1))
+        sums = strengths(along[0], along[1], (unit, unit, unit), self.judge)
         # Distances are products with the baseline's on the other half, so neither contains its noise.
         return separation, interval(sums.both / sums.before, self.reach) if sums.before.min() > 0 else None
 
@@ -228,13 +228,13 @@ def judge_signature(
 
 def _null(experiment: ContrastExperiment, now: ContrastReader, k: int) -> dict[str, float | None]:
     """AUROC of random feature sets of the same size."""
-    found = random_sets(
-        lambda some: (now.values(some, ~experiment.judged), now.values(some, experiment.judged)),
+    aurocs = random_sets(
+        lambda columns: (now.values(columns, ~experiment.judged), now.values(columns, experiment.judged)),
         now.live, max(k, 1), experiment.select, experiment.judge, experiment.settings["seed"],
     )  # fmt: skip
     return {
-        "random_auroc": _rounded(float(np.median(found))),
-        "random_auroc_95": _rounded(float(np.quantile(found, 0.95))),
+        "random_auroc": _rounded(float(np.median(aurocs))),
+        "random_auroc_95": _rounded(float(np.quantile(aurocs, 0.95))),
     }
 
 
@@ -298,12 +298,12 @@ def _change(
 
 
 def _named(reader: ContrastReader, chosen: Chosen) -> list[dict[str, Any]]:
-    found = []
+    named = []
     for column, weight, alone, q in zip(*chosen, strict=True):
         number, hook = reader.name(int(column))
-        found.append({"feature": feature_id(number), "hook_point": hook, "weight": float(weight),
+        named.append({"feature": feature_id(number), "hook_point": hook, "weight": float(weight),
                       "auroc": round(float(alone), 4), "q_value": float(q)})  # fmt: skip
-    return found
+    return named
 
 
 def _as_interval(estimate: Estimate | None) -> Interval | None:
