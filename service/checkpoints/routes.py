@@ -25,9 +25,9 @@ RETRY_AFTER_S = 2
 
 
 def _examined(family: str, body: CheckpointIn, database: AppDatabase, settings: AppSettings) -> Examined:
-    """What a registration refers to: looked at before its turn to write.
+    """Inspect the registration before the request queues for its turn to write.
 
-    The session ends with it: a request that waits for its turn must not keep a connection from the others.
+    The session ends here, so that a request in the queue does not hold a connection.
     """
     with database.read() as session:
         return logic.examine(session, settings, family, body)
@@ -36,8 +36,8 @@ def _examined(family: str, body: CheckpointIn, database: AppDatabase, settings: 
 @router.post(
     "",
     status_code=202,
-    summary="Register a checkpoint: workers will read and judge it",
-    responses={200: {"description": "It is registered already, with the same content.", "model": Registration}},
+    summary="Register a checkpoint for workers to read and judge",
+    responses={200: {"description": "Already registered with the same content.", "model": Registration}},
 )
 def register_checkpoint(
     family: str,
@@ -49,30 +49,30 @@ def register_checkpoint(
 ) -> Registration:
     checkpoint, run, created = logic.register(session, settings, family, body, examined)
     response.status_code = 202 if created else 200
-    shown = _show(session, families.get(session, family), [checkpoint])[0]
+    checkpoint_view = _views(session, families.get(session, family), [checkpoint])[0]
     if run is None:
         response.headers["Location"] = f"/v1/families/{family}/checkpoints/{checkpoint.name}"
-        return Registration(checkpoint=shown, run=None)
+        return Registration(checkpoint=checkpoint_view, run=None)
     response.headers["Location"] = f"/v1/runs/{run.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return Registration(checkpoint=shown, run=run_schemas.view(run, family, checkpoint.name))
+    return Registration(checkpoint=checkpoint_view, run=run_schemas.view(run, family, checkpoint.name))
 
 
-@router.get("", summary="Checkpoints of a family, oldest first")
+@router.get("", summary="List the checkpoints of a family, oldest first")
 def list_checkpoints(
     family: str, session: ReadSession, paging: Paging, state: Annotated[CheckpointState | None, Query()] = None
 ) -> Page[CheckpointOut]:
-    found = families.get(session, family)
-    order = f"checkpoints:{found.id}:{state}"
-    rows = queries.page(session, found.id, state=state, after=paging.after(order), limit=paging.limit)
-    kept, cursor = paging.page(rows, order, lambda row: (row.created_at, row.id))
-    return Page(data=_show(session, found, kept), next_cursor=cursor)
+    row = families.get(session, family)
+    order = f"checkpoints:{row.id}:{state}"
+    fetched = queries.page(session, row.id, state=state, after=paging.after(order), limit=paging.limit)
+    checkpoints, cursor = paging.page(fetched, order, lambda checkpoint: (checkpoint.created_at, checkpoint.id))
+    return Page(data=_views(session, row, checkpoints), next_cursor=cursor)
 
 
-@router.get("/{name}", summary="One checkpoint")
+@router.get("/{name}", summary="Get a checkpoint")
 def get_checkpoint(family: str, name: str, session: ReadSession) -> CheckpointOut:
-    found = families.get(session, family)
-    return _show(session, found, [logic.get(session, found, name)])[0]
+    row = families.get(session, family)
+    return _views(session, row, [logic.get(session, row, name)])[0]
 
 
 @router.delete("/{name}", status_code=204, summary="Delete a checkpoint")
@@ -81,20 +81,21 @@ def delete_checkpoint(
     name: str,
     session: WriteSession,
     reparent: Annotated[
-        bool, Query(description="Hand its children to its parent. Left out: a checkpoint with children is kept (409).")
+        bool,
+        Query(description="Attach its children to its parent. Without it, deleting a checkpoint with children is 409."),
     ] = False,
 ) -> None:
-    """With its runs, verdicts and alerts. Reparented children are re-judged against their new parent, from
-    what is stored. Artifacts that nothing else refers to are removed later, as retention says."""
-    found = families.get(session, family)
-    deletion.delete(session, found, logic.get(session, found, name), reparent=reparent)
+    """Deletes the checkpoint with its runs, verdicts and alerts. Reparented children are re-judged against their new
+    parent from stored measurements. Artifacts that nothing else refers to are removed later, per retention."""
+    row = families.get(session, family)
+    deletion.delete(session, row, logic.get(session, row, name), reparent=reparent)
 
 
 @router.get(
     "/{name}/report",
-    summary="What changed in a checkpoint",
+    summary="Get the report on a checkpoint",
     response_model=Report,
-    responses={200: {"content": {"text/markdown": {}, "text/html": {}}}, 406: {"description": "No such format"}},
+    responses={200: {"content": {"text/markdown": {}, "text/html": {}}}, 406: {"description": "Unsupported format"}},
     dependencies=[IN_TURN],
 )
 def get_report(
@@ -102,17 +103,17 @@ def get_report(
     name: str,
     session: ReadSession,
     artifacts: AppArtifacts,
-    baseline: Annotated[str | None, Query(description="Left out: the checkpoint's parent.")] = None,
+    baseline: Annotated[str | None, Query(description="Name of the baseline. Default: the parent.")] = None,
     min_change: Annotated[
-        float | None, Query(ge=0, description="Only findings of at least this `change`: 1 is halved or doubled.")
+        float | None, Query(ge=0, description="Only findings with at least this `change`; 1 is halved or doubled.")
     ] = None,
     max_q: Annotated[
         float | None,
-        Query(ge=0, le=1, description="Only findings with a `q_value` up to this; what is new has none."),
+        Query(ge=0, le=1, description="Only findings with at most this `q_value`. New features have none."),
     ] = None,
     form: Annotated[
         str | None,
-        Query(alias="format", description="Left out: as `Accept` says.", json_schema_extra={"enum": [*MEDIA_TYPES]}),
+        Query(alias="format", description="Default: chosen by `Accept`.", json_schema_extra={"enum": [*MEDIA_TYPES]}),
     ] = None,
     accept: Annotated[str, Header()] = "*/*",
 ) -> Response:
@@ -123,12 +124,12 @@ def get_report(
     return Response(text, media_type=MEDIA_TYPES[chosen])
 
 
-def _show(session: Session, family: Family, rows: list[Checkpoint]) -> list[CheckpointOut]:
+def _views(session: Session, family: Family, rows: list[Checkpoint]) -> list[CheckpointOut]:
     runs = queries.newest_runs(session, [row.id for row in rows])
     names = queries.names(session, [row.parent_id for row in rows if row.parent_id])
     kept = queries.activations_kept(session, [row.id for row in rows])
-    shown = []
+    views = []
     for row in rows:
         run = run_schemas.view(runs[row.id], family.name, row.name) if row.id in runs else None
-        shown.append(view(row, family.name, names.get(row.parent_id or ""), run, kept.get(row.id)))
-    return shown
+        views.append(view(row, family.name, names.get(row.parent_id or ""), run, kept.get(row.id)))
+    return views

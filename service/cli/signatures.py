@@ -111,8 +111,8 @@ def delete(family: Family, name: Name, yes: base.Yes = False, as_json: AsJson = 
 
 def _show(course: SignatureCourse) -> None:
     # Its shapes bring the API's framework along, without which the other commands start in half the time.
+    from featurewatch.service.signatures.describe import sentence  # noqa: PLC0415
     from featurewatch.service.signatures.schemas import ReadingView  # noqa: PLC0415
-    from featurewatch.service.signatures.words import sentence  # noqa: PLC0415
 
     points = [ReadingView.model_validate(point) for point in course["points"]]
     columns = [

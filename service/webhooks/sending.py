@@ -21,7 +21,7 @@ from featurewatch.service.kit import clock, outbound
 from featurewatch.service.kit.crypto import SecretBox, SecretKeyError
 from featurewatch.service.models import Delivery, Event, Webhook
 from featurewatch.service.models.webhook import url_context
-from featurewatch.service.webhooks import queries, words
+from featurewatch.service.webhooks import describe, queries
 
 WAITS = tuple(
     timedelta(**step)
@@ -93,7 +93,7 @@ def payload(event: Event, format_: str) -> bytes:
     """The body of every delivery of an event: made from the row alone, so a retry sends the same bytes."""
     document: dict[str, Any] = {"type": event.type, "timestamp": event.created_at.isoformat(), "data": event.data}
     if format_ == "slack":
-        document = {"text": words.escaped(words.text(event.type, event.data))}
+        document = {"text": describe.escaped(describe.text(event.type, event.data))}
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
 
 

@@ -10,8 +10,8 @@ from featurewatch.service.families import logic as families
 from featurewatch.service.kit.pages import Paging
 from featurewatch.service.kit.sessions import ReadSession
 from featurewatch.service.signatures import routes as signatures
+from featurewatch.service.signatures.describe import sentence
 from featurewatch.service.signatures.schemas import SignatureCourse
-from featurewatch.service.signatures.words import sentence
 from featurewatch.service.web.access import pages
 from featurewatch.service.web.plots import Plot, parents
 from featurewatch.service.web.render import address, page

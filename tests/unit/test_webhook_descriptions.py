@@ -2,7 +2,7 @@
 
 import pytest
 
-from featurewatch.service.webhooks.words import escaped, text
+from featurewatch.service.webhooks.describe import escaped, text
 
 ALERT = {"family": "smol", "summary": "v2: F0 suppressed", "rule_name": "deception"}
 PAUSE = {"family": None, "summary": "webhook whk_1 (example.com) is paused", "rule_name": None}
