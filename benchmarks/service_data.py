@@ -322,7 +322,7 @@ class Filler:
         for run, name in queued:
             with database.write() as session:
                 checkpoint = checkpoints.get(session, families.get(session, FAMILY), name)
-                found = signatures.Found(
+                found = signatures.SignatureResult(
                     signature.id, "present", None, FIGURES, chosen, chosen if name == "v0" else None, ""
                 )
                 held = self._take(session, run.id)

@@ -9,7 +9,7 @@ import typer
 from featurewatch.service.cli import base, complete, draw, progress
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.checkpoints import Family, Timeout, end_as
-from featurewatch.service.client.types import SignatureCourse
+from featurewatch.service.client.types import SignatureTrajectory
 from featurewatch.service.client.wire import given
 
 signature_app = typer.Typer(help="Signatures: concepts that a contrast set shows.", no_args_is_help=True)
@@ -109,7 +109,7 @@ def delete(family: Family, name: Name, yes: base.Yes = False, as_json: AsJson = 
     base.show_json({"deleted": name}) if as_json else base.say(f"{name} is forgotten")
 
 
-def _show(course: SignatureCourse) -> None:
+def _show(course: SignatureTrajectory) -> None:
     # Its shapes bring the API's framework along, without which the other commands start in half the time.
     from featurewatch.service.signatures.describe import sentence  # noqa: PLC0415
     from featurewatch.service.signatures.schemas import ReadingView  # noqa: PLC0415

@@ -12,7 +12,7 @@ from torch import Tensor
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
 from featurewatch.service.signatures import contrast
-from featurewatch.service.signatures.logic import Found
+from featurewatch.service.signatures.logic import SignatureResult
 from featurewatch.service.signatures.rule import Evidence, Interval, judge
 from featurewatch.service.verdicts.judge import benjamini_hochberg
 from featurewatch.service.verdicts.policy import Policy
@@ -69,7 +69,7 @@ def paired(theirs: list[str], own: list[str]) -> dict[str, str]:
 class Bench:
     """One contrast set, halved; and how intervals are made of it."""
 
-    rows: list[contrast.Kept]
+    rows: list[contrast.StoredRow]
     settings: dict[str, Any]
     own: frozenset[int] = frozenset()
     """Numbers of the features that are asked about."""
@@ -144,7 +144,7 @@ def _difference(x: Floats, rows: Rows) -> Floats:
 
 def judge_signature(
     artifacts: ArtifactStore, policy: Policy, place: Place, question: Question, read: dict[str, str]
-) -> Found:
+) -> SignatureResult:
     """Everything about one signature in one checkpoint."""
     bench = Bench(contrast.load(artifacts.path(question.contrast)), question.settings)
     hooks = _hooks(question, question.baseline, place)
@@ -191,7 +191,7 @@ def judge_signature(
         figures |= _pair(name, estimate)
     figures |= {"reselected_strength": _rounded(held[0]), "reselected_before": _rounded(held[1])}
     figures |= _null(bench, now, int(known.sum()))
-    return Found(
+    return SignatureResult(
         signature_id=question.id,
         status=status,
         reason=reason,

@@ -158,10 +158,10 @@ class AsyncFamilyCalls(AsyncTransport):
         """One signature."""
         return cast(types.Signature, await self.json("GET", path_of("families", family, "signatures", name)))
 
-    async def signature_trajectory(self, family: str, name: str) -> types.SignatureCourse:
+    async def signature_trajectory(self, family: str, name: str) -> types.SignatureTrajectory:
         """A signature over all checkpoints: `points`, and the checkpoint where it `turns_at`."""
         path = path_of("families", family, "signatures", name, "trajectory")
-        return cast(types.SignatureCourse, await self.json("GET", path))
+        return cast(types.SignatureTrajectory, await self.json("GET", path))
 
     async def delete_signature(self, family: str, name: str) -> None:
         """Forget a signature and its readings."""

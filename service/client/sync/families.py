@@ -159,10 +159,10 @@ class FamilyCalls(Transport):
         """One signature."""
         return cast(types.Signature, self.json("GET", path_of("families", family, "signatures", name)))
 
-    def signature_trajectory(self, family: str, name: str) -> types.SignatureCourse:
+    def signature_trajectory(self, family: str, name: str) -> types.SignatureTrajectory:
         """A signature over all checkpoints: `points`, and the checkpoint where it `turns_at`."""
         path = path_of("families", family, "signatures", name, "trajectory")
-        return cast(types.SignatureCourse, self.json("GET", path))
+        return cast(types.SignatureTrajectory, self.json("GET", path))
 
     def delete_signature(self, family: str, name: str) -> None:
         """Forget a signature and its readings."""

@@ -11,7 +11,7 @@ from featurewatch.service.kit.pages import Paging
 from featurewatch.service.kit.sessions import ReadSession
 from featurewatch.service.signatures import routes as signatures
 from featurewatch.service.signatures.describe import sentence
-from featurewatch.service.signatures.schemas import SignatureCourse
+from featurewatch.service.signatures.schemas import SignatureTrajectory
 from featurewatch.service.web.access import pages
 from featurewatch.service.web.plots import Plot, parents
 from featurewatch.service.web.render import address, page
@@ -43,11 +43,11 @@ def show_signature(request: Request, family: str, signature: str, session: ReadS
     )
 
 
-def _links(family: str, course: SignatureCourse) -> list[str]:
+def _links(family: str, course: SignatureTrajectory) -> list[str]:
     return [address("families", family, "checkpoints", point.checkpoint) for point in course.points]
 
 
-def _strength(family: str, course: SignatureCourse, above: list[int | None]) -> Plot:
+def _strength(family: str, course: SignatureTrajectory, above: list[int | None]) -> Plot:
     rows: list[list[Any]] = []
     for point in course.points:
         figures = point.figures
@@ -71,7 +71,7 @@ def _strength(family: str, course: SignatureCourse, above: list[int | None]) -> 
     )  # fmt: skip
 
 
-def _separation(family: str, course: SignatureCourse, above: list[int | None]) -> Plot:
+def _separation(family: str, course: SignatureTrajectory, above: list[int | None]) -> Plot:
     rows: list[list[Any]] = [
         [point.checkpoint, point.figures.auroc, point.figures.reselected_auroc, point.figures.probe_auroc,
          point.figures.random_auroc_95]
