@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.runs import succeeded
 from featurewatch.service.client import Client
-from featurewatch.service.dependencies.schemas import MOST_FEATURES
+from featurewatch.service.dependencies.schemas import MAX_FEATURES
 from featurewatch.workers.demo.installation import Installation
 from featurewatch.workers.demo.main import Plan
 from featurewatch.workers.demo.models import base_model
@@ -74,9 +74,9 @@ class Bench:
     def compare(self, features: list[str], positions: int) -> dict[str, Any]:
         """How many of some features are said to be rewired in the same weights, and how many edges to have changed."""
         for checkpoint in ("base", "same"):
-            for start in range(0, len(features), MOST_FEATURES):
+            for start in range(0, len(features), MAX_FEATURES):
                 self.find(
-                    checkpoint, features[start : start + MOST_FEATURES], {"positions": positions, "effects": False}
+                    checkpoint, features[start : start + MAX_FEATURES], {"positions": positions, "effects": False}
                 )
         found = [self.client.dependencies(FAMILY, one, checkpoint="same", baseline="base") for one in features]
         compared = [one for one in (each["comparison"] for each in found) if one and one["rewired"] is not None]

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from featurewatch.service.checkpoints import markdown, queries
 from featurewatch.service.dependencies import describe as dependencies
-from featurewatch.service.dependencies.describe import CircuitFinding
+from featurewatch.service.dependencies.describe import DependencyFinding
 from featurewatch.service.features import findings, words
 from featurewatch.service.features import logic as features
 from featurewatch.service.features.queries import Filter
@@ -79,7 +79,7 @@ class Report(Summary):
     signatures: list[ReportSignature] = Field(
         description="Signatures read in this checkpoint, each compared with its own baseline."
     )
-    circuits: list[CircuitFinding] = Field(
+    circuits: list[DependencyFinding] = Field(
         description="Features that are written but computed from different features than at the baseline, or that "
         "have no effect."
     )

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from featurewatch.service.dependencies import logic, queries
-from featurewatch.service.dependencies.schemas import ChangedEdge, Comparison
+from featurewatch.service.dependencies.schemas import ChangedEdge, DependencyComparison
 from featurewatch.service.features import queries as features
 from featurewatch.service.features.words import name_of
 from featurewatch.service.kit.artifacts import ArtifactStore
@@ -17,7 +17,7 @@ from featurewatch.service.verdicts import queries as verdicts
 NAMED = 3
 
 
-class CircuitFinding(BaseModel):
+class DependencyFinding(BaseModel):
     """A feature that is written, but is computed from different features or has no effect."""
 
     feature: str
@@ -30,7 +30,7 @@ class CircuitFinding(BaseModel):
 
 def findings(
     session: Session, artifacts: ArtifactStore, family: Family, checkpoint: Checkpoint, baseline: Checkpoint | None
-) -> list[CircuitFinding]:
+) -> list[DependencyFinding]:
     """Features of a checkpoint that were rewired since the baseline or have no effect."""
     graphs = queries.at_checkpoint(session, checkpoint.id)
     if not graphs:
@@ -52,7 +52,7 @@ def findings(
         status = statuses.get(graph.feature)
         name = name_of(feature_id(graph.feature), row.label, row.auto_label)
         changed.append(
-            CircuitFinding(
+            DependencyFinding(
                 feature=feature_id(graph.feature),
                 status=status,
                 rewired=rewired,
@@ -64,7 +64,7 @@ def findings(
     return changed
 
 
-def _rewired(compared: Comparison) -> str:
+def _rewired(compared: DependencyComparison) -> str:
     changes = (("gained", compared.gained), ("lost", compared.lost))
     parts = [f"{kind} {_names(edges)}" for kind, edges in changes if edges]
     if compared.agreement is not None:

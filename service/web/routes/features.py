@@ -228,7 +228,7 @@ def _dependencies(
 
     `now` and `before` name others. Empty where nobody has looked.
     """
-    graphs = dependency_queries.looked_at(session, family.id, number)
+    graphs = dependency_queries.examined(session, family.id, number)
     looked = [point.checkpoint for point in course.points if any(name == point.checkpoint for name, _ in graphs)]
     if not looked:
         return {}
