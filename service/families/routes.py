@@ -20,36 +20,36 @@ router = APIRouter(prefix="/v1/families", tags=["families"], dependencies=[BY_ME
 @router.post(
     "",
     status_code=201,
-    summary="Make a family",
-    responses={200: {"description": "It is there already.", "model": FamilyOut}},
+    summary="Create a family",
+    responses={200: {"description": "An identical family already exists.", "model": FamilyOut}},
 )
 def create_family(body: FamilyIn, session: WriteSession, settings: AppSettings, response: Response) -> FamilyOut:
     family, created = logic.create(session, settings, body)
     if not created:
         response.status_code = 200
     response.headers["Location"] = f"/v1/families/{family.name}"
-    return _show(session, [family])[0]
+    return _views(session, [family])[0]
 
 
-@router.get("", summary="All families, by name")
+@router.get("", summary="List families by name")
 def list_families(session: ReadSession, paging: Paging) -> Page[FamilyOut]:
-    found = queries.page(session, after=paging.after("families"), limit=paging.limit)
-    rows, cursor = paging.page(found, "families", lambda row: (row.name,))
-    return Page(data=_show(session, rows), next_cursor=cursor)
+    fetched = queries.page(session, after=paging.after("families"), limit=paging.limit)
+    rows, cursor = paging.page(fetched, "families", lambda row: (row.name,))
+    return Page(data=_views(session, rows), next_cursor=cursor)
 
 
-@router.get("/{family}", summary="One family")
+@router.get("/{family}", summary="Get a family")
 def get_family(family: str, session: ReadSession) -> FamilyOut:
-    return _show(session, [logic.get(session, family)])[0]
+    return _views(session, [logic.get(session, family)])[0]
 
 
 @router.delete("/{family}", status_code=204, summary="Delete a family", dependencies=[ADMIN])
 def delete_family(family: str, session: WriteSession) -> None:
-    """With its checkpoints, features, runs, alerts and artifacts, its copy of the corpus too. It is gone at once, and
-    its name is free; rows and artifacts are removed within minutes. Needs the scope `admin`."""
+    """Deletes the family with its checkpoints, features, runs, alerts, artifacts and copy of the corpus. It disappears
+    at once and its name is free; rows and artifacts are removed within minutes. Requires the scope `admin`."""
     deletion.delete(session, logic.get(session, family))
 
 
-def _show(session: Session, rows: Sequence[Family]) -> list[FamilyOut]:
-    last = calibrations.latest(session, rows)
-    return [FamilyOut.model_validate(row).model_copy(update={"calibration": last.get(row.id)}) for row in rows]
+def _views(session: Session, rows: Sequence[Family]) -> list[FamilyOut]:
+    latest = calibrations.latest(session, rows)
+    return [FamilyOut.model_validate(row).model_copy(update={"calibration": latest.get(row.id)}) for row in rows]
