@@ -1,52 +1,51 @@
-"""Events in plain words, for people who read them in a chat."""
+"""Describes events in words, for chats."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from featurewatch.service.features.words import SEVERITY, plain
 
-MOST_LETTERS = 1000
+MAX_LETTERS = 1000
 
 
 def text(type_: str, data: Mapping[str, Any]) -> str:
-    """One line that says what happened. An event of an older version, which lacks a part, is said without it."""
+    """One line that says what happened. Parts that events of older versions lack are left out."""
     match type_:
         case "checkpoint.judged":
-            said = _judged(data)
+            line = _judged(data)
         case "checkpoint.deleted":
-            said = f"{data.get('family')}: {data.get('checkpoint')} was deleted"
+            line = f"{data.get('family')}: {data.get('checkpoint')} was deleted"
         case "family.deleted":
-            said = f"{data.get('family')} was deleted"
+            line = f"{data.get('family')} was deleted"
         case "alert.raised":
-            said = f"Alert: {_alert(data)}"
+            line = f"Alert: {_alert(data)}"
         case "alert.resolved":
-            shown = f", as {data['resolved_by']} shows" if data.get("resolved_by") else ""
-            said = f"Resolved: {_alert(data)}{shown}"
+            by = f" (by {data['resolved_by']})" if data.get("resolved_by") else ""
+            line = f"Resolved: {_alert(data)}{by}"
         case "run.failed":
             error = data.get("error") or {}
             of = f" of {data['checkpoint']}" if data.get("checkpoint") else ""
             what = ". ".join(str(error[name]) for name in ("title", "detail") if error.get(name))
-            said = f"Run failed: {data.get('family')}: {data.get('kind')}{of}" + (f": {what}" if what else "")
+            line = f"Run failed: {data.get('family')}: {data.get('kind')}{of}" + (f": {what}" if what else "")
         case _:
-            said = str(data.get("message", type_))
-    return plain(said, MOST_LETTERS)
+            line = str(data.get("message", type_))
+    return plain(line, MAX_LETTERS)
 
 
 def escaped(line: str) -> str:
-    """A line as Slack's `text` takes it: what comes from outside can make no link and call nobody."""
-    for character, instead in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("@", "@\u200b")):
-        line = line.replace(character, instead)
+    """A line for Slack's `text`: untrusted parts can neither form links nor mention anyone."""
+    for character, replacement in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("@", "@\u200b")):
+        line = line.replace(character, replacement)
     return line
 
 
 def _judged(data: Mapping[str, Any]) -> str:
     against = f" against {data['parent']}" if data.get("parent") else ""
-    counts = data.get("statuses", {})
+    statuses = data.get("statuses", {})
     order = [*SEVERITY, "present", "indeterminate"]
-    shown = ", ".join(f"{counts[status]:,} {status}" for status in order if counts.get(status))
-    alerts = data.get("alerts", 0)
-    told = f"; alerts: {alerts}" if alerts else ""
-    return f"{data.get('family')}: {data.get('checkpoint')} is judged{against}: {shown}{told}"
+    counts = ", ".join(f"{statuses[status]:,} {status}" for status in order if statuses.get(status))
+    alerts = f"; alerts: {data['alerts']}" if data.get("alerts") else ""
+    return f"{data.get('family')}: {data.get('checkpoint')} was judged{against}: {counts}{alerts}"
 
 
 def _alert(data: Mapping[str, Any]) -> str:

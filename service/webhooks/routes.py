@@ -1,4 +1,4 @@
-"""`/v1/webhooks`: where events are sent, and what came of it."""
+"""`/v1/webhooks`: webhooks and their deliveries."""
 
 from typing import Annotated, Literal
 
@@ -23,7 +23,7 @@ from featurewatch.service.webhooks.schemas import (
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], dependencies=[BY_METHOD])
 
 
-@router.post("", status_code=201, summary="Register a webhook; the answer is the only one that shows its secret")
+@router.post("", status_code=201, summary="Create a webhook; its secret is shown only in this response")
 def create_webhook(
     body: WebhookCreate, session: WriteSession, settings: AppSettings, response: Response
 ) -> WebhookCreated:
@@ -33,32 +33,32 @@ def create_webhook(
     return created(webhook, secret)
 
 
-@router.get("", summary="Webhooks, newest first")
+@router.get("", summary="List webhooks, newest first")
 def list_webhooks(session: ReadSession, paging: Paging) -> Page[WebhookView]:
-    found = queries.page(session, after=paging.after("webhooks"), limit=paging.limit)
-    rows, cursor = paging.page(found, "webhooks", lambda row: (row.created_at, row.id))
-    return Page(data=[view(row) for row in rows], next_cursor=cursor)
+    fetched = queries.page(session, after=paging.after("webhooks"), limit=paging.limit)
+    webhooks, cursor = paging.page(fetched, "webhooks", lambda webhook: (webhook.created_at, webhook.id))
+    return Page(data=[view(webhook) for webhook in webhooks], next_cursor=cursor)
 
 
-@router.get("/{webhook_id}", summary="One webhook")
+@router.get("/{webhook_id}", summary="Get a webhook")
 def get_webhook(webhook_id: str, session: ReadSession) -> WebhookView:
     return view(logic.get(session, webhook_id))
 
 
-@router.patch("/{webhook_id}", summary="Change URL, event types, format or whether it is enabled")
+@router.patch("/{webhook_id}", summary="Update the URL, event types or format of a webhook, or enable or disable it")
 def change_webhook(webhook_id: str, body: WebhookUpdate, session: WriteSession, settings: AppSettings) -> WebhookView:
     webhook = logic.get(session, webhook_id)
     logic.change(session, settings, webhook, body)
     return view(webhook)
 
 
-@router.delete("/{webhook_id}", status_code=204, summary="Remove a webhook with its deliveries")
+@router.delete("/{webhook_id}", status_code=204, summary="Delete a webhook and its deliveries")
 def delete_webhook(webhook_id: str, session: WriteSession) -> Response:
     queries.remove(session, logic.get(session, webhook_id))
     return Response(status_code=204)
 
 
-@router.post("/{webhook_id}/rotate", summary="Change the secret; the answer is the only one that shows the new one")
+@router.post("/{webhook_id}/rotate", summary="Rotate the secret; the new one is shown only in this response")
 def rotate_secret(
     webhook_id: str,
     session: WriteSession,
@@ -66,7 +66,7 @@ def rotate_secret(
     response: Response,
     body: Annotated[RotateBody | None, Body()] = None,
 ) -> WebhookCreated:
-    """Deliveries carry a signature of each secret, new and old, until the old one's time is over."""
+    """Deliveries are signed with both secrets until the old one expires."""
     webhook = logic.get(session, webhook_id)
     secret = logic.rotate(session, settings, webhook, body or RotateBody())
     response.headers["Cache-Control"] = "no-store"
@@ -81,7 +81,7 @@ def test_webhook(webhook_id: str, session: WriteSession, response: Response) -> 
     return delivery_view(delivery, event.type)
 
 
-@router.get("/{webhook_id}/deliveries", summary="Deliveries of a webhook, newest first")
+@router.get("/{webhook_id}/deliveries", summary="List the deliveries of a webhook, newest first")
 def list_deliveries(
     webhook_id: str,
     session: ReadSession,
@@ -90,12 +90,12 @@ def list_deliveries(
 ) -> Page[DeliveryView]:
     webhook = logic.get(session, webhook_id)
     order = f"deliveries {webhook.id} {state}"
-    found = queries.deliveries_page(session, webhook.id, state=state, after=paging.after(order), limit=paging.limit)
-    rows, cursor = paging.page(found, order, lambda row: (row[0].created_at, row[0].id))
+    fetched = queries.deliveries_page(session, webhook.id, state=state, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(fetched, order, lambda row: (row[0].created_at, row[0].id))
     return Page(data=[delivery_view(*row) for row in rows], next_cursor=cursor)
 
 
-@router.get("/{webhook_id}/deliveries/{delivery_id}", summary="One delivery with its attempts")
+@router.get("/{webhook_id}/deliveries/{delivery_id}", summary="Get a delivery with its attempts")
 def get_delivery(webhook_id: str, delivery_id: str, session: ReadSession) -> DeliveryView:
     delivery = logic.get_delivery(session, logic.get(session, webhook_id), delivery_id)
     return delivery_view(delivery, queries.event_type(session, delivery.event_id))
@@ -103,7 +103,7 @@ def get_delivery(webhook_id: str, delivery_id: str, session: ReadSession) -> Del
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202, summary="Send a delivery again")
 def redeliver(webhook_id: str, delivery_id: str, session: WriteSession, response: Response) -> DeliveryView:
-    """The same body under the same `webhook-id`, at once and with the whole schedule of retries before it."""
+    """Sends the same body with the same `webhook-id` at once and restarts the retry schedule."""
     webhook = logic.get(session, webhook_id)
     delivery = logic.redeliver(session, webhook, delivery_id)
     response.headers["Location"] = f"/v1/webhooks/{webhook.id}/deliveries/{delivery.id}"
