@@ -14,24 +14,23 @@ router = APIRouter(prefix="/v1/families/{family}/calibrations", tags=["calibrati
 RETRY_AFTER_S = 5
 
 
-@router.post("", status_code=202, summary="How often do the family's thresholds raise a false alarm?")
+@router.post("", status_code=202, summary="Measure how often the family's thresholds raise a false alarm")
 def calibrate(family: str, body: CalibrationIn, session: WriteSession, response: Response) -> CalibrationView:
-    """Judges versions of a checkpoint in which nothing changed. Nothing of the family changes, no alert is raised."""
+    """Judges versions of a checkpoint in which nothing changed. The family stays as it is, and no alert is raised."""
     run, checkpoint = logic.create(session, family, body)
     response.headers["Location"] = f"/v1/families/{family}/calibrations/{run.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return view(run, family, checkpoint)
 
 
-@router.get("", summary="Calibrations of a family, newest first")
+@router.get("", summary="List the calibrations of a family, newest first")
 def list_calibrations(family: str, session: ReadSession, paging: Paging) -> Page[CalibrationView]:
-    found = families.get(session, family)
-    order = f"calibrations:{found.id}"
-    rows = queries.page(session, found.name, after=paging.after(order), limit=paging.limit)
-    kept, cursor = paging.page(rows, order, lambda row: (row[0].created_at, row[0].id))
-    return Page(data=[view(*row) for row in kept], next_cursor=cursor)
+    order = f"calibrations:{families.get(session, family).id}"
+    fetched = queries.page(session, family, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(fetched, order, lambda row: (row[0].created_at, row[0].id))
+    return Page(data=[view(*row) for row in rows], next_cursor=cursor)
 
 
-@router.get("/{calibration}", summary="One calibration")
+@router.get("/{calibration}", summary="Get a calibration")
 def get_calibration(family: str, calibration: str, session: ReadSession) -> CalibrationView:
     return view(*logic.get(session, family, calibration))

@@ -109,7 +109,9 @@ def send(parcel: Parcel, box: SecretBox, allow: Sequence[outbound.Network], seco
             "User-Agent": "featurewatch-webhooks/1",
             "webhook-id": parcel.event_id,
             "webhook-timestamp": str(math.floor(now.timestamp())),
-            "webhook-signature": " ".join(signer.sign(parcel.event_id, now, parcel.body.decode()) for signer in signers),
+            "webhook-signature": " ".join(
+                signer.sign(parcel.event_id, now, parcel.body.decode()) for signer in signers
+            ),
         }
         reply = outbound.post(url, body=parcel.body, headers=headers, allow=tuple(allow), total_seconds=seconds)
     except (httpx2.HTTPError, httpx2.InvalidURL, SecretKeyError) as error:
