@@ -9,7 +9,7 @@ from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.checkpoints import Family, Timeout, end_as
 from featurewatch.service.cli.features import FeatureId
 from featurewatch.service.client import ApiError
-from featurewatch.service.client.types import AnswerEffect, Comparison, Dependencies
+from featurewatch.service.client.types import AnswerEffect, Dependencies, DependencyComparison
 
 Method = Annotated[
     str | None,
@@ -108,7 +108,7 @@ def _show(found: Dependencies) -> None:
         _show_comparison(found["comparison"])
 
 
-def _show_comparison(compared: Comparison) -> None:
+def _show_comparison(compared: DependencyComparison) -> None:
     base.out.print()
     word = {True: "rewired", False: "not rewired", None: f"cannot say: {compared['why_not']}"}[compared["rewired"]]
     base.out.print(f"against {compared['baseline']}: {word}", markup=False, highlight=False)

@@ -104,14 +104,13 @@ def send(parcel: Parcel, box: SecretBox, allow: Sequence[outbound.Network], seco
         url = box.decrypt(parcel.sealed_url, context=url_context(parcel.webhook_id)).decode()
         now = clock.utcnow()  # must be UTC, because the library's sign() ignores the time zone
         signers = [Signer(box.decrypt(sealed, context=parcel.webhook_id).decode()) for sealed in parcel.sealed_secrets]
+        signatures = [signer.sign(parcel.event_id, now, parcel.body.decode()) for signer in signers]
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "featurewatch-webhooks/1",
             "webhook-id": parcel.event_id,
             "webhook-timestamp": str(math.floor(now.timestamp())),
-            "webhook-signature": " ".join(
-                signer.sign(parcel.event_id, now, parcel.body.decode()) for signer in signers
-            ),
+            "webhook-signature": " ".join(signatures),
         }
         reply = outbound.post(url, body=parcel.body, headers=headers, allow=tuple(allow), total_seconds=seconds)
     except (httpx2.HTTPError, httpx2.InvalidURL, SecretKeyError) as error:

@@ -94,7 +94,7 @@ def vacuum(*, dry_run: bool) -> dict[str, Any]:
             stored, done = artifacts.listing(family), logic.Vacuumed(left=not dry_run)
             with database.read() as session:
                 now = database_now(session)
-                found = logic.look(session, settings, family, stored, now)
+                found = logic.plan(session, settings, family, stored, now)
                 names = queries.checkpoint_names(session, found.released)
             while done.left:
                 with database.write() as session:

@@ -29,7 +29,7 @@ class Usage(TypedDict):
     positions_per_second: dict[str, float]
 
 
-class CircuitFinding(TypedDict):
+class DependencyFinding(TypedDict):
     """A feature that is written, but is computed from different features or has no effect."""
 
     feature: str
@@ -251,5 +251,5 @@ class Report(TypedDict):
     quality: dict[str, Any]
     fitted_fvu: float | None
     signatures: list[ReportSignature]
-    circuits: list[CircuitFinding]
+    circuits: list[DependencyFinding]
     alerts: list[ReportAlert]
