@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.planted_data import HOOK_POINT, Lineage, make_lineage, write_checkpoint
 from benchmarks.runs import succeeded
-from featurewatch.service.alerts.schemas import ALARMING
+from featurewatch.service.alerts.conditions import ALARMING
 from featurewatch.service.client import Client
 from featurewatch.workers.demo.installation import Installation
 from featurewatch.workers.demo.main import Plan

@@ -5,32 +5,30 @@ from fastapi import APIRouter, Response
 from featurewatch.service.auth.guard import BY_METHOD
 from featurewatch.service.calibrations import logic, queries
 from featurewatch.service.calibrations.schemas import CalibrationIn, CalibrationView, view
-from featurewatch.service.families import logic as families
+from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.routing import accepted
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
 
 router = APIRouter(prefix="/v1/families/{family}/calibrations", tags=["calibrations"], dependencies=[BY_METHOD])
 
-RETRY_AFTER_S = 5
-
 
 @router.post("", status_code=202, summary="Measure how often the family's thresholds raise a false alarm")
-def calibrate(family: str, body: CalibrationIn, session: WriteSession, response: Response) -> CalibrationView:
+def calibrate(family: WriteFamily, body: CalibrationIn, session: WriteSession, response: Response) -> CalibrationView:
     """Judges versions of a checkpoint in which nothing changed. The family stays as it is, and no alert is raised."""
     run, checkpoint = logic.create(session, family, body)
-    response.headers["Location"] = f"/v1/families/{family}/calibrations/{run.id}"
-    response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return view(run, family, checkpoint)
+    accepted(response, f"/v1/families/{family.name}/calibrations/{run.id}")
+    return view(run, family.name, checkpoint)
 
 
 @router.get("", summary="List the calibrations of a family, newest first")
-def list_calibrations(family: str, session: ReadSession, paging: Paging) -> Page[CalibrationView]:
-    order = f"calibrations:{families.get(session, family).id}"
-    fetched = queries.page(session, family, after=paging.after(order), limit=paging.limit)
+def list_calibrations(family: ReadFamily, session: ReadSession, paging: Paging) -> Page[CalibrationView]:
+    order = f"calibrations:{family.id}"
+    fetched = queries.page(session, family.name, after=paging.after(order), limit=paging.limit)
     rows, cursor = paging.page(fetched, order, lambda row: (row[0].created_at, row[0].id))
     return Page(data=[view(*row) for row in rows], next_cursor=cursor)
 
 
 @router.get("/{calibration}", summary="Get a calibration")
-def get_calibration(family: str, calibration: str, session: ReadSession) -> CalibrationView:
+def get_calibration(family: ReadFamily, calibration: str, session: ReadSession) -> CalibrationView:
     return view(*logic.get(session, family, calibration))

@@ -33,6 +33,7 @@ class Expected:
 class Examined:
     """What a registration refers to, as far as this host can tell."""
 
+    hook_points: list[str]
     uri: str | None
     """The resolved reference; None if the worker has to resolve it."""
     adapter: str | None
@@ -80,7 +81,7 @@ def _inspect(uri: str, adapter: str | None, settings: Settings, expected: Expect
     if current.size <= HASHED_AT_ONCE:
         current = contents.digested(files)
     prefix = ACTIVATIONS if precomputed and resolved is not None else ""
-    return Examined(resolved and prefix + resolved, resolved_adapter, files, current)
+    return Examined(list(expected.hook_points), resolved and prefix + resolved, resolved_adapter, files, current)
 
 
 def _locate(uri: str, settings: Settings) -> tuple[Path | None, str | None]:

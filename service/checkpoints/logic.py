@@ -1,6 +1,7 @@
 """Registers checkpoints and looks them up."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sqlalchemy.exc import IntegrityError
@@ -10,16 +11,17 @@ from featurewatch.service.checkpoints import contents, queries
 from featurewatch.service.checkpoints.contents import Contents
 from featurewatch.service.checkpoints.faults import UnusableError
 from featurewatch.service.checkpoints.inspect import Examined, Expected, inspect
-from featurewatch.service.checkpoints.schemas import CheckpointIn
+from featurewatch.service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointState, view
 from featurewatch.service.config import Settings
-from featurewatch.service.families import logic as families
 from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.pages import MAX_LIMIT, Page, Pager
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
 from featurewatch.service.models import Checkpoint, Family, Run
 from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.kinds import RunKind
+from featurewatch.service.runs.schemas import view as run_view
 from featurewatch.service.verdicts.generations import kinds
 
-KIND = "onboard"
 COMPARE_SECONDS = 0.15
 """How long a registration waits for digests that decide whether the checkpoint is already registered."""
 HASHED_PER_SECOND = 300_000_000
@@ -54,14 +56,41 @@ def check_judged(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def examine(session: Session, settings: Settings, family_name: str, body: CheckpointIn) -> Examined:
+def page(session: Session, family: Family, paging: Pager, state: CheckpointState | None = None) -> Page[CheckpointOut]:
+    """A page of a family's checkpoints, oldest first."""
+    order = f"checkpoints:{family.id}:{state}"
+    fetched = queries.page(session, family.id, state=state, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(fetched, order, lambda row: (row.created_at, row.id))
+    return Page(data=views(session, family, rows), next_cursor=cursor)
+
+
+def views(session: Session, family: Family, rows: Sequence[Checkpoint]) -> list[CheckpointOut]:
+    """Checkpoints of a family as the API returns them, each with its newest run."""
+    ids = [row.id for row in rows]
+    newest_runs = queries.newest_runs(session, ids)
+    parents = queries.names(session, [row.parent_id for row in rows if row.parent_id])
+    activations_kept = queries.activations_kept(session, ids)
+    checkpoints = []
+    for row in rows:
+        run = run_view(newest_runs[row.id], family.name, row.name) if row.id in newest_runs else None
+        parent = parents.get(row.parent_id or "")
+        checkpoints.append(view(row, family.name, parent, run, activations_kept.get(row.id)))
+    return checkpoints
+
+
+def all_views(session: Session, family: Family) -> list[CheckpointOut]:
+    """Every checkpoint of a family, oldest first."""
+    rows = queries.of_family(session, family.id)
+    pieces = (rows[start : start + MAX_LIMIT] for start in range(0, len(rows), MAX_LIMIT))
+    return [checkpoint for piece in pieces for checkpoint in views(session, family, piece)]
+
+
+def examine(session: Session, settings: Settings, family: Family, body: CheckpointIn) -> Examined:
     """Inspect a registration's files and resolve moving references. Reads only.
 
     Large files are hashed only if nothing else can tell whether they equal those registered under the same name.
-    Raises 404 for an unknown family, 422 (UnusableError) for unusable URIs and files, and 503 `content-pending` while
-    hashing is in progress.
+    Raises 422 (UnusableError) for unusable URIs and files, and 503 `content-pending` while hashing is in progress.
     """
-    family = families.get(session, family_name)
     expected = Expected(
         hook_points=_hook_points(family, body),
         positions=(family.positions or {}).get("count"),
@@ -89,22 +118,21 @@ def examine(session: Session, settings: Settings, family_name: str, body: Checkp
 
 
 def register(
-    session: Session, settings: Settings, family_name: str, body: CheckpointIn, examined: Examined | None = None
+    session: Session, settings: Settings, family: Family, body: CheckpointIn, examined: Examined | None = None
 ) -> tuple[Checkpoint, Run | None, bool]:
     """Register a checkpoint and queue its run. `examined` is the result of `examine`.
 
     Returns the checkpoint, its run and whether either is new. Registering the same content under the same name returns
     the existing checkpoint, and None for a run that was deleted. The name of a failed checkpoint may be reused for
     other content; the row is kept and gets a new run.
-    Raises 404, 409 (name used for other content) or 422 (parent, hook points, files), with nothing written.
+    Raises 409 (name used for other content) or 422 (parent, hook points, files), with nothing written.
     """
-    examined = examined or examine(session, settings, family_name, body)
-    family = families.get(session, family_name)
+    examined = examined or examine(session, settings, family, body)
     existing = queries.by_name(session, family.id, body.name)
     if existing is None:
         checkpoint = Checkpoint(family_id=family.id, name=body.name)
         parent = _parent(session, family, body, None)
-        _fill(checkpoint, family, body, parent, examined)
+        _fill(checkpoint, body, parent, examined)
         try:
             with session.begin_nested():
                 queries.add(session, checkpoint)
@@ -113,7 +141,7 @@ def register(
         else:
             return checkpoint, _queue(session, checkpoint, body.priority), True
     parent_id = existing.parent_id if body.parent is None else _parent_id(session, family, body.parent)
-    if _same_terms(existing, family, body, parent_id) and _same_content(existing, body, examined):
+    if _same_terms(existing, body, parent_id, examined) and _same_content(existing, body, examined):
         run = queries.newest_runs(session, [existing.id]).get(existing.id)
         if run is not None or existing.state != "failed":
             return existing, run, False
@@ -122,32 +150,30 @@ def register(
             f"{family.name} already has a checkpoint {body.name} with different content, parent, hook points or fit.",
             code="name-used",
         )
-    _fill(existing, family, body, _parent(session, family, body, existing), examined)
+    _fill(existing, body, _parent(session, family, body, existing), examined)
     return existing, _queue(session, existing, body.priority), True
 
 
 def _queue(session: Session, checkpoint: Checkpoint, priority: int) -> Run:
     # A checkpoint is judged after its parent, so the waiting ones need at least this priority.
-    runs.hurry(session, family_id=checkpoint.family_id, kind=KIND, priority=priority)
+    runs.hurry(session, family_id=checkpoint.family_id, kind=RunKind.ONBOARD, priority=priority)
     return runs.create(
         session,
         family_id=checkpoint.family_id,
         checkpoint_id=checkpoint.id,
-        kind=KIND,
+        kind=RunKind.ONBOARD,
         params={"fit": checkpoint.fit},
         priority=priority,
     )
 
 
-def _fill(
-    checkpoint: Checkpoint, family: Family, body: CheckpointIn, parent: Checkpoint | None, examined: Examined
-) -> None:
+def _fill(checkpoint: Checkpoint, body: CheckpointIn, parent: Checkpoint | None, examined: Examined) -> None:
     parent_id = parent.id if parent else None
     checkpoint.uri = body.uri
     checkpoint.adapter = body.adapter
     checkpoint.parent_id = parent_id
     checkpoint.deleted_parents = []
-    checkpoint.hook_points = _hook_points(family, body)
+    checkpoint.hook_points = examined.hook_points
     checkpoint.fit = body.fit
     checkpoint.details = body.metadata
     checkpoint.resolved_uri = examined.uri
@@ -176,11 +202,11 @@ def _hook_points(family: Family, body: CheckpointIn) -> list[str]:
     return body.hook_points
 
 
-def _same_terms(existing: Checkpoint, family: Family, body: CheckpointIn, parent_id: str | None) -> bool:
+def _same_terms(existing: Checkpoint, body: CheckpointIn, parent_id: str | None, examined: Examined) -> bool:
     """Whether parent, hook points and fit are the same. `metadata` may differ: it does when a CI job runs again."""
     deleted = {parent["name"] for parent in existing.deleted_parents}
     same_parent = parent_id == existing.parent_id or (not parent_id and body.parent in deleted)
-    return same_parent and (list(existing.hook_points), existing.fit) == (list(_hook_points(family, body)), body.fit)
+    return same_parent and (list(existing.hook_points), existing.fit) == (examined.hook_points, body.fit)
 
 
 def _same_content(existing: Checkpoint, body: CheckpointIn, examined: Examined) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from featurewatch.service.checkpoints.faults import UnusableError
 from featurewatch.service.checkpoints.jsonfile import read_json
@@ -12,8 +12,25 @@ from featurewatch.service.checkpoints.weights import looks, member
 FORMAT = "featurewatch-activations/1"
 FILE = "manifest.json"
 _DTYPES = ("F32", "BF16", "F16")
+# The manifest of a large harvest lists some 100,000 shards.
+MAX_BYTES = 10_000_000
 # An activation file has a few tensors, but there may be thousands of files.
 _MAX_HEADER_BYTES = 100_000
+
+
+class Shard(NamedTuple):
+    """A file with rows of one hook point's activations, and its tensor [rows, d_model]."""
+
+    file: Path
+    tensor: Tensor
+
+
+class Checked(NamedTuple):
+    """A folder of activations that passed the checks."""
+
+    shards: dict[str, list[Shard]]
+    """The shards of each hook point, in order"""
+    documents: Path
 
 
 def check_activations(
@@ -25,11 +42,17 @@ def check_activations(
     `unsafe-format`, `shard-missing`, `truncated-file`, `too-large`, `wrong-dtype`, `wrong-width`, `wrong-positions`.
     """
     with looks:
-        _check(folder, hook_points, positions, widths)
+        check(folder, read(folder), hook_points, positions, widths)
 
 
-def _check(folder: Path, hook_points: Sequence[str], positions: int | None, widths: Mapping[str, int]) -> None:
-    manifest = read(folder)
+def check(
+    folder: Path,
+    manifest: dict[str, Any],
+    hook_points: Sequence[str],
+    positions: int | None,
+    widths: Mapping[str, int],
+) -> Checked:
+    """As `check_activations`, outside of requests, for a manifest that was read."""
     count: int = manifest["positions"]
     if positions is not None and count != positions:
         raise UnusableError("wrong-positions", f"The manifest has {count} positions, but the family has {positions}.")
@@ -37,9 +60,9 @@ def _check(folder: Path, hook_points: Sequence[str], positions: int | None, widt
     if missing:
         available = ", ".join(sorted(manifest["hook_points"]))
         raise UnusableError("unknown-hook-point", f"The manifest has no {', '.join(missing)}, only {available}.")
-    for name in hook_points:
-        _check_source(folder, name, manifest["hook_points"][name], count, widths.get(name))
-    _check_documents(folder, manifest["documents"], count)
+    entries = manifest["hook_points"]
+    shards = {name: _check_source(folder, name, entries[name], count, widths.get(name)) for name in hook_points}
+    return Checked(shards, _check_documents(folder, manifest["documents"], count))
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -47,7 +70,7 @@ def read(folder: Path) -> dict[str, Any]:
     file = folder / FILE
     if not file.is_file():
         raise UnusableError("manifest-missing", f"{folder.name} has no manifest.json.")
-    manifest = read_json(file)
+    manifest = read_json(file, max_bytes=MAX_BYTES)
     fault = _fault(manifest)
     if fault:
         raise UnusableError("manifest-invalid", f"manifest.json: {fault}.")
@@ -59,6 +82,8 @@ def _fault(manifest: dict[str, Any]) -> str | None:
         return f"`format` is {manifest.get('format')!r}; it must be {FORMAT!r}"
     if not _is_count(manifest.get("positions")):
         return "`positions` must be a positive integer"
+    if not isinstance(manifest.get("model"), str):
+        return "`model` must be a string"
     if not isinstance(manifest.get("documents"), str):
         return "`documents` must be a file name"
     described = manifest.get("hook_points")
@@ -80,38 +105,58 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _check_source(folder: Path, name: str, entry: dict[str, Any], positions: int, known: int | None) -> None:
+def _check_source(folder: Path, name: str, entry: dict[str, Any], positions: int, known: int | None) -> list[Shard]:
     width: int = entry["d_model"]
     if known is not None and width != known:
         raise UnusableError(
             "wrong-width", f"{name} has width {width}; in the family's other checkpoints it has width {known}."
         )
-    rows = 0
+    shards = []
     for shard in entry["shards"]:
-        tensor = _tensor(member(folder, shard), "activations")
+        file = _member(folder, shard)
+        tensor = _tensor(read_header(file, max_bytes=_MAX_HEADER_BYTES), file, "activations")
         if tensor.dtype not in _DTYPES:
             raise UnusableError("wrong-dtype", f"{shard} is {tensor.dtype}; it must be one of {', '.join(_DTYPES)}.")
         if len(tensor.shape) != 2 or tensor.shape[1] != width:
             raise UnusableError("wrong-width", f"{shard} has shape {list(tensor.shape)}; {name} has width {width}.")
-        rows += tensor.shape[0]
+        shards.append(Shard(file, tensor))
+    if len({shard.tensor.dtype for shard in shards}) > 1:
+        raise UnusableError("wrong-dtype", f"The shards of {name} have different data types; store all in one.")
+    rows = sum(shard.tensor.shape[0] for shard in shards)
     if rows != positions:
         raise UnusableError(
             "wrong-positions", f"The shards of {name} have {rows} rows, but the manifest says {positions}."
         )
+    return shards
 
 
-def _check_documents(folder: Path, name: str, positions: int) -> None:
-    tensor = _tensor(member(folder, name), "document")
-    if tensor.dtype != "I64":
-        raise UnusableError("wrong-dtype", f"{name}: `document` is {tensor.dtype}; it must be I64.")
-    if tensor.shape != (positions,):
-        raise UnusableError(
-            "wrong-positions", f"{name}: `document` has shape {list(tensor.shape)}, but the manifest says {positions}."
-        )
+def _check_documents(folder: Path, name: str, positions: int) -> Path:
+    file = _member(folder, name)
+    header = read_header(file, max_bytes=_MAX_HEADER_BYTES)
+    columns = {"document": ("I64", _tensor(header, file, "document"))}
+    if "valid" in header:
+        columns["valid"] = ("BOOL", header["valid"])
+    for column, (dtype, tensor) in columns.items():
+        if tensor.dtype != dtype:
+            raise UnusableError("wrong-dtype", f"{name}: `{column}` is {tensor.dtype}; it must be {dtype}.")
+        if tensor.shape != (positions,):
+            raise UnusableError(
+                "wrong-positions",
+                f"{name}: `{column}` has shape {list(tensor.shape)}, but the manifest says {positions}.",
+            )
+    return file
 
 
-def _tensor(file: Path, name: str) -> Tensor:
-    tensor = read_header(file, max_bytes=_MAX_HEADER_BYTES).get(name)
+def _member(folder: Path, name: str) -> Path:
+    """A file that the manifest names. Even a symbolic link must not lead out of the folder."""
+    file = member(folder, name)
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise UnusableError("path-escapes", f"{name!r} is a link to a file outside the folder {folder.name}.")
+    return file
+
+
+def _tensor(header: dict[str, Tensor], file: Path, name: str) -> Tensor:
+    tensor = header.get(name)
     if tensor is None:
         raise UnusableError("manifest-invalid", f"{file.name} has no tensor `{name}`.")
     return tensor

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session, aliased
 
 from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Alert, AlertRule, Checkpoint, Run, Source
+from featurewatch.service.runs.kinds import RunKind
 
 # Built once: nearly every request runs it, and it takes longer to build than to run.
 _BY_NAME = select(Checkpoint).where(Checkpoint.family_id == bindparam("family"), Checkpoint.name == bindparam("name"))
@@ -84,12 +85,18 @@ def page(
     return session.scalars(keyset(statement, keys, after, limit)).all()
 
 
+def of_family(session: Session, family_id: str) -> Sequence[Checkpoint]:
+    """All checkpoints of a family, oldest first."""
+    statement = select(Checkpoint).where(Checkpoint.family_id == family_id)
+    return session.scalars(statement.order_by(Checkpoint.created_at, Checkpoint.id)).all()
+
+
 def newest_runs(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, Run]:
     """Checkpoint id -> its newest onboarding run."""
     order = func.row_number().over(partition_by=Run.checkpoint_id, order_by=(Run.created_at.desc(), Run.id.desc()))
     ranked = (
         select(Run.id, order.label("place"))
-        .where(Run.checkpoint_id.in_(checkpoint_ids), Run.kind == "onboard")
+        .where(Run.checkpoint_id.in_(checkpoint_ids), Run.kind == RunKind.ONBOARD)
         .subquery()
     )
     runs = session.scalars(select(Run).join(ranked, (ranked.c.id == Run.id) & (ranked.c.place == 1)))

@@ -4,13 +4,12 @@ from typing import Annotated, Any
 
 import typer
 
+from featurewatch.service.calibrations.kinds import NULLS
 from featurewatch.service.cli import base, complete, progress
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.checkpoints import Family, Timeout, end_as
 from featurewatch.service.client.types import CalibrationResult
 from featurewatch.service.client.wire import given
-
-NULLS = ("repeat", "bfloat16", "int8", "halves", "finetune")
 
 
 def add_to(app: typer.Typer) -> None:

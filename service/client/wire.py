@@ -13,12 +13,13 @@ import httpx2 as httpx
 from featurewatch.service import __version__
 from featurewatch.service.client.errors import ApiError, ClientError
 from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.runs.states import FINAL
 
 RETRIED = frozenset({429, 502, 503, 504})
 LONGEST_WAIT_S = 120.0
 """Who is asked to come back later than this is told so at once."""
 PAGE_LIMIT = 500
-FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+FINAL_STATES = FINAL
 
 
 def options(url: str, key: str, timeout: float) -> dict[str, Any]:

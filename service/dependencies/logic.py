@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from sqlalchemy.orm import Session
 
-from featurewatch.service.alerts import circuits as alerts
+from featurewatch.service.alerts import evaluation as alerts
+from featurewatch.service.alerts.events import ComparedFeature
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.checkpoints import queries as checkpoint_queries
 from featurewatch.service.checkpoints.contents import ACTIVATIONS
@@ -18,13 +19,13 @@ from featurewatch.service.dependencies.schemas import (
     DependencyComparison,
     view,
 )
-from featurewatch.service.families import logic as families
 from featurewatch.service.features import logic as features
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from featurewatch.service.models import Checkpoint, DependencyGraph, Family, Run
 from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.signatures import queries as signatures
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts.judge import GONE, Status
@@ -36,13 +37,12 @@ FEATURES_PER_SIGNATURE = 3
 """How many of a signature's strongest features are examined automatically. Each takes a minute or two."""
 
 
-def create(session: Session, family_name: str, checkpoint_name: str, body: DependenciesIn) -> tuple[Run, Checkpoint]:
+def create(session: Session, family: Family, checkpoint: Checkpoint, body: DependenciesIn) -> Run:
     """Queue a run that finds the dependencies of some features in a checkpoint.
 
-    Raises 404 for an unknown family, checkpoint or feature, 409 if the checkpoint is not judged or has no model.
+    Raises 404 for an unknown feature, 409 if the checkpoint is not judged or has no model.
     """
-    family = families.get(session, family_name)
-    checkpoint = checkpoints.get_judged(session, family, checkpoint_name)
+    checkpoints.check_judged(checkpoint)
     _require_model(family, checkpoint)
     if body.hook_point is not None and body.hook_point not in checkpoint.hook_points:
         raise UnprocessableError(
@@ -57,7 +57,7 @@ def create(session: Session, family_name: str, checkpoint_name: str, body: Depen
             f"{checkpoint.name} was judged with a dictionary that does not contain {', '.join(missing)}.",
             code="feature-not-in-checkpoint",
         )
-    return _queue(session, checkpoint, numbers, body), checkpoint
+    return _queue(session, checkpoint, numbers, body)
 
 
 def queue_watched(session: Session, checkpoint_id: str) -> list[Run]:
@@ -187,7 +187,7 @@ def record(
     family = verdicts.family(session, checkpoint.family_id)
     shared = {"checkpoint_id": checkpoint_id, "family_id": family.id, "run_id": run_id, "rewired": None}
     queries.put(session, [{**row, **shared} for row in rows])
-    evidence, results = [], []
+    compared, results = [], []
     for row in rows:
         graph = queries.one(session, checkpoint_id, int(str(row["feature"])), str(row["method"]))
         assert graph is not None
@@ -197,18 +197,18 @@ def record(
         if before is not None:
             comparison = compare(session, artifacts, family, graph, before)
             graph.rewired = comparison.rewired
-        evidence.append(_evidence(graph, comparison))
+        compared.append(_compared(graph, comparison))
         results.append({"id": feature_id(graph.feature), "rewired": graph.rewired, "edges": len(graph.graph["edges"])})
-    raised = alerts.evaluate(session, family=family, checkpoint=checkpoint, looked=evidence)
+    raised = alerts.dependencies_compared(session, family=family, checkpoint=checkpoint, compared=compared)
     return {"family": family.name, "checkpoint": checkpoint.name, "features": results, "alerts": len(raised)}
 
 
-def _evidence(graph: DependencyGraph, comparison: DependencyComparison | None) -> alerts.Looked:
+def _compared(graph: DependencyGraph, comparison: DependencyComparison | None) -> ComparedFeature:
     name = feature_id(graph.feature)
     if comparison is None:
-        return alerts.Looked(name, None, None, [], [])
+        return ComparedFeature(name, None, None, [], [])
     gained, lost = ([edge.feature for edge in edges] for edges in (comparison.gained, comparison.lost))
-    return alerts.Looked(name, comparison.rewired, comparison.agreement, gained, lost)
+    return ComparedFeature(name, comparison.rewired, comparison.agreement, gained, lost)
 
 
 def _present(session: Session, checkpoint_id: str) -> set[int]:
@@ -225,7 +225,7 @@ def _queue(
         session,
         family_id=checkpoint.family_id,
         checkpoint_id=checkpoint.id,
-        kind=queries.KIND,
+        kind=RunKind.DEPENDENCIES,
         params=params,
         priority=priority,
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic_core import from_json
-from sqlalchemy import DateTime, Dialect, Engine, LargeBinary, MetaData, create_engine, event
+from sqlalchemy import CursorResult, DateTime, Dialect, Engine, LargeBinary, MetaData, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
@@ -179,3 +179,9 @@ def _sqlite_engine(url: str, begin: str) -> Engine:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def changes_one_row(session: Session, statement: Any) -> bool:
+    """Execute a conditional UPDATE of one row; whether its condition held."""
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    return isinstance(result, CursorResult) and result.rowcount == 1

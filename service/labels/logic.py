@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from featurewatch.service.checkpoints import logic as checkpoints
-from featurewatch.service.families import logic as families
 from featurewatch.service.features import logic as features
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.kit.problems import ConflictError
 from featurewatch.service.labels import queries
 from featurewatch.service.labels.schemas import DEFAULT, LabelIn
-from featurewatch.service.models import Run
+from featurewatch.service.models import Family, Run
 from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.kinds import RunKind
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,11 @@ class ModelLabel:
     score: tuple[float, float, float] | None
 
 
-def create(session: Session, family_name: str, body: LabelIn) -> tuple[Run, str]:
+def create(session: Session, family: Family, body: LabelIn) -> tuple[Run, str]:
     """Queue a run that labels features. Returns the run and the name of the checkpoint.
 
-    Raises 404 for an unknown family, checkpoint or feature, 409 if the family has no text or nothing is left to label.
+    Raises 404 for an unknown checkpoint or feature, 409 if the family has no text or nothing is left to label.
     """
-    family = families.get(session, family_name)
     checkpoint = checkpoints.get_judged(session, family, body.checkpoint)
     if not (family.positions or {}).get("documents"):
         raise ConflictError(
@@ -48,7 +47,7 @@ def create(session: Session, family_name: str, body: LabelIn) -> tuple[Run, str]
         )
     ids = [feature_id(number) for number in numbers]
     params = LabelIn(features=ids, checkpoint=checkpoint.name).model_dump(mode="json")
-    run = runs.create(session, family_id=family.id, checkpoint_id=checkpoint.id, kind=queries.KIND, params=params)
+    run = runs.create(session, family_id=family.id, checkpoint_id=checkpoint.id, kind=RunKind.LABEL, params=params)
     return run, checkpoint.name
 
 

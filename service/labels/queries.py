@@ -9,7 +9,6 @@ from sqlalchemy.orm import Session, undefer
 from featurewatch.service.kit.listed import one_of
 from featurewatch.service.models import Feature, Verdict
 
-KIND = "label"
 _UNCHANGED = ("present", "indeterminate")
 
 

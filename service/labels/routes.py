@@ -5,9 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from featurewatch.service.auth.guard import BY_METHOD
-from featurewatch.service.families import logic as families
+from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.features import logic as features
 from featurewatch.service.kit.pages import Page, Paging, SortKey, check
+from featurewatch.service.kit.routing import accepted
 from featurewatch.service.kit.sessions import AppArtifacts, ReadSession, WriteSession
 from featurewatch.service.labels import logic
 from featurewatch.service.labels.neuronpedia import Exporter, NeuronpediaFeature
@@ -17,7 +18,6 @@ from featurewatch.service.runs.schemas import RunView, view
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
 
-RETRY_AFTER_S = 5
 
 CheckpointQuery = Annotated[
     str | None, Query(description="Checkpoint whose code is used. Default: the newest judged one.")
@@ -26,39 +26,37 @@ PassagesQuery = Annotated[int, Query(ge=0, le=16, description="Number of passage
 
 
 @router.post("/features/labels", status_code=202, summary="Label features with the configured model")
-def label(family: str, body: LabelIn, session: WriteSession, response: Response) -> RunView:
+def label(family: WriteFamily, body: LabelIn, session: WriteSession, response: Response) -> RunView:
     """Queues a run of the kind `label`, which sends passages of the probe corpus to FEATUREWATCH_LABEL_URL. Labels are
     for readers only; no verdict uses them."""
     run, checkpoint = logic.create(session, family, body)
-    response.headers["Location"] = f"/v1/runs/{run.id}"
-    response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return view(run, family, checkpoint)
+    accepted(response, f"/v1/runs/{run.id}")
+    return view(run, family.name, checkpoint)
 
 
 @router.get("/features/{feature}/neuronpedia", summary="Get a feature for Neuronpedia-style viewers")
 def one_for_viewers(
-    family: str,
+    family: ReadFamily,
     feature: str,
     session: ReadSession,
     artifacts: AppArtifacts,
     checkpoint: CheckpointQuery = None,
     passages: PassagesQuery = 10,
 ) -> NeuronpediaFeature:
-    row = families.get(session, family)
-    number = features.get(session, row, feature).number
-    return Exporter(session, artifacts, row, checkpoint).features([number], passages)[0]
+    number = features.get(session, family, feature).number
+    return Exporter(session, artifacts, family, checkpoint).features([number], passages)[0]
 
 
 @router.get("/neuronpedia", summary="List the features of a checkpoint for Neuronpedia-style viewers")
 def all_for_viewers(
-    family: str,
+    family: ReadFamily,
     session: ReadSession,
     artifacts: AppArtifacts,
     paging: Paging,
     checkpoint: CheckpointQuery = None,
     passages: PassagesQuery = 10,
 ) -> Page[NeuronpediaFeature]:
-    exporter = Exporter(session, artifacts, families.get(session, family), checkpoint)
+    exporter = Exporter(session, artifacts, family, checkpoint)
     order = f"neuronpedia:{exporter.code.checkpoint_id}"
     after = paging.after(order)
     if after is not None:

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from featurewatch.service.auth.guard import BY_METHOD
-from featurewatch.service.families import logic as families
+from featurewatch.service.families.lookup import ReadFamily
 from featurewatch.service.kit.pages import Page, Paging
 from featurewatch.service.kit.sessions import ReadSession
 from featurewatch.service.lineage import queries
@@ -16,16 +16,15 @@ router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependenci
 
 @router.get("/lineage", summary="List what became of features in re-fits: carried, retired, split, merged or new")
 def list_lineage(
-    family: str,
+    family: ReadFamily,
     session: ReadSession,
     paging: Paging,
     generation: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Default: all.")] = None,
     kind: Annotated[LinkKind | None, Query(description="Default: all.")] = None,
 ) -> Page[LineageLink]:
-    family_id = families.get(session, family).id
-    order = f"lineage:{family_id}:{generation}:{kind}"
+    order = f"lineage:{family.id}:{generation}:{kind}"
     fetched = queries.page(
-        session, family_id, generation=generation, kind=kind, after=paging.after(order), limit=paging.limit
+        session, family.id, generation=generation, kind=kind, after=paging.after(order), limit=paging.limit
     )
     links, cursor = paging.page(fetched, order, lambda pair: (pair[0].generation, pair[0].id))
     return Page(data=[link(row, name) for row, name in links], next_cursor=cursor)

@@ -16,7 +16,8 @@ from featurewatch.service.kit import clock
 from featurewatch.service.kit.problems import ConflictError, NotFoundError
 from featurewatch.service.models import Attempt, Bell, Run
 from featurewatch.service.runs import lines, queries
-from featurewatch.service.runs.states import ACTIVE, FINAL, RunState, queue_of
+from featurewatch.service.runs.kinds import queue_of
+from featurewatch.service.runs.states import ACTIVE, FINAL, RunState
 from featurewatch.service.webhooks import logic as webhooks
 
 log = structlog.get_logger("featurewatch.runs")

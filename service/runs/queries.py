@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func
 from sqlalchemy.orm import Session, aliased
 
 from featurewatch.service.families.queries import LISTED
+from featurewatch.service.kit.db import changes_one_row
 from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Attempt, Bell, Checkpoint, Family, LogLine, Run, Shard
 from featurewatch.service.runs.states import ACTIVE, FINAL, RunState, can_become
@@ -102,7 +103,7 @@ def waits_before(session: Session, family_id: str, priority: int) -> bool:
 def take(session: Session, run_id: str, *, worker: str, lease_until: datetime, now: datetime) -> bool:
     """Make a queued run of an idle family running; IntegrityError where another worker was first for the family."""
     active = aliased(Run)
-    return _changed(
+    return changes_one_row(
         session,
         update(Run)
         .where(Run.id == run_id, Run.state == RunState.QUEUED)
@@ -156,7 +157,7 @@ def move(
         statement = statement.where(Run.attempt == attempt)
     if lease_before is not None:
         statement = statement.where(Run.lease_until < lease_before)
-    return _changed(session, statement.values(state=new, updated_at=now, **values))
+    return changes_one_row(session, statement.values(state=new, updated_at=now, **values))
 
 
 def end_attempt(session: Session, run: Run, *, now: datetime, error: dict[str, Any] | None) -> None:
@@ -313,11 +314,6 @@ def drop_old_bells(session: Session, *, rung_before: datetime) -> None:
     """Remove bells that were rung long ago, of runs that wait no longer."""
     waiting = select(Run.id).where(Run.state == RunState.QUEUED)
     session.execute(delete(Bell).where(Bell.rung_at < rung_before, Bell.run_id.not_in(waiting)))
-
-
-def _changed(session: Session, statement: Any) -> bool:
-    result = session.execute(statement.execution_options(synchronize_session=False))
-    return isinstance(result, CursorResult) and result.rowcount == 1
 
 
 _LINE = (Run.priority.desc(), Run.created_at, Run.id)

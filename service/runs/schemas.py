@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.runs.states import RunState
 
 if TYPE_CHECKING:
@@ -80,11 +81,7 @@ class RunView(BaseModel):
     id: str
     family: str
     checkpoint: str | None
-    kind: str = Field(
-        description="`onboard`: extend the dictionary onto a checkpoint, or re-fit it. `calibrate`: judge nulls. "
-        "`label`: have features labelled by an endpoint. `signature`: read signatures. `dependencies`: what features "
-        "are computed from."
-    )
+    kind: str = Field(description=" ".join(f"`{kind}`: {kind.description}." for kind in RunKind))
     state: RunState
     stage: str | None = Field(description="What the worker is at.")
     progress: float = Field(description="Of the stage, 0 to 1.", ge=0, le=1)

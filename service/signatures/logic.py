@@ -8,17 +8,18 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from featurewatch.service.alerts import signatures as alerts
+from featurewatch.service.alerts import evaluation as alerts
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.config import Settings as Configuration
-from featurewatch.service.families import logic as families
 from featurewatch.service.features import queries as features
 from featurewatch.service.kit.artifacts import ArtifactStore, content_key
+from featurewatch.service.kit.pages import Page, Pager
 from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from featurewatch.service.models import Checkpoint, Family, Reading, Run, Signature
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs import queries as run_queries
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.runs.states import RunState
 from featurewatch.service.signatures import contrast, queries
 from featurewatch.service.signatures.schemas import (
@@ -33,19 +34,17 @@ from featurewatch.service.signatures.schemas import (
 from featurewatch.service.store.ledger import SessionLedger
 from featurewatch.service.verdicts import queries as verdicts
 
-KIND = "signature"
 TURN = 1.25
 """A signature turns where its strength changed by more than this factor over the whole confidence interval."""
 
 
 def create(
-    session: Session, settings: Configuration, artifacts: ArtifactStore, family_name: str, body: SignatureIn
+    session: Session, settings: Configuration, artifacts: ArtifactStore, family: Family, body: SignatureIn
 ) -> tuple[Signature, list[tuple[Run, str]]]:
     """Create a signature and queue a run for each judged checkpoint, the baseline's first.
 
-    Raises 404 for an unknown family or baseline, 409 if the name is used, 422 for an invalid contrast set.
+    Raises 404 for an unknown baseline, 409 if the name is used, 422 for an invalid contrast set.
     """
-    family = families.get(session, family_name)
     _check_hook_points(family, body.settings)
     rows = contrast.stored(body.rows if body.rows is not None else _rows_at(str(body.uri), settings))
     if body.settings.position == "answer" and not all(row.answer for row in rows):
@@ -76,7 +75,7 @@ def queue(session: Session, checkpoint: Checkpoint, signatures: Sequence[Signatu
         session,
         family_id=checkpoint.family_id,
         checkpoint_id=checkpoint.id,
-        kind=KIND,
+        kind=RunKind.SIGNATURE,
         params={"signatures": [signature.id for signature in signatures]},
     )
 
@@ -98,7 +97,7 @@ def get(session: Session, family: Family, name: str) -> Signature:
 
 def delete(session: Session, family: Family, row: Signature) -> None:
     """Delete a signature and its readings, and take it out of queued runs; a run without signatures is cancelled."""
-    for run in run_queries.unfinished(session, family.id, kind=KIND):
+    for run in run_queries.unfinished(session, family.id, kind=RunKind.SIGNATURE):
         others = [signature_id for signature_id in run.params["signatures"] if signature_id != row.id]
         if run.state != RunState.QUEUED or len(others) == len(run.params["signatures"]):
             continue
@@ -106,8 +105,16 @@ def delete(session: Session, family: Family, row: Signature) -> None:
             run.params = run.params | {"signatures": others}
         else:
             runs.request_cancel(session, run)
-    alerts.forget(session, family, row)
+    alerts.forget_signature(session, family, row)
     queries.remove(session, row)
+
+
+def page(session: Session, family: Family, paging: Pager) -> Page[SignatureView]:
+    """A page of a family's signatures, by name."""
+    order = f"signatures:{family.id}"
+    fetched = queries.page(session, family.id, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(fetched, order, lambda row: (row.name,))
+    return Page(data=[view(session, family, row) for row in rows], next_cursor=cursor)
 
 
 def view(session: Session, family: Family, row: Signature) -> SignatureView:
@@ -198,7 +205,7 @@ def record(session: Session, checkpoint_id: str, results: Sequence[SignatureResu
         row.activations = result.activations
         queries.add(session, row)
         rows.append((row, signatures[signature_id]))
-    raised = alerts.evaluate(session, family=family, checkpoint=checkpoint, readings=rows)
+    raised = alerts.signatures_read(session, family=family, checkpoint=checkpoint, readings=rows)
     statuses = {signature.name: row.status for row, signature in rows}
     return {"family": family.name, "checkpoint": checkpoint.name, "signatures": statuses, "alerts": len(raised)}
 

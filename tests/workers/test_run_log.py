@@ -17,7 +17,7 @@ from featurewatch.service.runs.lines import FIRST, LAST
 from featurewatch.service.runs.schemas import Level
 from featurewatch.workers.activations import models
 from featurewatch.workers.errors import RunError
-from featurewatch.workers.lines import MOST_LETTERS
+from featurewatch.workers.execution.log_lines import MOST_CHARACTERS
 from tests.workers.conftest import wait_for
 
 log = structlog.get_logger("featurewatch.worker")
@@ -171,14 +171,14 @@ def test_a_line_is_bounded_and_any_database_takes_it(installation):
 
     installation.run_next(pipelines={"steps": odd})
     _, long, found, wide, failed = lines(installation, run_id)
-    assert len(long.event) < MOST_LETTERS + 50 and "characters ...]" in long.event
+    assert len(long.event) < MOST_CHARACTERS + 50 and "characters ...]" in long.event
     assert found.fields == {
         "at": "/x", "loss": None, "nul": "a\N{REPLACEMENT CHARACTER}b", "half": "\N{REPLACEMENT CHARACTER}",
         "deep": {"a": [1, [2, "b'c'"]]},
     }  # fmt: skip
-    assert list(wide.fields) == ["cut"] and len(wide.fields["cut"]) < MOST_LETTERS + 50
+    assert list(wide.fields) == ["cut"] and len(wide.fields["cut"]) < MOST_CHARACTERS + 50
     assert failed.fields["exception"].startswith("Traceback") and failed.fields["exception"].endswith("z ends")
-    assert len(failed.fields["exception"]) < MOST_LETTERS + 50
+    assert len(failed.fields["exception"]) < MOST_CHARACTERS + 50
 
 
 def test_secrets_are_not_kept(installation):

@@ -71,7 +71,7 @@ def test_a_pipeline_that_ends_without_a_word_has_succeeded(installation):
     [
         ("refuse", "activations.wrong_width", "resid_post.3 is 64 wide, the family's 128"),
         ("stumble", "internal", "ZeroDivisionError: division by zero"),
-        ("juggle", "unknown-kind", "This worker knows no runs of the kind 'juggle'."),
+        ("juggle", "unknown-kind", "This worker has no pipeline for runs of kind 'juggle'."),
     ],
 )
 def test_a_failure_says_why_and_is_not_tried_again(installation, kind, code, detail):
@@ -290,5 +290,5 @@ def test_a_worker_that_was_frozen_writes_nothing_after_its_lease(installation, s
 
 def test_an_older_schema_is_told_and_not_worked_on(tmp_path, start):
     empty = tmp_path / "empty.db"
-    process = start("workers", FEATUREWATCH_DATABASE_URL=f"sqlite:///{empty}")
+    process = start("featurewatch.workers", FEATUREWATCH_DATABASE_URL=f"sqlite:///{empty}")
     assert process.wait(30) == 1

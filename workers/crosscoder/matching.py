@@ -12,7 +12,7 @@ together, which carry a feature that none of them carries alone: their multiple 
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import scipy.sparse
@@ -26,7 +26,7 @@ PARTS = 8
 BLOCK = 1024
 
 Kind = Literal["carried", "retired", "split", "merged", "new"]
-KINDS: tuple[Kind, ...] = ("carried", "retired", "split", "merged", "new")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Link(NamedTuple):

@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from featurewatch.workers.verdicts.folds import FOLDS
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -30,7 +32,6 @@ PERMUTATIONS = 400
 MOST_DEALS = 20_000_000
 """of all features together that a feature is held against"""
 RESAMPLES = 1000
-FOLDS = 20
 BLOCK = 4096
 """Features that are ranked at once."""
 
