@@ -61,7 +61,7 @@ def test_check_refuses_another_schema(environment: dict[str, str], filled: Datab
     filled.close()
     migrate.downgrade_url(database_url, "0006")
     done = within("db", "check", env=environment)
-    assert done.returncode == 2 and "older than this version's" in done.stderr
+    assert done.returncode == 2 and "which this version requires" in done.stderr
     assert within("db", "upgrade", env=environment).returncode == 0
     assert within("db", "check", env=environment).returncode == 0
 
@@ -100,7 +100,7 @@ def test_an_embedded_installation_moves_to_postgres(
         assert itself.returncode == 2 and "is the one to copy from" in itself.stderr
         migrate.downgrade_url(f"sqlite:///{file}", "0006")
         old_schema = within("db", "copy", str(file), env=environment)
-        assert old_schema.returncode == 2 and "older than this version's" in old_schema.stderr
+        assert old_schema.returncode == 2 and "which this version requires" in old_schema.stderr
     finally:
         postgres.drop(name)
 
