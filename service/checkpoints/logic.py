@@ -156,7 +156,7 @@ def register(
 
 def _queue(session: Session, checkpoint: Checkpoint, priority: int) -> Run:
     # A checkpoint is judged after its parent, so the waiting ones need at least this priority.
-    runs.hurry(session, family_id=checkpoint.family_id, kind=RunKind.ONBOARD, priority=priority)
+    runs.raise_priority(session, family_id=checkpoint.family_id, kind=RunKind.ONBOARD, priority=priority)
     return runs.create(
         session,
         family_id=checkpoint.family_id,

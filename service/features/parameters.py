@@ -9,25 +9,28 @@ from featurewatch.service.features.queries import Filter
 from featurewatch.service.features.schemas import Status
 from featurewatch.service.features.sorting import Direction, Order, SortName, order_of
 
-StatusQuery = Annotated[list[Status] | None, Query(description="May be given several times.")]
+StatusQuery = Annotated[list[Status] | None, Query(description="Can be repeated.")]
 TextQuery = Annotated[
-    str | None, Query(max_length=200, description="Part of a label, automatic ones too, or of a top token; or an id.")
+    str | None,
+    Query(max_length=200, description="Part of a label (also an automatic one) or of a top token, or a feature id."),
 ]
 TagQuery = Annotated[str | None, Query(max_length=64)]
 WatchedQuery = Annotated[bool | None, Query()]
 SortQuery = Annotated[
     SortName,
-    Query(description="Missing values go last. `least_change`: by the smallest change that the interval allows."),
+    Query(description="Missing values sort last. `least_change`: the smallest change that the interval allows."),
 ]
 MinChangeQuery = Annotated[
     float | None,
-    Query(ge=0, description="Least `change`: factors of two, so 1 is halved or doubled. What is in the band has 0."),
+    Query(
+        ge=0, description="Minimum `change`, in factors of two: 1 is halved or doubled. Features in the band have 0."
+    ),
 ]
 MaxQQuery = Annotated[
     float | None,
-    Query(ge=0, le=1, description="Largest `q_value`. Features that have none (new ones) are left out."),
+    Query(ge=0, le=1, description="Maximum `q_value`. Excludes features without one, such as new ones."),
 ]
-OrderQuery = Annotated[Direction | None, Query(description="Left out: what is natural for the sort key.")]
+OrderQuery = Annotated[Direction | None, Query(description="Default: the natural direction of the sort key.")]
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def vacuum(
     Runs in the caller's transaction, during which no worker can take a run of the family. If it fails, removed
     artifacts stay noted until the next vacuum. Arguments as for `plan`.
     """
-    if not runs.hold_off(session, family_id):
+    if not runs.block_claims(session, family_id):
         return Vacuumed(busy=True)
     todo = plan(session, settings, family_id, stored, now)
     if todo.released:

@@ -37,7 +37,8 @@ WAITS = tuple(
         {"hours": 24},
     )
 )
-"""The retry schedule: waits between attempts. After the last one the delivery fails."""
+"""The retry schedule: waits between attempts. After the last one the delivery fails. Stored in the database instead of
+using tenacity, because the schedule outlives the process."""
 
 JITTER = 0.1
 LONGEST_RETRY_AFTER = WAITS[-1]
@@ -172,7 +173,7 @@ def record(session: Session, parcel: Parcel, result: AttemptResult, *, pause_aft
 def _wait(attempts: int, retry_after: str | None) -> timedelta:
     """The next wait of the schedule, or the receiver's `Retry-After` if that is longer."""
     planned = WAITS[attempts - 1] * _random.uniform(1, 1 + JITTER)
-    requested = outbound.seconds_of(retry_after, clock.utcnow()) or 0.0
+    requested = clock.seconds_of(retry_after, clock.utcnow()) or 0.0
     return max(planned, timedelta(seconds=min(requested, LONGEST_RETRY_AFTER.total_seconds())))
 
 

@@ -31,7 +31,7 @@ from featurewatch.workers.activations.sources.identity import Reference, Verifie
 from featurewatch.workers.dependencies.attribution import Attribution, Options, attribute
 from featurewatch.workers.dependencies.effects import Answers, Effects, activations, answer_margins, causal_effects
 from featurewatch.workers.dependencies.passages import choose_tokens
-from featurewatch.workers.dependencies.places import Dictionary, Target
+from featurewatch.workers.dependencies.reading import Dictionary, Target
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
@@ -333,7 +333,7 @@ def _tensors(
         "constant": torch.tensor(found.constant, dtype=torch.float64),
         "tokens": torch.stack(list(tokens.values()), 1) if tokens else torch.zeros(FOLDS, 0, dtype=torch.float64),
     }
-    for hook, place in found.places.items():
+    for hook, place in found.hook_points.items():
         live = (place.features != 0).any(0)
         tensors[f"numbers.{hook}"] = numbers[live]
         tensors[f"sums.{hook}"] = place.features[:, live]

@@ -14,9 +14,8 @@ from featurewatch.workers.activations.models.heads import load_whole
 from featurewatch.workers.activations.models.hooks import HookPoint, choose_hook_points, in_order, layer_stack
 from featurewatch.workers.activations.positions import Reader
 from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.dependencies.attribution import Reading
 from featurewatch.workers.dependencies.passages import deal_folds
-from featurewatch.workers.dependencies.places import Dictionary, Passage
+from featurewatch.workers.dependencies.reading import Dictionary, Passage, Reading
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.verdicts.folds import FOLDS
 
@@ -26,7 +25,7 @@ class TracedModel(NamedTuple):
 
     reading: Reading
     points: list[HookPoint]
-    """`reading.places` as hook points"""
+    """`reading.hook_points`, with their layers"""
     head: Callable[[Tensor], Tensor] | None
     tokenizer: Any
     valid: Tensor
