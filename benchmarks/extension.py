@@ -92,7 +92,7 @@ ROWS = {
     "the same after as much training": "{long_fvu_ratio_to_warm:.3f}",
     "the version's loss per token": "{loss:.2f}",
 }
-"""Words of a row of the table -> how it is written."""
+"""Row of the table -> its label."""
 BEGIN, END = "<!-- extension -->", "<!-- /extension -->"
 
 
@@ -157,12 +157,12 @@ def planted(seed: int, n: int) -> Pair:
 
 
 def longer(config: FitConfig) -> FitConfig:
-    """Twice the training: what a warm re-fit has behind it, that of the dictionary that it starts from and its own."""
+    """Twice the training: that of the dictionary that a warm re-fit starts from, and its own."""
     return replace(config, steps=2 * config.steps)
 
 
 def smollm(config: FitConfig, log: Any) -> Iterator[tuple[str, float, Pair, tuple[Crosscoder, Crosscoder]]]:
-    """The demo's model and two dictionaries of it, beside each of three new versions; and the loss of each of those."""
+    """The demo's model and two dictionaries of it, with each of three new versions, and their losses."""
     plan, cache = Plan(), Path.home() / ".cache" / "featurewatch"
 
     def say(text: str) -> None:
@@ -221,7 +221,7 @@ def _normalised(x: Tensor) -> Checkpoint:
 
 
 def fitted(checkpoints: list[Checkpoint], config: FitConfig, state: FitState | None = None) -> Crosscoder:
-    """A crosscoder of all of them together."""
+    """A crosscoder over all of them."""
     n, dtype = len(checkpoints[0].x), compute_dtype("cpu")  # as in the service
     return fit(
         lambda rows: _beside(checkpoints, rows), n, _layout(checkpoints), config, state=state, compute_dtype=dtype
@@ -229,7 +229,7 @@ def fitted(checkpoints: list[Checkpoint], config: FitConfig, state: FitState | N
 
 
 def warm(pair: Pair, code: Code, config: FitConfig) -> Crosscoder:
-    """A crosscoder of both that starts from the features of the parent's code, as a re-fit of the service does."""
+    """A crosscoder of both that starts from the features of the parent's code, as the service's re-fit does."""
     both = [pair.parent, pair.now]
     known = written_rows(code, torch.arange(code.n), both, Policy().min_firings)
     return fitted(both, config, start_from(known, config, _layout(both)))
@@ -252,7 +252,7 @@ def encoded(checkpoints: list[Checkpoint], model: Crosscoder) -> Code:
 def compare(
     pair: Pair, models: tuple[Crosscoder, Crosscoder], config: FitConfig, log: Any, name: str
 ) -> dict[str, Any]:
-    """Seconds and FVU of both ways. models: the parent's crosscoder, and one that was trained for twice as long."""
+    """Seconds and FVU of both methods. models: the parent's crosscoder, and one trained for twice as long."""
     code, long_code = (encoded([pair.parent], model) for model in models)
     extend(pair, code)  # what is slow once only (libraries, memory) is no part of either
     runs = [timed(lambda: extend(pair, code)) for _ in range(3)]
@@ -324,7 +324,7 @@ def measure(pair: Pair, regression: Regression, now: Solution, before: Solution,
 
 
 def everywhere(regression: Regression, now: Checkpoint) -> float:
-    """FVU of a checkpoint with active latents and activations read anew, at all positions."""
+    """FVU of a checkpoint at all positions, with its own active latents and activations."""
     return float(unexplained(regression, Side(now, regression.solve(now)), now.widths, most=regression.count))
 
 
@@ -343,14 +343,14 @@ def _blocks(code: Code) -> list[tuple[Tensor, Code]]:
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Seconds, and what it gives."""
+    """Seconds, and the result."""
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result
 
 
 def write_page(result: dict[str, Any]) -> None:
-    """Put the table of a run into docs/benchmarks.md."""
+    """Write the table of a run to docs/benchmarks.md."""
     data = {name: found for name, found in result.items() if isinstance(found, dict)}
     lines = [["", *data], ["---", *["---:"] * len(data)]]
     for words, form in ROWS.items():

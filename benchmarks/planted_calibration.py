@@ -1,7 +1,7 @@
-"""How far the figures behind the verdicts can be trusted: intervals and q-values against the planted truth.
+"""Calibration of the figures behind the verdicts: intervals and q-values against the planted truth.
 
-The true ratio of a planted feature is `Lineage.ratios` against the parent, over its median over the features that are
-present: the service takes global changes out by the median too.
+The true ratio of a planted feature is `Lineage.ratios` against the parent, divided by its median over the features that
+are present, because the service removes global changes by the median too.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Where planted features fire and how strongly, and what is to become of which: drawn once for a lineage."""
+"""Where planted features fire and how strongly, and which events happen to them: drawn once per lineage."""
 
 from collections.abc import Iterator
 

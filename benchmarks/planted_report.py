@@ -1,4 +1,4 @@
-"""The page that `benchmarks.planted` writes of its results: docs/planted.md."""
+"""The report of `benchmarks.planted`: docs/planted.md."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What a planted lineage is made of: sizes, kinds of events, named scenarios."""
+"""The shape of a planted lineage: sizes, kinds of events, named scenarios."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,9 +1,8 @@
-"""Circuits where nothing changed, and what they cost: `python -m benchmarks.rewiring --seed 1 --json`.
+"""Dependencies where nothing changed, and their cost: `python -m benchmarks.rewiring --seed 1 --json`.
 
 SmolLM2-135M-Instruct, the demo's model, read at two hook points, and the same weights in bfloat16. Dependencies of
-features that are drawn by seed are found in both: none of them should be `rewired`, no edge gained or lost. Then those
-of one frequent feature alone, over as many positions as the service takes by default, with its effect: the seconds of
-that run.
+random features are found in both: none of them should be `rewired`, and no edge gained or lost. Then the dependencies
+and the effect of one frequent feature over the default number of positions, for the seconds of that run.
 
 The last line of output is one JSON object.
 """

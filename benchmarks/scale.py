@@ -1,8 +1,8 @@
-"""How time and memory of fits and extensions grow: `python -m benchmarks.scale` writes docs/scale.md.
+"""How the time and memory of fits and extensions grow: `python -m benchmarks.scale` writes docs/scale.md.
 
-Every point is a process of its own, so that its peak memory is its own. Positions, width and latents are varied one at
-a time from a base; a power law over all of them is fitted by least squares of the logarithms, and extrapolated. Takes
-under ten minutes on two quiet cores; `--quick` is a smoke test of a minute and writes nothing.
+Every point runs in its own process, so that its peak memory can be measured. Positions, width and latents vary one at a
+time from a base; a power law is fitted to all points by least squares of the logarithms, and extrapolated. Takes under
+ten minutes on two idle cores. `--quick` is a smoke test of a minute and writes nothing.
 """
 
 import argparse
@@ -198,14 +198,14 @@ def stream_point(point: dict[str, Any]) -> dict[str, Any]:
 
 
 class Memory:
-    """How far the process grows from here on."""
+    """Measure the growth of the process's memory."""
 
     def __init__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
         self.before = _status("VmRSS")
 
     def added(self) -> float:
-        """GB at the peak, over what was held before."""
+        """Peak memory in GB above the initial memory."""
         return (_status("VmHWM") - self.before) / 1e6
 
 
