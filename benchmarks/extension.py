@@ -2,24 +2,24 @@
 
 A dictionary is fitted on the parent. Then, on the same positions:
 
-- *extension*: all that the stages extend and measure compute for the new checkpoint (regressions, new features,
+- *extension*: everything that the stages extend and measure compute for the new checkpoint (regressions, new features,
   products with the errors of all folds, read-out);
-- *re-fit*: a fit of parent and new checkpoint together with the same options, and what is measured after it. *Cold* it
-  starts from nothing, as the parent's own fit did; *warm*, as the service makes it, from what the parent's features
-  write: that is one more training of a trained dictionary. What it is held against is an extension of a dictionary that
-  was trained as long in all, on the parent alone.
+- *re-fit*: a joint fit of parent and new checkpoint with the same options, and the measurements after it. A *cold*
+re-fit
+  starts from scratch, as the parent's fit did. A *warm* one, as in the service, starts from the parent's features, so
+  its dictionary is trained twice; it is compared with an extension of a dictionary that was trained equally long on the
+  parent alone.
 
-FVU of the new checkpoint, the share of its variance that is not reconstructed, at all positions:
+FVU of the new checkpoint, at all positions:
 
-- *read anew*, of both: active latents and activations read from the new checkpoint alone (`measure.unexplained`): what
-  the service reports of every checkpoint;
-- *as trained*, of the re-fit: the code of its joint encoder, which sees both checkpoints, and the decoder that it
-  trained.
+- *own code*, of both: active latents and activations read from the new checkpoint alone (`measure.unexplained`), as the
+  service reports for every checkpoint;
+- *as trained*, of the re-fit: the code of the joint encoder, which sees both checkpoints, and the trained decoder.
 
 The data are two planted checkpoints (`planted_data`), and with `--model` also SmolLM2-135M-Instruct, the demo's model
-(fetched once), with three new versions of it: fine-tuned on half of the corpus; tampered with as the demo does it, with
-eight directions taken out in part of features that fit its rules; and broken, with eight taken out that nobody chose,
-some of which carry much of the stream. What a version is as a model, its loss says.
+(fetched once), with three new versions: fine-tuned on half of the corpus; edited as in the demo, with eight directions
+of suitable features partly removed; and broken, with eight arbitrary directions removed, some of which carry much of
+the stream. The loss of each version shows how good a model it still is.
 """
 
 import argparse

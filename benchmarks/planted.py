@@ -1,14 +1,14 @@
 """Verdicts on planted lineages through the real service: `python -m benchmarks.planted --scenario all --seed 1 --json`.
 
-Writes a planted lineage, starts an embedded installation in a temporary folder, registers the checkpoints one after the
-other over REST, and scores the verdicts (`planted_score` has the rules). The last line of output is one JSON object: of
-the lineage, or, where there are several (`--seeds`, several scenarios), `{"lineages": [...], "means": {...}}`.
+Writes a planted lineage, starts an embedded installation in a temporary folder, registers the checkpoints one by one
+over REST, and scores the verdicts (rules in `planted_score`). The last line of output is one JSON object: the
+lineage's, or with several lineages (`--seeds`, several scenarios) `{"lineages": [...], "means": {...}}`.
 
-`--baselines` scores the methods of the literature on the same lineages. `--results FILE` keeps what was found, an entry
-for each scenario and seed, and `--write-docs` makes docs/planted.md of docs/benchmarks/planted.json, running nothing.
+`--baselines` scores methods from the literature on the same lineages. `--results FILE` stores the results, one entry
+per scenario and seed. `--write-docs` writes docs/planted.md from docs/benchmarks/planted.json without running anything.
 
-Time is that of the runs' stages without `harvest` (checking and copying what was brought along): the first checkpoint's
-for the fit, each later one's for an extension.
+Times are those of the runs' stages except `harvest`, which only checks and copies precomputed activations: the first
+checkpoint's for the fit, each later one's for an extension.
 """
 
 import argparse

@@ -27,7 +27,7 @@ from featurewatch.workers.demo.models import base_model
 
 FAMILY, HOOK_POINTS = "rewiring", ["resid_post.8", "resid_post.16"]
 RATES = (0.002, 0.1)
-"""Firing rates of the features that are drawn: rarer ones are at too few positions, and more frequent ones at all."""
+"""Range of firing rates of the random features: neither too rare nor almost everywhere."""
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ class Bench:
         self.client, self.log = client, log
 
     def compare(self, features: list[str], positions: int) -> dict[str, Any]:
-        """How many of some features are said to be rewired in the same weights, and how many edges to have changed."""
+        """Number of features reported as rewired between equal weights, and number of changed edges."""
         for checkpoint in ("base", "same"):
             for start in range(0, len(features), MOST_FEATURES):
                 self.find(

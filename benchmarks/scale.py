@@ -35,7 +35,7 @@ from featurewatch.workers.crosscoder.regress import Regression, assign_folds
 
 K, BATCH, FOLDS = 32, 2048, 20
 TWINS = 0.1
-"""Share of the latents that all but repeat another one, in the code that is regressed on: what makes it hard."""
+"""Share of latents that nearly duplicate another one, which makes the regression hard."""
 FIT = {"positions": 16_384, "width": 512, "latents": 2048, "checkpoints": 1}
 EXTENSION = {"positions": 20_000, "width": 256, "latents": 2048}
 SWEEPS: dict[str, dict[str, list[int]]] = {
@@ -56,7 +56,7 @@ WINDOWS, WINDOW = 10, 40_960
 
 
 def main() -> None:
-    """Measure every point, or one of them in this process."""
+    """Measure every point, or a single one in this process."""
     parser = argparse.ArgumentParser(description="How time and memory grow with the size of the problem.")
     parser.add_argument("--quick", action="store_true", help="small points, nothing written")
     parser.add_argument("--json", action="store_true", help="the points as one object on standard output")

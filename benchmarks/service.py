@@ -1,14 +1,15 @@
 """The API under load: `python -m benchmarks.service --write-docs` writes docs/benchmarks.md.
 
-A family of many checkpoints (`service_data`) is written to SQLite and to a Postgres of the benchmark's own. The API is
-started in two processes, as `featurewatch up` does it on SQLite, and the compose file on Postgres and with a key. Then:
+A family of many checkpoints (`service_data`) is written to SQLite and to a Postgres started for the benchmark. The API
+runs in two processes, as `featurewatch up` starts it on SQLite, and as the compose file starts it on Postgres with a
+key.
 
-- *alone*: one client asks for features, trajectories, comparisons and reports: any checkpoint, any two of them;
-- *busy*: all clients do so at once, each the next thing as soon as it has the last, while another process works as a
-  worker does: heartbeats, and now and then a judged checkpoint;
-- *paced*: the same with a pause after each answer, of `--pause` seconds on average;
-- *floor*: all clients ask for `/healthz`, which does nothing;
-- *burst*: registrations at the same moment, none of which may be lost or happen twice;
+- *alone*: one client requests features, trajectories, comparisons and reports of any checkpoints;
+- *busy*: all clients do so at once without pauses, while another process acts as a worker, with heartbeats and an
+  occasional judged checkpoint;
+- *paced*: the same, with a pause of `--pause` seconds on average after each response;
+- *floor*: all clients request `/healthz`, which does nothing;
+- *burst*: simultaneous registrations, none of which may be lost or duplicated;
 - *memory*: the resident size of the API over many requests, and its slope.
 
 Clients, worker and server share the machine. `--quick` is a smoke test of a minute.

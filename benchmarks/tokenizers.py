@@ -54,7 +54,7 @@ FULL = {"last": 18, "groups": 9, "pairs": 16, "free": 6, "own": 6}
 
 @dataclass
 class Pair:
-    """The two models on disk, and what is planted in them."""
+    """The two models on disk, and their planted concepts."""
 
     concepts: Concepts
     planted: sparse.csr_array
@@ -169,7 +169,7 @@ def _fires(read: TokenizedCorpus, own: list[np.ndarray]) -> sparse.csr_array:
 
 
 def score(pair: Pair, client: Client, folder: Path) -> dict[str, Any]:
-    """What the service made of the two, against what is planted."""
+    """The service's results on the two models, against the planted truth."""
     n, expected = len(pair.concepts), pair.expected
     before, numbers_before = _code(client, folder, "v1")
     matching = match(pair.planted, before, numbers_before)
