@@ -76,7 +76,7 @@ def cli_page() -> str:
     parts = [
         "# Commands",
         "",
-        "Written by `make docs` from `featurewatch --help`. Exit codes: 0 fine, 1 gate or run failed,",
+        "Written by `make docs` from `featurewatch --help`. Exit codes: 0 success, 1 gate or run failed,",
     ]
     parts += ["2 usage or key, 3 timeout or unavailable.", ""]
     for name, command in commands(typer.main.get_command(cli), "featurewatch"):

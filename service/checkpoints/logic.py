@@ -154,7 +154,7 @@ def register(
 
 def _queue(session: Session, checkpoint: Checkpoint, priority: int) -> Run:
     # A checkpoint is judged after its parent: those that wait may not be overtaken.
-    runs.hurry(session, family_id=checkpoint.family_id, kind=RunKind.ONBOARD, priority=priority)
+    runs.raise_priority(session, family_id=checkpoint.family_id, kind=RunKind.ONBOARD, priority=priority)
     return runs.create(
         session,
         family_id=checkpoint.family_id,

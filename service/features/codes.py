@@ -17,8 +17,8 @@ from featurewatch.service.checkpoints.tensorfile import read_header
 from featurewatch.service.features import queries
 from featurewatch.service.features.schemas import Example
 from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.cache import SizedCache
 from featurewatch.service.kit.digests import FileState
-from featurewatch.service.kit.kept import Kept
 from featurewatch.service.kit.problems import NotFoundError
 from featurewatch.service.models import Code, Family, Feature
 from featurewatch.service.verdicts.arrays import places_of
@@ -145,7 +145,7 @@ class _Held:
         return {numbers[one]: column for one, column in zip(there.tolist(), columns, strict=True)}
 
 
-_HELD: Kept[_Held] = Kept(32 * 2**20)
+_HELD: SizedCache[_Held] = SizedCache(32 * 2**20)
 """Of a code of 32,768 features a quarter of a megabyte. A feature of another branch is in none of the newest codes."""
 
 
@@ -190,7 +190,7 @@ class _Top:
         return 500 + 1500 * len(self.examples)
 
 
-_TOP: Kept[_Top] = Kept(8 * 2**20)
+_TOP: SizedCache[_Top] = SizedCache(8 * 2**20)
 """Of some 1,600 features: what a report tells of is told of again by the next ones."""
 
 

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 from featurewatch.service.features import queries
 from featurewatch.service.features.schemas import FeatureFields
 from featurewatch.service.features.words import SEVERITY
+from featurewatch.service.kit.cache import SizedCache
 from featurewatch.service.kit.ids import feature_id
-from featurewatch.service.kit.kept import Kept
 from featurewatch.service.models import Family
 from featurewatch.service.verdicts import queries as verdicts
 
@@ -51,7 +51,7 @@ class _Came:
 
 
 # By checkpoint and revision, as all that is kept of verdicts (docs/adr/0025).
-_CAME: Kept[_Came] = Kept(16 * 2**20)
+_CAME: SizedCache[_Came] = SizedCache(16 * 2**20)
 _CHANGES = [status for status in SEVERITY if status != "emerged"]
 
 

@@ -14,8 +14,8 @@ READING = ("GET", "HEAD", "OPTIONS")
 def methods_at(scope: Scope, methods: Iterable[str] = METHODS) -> list[str]:
     """The `methods` that the path of a request supports. Each has its own route, so no route knows them all."""
     routes = scope["app"].routes
-    asked = ({**scope, "method": method} for method in methods)
-    return [each["method"] for each in asked if any(route.matches(each)[0] is Match.FULL for route in routes)]
+    scopes = ({**scope, "method": method} for method in methods)
+    return [each["method"] for each in scopes if any(route.matches(each)[0] is Match.FULL for route in routes)]
 
 
 def accepted(response: Response, location: str, *, retry_after: int = 5) -> None:

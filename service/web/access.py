@@ -73,7 +73,7 @@ def pages(guard: Any = BY_METHOD) -> APIRouter:
     )
 
 
-def filled(model: type[Model], **values: Any) -> Model:
+def validated(model: type[Model], **values: Any) -> Model:
     """A request model built from form values. Raises 422 with a readable list of what is invalid."""
     try:
         return model.model_validate(values)

@@ -24,7 +24,7 @@ async def _selection(selection: SelectionQuery) -> Selection:
 
 
 FormSelection = Annotated[Selection, Depends(_selection)]
-"""The features that a filter form asks for. An empty field is no filter."""
+"""The features that a filter form asks for. Empty fields filter nothing."""
 NAME = "features"
 ROWS_PER_PIECE = 1000
 

@@ -115,7 +115,7 @@ def test_a_family_is_calibrated(service: Up, planted: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     halves = next(line.split() for line in shown.stdout.splitlines() if line.startswith("halves"))
     assert halves[1:4] == ["0", "of", "3"]
-    assert "finetune: not to be had" in shown.stderr
+    assert "finetune: not available" in shown.stderr
     assert "the family's" in shown.stdout
     answer = service.json("calibrate", "quiet", "--null", "int8")
     assert (answer["state"], answer["checkpoint"], answer["result"]["features"]["alarms"]) == ("succeeded", "v1", 0)
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_waits_for_the_first_fit(service: Up, planted: Path) -
     assert "--gate needs verdicts" in gated.stderr
     done = service.run(*register, "--wait")
     assert (done.returncode, done.stdout.strip()) == (0, "v1 of later is read and waits for the first fit"), done.stderr
-    assert "No re-fit yet." in service.run("lineage", "later").stderr
+    assert "No re-fits yet." in service.run("lineage", "later").stderr
     assert service.json("lineage", "later", "--kind", "split") == []
 
 

@@ -287,7 +287,7 @@ def test_the_gitlab_job(gated: Up, planted: Path, tmp_path: Path, checkout: Path
     assert lines_of(tmp_path / reports["dotenv"])["status"] == "error"
     suite = ElementTree.parse(tmp_path / reports["junit"]).getroot()
     assert suite.get("errors") == "1"
-    assert "does not answer" in (suite.findtext(".//error") or "")
+    assert "does not respond" in (suite.findtext(".//error") or "")
 
 
 def test_both_name_an_adapter(gated: Up, planted: Path, tmp_path: Path, path: str) -> None:

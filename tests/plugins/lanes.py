@@ -24,19 +24,47 @@ FIXTURES = {
 
 SLOW = (
     "tests/e2e/",
+    "tests/api/test_deletions.py",
+    "tests/api/test_dictionaries.py::test_saelens_and_dictionary_learning_load_their_layouts",
     "tests/api/test_fuzz.py",
+    "tests/cli/test_cli.py",
     "tests/cli/test_docs_commands.py",
     "tests/cli/test_gate.py",
     "tests/cli/test_installed.py",
+    "tests/cli/test_run_log.py",
+    "tests/cli/test_terminal.py",
+    "tests/unit/activations/test_corpus.py",
     "tests/unit/activations/test_harvest.py",
+    "tests/unit/activations/test_positions.py",
     "tests/unit/crosscoder/test_fit.py",
+    "tests/unit/crosscoder/test_matching.py",
+    "tests/unit/crosscoder/test_order.py",
     "tests/unit/crosscoder/test_parallel.py",
+    "tests/unit/dependencies/test_attribution.py",
+    "tests/unit/dependencies/test_planted.py",
     "tests/unit/test_bench_fit.py",
     "tests/unit/test_client_types.py",
+    "tests/unit/test_docs.py::test_generated_pages_are_up_to_date",
+    "tests/unit/test_layout.py::test_the_service_starts_without_torch",
+    "tests/unit/test_planted_baselines.py",
+    "tests/unit/test_supply_chain.py",
+    "tests/unit/test_telemetry.py",
     "tests/web/test_walk.py",
+    "tests/workers/test_calibrating.py",
+    "tests/workers/test_celery.py",
+    "tests/workers/test_clocks.py",
+    "tests/workers/test_dependencies.py",
     "tests/workers/test_fitting.py",
+    "tests/workers/test_frozen.py",
+    "tests/workers/test_labelling.py",
+    "tests/workers/test_past.py",
+    "tests/workers/test_promoting.py",
+    "tests/workers/test_run_log.py",
+    "tests/workers/test_runner.py",
+    "tests/workers/test_sharing.py",
+    "tests/workers/test_signature.py",
 )
-"""Paths of tests that take seconds each."""
+"""Tests that take seconds of a processor, or wait for a worker: folders, modules, single tests."""
 
 LONGEST = ("test_kill.py", "test_chaos.py", "test_docs_commands.py", "test_full_disk.py")
 """Modules of few tests that take minutes."""
@@ -65,7 +93,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     marks = {FIXTURES[name] for name in item.fixturenames if name in FIXTURES}
     texts = [text for value in parameters for text in (value if isinstance(value, tuple) else (value,))]
-    if any(isinstance(text, str) and text == "postgres" for text in texts):
+    if any(isinstance(text, str) and text in ("postgres", "on_postgres") for text in texts):
         marks.add("postgres")
     if item.nodeid.startswith(SLOW):
         marks.add("slow")

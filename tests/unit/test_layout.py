@@ -8,6 +8,8 @@ from pathlib import Path
 
 from setuptools import PEP420PackageFinder
 
+from tests.plugins import lanes
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("featurewatch", "service", "workers", "migrations")
 CODE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -93,3 +95,11 @@ def test_make_help_lists_every_command() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     listed = [line.split()[1] for line in done.stdout.splitlines()]
     assert {"setup", "demo", "run", "test", "unit", "lint", "fmt", "coverage", "bench", "docs"} <= set(listed)
+
+
+def test_slow_tests_exist() -> None:
+    """`make unit` leaves them out by path, and a path of a test that was renamed leaves out nothing."""
+    for entry in lanes.SLOW:
+        path, _, name = entry.partition("::")
+        assert (ROOT / path).exists(), path
+        assert not name or f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), entry

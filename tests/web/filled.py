@@ -201,7 +201,7 @@ class Pages(Filler):
                 ("info", "stage", {"stage": "extend"}),
                 ("warning", "missed a beat", {"error": f"the server closed the connection {HOSTILE}"}),
             ]
-            silent = ("error", "the worker fell silent", {"detail": "Worker host-1 did not renew its lease."})
+            silent = ("error", "the worker stopped responding", {"detail": "Worker host-1 did not renew its lease."})
             factories.log(session, failed, [*lines, silent if attempt == 2 else ("error", "failed", FAULT)])
         running = session.get_one(Run, "run_running")
         factories.log(session, running, lines[:2])

@@ -7,7 +7,7 @@ import re
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 
 from featurewatch.service.alerts import queries as alerts
 from featurewatch.service.auth import logic as auth
@@ -49,7 +49,7 @@ PAGES = {
     "/runs?family=live&state=running": "harvest",
     "/runs/run_running": "42%",
     "/runs/run_failed": "it needs 3.2 GiB, and 1.5 are free",
-    "/runs/run_failed?level=error": "the worker fell silent",
+    "/runs/run_failed?level=error": "the worker stopped responding",
     "/runs/run_cancelled": "No log: no worker started this run",
     "/runs/run_queued": "Log lines appear when a worker",
     "/alerts": "F1 changes",
@@ -281,6 +281,34 @@ def _heat_map_agrees(reader) -> None:
         changed = sum(int(row[name]) for name in row if name not in ("checkpoint", "indeterminate"))
         assert changed == report["changed"], row
         assert int(row["indeterminate"]) == report["counts"]["indeterminate"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/features",
+        "/features/F1",
+        "/diff?from=v3&to=v10",
+        "/signatures",
+        "/signatures/concept-0",
+        "/checkpoints/v10",
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+def test_a_request_looks_up_its_family_once(filled: Installation, reader, prefix: str, path: str) -> None:
+    statements = list[str]()
+
+    def record(_connection, _cursor, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    event.listen(filled.database.reader, "before_cursor_execute", record)
+    try:
+        headers = {"authorization": f"Bearer {reader.key}", "accept": "text/html" if not prefix else "*/*"}
+        assert reader.client.get(f"{prefix}{HERE}{path}", headers=headers).status_code == 200
+    finally:
+        event.remove(filled.database.reader, "before_cursor_execute", record)
+    assert len([sql for sql in statements if "WHERE family.name" in sql]) == 1, statements
 
 
 def test_passages_are_shaded_by_activation(reader) -> None:

@@ -91,7 +91,7 @@ def test_a_killed_worker_leaves_its_lines_and_the_next_one_adds_its_own(installa
     first.kill()
     start_worker()
     wait_for(lambda: installation.run(run_id).state == "succeeded")
-    assert events(installation, run_id, attempt=1) == ["claimed", "stage", "the worker fell silent"]
+    assert events(installation, run_id, attempt=1) == ["claimed", "stage", "the worker stopped responding"]
     assert events(installation, run_id, attempt=2) == ["claimed", "stage", "stage", "succeeded"]
     (silent,) = lines(installation, run_id, levels=Level.ERROR.and_above)
     assert "did not renew its lease in attempt 1 of 3, stage harvest" in silent.fields["detail"]
@@ -122,7 +122,7 @@ def test_who_lost_the_run_adds_nothing_any_more(installation, taken_over):
     lost.set()
     worker.join(30)
     assert not worker.is_alive()
-    assert events(installation, run_id) == ["claimed", "before", "the worker fell silent"]
+    assert events(installation, run_id) == ["claimed", "before", "the worker stopped responding"]
 
 
 def test_lines_are_written_many_at_a_time(installation):

@@ -108,7 +108,7 @@ class Endpoint:
                 everywhere=True,
             )
         if reply.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT) or reply.status >= 500:
-            retry_after = outbound.seconds_of(reply.retry_after, clock.utcnow())
+            retry_after = clock.seconds_of(reply.retry_after, clock.utcnow())
             busy = EndpointError("label-endpoint-busy", detail)
             if retry_after is not None and retry_after > LONGEST_PAUSE:
                 raise busy

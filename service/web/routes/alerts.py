@@ -12,7 +12,7 @@ from featurewatch.service.alerts.parameters import Parameter, parameters
 from featurewatch.service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, AlertState, MuteBody, view
 from featurewatch.service.kit.pages import Pager, Paging
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
-from featurewatch.service.web.access import Form, SentForm, filled, pages
+from featurewatch.service.web.access import Form, SentForm, pages, validated
 from featurewatch.service.web.render import address, back, is_fragment, page
 
 router = pages()
@@ -51,7 +51,7 @@ def acknowledge(request: Request, alert_id: str, session: WriteSession, form: Se
 
 @router.post("/alerts/{alert_id}/mute")
 def mute(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
-    logic.mute(session, logic.get(session, alert_id)[0], filled(MuteBody, hours=form.optional("hours")))
+    logic.mute(session, logic.get(session, alert_id)[0], validated(MuteBody, hours=form.optional("hours")))
     return _return(request, alert_id, form)
 
 
@@ -73,7 +73,7 @@ def create_rule(request: Request, session: WriteSession, form: SentForm) -> Resp
     names = [parameter.name for parameter, kinds in _fields() if kind in kinds]
     # An empty field is omitted: an optional parameter has a default, and a required one is reported as missing.
     condition = {"kind": kind} | {name: value for name in names if (value := form.optional(name))}
-    body = filled(AlertRuleCreate, name=form.text("name"), family=form.optional("family"), condition=condition)
+    body = validated(AlertRuleCreate, name=form.text("name"), family=form.optional("family"), condition=condition)
     logic.create_rule(session, body)
     return back("/alerts#rules")
 

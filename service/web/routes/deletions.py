@@ -77,9 +77,9 @@ def delete_signature(family: WriteFamily, signature: str, session: WriteSession,
 @router.get("/runs/{run_id}/delete", dependencies=[WRITE])
 def ask_run(request: Request, run_id: str, session: ReadSession) -> Response:
     run, _, _ = runs.get(session, run_id)
-    goes = ["its attempts and its log"] + (
-        ["the calibration that it produced"] if run.kind == RunKind.CALIBRATE else []
-    )
+    goes = ["its attempts and its log"]
+    if run.kind == RunKind.CALIBRATE:
+        goes.append("the calibration that it produced")
     return _ask(request, "run", run_id, goes, [("/runs", "Runs"), (address("runs", run_id), run.kind)])
 
 

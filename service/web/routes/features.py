@@ -24,7 +24,7 @@ from featurewatch.service.kit.turns import IN_TURN
 from featurewatch.service.labels.passages import Activation, Passages
 from featurewatch.service.models import Family
 from featurewatch.service.web import lists
-from featurewatch.service.web.access import SentForm, filled, pages
+from featurewatch.service.web.access import SentForm, pages, validated
 from featurewatch.service.web.plots import Plot, parents
 from featurewatch.service.web.render import address, back, is_fragment, page
 
@@ -105,7 +105,7 @@ def watch_feature(
 @router.post("/families/{family}/features/{feature}")
 def describe_feature(family: WriteFamily, feature: str, session: WriteSession, form: SentForm) -> Response:
     tags = form.text("tags").replace(",", " ").lower().split()
-    body = filled(FeaturePatch, label=form.optional("label"), tags=tags)
+    body = validated(FeaturePatch, label=form.optional("label"), tags=tags)
     row = logic.get(session, family, feature)
     logic.patch(row, body)
     return back(address("families", family.name, "features", feature_id(row.number)))
@@ -113,7 +113,7 @@ def describe_feature(family: WriteFamily, feature: str, session: WriteSession, f
 
 @router.post("/families/{family}/features/{feature}/dependencies")
 def find_dependencies(family: WriteFamily, feature: str, session: WriteSession, form: SentForm) -> Response:
-    body = filled(DependenciesIn, features=[feature])
+    body = validated(DependenciesIn, features=[feature])
     checkpoint = checkpoints.get(session, family, form.text("checkpoint"))
     run = dependencies.create(session, family, checkpoint, body)
     return back(address("runs", run.id))

@@ -12,7 +12,7 @@ from featurewatch.service.kit.clock import utcnow
 from featurewatch.service.kit.pages import Paging
 from featurewatch.service.kit.problems import UnprocessableError
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
-from featurewatch.service.web.access import SentForm, filled, pages
+from featurewatch.service.web.access import SentForm, pages, validated
 from featurewatch.service.web.render import back, page
 
 router = pages(guard=ADMIN)
@@ -30,7 +30,7 @@ def list_keys(request: Request, session: ReadSession, paging: Paging) -> Respons
 def create_key(request: Request, session: WriteSession, form: SentForm) -> Response:
     days = form.optional("days")
     expires = None if days is None else utcnow() + timedelta(days=_days(days))
-    body = filled(KeyIn, name=form.text("name"), scopes=[form.text("scope") or "read"], expires_at=expires)
+    body = validated(KeyIn, name=form.text("name"), scopes=[form.text("scope") or "read"], expires_at=expires)
     row, key = logic.create(session, name=body.name, scopes=body.scopes, expires_at=body.expires_at)
     return page(request, "access/keys.html", rows=[], next_cursor=None, new_key=row, key=key, secret=True, status=201)
 

@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from featurewatch.service.kit.pages import Paging
 from featurewatch.service.kit.sessions import AppSettings, ReadSession, WriteSession
-from featurewatch.service.web.access import SentForm, filled, pages
+from featurewatch.service.web.access import SentForm, pages, validated
 from featurewatch.service.web.render import address, back, is_fragment, page
 from featurewatch.service.webhooks import logic, queries
 from featurewatch.service.webhooks.schemas import EventType, RotateBody, WebhookCreate, WebhookUpdate, view
@@ -23,7 +23,7 @@ def list_webhooks(request: Request, session: ReadSession, paging: Paging) -> Res
 
 @router.post("/webhooks")
 def create_webhook(request: Request, session: WriteSession, settings: AppSettings, form: SentForm) -> Response:
-    body = filled(
+    body = validated(
         WebhookCreate, url=form.text("url"), event_types=form.all("event"), format=form.text("format") or "standard"
     )
     webhook, key = logic.create(session, settings, body)
