@@ -3,7 +3,10 @@
 Written by `make docs` from the OpenAPI document.
 """
 
+from featurewatch.service.client.types.added import CircuitFinding as CircuitFinding
+from featurewatch.service.client.types.added import Comparison as Comparison
 from featurewatch.service.client.types.added import Registered as Registered
+from featurewatch.service.client.types.added import SignatureCourse as SignatureCourse
 from featurewatch.service.client.types.added import Untyped as Untyped
 from featurewatch.service.client.types.alerts import AbsenceCondition as AbsenceCondition
 from featurewatch.service.client.types.alerts import Alert as Alert
