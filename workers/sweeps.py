@@ -219,10 +219,10 @@ class Sweeper:
 
     def _claim(self, busy: Collection[str]) -> sending.Parcel | None:
         with self.database.read() as session:
-            if not webhooks.due(session, now=clock.database_now(session), limit=1, but=busy):
+            if not webhooks.due(session, now=clock.database_now(session), limit=1, excluding=busy):
                 return None
         with self.database.write() as session:
-            return next(iter(sending.claim_due(session, limit=1, but=busy)), None)
+            return next(iter(sending.claim_due(session, limit=1, excluding=busy)), None)
 
     def _send(self, parcel: sending.Parcel) -> None:
         """One attempt. If it fails here, the delivery stays reserved and becomes due again."""

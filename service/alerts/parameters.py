@@ -1,5 +1,6 @@
 """The parameters of a kind of alert rule, as commands and forms ask for them."""
 
+from enum import EnumType
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -35,7 +36,7 @@ def parameters(kind: type[BaseCondition]) -> list[Parameter]:
         type_, many = _unwrapped(field.annotation), False
         if get_origin(type_) is list:
             type_, many = _unwrapped(get_args(type_)[0]), True
-        choices = get_args(type_) if get_origin(type_) is Literal else ()
+        choices = _choices(type_)
         one = _SINGULAR.get(name, name.removesuffix("s")) if many else name
         found.append(
             Parameter(
@@ -51,6 +52,12 @@ def parameters(kind: type[BaseCondition]) -> list[Parameter]:
             )
         )
     return found
+
+
+def _choices(type_: Any) -> tuple[str, ...]:
+    if get_origin(type_) is Literal:
+        return get_args(type_)
+    return tuple(type_) if isinstance(type_, EnumType) else ()
 
 
 def _unwrapped(annotation: Any) -> Any:

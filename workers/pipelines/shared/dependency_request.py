@@ -10,7 +10,7 @@ from featurewatch.service.dependencies.schemas import DependenciesIn
 from featurewatch.service.kit.ids import parse_feature_id
 from featurewatch.service.signatures import contrast
 from featurewatch.service.signatures import queries as signature_queries
-from featurewatch.service.signatures.contrast import Kept
+from featurewatch.service.signatures.contrast import StoredRow
 from featurewatch.service.verdicts import queries as verdict_queries
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.workers.errors import RunError
@@ -29,7 +29,7 @@ class AnswerSignature:
     contrast: str
     template: bool
     features: frozenset[int]
-    pairs: list[tuple[Kept, Kept]]
+    pairs: list[tuple[StoredRow, StoredRow]]
     """(positive, negative) answers to one text"""
 
 
@@ -117,7 +117,7 @@ def _answer_signatures(
     answer_signatures = []
     for name, artifact, template, features in signatures:
         if features & targets.keys():
-            groups: dict[int, list[Kept]] = {}
+            groups: dict[int, list[StoredRow]] = {}
             for row in contrast.load(execution.artifacts.path(artifact)):
                 groups.setdefault(row.group, []).append(row)
             if pairs := [pair for rows in groups.values() if (pair := _two_answers(rows)) is not None]:
@@ -125,7 +125,7 @@ def _answer_signatures(
     return answer_signatures
 
 
-def _two_answers(rows: list[Kept]) -> tuple[Kept, Kept] | None:
+def _two_answers(rows: list[StoredRow]) -> tuple[StoredRow, StoredRow] | None:
     """The positive and the negative answer to one text, if a group consists of them."""
     if len(rows) != 2 or {row.label for row in rows} != {True, False}:
         return None
