@@ -178,14 +178,11 @@ def judge_signature(
         baseline = question.reader(artifacts, question.baseline, question.baseline_activations, list(hooks))
         features = question.chosen
     wanted = [(parse_feature_id(feature["feature"]), feature["hook_point"]) for feature in features]
-    columns, known = now.find(
-        wanted, hooks if question.chosen is not None else {hook: hook for hook in now.hook_points}
-    )
+    own_hooks = {hook: hook for hook in now.hook_points}
+    columns, known = now.find(wanted, own_hooks if question.chosen is None else hooks)
     back = baseline.find(wanted, {hook: hook for hook in baseline.hook_points})[0]
     weight = np.array([feature["weight"] for feature in features])[known] if features else np.zeros(0)
-    experiment.own = frozenset(number for number, _ in wanted) | {
-        parse_feature_id(feature["feature"]) for feature in carriers
-    }
+    experiment.own = frozenset(parse_feature_id(feature["feature"]) for feature in [*features, *carriers])
     own = experiment.score(now, columns[known], weight)
     ratios = experiment.ratios(now, columns[known], baseline, back[known]) if known.any() else None
     reselected = _held(experiment, now, chosen, baseline, hooks, ratios)
@@ -199,10 +196,7 @@ def judge_signature(
         baseline_auroc=own.value if question.baseline_auroc is None else question.baseline_auroc,
     )
     status, reason = judge(evidence, policy)
-    if not wanted:
-        reason = "no feature separates the classes at the baseline better than chance allows among so many"
-    elif not known.any():
-        reason = "a re-fit has retired the signature's features; create it again with a later baseline"
+    reason = _why_unreadable(wanted, known) or reason
     measured = {
         "strength_ratio": ratios["along"] if ratios else None,
         "change": _change(artifacts, experiment, question, now, baseline, wanted, columns, known, checkpoint),
@@ -214,16 +208,25 @@ def judge_signature(
     for name, estimate in measured.items():
         figures |= _pair(name, estimate)
     figures |= {"reselected_strength": _rounded(reselected[0]), "reselected_before": _rounded(reselected[1])}
-    figures |= _null(experiment, now, int(known.sum()))
+    figures |= {"features_read": int(known.sum()), "rows_judged": int(experiment.judged.sum())}
     return SignatureResult(
         signature_id=question.id,
         status=status,
         reason=reason,
-        figures=figures | {"features_read": int(known.sum()), "rows_judged": int(experiment.judged.sum())},
+        figures=figures | _null(experiment, now, int(known.sum())),
         carriers=carriers,
         chosen=carriers if question.chosen is None else None,
         activations=activations[question.id],
     )
+
+
+def _why_unreadable(wanted: list[tuple[int, str]], known: NDArray[np.bool_]) -> str | None:
+    """Why there is no feature to read, if there is none."""
+    if not wanted:
+        return "no feature separates the classes at the baseline better than chance allows among so many"
+    if not known.any():
+        return "a re-fit has retired the signature's features; create it again with a later baseline"
+    return None
 
 
 def _null(experiment: ContrastExperiment, now: ContrastReader, k: int) -> dict[str, float | None]:
