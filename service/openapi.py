@@ -7,13 +7,15 @@ from fastapi.openapi.utils import get_openapi
 
 from featurewatch.service.audit import idempotency
 from featurewatch.service.kit.problems import MEDIA_TYPE, ProblemDocument
+from featurewatch.service.verdicts.statuses import Status
 
-DESCRIPTION = """\
+*_FIRST, _LAST = Status
+DESCRIPTION = f"""\
 Continuous monitoring of the features of a model family. Register a checkpoint; workers judge every feature in it:
-present, suppressed, amplified, absent, relocated, replaced, emerged or indeterminate.
+{", ".join(_FIRST)} or {_LAST}.
 
 * Errors are problem documents (RFC 9457) with a stable `code`.
-* Lists are `{"data": [...], "next_cursor": ...}`, with `Link: rel="next"`.
+* Lists are `{{"data": [...], "next_cursor": ...}}`, with `Link: rel="next"`.
 * Reads have an `ETag`; send it back as `If-None-Match`.
 * A POST or PATCH with an `Idempotency-Key` that is sent twice happens once; the answer is kept for a day by default.
 * `RateLimit` and `RateLimit-Policy` say how many requests a key has left; 429 has `Retry-After`.

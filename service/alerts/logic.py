@@ -33,6 +33,7 @@ from featurewatch.service.kit.ids import feature_id, parse_feature_id
 from featurewatch.service.kit.problems import ConflictError, NotFoundError
 from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Feature, Verdict
 from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.service.verdicts.statuses import Status
 
 _NAMED_IN_SUMMARY = 3
 
@@ -152,7 +153,7 @@ def rehearse(
     changes = [
         (Verdict(feature=number, status=now), known.get(number) or Feature(number=number, tags=[], watched=False))
         for number, (before, now) in came.items()
-        if before != now and (before is not None or now != "present")
+        if before != now and (before is not None or now != Status.PRESENT)
     ]
     met = []
     for rule in queries.rules_for(session, family_id):
@@ -196,7 +197,7 @@ def _resolve_ancestors(session: Session, checkpoint: Checkpoint) -> None:
         numbers = [parse_feature_id(row["feature"]) for row in alert.evidence]
         statuses = verdicts.statuses(session, checkpoint.id, numbers)
         # Not to be able to say is not to have come back, and neither is to have no verdict.
-        back = all(statuses.get(number, "indeterminate") not in bad | {"indeterminate"} for number in numbers)
+        back = all(statuses.get(number, Status.INDETERMINATE) not in bad | {Status.INDETERMINATE} for number in numbers)
         if back:
             raising.resolve(session, alert, seen_at=checkpoint)
 

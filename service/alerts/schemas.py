@@ -2,25 +2,23 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
 from featurewatch.service.models import Alert, AlertRule
 from featurewatch.service.signatures.rule import Status as SignatureStatus
+from featurewatch.service.verdicts.statuses import ALARMING, Status
 
-Status = Literal[
-    "present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"
-]  # fmt: skip
-ALARMING: list[Status] = ["suppressed", "absent", "replaced", "relocated", "amplified"]
-SIGNATURE_ALARMING: list[SignatureStatus] = ["suppressed", "amplified", "replaced", "absent"]
 AlertKind = Literal[
     "feature", "watched", "tag", "status_count", "signature", "rewired", "quality", "run_failed", "absence",
     "webhook_paused",
 ]  # fmt: skip
 EVIDENCE_ROWS = 100
-Statuses = Annotated[list[Status], Field(min_length=1, max_length=8, description="Statuses that raise the alert.")]
+Statuses = Annotated[
+    list[Status], Field(min_length=1, max_length=len(Status), description="Statuses that raise the alert.")
+]
 
 
 class AlertState(StrEnum):
@@ -39,7 +37,7 @@ class FeatureCondition(_Condition):
 
     kind: Literal["feature"]
     feature: str = Field(examples=["F42318"])
-    statuses: Statuses = ALARMING
+    statuses: Statuses = [*ALARMING]
 
     @field_validator("feature")
     @classmethod
@@ -51,7 +49,7 @@ class WatchedCondition(_Condition):
     """Any watched feature comes into one of the statuses."""
 
     kind: Literal["watched"]
-    statuses: Statuses = ALARMING
+    statuses: Statuses = [*ALARMING]
 
 
 class TagCondition(_Condition):
@@ -59,7 +57,7 @@ class TagCondition(_Condition):
 
     kind: Literal["tag"]
     tag: str = Field(min_length=1, max_length=100, examples=["deception"])
-    statuses: Statuses = ALARMING
+    statuses: Statuses = [*ALARMING]
 
 
 class StatusCountCondition(_Condition):
@@ -82,7 +80,9 @@ class SignatureCondition(_Condition):
     signature: str | None = Field(
         None, min_length=1, max_length=100, description="Its name; null: any of the family's."
     )
-    statuses: Annotated[list[SignatureStatus], Field(min_length=1, max_length=6)] = SIGNATURE_ALARMING
+    statuses: Annotated[list[SignatureStatus], Field(min_length=1, max_length=6)] = [
+        word for word in get_args(SignatureStatus) if word in ALARMING
+    ]
 
 
 class RewiredCondition(_Condition):

@@ -15,7 +15,7 @@ from featurewatch.service.dependencies.words import CircuitFinding
 from featurewatch.service.features import findings, words
 from featurewatch.service.features import logic as features
 from featurewatch.service.features.queries import Filter
-from featurewatch.service.features.schemas import STATUSES, FeatureRow, Status, Summary
+from featurewatch.service.features.schemas import FeatureRow, Summary
 from featurewatch.service.features.sorting import order_of
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.problems import NotAcceptableError
@@ -25,6 +25,7 @@ from featurewatch.service.models import Checkpoint, Family
 from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.signatures.words import sentence
 from featurewatch.service.verdicts.generations import reference_fvu
+from featurewatch.service.verdicts.statuses import CHANGED, Status
 
 LARGEST = 50
 Format = Literal["json", "markdown", "html"]
@@ -106,7 +107,7 @@ def report(
         judged_at=asked.checkpoint.judged_at,
         generation=asked.checkpoint.generation,
         features=sum(counts.values()),
-        counts={status: counts.get(status, 0) for status in STATUSES},
+        counts={status: counts.get(status, 0) for status in Status},
         new_counts=_new_counts(session, asked),
         changes=[asked.shown[number] for number in largest],
         refit=lineage.refit(session, asked.checkpoint),
@@ -120,7 +121,7 @@ def report(
 
 def _new_counts(session: Session, asked: features.Comparison) -> dict[Status, int]:
     counts = features.counts(session, asked, findings.changed(Filter()))
-    return {status: counts.get(status, 0) for status in words.SEVERITY}
+    return {status: counts.get(status, 0) for status in CHANGED}
 
 
 def _signatures(session: Session, checkpoint: Checkpoint) -> list[ReportSignature]:
@@ -216,6 +217,7 @@ _templates = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+_templates.globals["STATUSES"] = tuple(Status)
 _templates.filters |= {
     "number": _number,
     "interval": _interval,

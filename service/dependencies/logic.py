@@ -26,8 +26,8 @@ from featurewatch.service.models import Checkpoint, DependencyGraph, Family, Run
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.signatures import queries as signatures
 from featurewatch.service.verdicts import queries as verdicts
-from featurewatch.service.verdicts.judge import GONE, Status
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import GONE, Status
 
 BROUGHT = "activations+"
 """URIs of checkpoints whose activations were brought along."""

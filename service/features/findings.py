@@ -23,15 +23,14 @@ from featurewatch.service.features.schemas import (
     Unjudged,
 )
 from featurewatch.service.features.sorting import least_changes, order_of
-from featurewatch.service.features.words import SEVERITY
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
 from featurewatch.service.models import Checkpoint
 from featurewatch.service.verdicts.arrays import among
 from featurewatch.service.verdicts.generations import ancestry, fitted_fvu
-from featurewatch.service.verdicts.judge import STATUSES, Status
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.reasons import Figures, Reason, reasons
+from featurewatch.service.verdicts.statuses import BY_CODE, CHANGED, Status
 from featurewatch.service.verdicts.table import Table
 
 FINDINGS = 20
@@ -85,7 +84,7 @@ def summary(
 
 def changed(wanted: Filter) -> Filter:
     """The filter, of features that changed alone."""
-    statuses = [status for status in SEVERITY if not wanted.statuses or status in wanted.statuses]
+    statuses = [status for status in CHANGED if not wanted.statuses or status in wanted.statuses]
     return replace(wanted, statuses=tuple(statuses), changed=True)
 
 
@@ -106,7 +105,7 @@ def _choose(session: Session, asked: Comparison, wanted: Filter) -> list[int]:
     taken = dict.fromkeys([*watched, *certain, *others][::-1])
     ranked = np.array(list(reversed(taken))[:FINDINGS], dtype=np.int64)
     numbers = table.numbers[ranked]
-    severity = np.array([SEVERITY.index(STATUSES[status]) for status in table.statuses[ranked].tolist()])
+    severity = np.array([BY_CODE[code].row.severity for code in table.statuses[ranked].tolist()])
     keys = (numbers, -least_changes(table, ranked), severity, ~among(numbers, asked.watched))
     return numbers[np.lexsort(keys)].tolist()
 
@@ -177,7 +176,7 @@ def _headline(session: Session, asked: Comparison, counts: dict[str, int], fitti
         first = f"{asked.checkpoint.name} is the first of its lineage: there is nothing to compare it with"
         return f"{first}. Of {total:,} features {rest}."
     news = sum(logic.counts(session, asked, changed(Filter())).values())
-    before = sum(counts.get(status, 0) for status in SEVERITY) - news
+    before = sum(counts.get(status, 0) for status in CHANGED) - news
     rest += f", {before:,} {'was' if before == 1 else 'were'} gone before" if before else ""
     if not news:
         against = f"of {total:,} features, against {asked.baseline.name}"

@@ -8,11 +8,11 @@ from sqlalchemy.orm import Session
 
 from featurewatch.service.features import queries
 from featurewatch.service.features.schemas import FeatureFields
-from featurewatch.service.features.words import SEVERITY
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.kit.kept import Kept
 from featurewatch.service.models import Family
 from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.service.verdicts.statuses import CHANGED, Status
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Came:
 
 # By checkpoint and revision, as all that is kept of verdicts (docs/adr/0025).
 _CAME: Kept[_Came] = Kept(16 * 2**20)
-_CHANGES = [status for status in SEVERITY if status != "emerged"]
+_MOVED = [status for status in CHANGED if status != Status.EMERGED]
 
 
 def changes(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -90,9 +90,9 @@ def _came(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, _Came]:
 def _read(session: Session, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], _Came]:
     ids = [one for one, _ in keys]
     read = {one: _Came({}, {}) for one in ids}
-    for one, status, count in queries.counts(session, ids, (*SEVERITY, "indeterminate")):
+    for one, status, count in queries.counts(session, ids, (*CHANGED, Status.INDETERMINATE)):
         read[one].counts[status] = count
-    for one, number, change in queries.changes(session, ids, _CHANGES):
+    for one, number, change in queries.changes(session, ids, _MOVED):
         read[one].changes[number] = change
     return {key: read[key[0]] for key in keys}
 

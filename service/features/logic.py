@@ -33,7 +33,7 @@ from featurewatch.service.models import Checkpoint, Family, Feature
 from featurewatch.service.verdicts import stored
 from featurewatch.service.verdicts.arrays import among
 from featurewatch.service.verdicts.compare import compared
-from featurewatch.service.verdicts.judge import PLACE, STATUSES, Status
+from featurewatch.service.verdicts.statuses import N_CODES, Status
 from featurewatch.service.verdicts.table import Table
 
 
@@ -118,7 +118,7 @@ def _chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.i
     if wanted.max_q is not None:
         places = places[table.floats["q_value"][places] <= wanted.max_q]
     if wanted.changed:
-        gone = table.statuses[places] == PLACE[Status.ABSENT]
+        gone = table.statuses[places] == Status.ABSENT.code
         places = places[~gone | (table.floats["change"][places] > 0)]
     if wanted.by_feature:
         alone = (wanted.q, wanted.tag, wanted.watched) == (None, None, True)
@@ -131,8 +131,8 @@ def counts(session: Session, asked: Comparison, wanted: Filter | None = None) ->
     """Status -> how many features have it; of those that fit the filter."""
     if wanted is None:
         return asked.table.counts
-    found = np.bincount(asked.table.statuses[chosen(session, asked, wanted)], minlength=len(STATUSES))
-    return {str(status): count for status, count in zip(STATUSES, found.tolist(), strict=True) if count}
+    found = np.bincount(asked.table.statuses[chosen(session, asked, wanted)], minlength=N_CODES)
+    return {status.value: int(found[status.code]) for status in Status if found[status.code]}
 
 
 def shown(session: Session, asked: Comparison, numbers: Iterable[int]) -> dict[int, FeatureRow]:

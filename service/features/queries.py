@@ -14,6 +14,7 @@ from featurewatch.service.kit.ids import parse_feature_id
 from featurewatch.service.kit.listed import one_of
 from featurewatch.service.kit.pages import SortKey, Statement, keyset
 from featurewatch.service.models import Checkpoint, Code, Feature, Verdict
+from featurewatch.service.verdicts.statuses import Status
 
 MAX_NUMBER = 2**31 - 1
 """The largest feature number that the column holds."""
@@ -150,7 +151,7 @@ def replaced_by(session: Session, family_id: str, feature: str) -> Sequence[tupl
         select(Verdict.feature, Checkpoint.name, Verdict.successors)
         # Through the checkpoints: an index finds the few that were replaced in each.
         .join(Checkpoint, Checkpoint.id == Verdict.checkpoint_id)
-        .where(Checkpoint.family_id == family_id, Verdict.status == "replaced")
+        .where(Checkpoint.family_id == family_id, Verdict.status == Status.REPLACED)
         .where(cast(Verdict.successors, Text).contains(json.dumps(feature), autoescape=True))
         .order_by(Checkpoint.created_at, Checkpoint.id, Verdict.feature)
     )
@@ -235,7 +236,7 @@ def _by_verdict(wanted: Filter) -> list[ColumnElement[bool]]:
     if wanted.max_q is not None:
         conditions.append(Verdict.q_value <= wanted.max_q)
     if wanted.changed:
-        conditions.append(or_(Verdict.status != "absent", Verdict.change > 0))
+        conditions.append(or_(Verdict.status != Status.ABSENT, Verdict.change > 0))
     return conditions
 
 

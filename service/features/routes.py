@@ -11,7 +11,6 @@ from featurewatch.service.families import logic as families
 from featurewatch.service.features import codes, findings, logic, tables
 from featurewatch.service.features.queries import Filter
 from featurewatch.service.features.schemas import (
-    STATUSES,
     CodeColumns,
     Diff,
     Examples,
@@ -19,7 +18,6 @@ from featurewatch.service.features.schemas import (
     FeaturePatch,
     FeatureRow,
     Point,
-    Status,
     Trajectory,
 )
 from featurewatch.service.features.sorting import Direction, Order, SortName, order_of
@@ -30,6 +28,7 @@ from featurewatch.service.kit.pages import Page, Pager, Paging
 from featurewatch.service.kit.sessions import AppArtifacts, AppDatabase, ReadSession, WriteSession
 from featurewatch.service.kit.turns import IN_TURN
 from featurewatch.service.models import Feature
+from featurewatch.service.verdicts.statuses import Status
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
 
@@ -115,7 +114,7 @@ def diff_of(
     assert asked.baseline is not None
     rows, cursor = _page(session, paging, asked, wanted, order)
     found = logic.counts(session, asked)
-    counts = {name: found.get(name, 0) for name in STATUSES}
+    counts = {name: found.get(name, 0) for name in Status}
     told = findings.summary(session, artifacts, asked, found, wanted, also=rows)
     names = {"from": asked.baseline.name, "to": asked.checkpoint.name}
     data = [asked.shown[number] for number in rows]

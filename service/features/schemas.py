@@ -1,22 +1,19 @@
 """JSON of features and their verdicts."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.lineage.schemas import LineageLink
 from featurewatch.service.verdicts.reasons import Reason
+from featurewatch.service.verdicts.statuses import CHANGED, Status
 
 if TYPE_CHECKING:
     # The command shows features by these shapes, and starts without the database's tables.
     from featurewatch.service.models import Feature
 
-Status = Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-STATUSES: tuple[Status, ...] = (
-    "present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate",
-)  # fmt: skip
 Interval = tuple[float | None, float | None]
 Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._:/-]*$")]
 
@@ -230,8 +227,8 @@ class Summary(BaseModel):
     headline: str
     changed: int = Field(description="How many features changed, of those that fit the filter.")
     findings: list[Finding] = Field(
-        description="The first of them: watched features, then by status (absent, replaced, suppressed, relocated, "
-        "amplified, emerged) and by the smallest change that the interval allows."
+        description=f"The first of them: watched features, then by status ({', '.join(CHANGED)}) and by the smallest "
+        "change that the interval allows."
     )
     not_judged: NotJudged
     caveats: list[str] = Field(description="What stands against relying on these verdicts.")

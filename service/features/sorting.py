@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, and_, case, func
 from featurewatch.service.features.schemas import VerdictRow
 from featurewatch.service.kit.pages import SortKey
 from featurewatch.service.models import Verdict
-from featurewatch.service.verdicts.judge import PLACE, Status
+from featurewatch.service.verdicts.statuses import Status
 from featurewatch.service.verdicts.table import Table
 
 SortName = Literal[
@@ -103,7 +103,7 @@ def least_change(row: VerdictRow) -> float:
     """
     low, high = row.projection_ratio_lo, row.projection_ratio_hi
     if low is None or high is None:
-        return _MOST if row.status == "emerged" and row.projection_ratio is None else 1.0
+        return _MOST if row.status == Status.EMERGED and row.projection_ratio is None else 1.0
     if low > 1:
         return float(min(low, _MOST))
     if high < 1:
@@ -117,7 +117,7 @@ def least_changes(table: Table, places: NDArray[np.int64]) -> NDArray[np.float64
     falls = 1 / np.maximum(high, 1 / _MOST)
     known = ~(np.isnan(low) | np.isnan(high))
     least = np.where(known & (low > 1), np.minimum(low, _MOST), np.where(known & (high < 1), falls, 1.0))
-    least[~known & (table.statuses[places] == PLACE[Status.EMERGED]) & np.isnan(ratio)] = _MOST
+    least[~known & (table.statuses[places] == Status.EMERGED.code) & np.isnan(ratio)] = _MOST
     return least
 
 
@@ -128,6 +128,6 @@ def _least_change_column() -> ColumnElement[float]:
         (low > 1, low),
         (high <= 1 / _MOST, _MOST),
         (high < 1, 1.0 / high),
-        (and_(Verdict.status == "emerged", Verdict.projection_ratio.is_(None)), _MOST),
+        (and_(Verdict.status == Status.EMERGED, Verdict.projection_ratio.is_(None)), _MOST),
         else_=1.0,
     )

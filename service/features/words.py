@@ -9,13 +9,11 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-from featurewatch.service.features.schemas import Example, FeatureRow, Status
+from featurewatch.service.features.schemas import Example, FeatureRow
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.reasons import Reason
+from featurewatch.service.verdicts.statuses import GONE
 
-SEVERITY: tuple[Status, ...] = ("absent", "replaced", "suppressed", "relocated", "amplified", "emerged")
-"""Statuses that are a change, what a reader should look at first before the others."""
-_GONE = ("absent", "replaced")
 _MOST_LETTERS = 80
 _TOKENS = 3
 _TIMES = 2.0
@@ -88,7 +86,7 @@ def what_happened(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> 
     names: id -> `name_of` of the feature and of its successors.
     """
     left = with_interval(row.projection_ratio, row.projection_ratio_ci, policy.confidence)
-    if row.previous_status in _GONE and row.status in ("suppressed", "emerged"):
+    if row.previous_status in GONE and row.status in ("suppressed", "emerged"):
         weakly = ", but suppressed" if row.status == "suppressed" else ""
         said = f"is back{weakly}: it is written at {left}{_of(row)} what it was when it was last there."
     elif row.status == "suppressed":
@@ -114,7 +112,7 @@ def in_short(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> str:
     """The same as a part of a sentence, for headlines."""
     name = names.get(row.id, row.id)
     left = with_interval(row.projection_ratio, row.projection_ratio_ci, policy.confidence)
-    if row.previous_status in _GONE and row.status in ("suppressed", "emerged"):
+    if row.previous_status in GONE and row.status in ("suppressed", "emerged"):
         return f"{name} is back at {left}"
     if row.status in ("suppressed", "amplified"):
         return f"{name} was {row.status} to {left}"

@@ -13,19 +13,16 @@ from featurewatch.service.verdicts import queries, stored
 from featurewatch.service.verdicts.arrays import among, by_column
 from featurewatch.service.verdicts.figures import floats_of
 from featurewatch.service.verdicts.judge import (
-    GONE,
-    PLACE,
-    STATUSES,
     Bools,
     Estimates,
     Evidence,
     Floats,
-    Status,
     estimates,
     estimates_of_ratios,
     judge,
 )
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import BY_CODE, GONE, Status
 from featurewatch.service.verdicts.stored import Course, Event, Measured, Stored
 from featurewatch.service.verdicts.table import Row, Table
 
@@ -74,14 +71,14 @@ def compared(
     evidence = _evidence(now, then, previous, births, found, ahead=checkpoint.id not in between)
     evidence.comparison = comparison
     judgement = judge(evidence, Policy.model_validate(family.policy))
-    statuses, change = judgement.places.copy(), judgement.change.astype(np.float64)
+    statuses, change = judgement.codes.copy(), judgement.change.astype(np.float64)
     successors = {}
     happened = _happened(courses)
     for place, event in zip(
         now.standing.find([number for number, _ in happened]).tolist(), happened.values(), strict=True
     ):
-        if place >= 0 and _EVENT_OF.get(STATUSES[judgement.places[place]]) == event.status:
-            statuses[place], successors[place] = PLACE[event.status], event.successors
+        if place >= 0 and _EVENT_OF.get(BY_CODE[int(judgement.codes[place])]) == event.status:
+            statuses[place], successors[place] = event.status.code, event.successors
             # Its level went on along the new direction, so the ratio does not show it.
             change[place] = max(change[place], event.change)
     floats = floats_of(judgement) | {
@@ -96,7 +93,7 @@ def compared(
 
 
 def _at_baseline(numbers: NDArray[np.int64], then: Table) -> NDArray[np.int8]:
-    """[m] statuses that features have at the baseline, as places; -1: it has not got the feature."""
+    """[m] codes of the statuses that features have at the baseline; -1: it has not got the feature."""
     place = np.full(int(max(numbers.max(initial=0), then.numbers.max(initial=0))) + 1, -1, dtype=np.int8)
     place[then.numbers] = then.statuses
     return place[numbers]
@@ -114,13 +111,13 @@ def _evidence(
     known = previous >= 0
     emerged = [number for number, origin in births.items() if origin == "emerged"]
     born = among(numbers, emerged) & ~known
-    there = np.logical_and.reduce([previous != PLACE[status] for status in GONE])
+    there = np.logical_and.reduce([previous != status.code for status in GONE])
 
     def of(stored: Floats) -> Floats:
         return by_column(stored, numbers)
 
     discovered = among(numbers, found) & ~known
-    moved = ahead & (now.standing.statuses == PLACE[Status.RELOCATED])
+    moved = ahead & (now.standing.statuses == Status.RELOCATED.code)
     # What is gone at the baseline is held against where it was last: its strength there is not at issue.
     z = np.where(known, np.where(there, of(then.measured.strength_z), np.inf), np.where(discovered, np.inf, 0.0))
     pair = _Pair(held, then.measured, numbers, moved, discovered)

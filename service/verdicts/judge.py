@@ -7,7 +7,6 @@ Benjamini-Hochberg over the features of the comparison.
 
 import math
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -17,27 +16,10 @@ from scipy.special import stdtr
 from featurewatch.service.verdicts.arrays import among, by_column
 from featurewatch.service.verdicts.intervals import error_of, t_of
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import BY_CODE, Status
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
-
-
-class Status(StrEnum):
-    PRESENT = "present"
-    SUPPRESSED = "suppressed"
-    AMPLIFIED = "amplified"
-    ABSENT = "absent"
-    RELOCATED = "relocated"
-    REPLACED = "replaced"
-    EMERGED = "emerged"
-    INDETERMINATE = "indeterminate"
-
-
-STATUSES = tuple(Status)
-"""Arrays hold a status as its place here."""
-PLACE = {status: place for place, status in enumerate(STATUSES)}
-GONE = frozenset({Status.ABSENT, Status.REPLACED})
-"""After these a feature is not there any more: its reference stays where it last was."""
 
 
 BASELINE_Z = 2.0
@@ -108,8 +90,8 @@ class Successor(NamedTuple):
 class Judgement:
     """Statuses and the figures behind them, [m] each; NaN where there is none."""
 
-    places: NDArray[np.int8]
-    """of the statuses in `STATUSES`"""
+    codes: NDArray[np.int8]
+    """of the statuses"""
     projection: Floats
     projection_lo: Floats
     projection_hi: Floats
@@ -131,8 +113,8 @@ class Judgement:
 
     @property
     def status(self) -> list[Status]:
-        """The statuses by name."""
-        return [STATUSES[place] for place in self.places.tolist()]
+        """The statuses themselves."""
+        return [BY_CODE[code] for code in self.codes.tolist()]
 
 
 def estimates(replicates: NDArray[np.floating]) -> Estimates:
@@ -269,19 +251,19 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
     replaced = weakened & among(np.arange(len(ratio)), carried)
 
-    status = np.full(len(ratio), PLACE[Status.INDETERMINATE], dtype=np.int8)
+    status = np.full(len(ratio), Status.INDETERMINATE.code, dtype=np.int8)
     inside = (lo >= policy.suppressed_below) & (hi <= policy.amplified_above)
-    status[solid & e.there_before & inside & readable] = PLACE[Status.PRESENT]
-    status[weakened] = PLACE[Status.SUPPRESSED]
-    status[solid & ~e.there_before & ~still_gone] = PLACE[Status.SUPPRESSED]
-    status[strengthened] = PLACE[Status.AMPLIFIED]
-    status[(weakened & absent) | still_gone] = PLACE[Status.ABSENT]
-    status[replaced] = PLACE[Status.REPLACED]
-    status[moved] = PLACE[Status.RELOCATED]
-    status[e.born_here | back] = PLACE[Status.EMERGED]
-    changed = (status != PLACE[Status.PRESENT]) & (status != PLACE[Status.INDETERMINATE]) & ~still_gone
+    status[solid & e.there_before & inside & readable] = Status.PRESENT.code
+    status[weakened] = Status.SUPPRESSED.code
+    status[solid & ~e.there_before & ~still_gone] = Status.SUPPRESSED.code
+    status[strengthened] = Status.AMPLIFIED.code
+    status[(weakened & absent) | still_gone] = Status.ABSENT.code
+    status[replaced] = Status.REPLACED.code
+    status[moved] = Status.RELOCATED.code
+    status[e.born_here | back] = Status.EMERGED.code
+    changed = (status != Status.PRESENT.code) & (status != Status.INDETERMINATE.code) & ~still_gone
     return Judgement(
-        places=status,
+        codes=status,
         projection=_where(solid, ratio),
         projection_lo=_where(solid, lo),
         projection_hi=_where(solid, hi),

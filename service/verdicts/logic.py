@@ -22,8 +22,9 @@ from featurewatch.service.verdicts import past, queries, stored
 from featurewatch.service.verdicts.arrays import by_column, by_number
 from featurewatch.service.verdicts.figures import numbers_of, verdict_columns
 from featurewatch.service.verdicts.generations import Ancestor, ancestry
-from featurewatch.service.verdicts.judge import GONE, PLACE, Evidence, Floats, Judgement, Status
+from featurewatch.service.verdicts.judge import Evidence, Floats, Judgement
 from featurewatch.service.verdicts.past import Discovered
+from featurewatch.service.verdicts.statuses import GONE, Status
 from featurewatch.service.webhooks import logic as webhooks
 
 
@@ -255,8 +256,8 @@ def _write_measurements(session: Session, checkpoint: Checkpoint, outcome: Outco
             there = np.isin(numbers, list(previous))
             base[:, there] = by_column(stored, numbers[there])
     level = level * base
-    lost = np.isin(judgement.places, [PLACE[status] for status in GONE])
-    moved = judgement.places == PLACE[Status.RELOCATED]
+    lost = np.isin(judgement.codes, [status.code for status in GONE])
+    moved = judgement.codes == Status.RELOCATED.code
     level[:, evidence.born_here] = 1.0
     # The chain goes on with the direction that a relocated feature has now, at the strength that it has there.
     reference = np.where(lost, base, level)

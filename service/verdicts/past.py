@@ -18,7 +18,8 @@ from featurewatch.service.models import Checkpoint, Family
 from featurewatch.service.verdicts import queries, stored
 from featurewatch.service.verdicts.compare import compare
 from featurewatch.service.verdicts.figures import numbers_of
-from featurewatch.service.verdicts.judge import Bools, Floats, Status
+from featurewatch.service.verdicts.judge import Bools, Floats
+from featurewatch.service.verdicts.statuses import Status
 from featurewatch.service.verdicts.table import Row
 
 RATIOS = ("projection", "projection_reach", "strength_ratio", "orthogonal", "cosine")

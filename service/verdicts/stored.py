@@ -11,10 +11,9 @@ from featurewatch.service.kit.kept import Kept
 from featurewatch.service.models import Checkpoint
 from featurewatch.service.verdicts import queries
 from featurewatch.service.verdicts.arrays import by_column
-from featurewatch.service.verdicts.judge import PLACE, STATUSES, Bools, Floats, Status, standard_error
+from featurewatch.service.verdicts.judge import Bools, Floats, standard_error
+from featurewatch.service.verdicts.statuses import BY_CODE, Status
 from featurewatch.service.verdicts.table import Table
-
-_PLACE: dict[str, int] = {str(status): place for status, place in PLACE.items()}
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,8 @@ def standing(session: Session, checkpoint: Checkpoint) -> Table:
 def statuses(session: Session, checkpoint_id: str) -> dict[int, str]:
     """Feature number -> status in a checkpoint, of all its features."""
     table = _standing(session, checkpoint_id)
-    names = [str(status) for status in STATUSES]
-    return {number: names[place] for number, place in zip(table.numbers.tolist(), table.statuses.tolist(), strict=True)}
+    words = (BY_CODE[code].value for code in table.statuses.tolist())
+    return dict(zip(table.numbers.tolist(), words, strict=True))
 
 
 def course(session: Session, family_id: str, checkpoint_id: str, revision: int, *, keep: bool) -> Course:
@@ -167,7 +166,7 @@ def _standing(session: Session, checkpoint_id: str) -> Table:
 
 def _from_rows(session: Session, checkpoint_id: str) -> Table:
     rows = queries.standing(session, checkpoint_id, [*FLOATS])
-    found, statuses, firings, *floats = zip(*rows, strict=True) if rows else ((),) * (3 + len(FLOATS))
+    found, words, firings, *floats = zip(*rows, strict=True) if rows else ((),) * (3 + len(FLOATS))
     numbers = np.array(found, dtype=np.int64)
     documents = queries.measurement(session, checkpoint_id, "documents")
     missing = np.full(len(numbers), np.nan, dtype=np.float32)
@@ -176,7 +175,7 @@ def _from_rows(session: Session, checkpoint_id: str) -> Table:
     }
     return Table(
         numbers=numbers,
-        statuses=np.array([_PLACE[status] for status in statuses], dtype=np.int8),
+        statuses=np.array([Status(word).code for word in words], dtype=np.int8),
         firings=np.array(firings, dtype=np.int64),
         floats=figures | {"documents": missing if documents is None else by_column(documents, numbers)},
     )

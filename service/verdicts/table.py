@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from featurewatch.service.verdicts.arrays import places_of
 from featurewatch.service.verdicts.figures import numbers_of
-from featurewatch.service.verdicts.judge import PLACE, STATUSES, Status
+from featurewatch.service.verdicts.statuses import BY_CODE, N_CODES, Status
 
 
 @dataclass(slots=True)
@@ -44,12 +44,12 @@ class Table:
 
     numbers: NDArray[np.int64]
     statuses: NDArray[np.int8]
-    """places in `STATUSES`"""
+    """codes of the statuses"""
     firings: NDArray[np.int64]
     floats: dict[str, NDArray[np.floating]]
     """columns of `Row`, NaN for None; of stored verdicts those alone that lists are chosen and sorted by"""
     previous: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
-    """places in `STATUSES`, -1: none"""
+    """codes of the statuses at the baseline, -1: none"""
     successors: dict[int, list[Any]] = field(default_factory=dict)
     """place -> the successors, where there are any"""
 
@@ -60,23 +60,22 @@ class Table:
         return sum(column.nbytes for column in columns)
 
     @cached_property
-    def _groups(self) -> list[NDArray[np.int64]]:
+    def _groups(self) -> dict[Status, NDArray[np.int64]]:
         """Places of the features by status."""
-        return [np.flatnonzero(self.statuses == status) for status in range(len(STATUSES))]
+        return {status: np.flatnonzero(self.statuses == status.code) for status in Status}
 
     @property
     def counts(self) -> dict[str, int]:
         """Status -> how many features have it; of those that any has."""
-        sizes = zip(STATUSES, self._groups, strict=True)
-        return {str(status): len(group) for status, group in sizes if len(group)}
+        return {status.value: len(group) for status, group in self._groups.items() if len(group)}
 
     def having(self, statuses: Iterable[str]) -> NDArray[np.int64]:
         """Places of the features with one of some statuses, ascending."""
-        places = [PLACE[Status(status)] for status in statuses]
-        if len(places) == 1:
-            return self._groups[places[0]]
-        wanted = np.full(len(STATUSES), not places)
-        wanted[places] = True
+        chosen = [Status(status) for status in statuses]
+        if len(chosen) == 1:
+            return self._groups[chosen[0]]
+        wanted = np.full(N_CODES, not chosen)
+        wanted[[status.code for status in chosen]] = True
         return np.flatnonzero(wanted[self.statuses])
 
     def rows(self, places: Sequence[int] | None = None) -> list[Row]:
@@ -85,8 +84,8 @@ class Table:
         chosen = range(len(self.numbers)) if places is None else places
         columns: dict[str, list[Any]] = {name: numbers_of(column[at]) for name, column in self.floats.items()} | {
             "feature": self.numbers[at].tolist(),
-            "status": [str(STATUSES[place]) for place in self.statuses[at].tolist()],
-            "previous_status": [str(STATUSES[one]) if one >= 0 else None for one in self.previous[at].tolist()],
+            "status": [BY_CODE[code].value for code in self.statuses[at].tolist()],
+            "previous_status": [BY_CODE[code].value if code >= 0 else None for code in self.previous[at].tolist()],
             "firings": self.firings[at].tolist(),
             "successors": [self.successors.get(place, []) for place in chosen],
         }

@@ -20,6 +20,7 @@ from featurewatch.service.auth.browser import SECONDS, Visit
 from featurewatch.service.features import words
 from featurewatch.service.kit.sessions import database_of
 from featurewatch.service.runs.words import details, seen
+from featurewatch.service.verdicts.statuses import CHANGED, Status
 from featurewatch.service.web import shapes
 from featurewatch.service.web.access import cookie_options, may, visit_of
 from featurewatch.service.web.plots import Plot, csv_response
@@ -225,5 +226,7 @@ def _environment() -> jinja2.Environment:
     }  # fmt: skip
     found.globals |= {
         "static": static, "address": address, "GLYPHS": shapes.GLYPHS, "bar": shapes.bar, "shade": shapes.shade,
+        "colour": shapes.colour, "STATUSES": tuple(Status), "CHANGED": CHANGED,
+        "script_statuses": [{"word": one.value, "sign": one.row.sign, "colour": one.row.colour} for one in Status],
     }  # fmt: skip
     return found

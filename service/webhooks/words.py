@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from featurewatch.service.features.words import SEVERITY, plain
+from featurewatch.service.features.words import plain
+from featurewatch.service.verdicts.statuses import BY_SEVERITY
 
 MOST_LETTERS = 1000
 
@@ -42,8 +43,7 @@ def escaped(line: str) -> str:
 def _judged(data: Mapping[str, Any]) -> str:
     against = f" against {data['parent']}" if data.get("parent") else ""
     counts = data.get("statuses", {})
-    order = [*SEVERITY, "present", "indeterminate"]
-    shown = ", ".join(f"{counts[status]:,} {status}" for status in order if counts.get(status))
+    shown = ", ".join(f"{counts[status]:,} {status}" for status in BY_SEVERITY if counts.get(status))
     alerts = data.get("alerts", 0)
     told = f"; alerts: {alerts}" if alerts else ""
     return f"{data.get('family')}: {data.get('checkpoint')} is judged{against}: {shown}{told}"

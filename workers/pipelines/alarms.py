@@ -21,8 +21,9 @@ from featurewatch.service.calibrations.schemas import (
     rate,
     total,
 )
-from featurewatch.service.verdicts.judge import Bools, Evidence, Judgement, Status, judge
+from featurewatch.service.verdicts.judge import Bools, Evidence, Judgement, judge
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import Status
 
 BANDS = (0.5, 0.7, 0.8, 0.9, 0.95)
 """`suppressed_below` of the grid; `amplified_above` is its inverse."""

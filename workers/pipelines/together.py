@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from featurewatch.service.verdicts import logic as verdicts
-from featurewatch.service.verdicts.judge import GONE, Evidence, Judgement
+from featurewatch.service.verdicts.judge import Evidence, Judgement
+from featurewatch.service.verdicts.statuses import GONE
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines import judging
 from featurewatch.workers.pipelines.dictionary import Basis, fitted

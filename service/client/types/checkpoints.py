@@ -88,6 +88,9 @@ class ReportSignature(TypedDict):
     carriers: list[str]
 
 
+Status = Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
+
+
 class Successor(TypedDict):
     """A feature that fires where another one weakened."""
 
@@ -126,11 +129,8 @@ class FeatureRow(TypedDict):
 
     checkpoint: str
     baseline: str | None
-    status: Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-    previous_status: (
-        Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-        | None
-    )
+    status: Status
+    previous_status: Status | None
     change: float
     projection_ratio: float | None
     projection_ratio_ci: list[float | None] | None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from featurewatch.service.client.types.checkpoints import Example, FeatureRow, Finding, NotJudged, Successor
+from featurewatch.service.client.types.checkpoints import Example, FeatureRow, Finding, NotJudged, Status, Successor
 
 Diff = TypedDict(
     "Diff",
@@ -42,11 +42,8 @@ class Point(TypedDict):
 
     checkpoint: str
     baseline: str | None
-    status: Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-    previous_status: (
-        Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-        | None
-    )
+    status: Status
+    previous_status: Status | None
     change: float
     projection_ratio: float | None
     projection_ratio_ci: list[float | None] | None

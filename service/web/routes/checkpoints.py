@@ -27,6 +27,7 @@ from featurewatch.service.features.sorting import order_of
 from featurewatch.service.kit.pages import Pager, Paging
 from featurewatch.service.kit.sessions import AppArtifacts, ReadSession
 from featurewatch.service.kit.turns import IN_TURN
+from featurewatch.service.verdicts.statuses import Status
 from featurewatch.service.web import lists
 from featurewatch.service.web.access import pages
 from featurewatch.service.web.flow import MOST_SUCCESSORS, flow
@@ -112,7 +113,7 @@ def show_diff(
         return page(request, "features/rows.html", family=family, rows=rows, next_cursor=cursor)
     found = features.diff_of(session, artifacts, paging, compared, wanted, order_of(sort, order))
     few = Pager(MOST_SUCCESSORS, None, request, Response())
-    replaced, _ = features.page_of(session, few, compared, Filter(("replaced",)), order_of("change", None))
+    replaced, _ = features.page_of(session, few, compared, Filter((Status.REPLACED,)), order_of("change", None))
     link = f"{address('families', family, 'features')}?{urlencode({'checkpoint': asked[1], 'baseline': asked[0]})}&"
     plot = flow(asked[0], asked[1], found.counts, replaced, link)
     return page(

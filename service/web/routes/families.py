@@ -14,11 +14,11 @@ from featurewatch.service.checkpoints import routes as checkpoints
 from featurewatch.service.checkpoints.schemas import CheckpointOut
 from featurewatch.service.families import routes as families
 from featurewatch.service.features import history
-from featurewatch.service.features.words import SEVERITY
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.kit.pages import MAX_LIMIT, Pager, Paging
 from featurewatch.service.kit.sessions import ReadSession
 from featurewatch.service.kit.turns import IN_TURN
+from featurewatch.service.verdicts.statuses import CHANGED, Status
 from featurewatch.service.web.access import pages
 from featurewatch.service.web.lineage import draw
 from featurewatch.service.web.plots import Plot, parents
@@ -89,7 +89,7 @@ def all_checkpoints(request: Request, session: Session, family: str) -> list[Che
 
 def _lineage(every: Sequence[CheckpointOut], changes: dict[str, dict[str, int]]) -> Plot:
     """The numbers of the drawing."""
-    changed = {key: sum(found.get(status, 0) for status in SEVERITY) for key, found in changes.items()}
+    changed = {key: sum(found.get(status, 0) for status in CHANGED) for key, found in changes.items()}
     rows = [
         [one.name, one.parent, one.state, changed.get(one.id), one.generation, one.created_at.isoformat()]
         for one in every
@@ -99,7 +99,7 @@ def _lineage(every: Sequence[CheckpointOut], changes: dict[str, dict[str, int]])
 
 
 def _counts(family: str, judged: Sequence[CheckpointOut], changes: dict[str, dict[str, int]]) -> Plot:
-    statuses = (*SEVERITY, "indeterminate")
+    statuses = (*CHANGED, Status.INDETERMINATE)
     return Plot(
         "changes",
         "counts",

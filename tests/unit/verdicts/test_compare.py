@@ -14,8 +14,9 @@ from featurewatch.service.models import Alert, AlertRule, Checkpoint, Event, Fam
 from featurewatch.service.models import Lineage as LineageRow
 from featurewatch.service.verdicts import logic, queries, stored
 from featurewatch.service.verdicts.compare import _happened, compare
-from featurewatch.service.verdicts.judge import GONE, Evidence, Status, Successor, judge
+from featurewatch.service.verdicts.judge import Evidence, Successor, judge
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import GONE, Status
 from featurewatch.service.verdicts.table import Row
 from tests import factories
 

@@ -13,7 +13,6 @@ from scipy.stats import false_discovery_control, t
 from featurewatch.service.verdicts.judge import (
     Evidence,
     Judgement,
-    Status,
     Successor,
     benjamini_hochberg,
     estimates,
@@ -25,6 +24,7 @@ from featurewatch.service.verdicts.judge import (
     weighted_median,
 )
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import Status
 
 pytestmark = pytest.mark.filterwarnings("error")
 

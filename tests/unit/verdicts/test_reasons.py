@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from featurewatch.service.verdicts.judge import Evidence, Judgement, Status, judge, standard_error
+from featurewatch.service.verdicts.judge import Evidence, Judgement, judge, standard_error
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.reasons import Figures, Reason, reasons
+from featurewatch.service.verdicts.statuses import Status
 
 FOLDS, BACKGROUND = 20, 60
 POLICY = Policy()

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from featurewatch.service.features.schemas import STATUSES as NAMES
 from featurewatch.service.features.sorting import Order, least_change, order_of
-from featurewatch.service.verdicts.judge import STATUSES
+from featurewatch.service.verdicts.statuses import Status
 from featurewatch.service.verdicts.table import Row, Table
 
 FLOATS = [
@@ -24,7 +23,7 @@ def table() -> Table:
     }
     floats |= {"change": rng.choice([0.0, 1.0], M), "firing_rate": rng.random(M)}
     numbers = np.sort(rng.choice(1000, M, replace=False))
-    statuses = rng.integers(0, len(STATUSES), M).astype(np.int8)
+    statuses = rng.integers(0, len(Status), M).astype(np.int8)
     return Table(numbers, statuses, rng.integers(0, 5, M), floats, statuses - 1, {3: [{"id": "F1"}]})
 
 
@@ -48,7 +47,7 @@ def test_find(table: Table) -> None:
 
 def test_counts_and_groups(table: Table) -> None:
     rows = table.rows()
-    assert table.counts == {name: sum(row.status == name for row in rows) for name in NAMES}
+    assert table.counts == {name: sum(row.status == name for row in rows) for name in Status}
     wanted = {"absent", "emerged"}
     assert table.having(wanted).tolist() == [place for place, row in enumerate(rows) if row.status in wanted]
     assert table.having([]).tolist() == list(range(M))
