@@ -1,6 +1,6 @@
 """`featurewatch features`, `feature`, `diff`, `lineage`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from featurewatch.service.cli.checkpoints import Family
 from featurewatch.service.cli.told import MaxQ, MinChange
 from featurewatch.service.client.types import FeatureRow
 from featurewatch.service.features.words import plain
+from featurewatch.service.verdicts.figures import Figure, View, shown_in
 
 _PAGE = 500
 """Most rows of one answer of the API."""
@@ -150,15 +151,23 @@ def _show(rows: list[FeatureRow], as_json: bool) -> None:
         ("FEATURE", lambda row: row["id"]),
         ("STATUS", lambda row: row["status"]),
         ("WAS", lambda row: row["previous_status"]),
-        ("PROJECTION", lambda row: base.ratio(row["projection_ratio"], row["projection_ratio_ci"])),
-        ("STRENGTH", lambda row: base.ratio(row["strength_ratio"], None)),
-        ("Q", lambda row: row["q_value"]),
-        ("FIRINGS", lambda row: row["firings"]),
+        *_figures("list", intervals=("projection_ratio",)),
         ("SUCCESSORS", lambda row: [item["id"] for item in row["successors"]]),
         ("WHAT", what),
     ]
     optional = ("FIRINGS", "STRENGTH", "WAS", "Q")
     return base.show_rows(rows, columns, empty="No feature fits.", wraps=("WHAT", "SUCCESSORS"), optional=optional)
+
+
+def _figures(view: View, *, intervals: Sequence[str]) -> list[tuple[str, Callable[[Any], Any]]]:
+    """Columns of the figures that a table shows. intervals: figures that are shown with theirs."""
+
+    def cell(figure: Figure) -> Callable[[Any], Any]:
+        if not figure.ends:
+            return lambda row: row[figure.name]
+        return lambda row: base.ratio(row[figure.name], row[f"{figure.name}_ci"] if figure.name in intervals else None)
+
+    return [(figure.heading, cell(figure)) for figure in shown_in(view)]
 
 
 def what(row: Any) -> str:
@@ -195,10 +204,7 @@ def show_feature(
     columns = [
         ("CHECKPOINT", lambda point: point["checkpoint"]),
         ("STATUS", lambda point: point["status"]),
-        ("PROJECTION", lambda point: base.ratio(point["projection_ratio"], point["projection_ratio_ci"])),
-        ("STRENGTH", lambda point: base.ratio(point["strength_ratio"], point["strength_ratio_ci"])),
-        ("READABILITY", lambda point: point["readability"]),
-        ("FIRINGS", lambda point: point["firings"]),
+        *_figures("course", intervals=("projection_ratio", "strength_ratio")),
         ("SUCCESSORS", lambda point: [f"{item['id']} {item['kind']}" for item in point["successors"]]),
     ]
     optional = ("READABILITY", "STRENGTH", "FIRINGS")

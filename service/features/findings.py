@@ -133,9 +133,9 @@ class _Unsure(NamedTuple):
 def _unsure(session: Session, asked: Comparison, wanted: Filter, policy: Policy) -> _Unsure:
     part = Filter(("indeterminate",), wanted.q, wanted.tag, wanted.watched)
     table, places = asked.table, logic.chosen(session, asked, part)
-    numbers, firings = table.numbers[places], table.firings[places]
+    numbers, firings = table.numbers[places], table.figures["firings"][places]
     low, high, documents = (
-        table.floats[name][places] for name in ("projection_ratio_lo", "projection_ratio_hi", "documents")
+        table.figures[name][places] for name in ("projection_ratio_lo", "projection_ratio_hi", "documents")
     )
     why = reasons(Figures(firings, documents, low, high), policy)
     watched = among(numbers, asked.watched)
@@ -240,7 +240,7 @@ def _caveats(session: Session, asked: Comparison, policy: Policy) -> list[str]:
 
 def _mean_cosine(table: Table) -> float | None:
     """Of the directions with the parent's, over the features that are there in both."""
-    cosines = table.floats["direction_cosine"][table.having([Status.PRESENT, Status.AMPLIFIED])]
+    cosines = table.figures["direction_cosine"][table.having([Status.PRESENT, Status.AMPLIFIED])]
     cosines = cosines[~np.isnan(cosines)]
     return float(cosines.mean()) if len(cosines) else None
 

@@ -19,7 +19,6 @@ from featurewatch.service.features.schemas import (
     FeaturePatch,
     FeatureRow,
     Point,
-    VerdictRow,
     feature_detail,
     feature_row,
     point,
@@ -34,7 +33,7 @@ from featurewatch.service.verdicts import stored
 from featurewatch.service.verdicts.arrays import among
 from featurewatch.service.verdicts.compare import compared
 from featurewatch.service.verdicts.statuses import N_CODES, Status
-from featurewatch.service.verdicts.table import Table
+from featurewatch.service.verdicts.table import Table, VerdictRow
 
 
 @dataclass
@@ -114,12 +113,12 @@ def _chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.i
     table = asked.table
     places = table.having(wanted.statuses)
     if wanted.min_change is not None:
-        places = places[table.floats["change"][places] >= np.float64(wanted.min_change)]  # 1e300 is no float32
+        places = places[table.figures["change"][places] >= np.float64(wanted.min_change)]  # 1e300 is no float32
     if wanted.max_q is not None:
-        places = places[table.floats["q_value"][places] <= wanted.max_q]
+        places = places[table.figures["q_value"][places] <= wanted.max_q]
     if wanted.changed:
         gone = table.statuses[places] == Status.ABSENT.code
-        places = places[~gone | (table.floats["change"][places] > 0)]
+        places = places[~gone | (table.figures["change"][places] > 0)]
     if wanted.by_feature:
         alone = (wanted.q, wanted.tag, wanted.watched) == (None, None, True)
         numbers = asked.watched if alone else queries.matching(session, asked.family.id, wanted)

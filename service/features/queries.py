@@ -1,10 +1,8 @@
 """SQL of features, their verdicts and codes."""
 
 import json
-from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Executable, Select, Text, bindparam, cast, func, or_, select
@@ -14,7 +12,9 @@ from featurewatch.service.kit.ids import parse_feature_id
 from featurewatch.service.kit.listed import one_of
 from featurewatch.service.kit.pages import SortKey, Statement, keyset
 from featurewatch.service.models import Checkpoint, Code, Feature, Verdict
+from featurewatch.service.verdicts.figures import COLUMNS
 from featurewatch.service.verdicts.statuses import Status
+from featurewatch.service.verdicts.table import row_type
 
 MAX_NUMBER = 2**31 - 1
 """The largest feature number that the column holds."""
@@ -89,17 +89,9 @@ def get(session: Session, family_id: str, number: int) -> Feature | None:
     return session.get(Feature, (family_id, number))
 
 
-STORED = (
-    "feature", "status", "previous_status", "change", "projection_ratio", "projection_ratio_lo", "projection_ratio_hi",
-    "strength_ratio", "strength_ratio_lo", "strength_ratio_hi", "orthogonal_ratio", "q_value", "strength",
-    "direction_cosine", "readability", "firing_rate", "firings", "minimum_detectable_ratio", "successors",
-)  # fmt: skip
-"""Columns of a stored verdict."""
-
-
 def stored(session: Session, checkpoint_id: str) -> Sequence[Sequence[Any]]:
-    """All stored verdicts of a checkpoint as plain rows of STORED, in the order of features."""
-    statement = select(*(getattr(Verdict, name) for name in STORED)).where(Verdict.checkpoint_id == checkpoint_id)
+    """All stored verdicts of a checkpoint as plain rows of COLUMNS, in the order of features."""
+    statement = select(*(getattr(Verdict, name) for name in COLUMNS)).where(Verdict.checkpoint_id == checkpoint_id)
     return session.execute(statement.order_by(Verdict.feature)).all()
 
 
@@ -175,7 +167,7 @@ def example_files(session: Session, family_id: str) -> Sequence[tuple[str, str, 
 
 
 # Built once: to build such a statement, and to look up how it is compiled, takes longer than to run it.
-_VERDICT = [Verdict.checkpoint_id, *(getattr(Verdict, name) for name in STORED)]
+_VERDICT = [Verdict.checkpoint_id, *(getattr(Verdict, name) for name in COLUMNS)]
 _FEATURE = [column for column in Feature.__table__.c if column.name not in ("logits", "created_at")]
 _BY_NUMBERS = (
     select(*_FEATURE, Checkpoint.name.label("born_in_name"))
@@ -213,13 +205,7 @@ def _by_number(session: Session, statement: Executable, family_id: str, numbers:
 def _plain(session: Session, statement: Executable, **values: Any) -> Sequence[Any]:
     """Rows past the ORM: of a page of rows that are shown and forgotten, it takes most of the time."""
     found = session.connection().execute(statement, values)
-    # Attributes of SQLAlchemy's own rows are looked up by name, several microseconds each.
-    return list(map(_row_type(tuple(found.keys()))._make, found.all()))
-
-
-@lru_cache(maxsize=16)
-def _row_type(names: tuple[str, ...]) -> Any:
-    return namedtuple("Row", names)
+    return list(map(row_type(tuple(found.keys()))._make, found.all()))
 
 
 def _numbers(family_id: str) -> Select[int]:

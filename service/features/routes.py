@@ -20,7 +20,7 @@ from featurewatch.service.features.schemas import (
     Point,
     Trajectory,
 )
-from featurewatch.service.features.sorting import Direction, Order, SortName, order_of
+from featurewatch.service.features.sorting import Order, SortName, order_of
 from featurewatch.service.features.sources import FeatureSources, of_feature
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id
@@ -28,6 +28,7 @@ from featurewatch.service.kit.pages import Page, Pager, Paging
 from featurewatch.service.kit.sessions import AppArtifacts, AppDatabase, ReadSession, WriteSession
 from featurewatch.service.kit.turns import IN_TURN
 from featurewatch.service.models import Feature
+from featurewatch.service.verdicts.figures import Direction
 from featurewatch.service.verdicts.statuses import Status
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])

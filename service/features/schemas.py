@@ -7,39 +7,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.lineage.schemas import LineageLink
+from featurewatch.service.verdicts.figures import FIGURE, FIGURES
 from featurewatch.service.verdicts.reasons import Reason
 from featurewatch.service.verdicts.statuses import CHANGED, Status
 
 if TYPE_CHECKING:
     # The command shows features by these shapes, and starts without the database's tables.
     from featurewatch.service.models import Feature
+    from featurewatch.service.verdicts.table import VerdictRow
 
 Interval = tuple[float | None, float | None]
 Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._:/-]*$")]
-
-
-class VerdictRow(Protocol):
-    """What a verdict is read from: a row of service.models.Verdict, or of a comparison of two other checkpoints."""
-
-    feature: Any
-    status: Any
-    previous_status: Any
-    change: Any
-    projection_ratio: Any
-    projection_ratio_lo: Any
-    projection_ratio_hi: Any
-    strength_ratio: Any
-    strength_ratio_lo: Any
-    strength_ratio_hi: Any
-    orthogonal_ratio: Any
-    q_value: Any
-    strength: Any
-    direction_cosine: Any
-    readability: Any
-    firing_rate: Any
-    firings: Any
-    minimum_detectable_ratio: Any
-    successors: Any
 
 
 class FeatureFields(Protocol):
@@ -80,19 +58,19 @@ class Point(BaseModel):
     baseline: str | None = Field(description="What it was compared with; null at the first of a lineage.")
     status: Status
     previous_status: Status | None
-    change: float = Field(description="Size of the change; 0: nothing significant.")
-    projection_ratio: float | None = Field(description="How much of its own direction is still written.")
+    change: float = Field(description=FIGURE["change"].about)
+    projection_ratio: float | None = Field(description=FIGURE["projection_ratio"].about)
     projection_ratio_ci: Interval | None
-    strength_ratio: float | None = Field(description="How strongly the source still moves where it fires.")
+    strength_ratio: float | None = Field(description=FIGURE["strength_ratio"].about)
     strength_ratio_ci: Interval | None
-    orthogonal_ratio: float | None = Field(description="What is written along other directions.")
-    q_value: float | None
-    strength: float | None
-    direction_cosine: float | None
-    readability: float | None = Field(description="Correlation of the source's own read-out with the code.")
-    firing_rate: float
-    firings: int
-    minimum_detectable_ratio: float | None
+    orthogonal_ratio: float | None = Field(description=FIGURE["orthogonal_ratio"].about)
+    q_value: float | None = Field(description=FIGURE["q_value"].about)
+    strength: float | None = Field(description=FIGURE["strength"].about)
+    direction_cosine: float | None = Field(description=FIGURE["direction_cosine"].about)
+    readability: float | None = Field(description=FIGURE["readability"].about)
+    firing_rate: float = Field(description=FIGURE["firing_rate"].about)
+    firings: int = Field(description=FIGURE["firings"].about)
+    minimum_detectable_ratio: float | None = Field(description=FIGURE["minimum_detectable_ratio"].about)
     successors: list[Successor]
     rewired: bool | None = Field(
         None,
@@ -244,12 +222,12 @@ class Diff(Summary):
     next_cursor: str | None = None
 
 
-def point(row: VerdictRow, checkpoint: str, baseline: str | None) -> Point:
+def point(row: "VerdictRow", checkpoint: str, baseline: str | None) -> Point:
     """A verdict as the API shows it."""
     return Point(**_point_fields(row, checkpoint, baseline))
 
 
-def feature_row(row: VerdictRow, feature: FeatureFields, checkpoint: str, baseline: str | None) -> FeatureRow:
+def feature_row(row: "VerdictRow", feature: FeatureFields, checkpoint: str, baseline: str | None) -> FeatureRow:
     """A feature with its verdict as the API shows it."""
     shown = feature_fields(feature, feature.born_in_name)
     return FeatureRow(**shown, **_point_fields(row, checkpoint, baseline))
@@ -281,27 +259,19 @@ def feature_fields(feature: "Feature | FeatureFields", born_in: str) -> dict[str
     }
 
 
-def _point_fields(row: VerdictRow, checkpoint: str, baseline: str | None) -> dict[str, Any]:
-    return {
+def _point_fields(row: "VerdictRow", checkpoint: str, baseline: str | None) -> dict[str, Any]:
+    fields = {
         "checkpoint": checkpoint,
         "baseline": baseline,
         "status": row.status,
         "previous_status": row.previous_status,
-        "change": row.change,
-        "projection_ratio": row.projection_ratio,
-        "projection_ratio_ci": _interval(row.projection_ratio_lo, row.projection_ratio_hi),
-        "strength_ratio": row.strength_ratio,
-        "strength_ratio_ci": _interval(row.strength_ratio_lo, row.strength_ratio_hi),
-        "orthogonal_ratio": row.orthogonal_ratio,
-        "q_value": row.q_value,
-        "strength": row.strength,
-        "direction_cosine": row.direction_cosine,
-        "readability": row.readability,
-        "firing_rate": row.firing_rate,
-        "firings": row.firings,
-        "minimum_detectable_ratio": row.minimum_detectable_ratio,
         "successors": row.successors,
     }
+    for figure in FIGURES:
+        fields[figure.name] = getattr(row, figure.name)
+        if figure.ends:
+            fields[f"{figure.name}_ci"] = _interval(*(getattr(row, column) for column in figure.columns[1:]))
+    return fields
 
 
 def _interval(low: float | None, high: float | None) -> Interval | None:

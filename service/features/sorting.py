@@ -2,33 +2,38 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, and_, case, func
 
-from featurewatch.service.features.schemas import VerdictRow
 from featurewatch.service.kit.pages import SortKey
 from featurewatch.service.models import Verdict
+from featurewatch.service.verdicts.figures import FIGURES, Direction
 from featurewatch.service.verdicts.statuses import Status
-from featurewatch.service.verdicts.table import Table
+from featurewatch.service.verdicts.table import Table, VerdictRow
 
-SortName = Literal[
-    "change", "id", "projection_ratio", "strength_ratio", "orthogonal_ratio", "strength", "readability",
-    "direction_cosine", "q_value", "firing_rate", "firings", "least_change", "minimum_detectable_ratio",
-]  # fmt: skip
-Direction = Literal["asc", "desc"]
 
-# What one looks for first: large changes, what shrank, what fires often.
-_NATURAL: dict[SortName, Direction] = {
-    "change": "desc", "id": "asc", "projection_ratio": "asc", "strength_ratio": "asc", "orthogonal_ratio": "desc",
-    "strength": "desc", "readability": "desc", "direction_cosine": "asc", "q_value": "asc", "firing_rate": "desc",
-    "firings": "desc", "least_change": "desc", "minimum_detectable_ratio": "desc",
-}  # fmt: skip
+class _Sort(NamedTuple):
+    natural: Direction
+    """Which end comes first where a request does not say: large changes, what shrank, what fires often."""
+    title: str
+    missing: bool
+    """Whether features may lack the value."""
+
+
+SORTS = {
+    figure.name: _Sort(figure.sort, figure.sort_title or figure.label, not figure.required) for figure in FIGURES
+} | {"id": _Sort("asc", "id", missing=False), "least_change": _Sort("desc", "surest large change", missing=False)}
+"""Sort name -> how features are sorted by it."""
+if TYPE_CHECKING:
+    SortName = str
+else:
+    SortName = Literal[tuple(SORTS)]
+
 _FARTHEST = 1e308
 """Stands for a missing value, which goes last in either direction."""
-_NEVER_MISSING = ("change", "id", "firing_rate", "firings", "least_change")
 _MOST = 100.0
 """Factor beyond which changes are alike, as in the judge; what emerged has it too."""
 
@@ -51,7 +56,7 @@ class Order:
         if self.name == "id":
             return [number]
         column: Any = _least_change_column() if self.name == "least_change" else getattr(Verdict, self.name)
-        if self.name not in _NEVER_MISSING:
+        if SORTS[self.name].missing:
             column = func.coalesce(column, self._missing)
         return [SortKey(column, self.descending), number]
 
@@ -82,9 +87,7 @@ class Order:
     def _values(self, table: Table, places: NDArray[np.int64]) -> NDArray[np.float64]:
         if self.name == "least_change":
             return least_changes(table, places)
-        if self.name == "firings":
-            return table.firings[places].astype(np.float64)
-        return np.nan_to_num(table.floats[self.name][places].astype(np.float64), nan=self._missing)
+        return np.nan_to_num(table.figures[self.name][places].astype(np.float64), nan=self._missing)
 
     @property
     def _missing(self) -> float:
@@ -93,7 +96,7 @@ class Order:
 
 def order_of(name: SortName, direction: Direction | None) -> Order:
     """The order of a request; without a direction the one that is natural for the key."""
-    return Order(name, direction or _NATURAL[name])
+    return Order(name, direction or SORTS[name].natural)
 
 
 def least_change(row: VerdictRow) -> float:
@@ -113,7 +116,7 @@ def least_change(row: VerdictRow) -> float:
 
 def least_changes(table: Table, places: NDArray[np.int64]) -> NDArray[np.float64]:
     """`least_change` of some rows of a table."""
-    ratio, low, high = (table.floats[f"projection_ratio{end}"][places] for end in ("", "_lo", "_hi"))
+    ratio, low, high = (table.figures[f"projection_ratio{end}"][places] for end in ("", "_lo", "_hi"))
     falls = 1 / np.maximum(high, 1 / _MOST)
     known = ~(np.isnan(low) | np.isnan(high))
     least = np.where(known & (low > 1), np.minimum(low, _MOST), np.where(known & (high < 1), falls, 1.0))

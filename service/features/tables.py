@@ -24,6 +24,7 @@ from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.kit.problems import ConflictError
 from featurewatch.service.models import Checkpoint, Source
 from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.service.verdicts.figures import COLUMNS, FIGURE, FIGURES, Figure
 
 TableName = Literal["verdicts", "sources", "features"]
 MEDIA_TYPE = "application/vnd.apache.parquet"
@@ -45,31 +46,23 @@ class _Of(NamedTuple):
 _RATIO = _Of("double", "1")
 _END = _Of("double", "1", "End of the ratio's interval, at the confidence of the family's policy.")
 _TEXT = _Of("string")
-_NAMES = _Of("list<string>")
-_SCALE = "scale of the source"
 
-_TABLES: dict[TableName, dict[str, _Of]] = {
+
+def _of(figure: Figure, column: str) -> _Of:
+    about = figure.about if column == figure.name else _END.about
+    return _Of("int64" if figure.whole else "double", figure.unit, about)
+
+
+_NAMES = _Of("list<string>")
+
+COLUMNS_OF: dict[TableName, dict[str, _Of]] = {
     "verdicts": {
         "checkpoint": _Of("string", None, "What was judged; row groups come parents before their children."),
         "baseline": _TEXT,
         "id": _Of("string", None, "The feature."),
         "status": _TEXT,
         "previous_status": _Of("string", None, "At the baseline."),
-        "change": _Of("double", "factors of 2"),
-        "projection_ratio": _RATIO,
-        "projection_ratio_lo": _END,
-        "projection_ratio_hi": _END,
-        "strength_ratio": _RATIO,
-        "strength_ratio_lo": _END,
-        "strength_ratio_hi": _END,
-        "orthogonal_ratio": _RATIO,
-        "q_value": _Of("double", "1", "After Benjamini and Hochberg, over the features of the checkpoint."),
-        "strength": _Of("double", _SCALE, "Norm of its decoder row over all hook points."),
-        "direction_cosine": _Of("double", "1", "Between its decoder rows here and at the baseline."),
-        "readability": _RATIO,
-        "firing_rate": _Of("double", "share of positions"),
-        "firings": _Of("int64", "positions"),
-        "minimum_detectable_ratio": _Of("double", "1", "The largest ratio that could have been told from 1."),
+        **{column: _of(figure, column) for figure in FIGURES for column in figure.columns},
         "successors": _Of("list<successor>", None, "Features that fire where it weakened."),
         "rewired": _Of("bool"),
     },
@@ -80,7 +73,7 @@ _TABLES: dict[TableName, dict[str, _Of]] = {
         "d_model": _Of("int64", "dimensions"),
         "paired_with": _TEXT,
         "readability": _RATIO,
-        "strength": _Of("double", _SCALE),
+        "strength": _Of("double", FIGURE["strength"].unit),
         "projection_ratio": _RATIO,
         "projection_ratio_lo": _END,
         "projection_ratio_hi": _END,
@@ -136,7 +129,7 @@ def _schema(table: TableName) -> Any:
     successor = pa.struct([("id", pa.string()), ("kind", pa.string()), ("cofiring", pa.float64())])
     lists = {"list<string>": pa.list_(pa.string()), "list<successor>": pa.list_(successor)}
     fields = []
-    for name, column in _TABLES[table].items():
+    for name, column in COLUMNS_OF[table].items():
         known = _SCHEMAS[table].model_fields.get(name)
         about = {"description": column.about or (known and known.description), "unit": column.unit}
         kind = lists.get(column.type) or pa.type_for_alias(column.type)
@@ -151,10 +144,10 @@ def _verdicts(read: Reading, family_id: str) -> Iterator[Columns]:
             rows = queries.stored(session, checkpoint.id)
             rewired = dependencies.rewired(session, [checkpoint.id])
             parent = checkpoints.get(session, checkpoint.parent_id) if checkpoint.parent_id else None
-        columns: Columns = dict(zip(queries.STORED, zip(*rows, strict=True), strict=True)) if rows else {}
+        columns: Columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)) if rows else {}
         numbers = columns.pop("feature", ())
         yield (
-            dict.fromkeys(queries.STORED, ())
+            dict.fromkeys(COLUMNS, ())
             | columns
             | {
                 "checkpoint": [checkpoint.name] * len(numbers),
@@ -214,7 +207,7 @@ def _features(read: Reading, family_id: str) -> Iterator[Columns]:
             found = queries.following(session, family_id, after, _FEATURES_AT_ONCE)
             born = checkpoints.names(session, list({row.born_in for row in found}))
         rows = [feature_fields(row, born[row.born_in]) for row in found]
-        yield {name: [row[name] for row in rows] for name in _TABLES["features"]}
+        yield {name: [row[name] for row in rows] for name in COLUMNS_OF["features"]}
         after = found[-1].number if len(found) == _FEATURES_AT_ONCE else None
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from featurewatch.service.models import Checkpoint, Family
 from featurewatch.service.verdicts import queries, stored
 from featurewatch.service.verdicts.arrays import among, by_column
-from featurewatch.service.verdicts.figures import floats_of
+from featurewatch.service.verdicts.columns import judged_figures
 from featurewatch.service.verdicts.judge import (
     Bools,
     Estimates,
@@ -24,7 +24,7 @@ from featurewatch.service.verdicts.judge import (
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.statuses import BY_CODE, GONE, Status
 from featurewatch.service.verdicts.stored import Course, Event, Measured, Stored
-from featurewatch.service.verdicts.table import Row, Table
+from featurewatch.service.verdicts.table import Table, VerdictRow
 
 
 def compare(
@@ -35,7 +35,7 @@ def compare(
     *,
     emerged: Set[int] = frozenset(),
     comparison: int = 1,
-) -> list[Row]:
+) -> list[VerdictRow]:
     """Verdicts of a checkpoint against any judged one of its family, features in order of their numbers.
 
     Relocations and successions that took place between the two are those that were judged when they happened.
@@ -81,15 +81,18 @@ def compared(
             statuses[place], successors[place] = event.status.code, event.successors
             # Its level went on along the new direction, so the ratio does not show it.
             change[place] = max(change[place], event.change)
-    floats = floats_of(judgement) | {
+    figures = judged_figures(evidence, judgement) | {
         "change": change,
-        "strength": by_column(now.measured.strength[0], numbers).astype(np.float64),
+        "strength": by_column(now.measured.strength[0], numbers),
         "direction_cosine": np.full(len(numbers), np.nan),
-        "readability": by_column(now.measured.readability, numbers).astype(np.float64),
-        "firing_rate": now.standing.floats["firing_rate"],
-        "documents": now.standing.floats["documents"],
+        "readability": by_column(now.measured.readability, numbers),
+        "firing_rate": now.standing.figures["firing_rate"],
+        "documents": now.standing.figures["documents"],
     }
-    return Table(numbers, statuses, now.standing.firings, floats, previous, successors)
+    for name, values in figures.items():
+        if values.dtype == np.float32:
+            figures[name] = values.astype(np.float64)
+    return Table(numbers, statuses, figures, previous, successors)
 
 
 def _at_baseline(numbers: NDArray[np.int64], then: Table) -> NDArray[np.int8]:
@@ -126,8 +129,8 @@ def _evidence(
         projection=projection.value[None],
         strength_ratio=strength.value[None],
         orthogonal=_orthogonal(projection.value[None], strength.value[None]),
-        firings=now.standing.firings,
-        documents=now.standing.floats["documents"].astype(np.int64),
+        firings=now.standing.figures["firings"],
+        documents=now.standing.figures["documents"].astype(np.int64),
         readability=of(held.readability),
         readability_before=of(then.measured.readability),
         baseline_z=z.astype(np.float32),

@@ -16,7 +16,7 @@ from scipy.special import stdtr
 from featurewatch.service.verdicts.arrays import among, by_column
 from featurewatch.service.verdicts.intervals import error_of, t_of
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.service.verdicts.statuses import BY_CODE, Status
+from featurewatch.service.verdicts.statuses import BY_CODE, N_CODES, Status
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -29,7 +29,10 @@ LARGEST = 1e6
 SAMPLED = 16
 """Of so many values one is in a quantile's sample."""
 BLOCK = 8192
-"""Features whose replicates are reckoned with at a time: what they need stays in the processor's cache."""
+"""Features whose replicates are computed at a time: their data stay in the processor's cache."""
+_CHANGED = np.zeros(N_CODES, dtype=bool)
+_CHANGED[[status.code for status in Status if status.row.changed]] = True
+"""[code] whether a status is a change"""
 
 
 class Estimates(NamedTuple):
@@ -92,16 +95,16 @@ class Judgement:
 
     codes: NDArray[np.int8]
     """of the statuses"""
-    projection: Floats
-    projection_lo: Floats
-    projection_hi: Floats
-    strength_ratio: Floats
-    strength_lo: Floats
-    strength_hi: Floats
-    orthogonal: Floats
-    q_value: Floats
     change: Floats
-    minimum_detectable: Floats
+    projection_ratio: Floats
+    projection_ratio_lo: Floats
+    projection_ratio_hi: Floats
+    strength_ratio: Floats
+    strength_ratio_lo: Floats
+    strength_ratio_hi: Floats
+    orthogonal_ratio: Floats
+    q_value: Floats
+    minimum_detectable_ratio: Floats
     weakened: Bools
     """Significantly under `suppressed_below` (absent ones too), or gone and still gone"""
     strengthened: Bools
@@ -261,19 +264,19 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     status[replaced] = Status.REPLACED.code
     status[moved] = Status.RELOCATED.code
     status[e.born_here | back] = Status.EMERGED.code
-    changed = (status != Status.PRESENT.code) & (status != Status.INDETERMINATE.code) & ~still_gone
+    changed = _CHANGED[status] & ~still_gone
     return Judgement(
         codes=status,
-        projection=_where(solid, ratio),
-        projection_lo=_where(solid, lo),
-        projection_hi=_where(solid, hi),
+        projection_ratio=_where(solid, ratio),
+        projection_ratio_lo=_where(solid, lo),
+        projection_ratio_hi=_where(solid, hi),
         strength_ratio=_where(solid, strength),
-        strength_lo=_where(solid, np.maximum(strength - t * strength_se, 0)),
-        strength_hi=_where(solid, strength + t * strength_se),
-        orthogonal=_where(solid, orthogonal),
+        strength_ratio_lo=_where(solid, np.maximum(strength - t * strength_se, 0)),
+        strength_ratio_hi=_where(solid, strength + t * strength_se),
+        orthogonal_ratio=_where(solid, orthogonal),
         q_value=q.astype(np.float32),
         change=_change(ratio, e.born_here, changed),
-        minimum_detectable=_where(solid & (ratio_se > 0) & (2 * t * ratio_se < 1), 1 - 2 * t * ratio_se),
+        minimum_detectable_ratio=_where(solid & (ratio_se > 0) & (2 * t * ratio_se < 1), 1 - 2 * t * ratio_se),
         weakened=weakened,
         strengthened=strengthened,
         size_factor=float(size),

@@ -20,7 +20,7 @@ from featurewatch.service.labels.automatic import auto_label
 from featurewatch.service.models import Checkpoint, Code, Family, Source
 from featurewatch.service.verdicts import past, queries, stored
 from featurewatch.service.verdicts.arrays import by_column, by_number
-from featurewatch.service.verdicts.figures import numbers_of, verdict_columns
+from featurewatch.service.verdicts.columns import verdict_columns
 from featurewatch.service.verdicts.generations import Ancestor, ancestry
 from featurewatch.service.verdicts.judge import Evidence, Floats, Judgement
 from featurewatch.service.verdicts.past import Discovered
@@ -283,13 +283,15 @@ def _measurement(session: Session, checkpoint_id: str, metric: str) -> Floats:
 
 def _verdict_columns(
     family: Family, checkpoint: Checkpoint, outcome: Outcome, previous: dict[int, str]
-) -> dict[str, Sequence[Any]]:
+) -> dict[str, list[Any]]:
     evidence, m = outcome.evidence, len(outcome.numbers)
-    return verdict_columns(outcome.numbers, evidence, outcome.judgement, previous) | {
+    measured = {
+        "strength": outcome.strength[0],
+        "direction_cosine": outcome.cosine,
+        "readability": evidence.readability,
+        "firing_rate": evidence.firings / max(outcome.n_positions, 1),
+    }
+    return verdict_columns(outcome.numbers, evidence, outcome.judgement, previous, measured) | {
         "checkpoint_id": [checkpoint.id] * m,
         "family_id": [family.id] * m,
-        "strength": numbers_of(outcome.strength[0]),
-        "direction_cosine": numbers_of(outcome.cosine),
-        "readability": numbers_of(evidence.readability),
-        "firing_rate": (evidence.firings / max(outcome.n_positions, 1)).tolist(),
     }

@@ -16,11 +16,12 @@ from sqlalchemy.orm import Session
 
 from featurewatch.service.models import Checkpoint, Family
 from featurewatch.service.verdicts import queries, stored
+from featurewatch.service.verdicts.columns import values_of
 from featurewatch.service.verdicts.compare import compare
-from featurewatch.service.verdicts.figures import numbers_of
+from featurewatch.service.verdicts.figures import COLUMNS
 from featurewatch.service.verdicts.judge import Bools, Floats
 from featurewatch.service.verdicts.statuses import Status
-from featurewatch.service.verdicts.table import Row
+from featurewatch.service.verdicts.table import VerdictRow
 
 RATIOS = ("projection", "projection_reach", "strength_ratio", "orthogonal", "cosine")
 """Stored metrics of a hook point that are against the parent's."""
@@ -97,7 +98,7 @@ def record(session: Session, family: Family, found: Discovered) -> None:
         before = past
 
 
-def _judged(session: Session, family: Family, checkpoint: Checkpoint, emerged: frozenset[int]) -> list[Row]:
+def _judged(session: Session, family: Family, checkpoint: Checkpoint, emerged: frozenset[int]) -> list[VerdictRow]:
     """Verdicts against the parent, as a request for that comparison gets them; the first one's against itself."""
     parents, depth, current = queries.parents(session, family.id), 0, checkpoint.parent_id
     while current is not None:
@@ -109,7 +110,7 @@ def _judged(session: Session, family: Family, checkpoint: Checkpoint, emerged: f
 
 def _unjudged(family: Family, checkpoint: Checkpoint, found: Discovered, past: Past) -> list[dict[str, Any]]:
     """Rows that let a comparison see the features, until it has judged them."""
-    nothing = dict.fromkeys(Row.__slots__)
+    nothing: dict[str, Any] = dict.fromkeys(COLUMNS)
     return [
         nothing
         | {"checkpoint_id": checkpoint.id, "family_id": family.id, "feature": number, "successors": []}
@@ -121,12 +122,12 @@ def _unjudged(family: Family, checkpoint: Checkpoint, found: Discovered, past: P
 
 
 def _verdict_rows(
-    family: Family, checkpoint: Checkpoint, found: Discovered, past: Past, rows: dict[int, Row]
+    family: Family, checkpoint: Checkpoint, found: Discovered, past: Past, rows: dict[int, VerdictRow]
 ) -> list[dict[str, Any]]:
-    cosines = dict(zip(found.numbers.tolist(), numbers_of(past.cosine), strict=True))
+    cosines = dict(zip(found.numbers.tolist(), values_of(past.cosine), strict=True))
     written = []
     for number, row in sorted(rows.items()):
-        values: dict[str, Any] = {name: getattr(row, name) for name in Row.__slots__}
+        values: dict[str, Any] = {name: getattr(row, name) for name in COLUMNS}
         values |= {"checkpoint_id": checkpoint.id, "family_id": family.id}
         # Where there is no ratio there is no cosine either: it was not measured against the parent.
         values["direction_cosine"] = None if row.projection_ratio is None else cosines[number]

@@ -116,24 +116,26 @@ def events(session: Session, checkpoint_id: str, statuses: Sequence[str]) -> Seq
 
 
 def standing(session: Session, checkpoint_id: str, figures: Sequence[str]) -> Sequence[Any]:
-    """(number, status, firings, each of the figures) of a checkpoint's features, ascending."""
-    columns = (Verdict.feature, Verdict.status, Verdict.firings, *(getattr(Verdict, name) for name in figures))
+    """(number, status, each of the figures) of a checkpoint's features, ascending."""
+    columns = (Verdict.feature, Verdict.status, *(getattr(Verdict, name) for name in figures))
     statement = select(*columns).where(Verdict.checkpoint_id == checkpoint_id).order_by(Verdict.feature)
     # Tens of thousands of rows of plain values: past the ORM, which would look at each of them.
     return session.connection().execute(statement).all()
 
 
-def packed(session: Session, checkpoint_id: str) -> bytes | None:
-    """The verdicts of a checkpoint as `stored.pack` keeps them, or None."""
-    return session.connection().execute(_PACKED, {"checkpoint": checkpoint_id}).scalar()
+def packed(session: Session, checkpoint_id: str, layout: str) -> bytes | None:
+    """The packed verdicts of a checkpoint, or None where there are none of this layout."""
+    return session.connection().execute(_PACKED, {"checkpoint": checkpoint_id, "layout": layout}).scalar()
 
 
-def put_packed(session: Session, checkpoint_id: str, data: bytes) -> None:
-    """Keep the verdicts of a checkpoint that has none kept."""
-    session.execute(insert(Standing), [{"checkpoint_id": checkpoint_id, "data": data}])
+def put_packed(session: Session, checkpoint_id: str, layout: str, data: bytes) -> None:
+    """Store the packed verdicts of a checkpoint that has none."""
+    session.execute(insert(Standing), [{"checkpoint_id": checkpoint_id, "layout": layout, "data": data}])
 
 
-_PACKED = select(Standing.data).where(Standing.checkpoint_id == bindparam("checkpoint"))
+_PACKED = select(Standing.data).where(
+    Standing.checkpoint_id == bindparam("checkpoint"), Standing.layout == bindparam("layout")
+)
 
 
 def born_in(session: Session, family_id: str, checkpoint_id: str) -> dict[int, str]:

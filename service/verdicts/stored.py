@@ -1,5 +1,6 @@
 """What the database holds of a checkpoint's verdicts and measurements, as arrays; kept in memory for whoever asks."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from featurewatch.service.kit.kept import Kept
 from featurewatch.service.models import Checkpoint
 from featurewatch.service.verdicts import queries
 from featurewatch.service.verdicts.arrays import by_column
+from featurewatch.service.verdicts.figures import FIGURES
 from featurewatch.service.verdicts.judge import Bools, Floats, standard_error
 from featurewatch.service.verdicts.statuses import BY_CODE, Status
 from featurewatch.service.verdicts.table import Table
@@ -131,17 +133,18 @@ def _course(session: Session, family_id: str, checkpoint_id: str) -> Course:
     )
 
 
-FLOATS: dict[str, type[np.float32] | type[np.float64]] = dict.fromkeys(
-    ["change", "projection_ratio", "projection_ratio_lo", "projection_ratio_hi", "q_value", "direction_cosine"],
-    np.float32,
-) | {"firing_rate": np.float64}
-"""Figures that a table of stored verdicts has, as precise as they were computed."""
+PACKED = [figure for figure in FIGURES if figure.packed]
+PACKED_COLUMNS = [column for figure in PACKED for column in figure.columns]
+_TYPES = {column: str(figure.packed) for figure in PACKED for column in figure.columns}
+# Integers come first, as they always have: the order of the fields is a part of the layout.
 RECORD = np.dtype(
-    [("number", "<i8"), ("status", "i1"), ("firings", "<i8")]
-    + [(name, np.dtype(kind).newbyteorder("<")) for name, kind in FLOATS.items()]
+    [("number", "<i8"), ("status", "i1")]
+    + [(column, kind) for kind_of in ("i", "f") for column, kind in _TYPES.items() if kind[1] == kind_of]
     + [("documents", "<f4")]
 )
-"""One feature of a packed table. Another layout needs a migration that empties `standing`."""
+"""One feature of a packed table."""
+LAYOUT = hashlib.sha256(repr(RECORD.descr).encode()).hexdigest()[:16]
+"""Names the record's fields and their types. Tables of another layout are not read, but made from the rows."""
 
 
 def pack(session: Session, checkpoint_id: str) -> None:
@@ -149,35 +152,34 @@ def pack(session: Session, checkpoint_id: str) -> None:
     session.flush()
     table = _from_rows(session, checkpoint_id)
     records = np.empty(len(table.numbers), dtype=RECORD)
-    columns = {"number": table.numbers, "status": table.statuses, "firings": table.firings, **table.floats}
+    columns = {"number": table.numbers, "status": table.statuses, **table.figures}
     for name, values in columns.items():
         records[name] = values
-    queries.put_packed(session, checkpoint_id, records.tobytes())
+    queries.put_packed(session, checkpoint_id, LAYOUT, records.tobytes())
 
 
 def _standing(session: Session, checkpoint_id: str) -> Table:
-    data = queries.packed(session, checkpoint_id)
+    data = queries.packed(session, checkpoint_id, LAYOUT)
     if data is None:
         return _from_rows(session, checkpoint_id)
     records = np.frombuffer(data, dtype=RECORD)
     columns = {name: np.ascontiguousarray(records[name]) for name in RECORD.names or ()}
-    return Table(columns.pop("number"), columns.pop("status"), columns.pop("firings"), columns)
+    return Table(columns.pop("number"), columns.pop("status"), columns)
 
 
 def _from_rows(session: Session, checkpoint_id: str) -> Table:
-    rows = queries.standing(session, checkpoint_id, [*FLOATS])
-    found, words, firings, *floats = zip(*rows, strict=True) if rows else ((),) * (3 + len(FLOATS))
-    numbers = np.array(found, dtype=np.int64)
+    rows = queries.standing(session, checkpoint_id, PACKED_COLUMNS)
+    ids, words, *columns = zip(*rows, strict=True) if rows else ((),) * (2 + len(PACKED_COLUMNS))
+    numbers = np.array(ids, dtype=np.int64)
+    figures: dict[str, NDArray[Any]] = {
+        name: np.array(values, dtype=_TYPES[name]) for name, values in zip(PACKED_COLUMNS, columns, strict=True)
+    }
     documents = queries.measurement(session, checkpoint_id, "documents")
     missing = np.full(len(numbers), np.nan, dtype=np.float32)
-    figures: dict[str, NDArray[np.floating]] = {
-        name: np.array(values, dtype=dtype) for (name, dtype), values in zip(FLOATS.items(), floats, strict=True)
-    }
     return Table(
         numbers=numbers,
         statuses=np.array([Status(word).code for word in words], dtype=np.int8),
-        firings=np.array(firings, dtype=np.int64),
-        floats=figures | {"documents": missing if documents is None else by_column(documents, numbers)},
+        figures=figures | {"documents": missing if documents is None else by_column(documents, numbers)},
     )
 
 

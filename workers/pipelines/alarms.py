@@ -55,7 +55,7 @@ def false_alarms(evidence: Evidence, judgement: Judgement) -> Bools:
 
 def judged_features(comparison: Comparison, alarms: Bools) -> int:
     """Features that the comparison had something to say of."""
-    return int((np.isfinite(comparison.judgement.projection) | alarms).sum())
+    return int((np.isfinite(comparison.judgement.projection_ratio) | alarms).sum())
 
 
 def unavailable(null: NullName, code: str, detail: str) -> NullResult:
@@ -74,7 +74,7 @@ def result(
     """What was said of a null, over all its comparisons."""
     alarms = [false_alarms(one.evidence, one.judgement) for one in comparisons]
     known = [_known(one) for one in comparisons]
-    ratios = np.concatenate([one.judgement.projection[k] for one, k in zip(comparisons, known, strict=True)])
+    ratios = np.concatenate([one.judgement.projection_ratio[k] for one, k in zip(comparisons, known, strict=True)])
     held = np.concatenate([_holds_one(one.judgement)[k] for one, k in zip(comparisons, known, strict=True)])
     statuses = Counter(str(status) for one in comparisons for status in one.judgement.status)
     return NullResult(
@@ -126,15 +126,15 @@ def rehearsed(
 
 def _known(one: Comparison) -> Bools:
     """Features that were there and have a ratio."""
-    return np.isfinite(one.judgement.projection) & one.evidence.there_before & ~one.new
+    return np.isfinite(one.judgement.projection_ratio) & one.evidence.there_before & ~one.new
 
 
 def _holds_one(judgement: Judgement) -> Bools:
-    return (judgement.projection_lo <= 1 + SLACK) & (judgement.projection_hi >= 1 - SLACK)
+    return (judgement.projection_ratio_lo <= 1 + SLACK) & (judgement.projection_ratio_hi >= 1 - SLACK)
 
 
 def _significant(one: Comparison, policy: Policy) -> int:
-    ratio, q = one.judgement.projection, np.nan_to_num(one.judgement.q_value, nan=1.0)
+    ratio, q = one.judgement.projection_ratio, np.nan_to_num(one.judgement.q_value, nan=1.0)
     outside = (ratio < policy.suppressed_below) | (ratio > policy.amplified_above)
     return int((_known(one) & (q <= one.judgement.level) & outside).sum())
 

@@ -70,7 +70,7 @@ def judged(
         comparison=work.comparison,
     )
     first = judge(evidence, work.policy)
-    candidates = np.flatnonzero(born | (np.nan_to_num(first.projection) > STRENGTHENED))
+    candidates = np.flatnonzero(born | (np.nan_to_num(first.projection_ratio) > STRENGTHENED))
     strength, ratio = replicates["strength"][0], replicates["strength_ratio"][0]
     before = np.nan_to_num(strength / np.where(ratio > 0, ratio, np.nan))
     carried = shares(basis.code.to_scipy(), np.flatnonzero(first.weakened), candidates, before, strength)

@@ -58,8 +58,8 @@ def test_the_reason_is_the_condition_that_failed(judged: tuple[Evidence, Judgeme
     figures = Figures(
         evidence.firings[unsure],
         evidence.documents[unsure].astype(np.float32),
-        judgement.projection_lo[unsure],
-        judgement.projection_hi[unsure],
+        judgement.projection_ratio_lo[unsure],
+        judgement.projection_ratio_hi[unsure],
     )
     assert reasons(figures, POLICY) == [reason for _, reason in CASES]
 
