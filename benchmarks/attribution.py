@@ -29,15 +29,15 @@ from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Checkpoint, Code, Family, Source
 from featurewatch.workers.activations import HarvestSpec, Positions, load_documents, open_activations
-from featurewatch.workers.activations.hooks import without_later_layers
-from featurewatch.workers.circuits.attribution import METHODS, Attribution, Method, Options, attribute
-from featurewatch.workers.circuits.effects import ablated, activations
-from featurewatch.workers.circuits.passages import choose_tokens
-from featurewatch.workers.circuits.places import Dictionary, Target
+from featurewatch.workers.activations.models.hooks import without_later_layers
 from featurewatch.workers.demo.installation import Installation
 from featurewatch.workers.demo.models import base_model
-from featurewatch.workers.pipelines import files
-from featurewatch.workers.pipelines.tracing import Traced, trace
+from featurewatch.workers.dependencies.attribution import METHODS, Attribution, Method, Options, attribute
+from featurewatch.workers.dependencies.effects import ablated, activations
+from featurewatch.workers.dependencies.passages import choose_tokens
+from featurewatch.workers.dependencies.places import Dictionary, Target
+from featurewatch.workers.pipelines.shared import files
+from featurewatch.workers.pipelines.stages.attribute import TracedModel, trace
 
 FAMILY = "attribution"
 FIRST = 4
@@ -82,7 +82,7 @@ def fit(base: Path, folder: Path, roots: list[Path], options: Any) -> None:
         succeeded(client, run["id"], "base")
 
 
-def open_fitted(base: Path, folder: Path, cache: Path) -> Traced:
+def open_fitted(base: Path, folder: Path, cache: Path) -> TracedModel:
     """The fitted checkpoint, ready for attribution."""
     settings = Settings(data_dir=folder, database_url="", artifacts="")
     database = Database(settings.resolved_database_url)
@@ -110,7 +110,7 @@ def open_fitted(base: Path, folder: Path, cache: Path) -> Traced:
     return trace(spec, sparse, dictionaries, kept.valid, lambda: None)
 
 
-def measure(traced: Traced, options: Any, log: Any) -> dict[str, Any]:
+def measure(traced: TracedModel, options: Any, log: Any) -> dict[str, Any]:
     """All figures."""
     reading, (earlier, later) = traced.reading, options.hook_points
     targets = choose_targets(traced, later, options)
@@ -142,7 +142,7 @@ def measure(traced: Traced, options: Any, log: Any) -> dict[str, Any]:
     }
 
 
-def choose_targets(traced: Traced, place: str, options: Any) -> list[Target]:
+def choose_targets(traced: TracedModel, place: str, options: Any) -> list[Target]:
     """Features that fire at least 10 times in a few documents, and not nearly everywhere, both drawn by seed."""
     reading, rng = traced.reading, np.random.default_rng(options.seed)
     some = set(rng.permutation(len(reading.passages))[: options.patched].tolist())
@@ -196,7 +196,7 @@ def completeness(found: list[Attribution], place: str) -> dict[str, Any]:
     return {"total": round(float(np.median(totals)), 4), "features": round(float(np.median(shares)), 4)}
 
 
-def seconds(traced: Traced, place: str, seed: int) -> dict[str, Any]:
+def seconds(traced: TracedModel, place: str, seed: int) -> dict[str, Any]:
     """Of one target over COST_POSITIONS positions, by the default method."""
     code = traced.reading.code
     firings = torch.bincount(code.latents, minlength=code.m)

@@ -49,22 +49,23 @@ from featurewatch.workers.activations import (
     load_corpus,
     open_activations,
 )
-from featurewatch.workers.activations.finetune import Training, fine_tune
 from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.activations.models.finetune import Training, fine_tune
 from featurewatch.workers.crosscoder.code import Code, concatenate_rows
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.extend import ExtendConfig, typical_size
 from featurewatch.workers.crosscoder.fit import FitState, fit, start_from
 from featurewatch.workers.crosscoder.model import Crosscoder, Moments
 from featurewatch.workers.crosscoder.pursuit import pursued
-from featurewatch.workers.crosscoder.readout import solve_readout
 from featurewatch.workers.crosscoder.regress import Regression, Solution, assign_folds
+from featurewatch.workers.crosscoder.regress.readout import solve_readout
 from featurewatch.workers.demo.installation import energy_shares
 from featurewatch.workers.demo.main import Plan
 from featurewatch.workers.demo.models import base_model, save_ablated
 from featurewatch.workers.demo.selection import choose
-from featurewatch.workers.pipelines.dictionary import FOLDS, References, _joined, _new_columns
-from featurewatch.workers.pipelines.refitting import written_rows
+from featurewatch.workers.pipelines.shared.basis import FOLDS, References
+from featurewatch.workers.pipelines.stages.extend import new_columns, solve_jointly
+from featurewatch.workers.pipelines.stages.refit import written_rows
 from featurewatch.workers.verdicts.measure import Side, procrustes, products, unexplained
 
 T = TypeVar("T")
@@ -294,12 +295,12 @@ def extend(pair: Pair, old: Code) -> Regression:
     rows, folds = torch.arange(old.n), assign_folds(pair.document, FOLDS)
     regression = Regression(old, rows, folds)
     before, after = regression.solve(parent), regression.solve(now)
-    references = References(before.decoder, torch.zeros(old.m, dtype=torch.bool))
+    references = References(before.decoder, torch.zeros(old.m, dtype=torch.bool), torch.arange(old.m))
     work: Any = SimpleNamespace(policy=Policy())
-    new = _new_columns(work, regression, (now, after), (parent, before), references)  # type: ignore[arg-type]
+    new = new_columns(work, regression, (now, after), (parent, before), references)  # type: ignore[arg-type]
     size = ExtendConfig().size * typical_size(old, before)
     if new.m:
-        _, regression, before, after = _joined(regression, new, (parent, before), (now, after), size)  # type: ignore[arg-type]
+        _, regression, before, after = solve_jointly(regression, new, (parent, before), (now, after), size)  # type: ignore[arg-type]
     rotation = procrustes(after.decoder, before.decoder, regression.energy.sum(0).float())
     measure(pair, regression, after, before, rotation)
     return regression

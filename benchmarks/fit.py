@@ -24,7 +24,7 @@ from benchmarks.fit_rounds import FLOOR, OURS, PEERS, ROOT, Results, peers_envir
 from benchmarks.peers.participant import Job
 from featurewatch.workers.activations.models import compute_dtype
 from featurewatch.workers.crosscoder.config import FitConfig
-from featurewatch.workers.crosscoder.order import Order
+from featurewatch.workers.crosscoder.fit.order import Order
 
 HELD_OUT = 16_384
 GPU = {"width": 2304, "latents": 73_728, "k": 100, "batch": 4096, "positions": 400_000, "precision": "bfloat16"}

@@ -73,7 +73,7 @@ def unverified() -> Iterator[None]:
     with (
         patch.object(artifacts, "sha256_all", pretend),
         patch("featurewatch.service.checkpoints.contents.sha256_all", pretend),
-        patch("featurewatch.workers.activations.identity.Verified.recheck", lambda _: None),
+        patch("featurewatch.workers.activations.sources.identity.Verified.recheck", lambda _: None),
     ):
         yield
 
@@ -90,7 +90,7 @@ def onboard(folder: Path, releases: list[Path]) -> list[float]:
     for number, release in enumerate(releases):
         with database.write() as session:
             wanted = CheckpointIn(name=f"v{number}", uri=release.resolve().as_uri())
-            checkpoints.register(session, settings, "smol", wanted)
+            checkpoints.register(session, settings, families.get(session, "smol"), wanted)
         began = time.perf_counter()
         run_id = runner.run_next(settings=settings, database=database, artifacts=open_store(settings, database))
         seconds.append(time.perf_counter() - began)

@@ -30,7 +30,7 @@ from featurewatch.workers.activations import open_activations
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import fit
-from featurewatch.workers.crosscoder.order import RUN
+from featurewatch.workers.crosscoder.fit.order import RUN
 from featurewatch.workers.crosscoder.regress import Regression, assign_folds
 
 K, BATCH, FOLDS = 32, 2048, 20

@@ -241,7 +241,7 @@ class Filler:
             body = CheckpointIn(
                 name=f"v{place}", uri=f"hf://org/model@v{place}", parent=None if parent is None else f"v{parent}"
             )
-            _, run, _ = checkpoints.register(session, self.settings, FAMILY, body)
+            _, run, _ = checkpoints.register(session, self.settings, families.get(session, FAMILY), body)
             return self._take(session, run.id)
 
     def judge(self, database: Database, place: int, held: tuple[str, int]) -> None:
@@ -315,7 +315,8 @@ class Filler:
         rows = [{"text": f"row {row}", "label": row % 2 == 0} for row in range(64)]
         with database.write() as session:
             body = SignatureIn.model_validate({"name": f"concept-{number}", "rows": rows, "baseline": "v0"})
-            signature, queued = signatures.create(session, self.settings, self.artifacts, FAMILY, body)
+            family = families.get(session, FAMILY)
+            signature, queued = signatures.create(session, self.settings, self.artifacts, family, body)
         chosen = [
             {"feature": feature_id(number * 100 + one), "hook_point": self.lineage.hook_points[0], "weight": 1.0,
              "auroc": 0.9, "q_value": 1e-6} for one in range(16)

@@ -30,8 +30,8 @@ from benchmarks.tokenizer_models import Concepts, Plan, choose, own_sets, save_m
 from featurewatch.service.client import Client
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.workers.activations.corpus import Document, load_corpus
+from featurewatch.workers.activations.harvest.reading import TokenizedCorpus, tokenize_corpus
 from featurewatch.workers.activations.positions import Positions, Reader
-from featurewatch.workers.activations.reading import TokenizedCorpus, tokenize_corpus
 from featurewatch.workers.demo.installation import Installation
 
 FAMILY, CONTEXT = "tokenizers", 128

@@ -1,4 +1,4 @@
-"""Alembic's entry point. `service.migrate` hands a connection over; the `alembic` command opens its own."""
+"""Alembic's entry point, for `featurewatch.service.migrate` and for the `alembic` command, which opens a connection."""
 
 from typing import Any
 

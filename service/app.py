@@ -1,4 +1,4 @@
-"""The ASGI application: `uvicorn --factory service.app:create_app`."""
+"""The ASGI application: `uvicorn --factory featurewatch.service.app:create_app`."""
 
 import os
 from collections.abc import AsyncIterator

@@ -104,9 +104,9 @@ def help_others(
     with database.read() as session:
         if not shards.any_free(session, clock.database_now(session)):
             return 0
-    from featurewatch.workers.pipelines.helping import Helper  # noqa: PLC0415 - loads torch
+    from featurewatch.workers.pipelines.shared.shared_harvest import HarvestHelper  # noqa: PLC0415 - loads torch
 
-    return Helper(settings, database, artifacts, worker=worker or worker_name(), stop=stop).help()
+    return HarvestHelper(settings, database, artifacts, worker=worker or worker_name(), stop=stop).help()
 
 
 def _execute(execution: Execution, pipelines: Mapping[str, Pipeline]) -> None:

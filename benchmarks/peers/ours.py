@@ -12,9 +12,8 @@ from torch import Tensor
 from benchmarks.peers.participant import Participant, Trained
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import fit
-from featurewatch.workers.crosscoder.gradients import choose
 from featurewatch.workers.crosscoder.parallel import Parallel
-from featurewatch.workers.crosscoder.select import PreActivations, Scratch
+from featurewatch.workers.crosscoder.preactivations import PreActivations, Scratch
 
 RATE = 4e-3
 """The best of 0.001, 0.002, 0.004 and 0.006: so short a fit wants a larger one than the default, 0.002."""
@@ -39,7 +38,7 @@ def train(participant: Participant) -> Trained:
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
         pre = PreActivations(x, model.encoder, model.encoder_bias, scratch)
-        code = choose(model, pre, state.cut, len(x), Parallel()).code
+        code = model.sparsity.select(model, pre, state.cut, len(x), Parallel()).code
         dense = torch.zeros(len(x), job.latents, device=x.device)
         rows = torch.arange(len(x), device=x.device).repeat_interleave(code.indptr.diff())
         dense[rows, code.latents.long()] = code.values

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Response
 
-from featurewatch.service.alerts import logic, queries
+from featurewatch.service.alerts import listing, logic, queries
 from featurewatch.service.alerts.schemas import (
     AlertKind,
     AlertRuleCreate,
@@ -38,10 +38,7 @@ def create_rule(body: AlertRuleCreate, session: WriteSession, response: Response
 
 @router.get("/alert-rules", summary="Alert rules, newest first")
 def list_rules(session: ReadSession, paging: Paging, family: str | None = None) -> Page[AlertRuleView]:
-    order = f"rules {family}"
-    found = queries.rules_page(session, family=family, after=paging.after(order), limit=paging.limit)
-    rows, cursor = paging.page(found, order, lambda row: (row[0].created_at, row[0].id))
-    return Page(data=[rule_view(*row) for row in rows], next_cursor=cursor)
+    return listing.rules(session, paging, family=family)
 
 
 @router.get("/alert-rules/{rule_id}", summary="One alert rule")
@@ -72,19 +69,7 @@ def list_alerts(
     state: AlertState | None = None,
     kind: AlertKind | None = None,
 ) -> Page[AlertView]:
-    order = f"alerts {family} {checkpoint} {rule} {state} {kind}"
-    found = queries.alerts_page(
-        session,
-        family=family,
-        checkpoint=checkpoint,
-        rule_id=rule,
-        state=state,
-        kind=kind,
-        after=paging.after(order),
-        limit=paging.limit,
-    )
-    rows, cursor = paging.page(found, order, lambda row: (row[0].created_at, row[0].id))
-    return Page(data=[view(*row) for row in rows], next_cursor=cursor)
+    return listing.alerts(session, paging, family=family, checkpoint=checkpoint, rule=rule, state=state, kind=kind)
 
 
 @router.get("/alerts/{alert_id}", summary="One alert")

@@ -1,7 +1,7 @@
 """What a route requires: `dependencies=[READ]`, `[WRITE]`, `[ADMIN]`, or `BY_METHOD` (reading or writing)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -20,22 +20,23 @@ def check_early(principal: Principal | None, method: str, path: str) -> None:
         _check(principal, _scope_of(method))
 
 
-def _check(principal: Principal | None, scope: str) -> None:
+def _check(principal: Principal | None, scope: str) -> Principal:
     if principal is None:
         raise UnauthenticatedError("This needs an API key: send `Authorization: Bearer fw_...`.")
     if scope not in principal.scopes:
         raise ForbiddenError(f"This needs an API key with the scope `{scope}`.", code="missing-scope", scope=scope)
+    return principal
 
 
 def _require(scope: str) -> Callable[[Request], Any]:
-    async def check(request: Request) -> None:
-        _check(_principal(request), scope)
+    async def check(request: Request) -> Principal:
+        return _check(_principal(request), scope)
 
     return check
 
 
-async def _require_by_method(request: Request) -> None:
-    _check(_principal(request), _scope_of(request.method))
+async def _require_by_method(request: Request) -> Principal:
+    return _check(_principal(request), _scope_of(request.method))
 
 
 def _scope_of(method: str) -> str:
@@ -50,3 +51,5 @@ READ = Depends(_require("read"))
 WRITE = Depends(_require("write"))
 ADMIN = Depends(_require("admin"))
 BY_METHOD = Depends(_require_by_method)
+Caller = Annotated[Principal, BY_METHOD]
+"""Who makes the request; checked once, however many parts of a route ask for it."""

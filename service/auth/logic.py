@@ -7,7 +7,9 @@ from datetime import datetime, timedelta
 from sqlalchemy.orm import Session
 
 from featurewatch.service.auth import keys, queries
+from featurewatch.service.auth.schemas import KeyOut
 from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.pages import Page, Pager
 from featurewatch.service.kit.problems import NotFoundError, UnauthenticatedError
 from featurewatch.service.models import ApiKey, WebSession
 
@@ -93,6 +95,13 @@ def _principal(row: ApiKey, session_id: str | None = None) -> Principal:
 def alive(row: ApiKey) -> bool:
     """Whether a key is neither revoked nor expired."""
     return row.revoked_at is None and (row.expires_at is None or row.expires_at > utcnow())
+
+
+def page(session: Session, paging: Pager) -> Page[KeyOut]:
+    """A page of API keys, newest first."""
+    found = queries.page_of_keys(session, after=paging.after("keys"), limit=paging.limit)
+    rows, cursor = paging.page(found, "keys", lambda row: (row.created_at, row.id))
+    return Page(data=[KeyOut.model_validate(row) for row in rows], next_cursor=cursor)
 
 
 def get(session: Session, key_id: str) -> ApiKey:

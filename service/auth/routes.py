@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 
-from featurewatch.service.auth import logic, queries
+from featurewatch.service.auth import logic
 from featurewatch.service.auth.guard import ADMIN
 from featurewatch.service.auth.schemas import KeyIn, KeyOut, NewKeyOut
 from featurewatch.service.kit.pages import Page, Paging
@@ -21,9 +21,7 @@ def create_key(body: KeyIn, session: WriteSession, response: Response) -> NewKey
 
 @router.get("", summary="All keys, newest first")
 def list_keys(session: ReadSession, paging: Paging) -> Page[KeyOut]:
-    found = queries.page_of_keys(session, after=paging.after("keys"), limit=paging.limit)
-    rows, cursor = paging.page(found, "keys", lambda row: (row.created_at, row.id))
-    return Page(data=[KeyOut.model_validate(row) for row in rows], next_cursor=cursor)
+    return logic.page(session, paging)
 
 
 @router.get("/{key_id}", summary="One key")

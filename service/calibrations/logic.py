@@ -1,25 +1,24 @@
-"""Calibrations: asking for one and finding them. A worker does the rest (`workers.pipelines.calibrating`)."""
+"""Calibrations: asking for one and finding them. A worker does the rest (`workers.pipelines.runs.calibrate`)."""
 
 from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
 from featurewatch.service.calibrations import queries
-from featurewatch.service.calibrations.schemas import CalibrationIn, CalibrationSummary, summary
+from featurewatch.service.calibrations.schemas import CalibrationIn, summary
 from featurewatch.service.checkpoints import logic as checkpoints
-from featurewatch.service.families import logic as families
+from featurewatch.service.families.schemas import FamilyOut
 from featurewatch.service.kit.problems import ConflictError, NotFoundError
 from featurewatch.service.models import Family, Run
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.verdicts import queries as verdicts
 
 
-def create(session: Session, family_name: str, body: CalibrationIn) -> tuple[Run, str]:
+def create(session: Session, family: Family, body: CalibrationIn) -> tuple[Run, str]:
     """Queue a calibration; its run and the name of the checkpoint.
 
-    Raises 404 for the family and the checkpoint, 409 where that is not judged or its activations are not kept.
+    Raises 404 for the checkpoint, 409 where that is not judged or its activations are not kept.
     """
-    family = families.get(session, family_name)
     checkpoint = checkpoints.get_judged(session, family, body.checkpoint)
     if any(source.activations is None for source in verdicts.sources(session, checkpoint.id).values()):
         raise ConflictError(
@@ -31,14 +30,18 @@ def create(session: Session, family_name: str, body: CalibrationIn) -> tuple[Run
     return run, checkpoint.name
 
 
-def get(session: Session, family_name: str, run_id: str) -> tuple[Run, str, str | None]:
+def get(session: Session, family: Family, run_id: str) -> tuple[Run, str, str | None]:
     """A calibration of a family with the names of family and checkpoint, or 404."""
-    found = queries.one(session, families.get(session, family_name).name, run_id)
+    found = queries.one(session, family.name, run_id)
     if found is None:
-        raise NotFoundError(f"The family {family_name} has no calibration {run_id}.", code="unknown-calibration")
+        raise NotFoundError(f"The family {family.name} has no calibration {run_id}.", code="unknown-calibration")
     return found
 
 
-def latest(session: Session, rows: Sequence[Family]) -> dict[str, CalibrationSummary]:
-    """Family id -> its last calibration in short, of the families that have one."""
-    return {id_: summary(run) for id_, run in queries.latest(session, [row.id for row in rows]).items()}
+def with_latest(session: Session, families: Sequence[Family]) -> list[FamilyOut]:
+    """Families as the API returns them, each with a summary of its latest calibration."""
+    latest = {key: summary(run) for key, run in queries.latest(session, [family.id for family in families]).items()}
+    return [
+        FamilyOut.model_validate(family).model_copy(update={"calibration": latest.get(family.id)})
+        for family in families
+    ]

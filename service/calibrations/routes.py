@@ -5,7 +5,7 @@ from fastapi import APIRouter, Response
 from featurewatch.service.auth.guard import BY_METHOD
 from featurewatch.service.calibrations import logic, queries
 from featurewatch.service.calibrations.schemas import CalibrationIn, CalibrationView, view
-from featurewatch.service.families import logic as families
+from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.kit.pages import Page, Paging
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
 
@@ -15,23 +15,22 @@ RETRY_AFTER_S = 5
 
 
 @router.post("", status_code=202, summary="How often do the family's thresholds raise a false alarm?")
-def calibrate(family: str, body: CalibrationIn, session: WriteSession, response: Response) -> CalibrationView:
+def calibrate(family: WriteFamily, body: CalibrationIn, session: WriteSession, response: Response) -> CalibrationView:
     """Judges versions of a checkpoint in which nothing changed. Nothing of the family changes, no alert is raised."""
     run, checkpoint = logic.create(session, family, body)
-    response.headers["Location"] = f"/v1/families/{family}/calibrations/{run.id}"
+    response.headers["Location"] = f"/v1/families/{family.name}/calibrations/{run.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return view(run, family, checkpoint)
+    return view(run, family.name, checkpoint)
 
 
 @router.get("", summary="Calibrations of a family, newest first")
-def list_calibrations(family: str, session: ReadSession, paging: Paging) -> Page[CalibrationView]:
-    found = families.get(session, family)
-    order = f"calibrations:{found.id}"
-    rows = queries.page(session, found.name, after=paging.after(order), limit=paging.limit)
+def list_calibrations(family: ReadFamily, session: ReadSession, paging: Paging) -> Page[CalibrationView]:
+    order = f"calibrations:{family.id}"
+    rows = queries.page(session, family.name, after=paging.after(order), limit=paging.limit)
     kept, cursor = paging.page(rows, order, lambda row: (row[0].created_at, row[0].id))
     return Page(data=[view(*row) for row in kept], next_cursor=cursor)
 
 
 @router.get("/{calibration}", summary="One calibration")
-def get_calibration(family: str, calibration: str, session: ReadSession) -> CalibrationView:
+def get_calibration(family: ReadFamily, calibration: str, session: ReadSession) -> CalibrationView:
     return view(*logic.get(session, family, calibration))

@@ -34,6 +34,7 @@ class Expected:
 class Examined:
     """What a registration refers to, as far as this host can tell."""
 
+    hook_points: list[str]
     uri: str | None
     """The resolved reference; None: it is left to the worker"""
     adapter: str | None
@@ -77,7 +78,7 @@ def _look(uri: str, adapter: str | None, settings: Settings, expected: Expected)
     if found.size <= HASHED_AT_ONCE:
         found = contents.digested(files)
     prefix = ACTIVATIONS if brought_along and resolved is not None else ""
-    return Examined(resolved and prefix + resolved, resolved_adapter, files, found)
+    return Examined(list(expected.hook_points), resolved and prefix + resolved, resolved_adapter, files, found)
 
 
 def _locate(uri: str, settings: Settings) -> tuple[Path | None, str | None]:

@@ -1,6 +1,7 @@
 """Checkpoints: registering and finding them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sqlalchemy.exc import IntegrityError
@@ -10,13 +11,14 @@ from featurewatch.service.checkpoints import contents, queries
 from featurewatch.service.checkpoints.contents import Contents
 from featurewatch.service.checkpoints.faults import UnusableError
 from featurewatch.service.checkpoints.inspect import Examined, Expected, look
-from featurewatch.service.checkpoints.schemas import CheckpointIn
+from featurewatch.service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointState, view
 from featurewatch.service.config import Settings
-from featurewatch.service.families import logic as families
 from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.pages import MAX_LIMIT, Page, Pager
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
 from featurewatch.service.models import Checkpoint, Family, Run
 from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.schemas import view as run_view
 from featurewatch.service.verdicts.generations import kinds
 
 KIND = "onboard"
@@ -52,14 +54,42 @@ def check_judged(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def examine(session: Session, settings: Settings, family_name: str, body: CheckpointIn) -> Examined:
+def page(session: Session, family: Family, paging: Pager, state: CheckpointState | None = None) -> Page[CheckpointOut]:
+    """A page of a family's checkpoints, oldest first."""
+    order = f"checkpoints:{family.id}:{state}"
+    found = queries.page(session, family.id, state=state, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(found, order, lambda row: (row.created_at, row.id))
+    return Page(data=views(session, family, rows), next_cursor=cursor)
+
+
+def views(session: Session, family: Family, rows: Sequence[Checkpoint]) -> list[CheckpointOut]:
+    """Checkpoints of a family as the API returns them, each with its newest run."""
+    ids = [row.id for row in rows]
+    newest_runs = queries.newest_runs(session, ids)
+    parents = queries.names(session, [row.parent_id for row in rows if row.parent_id])
+    activations_kept = queries.activations_kept(session, ids)
+    checkpoints = []
+    for row in rows:
+        run = run_view(newest_runs[row.id], family.name, row.name) if row.id in newest_runs else None
+        parent = parents.get(row.parent_id or "")
+        checkpoints.append(view(row, family.name, parent, run, activations_kept.get(row.id)))
+    return checkpoints
+
+
+def all_views(session: Session, family: Family) -> list[CheckpointOut]:
+    """Every checkpoint of a family, oldest first."""
+    rows = queries.of_family(session, family.id)
+    pieces = (rows[start : start + MAX_LIMIT] for start in range(0, len(rows), MAX_LIMIT))
+    return [checkpoint for piece in pieces for checkpoint in views(session, family, piece)]
+
+
+def examine(session: Session, settings: Settings, family: Family, body: CheckpointIn) -> Examined:
     """Look at a registration's files, and resolve what moves. Reads only.
 
-    Large files are hashed where only that can tell whether they are those that have the name already. Raises 404 for
-    the family, 422 (UnusableError) for URIs and files that cannot be a checkpoint, and 503 `content-pending` while the
+    Large files are hashed where only that can tell whether they are those that have the name already. Raises 422
+    (UnusableError) for URIs and files that cannot be a checkpoint, and 503 `content-pending` while the
     hashing goes on.
     """
-    family = families.get(session, family_name)
     expected = Expected(
         hook_points=_hook_points(family, body),
         positions=(family.positions or {}).get("count"),
@@ -85,22 +115,21 @@ def examine(session: Session, settings: Settings, family_name: str, body: Checkp
 
 
 def register(
-    session: Session, settings: Settings, family_name: str, body: CheckpointIn, examined: Examined | None = None
+    session: Session, settings: Settings, family: Family, body: CheckpointIn, examined: Examined | None = None
 ) -> tuple[Checkpoint, Run | None, bool]:
     """Register a checkpoint: its row, its run and the run's bell. `examined` is what `examine` returned.
 
     Returns the checkpoint, its run and whether anything is new: the same content under the same name gives what is
     there, without a run where that was deleted. A failed checkpoint's name may be taken by other content; the row is
     used again, with a new run.
-    Raises 404, 409 (name used for other content), 422 (parent, hook points, files); then nothing is written.
+    Raises 409 (name used for other content), 422 (parent, hook points, files); then nothing is written.
     """
-    examined = examined or examine(session, settings, family_name, body)
-    family = families.get(session, family_name)
+    examined = examined or examine(session, settings, family, body)
     found = queries.by_name(session, family.id, body.name)
     if found is None:
         checkpoint = Checkpoint(family_id=family.id, name=body.name)
         parent = _parent(session, family, body, None)
-        _fill(checkpoint, family, body, parent, examined)
+        _fill(checkpoint, body, parent, examined)
         try:
             with session.begin_nested():
                 queries.add(session, checkpoint)
@@ -109,7 +138,7 @@ def register(
         else:
             return checkpoint, _queue(session, checkpoint, body.priority), True
     parent_id = found.parent_id if body.parent is None else _parent_id(session, family, body.parent)
-    if _same_terms(found, family, body, parent_id) and _same_content(found, body, examined):
+    if _same_terms(found, body, parent_id, examined) and _same_content(found, body, examined):
         run = queries.newest_runs(session, [found.id]).get(found.id)
         if run is not None or found.state != "failed":
             return found, run, False
@@ -119,7 +148,7 @@ def register(
             "or fit.",
             code="name-used",
         )
-    _fill(found, family, body, _parent(session, family, body, found), examined)
+    _fill(found, body, _parent(session, family, body, found), examined)
     return found, _queue(session, found, body.priority), True
 
 
@@ -136,15 +165,13 @@ def _queue(session: Session, checkpoint: Checkpoint, priority: int) -> Run:
     )
 
 
-def _fill(
-    checkpoint: Checkpoint, family: Family, body: CheckpointIn, parent: Checkpoint | None, examined: Examined
-) -> None:
+def _fill(checkpoint: Checkpoint, body: CheckpointIn, parent: Checkpoint | None, examined: Examined) -> None:
     parent_id = parent.id if parent else None
     checkpoint.uri = body.uri
     checkpoint.adapter = body.adapter
     checkpoint.parent_id = parent_id
     checkpoint.deleted_parents = []
-    checkpoint.hook_points = _hook_points(family, body)
+    checkpoint.hook_points = examined.hook_points
     checkpoint.fit = body.fit
     checkpoint.details = body.metadata
     checkpoint.resolved_uri = examined.uri
@@ -173,11 +200,11 @@ def _hook_points(family: Family, body: CheckpointIn) -> list[str]:
     return body.hook_points
 
 
-def _same_terms(found: Checkpoint, family: Family, body: CheckpointIn, parent_id: str | None) -> bool:
+def _same_terms(found: Checkpoint, body: CheckpointIn, parent_id: str | None, examined: Examined) -> bool:
     """Whether a registration asks for what is there. `metadata` is left out: a CI job that runs again has another."""
     deleted = {parent["name"] for parent in found.deleted_parents}
     same_parent = parent_id == found.parent_id or (not parent_id and body.parent in deleted)
-    return same_parent and (list(found.hook_points), found.fit) == (list(_hook_points(family, body)), body.fit)
+    return same_parent and (list(found.hook_points), found.fit) == (examined.hook_points, body.fit)
 
 
 def _same_content(found: Checkpoint, body: CheckpointIn, examined: Examined) -> bool:

@@ -84,6 +84,12 @@ def page(
     return session.scalars(keyset(statement, keys, after, limit)).all()
 
 
+def of_family(session: Session, family_id: str) -> Sequence[Checkpoint]:
+    """All checkpoints of a family, oldest first."""
+    statement = select(Checkpoint).where(Checkpoint.family_id == family_id)
+    return session.scalars(statement.order_by(Checkpoint.created_at, Checkpoint.id)).all()
+
+
 def newest_runs(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, Run]:
     """Checkpoint id -> its newest run that reads and judges it."""
     order = func.row_number().over(partition_by=Run.checkpoint_id, order_by=(Run.created_at.desc(), Run.id.desc()))

@@ -3,21 +3,21 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Response
-from sqlalchemy.orm import Session
 
 from featurewatch.service.auth.guard import BY_METHOD
-from featurewatch.service.checkpoints import logic, queries
+from featurewatch.service.checkpoints import logic
 from featurewatch.service.checkpoints.inspect import Examined
+from featurewatch.service.checkpoints.lookup import ReadCheckpoint, WriteCheckpoint
 from featurewatch.service.checkpoints.report import MEDIA_TYPES, Report, choose_format, render, report
-from featurewatch.service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointState, Registration, view
+from featurewatch.service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointState, Registration
 from featurewatch.service.deletions import checkpoints as deletion
 from featurewatch.service.families import logic as families
+from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.features.queries import Filter
 from featurewatch.service.kit.pages import Page, Paging
 from featurewatch.service.kit.sessions import AppArtifacts, AppDatabase, AppSettings, ReadSession, WriteSession
 from featurewatch.service.kit.turns import IN_TURN
-from featurewatch.service.models import Checkpoint, Family
-from featurewatch.service.runs import schemas as run_schemas
+from featurewatch.service.runs.schemas import view as run_view
 
 router = APIRouter(prefix="/v1/families/{family}/checkpoints", tags=["checkpoints"], dependencies=[BY_METHOD])
 
@@ -30,7 +30,7 @@ def _examined(family: str, body: CheckpointIn, database: AppDatabase, settings: 
     The session ends with it: a request that waits for its turn must not keep a connection from the others.
     """
     with database.read() as session:
-        return logic.examine(session, settings, family, body)
+        return logic.examine(session, settings, families.get(session, family), body)
 
 
 @router.post(
@@ -40,45 +40,40 @@ def _examined(family: str, body: CheckpointIn, database: AppDatabase, settings: 
     responses={200: {"description": "It is registered already, with the same content.", "model": Registration}},
 )
 def register_checkpoint(
-    family: str,
     body: CheckpointIn,
     examined: Annotated[Examined, Depends(_examined)],
+    family: WriteFamily,
     session: WriteSession,
     settings: AppSettings,
     response: Response,
 ) -> Registration:
     checkpoint, run, created = logic.register(session, settings, family, body, examined)
     response.status_code = 202 if created else 200
-    shown = _show(session, families.get(session, family), [checkpoint])[0]
+    shown = logic.views(session, family, [checkpoint])[0]
     if run is None:
-        response.headers["Location"] = f"/v1/families/{family}/checkpoints/{checkpoint.name}"
+        response.headers["Location"] = f"/v1/families/{family.name}/checkpoints/{checkpoint.name}"
         return Registration(checkpoint=shown, run=None)
     response.headers["Location"] = f"/v1/runs/{run.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return Registration(checkpoint=shown, run=run_schemas.view(run, family, checkpoint.name))
+    return Registration(checkpoint=shown, run=run_view(run, family.name, checkpoint.name))
 
 
 @router.get("", summary="Checkpoints of a family, oldest first")
 def list_checkpoints(
-    family: str, session: ReadSession, paging: Paging, state: Annotated[CheckpointState | None, Query()] = None
+    family: ReadFamily, session: ReadSession, paging: Paging, state: Annotated[CheckpointState | None, Query()] = None
 ) -> Page[CheckpointOut]:
-    found = families.get(session, family)
-    order = f"checkpoints:{found.id}:{state}"
-    rows = queries.page(session, found.id, state=state, after=paging.after(order), limit=paging.limit)
-    kept, cursor = paging.page(rows, order, lambda row: (row.created_at, row.id))
-    return Page(data=_show(session, found, kept), next_cursor=cursor)
+    return logic.page(session, family, paging, state)
 
 
 @router.get("/{name}", summary="One checkpoint")
-def get_checkpoint(family: str, name: str, session: ReadSession) -> CheckpointOut:
-    found = families.get(session, family)
-    return _show(session, found, [logic.get(session, found, name)])[0]
+def get_checkpoint(family: ReadFamily, checkpoint: ReadCheckpoint, session: ReadSession) -> CheckpointOut:
+    return logic.views(session, family, [checkpoint])[0]
 
 
 @router.delete("/{name}", status_code=204, summary="Delete a checkpoint")
 def delete_checkpoint(
-    family: str,
-    name: str,
+    family: WriteFamily,
+    checkpoint: WriteCheckpoint,
     session: WriteSession,
     reparent: Annotated[
         bool, Query(description="Hand its children to its parent. Left out: a checkpoint with children is kept (409).")
@@ -86,8 +81,7 @@ def delete_checkpoint(
 ) -> None:
     """With its runs, verdicts and alerts. Reparented children are re-judged against their new parent, from
     what is stored. Artifacts that nothing else refers to are removed later, as retention says."""
-    found = families.get(session, family)
-    deletion.delete(session, found, logic.get(session, found, name), reparent=reparent)
+    deletion.delete(session, family, checkpoint, reparent=reparent)
 
 
 @router.get(
@@ -98,7 +92,7 @@ def delete_checkpoint(
     dependencies=[IN_TURN],
 )
 def get_report(
-    family: str,
+    family: ReadFamily,
     name: str,
     session: ReadSession,
     artifacts: AppArtifacts,
@@ -118,17 +112,6 @@ def get_report(
 ) -> Response:
     chosen = choose_format(form, accept)
     wanted = Filter(min_change=min_change, max_q=max_q)
-    document = report(session, artifacts, families.get(session, family), name, baseline, wanted)
+    document = report(session, artifacts, family, name, baseline, wanted)
     text = document.model_dump_json() if chosen == "json" else render(document, chosen)
     return Response(text, media_type=MEDIA_TYPES[chosen])
-
-
-def _show(session: Session, family: Family, rows: list[Checkpoint]) -> list[CheckpointOut]:
-    runs = queries.newest_runs(session, [row.id for row in rows])
-    names = queries.names(session, [row.parent_id for row in rows if row.parent_id])
-    kept = queries.activations_kept(session, [row.id for row in rows])
-    shown = []
-    for row in rows:
-        run = run_schemas.view(runs[row.id], family.name, row.name) if row.id in runs else None
-        shown.append(view(row, family.name, names.get(row.parent_id or ""), run, kept.get(row.id)))
-    return shown

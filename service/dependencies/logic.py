@@ -17,7 +17,6 @@ from featurewatch.service.dependencies.schemas import (
     DependenciesIn,
     view,
 )
-from featurewatch.service.families import logic as families
 from featurewatch.service.features import logic as features
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id
@@ -37,13 +36,12 @@ OF_A_SIGNATURE = 3
 """Features, the strongest ones, that are looked at unasked: each costs a minute or two."""
 
 
-def create(session: Session, family_name: str, checkpoint_name: str, body: DependenciesIn) -> tuple[Run, Checkpoint]:
+def create(session: Session, family: Family, checkpoint: Checkpoint, body: DependenciesIn) -> Run:
     """Queue a run that finds the dependencies of some features in a checkpoint.
 
-    Raises 404 for family, checkpoint and features, 409 where the checkpoint is not judged or has no model.
+    Raises 404 for features, 409 where the checkpoint is not judged or has no model.
     """
-    family = families.get(session, family_name)
-    checkpoint = checkpoints.get_judged(session, family, checkpoint_name)
+    checkpoints.check_judged(checkpoint)
     _require_model(family, checkpoint)
     if body.hook_point is not None and body.hook_point not in checkpoint.hook_points:
         raise UnprocessableError(
@@ -59,7 +57,7 @@ def create(session: Session, family_name: str, checkpoint_name: str, body: Depen
             "it no longer.",
             code="feature-not-in-checkpoint",
         )
-    return _queue(session, checkpoint, numbers, body), checkpoint
+    return _queue(session, checkpoint, numbers, body)
 
 
 def queue_watched(session: Session, checkpoint_id: str) -> list[Run]:

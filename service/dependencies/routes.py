@@ -5,9 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.checkpoints.lookup import WriteCheckpoint
 from featurewatch.service.dependencies import logic
 from featurewatch.service.dependencies.schemas import Dependencies, DependenciesIn, Method
-from featurewatch.service.families import logic as families
+from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.features import logic as features
 from featurewatch.service.kit.sessions import AppArtifacts, ReadSession, WriteSession
 from featurewatch.service.runs.schemas import RunView
@@ -21,18 +22,20 @@ RETRY_AFTER_S = 5
 @router.post(
     "/checkpoints/{name}/dependencies", status_code=202, summary="Find out what features are computed from here"
 )
-def find(family: str, name: str, body: DependenciesIn, session: WriteSession, response: Response) -> RunView:
+def find(
+    family: WriteFamily, checkpoint: WriteCheckpoint, body: DependenciesIn, session: WriteSession, response: Response
+) -> RunView:
     """A run that reads the model: edges from earlier features and tokens, to the next token, and the effect of each
     feature. Compared with the parent where its dependencies are known."""
-    run, checkpoint = logic.create(session, family, name, body)
+    run = logic.create(session, family, checkpoint, body)
     response.headers["Location"] = f"/v1/runs/{run.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return run_view(run, family, checkpoint.name)
+    return run_view(run, family.name, checkpoint.name)
 
 
 @router.get("/features/{feature}/dependencies", summary="What a feature is computed from, and whether that changed")
 def show(
-    family: str,
+    family: ReadFamily,
     feature: str,
     session: ReadSession,
     artifacts: AppArtifacts,
@@ -40,6 +43,5 @@ def show(
     baseline: Annotated[str | None, Query(description="Compare with this one.")] = None,
     method: Annotated[Method | None, Query(description="Left out: the one that was used last.")] = None,
 ) -> Dependencies:
-    found = families.get(session, family)
-    number = features.get(session, found, feature).number
-    return logic.get(session, artifacts, found, number, checkpoint=checkpoint, baseline=baseline, method=method)
+    number = features.get(session, family, feature).number
+    return logic.get(session, artifacts, family, number, checkpoint=checkpoint, baseline=baseline, method=method)

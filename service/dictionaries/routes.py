@@ -6,8 +6,9 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import FileResponse
 
 from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.checkpoints.lookup import ReadCheckpoint
 from featurewatch.service.dictionaries import logic
-from featurewatch.service.families import logic as families
+from featurewatch.service.families.lookup import ReadFamily
 from featurewatch.service.kit.sessions import AppArtifacts, ReadSession
 
 router = APIRouter(prefix="/v1/families/{family}/checkpoints/{name}", tags=["dictionaries"], dependencies=[BY_METHOD])
@@ -20,8 +21,8 @@ router = APIRouter(prefix="/v1/families/{family}/checkpoints/{name}", tags=["dic
     responses={200: {"content": {"application/octet-stream": {}}, "description": "A safetensors file."}},
 )
 def get_dictionary(
-    family: str,
-    name: str,
+    family: ReadFamily,
+    checkpoint: ReadCheckpoint,
     request: Request,
     session: ReadSession,
     artifacts: AppArtifacts,
@@ -35,14 +36,13 @@ def get_dictionary(
     `readout_slope` [m] read the code from x~: relu(x~ `readout` + `readout_bias`) / max(`readout_slope`, 0.25).
     `reference` [m, d] is what the checkpoint was compared with. Columns are those of `/codes/ids?checkpoint={name}`.
     """
-    found = families.get(session, family)
-    source = logic.of_source(session, found, name, hook_point)
+    source = logic.of_source(session, checkpoint, hook_point)
     tag = f'"{str(source.dictionary).rpartition("/")[2]}"'
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"ETag": tag})
     return FileResponse(
         logic.file_of(artifacts, source),
         media_type="application/octet-stream",
-        filename=f"{family}-{name}-{source.hook_point}.safetensors",
+        filename=f"{family.name}-{checkpoint.name}-{source.hook_point}.safetensors",
         headers={"ETag": tag},
     )

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from featurewatch.service.config import Settings
 from featurewatch.service.families import queries
 from featurewatch.service.families.schemas import FamilyIn
+from featurewatch.service.kit.pages import Pager
 from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from featurewatch.service.models import Family
@@ -47,6 +48,12 @@ def get(session: Session, name: str) -> Family:
     if family is None:
         raise NotFoundError(f"There is no family {name}.", code="unknown-family")
     return family
+
+
+def page(session: Session, paging: Pager) -> tuple[list[Family], str | None]:
+    """A page of all families, by name, and the cursor of the next one."""
+    rows = queries.page(session, after=paging.after("families"), limit=paging.limit)
+    return paging.page(rows, "families", lambda row: (row.name,))
 
 
 def keep_documents(session: Session, family_id: str, copy: dict[str, Any]) -> dict[str, Any]:

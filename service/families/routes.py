@@ -1,18 +1,15 @@
 """`/v1/families`."""
 
-from collections.abc import Sequence
-
 from fastapi import APIRouter, Response
-from sqlalchemy.orm import Session
 
 from featurewatch.service.auth.guard import ADMIN, BY_METHOD
 from featurewatch.service.calibrations import logic as calibrations
 from featurewatch.service.deletions import families as deletion
-from featurewatch.service.families import logic, queries
+from featurewatch.service.families import logic
+from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.families.schemas import FamilyIn, FamilyOut
 from featurewatch.service.kit.pages import Page, Paging
 from featurewatch.service.kit.sessions import AppSettings, ReadSession, WriteSession
-from featurewatch.service.models import Family
 
 router = APIRouter(prefix="/v1/families", tags=["families"], dependencies=[BY_METHOD])
 
@@ -28,28 +25,22 @@ def create_family(body: FamilyIn, session: WriteSession, settings: AppSettings, 
     if not created:
         response.status_code = 200
     response.headers["Location"] = f"/v1/families/{family.name}"
-    return _show(session, [family])[0]
+    return calibrations.with_latest(session, [family])[0]
 
 
 @router.get("", summary="All families, by name")
 def list_families(session: ReadSession, paging: Paging) -> Page[FamilyOut]:
-    found = queries.page(session, after=paging.after("families"), limit=paging.limit)
-    rows, cursor = paging.page(found, "families", lambda row: (row.name,))
-    return Page(data=_show(session, rows), next_cursor=cursor)
+    rows, cursor = logic.page(session, paging)
+    return Page(data=calibrations.with_latest(session, rows), next_cursor=cursor)
 
 
 @router.get("/{family}", summary="One family")
-def get_family(family: str, session: ReadSession) -> FamilyOut:
-    return _show(session, [logic.get(session, family)])[0]
+def get_family(family: ReadFamily, session: ReadSession) -> FamilyOut:
+    return calibrations.with_latest(session, [family])[0]
 
 
 @router.delete("/{family}", status_code=204, summary="Delete a family", dependencies=[ADMIN])
-def delete_family(family: str, session: WriteSession) -> None:
+def delete_family(family: WriteFamily, session: WriteSession) -> None:
     """With its checkpoints, features, runs, alerts and artifacts, its copy of the corpus too. It is gone at once, and
     its name is free; rows and artifacts are removed within minutes. Needs the scope `admin`."""
-    deletion.delete(session, logic.get(session, family))
-
-
-def _show(session: Session, rows: Sequence[Family]) -> list[FamilyOut]:
-    last = calibrations.latest(session, rows)
-    return [FamilyOut.model_validate(row).model_copy(update={"calibration": last.get(row.id)}) for row in rows]
+    deletion.delete(session, family)

@@ -15,6 +15,7 @@ from featurewatch.service.features import codes, logic, queries, words
 from featurewatch.service.features.logic import Comparison
 from featurewatch.service.features.queries import Filter
 from featurewatch.service.features.schemas import (
+    Diff,
     FeatureRow,
     Finding,
     NotJudged,
@@ -22,9 +23,10 @@ from featurewatch.service.features.schemas import (
     Summary,
     Unjudged,
 )
-from featurewatch.service.features.sorting import least_changes, order_of
+from featurewatch.service.features.sorting import Order, least_changes, order_of
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
+from featurewatch.service.kit.pages import Pager
 from featurewatch.service.models import Checkpoint
 from featurewatch.service.verdicts.arrays import among
 from featurewatch.service.verdicts.generations import ancestry, fitted_fvu
@@ -41,6 +43,23 @@ NAMED = 5
 _IN_HEADLINE = 3
 _LOW_VALID_SHARE, _TURNED = 0.8, 0.8
 _SCALE = 1.5
+
+
+def diff(
+    session: Session, artifacts: ArtifactStore, paging: Pager, comparison: Comparison, wanted: Filter, order: Order
+) -> Diff:
+    """A comparison with its baseline in words, with a page of its features."""
+    assert comparison.baseline is not None
+    numbers, cursor = logic.page_numbers(session, paging, comparison, wanted, order)
+    counts = logic.counts(session, comparison)
+    findings = summary(session, artifacts, comparison, counts, wanted, also=numbers)
+    return Diff(
+        **dict(findings),
+        **{"from": comparison.baseline.name, "to": comparison.checkpoint.name},
+        counts={status: counts.get(status, 0) for status in Status},
+        data=[comparison.shown[number] for number in numbers],
+        next_cursor=cursor,
+    )
 
 
 def summary(

@@ -19,13 +19,14 @@ from featurewatch.service.features.schemas import (
     FeaturePatch,
     FeatureRow,
     Point,
+    Trajectory,
     feature_detail,
     feature_row,
     point,
 )
 from featurewatch.service.features.sorting import Order
-from featurewatch.service.kit.ids import parse_feature_id
-from featurewatch.service.kit.pages import check
+from featurewatch.service.kit.ids import feature_id, parse_feature_id
+from featurewatch.service.kit.pages import Page, Pager, check
 from featurewatch.service.kit.problems import NotFoundError
 from featurewatch.service.lineage import logic as lineage
 from featurewatch.service.models import Checkpoint, Family, Feature
@@ -102,6 +103,23 @@ def rows(
     return found
 
 
+def page(session: Session, paging: Pager, comparison: Comparison, wanted: Filter, order: Order) -> Page[FeatureRow]:
+    """A page of a comparison's features."""
+    numbers, cursor = page_numbers(session, paging, comparison, wanted, order)
+    features = shown(session, comparison, numbers)
+    return Page(data=[features[number] for number in numbers], next_cursor=cursor)
+
+
+def page_numbers(
+    session: Session, paging: Pager, comparison: Comparison, wanted: Filter, order: Order
+) -> tuple[list[int], str | None]:
+    """The numbers of a page's features, and the cursor of the next page."""
+    name = f"{comparison.checkpoint.id}:{comparison.baseline and comparison.baseline.id}:{wanted}:{order}"
+    found = rows(session, comparison, wanted=wanted, order=order, after=paging.after(name), limit=paging.limit)
+    verdicts, cursor = paging.page(found, name, order.values)
+    return [verdict.feature for verdict in verdicts], cursor
+
+
 def chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.int64]:
     """Places of the features in the table that fit the filter, ascending: what `queries.page` selects in SQL."""
     if wanted not in asked.chosen:
@@ -165,16 +183,16 @@ def _verdicts(session: Session, asked: Comparison, numbers: Sequence[int]) -> Se
     return asked.table.rows(places[places >= 0].tolist())
 
 
-def get(session: Session, family: Family, feature_id: str) -> Feature:
+def get(session: Session, family: Family, name: str) -> Feature:
     """A feature by its public id, or 404."""
     try:
-        number = parse_feature_id(feature_id)
+        number = parse_feature_id(name)
     except ValueError as error:
         raise NotFoundError(f"{error}.", code="unknown-feature") from None
     # Larger ones than the column holds would be an error of the database.
     feature = queries.get(session, family.id, number) if number <= queries.MAX_NUMBER else None
     if feature is None:
-        raise NotFoundError(f"The family {family.name} has no feature {feature_id}.", code="unknown-feature")
+        raise NotFoundError(f"The family {family.name} has no feature {name}.", code="unknown-feature")
     return feature
 
 
@@ -187,6 +205,11 @@ def trajectory(session: Session, family: Family, feature: Feature) -> list[Point
         points.append(point(row, row.checkpoint_name, row.parent_name))
         points[-1].rewired = rewired.get((row.checkpoint_id, feature.number))
     return points
+
+
+def trajectory_of(feature: Feature, points: list[Point]) -> Trajectory:
+    """A feature over all checkpoints, from its `trajectory`."""
+    return Trajectory(id=feature_id(feature.number), label=feature.label, auto_label=feature.auto_label, points=points)
 
 
 def detail(session: Session, family: Family, feature: Feature, points: Sequence[Point] | None = None) -> FeatureDetail:

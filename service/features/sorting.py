@@ -25,7 +25,7 @@ class _Sort(NamedTuple):
 
 SORTS = {
     figure.name: _Sort(figure.sort, figure.sort_title or figure.label, not figure.required) for figure in FIGURES
-} | {"id": _Sort("asc", "id", missing=False), "least_change": _Sort("desc", "surest large change", missing=False)}
+} | {"id": _Sort("asc", "id", missing=False), "least_change": _Sort("desc", "largest certain change", missing=False)}
 """Sort name -> how features are sorted by it."""
 if TYPE_CHECKING:
     SortName = str

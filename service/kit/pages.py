@@ -51,6 +51,11 @@ class Pager:
     request: Request
     response: Response
 
+    @classmethod
+    def whole(cls, request: Request, limit: int = MAX_LIMIT) -> "Pager":
+        """The first page of a list that stands on a page with others, whatever `limit` and `cursor` it was sent."""
+        return cls(limit, None, request, Response())
+
     def after(self, order: str) -> list[Any] | None:
         """Sort values after which the page starts; `order` names sort and filters, and must be the cursor's own."""
         if self.cursor is None:

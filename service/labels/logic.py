@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from featurewatch.service.checkpoints import logic as checkpoints
-from featurewatch.service.families import logic as families
 from featurewatch.service.features import logic as features
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.kit.problems import ConflictError
 from featurewatch.service.labels import queries
 from featurewatch.service.labels.schemas import DEFAULT, LabelIn
-from featurewatch.service.models import Run
+from featurewatch.service.models import Family, Run
 from featurewatch.service.runs import logic as runs
 
 
@@ -24,12 +23,11 @@ class ModelLabel:
     score: tuple[float, float, float] | None
 
 
-def create(session: Session, family_name: str, body: LabelIn) -> tuple[Run, str]:
+def create(session: Session, family: Family, body: LabelIn) -> tuple[Run, str]:
     """Queue a run that labels features; it and the name of the checkpoint.
 
-    Raises 404 for family, checkpoint and features, 409 where the family has no text or no feature is left to label.
+    Raises 404 for checkpoint and features, 409 where the family has no text or no feature is left to label.
     """
-    family = families.get(session, family_name)
     checkpoint = checkpoints.get_judged(session, family, body.checkpoint)
     if not (family.positions or {}).get("documents"):
         raise ConflictError(

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from featurewatch.service.auth.guard import BY_METHOD
-from featurewatch.service.families import logic as families
+from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.features import logic as features
 from featurewatch.service.kit.pages import Page, Paging, SortKey, check
 from featurewatch.service.kit.sessions import AppArtifacts, ReadSession, WriteSession
@@ -24,39 +24,38 @@ PassagesQuery = Annotated[int, Query(ge=0, le=16, description="Passages of each 
 
 
 @router.post("/features/labels", status_code=202, summary="Have features labelled by the model that the settings name")
-def label(family: str, body: LabelIn, session: WriteSession, response: Response) -> RunView:
+def label(family: WriteFamily, body: LabelIn, session: WriteSession, response: Response) -> RunView:
     """A run of the kind `label`. Passages of the probe corpus go to the endpoint of FEATUREWATCH_LABEL_URL. Labels are
     text for people: no verdict uses them."""
     run, checkpoint = logic.create(session, family, body)
     response.headers["Location"] = f"/v1/runs/{run.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return view(run, family, checkpoint)
+    return view(run, family.name, checkpoint)
 
 
 @router.get("/features/{feature}/neuronpedia", summary="One feature as Neuronpedia-style viewers read it")
 def one_for_viewers(
-    family: str,
+    family: ReadFamily,
     feature: str,
     session: ReadSession,
     artifacts: AppArtifacts,
     checkpoint: CheckpointQuery = None,
     passages: PassagesQuery = 10,
 ) -> NeuronpediaFeature:
-    found = families.get(session, family)
-    number = features.get(session, found, feature).number
-    return Exporter(session, artifacts, found, checkpoint).features([number], passages)[0]
+    number = features.get(session, family, feature).number
+    return Exporter(session, artifacts, family, checkpoint).features([number], passages)[0]
 
 
 @router.get("/neuronpedia", summary="All features of a checkpoint as Neuronpedia-style viewers read them")
 def all_for_viewers(
-    family: str,
+    family: ReadFamily,
     session: ReadSession,
     artifacts: AppArtifacts,
     paging: Paging,
     checkpoint: CheckpointQuery = None,
     passages: PassagesQuery = 10,
 ) -> Page[NeuronpediaFeature]:
-    exporter = Exporter(session, artifacts, families.get(session, family), checkpoint)
+    exporter = Exporter(session, artifacts, family, checkpoint)
     order = f"neuronpedia:{exporter.code.checkpoint_id}"
     after = paging.after(order)
     if after is not None:

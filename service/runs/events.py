@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import anyio
 from anyio.to_thread import run_sync
 from sqlalchemy.exc import OperationalError
+from starlette.responses import StreamingResponse
 
 from featurewatch.service.auth import logic as auth
 from featurewatch.service.auth.logic import Principal
@@ -20,6 +21,12 @@ HEARTBEAT_SECONDS = 10.0
 """Proxies close a silent connection, often after 30 or 60 seconds."""
 LONGEST_SECONDS = 900.0
 """A stream ends after it and the client comes back by itself: no connection outlives a deploy by hours."""
+
+
+def response(database: Database, run_id: str, caller: Principal) -> StreamingResponse:
+    """The answer that streams a run's progress to a caller."""
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream(database, run_id, caller), media_type="text/event-stream", headers=headers)
 
 
 async def stream(database: Database, run_id: str, principal: Principal) -> AsyncIterator[str]:

@@ -2,16 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
-from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.auth.guard import BY_METHOD, Caller
 from featurewatch.service.kit.pages import Page, Paging
 from featurewatch.service.kit.sessions import AppDatabase, ReadSession, WriteSession
 from featurewatch.service.models import Run
-from featurewatch.service.runs import events, logic, queries
-from featurewatch.service.runs.schemas import AttemptView, Level, LogLineView, RunView, attempt_view, line_view, view
+from featurewatch.service.runs import events, listing, logic
+from featurewatch.service.runs.schemas import AttemptView, Level, LogLineView, RunView, view
 from featurewatch.service.runs.states import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[BY_METHOD])
@@ -35,12 +35,7 @@ def list_runs(
     state: RunState | None = None,
     checkpoint: str | None = None,
 ) -> Page[RunView]:
-    order = f"runs {family} {state} {checkpoint}"
-    found = queries.page(
-        session, family=family, state=state, checkpoint=checkpoint, after=paging.after(order), limit=paging.limit
-    )
-    rows, cursor = paging.page(found, order, lambda row: (row[0].created_at, row[0].id))
-    return Page(data=[view(*row) for row in rows], next_cursor=cursor)
+    return listing.runs(session, paging, family=family, state=state, checkpoint=checkpoint)
 
 
 @router.get("/{run_id}", summary="One run")
@@ -52,9 +47,7 @@ def get_run(run_id: str, session: ReadSession) -> RunView:
 def run_attempts(run_id: str, session: ReadSession, paging: Paging) -> Page[AttemptView]:
     """Oldest first."""
     run, _, _ = logic.get(session, run_id)
-    found = queries.attempts(session, run_id, after=paging.after("attempts"), limit=paging.limit)
-    rows, cursor = paging.page(found, "attempts", lambda row: (row.number,))
-    return Page(data=[attempt_view(one, run) for one in rows], next_cursor=cursor)
+    return listing.attempts(session, paging, run)
 
 
 @router.get("/{run_id}/log", summary="What its workers logged")
@@ -67,19 +60,8 @@ def run_log(
     after: Annotated[int, Query(ge=0, le=_MOST, description="Lines with larger numbers: what came since.")] = 0,
 ) -> Page[LogLineView]:
     """Oldest first. A line is there within a second or two; a worker that is killed takes its last ones with it."""
-    logic.get(session, run_id)
-    order = f"log {attempt} {level} {after}"
-    found = queries.lines(
-        session,
-        run_id,
-        attempt=attempt,
-        levels=level.and_above,
-        beyond=after,
-        after=paging.after(order),
-        limit=paging.limit,
-    )
-    rows, cursor = paging.page(found, order, lambda row: (row.number,))
-    return Page(data=[line_view(row) for row in rows], next_cursor=cursor)
+    run, _, _ = logic.get(session, run_id)
+    return listing.log(session, paging, run, attempt=attempt, level=level, after=after)
 
 
 @router.get(
@@ -88,15 +70,11 @@ def run_log(
     response_class=StreamingResponse,
     responses={200: {"content": {"text/event-stream": {"schema": EVENT}}}},
 )
-def run_events(request: Request, run_id: str, session: ReadSession, database: AppDatabase) -> StreamingResponse:
+def run_events(run_id: str, session: ReadSession, database: AppDatabase, caller: Caller) -> StreamingResponse:
     """`progress` events carry the whole run whenever it changed; `end` is the last one. The stream closes when the key
     is revoked or expires."""
     logic.get(session, run_id)
-    return StreamingResponse(
-        events.stream(database, run_id, request.state.principal),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return events.response(database, run_id, caller)
 
 
 @router.delete("/{run_id}", status_code=204, summary="Delete a run that ended")

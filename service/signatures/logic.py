@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 from featurewatch.service.alerts import signatures as alerts
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.config import Settings as Configuration
-from featurewatch.service.families import logic as families
 from featurewatch.service.features import queries as features
 from featurewatch.service.kit.artifacts import ArtifactStore, content_key
 from featurewatch.service.kit.ids import parse_feature_id
+from featurewatch.service.kit.pages import Page, Pager
 from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from featurewatch.service.models import Checkpoint, Family, Reading, Run, Signature
@@ -40,13 +40,12 @@ TURN = 1.25
 
 
 def create(
-    session: Session, settings: Configuration, artifacts: ArtifactStore, family_name: str, body: SignatureIn
+    session: Session, settings: Configuration, artifacts: ArtifactStore, family: Family, body: SignatureIn
 ) -> tuple[Signature, list[tuple[Run, str]]]:
     """A signature, and a run for each judged checkpoint that reads it there: the baseline's first.
 
-    Raises 404 for the family and the baseline, 409 where the name is used, 422 for an invalid contrast set.
+    Raises 404 for the baseline, 409 where the name is used, 422 for an invalid contrast set.
     """
-    family = families.get(session, family_name)
     _check_hook_points(family, body.settings)
     rows = contrast.kept(body.rows if body.rows is not None else _rows_at(str(body.uri), settings))
     if body.settings.position == "answer" and not all(row.answer for row in rows):
@@ -109,6 +108,14 @@ def delete(session: Session, family: Family, row: Signature) -> None:
             runs.request_cancel(session, run)
     alerts.forget(session, family, row)
     queries.remove(session, row)
+
+
+def page(session: Session, family: Family, paging: Pager) -> Page[SignatureView]:
+    """A page of a family's signatures, by name."""
+    order = f"signatures:{family.id}"
+    found = queries.page(session, family.id, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(found, order, lambda row: (row.name,))
+    return Page(data=[view(session, family, row) for row in rows], next_cursor=cursor)
 
 
 def view(session: Session, family: Family, row: Signature) -> SignatureView:

@@ -3,11 +3,11 @@
 from fastapi import APIRouter, Response
 
 from featurewatch.service.auth.guard import BY_METHOD
-from featurewatch.service.families import logic as families
+from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.kit.pages import Page, Paging
 from featurewatch.service.kit.sessions import AppArtifacts, AppSettings, ReadSession, WriteSession
 from featurewatch.service.runs.schemas import view as run_view
-from featurewatch.service.signatures import logic, queries
+from featurewatch.service.signatures import logic
 from featurewatch.service.signatures.schemas import SignatureCourse, SignatureCreated, SignatureIn, SignatureView
 
 router = APIRouter(prefix="/v1/families/{family}/signatures", tags=["signatures"], dependencies=[BY_METHOD])
@@ -17,7 +17,7 @@ RETRY_AFTER_S = 5
 
 @router.post("", status_code=202, summary="Watch a concept that a contrast set shows")
 def create_signature(
-    family: str,
+    family: WriteFamily,
     body: SignatureIn,
     session: WriteSession,
     artifacts: AppArtifacts,
@@ -26,36 +26,28 @@ def create_signature(
 ) -> SignatureCreated:
     """Reads it in every judged checkpoint, the baseline first, and from now on in each new one."""
     row, queued = logic.create(session, settings, artifacts, family, body)
-    response.headers["Location"] = f"/v1/families/{family}/signatures/{row.name}"
+    response.headers["Location"] = f"/v1/families/{family.name}/signatures/{row.name}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    found = families.get(session, family)
     return SignatureCreated(
-        signature=logic.view(session, found, row), runs=[run_view(run, found.name, name) for run, name in queued]
+        signature=logic.view(session, family, row), runs=[run_view(run, family.name, name) for run, name in queued]
     )
 
 
 @router.get("", summary="Signatures of a family, by name")
-def list_signatures(family: str, session: ReadSession, paging: Paging) -> Page[SignatureView]:
-    found = families.get(session, family)
-    order = f"signatures:{found.id}"
-    rows = queries.page(session, found.id, after=paging.after(order), limit=paging.limit)
-    kept, cursor = paging.page(rows, order, lambda row: (row.name,))
-    return Page(data=[logic.view(session, found, row) for row in kept], next_cursor=cursor)
+def list_signatures(family: ReadFamily, session: ReadSession, paging: Paging) -> Page[SignatureView]:
+    return logic.page(session, family, paging)
 
 
 @router.get("/{signature}", summary="One signature, with its newest reading")
-def get_signature(family: str, signature: str, session: ReadSession) -> SignatureView:
-    found = families.get(session, family)
-    return logic.view(session, found, logic.get(session, found, signature))
+def get_signature(family: ReadFamily, signature: str, session: ReadSession) -> SignatureView:
+    return logic.view(session, family, logic.get(session, family, signature))
 
 
 @router.get("/{signature}/trajectory", summary="One signature over all checkpoints")
-def trajectory(family: str, signature: str, session: ReadSession) -> SignatureCourse:
-    found = families.get(session, family)
-    return logic.course(session, logic.get(session, found, signature))
+def trajectory(family: ReadFamily, signature: str, session: ReadSession) -> SignatureCourse:
+    return logic.course(session, logic.get(session, family, signature))
 
 
 @router.delete("/{signature}", status_code=204, summary="Forget a signature and its readings")
-def delete_signature(family: str, signature: str, session: WriteSession) -> None:
-    found = families.get(session, family)
-    logic.delete(session, found, logic.get(session, found, signature))
+def delete_signature(family: WriteFamily, signature: str, session: WriteSession) -> None:
+    logic.delete(session, family, logic.get(session, family, signature))

@@ -111,7 +111,7 @@ FIGURES = (
         heading="Q",
         packed="<f4",
         sort="asc",
-        sort_title="smallest q",
+        sort_title="smallest q-value",
         format="q",
         views=("page", "list"),
     ),

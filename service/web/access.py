@@ -44,13 +44,13 @@ async def _form(request: Request) -> Form:
         text = request.state.body.decode("utf-8")
         fields = parse_qs(text, keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
     except ValueError:
-        raise UnprocessableError("This form cannot be read; load the page again and send it once more.") from None
+        raise UnprocessableError("This form could not be read. Reload the page and submit it again.") from None
     form = Form(fields)
     visit: Visit | None = request.state.visit
     if visit is None or not visit.knows(form.one("csrf")):
         raise ForbiddenError(
-            "This form is too old, or was not sent from a page of this service. Go back, load the page again and send "
-            "it once more.",
+            "This form has expired or was not sent from a page of this service. Go back, reload the page and submit it "
+            "again.",
             code="foreign-form",
         )
     if any("\0" in value for values in fields.values() for value in values):
@@ -80,7 +80,7 @@ def filled(model: type[Model], **values: Any) -> Model:
     except ValidationError as error:
         faults = [(".".join(str(part) for part in one["loc"]), one["msg"]) for one in error.errors()]
         said = "; ".join(f"{where or 'form'}: {what.removeprefix('Value error, ')}" for where, what in faults[:5])
-        raise UnprocessableError(said, code="invalid-form", title="The form does not fit") from None
+        raise UnprocessableError(said, code="invalid-form", title="Invalid form") from None
 
 
 def visit_of(request: Request) -> Visit:

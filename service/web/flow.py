@@ -34,11 +34,11 @@ def flow(
     return Plot(
         "flow",
         "flow",
-        f"What became of the features from {baseline} to {checkpoint}",
+        f"How features changed from {baseline} to {checkpoint}",
         ["from", "to", "features"],
         rows,
-        note="Widths go by the square root of the number, so that a few changed features show beside thousands that "
-        "were kept.",
+        note="Widths scale with the square root of the count, so that a few changed features remain visible beside "
+        "thousands of unchanged ones.",
         links=links,
         options={"statuses": {word: status for status, word in _NODES.items()}},
         drawn=bool(rows),

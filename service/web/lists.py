@@ -1,24 +1,32 @@
 """Whole lists of features as CSV files, read in pieces: neither the list nor a connection is held while one is sent."""
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from operator import attrgetter
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from featurewatch.service.families import logic as families
 from featurewatch.service.features import logic
 from featurewatch.service.features.logic import Comparison
-from featurewatch.service.features.queries import Filter
+from featurewatch.service.features.parameters import Selection, SelectionQuery
 from featurewatch.service.features.schemas import FeatureRow, Point
-from featurewatch.service.features.sorting import Order
 from featurewatch.service.kit.sessions import database_of
 from featurewatch.service.kit.turns import Turns
 from featurewatch.service.verdicts.figures import FIGURES, Figure
 from featurewatch.service.web.plots import CSV, Cell, csv_headers, csv_text
 
+
+async def _selection(selection: SelectionQuery) -> Selection:
+    wanted = replace(selection.wanted, q=selection.wanted.q or None, tag=selection.wanted.tag or None)
+    return replace(selection, wanted=wanted)
+
+
+FormSelection = Annotated[Selection, Depends(_selection)]
+"""Which features a page's form asks for: an empty field of a form is no filter."""
 NAME = "features"
 AT_ONCE = 1000
 
@@ -50,8 +58,9 @@ _COLUMNS: dict[str, Callable[[FeatureRow], Cell]] = {
 }
 
 
-def as_file(request: Request, asked: Comparison, wanted: Filter, order: Order) -> Response:
+def as_file(request: Request, asked: Comparison, selection: Selection) -> Response:
     """All features of a comparison that fit the filter, in an order. Each piece waits for its turn to compute."""
+    wanted, order = selection.wanted, selection.order
     turns: Turns = request.app.state.turns
     read = database_of(request).read
     family, checkpoint = asked.family.name, asked.checkpoint.name

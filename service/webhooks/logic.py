@@ -18,6 +18,7 @@ from featurewatch.service.config import Settings
 from featurewatch.service.kit import clock, outbound
 from featurewatch.service.kit.crypto import SecretBox, SecretKeyError
 from featurewatch.service.kit.ids import new_id
+from featurewatch.service.kit.pages import Page, Pager
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
 from featurewatch.service.models import Delivery, Event, Webhook
 from featurewatch.service.models.webhook import url_context
@@ -25,11 +26,15 @@ from featurewatch.service.webhooks import queries
 from featurewatch.service.webhooks.schemas import (
     SECRET_PREFIX,
     TEST_EVENT,
+    DeliveryView,
     RotateBody,
     WebhookCreate,
     WebhookUpdate,
+    WebhookView,
+    delivery_view,
     literal_address,
     masked,
+    view,
 )
 
 
@@ -90,6 +95,21 @@ def get(session: Session, webhook_id: str) -> Webhook:
     if webhook is None:
         raise NotFoundError(f"There is no webhook {webhook_id}.", code="unknown-webhook")
     return webhook
+
+
+def page(session: Session, paging: Pager) -> Page[WebhookView]:
+    """A page of webhooks, newest first."""
+    found = queries.page(session, after=paging.after("webhooks"), limit=paging.limit)
+    rows, cursor = paging.page(found, "webhooks", lambda row: (row.created_at, row.id))
+    return Page(data=[view(row) for row in rows], next_cursor=cursor)
+
+
+def deliveries(session: Session, paging: Pager, webhook: Webhook, state: str | None = None) -> Page[DeliveryView]:
+    """A page of a webhook's deliveries, newest first."""
+    order = f"deliveries {webhook.id} {state}"
+    found = queries.deliveries_page(session, webhook.id, state=state, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(found, order, lambda row: (row[0].created_at, row[0].id))
+    return Page(data=[delivery_view(*row) for row in rows], next_cursor=cursor)
 
 
 def change(session: Session, settings: Settings, webhook: Webhook, body: WebhookUpdate) -> None:

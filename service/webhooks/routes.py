@@ -35,9 +35,7 @@ def create_webhook(
 
 @router.get("", summary="Webhooks, newest first")
 def list_webhooks(session: ReadSession, paging: Paging) -> Page[WebhookView]:
-    found = queries.page(session, after=paging.after("webhooks"), limit=paging.limit)
-    rows, cursor = paging.page(found, "webhooks", lambda row: (row.created_at, row.id))
-    return Page(data=[view(row) for row in rows], next_cursor=cursor)
+    return logic.page(session, paging)
 
 
 @router.get("/{webhook_id}", summary="One webhook")
@@ -88,11 +86,7 @@ def list_deliveries(
     paging: Paging,
     state: Literal["pending", "delivered", "failed"] | None = None,
 ) -> Page[DeliveryView]:
-    webhook = logic.get(session, webhook_id)
-    order = f"deliveries {webhook.id} {state}"
-    found = queries.deliveries_page(session, webhook.id, state=state, after=paging.after(order), limit=paging.limit)
-    rows, cursor = paging.page(found, order, lambda row: (row[0].created_at, row[0].id))
-    return Page(data=[delivery_view(*row) for row in rows], next_cursor=cursor)
+    return logic.deliveries(session, paging, logic.get(session, webhook_id), state)
 
 
 @router.get("/{webhook_id}/deliveries/{delivery_id}", summary="One delivery with its attempts")

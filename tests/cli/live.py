@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ SHAPE = {
     "n_checkpoints": 2, "n_positions": 8000, "width": 64, "n_planted": 32,
     "n_suppressed": 3, "n_removed": 4, "n_born": 0, "lowest_rate": 0.03,
 }  # fmt: skip
+PROGRAM = (sys.executable, "-c", "from featurewatch.service.cli import main; main()")
 FIT = ["--features", "40", "--k", "2", "--steps", "600", "--batch-size", "256", "--learning-rate", "0.003"]
 
 
 def command(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
     """Run `featurewatch` to its end, with nothing of this shell's settings."""
     return subprocess.run(
-        [sys.executable, "-c", "from featurewatch.service.cli import main; main()", *arguments],
+        [*PROGRAM, *arguments],
         env=_clean() | (env or {}),
         capture_output=True,
         text=True,
@@ -57,20 +59,13 @@ def _clean() -> dict[str, str]:
 class Up:
     """`featurewatch up` on a free port."""
 
-    def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
-        start = [
-            sys.executable,
-            "-c",
-            "from featurewatch.service.cli import main; main()",
-            "up",
-            "--json",
-            "--port",
-            "0",
-        ]
+    def __init__(
+        self, folder: Path, *arguments: str, program: Sequence[str] = PROGRAM, env: dict[str, str] | None = None
+    ) -> None:
         self.log = folder / "up.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*start, "--data-dir", str(folder / "data"), *arguments],
+                [*program, "up", "--json", "--port", "0", "--data-dir", str(folder / "data"), *arguments],
                 env=_clean() | {"FEATUREWATCH_POLL_SECONDS": "0.1"} | (env or {}),
                 stdout=subprocess.PIPE,
                 stderr=log,

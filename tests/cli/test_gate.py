@@ -6,8 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from featurewatch.service import __version__
 from tests.cli.blocks import blocks
+from tests.cli.installed import copy_source, make_environment
 from tests.cli.live import FIT, Up
 from tests.services import free_port
 
@@ -61,10 +60,7 @@ def path(tmp_path: Path) -> str:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pip needs of this checkout; it leaves a build in it."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("featurewatch", "service", "workers", "migrations"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / name)
+    copy_source(folder)
     (folder / "requirements").mkdir()
     shutil.copy(ROOT / "requirements" / "base.lock", folder / "requirements")
     return folder
@@ -81,16 +77,9 @@ def bare(tmp_path: Path) -> dict[str, str]:
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\nexec "{home}/bin/python" "$@"\n', encoding="utf-8")
     python.chmod(0o755)
-    see_this(home)
+    make_environment(home)
     return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": "",
             "PATH": f"{home}/bin:{python.parent}:/usr/bin:/bin"}  # fmt: skip
-
-
-def see_this(home: Path) -> None:
-    """Make an environment that has all packages of this one, but installs its own."""
-    venv.create(home, with_pip=False, symlinks=True)
-    (site,) = (home / "lib").glob("python*/site-packages")
-    (site / "these.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")
 
 
 def bash(script: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
@@ -253,14 +242,14 @@ def test_the_action_installs_its_own_version(tmp_path: Path, checkout: Path, bar
     """And what that needs, by the lock, into an environment of its own."""
     action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
     step = action["runs"]["steps"][0]
-    see_this(tmp_path / "featurewatch")  # which the step makes again, and keeps what is in it
+    make_environment(tmp_path / "featurewatch")  # which the step makes again, and keeps what is in it
     files = {"GITHUB_ACTION_PATH": str(checkout), "RUNNER_TEMP": str(tmp_path), "GITHUB_PATH": str(tmp_path / "path")}
     done = bash(step["run"], tmp_path, bare | files)
     assert done.returncode == 0, done.stderr
     home = tmp_path / "featurewatch"
     assert (tmp_path / "path").read_text(encoding="utf-8") == f"{home}/bin\n"
     assert (home / "bin" / "featurewatch").exists()
-    assert list(home.glob("lib/python*/site-packages/service/cli/gate/rules.py"))
+    assert list(home.glob("lib/python*/site-packages/featurewatch/service/cli/gate/rules.py"))
     lock = checkout / "requirements" / "base.lock"
     text = lock.read_text(encoding="utf-8")
     lock.write_text(re.sub(r"^alembic==[\d.]+", "alembic==0.0.1", text, flags=re.M), encoding="utf-8")

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load, save_file
 
 from featurewatch.service.models import Checkpoint, Code, Family, Source
-from featurewatch.workers.activations import models as models_module
-from featurewatch.workers.activations import shards as shards_module
+from featurewatch.workers.activations.harvest import shards as shards_module
+from featurewatch.workers.activations.models import loading as models_module
 from tests.e2e.inprocess import HOOK, TEXTS, Installation, failed_by
 from tests.unit.activations.tiny import in_place, save_checkpoint, weights_of, zero
 
@@ -417,18 +417,18 @@ def test_a_damaged_artifact_is_never_used(
 
 def test_a_stage_that_was_damaged_is_done_again(installation: Installation, child: tuple[str, dict[str, Any]]) -> None:
     """What only this run has made: its first attempt dies after it, the second one finds it damaged."""
-    from featurewatch.workers.pipelines import judging  # noqa: PLC0415
+    from featurewatch.workers.pipelines.stages import record  # noqa: PLC0415
 
     _, counts = child
     name = f"d{next(installation.numbers)}"
     folder = with_unused_tensor(installation, name)
     run_id = installation.register(name, folder.as_uri(), parent="v1")
     before = {path for path in (installation.artifacts.cache).rglob("*") if path.is_file()}
-    write, judging.write = judging.write, lambda *_: (_ for _ in ()).throw(RuntimeError("killed"))
+    write, record.write = record.write, lambda *_: (_ for _ in ()).throw(RuntimeError("killed"))
     try:
         assert installation.work(run_id)["state"] == "failed"
     finally:
-        judging.write = write
+        record.write = write
     made = [p for p in installation.artifacts.cache.rglob("*") if p.is_file() and p not in before]
     damaged = {p.name.partition("-")[0]: p for p in made if p.name.startswith(("measures", "dictionary", "code"))}
     assert set(damaged) == {"measures", "dictionary", "code"}
@@ -444,25 +444,26 @@ def test_measures_of_another_code_are_not_used(
     installation: Installation, child: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A code that is made again may differ, as on a GPU. Measures of the damaged one are not mixed with it."""
-    from featurewatch.workers.pipelines import dictionary, judging  # noqa: PLC0415
+    from featurewatch.workers.pipelines.shared import files  # noqa: PLC0415
+    from featurewatch.workers.pipelines.stages import record  # noqa: PLC0415
 
     store = installation.artifacts.cache / installation.row(Family, name="smol").id
     before, name = set(store.iterdir()), f"d{next(installation.numbers)}"
     run_id = installation.register(name, with_unused_tensor(installation, name).as_uri(), parent="v1")
     with monkeypatch.context() as patch:
-        patch.setattr(judging, "write", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        patch.setattr(record, "write", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
         assert installation.work(run_id)["state"] == "failed"
     (code,) = (path for path in set(store.iterdir()) - before if path.name.startswith("code-"))
     in_place(code, zero)
     failed_by(installation.retry(run_id), "artifact-damaged", "Retry the run: it is made again")
-    save_code = dictionary.files.save_code
+    save_code = files.save_code
 
     def save_other(place: Path, *arguments: Any) -> None:
         save_code(place, *arguments)
         save_file(load(place.read_bytes()), place, metadata={"made": "again"})
 
     with monkeypatch.context() as patch:
-        patch.setattr(dictionary.files, "save_code", save_other)
+        patch.setattr(files, "save_code", save_other)
         assert installation.retry(run_id)["state"] == "succeeded"
     made = [path.name.partition("-")[0] for path in set(store.iterdir()) - before]
     assert (made.count("code"), made.count("measures"), made.count("dictionary")) == (1, 2, 2)

@@ -47,12 +47,13 @@ def extend(installation: Installation, family: str) -> dict[str, Any]:
 
 
 def artifacts(installation: Installation, family: str, table: Any, column: str) -> list[str]:
-    """Artifacts that rows of a family refer to, the oldest checkpoint's first."""
+    """Artifacts that rows of a family refer to, each once, the oldest checkpoint's first."""
     with installation.database.read() as session:
         of = session.query(Checkpoint.id).join(Family, Family.id == Checkpoint.family_id).filter(Family.name == family)
         ids = [row[0] for row in of.order_by(Checkpoint.created_at)]
         rows = session.query(table).filter(table.checkpoint_id.in_(ids)).all()
-    return [getattr(row, column) for row in sorted(rows, key=lambda row: ids.index(row.checkpoint_id))]
+    ordered = sorted(rows, key=lambda row: ids.index(row.checkpoint_id))
+    return list(dict.fromkeys(getattr(row, column) for row in ordered))
 
 
 def take(installation: Installation, names: list[str]) -> dict[Path, dict[str, torch.Tensor]]:
@@ -106,7 +107,7 @@ def test_positions_are_not_those_of_another_checkpoint(installation: Installatio
     place = installation.artifacts.cache / row.positions["artifact"]
     whole, hidden = place.read_bytes(), list[tuple[Path, Path]]()
     place.unlink()
-    for name in dict.fromkeys(artifacts(installation, lineage, Source, "activations")):
+    for name in artifacts(installation, lineage, Source, "activations"):
         folder = installation.artifacts.cache / name
         hidden.append((folder.rename(folder.with_name(f"{folder.name}-hidden")), folder))
     name, folder = installation.fresh_model(seed=11)

@@ -14,9 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from featurewatch.service.models import Checkpoint, Source
-from featurewatch.workers.activations import finetune, shards
+from featurewatch.workers.activations.harvest import shards
+from featurewatch.workers.activations.models import finetune
 from featurewatch.workers.errors import REFUSALS, RunError
-from featurewatch.workers.pipelines import nulls, promoting, signature
+from featurewatch.workers.pipelines.runs import signature
+from featurewatch.workers.pipelines.shared import promoted_tokens
+from featurewatch.workers.pipelines.stages import nulls
 from tests.e2e.inprocess import HOOK, Installation, failed_by
 from tests.e2e.parts import OPTIONS
 from tests.unit.activations.tiny import in_place, weights_of, write_activations, zero
@@ -46,9 +49,9 @@ def test_shards_of_a_killed_attempt_are_damaged(
     run_id = installation.register(name, folder.as_uri(), parent="v1")
     with monkeypatch.context() as patch:
         if lost == "before the manifest":
-            patch.setattr(sys.modules["featurewatch.workers.activations.harvest"], "_finish", killed)
+            patch.setattr(sys.modules["featurewatch.workers.activations.harvest.run"], "_finish", killed)
         else:
-            patch.setattr(sys.modules["featurewatch.workers.pipelines.harvesting"].shutil, "move", killed)
+            patch.setattr(sys.modules["featurewatch.workers.pipelines.stages.harvest"].shutil, "move", killed)
         failed_by(installation.work(run_id), "internal", "killed")
     partial = list((installation.settings.data_dir / "partial").glob(f"*activations*/{HOOK}-*"))
     assert partial
@@ -128,7 +131,7 @@ def test_a_refusal_ends_a_run_that_could_do_without(
         failed_by(installation.work(answer.json()["id"]), code)
     name, folder = installation.fresh_model(seed=60)
     with monkeypatch.context() as patch:
-        patch.setattr(promoting, "read_unembedding", refuse)
+        patch.setattr(promoted_tokens, "read_unembedding", refuse)
         family = installation.make_family(f"refused-{code}")
         failed_by(installation.judge(name, folder.as_uri(), family=family), code)
 

@@ -60,6 +60,6 @@ def test_requests_and_statements(tmp_path: Path) -> None:
 
 def test_tasks(tmp_path: Path) -> None:
     told = run(TASK, tmp_path, OTEL_TRACES_EXPORTER="console").stdout
-    assert '"name": "run/workers.tasks.execute"' in told
+    assert '"name": "run/featurewatch.workers.tasks.execute"' in told
     assert '"name": "SELECT' in told or '"name": "UPDATE' in told
     assert len(set(re.findall(r'"trace_id": "(\w+)"', told))) == 1, "the statements are parts of the task"

@@ -41,7 +41,7 @@ def test_who_may_delete_is_asked_first(filled: Installation, path: str) -> None:
         assert writer.get(f"{path}/delete").status_code == 403 == writer.send(f"{path}/delete").status_code
     assert link in admin.page(path)
     text = admin.page(f"{path}/delete")
-    assert "It cannot be undone." in text and f'<form method="post" action="{path}/delete">' in text
+    assert "This cannot be undone." in text and f'<form method="post" action="{path}/delete">' in text
     assert "onclick" not in text and "data-confirm" not in text, "the page is the question"
     foreign = admin.send(f"{path}/delete", token="none")
     assert foreign.status_code == 403 and admin.get(path).status_code == 200
@@ -54,7 +54,7 @@ def test_a_run_in_progress_or_a_child_is_in_the_way(filled: Installation) -> Non
     assert refused.status_code == 409 and "Cancel it, or wait until it ends" in refused.text
     refused = admin.send("/families/live/delete")
     assert refused.status_code == 409 and "run_running" in refused.text
-    assert "come from it, and it has no parent" in admin.page(f"{HERE}/checkpoints/v0/delete")
+    assert "has no parent to hand over to" in admin.page(f"{HERE}/checkpoints/v0/delete")
     refused = admin.send(f"{HERE}/checkpoints/v3/delete")
     assert refused.status_code == 409 and "has children: v4" in html.unescape(refused.text)
 
@@ -74,7 +74,7 @@ def test_everything_is_deleted_by_forms(installation: Installation) -> None:
     assert (answer.status_code, answer.headers["location"]) == (303, f"{HERE}/signatures")
     assert count(Signature) == before[Signature] - 1
     asked = browser.page(f"{HERE}/checkpoints/v3/delete")
-    assert 'name="reparent" value="yes" required' in asked and "Hand v4, v9 to v2" in asked
+    assert 'name="reparent" value="yes" required' in asked and "Make v2 the parent of v4, v9" in asked
     answer = browser.send(f"{HERE}/checkpoints/v3/delete", {"reparent": "yes"})
     assert (answer.status_code, answer.headers["location"]) == (303, HERE)
     assert count(Checkpoint) == before[Checkpoint] - 1

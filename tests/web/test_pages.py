@@ -27,20 +27,20 @@ PAGES = {
     "/families": "v10",
     HERE: "Lineage",
     "/families/empty": "featurewatch checkpoint register empty v1",
-    "/families/live": "Nothing is judged yet",
-    "/families/live/checkpoints/v1": "Its run is running",
-    "/families/live/checkpoints/v2": "It could not be judged",
+    "/families/live": "No checkpoint has been judged yet",
+    "/families/live/checkpoints/v1": "Run state: running",
+    "/families/live/checkpoints/v2": "This checkpoint could not be judged",
     f"{HERE}/checkpoints/v10": "against",
     f"{HERE}/checkpoints/v10?baseline=v2": "v2",
-    f"{HERE}/checkpoints/v0": "first of its lineage",
+    f"{HERE}/checkpoints/v0": "first checkpoint of its lineage",
     f"{HERE}/features": "F45",
     f"{HERE}/features?status=suppressed&q=&tag=&sort=q_value": "suppressed",
     f"{HERE}/features/F1": "Rewired",
     f"{HERE}/features/F73": "F448",
-    f"{HERE}/features/F448": "whose activation it carries 90%",
-    f"{HERE}/diff": "What became of the features",
+    f"{HERE}/features/F448": "carries 90% of its activation",
+    f"{HERE}/diff": "How features changed",
     f"{HERE}/diff?from=v3&to=v10": "F73 by F448",
-    "/families/empty/diff": "Two judged checkpoints are needed",
+    "/families/empty/diff": "Comparing takes two judged checkpoints",
     "/families/empty/features": "No features yet",
     f"{HERE}/signatures": "concept-0",
     "/families/empty/signatures": "featurewatch signature create empty",
@@ -50,10 +50,10 @@ PAGES = {
     "/runs/run_running": "42%",
     "/runs/run_failed": "it needs 3.2 GiB, and 1.5 are free",
     "/runs/run_failed?level=error": "the worker fell silent",
-    "/runs/run_cancelled": "Nothing is kept",
-    "/runs/run_queued": "Lines come when a worker",
+    "/runs/run_cancelled": "No log: no worker started this run",
+    "/runs/run_queued": "Log lines appear when a worker",
     "/alerts": "F1 changes",
-    "/alerts?state=resolved&family=empty": "No alert is resolved",
+    "/alerts?state=resolved&family=empty": "There are no resolved alerts",
     "/alerts/alt_0": "Evidence",
     "/webhooks": "ci.example.com",
 }
@@ -63,9 +63,9 @@ WRITES = (
     ">Watch<",
     ">Watched<",
     ">Save<",
-    ">Make rule<",
-    ">Make webhook<",
-    ">Send a test<",
+    ">Create rule<",
+    ">Create webhook<",
+    ">Send a test event<",
     ">Retry<",
 )
 
@@ -119,16 +119,16 @@ def test_dependencies_are_compared_whatever_was_looked_at_first(filled, reader) 
     text = reader.page(f"{HERE}/features/F1")
     assert f"<h3>Now: {now}</h3>" in text and "<b>Rewired</b>" in text
     turned = reader.page(f"{HERE}/features/F1?now=v8")
-    assert "<h3>Now: v8</h3>" in turned and "Nobody has looked in one of its ancestors" in turned
+    assert "<h3>Now: v8</h3>" in turned and "No ancestor has been examined" in turned
 
 
 def test_a_writer_sees_what_writes_and_an_administrator_the_keys(filled, writer) -> None:
     assert "Watched</button>" in writer.page(f"{HERE}/features/F1")
-    assert "Make rule" in writer.page("/alerts")
+    assert "Create rule" in writer.page("/alerts")
     assert 'href="/keys"' not in writer.page("/families")
     refused = writer.get("/keys")
     assert refused.status_code == 403 and "scope `admin`" in html.unescape(refused.text)
-    assert "Make key" in filled.browser("admin").page("/keys")
+    assert "Create key" in filled.browser("admin").page("/keys")
 
 
 def test_the_list_goes_on_by_pages_without_repeating(reader) -> None:
@@ -312,7 +312,7 @@ def test_what_breaks_is_a_page_for_people(filled, reader, monkeypatch) -> None:
     monkeypatch.setattr(logic, "get", broken)
     answer = reader.get(f"{HERE}/features/F1")
     assert answer.status_code == 500 and "<nav" in answer.text and "forty-two" not in answer.text
-    assert answer.headers["x-request-id"] in answer.text and "try once more" in answer.text
+    assert answer.headers["x-request-id"] in answer.text and "try again" in answer.text
     assert "unsafe" not in answer.headers["content-security-policy"]
     document = reader.client.get(f"{HERE}/features/F1")
     assert document.status_code == 500 and document.json()["code"] == "internal-error"

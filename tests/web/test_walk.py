@@ -186,8 +186,8 @@ def test_reading(site: Site, page: Page) -> None:
     arrived(page, "v8 against v2")
     page.get_by_role("link", name="F73").first.click()
     arrived(page, "default")
-    page.get_by_text("Numbers of How much of its own direction").click()
-    expect(page.get_by_role("region", name="How much of its own direction is written: numbers")).to_be_visible()
+    page.get_by_text("Numbers of Projection ratio by checkpoint").click()
+    expect(page.get_by_role("region", name="Projection ratio by checkpoint: numbers")).to_be_visible()
     for name in ("trajectory", "strength"):
         with page.expect_download() as saved:
             page.locator(f"#{name}").get_by_role("button", name="PNG").click()
@@ -211,7 +211,7 @@ def test_reading(site: Site, page: Page) -> None:
     page.get_by_role("link", name="Compare").click()
     arrived(page, "Compare checkpoints")
     page.get_by_label("Baseline").select_option("v3")
-    arrived(page, "What became of the features from v3 to v10")
+    arrived(page, "How features changed from v3 to v10")
     page.locator("form.chips input[value=replaced]").click()
     expect(page.locator("table[data-rows] tbody tr")).to_have_count(2)
 
@@ -235,7 +235,7 @@ def test_a_long_list_goes_on_while_it_is_scrolled(site: Site, page: Page) -> Non
     assert ids == [f"F{number}" for number in range(len(ids))]
     assert len(ids) % 20 == 10
     with page.expect_download() as saved:
-        page.get_by_role("link", name="CSV of the whole list").click()
+        page.get_by_role("link", name="Download the full list as CSV").click()
     assert len(Path(saved.value.path()).read_text(encoding="utf-8").splitlines()) == 1 + 544
 
 
@@ -285,19 +285,19 @@ def test_writing(site: Site, page: Page) -> None:
     expect(page.locator("table[data-rows] tbody tr")).to_have_count(1)
     page.get_by_text("New rule").click()
     page.get_by_label("Name").fill("anything watched")
-    page.get_by_role("button", name="Make rule").click()
+    page.get_by_role("button", name="Create rule").click()
     expect(page.get_by_role("region", name="Rules")).to_contain_text("anything watched")
     page.goto("/webhooks")
     page.get_by_label("URL").fill("https://hooks.example/x")
     page.get_by_label("alert.raised").check()
-    page.get_by_role("button", name="Make webhook").click()
+    page.get_by_role("button", name="Create webhook").click()
     expect(page.locator(".secret")).to_contain_text("whsec_")
-    page.get_by_role("link", name="To the webhook").click()
-    page.get_by_role("button", name="Send a test").click()
+    page.get_by_role("link", name="Go to the webhook").click()
+    page.get_by_role("button", name="Send a test event").click()
     expect(page.get_by_role("region", name="Deliveries")).to_contain_text("webhook.test")
     page.goto("/keys")
-    page.get_by_label("What it is for").fill("ci")
-    page.get_by_role("button", name="Make key").click()
+    page.get_by_label("Name").fill("ci")
+    page.get_by_role("button", name="Create key").click()
     expect(page.locator(".secret")).to_contain_text("fw_")
     page.get_by_role("link", name="All keys").click()
     page.get_by_role("button", name="Revoke ci").click()
@@ -331,9 +331,9 @@ def test_a_run_is_followed_live_and_cancelled(site: Site, page: Page) -> None:
     expect(lines.last).to_have_text(re.compile("! *warning *so far 599"))
     expect(lines.last).to_be_in_viewport()
     page.get_by_label("Lines", exact=True).select_option("error")
-    expect(log).to_contain_text("There is no such line")
+    expect(log).to_contain_text("No lines at this level")
     with page.expect_download() as saved:
-        page.get_by_role("link", name="Text of the whole log").click()
+        page.get_by_role("link", name="Download the full log").click()
     assert Path(saved.value.path()).read_text(encoding="utf-8").count("\n") == 602
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("main .status").first).to_contain_text("cancelling")

@@ -179,7 +179,8 @@ def start(settings: Settings) -> Iterator[Callable[..., subprocess.Popen[bytes]]
 @pytest.fixture
 def start_worker(start: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., subprocess.Popen[bytes]]:
     """Starts `python -m featurewatch.workers` with the toy pipelines, and with variables of its own."""
-    return lambda **environment: start("workers", "--pipelines", "tests.workers.toy:PIPELINES", **environment)
+    command = ("featurewatch.workers", "--pipelines", "tests.workers.toy:PIPELINES")
+    return lambda **environment: start(*command, **environment)
 
 
 QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING")

@@ -18,9 +18,9 @@ from featurewatch.service.verdicts.policy import Policy
 from featurewatch.workers.activations import open_activations
 from featurewatch.workers.crosscoder.model import Crosscoder
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines.fitting import Members, trained
-from featurewatch.workers.pipelines.sources import Activations
-from featurewatch.workers.pipelines.work import Work
+from featurewatch.workers.pipelines.shared.context import OnboardingContext
+from featurewatch.workers.pipelines.shared.sources import Activations
+from featurewatch.workers.pipelines.shared.training import Members, train_dictionary
 
 HOOKS = ["resid_post.1"]
 
@@ -47,7 +47,7 @@ def fitted(execution: Execution, folder: Path, **options: Any) -> Crosscoder:
     """A dictionary of 48 latents over both checkpoints, saved as it goes at folder / `x.fit`."""
     usual = {"n_features": 48, "k": 3, "steps": 60, "batch_size": 256, "learning_rate": 5e-3}
     crosscoder = CrosscoderOptions().model_dump() | usual | options
-    work = Work(
+    context = OnboardingContext(
         family_id="fam_1", family_name="f", checkpoint_id="ckp_1", name="v1", uri="file:///v1", adapter=None,
         documents=None, hook_points=HOOKS, corpus={}, crosscoder=crosscoder, policy=Policy(), positions=None,
         n_features=48, generation=1, parent=None, fit="fit", why="fit",
@@ -56,7 +56,7 @@ def fitted(execution: Execution, folder: Path, **options: Any) -> Crosscoder:
         Activations(open_activations(folder / name, hook_points=HOOKS), HOOKS, torch.device("cpu"))
         for name in ("v1", "v2")
     ]
-    return trained(execution, work, Members(members), folder / "x.fit")
+    return train_dictionary(execution, context, Members(members), folder / "x.fit")
 
 
 def _tell_children(folder: Path) -> bool:

@@ -3,11 +3,11 @@
 import time
 from typing import Any
 
-from featurewatch.workers.activations import shards
+from featurewatch.workers.activations.harvest import shards
 from featurewatch.workers.app import app
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.pipelines.harvesting import harvest_activations
-from featurewatch.workers.pipelines.work import load
+from featurewatch.workers.pipelines.shared.context import load_context
+from featurewatch.workers.pipelines.stages.harvest import harvest_activations
 from tests.workers.toy import PIPELINES as TOYS
 
 BATCH_SECONDS = 0.1
@@ -24,7 +24,7 @@ def harvest(execution: Execution) -> None:
     """The first stage of an onboarding."""
     shards.read_batch = read_slowly
     with execution.stage("harvest"):
-        name, _, _ = harvest_activations(execution, load(execution))
+        name, _, _ = harvest_activations(execution, load_context(execution))
     with execution.write() as session:
         execution.finish(session, {"activations": name})
 

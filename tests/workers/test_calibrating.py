@@ -49,7 +49,7 @@ def family(installation: Installation, name: str, uris: list[str], **body: Any) 
     for number, uri in enumerate(uris, start=1):
         with installation.database.write() as session:
             body_in = CheckpointIn(name=f"v{number}", uri=uri)
-            checkpoints.register(session, installation.settings, name, body_in)
+            checkpoints.register(session, installation.settings, families.get(session, name), body_in)
         done = run(installation)
         assert done.state == "succeeded", done.error
 
@@ -68,7 +68,7 @@ def planted(installation: Installation, tmp_path: Path, name: str = "planted", *
 
 def ask(installation: Installation, name: str = "planted", **body: Any) -> str:
     with installation.database.write() as session:
-        return calibrations.create(session, name, CalibrationIn.model_validate(body))[0].id
+        return calibrations.create(session, families.get(session, name), CalibrationIn.model_validate(body))[0].id
 
 
 def tables(installation: Installation) -> dict[str, list[Any]]:

@@ -25,7 +25,7 @@ from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.signatures.schemas import SignatureIn
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.workers.pipelines import PIPELINES
-from featurewatch.workers.pipelines import dependencies as pipeline
+from featurewatch.workers.pipelines.runs import dependencies as pipeline
 from tests.workers.conftest import Installation
 
 torch.set_num_threads(1)
@@ -71,7 +71,7 @@ def succeed(installation: Installation) -> Run:
 def register(installation: Installation, folder: Path, name: str, parent: str | None = None) -> None:
     with installation.database.write() as session:
         body = CheckpointIn(name=name, uri=(folder / name).as_uri(), parent=parent)
-        checkpoints.register(session, installation.settings, "planted", body)
+        checkpoints.register(session, installation.settings, families.get(session, "planted"), body)
     succeed(installation)
 
 
@@ -107,7 +107,8 @@ def _matched(installation: Installation, circuit: Circuit) -> dict[int, int]:
 def ask(installation: Installation, checkpoint: str, numbers: list[int], **body: Any) -> str:
     with installation.database.write() as session:
         asked = DependenciesIn.model_validate({"features": [feature_id(n) for n in numbers], **body})
-        return dependencies.create(session, "planted", checkpoint, asked)[0].id
+        found = families.get(session, "planted")
+        return dependencies.create(session, found, checkpoints.get(session, found, checkpoint), asked).id
 
 
 def show(installation: Installation, number: int, checkpoint: str, baseline: str | None = None) -> Any:
@@ -196,7 +197,8 @@ def test_a_signatures_answers_are_moved_by_its_features(
             rows.append({"text": spoken, "positive": f" {words[0]}", "negative": f" {words[1]}"})
     with installation.database.write() as session:
         asked = SignatureIn.model_validate({"name": "debate", "rows": rows[:40], "settings": {"position": "answer"}})
-        signatures.create(session, installation.settings, installation.artifacts, "planted", asked)
+        found = families.get(session, "planted")
+        signatures.create(session, installation.settings, installation.artifacts, found, asked)
     assert succeed(installation).kind == "signature"
     with installation.database.write() as session:
         row = session.query(Signature).one()
@@ -236,5 +238,5 @@ def test_nothing_is_asked_where_there_is_no_model(installation: Installation, fa
         row.uri = "activations+file:///x"
         assert not dependencies.queue_watched(session, row.id)
         with pytest.raises(ConflictError, match="only activations"):
-            dependencies.create(session, "planted", "v1", DependenciesIn(features=["F1"]))
+            dependencies.create(session, families.get(session, "planted"), row, DependenciesIn(features=["F1"]))
         session.rollback()

@@ -13,6 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from featurewatch.service.config import Settings
+from featurewatch.service.families import logic as families
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.problems import ConflictError
 from featurewatch.service.labels import logic as labels
@@ -159,7 +160,8 @@ def positions(artifacts: ArtifactStore, family_id: str) -> dict[str, Any]:
 
 def ask(installation: Installation, *features: str) -> str:
     with installation.database.write() as session:
-        return labels.create(session, "smol", LabelIn(features=list(features) or None))[0].id
+        body = LabelIn(features=list(features) or None)
+        return labels.create(session, families.get(session, "smol"), body)[0].id
 
 
 def done(installation: Installation, *features: str) -> Run:
@@ -224,7 +226,7 @@ def test_which_features_by_default(installation: Installation, model: Model) -> 
     with pytest.raises(ConflictError, match="name others"), installation.database.write() as session:
         session.query(Feature).filter_by(number=2).one().watched = False
         session.flush()
-        labels.create(session, "smol", LabelIn())
+        labels.create(session, families.get(session, "smol"), LabelIn())
 
 
 @pytest.mark.parametrize(

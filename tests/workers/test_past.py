@@ -17,7 +17,8 @@ from featurewatch.service.features import logic as features
 from featurewatch.service.features.schemas import Point
 from featurewatch.service.models import Alert, Checkpoint, Code, Event, Feature
 from featurewatch.service.verdicts.compare import compare
-from featurewatch.workers.pipelines import PIPELINES, files
+from featurewatch.workers.pipelines import PIPELINES
+from featurewatch.workers.pipelines.shared import files
 from tests.workers.conftest import Installation
 
 LAST = 4
@@ -41,9 +42,8 @@ class Judged:
             write_checkpoint(self.lineage, number, folder / f"v{number}")
             with installation.database.write() as session:
                 uri = f"activations+{(folder / f'v{number}').as_uri()}"
-                checkpoints.register(
-                    session, installation.settings, "planted", CheckpointIn(name=f"v{number}", uri=uri)
-                )
+                body = CheckpointIn(name=f"v{number}", uri=uri)
+                checkpoints.register(session, installation.settings, families.get(session, "planted"), body)
             run_id = installation.run_next(pipelines=PIPELINES)
             assert run_id
             run = installation.run(run_id)

@@ -290,5 +290,5 @@ def test_a_worker_that_was_frozen_writes_nothing_after_its_lease(installation, s
 
 def test_an_older_schema_is_told_and_not_worked_on(tmp_path, start):
     empty = tmp_path / "empty.db"
-    process = start("workers", FEATUREWATCH_DATABASE_URL=f"sqlite:///{empty}")
+    process = start("featurewatch.workers", FEATUREWATCH_DATABASE_URL=f"sqlite:///{empty}")
     assert process.wait(30) == 1

@@ -29,12 +29,12 @@ from featurewatch.service.models import Run, Shard
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.shards import logic, queries
 from featurewatch.workers import runner
-from featurewatch.workers.activations import shards as shard_files
+from featurewatch.workers.activations.harvest import shards as shard_files
 from featurewatch.workers.activations.tensorfiles import write_tensors
 from featurewatch.workers.app import call_helper, make_app
 from featurewatch.workers.errors import WorkerStoppingError
-from featurewatch.workers.pipelines import helping, sharing
-from featurewatch.workers.pipelines.sharing import part
+from featurewatch.workers.pipelines.shared import shared_harvest
+from featurewatch.workers.pipelines.shared.shared_harvest import part
 from featurewatch.workers.sweeps import Sweeper
 from tests import factories
 from tests.services import free_port
@@ -65,7 +65,7 @@ def settings(settings: Settings, model: Path, broker_url: str) -> Settings:
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(helping, "_declined", {})
+    monkeypatch.setattr(shared_harvest, "_declined", {})
     monkeypatch.setattr(shard_files, "read_batch", shard_files.read_batch)  # the pipeline puts a slow one there
 
 
@@ -256,7 +256,7 @@ def test_an_attempt_that_was_killed_while_it_took_shards_over(
     installation: Installation, model: Path, alone: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had moved one file of a group. The next attempt reads that group again."""
-    run_id, taken, take = queue(installation, model), list[Path](), sharing._take
+    run_id, taken, take = queue(installation, model), list[Path](), shared_harvest._take
 
     def take_one(file: Path, place: Path) -> None:
         if taken:
@@ -265,7 +265,7 @@ def test_an_attempt_that_was_killed_while_it_took_shards_over(
         take(file, place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sharing, "_take", take_one)
+        patch.setattr(shared_harvest, "_take", take_one)
         with Coordinator(installation):
             offered(installation, run_id)
             help_with(installation)
@@ -349,8 +349,8 @@ def test_a_helper_that_is_to_end_does_not_hash_a_checkpoint_first(
     installation: Installation, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[object] = []
-    open_shards = helping.open_shards
-    monkeypatch.setattr(helping, "open_shards", lambda *arguments: opened.append(1) or open_shards(*arguments))
+    open_shards = shared_harvest.open_shards
+    monkeypatch.setattr(shared_harvest, "open_shards", lambda *arguments: opened.append(1) or open_shards(*arguments))
     run_id = queue(installation, model)
     with Coordinator(installation):
         offered(installation, run_id)

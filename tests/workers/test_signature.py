@@ -41,7 +41,8 @@ def run_next(installation: Installation, kind: str) -> Run:
 
 def register(installation: Installation, name: str, uri: str) -> None:
     with installation.database.write() as session:
-        checkpoints.register(session, installation.settings, "planted", CheckpointIn(name=name, uri=uri))
+        family = families.get(session, "planted")
+        checkpoints.register(session, installation.settings, family, CheckpointIn(name=name, uri=uri))
     done = run_next(installation, "onboard")
     assert done.state == "succeeded", done.error
 
@@ -69,7 +70,8 @@ def write(lineage: Lineage, checkpoint: int, folder: Path, sets: dict[str, np.nd
 def create(installation: Installation, name: str, rows: list[dict[str, Any]], **body: Any) -> list[str]:
     with installation.database.write() as session:
         asked = SignatureIn.model_validate({"name": name, "rows": rows} | body)
-        made = logic.create(session, installation.settings, installation.artifacts, "planted", asked)
+        family = families.get(session, "planted")
+        made = logic.create(session, installation.settings, installation.artifacts, family, asked)
         return [run.id for run, _ in made[1]]
 
 

@@ -1,11 +1,11 @@
 """Activations of a model family: loading models, hook points, positions, harvest, and the folders they are kept in."""
 
 from featurewatch.workers.activations.corpus import Document, load_corpus, load_documents, save_documents
-from featurewatch.workers.activations.gguf import convert_gguf
 from featurewatch.workers.activations.harvest import HarvestSummary, harvest
+from featurewatch.workers.activations.harvest.shards import HarvestSpec
 from featurewatch.workers.activations.models import compute_dtype, list_hook_points, load_model, locate_model
+from featurewatch.workers.activations.models.gguf import convert_gguf
 from featurewatch.workers.activations.positions import Positions
-from featurewatch.workers.activations.shards import HarvestSpec
 from featurewatch.workers.activations.sources import locate_activations
 from featurewatch.workers.activations.store import ActivationSet, check_finite, open_activations
 

@@ -1,4 +1,4 @@
-"""Activation folders: one checkpoint's activations at its family's positions, harvested here or brought along.
+"""Activation folders: one checkpoint's activations at its family's positions, harvested or precomputed elsewhere.
 
 A folder holds `manifest.json`, safetensors shards with the tensor `activations` [n, d_model] for each hook point
 (float32, bfloat16 or float16; in position order), and `documents.safetensors` with `document` [positions] int64.
@@ -10,40 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from featurewatch.workers.activations.tensorfiles import load_arrays, map_tensor, read_header, torch_dtype
+from featurewatch.service.checkpoints import manifest
+from featurewatch.service.checkpoints.faults import UnusableError
+from featurewatch.workers.activations.tensorfiles import load_arrays, map_tensor, refusals, torch_dtype
 from featurewatch.workers.errors import RunError
-
-FORMAT = "featurewatch-activations/1"
-MANIFEST = "manifest.json"
-_MAX_MANIFEST_BYTES = 10_000_000
-
-
-class HookPointEntry(BaseModel):
-    """A hook point in a manifest."""
-
-    model_config = ConfigDict(strict=True)
-
-    d_model: PositiveInt
-    shards: Annotated[list[str], Field(min_length=1)]
-    """File names, in position order."""
-
-
-class Manifest(BaseModel):
-    """`manifest.json`. Keys that are not named here are nobody's business but their writer's."""
-
-    model_config = ConfigDict(strict=True)
-
-    format: Literal["featurewatch-activations/1"]
-    model: str
-    positions: PositiveInt
-    hook_points: Annotated[dict[str, HookPointEntry], Field(min_length=1)]
-    documents: str
 
 
 @dataclass
@@ -162,83 +137,33 @@ def open_activations(
     Every fault is a RunError with its own code: `manifest-missing`, `manifest-invalid`, `unknown-hook-point`,
     `path-escapes`, `unsafe-format`, `shard-missing`, `truncated-file`, `wrong-dtype`, `wrong-width`, `wrong-positions`.
     """
-    manifest = _read_manifest(path)
-    positions = manifest.positions
-    if expected_positions is not None and positions != expected_positions:
-        raise RunError("wrong-positions", f"{positions} positions; the family has {expected_positions}")
-    sources = {}
-    for name in hook_points:
-        described = manifest.hook_points.get(name)
-        if described is None:
-            there = ", ".join(sorted(manifest.hook_points)) or "none"
-            raise RunError("unknown-hook-point", f"hook point {name} is not among those brought along: {there}")
-        width = described.d_model
-        if expected_widths and expected_widths.get(name, width) != width:
-            raise RunError("wrong-width", f"{name} is {width} wide; the family expects {expected_widths[name]}")
-        source = _Source(width, [_open_shard(path, name, shard, width) for shard in described.shards])
-        if source.bounds[-1] != positions:
-            raise RunError(
-                "wrong-positions", f"the shards of {name} hold {source.bounds[-1]} rows; the manifest says {positions}"
-            )
-        if len({shard.dtype for shard in source.shards}) > 1:
-            raise RunError("wrong-dtype", f"the shards of {name} are of different types; store all of them in one")
-        sources[name] = source
-    document, valid = _read_documents(path, manifest)
+    described = _read_manifest(path)
+    with refusals():
+        checked = manifest.check(path, described, hook_points, expected_positions, expected_widths or {})
+    sources = {
+        name: _Source(described["hook_points"][name]["d_model"], [_open_shard(shard) for shard in shards])
+        for name, shards in checked.shards.items()
+    }
+    arrays = load_arrays(checked.documents, {"document": "I64", "valid": "BOOL"})
+    positions: int = described["positions"]
+    valid = arrays.get("valid", np.ones(positions, bool))
     widths = {name: source.d_model for name, source in sources.items()}
-    return ActivationSet(path, manifest.model, positions, widths, document, valid, sources)
+    return ActivationSet(path, described["model"], positions, widths, arrays["document"], valid, sources)
 
 
-def _read_manifest(path: Path) -> Manifest:
-    file = path / MANIFEST
-    if not file.is_file():
-        raise RunError("manifest-missing", f"{path.name or path} holds no {MANIFEST}")
-    if file.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise RunError("manifest-invalid", f"{MANIFEST} is larger than {_MAX_MANIFEST_BYTES} bytes")
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest. A run reports every fault of the file itself as `manifest-invalid`."""
     try:
-        return Manifest.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RunError("manifest-invalid", f"{MANIFEST}: {where}: {first['msg']}") from error
+        return manifest.read(path)
+    except UnusableError as error:
+        code = error.code if error.code == "manifest-missing" else "manifest-invalid"
+        raise RunError(code, error.detail, title=error.title) from error
 
 
-def _member(path: Path, name: str) -> Path:
-    """A file of the folder that the manifest names; it may not lead out of the folder, links followed."""
-    file = path / name
-    if "\0" in name or not file.resolve().is_relative_to(path.resolve()):
-        raise RunError("path-escapes", f"{name!r} leads out of the activation folder")
-    if file.suffix != ".safetensors":
-        raise RunError("unsafe-format", f"{name!r} is no .safetensors file; other formats are not opened")
-    if not file.is_file():
-        raise RunError("shard-missing", f"the manifest names {name!r}, which is not there")
-    return file
-
-
-def _open_shard(path: Path, hook_point: str, name: str, width: int) -> _Shard:
-    file = _member(path, name)
-    entry = read_header(file).get("activations")
-    if entry is None:
-        raise RunError("manifest-invalid", f"{name} holds no tensor `activations`")
-    dtype = torch_dtype(entry)
-    if dtype is None:
-        raise RunError("wrong-dtype", f"{name} is {entry.dtype}; activations are float32, bfloat16 or float16")
-    if len(entry.shape) != 2 or entry.shape[1] != width:
-        raise RunError("wrong-width", f"{name} has shape {list(entry.shape)}; {hook_point} is {width} wide")
-    return _Shard(file, map_tensor(file, entry), dtype, entry.begin)
-
-
-def _read_documents(path: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
-    file = _member(path, manifest.documents)
-    arrays = load_arrays(file, {"document": "I64", "valid": "BOOL"})
-    if "document" not in arrays:
-        raise RunError("manifest-invalid", f"{file.name} holds no tensor `document`")
-    positions = manifest.positions
-    for name, array in arrays.items():
-        if len(array) != positions:
-            raise RunError(
-                "wrong-positions", f"{file.name}: {name} has {len(array)} entries; the manifest says {positions}"
-            )
-    return arrays["document"], arrays.get("valid", np.ones(positions, bool))
+def _open_shard(shard: manifest.Shard) -> _Shard:
+    dtype = torch_dtype(shard.tensor)
+    assert dtype is not None
+    return _Shard(shard.file, map_tensor(shard.file, shard.tensor), dtype, shard.tensor.begin)
 
 
 def check_finite(activations: ActivationSet, progress: Callable[[float], None] = lambda fraction: None) -> None:

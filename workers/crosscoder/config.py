@@ -1,4 +1,4 @@
-"""How a crosscoder is fitted, and what it is fitted on."""
+"""Configuration of a fit, and the layout of the activations it reads."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,15 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Sparsity = Literal["batch_topk", "topk", "l1", "jumprelu"]
+from featurewatch.workers.crosscoder.sparsity import SPARSITIES
+
 DecoderKind = Literal["per_source", "shared"]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The sources that stand beside each other in one vector of width D.
+    """The sources concatenated into one vector of width D.
 
-    `models`: the checkpoint that each source belongs to, counted from 0; None: all sources are one checkpoint's.
+    models: index of the checkpoint that each source belongs to; None if all belong to one checkpoint.
     """
 
     widths: tuple[int, ...]
@@ -24,7 +25,7 @@ class Layout:
 
     @property
     def width(self) -> int:
-        """D"""
+        """D, the width of all sources together."""
         return sum(self.widths)
 
     @property
@@ -34,12 +35,12 @@ class Layout:
 
     @cached_property
     def starts(self) -> list[int]:
-        """First column of each source."""
+        """First column of each source, [S]."""
         return [sum(self.widths[:s]) for s in range(len(self.widths))]
 
     @property
     def uniform(self) -> bool:
-        """Whether all sources have one width: then the loss weighs every column the same."""
+        """Whether all sources have the same width, so that the loss weights every column equally."""
         return len(set(self.widths)) == 1
 
     def weight(self, device: torch.device | str) -> Tensor:
@@ -49,7 +50,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to fit. `n_features` latents, on average `k` active at a position."""
+    """Hyperparameters of a fit with `n_features` latents, of which `k` are active at a position on average."""
 
     n_features: int
     k: int = 32
@@ -58,68 +59,72 @@ class FitConfig:
     learning_rate: float = 2e-3
     seed: int = 0
 
-    sparsity: Sparsity = "batch_topk"
+    sparsity: str = "batch_topk"
+    """A key of `sparsity.SPARSITIES`"""
     sparsity_weight: float | None = None
-    """lambda of `l1` and `jumprelu`. None: adjusted as the fit goes, so that `k` latents are active on average."""
+    """lambda of `l1` and `jumprelu`. None: adjusted during the fit so that `k` latents are active on average."""
     bandwidth: float = 0.5
-    """`jumprelu`: width of the kernel that estimates the threshold's gradient, over the threshold."""
+    """`jumprelu`: width of the kernel that estimates the threshold's gradient, relative to the threshold."""
     decoder: DecoderKind = "per_source"
     source_dropout: float = 0.0
-    """Chance that the encoder does not see a source at a position (one at least it sees): each source's encoder then
-    learns to read the features alone."""
+    """Probability that a source is hidden from the encoder at a position. At least one source stays visible, and each
+    source's encoder learns to read the features on its own."""
     prefixes: tuple[int, ...] = ()
-    """Matryoshka: the first so many latents reconstruct by themselves too; ascending, all latents left out."""
+    """Matryoshka prefixes: the first p latents also reconstruct on their own. Ascending, without `n_features`."""
     designated: int = 0
-    """The first so many latents are shared by design: each of them is written with one norm in all sources."""
+    """Number of latents, from the first, that are shared by design: each has the same norm in all sources."""
     designated_discount: float = 0.2
-    """What a designated latent pays for being active, over what the others pay."""
+    """Price of a designated latent relative to the others."""
     dedicated: tuple[int, ...] = ()
-    """The last latents belong to one checkpoint each, so many to each; the others' decoders hold zeros there."""
+    """Number of latents, from the last, dedicated to each checkpoint; their decoders are zero in all others."""
 
     decoder_norm: float = 0.5
-    """Norm of a decoder row at the start. 1 leaves half of the latents dead; 0.5 hardly any."""
+    """Initial norm of a decoder row. 1 leaves half of the latents dead, 0.5 hardly any."""
     warmup: float = 0.05
-    """Share of the steps over which the learning rate rises from 0."""
+    """Fraction of the steps over which the learning rate rises from 0."""
     decay: float = 0.3
-    """Share of the steps at the end over which it falls to 0."""
+    """Fraction of the steps, at the end, over which it falls to 0."""
     aux_weight: float = 1 / 32
+    """Weight of the AuxK loss"""
     dead_after: int = 200_000
-    """A latent that was silent for so many positions, or a quarter of the fit where that is shorter, is dead."""
+    """Positions without a firing after which a latent is dead; a quarter of the fit if that is shorter."""
     resample_every: float = 0.05
-    """Share of the steps between two resamplings; 0: never."""
+    """Fraction of the steps between two resamplings; 0 disables them."""
     resample_until: float = 0.9
-    """Share of the steps after which none takes place, so that what was started can settle."""
+    """Fraction of the steps after which resampling stops, so that resampled latents can settle."""
     resample_below: float = 0.03
-    """A latent that fires less often than this share of the mean rate k / m starts anew."""
+    """A latent whose firing rate is below this fraction of the mean rate k / m is resampled."""
     window: int = 2**21
-    """Positions that are shuffled among each other: data that exceeds it is streamed, window after window."""
+    """Positions shuffled as one block. Larger data is streamed, one window after the other."""
 
     def __post_init__(self) -> None:
+        if self.sparsity not in SPARSITIES:
+            raise ValueError(f"unknown sparsity {self.sparsity!r}; choose from {', '.join(SPARSITIES)}")
         if not 0 < self.k <= self.n_features:
-            raise ValueError(f"k is {self.k}; it must lie in 1 .. n_features ({self.n_features})")
+            raise ValueError(f"k is {self.k}; it must be between 1 and n_features ({self.n_features})")
         if list(self.prefixes) != sorted({p for p in self.prefixes if 0 < p < self.n_features}):
-            raise ValueError(f"prefixes {self.prefixes} must ascend within 1 .. {self.n_features - 1}")
+            raise ValueError(f"prefixes {self.prefixes} must be ascending and between 1 and {self.n_features - 1}")
         if self.designated + sum(self.dedicated) > self.n_features:
-            raise ValueError("more designated and dedicated latents than n_features")
+            raise ValueError("designated and dedicated latents exceed n_features")
         if self.decoder == "shared" and (self.designated or self.dedicated):
-            raise ValueError("a shared decoder writes every latent in all sources: no designated or dedicated ones")
+            raise ValueError("a shared decoder writes every latent to all sources: no designated or dedicated ones")
         if not 0 <= self.source_dropout < 1:
-            raise ValueError(f"source_dropout is {self.source_dropout}; it must lie in 0 .. 1, 1 left out")
+            raise ValueError(f"source_dropout is {self.source_dropout}; it must be at least 0 and below 1")
 
     @property
     def groups(self) -> list[tuple[int, int]]:
-        """Latents first .. stop of each Matryoshka level beyond the one before it; a single one without prefixes."""
+        """(first, stop) of the latents that each Matryoshka level adds; a single group without prefixes."""
         bounds = [0, *self.prefixes, self.n_features]
         return list(pairwise(bounds))
 
     def prices(self, device: torch.device | str) -> Tensor:
-        """What each latent pays for being active, 1 for most: float32 [m]."""
+        """Price of an active latent, 1 for most: float32 [m]."""
         prices = torch.ones(self.n_features, device=device)
         prices[: self.designated] = self.designated_discount
         return prices
 
     def owned(self, layout: Layout, device: torch.device | str) -> Tensor | None:
-        """1 where a latent may write a column, 0 where another checkpoint's sources are: [m, D]. None: it may all."""
+        """1 where a latent may write a column, 0 in other checkpoints' columns: [m, D]. None if there is no limit."""
         if not any(self.dedicated):
             return None
         if len(self.dedicated) != layout.n_models:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.crosscoder.gradients import view
+from featurewatch.workers.crosscoder.fit.gradients import view
 from featurewatch.workers.crosscoder.kernels import kth_largest, row_dots
 from featurewatch.workers.crosscoder.model import Crosscoder
-from featurewatch.workers.crosscoder.select import PreActivations, Scratch
+from featurewatch.workers.crosscoder.preactivations import PreActivations, Scratch
 
 STEPS = 4
 """Twice as many change the bias by a tenth."""
@@ -87,14 +87,14 @@ def _chosen_anew(residual: Tensor, code: Code, unit: Tensor, norms: Tensor, scra
     guess = _weakest_chosen(pre, code, scores)
     for factor in (0.95, 0.8, 0.5, 0.0):  # what is surely too weak need not be looked at
         floor = max(guess * factor, 1e-12)
-        found = pre.search(torch.full_like(norms, floor))
-        at = torch.searchsorted(places, found.places).clamp_max(count - 1)
-        fresh = places[at] != found.places
+        candidates = pre.search(torch.full_like(norms, floor))
+        at = torch.searchsorted(places, candidates.places).clamp_max(count - 1)
+        fresh = places[at] != candidates.places
         if int((scores >= floor).sum() + fresh.sum()) >= count:
             break
-    every = torch.cat([scores, found.values[fresh]])
+    every = torch.cat([scores, candidates.values[fresh]])
     keep = every >= max(kth_largest(every, min(count, len(every))), 1e-12)
-    kept, order = torch.cat([places, found.places[fresh]])[keep].sort()
+    kept, order = torch.cat([places, candidates.places[fresh]])[keep].sort()
     indptr = torch.searchsorted(kept, torch.arange(code.n + 1, device=kept.device) * m)
     latents = kept % m
     return Code(indptr, latents, every[keep][order] / norms[latents], m)

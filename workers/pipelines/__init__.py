@@ -16,17 +16,18 @@ def _of(module: str, name: str) -> Callable[[Execution], None]:
     def run(execution: Execution) -> None:
         with execution.read() as session:
             lost = damage.lost(session, execution.artifacts, execution.family_id)
+        import_module("featurewatch.workers.pipelines.shared.context").set_threads(execution)
         if lost:
-            import_module("featurewatch.workers.pipelines.restoring").restore(execution, lost)
-        getattr(import_module(f"featurewatch.workers.pipelines.{module}"), name)(execution)
+            import_module("featurewatch.workers.pipelines.runs.restore").restore(execution, lost)
+        getattr(import_module(f"featurewatch.workers.pipelines.runs.{module}"), name)(execution)
 
     return run
 
 
 PIPELINES: dict[str, Callable[[Execution], None]] = {
     "onboard": _of("onboard", "onboard"),
-    "calibrate": _of("calibrating", "calibrate"),
-    "label": _of("labelling", "label"),
+    "calibrate": _of("calibrate", "calibrate"),
+    "label": _of("label", "label"),
     "signature": _of("signature", "signature"),
     "dependencies": _of("dependencies", "find_dependencies"),
 }

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from featurewatch.workers.crosscoder.preactivations import Scratch
 from featurewatch.workers.crosscoder.pursuit import reselected
 from featurewatch.workers.crosscoder.regress import LEAST_ROOM, Reader, Regression, Solution, spread_rows, take_rows
-from featurewatch.workers.crosscoder.select import Scratch
 
 STAYS = 0.1
 """What speaks for a dimension's staying where it is, over what rows write in a dimension on average."""

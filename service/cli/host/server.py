@@ -188,7 +188,7 @@ def _local() -> ModuleType:
 
 
 def _need_worker_packages() -> None:
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("workers") is None:
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("featurewatch.workers") is None:
         raise base.UsageError(
             f"workers need torch and transformers: {extras.install('worker')} (or use `up --no-worker`)"
         )

@@ -6,9 +6,9 @@ from urllib.parse import urlencode
 from fastapi import Query, Request
 from starlette.responses import Response
 
-from featurewatch.service.alerts import routes as alerts
-from featurewatch.service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, AlertState, MuteBody
-from featurewatch.service.kit.pages import MAX_LIMIT, Pager, Paging
+from featurewatch.service.alerts import listing, logic, queries
+from featurewatch.service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, AlertState, MuteBody, view
+from featurewatch.service.kit.pages import Pager, Paging
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
 from featurewatch.service.web.access import Form, SentForm, filled, pages
 from featurewatch.service.web.render import address, back, is_fragment, page
@@ -27,7 +27,7 @@ FIELDS = {
     "rewired": ("feature",), "quality": ("max_fvu_ratio",), "absence": ("days",),
 }  # fmt: skip
 """What each kind asks for, as the API names it."""
-MUTES = {"24": "for a day", "168": "for a week", "": "until it is resolved"}
+MUTES = {"24": "for a day", "168": "for a week", "": "until resolved"}
 
 
 @router.get("/alerts")
@@ -39,41 +39,41 @@ def list_alerts(
     family: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Response:
     chosen = AlertState(state) if state in set(AlertState) else None
-    found = alerts.list_alerts(session, paging, family=family or None, state=chosen)
+    alerts = listing.alerts(session, paging, family=family or None, state=chosen)
     template = "notify/alert_rows.html" if is_fragment(request) else "notify/alerts.html"
-    rules = [] if is_fragment(request) else alerts.list_rules(session, Pager(MAX_LIMIT, None, request, Response())).data
+    rules = [] if is_fragment(request) else listing.rules(session, Pager.whole(request)).data
     return page(
-        request, template, rows=found.data, next_cursor=found.next_cursor, state=state, family=family or "",
+        request, template, rows=alerts.data, next_cursor=alerts.next_cursor, state=state, family=family or "",
         states=[*AlertState, "all"], mutes=MUTES, rules=rules, kinds=RULES, fields=FIELDS,
     )  # fmt: skip
 
 
 @router.get("/alerts/{alert_id}")
 def show_alert(request: Request, alert_id: str, session: ReadSession) -> Response:
-    return page(request, "notify/alert.html", alert=alerts.get_alert(alert_id, session), mutes=MUTES)
+    return page(request, "notify/alert.html", alert=view(*logic.get(session, alert_id)), mutes=MUTES)
 
 
 @router.post("/alerts/{alert_id}/ack")
 def acknowledge(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
-    alerts.acknowledge(alert_id, session)
+    logic.acknowledge(session, logic.get(session, alert_id)[0])
     return _settled(request, alert_id, form)
 
 
 @router.post("/alerts/{alert_id}/mute")
 def mute(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
-    alerts.mute(alert_id, session, filled(MuteBody, hours=form.some("hours")))
+    logic.mute(session, logic.get(session, alert_id)[0], filled(MuteBody, hours=form.some("hours")))
     return _settled(request, alert_id, form)
 
 
 @router.post("/alerts/{alert_id}/resolve")
 def resolve(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
-    alerts.resolve(alert_id, session)
+    logic.resolve(session, logic.get(session, alert_id)[0])
     return _settled(request, alert_id, form)
 
 
 @router.post("/alerts/{alert_id}/reopen")
 def reopen(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
-    alerts.reopen(alert_id, session)
+    logic.reopen(session, logic.get(session, alert_id)[0])
     return _settled(request, alert_id, form)
 
 
@@ -84,16 +84,17 @@ def create_rule(request: Request, session: WriteSession, form: SentForm) -> Resp
     # A field that was left empty is not given: what may be left out has a default, and what may not is asked for.
     condition = {name: value for name, value in condition.items() if value is not None}
     body = filled(AlertRuleCreate, name=form.one("name"), family=form.some("family"), condition=condition)
-    alerts.create_rule(body, session, Response())
+    logic.create_rule(session, body)
     return back("/alerts#rules")
 
 
 @router.post("/alert-rules/{rule_id}")
 def change_rule(request: Request, rule_id: str, session: WriteSession, form: SentForm) -> Response:
+    rule, _ = logic.get_rule(session, rule_id)
     if form.one("do") == "delete":
-        alerts.delete_rule(rule_id, session)
+        queries.remove_rule(session, rule)
     else:
-        alerts.change_rule(rule_id, AlertRuleUpdate(enabled=form.one("do") == "enable"), session)
+        logic.change_rule(session, rule, AlertRuleUpdate(enabled=form.one("do") == "enable"))
     return back("/alerts#rules")
 
 

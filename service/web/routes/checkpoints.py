@@ -6,23 +6,13 @@ from urllib.parse import urlencode
 from fastapi import Query, Request
 from starlette.responses import Response
 
+from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.checkpoints import queries as checkpoint_queries
-from featurewatch.service.checkpoints import routes as checkpoints
+from featurewatch.service.checkpoints.lookup import ReadCheckpoint
 from featurewatch.service.checkpoints.report import MEDIA_TYPES, Format, render, report
-from featurewatch.service.families import logic as families
-from featurewatch.service.features import logic
-from featurewatch.service.features import routes as features
+from featurewatch.service.families.lookup import ReadFamily
+from featurewatch.service.features import findings, logic
 from featurewatch.service.features.queries import Filter
-from featurewatch.service.features.routes import (
-    MaxQQuery,
-    MinChangeQuery,
-    OrderQuery,
-    SortQuery,
-    StatusQuery,
-    TagQuery,
-    TextQuery,
-    WatchedQuery,
-)
 from featurewatch.service.features.sorting import order_of
 from featurewatch.service.kit.pages import Pager, Paging
 from featurewatch.service.kit.sessions import AppArtifacts, ReadSession
@@ -42,33 +32,32 @@ BaselineQuery = Annotated[str | None, Query(description="Left out: the parent.")
 @router.get("/families/{family}/checkpoints/{name}", dependencies=[IN_TURN])
 def show_report(
     request: Request,
-    family: str,
-    name: str,
+    family: ReadFamily,
+    checkpoint: ReadCheckpoint,
     session: ReadSession,
     artifacts: AppArtifacts,
     baseline: BaselineQuery = None,
     form: Annotated[Format | None, Query(alias="format")] = None,
 ) -> Response:
-    one = checkpoints.get_checkpoint(family, name, session)
-    if one.state != "judged":
-        return page(request, "families/waiting.html", family=family, checkpoint=one)
-    row = families.get(session, family)
-    found = report(session, artifacts, row, name, baseline or None)
+    view = checkpoints.views(session, family, [checkpoint])[0]
+    if checkpoint.state != "judged":
+        return page(request, "families/waiting.html", family=family.name, checkpoint=view)
+    document = report(session, artifacts, family, checkpoint.name, baseline or None)
     if form is not None:
-        text = found.model_dump_json() if form == "json" else render(found, form)
+        text = document.model_dump_json() if form == "json" else render(document, form)
         return Response(text, media_type=MEDIA_TYPES[form])
     changes = Plot(
         "changes",
         "table",
-        f"The largest changes, {len(found.changes)} features",
+        f"Largest changes ({len(document.changes)} features)",
         ["feature", "status", "projection ratio", "from", "to", "strength ratio", "q", "label", "successors"],
-        [_change(row) for row in found.changes],
-        links=[address("families", family, "features", row.id) for row in found.changes],
+        [_change(row) for row in document.changes],
+        links=[address("families", family.name, "features", row.id) for row in document.changes],
         drawn=False,
     )
     return page(
-        request, "families/report.html", plots=[changes], report=found, checkpoint=one,
-        others=[other for other in reversed(checkpoint_queries.judged(session, row.id)) if other != name],
+        request, "families/report.html", plots=[changes], report=document, checkpoint=view,
+        others=[name for name in reversed(checkpoint_queries.judged(session, family.id)) if name != checkpoint.name],
     )  # fmt: skip
 
 
@@ -82,41 +71,36 @@ def _change(row: Any) -> list[Any]:
 @router.get("/families/{family}/diff", dependencies=[IN_TURN])
 def show_diff(
     request: Request,
-    family: str,
+    family: ReadFamily,
     session: ReadSession,
     artifacts: AppArtifacts,
+    selection: lists.FormSelection,
     paging: Paging,
     from_: Annotated[str | None, Query(alias="from")] = None,
     to: str | None = None,
-    status: StatusQuery = None,
-    q: TextQuery = None,
-    tag: TagQuery = None,
-    watched: WatchedQuery = None,
-    min_change: MinChangeQuery = None,
-    max_q: MaxQQuery = None,
-    sort: SortQuery = "change",
-    order: OrderQuery = None,
     csv: str | None = None,
 ) -> Response:
-    row = families.get(session, family)
-    parents = checkpoint_queries.judged(session, row.id)
+    parents = checkpoint_queries.judged(session, family.id)
     judged = list(parents)
     if len(judged) < 2:
-        return page(request, "families/diff.html", family=family, judged=judged, found=None, asked=("", ""))
-    asked = (from_ or parents[judged[-1]] or judged[-2], to or judged[-1])
-    wanted = Filter(tuple(status or ()), q or None, tag or None, watched, min_change, max_q)
-    compared = logic.comparison(session, row, asked[1], asked[0])
+        return page(request, "families/diff.html", family=family.name, judged=judged, found=None, asked=("", ""))
+    names = (from_ or parents[judged[-1]] or judged[-2], to or judged[-1])
+    comparison = logic.comparison(session, family, names[1], names[0])
+    wanted, order = selection.wanted, selection.order
     if csv == lists.NAME:
-        return lists.as_file(request, compared, wanted, order_of(sort, order))
+        return lists.as_file(request, comparison, selection)
     if is_fragment(request):
-        rows, cursor = features.page_of(session, paging, compared, wanted, order_of(sort, order))
-        return page(request, "features/rows.html", family=family, rows=rows, next_cursor=cursor)
-    found = features.diff_of(session, artifacts, paging, compared, wanted, order_of(sort, order))
-    few = Pager(MOST_SUCCESSORS, None, request, Response())
-    replaced, _ = features.page_of(session, few, compared, Filter((Status.REPLACED,)), order_of("change", None))
-    link = f"{address('families', family, 'features')}?{urlencode({'checkpoint': asked[1], 'baseline': asked[0]})}&"
-    plot = flow(asked[0], asked[1], found.counts, replaced, link)
+        features = logic.page(session, paging, comparison, wanted, order)
+        return page(
+            request, "features/rows.html", family=family.name, rows=features.data, next_cursor=features.next_cursor
+        )
+    diff = findings.diff(session, artifacts, paging, comparison, wanted, order)
+    few = Pager.whole(request, MOST_SUCCESSORS)
+    replaced = logic.page(session, few, comparison, Filter((Status.REPLACED,)), order_of("change", None)).data
+    query = urlencode({"checkpoint": names[1], "baseline": names[0]})
+    link = f"{address('families', family.name, 'features')}?{query}&"
+    plot = flow(names[0], names[1], diff.counts, replaced, link)
     return page(
-        request, "families/diff.html", plots=[plot], judged=judged, found=found, asked=asked, wanted=wanted,
-        family=family, rows=found.data, next_cursor=found.next_cursor,
+        request, "families/diff.html", plots=[plot], judged=judged, found=diff, asked=names, wanted=wanted,
+        family=family.name, rows=diff.data, next_cursor=diff.next_cursor,
     )  # fmt: skip

@@ -4,14 +4,14 @@ from fastapi import Request
 from starlette.responses import Response
 
 from featurewatch.service.auth.guard import ADMIN, WRITE
-from featurewatch.service.checkpoints import logic as checkpoints
-from featurewatch.service.checkpoints import routes as checkpoint_routes
-from featurewatch.service.deletions import queries
-from featurewatch.service.families import logic as families
-from featurewatch.service.families import routes as family_routes
+from featurewatch.service.checkpoints import queries as checkpoint_queries
+from featurewatch.service.checkpoints.lookup import ReadCheckpoint, WriteCheckpoint
+from featurewatch.service.deletions import checkpoints, families, queries
+from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
-from featurewatch.service.runs import routes as runs
-from featurewatch.service.signatures import routes as signatures
+from featurewatch.service.models import Family
+from featurewatch.service.runs import logic as runs
+from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.web.access import SentForm, pages
 from featurewatch.service.web.render import address, back, page
 
@@ -19,72 +19,75 @@ router = pages()
 
 
 @router.get("/families/{family}/delete", dependencies=[ADMIN])
-def ask_family(request: Request, family: str, session: ReadSession) -> Response:
-    row = family_routes.get_family(family, session)
+def ask_family(request: Request, family: ReadFamily) -> Response:
     goes = [
-        "its checkpoints with their verdicts and reports",
-        f"its {row.n_features:,} features with their labels",
+        "its checkpoints, with their verdicts and reports",
+        f"its {family.n_features:,} features, with their labels",
         "its signatures, calibrations, runs, logs, alerts and alert rules",
-        "its artifacts: activations, dictionaries, codes, and the copy of the probe corpus",
+        "its artifacts: activations, dictionaries, codes and its copy of the probe corpus",
     ]
-    return _ask(request, "family", family, goes, [("/families", "Families"), (address("families", family), family)])
+    return _ask(request, "family", family.name, goes, _trail(family))
 
 
 @router.post("/families/{family}/delete", dependencies=[ADMIN])
-def delete_family(family: str, session: WriteSession, form: SentForm) -> Response:
-    family_routes.delete_family(family, session)
+def delete_family(family: WriteFamily, session: WriteSession, form: SentForm) -> Response:
+    families.delete(session, family)
     return back("/families")
 
 
 @router.get("/families/{family}/checkpoints/{name}/delete", dependencies=[WRITE])
-def ask_checkpoint(request: Request, family: str, name: str, session: ReadSession) -> Response:
-    found = families.get(session, family)
-    checkpoint = checkpoints.get(session, found, name)
+def ask_checkpoint(request: Request, family: ReadFamily, checkpoint: ReadCheckpoint, session: ReadSession) -> Response:
     children = [child.name for child in queries.children(session, checkpoint.id)]
-    parent = checkpoint_routes.get_checkpoint(family, name, session).parent
+    parent = checkpoint_queries.get(session, checkpoint.parent_id) if checkpoint.parent_id else None
     goes = [
-        "its verdicts, report, readings of signatures and dependency graphs",
-        "its runs with their logs, and its alerts",
-        "features that it introduced and no other checkpoint has",
+        "its verdicts, report, signature readings and dependency graphs",
+        "its runs, with their logs, and its alerts",
+        "features that first appeared in it and exist in no other checkpoint",
     ]
-    trail = [("/families", "Families"), (address("families", family), family)]
-    here = (address("families", family, "checkpoints", name), name)
-    return _ask(request, "checkpoint", name, goes, [*trail, here], children=children, parent=parent)
+    here = (address("families", family.name, "checkpoints", checkpoint.name), checkpoint.name)
+    return _ask(
+        request, "checkpoint", checkpoint.name, goes, [*_trail(family), here], children=children,
+        parent=parent.name if parent else None,
+    )  # fmt: skip
 
 
 @router.post("/families/{family}/checkpoints/{name}/delete", dependencies=[WRITE])
-def delete_checkpoint(family: str, name: str, session: WriteSession, form: SentForm) -> Response:
-    checkpoint_routes.delete_checkpoint(family, name, session, reparent=form.one("reparent") == "yes")
-    return back(address("families", family))
+def delete_checkpoint(
+    family: WriteFamily, checkpoint: WriteCheckpoint, session: WriteSession, form: SentForm
+) -> Response:
+    checkpoints.delete(session, family, checkpoint, reparent=form.one("reparent") == "yes")
+    return back(address("families", family.name))
 
 
 @router.get("/families/{family}/signatures/{signature}/delete", dependencies=[WRITE])
-def ask_signature(request: Request, family: str, signature: str, session: ReadSession) -> Response:
-    signatures.get_signature(family, signature, session)
-    trail = [("/families", "Families"), (address("families", family), family)]
-    here = (address("families", family, "signatures", signature), signature)
-    return _ask(
-        request, "signature", signature, ["its readings in all checkpoints, and its contrast set"], [*trail, here]
-    )
+def ask_signature(request: Request, family: ReadFamily, signature: str, session: ReadSession) -> Response:
+    signatures.get(session, family, signature)
+    here = (address("families", family.name, "signatures", signature), signature)
+    goes = ["its readings in all checkpoints and its contrast set"]
+    return _ask(request, "signature", signature, goes, [*_trail(family), here])
 
 
 @router.post("/families/{family}/signatures/{signature}/delete", dependencies=[WRITE])
-def delete_signature(family: str, signature: str, session: WriteSession, form: SentForm) -> Response:
-    signatures.delete_signature(family, signature, session)
-    return back(address("families", family, "signatures"))
+def delete_signature(family: WriteFamily, signature: str, session: WriteSession, form: SentForm) -> Response:
+    signatures.delete(session, family, signatures.get(session, family, signature))
+    return back(address("families", family.name, "signatures"))
 
 
 @router.get("/runs/{run_id}/delete", dependencies=[WRITE])
 def ask_run(request: Request, run_id: str, session: ReadSession) -> Response:
-    run = runs.get_run(run_id, session)
-    goes = ["its attempts and its log"] + (["the calibration that it made"] if run.kind == "calibrate" else [])
+    run, _, _ = runs.get(session, run_id)
+    goes = ["its attempts and its log"] + (["the calibration that it produced"] if run.kind == "calibrate" else [])
     return _ask(request, "run", run_id, goes, [("/runs", "Runs"), (address("runs", run_id), run.kind)])
 
 
 @router.post("/runs/{run_id}/delete", dependencies=[WRITE])
 def delete_run(run_id: str, session: WriteSession, form: SentForm) -> Response:
-    runs.delete_run(run_id, session)
+    runs.delete(session, runs.get(session, run_id)[0])
     return back("/runs")
+
+
+def _trail(family: Family) -> list[tuple[str, str]]:
+    return [("/families", "Families"), (address("families", family.name), family.name)]
 
 
 def _ask(

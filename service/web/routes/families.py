@@ -9,15 +9,18 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
+from featurewatch.service.calibrations import logic as calibrations
+from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.checkpoints import queries as checkpoint_queries
-from featurewatch.service.checkpoints import routes as checkpoints
 from featurewatch.service.checkpoints.schemas import CheckpointOut
-from featurewatch.service.families import routes as families
+from featurewatch.service.families import logic
+from featurewatch.service.families.lookup import ReadFamily
 from featurewatch.service.features import history
 from featurewatch.service.kit.ids import feature_id
-from featurewatch.service.kit.pages import MAX_LIMIT, Pager, Paging
+from featurewatch.service.kit.pages import Paging
 from featurewatch.service.kit.sessions import ReadSession
 from featurewatch.service.kit.turns import IN_TURN
+from featurewatch.service.models import Family
 from featurewatch.service.verdicts.statuses import CHANGED, Status
 from featurewatch.service.web.access import pages
 from featurewatch.service.web.lineage import draw
@@ -40,25 +43,25 @@ def home() -> Response:
 
 @router.get("/families")
 def list_families(request: Request, session: ReadSession, paging: Paging) -> Response:
-    found = families.list_families(session, paging)
-    newest = checkpoint_queries.newest_judged(session, [one.id for one in found.data])
-    changes = history.changes(session, [one.id for one in newest.values()])
+    families, next_cursor = logic.page(session, paging)
+    newest = checkpoint_queries.newest_judged(session, [family.id for family in families])
+    changes = history.changes(session, [checkpoint.id for checkpoint in newest.values()])
     return page(
-        request, "families/families.html", families=found.data, next_cursor=found.next_cursor, newest=newest,
-        changes=changes,
-    )  # fmt: skip
+        request, "families/families.html", families=families, next_cursor=next_cursor, newest=newest, changes=changes
+    )
 
 
 @router.get("/families/{family}", dependencies=[IN_TURN])
-def show_family(request: Request, family: str, session: ReadSession, older_than: str | None = None) -> Response:
-    found = families.get_family(family, session)
-    every = all_checkpoints(request, session, family)
+def show_family(request: Request, family: ReadFamily, session: ReadSession, older_than: str | None = None) -> Response:
+    every = checkpoints.all_views(session, family)
     if older_than is not None:
-        checkpoints.get_checkpoint(family, older_than, session)  # or 404
-    older = [*takewhile(lambda one: one.name != older_than, every)][::-1]
+        checkpoints.get(session, family, older_than)  # 404 where it does not exist
+    older = [*takewhile(lambda checkpoint: checkpoint.name != older_than, every)][::-1]
     rows, next_cursor = older[:AT_ONCE], older[AT_ONCE - 1].name if len(older) > AT_ONCE else None
-    shared: dict[str, Any] = {"family": found, "rows": rows, "next_cursor": next_cursor}
-    listed = [one.id for one in rows if one.state == "judged"]
+    shared: dict[str, Any] = {
+        "family": calibrations.with_latest(session, [family])[0], "rows": rows, "next_cursor": next_cursor,
+    }  # fmt: skip
+    listed = [checkpoint.id for checkpoint in rows if checkpoint.state == "judged"]
     if is_fragment(request):
         return page(request, "families/checkpoint_rows.html", changes=history.changes(session, listed), **shared)
     judged = [one for one in every if one.state == "judged"][-MOST_CHECKPOINTS:]
@@ -66,25 +69,13 @@ def show_family(request: Request, family: str, session: ReadSession, older_than:
     drawing = draw(every, changes)
     plots = [
         _lineage(every, changes),
-        _counts(family, judged, changes),
-        _features(session, found.id, family, judged),
-        _quality(family, judged),
+        _counts(family.name, judged, changes),
+        _features(session, family, judged),
+        _quality(family.name, judged),
     ]
     return page(
         request, "families/family.html", plots=plots, checkpoints=every, changes=changes, drawing=drawing, **shared
     )
-
-
-def all_checkpoints(request: Request, session: Session, family: str) -> list[CheckpointOut]:
-    """Every checkpoint of a family as the API shows it, oldest first."""
-    found, cursor = list[CheckpointOut](), None
-    while True:
-        paging = Pager(MAX_LIMIT, cursor, request, Response())
-        part = checkpoints.list_checkpoints(family, session, paging)
-        found += part.data
-        cursor = part.next_cursor
-        if cursor is None:
-            return found
 
 
 def _lineage(every: Sequence[CheckpointOut], changes: dict[str, dict[str, int]]) -> Plot:
@@ -103,17 +94,17 @@ def _counts(family: str, judged: Sequence[CheckpointOut], changes: dict[str, dic
     return Plot(
         "changes",
         "counts",
-        "What changed, by checkpoint",
+        "Changes by checkpoint",
         ["checkpoint", *statuses],
         [[one.name, *(changes[one.id].get(status, 0) for status in statuses)] for one in judged],
-        note="Features that came into a status against the checkpoint's parent.",
+        note="Features that entered each status since the checkpoint's parent.",
         links=[address("families", family, "checkpoints", one.name) for one in judged],
         drawn=len(judged) > 1,
     )
 
 
-def _features(session: Session, family_id: str, family: str, judged: Sequence[CheckpointOut]) -> Plot:
-    courses = history.most_changed(session, family_id, [one.id for one in judged], MOST_FEATURES)
+def _features(session: Session, family: Family, judged: Sequence[CheckpointOut]) -> Plot:
+    courses = history.most_changed(session, family.id, [one.id for one in judged], MOST_FEATURES)
     rows: list[list[Any]] = []
     for course in courses:
         feature = course.feature
@@ -122,12 +113,12 @@ def _features(session: Session, family_id: str, family: str, judged: Sequence[Ch
     return Plot(
         "features",
         "statuses",
-        "The features that changed most",
+        "Most changed features",
         ["feature", "label", *(one.name for one in judged)],
         rows,
-        note="Watched ones first, then by the largest change in any checkpoint; new features only where they changed "
-        "later. Empty: no verdict there.",
-        links=[address("families", family, "features", row[0]) for row in rows],
+        note="Watched features first, then by the largest change in any checkpoint. New features appear if they "
+        "changed later. Empty cells have no verdict.",
+        links=[address("families", family.name, "features", row[0]) for row in rows],
         drawn=bool(rows) and len(judged) > 1,
     )
 
@@ -137,11 +128,11 @@ def _quality(family: str, judged: Sequence[CheckpointOut]) -> Plot:
     return Plot(
         "quality",
         "lines",
-        "Quality of the dictionary over checkpoints",
+        "Dictionary quality by checkpoint",
         ["checkpoint", "FVU", "L0", "valid share", "dead share", "size factor"],
         rows,
-        note="FVU: what the dictionary leaves unexplained. L0: features that fire at a position. Valid share: the "
-        "positions that can be compared.",
+        note="FVU: fraction of variance unexplained. L0: mean number of active features per position. Valid share: "
+        "share of positions that can be compared.",
         links=[address("families", family, "checkpoints", one.name) for one in judged],
         options={
             "panels": [["FVU", [1]], ["L0", [2]], ["valid share", [3]]],

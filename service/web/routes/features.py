@@ -7,25 +7,14 @@ from fastapi import Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
+from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.checkpoints import queries as checkpoint_queries
+from featurewatch.service.dependencies import logic as dependencies
 from featurewatch.service.dependencies import queries as dependency_queries
-from featurewatch.service.dependencies import routes as dependencies
 from featurewatch.service.dependencies.schemas import Dependencies, DependenciesIn, Method
-from featurewatch.service.families import logic as families
+from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.features import history, logic, queries
-from featurewatch.service.features import routes as features
-from featurewatch.service.features.queries import Filter
-from featurewatch.service.features.routes import (
-    MaxQQuery,
-    MinChangeQuery,
-    OrderQuery,
-    SortQuery,
-    StatusQuery,
-    TagQuery,
-    TextQuery,
-)
 from featurewatch.service.features.schemas import FeaturePatch, Trajectory
-from featurewatch.service.features.sorting import order_of
 from featurewatch.service.features.sources import FeatureSources, of_feature
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id
@@ -47,38 +36,31 @@ PASSAGES = 12
 @router.get("/families/{family}/features", dependencies=[IN_TURN])
 def list_features(
     request: Request,
-    family: str,
+    family: ReadFamily,
     session: ReadSession,
+    selection: lists.FormSelection,
     paging: Paging,
     checkpoint: str | None = None,
     baseline: str | None = None,
-    status: StatusQuery = None,
-    q: TextQuery = None,
-    tag: TagQuery = None,
-    watched: Annotated[str | None, Query()] = None,
-    min_change: MinChangeQuery = None,
-    max_q: MaxQQuery = None,
-    sort: SortQuery = "change",
-    order: OrderQuery = None,
     csv: str | None = None,
 ) -> Response:
     judged: list[str] = []
     if not is_fragment(request):
-        judged = list(checkpoint_queries.judged(session, families.get(session, family).id))
+        judged = list(checkpoint_queries.judged(session, family.id))
         if not judged:
-            return page(request, "features/features.html", family=family, judged=[], rows=[], next_cursor=None)
-    wanted = Filter(tuple(status or ()), q or None, tag or None, bool(watched) or None, min_change, max_q)
-    asked = logic.comparison(session, families.get(session, family), checkpoint or None, baseline or None)
+            return page(request, "features/features.html", family=family.name, judged=[], rows=[], next_cursor=None)
+    wanted, order = selection.wanted, selection.order
+    comparison = logic.comparison(session, family, checkpoint or None, baseline or None)
     if csv == lists.NAME:
-        return lists.as_file(request, asked, wanted, order_of(sort, order))
-    rows, cursor = features.page_of(session, paging, asked, wanted, order_of(sort, order))
-    shared: dict[str, Any] = {"family": family, "rows": rows, "next_cursor": cursor}
+        return lists.as_file(request, comparison, selection)
+    features = logic.page(session, paging, comparison, wanted, order)
+    shared: dict[str, Any] = {"family": family.name, "rows": features.data, "next_cursor": features.next_cursor}
     if is_fragment(request):
         return page(request, "features/rows.html", **shared)
-    counts = logic.counts(session, asked)
     return page(
-        request, "features/features.html", judged=judged, wanted=wanted, sort=sort, counts=counts,
-        checkpoint=asked.checkpoint.name, baseline=asked.baseline.name if asked.baseline else None,
+        request, "features/features.html", judged=judged, wanted=wanted, sort=order.name,
+        counts=logic.counts(session, comparison), checkpoint=comparison.checkpoint.name,
+        baseline=comparison.baseline.name if comparison.baseline else None,
         asked_baseline=baseline or "", **shared,
     )  # fmt: skip
 
@@ -86,50 +68,54 @@ def list_features(
 @router.get("/families/{family}/features/{feature}", dependencies=[IN_TURN])
 def show_feature(
     request: Request,
-    family: str,
+    family: ReadFamily,
     feature: str,
     session: ReadSession,
     artifacts: AppArtifacts,
     now: Annotated[str | None, Query(description="Dependencies in this checkpoint.")] = None,
     before: Annotated[str | None, Query(description="And in this one beside it.")] = None,
 ) -> Response:
-    found = families.get(session, family)
-    row = logic.get(session, found, feature)
-    points = logic.trajectory(session, found, row)
-    detail, course = logic.detail(session, found, row, points), features.trajectory_of(row, points)
-    sources = of_feature(session, found, row)
-    passages, why_not = _passages(session, artifacts, found, row.number)
-    side_by_side = _dependencies(session, artifacts, found, row.number, course, now, before)
+    row = logic.get(session, family, feature)
+    points = logic.trajectory(session, family, row)
+    detail, course = logic.detail(session, family, row, points), logic.trajectory_of(row, points)
+    sources = of_feature(session, family, row)
+    passages, why_not = _passages(session, artifacts, family, row.number)
+    side_by_side = _dependencies(session, artifacts, family, row.number, course, now, before)
     return page(
         request, "features/feature.html",
-        plots=[_trajectory(family, course), *_at_hook_points(family, sources, course)],
-        family=family, feature=detail, course=course, sources=sources, passages=passages, why_not=why_not,
-        predecessors=history.predecessors(session, found, row.number), dependencies=side_by_side,
-        policy=found.policy, logits=_logits(row), hook_points=found.hook_points,
+        plots=[_trajectory(family.name, course), *_at_hook_points(family.name, sources, course)],
+        family=family.name, feature=detail, course=course, sources=sources, passages=passages, why_not=why_not,
+        predecessors=history.predecessors(session, family, row.number), dependencies=side_by_side,
+        policy=family.policy, logits=_logits(row), hook_points=family.hook_points,
     )  # fmt: skip
 
 
 @router.post("/families/{family}/features/{feature}/watch")
-def watch_feature(request: Request, family: str, feature: str, session: WriteSession, form: SentForm) -> Response:
-    body = FeaturePatch(watched=form.one("watched") == "yes")
-    detail = features.patch_feature(family, feature, body, session)
+def watch_feature(
+    request: Request, family: WriteFamily, feature: str, session: WriteSession, form: SentForm
+) -> Response:
+    row = logic.get(session, family, feature)
+    logic.patch(row, FeaturePatch(watched=form.one("watched") == "yes"))
     if is_fragment(request):
-        return page(request, "features/watch.html", family=family, feature=detail)
-    return back(address("families", family, "features", detail.id))
+        detail = logic.detail(session, family, row)
+        return page(request, "features/watch.html", family=family.name, feature=detail)
+    return back(address("families", family.name, "features", feature_id(row.number)))
 
 
 @router.post("/families/{family}/features/{feature}")
-def say_of_feature(request: Request, family: str, feature: str, session: WriteSession, form: SentForm) -> Response:
+def describe_feature(family: WriteFamily, feature: str, session: WriteSession, form: SentForm) -> Response:
     tags = form.one("tags").replace(",", " ").lower().split()
     body = filled(FeaturePatch, label=form.some("label"), tags=tags)
-    detail = features.patch_feature(family, feature, body, session)
-    return back(address("families", family, "features", detail.id))
+    row = logic.get(session, family, feature)
+    logic.patch(row, body)
+    return back(address("families", family.name, "features", feature_id(row.number)))
 
 
 @router.post("/families/{family}/features/{feature}/dependencies")
-def find_dependencies(family: str, feature: str, session: WriteSession, request: Request, form: SentForm) -> Response:
+def find_dependencies(family: WriteFamily, feature: str, session: WriteSession, form: SentForm) -> Response:
     body = filled(DependenciesIn, features=[feature])
-    run = dependencies.find(family, form.one("checkpoint"), body, session, Response())
+    checkpoint = checkpoints.get(session, family, form.one("checkpoint"))
+    run = dependencies.create(session, family, checkpoint, body)
     return back(address("runs", run.id))
 
 
@@ -144,9 +130,9 @@ def _passages(session: Session, artifacts: ArtifactStore, family: Family, number
         if column is not None:
             found = passages.activations(column, PASSAGES)
             if passages.documents is None:
-                return [], "The family has no text: its activations were brought along without it."
-            return found, "It fires nowhere in the probe corpus."
-    return [], f"No code that is kept holds {feature_id(number)}."
+                return [], "The family has no text: its activations were registered without it."
+            return found, "The feature is never active on the probe corpus."
+    return [], f"No stored code contains {feature_id(number)}."
 
 
 def _trajectory(family: str, course: Trajectory) -> Plot:
@@ -157,10 +143,11 @@ def _trajectory(family: str, course: Trajectory) -> Plot:
     return Plot(
         "trajectory",
         "trajectory",
-        "How much of its own direction is written",
+        "Projection ratio by checkpoint",
         ["checkpoint", "against", "status", *lists.FIGURE_COLUMNS],
         rows,
-        note="Projection ratio against the checkpoint's parent, with its interval; the band is what counts as present.",
+        note="How much of the feature's direction is still written, compared with the checkpoint's parent, with its "
+        "interval. The band marks what counts as present.",
         links=[address("families", family, "checkpoints", row[0]) for row in rows],
         options={"parents": parents(rows, [point.baseline for point in course.points])},
         drawn=len(rows) > 1,
@@ -175,8 +162,8 @@ def _at_hook_points(family: str, sources: FeatureSources, course: Trajectory) ->
     if len(hooks) > 1:
         plots.append(_written_at(family, hooks, sources, before))
     for name, title, note in (
-        ("strength", "Strength by hook point", "Norm of the decoder row, in units of the source's own scale."),
-        ("readability", "Readability by hook point", "Correlation of the source's own read-out with the code."),
+        ("strength", "Strength by hook point", "Norm of the decoder row, in units of the source's scale."),
+        ("readability", "Readability by hook point", "Correlation of the source's read-out with the code."),
     ):
         rows: list[list[Any]] = []
         for one in sources.data:
@@ -206,8 +193,8 @@ def _written_at(family: str, hooks: list[str], sources: FeatureSources, before: 
     columns = [name for hook in hooks for name in (hook, f"{hook} from", f"{hook} to")]
     places = [1 + 3 * place for place in range(len(hooks))]
     return Plot(
-        "written", "lines", "How much of it is written at each hook point", ["checkpoint", *columns], rows,
-        "Projection ratio against the parent's paired hook point, with its interval.",
+        "written", "lines", "Projection ratio by hook point", ["checkpoint", *columns], rows,
+        "Compared with the parent's paired hook point, with its interval.",
         [address("families", family, "checkpoints", row[0]) for row in rows],
         {"panels": [["", places]], "intervals": True, "parents": parents(rows, [before.get(row[0]) for row in rows])},
         drawn=len(rows) > 1,
@@ -228,9 +215,9 @@ def _dependencies(
         return {}
 
     def show(checkpoint: str, baseline: str | None, method: Method | None) -> Dependencies:
-        return dependencies.show(
-            family.name, feature_id(number), session, artifacts, checkpoint, baseline, method
-        )  # fmt: skip
+        return dependencies.get(
+            session, artifacts, family, number, checkpoint=checkpoint, baseline=baseline, method=method
+        )
 
     newest = show(now if now in looked else looked[-1], None, None)
     others = [name for name in looked if (name, newest.method) in graphs and name != newest.checkpoint]

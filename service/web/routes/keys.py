@@ -5,7 +5,7 @@ from datetime import timedelta
 from fastapi import Request
 from starlette.responses import Response
 
-from featurewatch.service.auth import routes as keys
+from featurewatch.service.auth import logic
 from featurewatch.service.auth.guard import ADMIN
 from featurewatch.service.auth.schemas import KeyIn
 from featurewatch.service.kit.clock import utcnow
@@ -22,8 +22,8 @@ MOST_DAYS = 36_500
 
 @router.get("/keys")
 def list_keys(request: Request, session: ReadSession, paging: Paging) -> Response:
-    found = keys.list_keys(session, paging)
-    return page(request, "access/keys.html", rows=found.data, next_cursor=found.next_cursor, made=None)
+    keys = logic.page(session, paging)
+    return page(request, "access/keys.html", rows=keys.data, next_cursor=keys.next_cursor, made=None)
 
 
 @router.post("/keys")
@@ -31,13 +31,13 @@ def create_key(request: Request, session: WriteSession, form: SentForm) -> Respo
     days = form.some("days")
     expires = None if days is None else utcnow() + timedelta(days=_days(days))
     body = filled(KeyIn, name=form.one("name"), scopes=[form.one("scope") or "read"], expires_at=expires)
-    made = keys.create_key(body, session, Response())
-    return page(request, "access/keys.html", rows=[], next_cursor=None, made=made, secret=True, status=201)
+    row, key = logic.create(session, name=body.name, scopes=body.scopes, expires_at=body.expires_at)
+    return page(request, "access/keys.html", rows=[], next_cursor=None, made=row, key=key, secret=True, status=201)
 
 
 @router.post("/keys/{key_id}/revoke")
 def revoke_key(request: Request, key_id: str, session: WriteSession, form: SentForm) -> Response:
-    keys.revoke_key(key_id, session)
+    logic.revoke(session, key_id)
     return back("/keys")
 
 
@@ -47,5 +47,7 @@ def _days(text: str) -> float:
     except ValueError:
         days = 0.0
     if not 0 < days <= MOST_DAYS:
-        raise UnprocessableError(f"days: a number over 0 and up to {MOST_DAYS:,}, or nothing: for ever")
+        raise UnprocessableError(
+            f"days: enter a number above 0 and up to {MOST_DAYS:,}, or leave it empty for a key that never expires."
+        )
     return days

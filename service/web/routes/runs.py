@@ -4,12 +4,14 @@ from typing import Annotated
 
 from fastapi import Query, Request
 from sqlalchemy.orm import Session
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response
 
+from featurewatch.service.auth.guard import Caller
 from featurewatch.service.kit.pages import MAX_LIMIT, Pager, Paging
 from featurewatch.service.kit.sessions import AppDatabase, ReadSession, WriteSession
-from featurewatch.service.runs import routes as runs
-from featurewatch.service.runs.schemas import Level, LogLineView
+from featurewatch.service.models import Run
+from featurewatch.service.runs import events, listing, logic
+from featurewatch.service.runs.schemas import Level, LogLineView, view
 from featurewatch.service.runs.states import ACTIVE, FINAL, RunState
 from featurewatch.service.runs.words import as_text
 from featurewatch.service.web.access import SentForm, pages
@@ -32,23 +34,24 @@ def list_runs(
     checkpoint: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Response:
     chosen = RunState(state) if state in set(RunState) else None
-    found = runs.list_runs(session, paging, family or None, chosen, checkpoint or None)
+    runs = listing.runs(session, paging, family=family or None, state=chosen, checkpoint=checkpoint or None)
     template = "work/run_rows.html" if is_fragment(request) else "work/runs.html"
     return page(
-        request, template, rows=found.data, next_cursor=found.next_cursor, family=family or "", state=state or "",
+        request, template, rows=runs.data, next_cursor=runs.next_cursor, family=family or "", state=state or "",
         states=list(RunState),
     )  # fmt: skip
 
 
 @router.get("/runs/{run_id}")
 def show_run(request: Request, run_id: str, session: ReadSession, level: LevelQuery = "") -> Response:
-    run = runs.get_run(run_id, session)
-    attempts = runs.run_attempts(run_id, session, Pager(MAX_LIMIT, None, request, Response())).data
+    row, family, checkpoint = logic.get(session, run_id)
+    run = view(row, family, checkpoint)
+    attempts = listing.attempts(session, Pager.whole(request), row).data
     earlier = 0 if level else max(0, run.log_lines - SHOWN)
     return page(
         request, "work/run.html", run=run, attempts=attempts, live=run.state not in FINAL,
         stoppable=run.state in (*ACTIVE, RunState.QUEUED), again=run.state in (RunState.FAILED, RunState.CANCELLED),
-        lines=_lines(request, run_id, session, level, earlier), earlier=earlier, level=level, attempt=0,
+        lines=_lines(request, session, row, level, earlier), earlier=earlier, level=level, attempt=0,
     )  # fmt: skip
 
 
@@ -62,37 +65,40 @@ def more_lines(
     attempt: int = 0,
 ) -> Response:
     """Lines that came since, for a page that shows those before: `attempt` is the last one's."""
-    found = _lines(request, run_id, session, level, after)
-    return page(request, "work/log_lines.html", lines=found, attempt=attempt)
+    run, _, _ = logic.get(session, run_id)
+    lines = _lines(request, session, run, level, after)
+    return page(request, "work/log_lines.html", lines=lines, attempt=attempt)
 
 
 @router.get("/runs/{run_id}/log.txt")
 def download_log(request: Request, run_id: str, session: ReadSession) -> Response:
-    found = list[LogLineView]()
-    while len(part := _lines(request, run_id, session, "", found[-1].number if found else 0)):
-        found += part
+    run, _, _ = logic.get(session, run_id)
+    lines = list[LogLineView]()
+    while piece := _lines(request, session, run, "", lines[-1].number if lines else 0):
+        lines += piece
     headers = {"Content-Disposition": f'attachment; filename="{run_id}.txt"', "Cache-Control": "private, no-cache"}
-    return PlainTextResponse("".join(f"{as_text(line)}\n" for line in found), headers=headers)
+    return PlainTextResponse("".join(f"{as_text(line)}\n" for line in lines), headers=headers)
 
 
-def _lines(request: Request, run_id: str, session: Session, level: str, after: int) -> list[LogLineView]:
+def _lines(request: Request, session: Session, run: Run, level: str, after: int) -> list[LogLineView]:
     chosen = Level(level) if level in set(Level) else Level.INFO
-    return runs.run_log(run_id, session, Pager(SHOWN, None, request, Response()), None, chosen, after).data
+    return listing.log(session, Pager.whole(request, SHOWN), run, level=chosen, after=after).data
 
 
 @router.get("/runs/{run_id}/events")
-def run_events(request: Request, run_id: str, session: ReadSession, database: AppDatabase) -> StreamingResponse:
+def run_events(run_id: str, session: ReadSession, database: AppDatabase, caller: Caller) -> Response:
     """As the API's: a browser's stream can send no key."""
-    return runs.run_events(request, run_id, session, database)
+    logic.get(session, run_id)
+    return events.response(database, run_id, caller)
 
 
 @router.post("/runs/{run_id}/cancel")
 def cancel_run(request: Request, run_id: str, session: WriteSession, form: SentForm) -> Response:
-    runs.cancel_run(run_id, session, Response())
+    logic.request_cancel(session, logic.get(session, run_id)[0])
     return back(address("runs", run_id))
 
 
 @router.post("/runs/{run_id}/retry")
 def retry_run(request: Request, run_id: str, session: WriteSession, form: SentForm) -> Response:
-    runs.retry_run(run_id, session, Response())
+    logic.retry(session, logic.get(session, run_id)[0])
     return back(address("runs", run_id))

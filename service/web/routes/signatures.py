@@ -6,10 +6,10 @@ from fastapi import Request
 from starlette.responses import Response
 
 from featurewatch.service.checkpoints import queries as checkpoint_queries
-from featurewatch.service.families import logic as families
+from featurewatch.service.families.lookup import ReadFamily
 from featurewatch.service.kit.pages import Paging
 from featurewatch.service.kit.sessions import ReadSession
-from featurewatch.service.signatures import routes as signatures
+from featurewatch.service.signatures import logic
 from featurewatch.service.signatures.schemas import SignatureCourse
 from featurewatch.service.signatures.words import sentence
 from featurewatch.service.web.access import pages
@@ -20,27 +20,29 @@ router = pages()
 
 
 @router.get("/families/{family}/signatures")
-def list_signatures(request: Request, family: str, session: ReadSession, paging: Paging) -> Response:
-    found = signatures.list_signatures(family, session, paging)
-    said = {one.name: sentence(one.baseline, one.newest) for one in found.data if one.newest}
+def list_signatures(request: Request, family: ReadFamily, session: ReadSession, paging: Paging) -> Response:
+    signatures = logic.page(session, family, paging)
     return page(
-        request, "features/signatures.html", family=family, rows=found.data, said=said, next_cursor=found.next_cursor
-    )
+        request, "features/signatures.html", family=family.name, rows=signatures.data,
+        sentences={row.name: sentence(row.baseline, row.newest) for row in signatures.data if row.newest},
+        next_cursor=signatures.next_cursor,
+    )  # fmt: skip
 
 
 @router.get("/families/{family}/signatures/{signature}")
-def show_signature(request: Request, family: str, signature: str, session: ReadSession) -> Response:
-    found = signatures.get_signature(family, signature, session)
-    course = signatures.trajectory(family, signature, session)
-    said = {point.checkpoint: sentence(course.baseline, point) for point in course.points}
-    before = checkpoint_queries.judged(session, families.get(session, family).id)
+def show_signature(request: Request, family: ReadFamily, signature: str, session: ReadSession) -> Response:
+    row = logic.get(session, family, signature)
+    course = logic.course(session, row)
+    parent_of = checkpoint_queries.judged(session, family.id)
     above = parents(
-        [[point.checkpoint] for point in course.points], [before[point.checkpoint] for point in course.points]
+        [[point.checkpoint] for point in course.points], [parent_of[point.checkpoint] for point in course.points]
     )
-    plots = [_strength(family, course, above), _separation(family, course, above)]
     return page(
-        request, "features/signature.html", plots=plots, family=family, signature=found, course=course, said=said
-    )
+        request, "features/signature.html",
+        plots=[_strength(family.name, course, above), _separation(family.name, course, above)],
+        family=family.name, signature=logic.view(session, family, row), course=course,
+        sentences={point.checkpoint: sentence(course.baseline, point) for point in course.points},
+    )  # fmt: skip
 
 
 def _links(family: str, course: SignatureCourse) -> list[str]:
@@ -60,11 +62,11 @@ def _strength(family: str, course: SignatureCourse, above: list[int | None]) -> 
     return Plot(
         "strength",
         "trajectory",
-        f"Strength over that at {course.baseline}",
+        f"Strength relative to {course.baseline}",
         ["checkpoint", "status", "strength ratio", "from", "to", "change", "change from", "change to", "size ratio",
          "size from", "size to", "probe ratio"],
         rows,
-        note="How much the signature's features write of the difference between its classes, with 95% intervals.",
+        note="How strongly the signature's features write the difference between its classes, with 95% intervals.",
         links=_links(family, course),
         options={"columns": ["strength ratio", "from", "to"], "parents": above},
         drawn=len(rows) > 1,
@@ -80,10 +82,16 @@ def _separation(family: str, course: SignatureCourse, above: list[int | None]) -
     return Plot(
         "separation",
         "lines",
-        "How well its classes are told apart (AUROC)",
-        ["checkpoint", "its features", "features chosen anew", "raw activations", "random features, 95%"],
+        "Class separation (AUROC)",
+        [
+            "checkpoint",
+            "chosen features",
+            "reselected features",
+            "raw activations",
+            "random features (95th percentile)",
+        ],
         rows,
-        note="0.5 is chance. Where random features separate as well, go by the strength.",
+        note="0.5 is chance. If random features separate the classes as well, rely on the strength.",
         links=_links(family, course),
         options={"panels": [["", [1, 2, 3, 4]]], "parents": above},
         drawn=len(rows) > 1,

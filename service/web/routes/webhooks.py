@@ -7,16 +7,18 @@ from featurewatch.service.kit.pages import Paging
 from featurewatch.service.kit.sessions import AppSettings, ReadSession, WriteSession
 from featurewatch.service.web.access import SentForm, filled, pages
 from featurewatch.service.web.render import address, back, is_fragment, page
-from featurewatch.service.webhooks import routes as webhooks
-from featurewatch.service.webhooks.schemas import EventType, RotateBody, WebhookCreate, WebhookUpdate
+from featurewatch.service.webhooks import logic, queries
+from featurewatch.service.webhooks.schemas import EventType, RotateBody, WebhookCreate, WebhookUpdate, view
 
 router = pages()
 
 
 @router.get("/webhooks")
 def list_webhooks(request: Request, session: ReadSession, paging: Paging) -> Response:
-    found = webhooks.list_webhooks(session, paging)
-    return page(request, "notify/webhooks.html", rows=found.data, next_cursor=found.next_cursor, events=list(EventType))
+    webhooks = logic.page(session, paging)
+    return page(
+        request, "notify/webhooks.html", rows=webhooks.data, next_cursor=webhooks.next_cursor, events=list(EventType)
+    )
 
 
 @router.post("/webhooks")
@@ -24,37 +26,38 @@ def create_webhook(request: Request, session: WriteSession, settings: AppSetting
     body = filled(
         WebhookCreate, url=form.one("url"), event_types=form.all("event"), format=form.one("format") or "standard"
     )
-    made = webhooks.create_webhook(body, session, settings, Response())
-    return page(request, "notify/secret.html", webhook=made, secret=True, status=201)
+    webhook, key = logic.create(session, settings, body)
+    return page(request, "notify/secret.html", webhook=webhook, key=key, secret=True, status=201)
 
 
 @router.get("/webhooks/{webhook_id}")
 def show_webhook(request: Request, webhook_id: str, session: ReadSession, paging: Paging) -> Response:
-    webhook = webhooks.get_webhook(webhook_id, session)
-    found = webhooks.list_deliveries(webhook_id, session, paging)
+    webhook = logic.get(session, webhook_id)
+    deliveries = logic.deliveries(session, paging, webhook)
     template = "notify/delivery_rows.html" if is_fragment(request) else "notify/webhook.html"
-    return page(request, template, webhook=webhook, rows=found.data, next_cursor=found.next_cursor)
+    return page(request, template, webhook=view(webhook), rows=deliveries.data, next_cursor=deliveries.next_cursor)
 
 
 @router.post("/webhooks/{webhook_id}")
 def change_webhook(
     request: Request, webhook_id: str, session: WriteSession, settings: AppSettings, form: SentForm
 ) -> Response:
+    webhook = logic.get(session, webhook_id)
     match form.one("do"):
         case "test":
-            webhooks.test_webhook(webhook_id, session, Response())
-        case "enable" | "disable" as what:
-            webhooks.change_webhook(webhook_id, WebhookUpdate(enabled=what == "enable"), session, settings)
+            logic.test(session, webhook)
+        case "enable" | "disable" as switch:
+            logic.change(session, settings, webhook, WebhookUpdate(enabled=switch == "enable"))
         case "rotate":
-            made = webhooks.rotate_secret(webhook_id, session, settings, Response(), RotateBody())
-            return page(request, "notify/secret.html", webhook=made, secret=True)
+            key = logic.rotate(session, settings, webhook, RotateBody())
+            return page(request, "notify/secret.html", webhook=webhook, key=key, secret=True)
         case "delete":
-            webhooks.delete_webhook(webhook_id, session)
+            queries.remove(session, webhook)
             return back("/webhooks")
     return back(address("webhooks", webhook_id))
 
 
 @router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver")
 def redeliver(request: Request, webhook_id: str, delivery_id: str, session: WriteSession, form: SentForm) -> Response:
-    webhooks.redeliver(webhook_id, delivery_id, session, Response())
+    logic.redeliver(session, logic.get(session, webhook_id), delivery_id)
     return back(address("webhooks", webhook_id))

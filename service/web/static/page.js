@@ -96,9 +96,9 @@ function complain(text) {
 }
 document.addEventListener("htmx:responseError", ({ detail }) => {
   const page = new DOMParser().parseFromString(detail.xhr.responseText, "text/html");
-  complain(page.querySelector(".problem")?.textContent || `The server answered ${detail.xhr.status}; load the page again.`);
+  complain(page.querySelector(".problem")?.textContent || `The server returned ${detail.xhr.status}. Reload the page.`);
 });
-document.addEventListener("htmx:sendError", () => complain("The server does not answer; try again in a moment."));
+document.addEventListener("htmx:sendError", () => complain("The server is not responding. Try again in a moment."));
 
 // A lineage is read from its end.
 for (const one of all(".lineage")) one.scrollLeft = one.scrollWidth;

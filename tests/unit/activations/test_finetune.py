@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from featurewatch.workers.activations.finetune import SUMMARY, Training, fine_tune
+from featurewatch.workers.activations.models.finetune import SUMMARY, Training, fine_tune
 from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import TEXTS, in_place, save_checkpoint, weights_of, zero
 

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from featurewatch.workers.activations import Document, HarvestSpec, Positions, check_finite, harvest, open_activations
+from featurewatch.workers.activations.harvest.reading import Buffers
 from featurewatch.workers.activations.positions import Reader
-from featurewatch.workers.activations.reading import Buffers
 from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import CONFIGS, TEXTS, TOKENIZERS, in_place, save_checkpoint, weights_of, zero
 

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from featurewatch.workers.activations.heads import WholeModel, load_whole
+from featurewatch.workers.activations.models.heads import WholeModel, load_whole
 from tests.unit.activations.tiny import DECODERS, save_checkpoint
 
 IDS = torch.tensor([[5, 9, 200, 7, 31, 8]])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from featurewatch.workers.activations.hooks import (
+from featurewatch.workers.activations.models.hooks import (
     capture,
     choose_hook_points,
     drop_later_layers,

@@ -15,11 +15,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from featurewatch.workers.activations import gguf as conversion
-from featurewatch.workers.activations import sealed, sources
-from featurewatch.workers.activations.gguf import convert_gguf
 from featurewatch.workers.activations.models import compute_dtype, load_model, locate_model, max_tokens
-from featurewatch.workers.activations.sources import fingerprint, locate, locate_activations
+from featurewatch.workers.activations.models import gguf as conversion
+from featurewatch.workers.activations.models.gguf import convert_gguf
+from featurewatch.workers.activations.sources import fetch, fingerprint, locate, locate_activations, sealed
 from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import byte_level, in_place, make_model, save_checkpoint, weights_of, zero
 
@@ -200,7 +199,7 @@ def test_a_link_out_of_the_roots_is_refused(tmp_path: Path, folder: Path) -> Non
 def test_more_memory_than_there_is_says_how_much_it_takes(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featurewatch.workers.activations.models._available_memory", lambda: 1000)
+    monkeypatch.setattr("featurewatch.workers.activations.models.loading._available_memory", lambda: 1000)
     refused(f"file://{folder}", tmp_path, "out-of-memory", "GB")
 
 
@@ -247,7 +246,7 @@ def test_a_store_that_changes_while_it_is_fetched_leaves_nothing(
     fs = fsspec.filesystem("memory")
     for file in folder.iterdir():
         fs.put_file(str(file), f"/bucket/changing/{file.name}")
-    looks, look = 0, sources.listing_digest
+    looks, look = 0, fetch.listing_digest
 
     def looked(*arguments: Any) -> str:
         nonlocal looks
@@ -258,7 +257,7 @@ def test_a_store_that_changes_while_it_is_fetched_leaves_nothing(
                 raise KeyboardInterrupt
         return look(*arguments)
 
-    monkeypatch.setattr(sources, "listing_digest", looked)
+    monkeypatch.setattr(fetch, "listing_digest", looked)
     with pytest.raises((RunError, KeyboardInterrupt)) as caught:
         locate("memory://bucket/changing", (), tmp_path)
     if isinstance(caught.value, RunError):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurewatch.workers.activations.rounding import round_rows, round_weights, to_int8
+from featurewatch.workers.activations.models.rounding import round_rows, round_weights, to_int8
 from tests.unit.activations.tiny import make_model
 
 

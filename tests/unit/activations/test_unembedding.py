@@ -10,7 +10,7 @@ from tokenizers import decoders
 from transformers import AutoModel, AutoModelForCausalLM
 
 from featurewatch.workers.activations.models import load_tokenizer
-from featurewatch.workers.activations.unembedding import Unembedding, promoted, read_unembedding, token_texts
+from featurewatch.workers.activations.models.unembedding import Unembedding, promoted, read_unembedding, token_texts
 from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import DECODERS, TOKENIZERS, save_checkpoint, weights_of
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftType
 from featurewatch.service.checkpoints.adapters import read_config
 from featurewatch.service.checkpoints.faults import UnusableError
 from featurewatch.service.checkpoints.weights import check_adapter
-from featurewatch.workers.activations.adapters import check_adapter as check_in_worker
+from featurewatch.workers.activations.models.adapters import check_adapter as check_in_worker
 from featurewatch.workers.errors import RunError
 from tests.unit.checkpoints.raw import entry, write_safetensors
 

@@ -8,7 +8,7 @@ import pytest
 from featurewatch.service.checkpoints import weights
 from featurewatch.service.checkpoints.faults import UnusableError
 from featurewatch.service.checkpoints.gguf import GgufTensor, check_gguf
-from featurewatch.workers.activations.gguf import convert_gguf
+from featurewatch.workers.activations.models.gguf import convert_gguf
 from featurewatch.workers.errors import RunError
 from tests.unit.checkpoints.raw import (
     ARCHITECTURE,

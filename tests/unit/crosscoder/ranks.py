@@ -10,11 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
-from featurewatch.workers.crosscoder.dealing import collected, dealt
 from featurewatch.workers.crosscoder.fit import FitState, fit, start
+from featurewatch.workers.crosscoder.fit.sharding import collected, dealt
 from featurewatch.workers.crosscoder.model import shared_maps
 from featurewatch.workers.crosscoder.parallel import Parallel
-from featurewatch.workers.pipelines.files import load_state, save_state
+from featurewatch.workers.crosscoder.sparsity import SPARSITIES, Penalised
+from featurewatch.workers.pipelines.shared.files import load_state, save_state
 from tests.unit.crosscoder.planted import dense_code, directions
 
 N, D, M = 3000, 12, 32
@@ -38,10 +39,7 @@ class Case:
 
 
 CASES = {
-    "batch_topk": Case(),
-    "topk": Case({"sparsity": "topk"}),
-    "l1": Case({"sparsity": "l1"}),
-    "jumprelu": Case({"sparsity": "jumprelu"}),
+    **{name: Case({"sparsity": name}) for name in SPARSITIES},
     "uneven batches": Case(batch=301),
     "source dropout": Case({"source_dropout": 0.3}, invalid=True),
     "shared": Case({"decoder": "shared", "prefixes": (5, 20)}),
@@ -65,7 +63,7 @@ def begin(case: Case) -> FitState:
     x = activations(case).nan_to_num(0.0)
     maps = shared_maps([part.T @ x[:, :D] for part in x.split(D, 1)], LAYOUT.widths)
     state = start(case.config, LAYOUT, maps=maps if case.config.decoder == "shared" else ())
-    if case.config.sparsity in ("batch_topk", "topk"):
+    if not isinstance(SPARSITIES[case.config.sparsity], Penalised):
         state.model.decoder[::3] *= 0.05
     state.silent[::3] = 2 * case.batch
     return state

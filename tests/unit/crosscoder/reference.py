@@ -10,6 +10,7 @@ from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import FitState, Step, start
 from featurewatch.workers.crosscoder.model import Crosscoder, tie_designated
 from featurewatch.workers.crosscoder.parallel import Parallel
+from featurewatch.workers.crosscoder.sparsity import Penalised
 
 NAMES = ("encoder", "encoder bias", "decoder", "decoder bias", "log threshold")
 
@@ -163,7 +164,9 @@ def compare(
         for source, part in enumerate(x.split(layout.widths, 1)):
             part[source :: 3 * len(layout.widths)] = torch.nan
     dead = (torch.rand(config.n_features, generator=generator) < dead_share).nonzero().squeeze(1)
-    if config.sparsity in ("batch_topk", "topk"):  # scores too small to be selected: they stay dead through the step
+    if not isinstance(
+        state.model.sparsity, Penalised
+    ):  # scores too small to be selected: they stay dead through the step
         state.model.decoder[dead] *= 0.02
         state.silent[dead] = 10**9
     elif len(dead):

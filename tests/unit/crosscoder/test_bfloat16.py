@@ -5,10 +5,10 @@ import torch
 
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import fit, start
-from featurewatch.workers.crosscoder.gradients import choose, gradients, view
+from featurewatch.workers.crosscoder.fit.gradients import gradients, view
 from featurewatch.workers.crosscoder.kernels import entries_over
 from featurewatch.workers.crosscoder.parallel import Parallel
-from featurewatch.workers.crosscoder.select import PreActivations, Scratch
+from featurewatch.workers.crosscoder.preactivations import PreActivations, Scratch
 from tests.unit.crosscoder.planted import dense_code, directions, held
 
 
@@ -43,9 +43,9 @@ def test_gradients_are_rounded() -> None:
     config = FitConfig(64, k=3, batch_size=512)
     model = start(config, Layout((32,))).model
     pre = PreActivations(x, model.encoder, model.encoder_bias, Scratch())
-    chosen = choose(model, pre, 0.0, len(x), Parallel())
+    selection = model.sparsity.select(model, pre, 0.0, len(x), Parallel())
     exact, low = (
-        gradients(model, view(model, x, None), chosen, torch.ones(32), 0.0, len(x), Parallel(), dtype).gradients
+        gradients(model, view(model, x, None), selection, torch.ones(32), 0.0, len(x), Parallel(), dtype).gradients
         for dtype in (torch.float32, torch.bfloat16)
     )
     for one, other in zip(exact, low, strict=True):
@@ -59,7 +59,7 @@ def test_gradients_are_rounded() -> None:
 def test_a_fit_in_bfloat16_ends_where_one_in_float32_does(sparsity: str) -> None:
     x = dense_code(4000, 48, 3 / 48, seed=3) @ directions(48, 32, seed=1)
     read = held((x - x.mean(0)) * (32 / (x - x.mean(0)).var(0).sum()) ** 0.5)
-    config = FitConfig(64, k=3, steps=300, batch_size=256, learning_rate=5e-3, sparsity=sparsity)  # type: ignore[arg-type]
+    config = FitConfig(64, k=3, steps=300, batch_size=256, learning_rate=5e-3, sparsity=sparsity)
     losses = [
         sum(fit(read, 4000, Layout((32,)), config, compute_dtype=dtype).losses[-20:]) / 20
         for dtype in (torch.float32, torch.bfloat16)

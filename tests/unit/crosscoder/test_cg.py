@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from featurewatch.workers.crosscoder import cg
-from featurewatch.workers.crosscoder.cg import ConjugateGradient, Groups, conjugate_gradient
-from featurewatch.workers.crosscoder.regress import Cholesky, Regression, assign_folds, columns
+from featurewatch.workers.crosscoder.regress import Cholesky, Regression, assign_folds, cg, columns
+from featurewatch.workers.crosscoder.regress.cg import ConjugateGradient, Groups, conjugate_gradient
 from tests.unit.crosscoder.planted import Held, code_of, dense_code, directions, documents, held
 
 N, M, D = 3000, 90, 12
@@ -142,7 +141,7 @@ def test_groups_are_what_makes_twins_quick(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_groups_from_a_sample_steer_the_speed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featurewatch.workers.crosscoder.regress.SAMPLE", 400)
+    monkeypatch.setattr("featurewatch.workers.crosscoder.regress.ridge.SAMPLE", 400)
     dense, sparse = _both(_twins())
     read = _activations(_twins())
     _near(sparse.solve(read).decoder, dense.solve(read).decoder, 1e-4)

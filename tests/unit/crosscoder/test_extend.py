@@ -13,9 +13,10 @@ from featurewatch.service.verdicts.policy import Policy
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.extend import ExtendConfig, append_columns, typical_size
 from featurewatch.workers.crosscoder.regress import Regression, assign_folds
-from featurewatch.workers.pipelines.dictionary import References, _joined, _new_columns
-from featurewatch.workers.pipelines.measuring import _tensors
-from featurewatch.workers.pipelines.work import Work
+from featurewatch.workers.pipelines.shared.basis import References
+from featurewatch.workers.pipelines.shared.context import OnboardingContext
+from featurewatch.workers.pipelines.stages.extend import new_columns, solve_jointly
+from featurewatch.workers.pipelines.stages.measure import ratio_tensors
 from featurewatch.workers.verdicts.measure import Side, products
 from tests.unit.crosscoder.planted import Held, code_of, dense_code, directions, documents, held, rotation
 
@@ -32,8 +33,8 @@ def _activations(levels: np.ndarray, seed: int, planted: np.ndarray = PLANTED) -
     return CODE @ (planted * levels[:, None]) + noise
 
 
-def _work() -> Work:
-    return Work(
+def _work() -> OnboardingContext:
+    return OnboardingContext(
         family_id="fam", family_name="f", checkpoint_id="ckp", name="v2", uri="file:///v2", adapter=None,
         documents=None,
         hook_points=["resid_post.1"], corpus={}, crosscoder=CrosscoderOptions().model_dump(), policy=Policy(),
@@ -49,12 +50,12 @@ def _extend(before: Held, now: Held, gone: list[int] | None = None, code: np.nda
     flags[gone or []] = True
     rows = torch.zeros(old.m, D)
     rows[:OLD] = torch.from_numpy(PLANTED[:OLD])
-    references = References(rows, flags)
-    new = _new_columns(_work(), old, (now, solutions[1]), (before, solutions[0]), references)
+    references = References(rows, flags, torch.arange(old.m))
+    new = new_columns(_work(), old, (now, solutions[1]), (before, solutions[0]), references)
     if not new.m:
         return new
     size = ExtendConfig().size * typical_size(old.code, solutions[0])
-    joined = _joined(old, new, (before, solutions[0]), (now, solutions[1]), size)[0]
+    joined = solve_jointly(old, new, (before, solutions[0]), (now, solutions[1]), size)[0]
     return Code.from_scipy(joined.to_scipy()[:, old.m :])
 
 
@@ -164,7 +165,7 @@ def test_a_feature_that_the_parent_holds_as_well_is_discovered_not_emerged() -> 
     picked = np.r_[: OLD + 2, -BORN:0]  # two that were always there and 3 that were born
     regression = Regression(append_columns(code_of(CODE[:, :OLD]), code_of(CODE[:, picked[OLD:]])), ROWS, FOLDS)
     sides = [Side(read, regression.solve(read)) for read in (now, before)]
-    tensors = _tensors(products(regression, *sides, [(D, D)], [None]))
+    tensors = ratio_tensors(products(regression, *sides, [(D, D)], [None]))
     share, error = tensors["born_share"][OLD:], tensors["born_share_se"][OLD:]
     np.testing.assert_allclose(share[:2], 1.0, atol=0.1)
     np.testing.assert_allclose(share[2:], 0.0, atol=0.1)

@@ -15,7 +15,8 @@ from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import FitState, Step, fit, start, start_from
 from featurewatch.workers.crosscoder.model import shared_maps
 from featurewatch.workers.crosscoder.parallel import Parallel
-from featurewatch.workers.pipelines.files import load_state, save_state
+from featurewatch.workers.crosscoder.sparsity import SPARSITIES, Penalised
+from featurewatch.workers.pipelines.shared.files import load_state, save_state
 from tests.unit.crosscoder.planted import Held, dense_code, directions, held
 
 N, D, PLANTED, K = 8000, 32, 48, 3
@@ -149,10 +150,7 @@ class _StoppedError(Exception):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "batch_topk": {},
-    "topk": {"sparsity": "topk"},
-    "l1": {"sparsity": "l1"},
-    "jumprelu": {"sparsity": "jumprelu"},
+    **{name: {"sparsity": name} for name in SPARSITIES},
     "streamed": {"window": 1200},
     "source dropout": {"source_dropout": 0.3},
     "shared": {"decoder": "shared"},
@@ -180,14 +178,16 @@ def test_a_stopped_fit_ends_the_same_bit_by_bit(
     def quiet() -> FitState:
         """Half of the latents can't be selected, nor do they have a pre-activation over 0."""
         state = start(config, LAYOUT, maps=maps if config.decoder == "shared" else ())
-        if config.sparsity not in ("l1", "jumprelu"):  # those set their biases and thresholds in the first step
+        if not isinstance(
+            SPARSITIES[config.sparsity], Penalised
+        ):  # those set their biases and thresholds in the first step
             state.model.encoder_bias[::2] = -1.0
             state.model.decoder[::2] *= 0.05
         return state
 
     silent = []
     whole = fit(read, 4000, LAYOUT, config, state=quiet(), on_step=lambda s: silent.append(int(s.silent.max())))
-    if config.sparsity not in ("l1", "jumprelu"):
+    if not isinstance(SPARSITIES[config.sparsity], Penalised):
         assert max(silent[:17]) >= 8000
         assert max(silent[18:24]) < 8000  # started anew
 

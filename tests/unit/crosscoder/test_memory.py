@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featurewatch.workers.crosscoder.memory import freed_blocks_used_again
+from featurewatch.workers.crosscoder.fit.memory import freed_blocks_used_again
 
 MEGABYTE = 2**20
 

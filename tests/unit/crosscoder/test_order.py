@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurewatch.workers.crosscoder.order import RUN, Order
+from featurewatch.workers.crosscoder.fit.order import RUN, Order
 
 
 @given(st.integers(1, 200), st.integers(1, 250), st.integers(0, 3))

@@ -7,14 +7,15 @@ import pytest
 import torch
 import torch.multiprocessing as processes
 
-from featurewatch.workers.crosscoder.dealing import dealt
 from featurewatch.workers.crosscoder.fit import FitState
+from featurewatch.workers.crosscoder.fit.sharding import dealt
 from featurewatch.workers.crosscoder.parallel import Parallel
+from featurewatch.workers.crosscoder.sparsity import SPARSITIES
 from tests.unit.crosscoder.ranks import CASES, MIDDLE, STEPS, begin, load, rank, run, save
 
 JOBS = {
     2: [(*grid, name) for grid in ((2, 1), (1, 2)) for name in CASES],
-    4: [(2, 2, name) for name in ("batch_topk", "topk", "l1", "jumprelu", "partitions")],
+    4: [(2, 2, name) for name in (*SPARSITIES, "partitions")],
 }
 each_job = pytest.mark.parametrize(("data", "latent", "name"), [job for jobs in JOBS.values() for job in jobs])
 

@@ -7,13 +7,13 @@ import torch
 
 from benchmarks.planted_data import HOOK_POINT, make_lineage, write_checkpoint
 from featurewatch.workers.activations import open_activations
-from featurewatch.workers.crosscoder import select
+from featurewatch.workers.crosscoder import preactivations, sparsity
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import Step, fit, start
 from featurewatch.workers.crosscoder.model import Moments, Normaliser
 from featurewatch.workers.crosscoder.parallel import Parallel
-from featurewatch.workers.crosscoder.select import PreActivations
-from featurewatch.workers.pipelines.sources import Activations
+from featurewatch.workers.crosscoder.preactivations import PreActivations
+from featurewatch.workers.pipelines.shared.sources import Activations
 from tests.unit.crosscoder.reference import Recording, away_from_start, compare
 
 LAYOUT = Layout((5, 9), (0, 1))
@@ -75,21 +75,21 @@ def test_a_fused_encoder_that_drops_auxk_s_gradient() -> None:
         assert bool((pulled[1] == 0).all())
 
 
-@pytest.mark.parametrize("sparsity", ["batch_topk", "topk"])
-def test_batch_topk_that_keeps_negative_latents(sparsity: str) -> None:
+@pytest.mark.parametrize("name", ["batch_topk", "topk"])
+def test_batch_topk_that_keeps_negative_latents(name: str) -> None:
     """Where fewer than n k pre-activations are positive, fewer are kept; in training and in inference."""
     x = -torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
     x[3, 2] = 0.5
-    pre = PreActivations(x, torch.eye(6), torch.zeros(6), select.Scratch())
+    pre = PreActivations(x, torch.eye(6), torch.zeros(6), preactivations.Scratch())
     weights = torch.ones(6)
     for cut in (0.0, 3.0):
         chosen = (
-            select.batch_topk(pre, weights, 40, cut, Parallel())
-            if sparsity == "batch_topk"
-            else select.topk(pre, weights, 2, Parallel())
+            sparsity.batch_topk(pre, weights, 40, cut, Parallel())
+            if name == "batch_topk"
+            else sparsity.topk(pre, weights, 2, Parallel())
         )
         assert chosen.code.values.tolist() == [0.5]
-    model = start(FitConfig(n_features=6, k=2, sparsity=sparsity), Layout((6,))).model  # type: ignore[arg-type]
+    model = start(FitConfig(n_features=6, k=2, sparsity=name), Layout((6,))).model
     model.encoder, model.decoder = torch.eye(6), torch.eye(6)
     assert model.encode(x).values.tolist() == [0.5]
 

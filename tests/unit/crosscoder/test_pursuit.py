@@ -6,8 +6,8 @@ import torch
 
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.model import initial_crosscoder
+from featurewatch.workers.crosscoder.preactivations import Scratch
 from featurewatch.workers.crosscoder.pursuit import pursued, read_anew, reselected, without_zeros
-from featurewatch.workers.crosscoder.select import Scratch
 from tests.unit.crosscoder.planted import code_of, dense_code
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from featurewatch.workers.crosscoder.readout import Readout, solve_readout
 from featurewatch.workers.crosscoder.regress import assign_folds
+from featurewatch.workers.crosscoder.regress.readout import Readout, solve_readout
 from tests.unit.crosscoder.planted import code_of, dense_code, directions, documents, held
 
 N, M, D = 12_000, 12, 48

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import Step, fit, learning_rate_at, start
 from featurewatch.workers.crosscoder.parallel import Parallel
+from featurewatch.workers.crosscoder.sparsity import SPARSITIES
 from tests.unit.crosscoder.reference import Recording, away_from_start, compare
 
 
@@ -30,9 +31,9 @@ def test_auxk_gradient_of_dead_latents_is_not_zero() -> None:
         assert (float(step.gradients[2][:5].abs().max()) > 0) == alive
 
 
-@pytest.mark.parametrize("sparsity", ["batch_topk", "topk", "l1", "jumprelu"])
+@pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_a_stale_threshold_changes_nothing_in_a_step(sparsity: str) -> None:
-    config = FitConfig(n_features=30, k=3, steps=100, batch_size=64, sparsity=sparsity)  # type: ignore[arg-type]
+    config = FitConfig(n_features=30, k=3, steps=100, batch_size=64, sparsity=sparsity)
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     seen = []
     for cut in (0.0, 0.01, 1.0, 1e6):
@@ -91,7 +92,7 @@ def test_silence_is_counted_in_positions_and_ends_with_a_firing() -> None:
 
 @pytest.mark.parametrize("sparsity", ["l1", "jumprelu"])
 def test_lambda_stays_where_it_was_set(sparsity: str) -> None:
-    config = FitConfig(n_features=30, k=3, steps=10, batch_size=64, sparsity=sparsity, sparsity_weight=0.7)  # type: ignore[arg-type]
+    config = FitConfig(n_features=30, k=3, steps=10, batch_size=64, sparsity=sparsity, sparsity_weight=0.7)
     x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
     penalties: list[float] = []
     fit(lambda rows: x[rows], 500, Layout((8,)), config, on_step=lambda state: penalties.append(state.penalty))
@@ -115,7 +116,7 @@ def test_lambda_stays_where_it_was_set(sparsity: str) -> None:
 )
 def test_options_that_contradict_each_other(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"k is|prefixes|designated|source_dropout"):
-        FitConfig(**{"n_features": 30, "k": 3} | options)  # type: ignore[arg-type]
+        FitConfig(**{"n_features": 30, "k": 3} | options)
 
 
 def test_dedicated_latents_need_a_count_for_each_checkpoint() -> None:

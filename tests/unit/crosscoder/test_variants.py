@@ -8,9 +8,11 @@ import torch
 
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import Step, fit, start
-from featurewatch.workers.crosscoder.gradients import view
+from featurewatch.workers.crosscoder.fit.gradients import view
 from featurewatch.workers.crosscoder.model import Crosscoder, shared_maps
 from featurewatch.workers.crosscoder.parallel import Parallel
+from featurewatch.workers.crosscoder.sparsity import SPARSITIES as BY_NAME
+from featurewatch.workers.crosscoder.sparsity import Penalised
 from tests.unit.crosscoder.planted import rotation
 from tests.unit.crosscoder.reference import away_from_start, compare
 
@@ -20,13 +22,7 @@ LAYOUTS = {
     "two": Layout((6, 6), (0, 1)),
     "three widths": Layout((3, 12, 7), (0, 0, 1)),
 }
-SPARSITIES: list[dict[str, Any]] = [
-    {"sparsity": "batch_topk"},
-    {"sparsity": "topk"},
-    {"sparsity": "l1"},
-    {"sparsity": "jumprelu"},
-]
-PENALTY = {"l1": 0.03, "jumprelu": 0.02}
+SPARSITIES: list[dict[str, Any]] = [{"sparsity": name} for name in BY_NAME]
 
 
 def config_of(**options: Any) -> FitConfig:
@@ -43,7 +39,8 @@ def maps_of(widths: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
 def check(layout: Layout, options: dict[str, Any], **more: Any) -> None:
     config = config_of(**options)
     maps = maps_of(layout.widths) if config.decoder == "shared" else ()
-    compare(config, layout, maps=maps, penalty=PENALTY.get(config.sparsity, 0.0), **more)
+    penalty = 0.02 if isinstance(BY_NAME[config.sparsity], Penalised) else 0.0
+    compare(config, layout, maps=maps, penalty=penalty, **more)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.preactivations import Scratch
 from featurewatch.workers.crosscoder.pursuit import reselected
 from featurewatch.workers.crosscoder.regress import Regression, assign_folds
-from featurewatch.workers.crosscoder.select import Scratch
 from featurewatch.workers.verdicts.measure import (
     Products,
     Side,

@@ -1,0 +1,144 @@
+"""Reading the probe corpus with a model: tokens, groups of documents, batches, forward passes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from featurewatch.workers.activations.corpus import Document
+from featurewatch.workers.activations.models.hooks import HookPoint, capture
+from featurewatch.workers.activations.positions import DocumentTokens, Positions, Reader, align, define
+from featurewatch.workers.errors import RunError
+
+
+class TokenizedCorpus(NamedTuple):
+    """The corpus as one model reads it.
+
+    `rows`: for each document of the corpus its rows of the positions; `token` int64 [positions]: index of the token
+    to read in its document's `ids`, -1 where none of this model's tokens ends there.
+    """
+
+    tokens: list[DocumentTokens]
+    positions: Positions
+    rows: list[slice]
+    token: np.ndarray
+
+
+class Group(NamedTuple):
+    """Whole documents that share a shard: entries `documents` of the corpus, rows `begin` to `end` of the positions."""
+
+    number: int
+    documents: range
+    begin: int
+    end: int
+
+
+@dataclass
+class Buffers:
+    """What one group's shards will hold: hook point -> activations [rows, d_model] and their norms [rows].
+
+    Rows that are never filled stay 0: no token of this model ends there.
+    """
+
+    rows: int
+    widths: dict[str, int]
+    dtype: torch.dtype
+    activations: dict[str, torch.Tensor] = field(init=False)
+    norms: dict[str, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.activations = {
+            name: torch.zeros(self.rows, width, dtype=self.dtype) for name, width in self.widths.items()
+        }
+        # Named: while another thread loads a model in bfloat16, that is torch's default for the whole process.
+        self.norms = {name: torch.zeros(self.rows, dtype=torch.float32) for name in self.widths}
+
+
+def tokenize_corpus(
+    documents: Sequence[Document],
+    reader: Reader,
+    *,
+    context_length: int,
+    skip_tokens: int,
+    positions: Positions | None,
+    check: Callable[[], None],
+) -> TokenizedCorpus:
+    """Tokenize and align to the family's `positions`; None: define them. RunError `no-positions`, `wrong-positions`."""
+    texts = [document.text for document in documents]
+    ids = [document.id for document in documents]
+    tokens = reader.read(texts, context_length, check)
+    chosen = positions if positions is not None else define(tokens, ids, skip_tokens)
+    where = chosen.by_document()
+    rows = [where.get(number, slice(0, 0)) for number in ids]
+    begins = [part.start for part in rows if part.stop > part.start]
+    if sum(part.stop - part.start for part in rows) != len(chosen) or begins != sorted(begins):
+        raise RunError("wrong-positions", "the family's positions belong to other documents than the probe corpus")
+    token = np.full(len(chosen), -1, np.int64)
+    for index, part in enumerate(rows):
+        if part.stop > part.start:
+            ends = chosen.end[part]
+            if not (len(tokens[index].end) and tokens[index].end[-1] >= ends[-1]):
+                tokens[index] = reader.read_up_to(texts[index], context_length, int(ends[-1]))
+            token[part] = align(tokens[index], ends)
+    return TokenizedCorpus(tokens, chosen, rows, token)
+
+
+def groups(corpus: TokenizedCorpus, size: int) -> Iterator[Group]:
+    """Groups of at least `size` positions (the last one: what is left), in order; they cover all positions."""
+    order = [index for index, rows in enumerate(corpus.rows) if rows.stop > rows.start]
+    first, begin, number = 0, 0, 0
+    for place, index in enumerate(order):
+        end = corpus.rows[index].stop
+        if end - begin >= size or place == len(order) - 1:
+            yield Group(number, range(order[first], index + 1), begin, end)
+            first, begin, number = place + 1, end, number + 1
+
+
+def batches(corpus: TokenizedCorpus, group: Group, batch_tokens: int) -> Iterator[list[int]]:
+    """Documents of a group, longest first, as many at a time as make `batch_tokens` with their padding."""
+    wanted = [index for index in group.documents if (corpus.token[corpus.rows[index]] >= 0).any()]
+    wanted.sort(key=lambda index: (-len(corpus.tokens[index].ids), index))
+    while wanted:
+        count = max(1, batch_tokens // len(corpus.tokens[wanted[0]].ids))
+        yield wanted[:count]
+        wanted = wanted[count:]
+
+
+@torch.no_grad()
+def read_batch(
+    model: nn.Module, points: list[HookPoint], corpus: TokenizedCorpus, group: Group, batch: list[int], *, into: Buffers
+) -> int:
+    """One forward pass over the documents `batch`; fills their rows of `into`.
+
+    Returns the number of positions of these documents. RunError `not-finite`.
+    """
+    device = next(model.parameters()).device
+    longest = max(len(corpus.tokens[index].ids) for index in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.int64)
+    mask = torch.zeros(len(batch), longest, dtype=torch.int64)
+    picked, targets = [], []
+    for place, index in enumerate(batch):
+        tokens, part = corpus.tokens[index], corpus.rows[index]
+        ids[place, : len(tokens.ids)] = torch.from_numpy(tokens.ids)
+        mask[place, : len(tokens.ids)] = 1
+        there = np.flatnonzero(corpus.token[part] >= 0)
+        picked.append(place * longest + corpus.token[part][there])
+        targets.append(part.start - group.begin + there)
+    pick = torch.from_numpy(np.concatenate(picked)).to(device)
+    target = torch.from_numpy(np.concatenate(targets))
+    with capture(points) as seen:
+        model(input_ids=ids.to(device), attention_mask=mask.to(device))
+    for name, values in seen.items():
+        chosen = values.flatten(0, 1)[pick]
+        norms = chosen.float().norm(dim=1)
+        stored = chosen.to("cpu", into.dtype)
+        if not (norms.isfinite().all() and stored.isfinite().all()):
+            ids_there = ", ".join(str(corpus.positions.document[corpus.rows[index].start]) for index in batch[:5])
+            raise RunError("not-finite", f"activations at {name} hold NaN or infinity as {into.dtype} "
+                           f"(in one of the documents {ids_there})")  # fmt: skip
+        into.activations[name][target] = stored
+        into.norms[name][target] = norms.cpu()
+    return sum(corpus.rows[index].stop - corpus.rows[index].start for index in batch)

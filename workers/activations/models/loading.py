@@ -1,0 +1,189 @@
+"""Loading models: the body of a model (no language-model head), its tokenizer, and an adapter merged into it.
+
+Never `trust_remote_code`, never a pickle: `sources.py` lets only safetensors, JSON and tokenizer files through.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils.tqdm import disable_progress_bars as disable_hub_progress_bars
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from featurewatch.workers.activations.models.adapters import check_adapter, merge_adapter
+from featurewatch.workers.activations.models.gguf import convert_gguf
+from featurewatch.workers.activations.models.hooks import list_hook_points
+from featurewatch.workers.activations.models.sizes import check_model
+from featurewatch.workers.activations.sources import locate, weight_files
+from featurewatch.workers.activations.tensorfiles import read_header
+from featurewatch.workers.errors import RunError
+
+__all__ = [
+    "check_memory",
+    "compute_dtype",
+    "list_hook_points",
+    "load_causal",
+    "load_model",
+    "load_tokenizer",
+    "locate_model",
+    "max_tokens",
+]
+
+# They draw progress bars on the error stream of a service.
+disable_hub_progress_bars()
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+# What it warns of belongs into our log, and that of the run: it would print it by itself.
+transformers_logging.disable_default_handler()
+transformers_logging.enable_propagation()
+
+_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError)
+
+
+def compute_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the hardware computes in it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX), else float32."""
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device == "cpu":
+        # Private, but the only way that torch offers; an older torch that lacks them computes in float32.
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+        return torch.bfloat16 if native else torch.float32
+    return torch.float32
+
+
+def locate_model(uri: str, *, roots: tuple[Path, ...], cache_dir: Path) -> Path:
+    """Local Hugging Face folder (safetensors) of a model, checked as far as its headers; GGUF files are converted.
+
+    RunErrors of `sources.locate`, `sizes.check_model` and `gguf.convert_gguf`.
+    """
+    path = locate(uri, roots, cache_dir)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise RunError("unsafe-format", f"{path.name}: a model is a folder with safetensors, or a .gguf file")
+        path = convert_gguf(path, cache_dir)
+    check_model(path)
+    return path
+
+
+def load_model(
+    uri: str, adapter: str | None, *, roots: tuple[Path, ...], device: str, dtype: torch.dtype, cache_dir: Path
+) -> tuple[nn.Module, Any]:
+    """(body, tokenizer) of a checkpoint: the model without its head, in evaluation mode on `device`.
+
+    `uri`, `adapter`: see `sources`; an adapter is a PEFT adapter and gets merged into the weights. RunErrors of
+    `locate_model`, and `model-load-failed`, `remote-code`, `weights-missing`, `out-of-memory`, `adapter-mismatch`.
+    """
+    folder = locate_model(uri, roots=roots, cache_dir=cache_dir)
+    check_memory(folder, device, dtype)
+    if adapter:
+        adapter_folder = locate(adapter, roots, cache_dir)
+        check_adapter(adapter_folder)
+        # Merged in float32: in bfloat16 a small change of a weight would be rounded away.
+        model = merge_adapter(_load_body(folder, torch.float32), adapter_folder).to(dtype)
+    else:
+        model = _load_body(folder, dtype)
+    config: Any = model.config
+    config.use_cache = False  # no keys and values are kept: nothing is generated
+    return model.requires_grad_(False).eval().to(device), load_tokenizer(folder)
+
+
+def load_causal(folder: Path) -> Any:
+    """A causal language model with its head, in float32 on the CPU. RunError `no-causal-head`."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except _LOAD_ERRORS as error:
+        raise RunError("no-causal-head", f"{folder.name} is no causal language model: {error}") from error
+    model, info = loaded
+    if info["missing_keys"]:
+        lacking = sorted(info["missing_keys"])[0]
+        raise RunError("no-causal-head", f"{folder.name} has no language-model head: it lacks {lacking}")
+    model.config.use_cache = False
+    return model
+
+
+def max_tokens(model: nn.Module) -> int | None:
+    """The longest input of a model with learnt position embeddings; None where only memory limits it."""
+    for name in ("wpe", "embeddings.position_embeddings", "decoder.embed_positions", "embed_positions"):
+        try:
+            embedding = model.get_submodule(name)
+        except AttributeError:
+            continue
+        if isinstance(embedding, nn.Embedding):
+            # RoBERTa and OPT begin to count behind the padding token, or at 2.
+            offset = getattr(embedding, "offset", None) or (
+                0 if embedding.padding_idx is None else embedding.padding_idx + 1
+            )
+            return embedding.num_embeddings - offset
+    return None
+
+
+def _load_body(folder: Path, dtype: torch.dtype) -> nn.Module:
+    # Its warning about weights that are not used is about the head, which is left out on purpose.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except _LOAD_ERRORS as error:
+        code = "remote-code" if "trust_remote_code" in str(error) else "model-load-failed"
+        raise RunError(code, f"{folder.name} could not be loaded: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    model, info = loaded
+    # transformers fills what a file lacks with random numbers. A pooler is not read, so it may lack.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise RunError(
+            "weights-missing", f"{folder.name} lacks {len(missing)} weights of its own architecture: {missing[0]}, ..."
+        )
+    return model
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a folder. RunError `tokenizer-missing`."""
+    # A tokenizer.json says all; the classes of single models rebuild parts of it from what such models use to have.
+    file = folder / "tokenizer.json"
+    loader: Any = PreTrainedTokenizerFast if file.is_file() else AutoTokenizer
+    # Named here, because tokenizer_config.json can name another, anywhere on this machine.
+    named = {"tokenizer_file": str(file)} if file.is_file() else {}
+    try:
+        return loader.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **named)
+    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+        raise RunError("tokenizer-missing", f"{folder.name} holds no tokenizer that can be loaded: {error}") from error
+
+
+def check_memory(folder: Path, device: str, dtype: torch.dtype, *, copies: int = 1) -> None:
+    """RunError `out-of-memory`, with the number, before a load that cannot end well. copies: of the weights."""
+    entries = [entry for file in weight_files(folder) for entry in read_header(file).values()]
+    needed = int(sum(math.prod(entry.shape) for entry in entries) * dtype.itemsize * copies * 1.1)
+    available = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else _available_memory()
+    if available is not None and needed > available:
+        raise RunError(
+            "out-of-memory",
+            f"{folder.name} needs about {needed / 1e9:.1f} GB on {device}; {available / 1e9:.1f} GB are free",
+        )
+
+
+def _available_memory() -> int | None:
+    """Bytes of memory that programs can still have; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

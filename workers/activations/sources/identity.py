@@ -1,0 +1,257 @@
+"""What was judged is what was read: a checkpoint's files, verified before they are opened and while they are read.
+
+The files are opened once. They are hashed, and read by libraries, through these descriptors (where the system names
+them in /proc): whatever gets their names meanwhile, and whatever else lies beside them, is not read.
+"""
+
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from featurewatch.service.checkpoints import contents, manifest, references
+from featurewatch.service.checkpoints.contents import ACTIVATIONS, ADAPTER, MODEL, Contents
+from featurewatch.service.config import Settings
+from featurewatch.service.kit.digests import ChangedWhileReadError, Progress
+from featurewatch.service.kit.paths import PathRefusedError, hold_to_roots
+from featurewatch.workers.activations.sources.fetch import locate
+from featurewatch.workers.activations.tensorfiles import refusals
+from featurewatch.workers.errors import RunError
+
+log = structlog.get_logger("featurewatch.worker")
+
+MOST_OPEN = 400
+"""Files of a checkpoint that are held open: a process may often have 1,024. A model of 2 TB has some 200."""
+STALE_SECONDS = 7 * 86400.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A registered checkpoint: its URIs as given and as resolved, and what is known of its contents. Plain JSON."""
+
+    uri: str
+    adapter: str | None
+    resolved_uri: str | None
+    resolved_adapter: str | None
+    contents: dict[str, Any] | None
+    """As registered or, from the first time on that it was read, with digests; None: nothing is known"""
+    hook_points: list[str] = field(default_factory=list)
+    """Of activations that were brought along: those whose shards are read"""
+
+    @property
+    def brought_along(self) -> bool:
+        """Whether it is activations instead of a model."""
+        return self.uri.startswith(ACTIVATIONS)
+
+    @property
+    def title(self) -> str:
+        """What it is called: the resolved references."""
+        parts = [self.resolved_uri or self.uri, self.resolved_adapter or self.adapter]
+        return " + ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A checkpoint whose files were hashed, and are held open."""
+
+    uri: str
+    """Of a folder with links to the open files. Activations that were brought along have none, but their own folder:
+    our own code alone reads them, from `files`."""
+    adapter: str | None
+    roots: tuple[Path, ...]
+    """Where these may be read"""
+    files: Mapping[str, Path]
+    """The open files, by their names in `Contents`"""
+    contents: Contents
+    digest: str
+    """SHA-256 over all files"""
+
+    def recheck(self) -> None:
+        """RunError `content-changed` where a file was written to since it was hashed. Microseconds for each."""
+        now = contents.states(self.files)
+        before = Contents({name: contents.File(file.state) for name, file in self.contents.files.items()})
+        if (why := contents.difference(before, now)) is not None:
+            raise changed(why)
+
+
+def changed(why: str) -> RunError:
+    """The error of a checkpoint that does not hold what was registered."""
+    return RunError(
+        "content-changed",
+        f"{why} since the checkpoint was registered. Nothing was judged. Put the registered files back and retry the "
+        "run, or register these files again (under the same name if this run failed).",
+    )
+
+
+def resolve(reference: Reference, settings: Settings) -> Reference:
+    """With both references resolved. RunError `model-unavailable`, `store-refused`, `uri-unsupported`."""
+    uri, adapter = reference.resolved_uri, reference.resolved_adapter
+    if uri is None:
+        uri = _resolve(reference.uri, settings)
+    if adapter is None and reference.adapter is not None:
+        adapter = _resolve(reference.adapter, settings)
+    if (uri, adapter) == (reference.resolved_uri, reference.resolved_adapter):
+        return reference
+    log.info("resolved", uri=uri, adapter=adapter)
+    return Reference(
+        reference.uri, reference.adapter, uri, adapter, reference.contents, reference.hook_points
+    )  # fmt: skip
+
+
+@contextmanager
+def verified(reference: Reference, settings: Settings, progress: Progress | None = None) -> Iterator[Verified]:
+    """A resolved checkpoint, fetched and hashed; on leaving it is looked at once more.
+
+    RunErrors of `sources.locate`, `path-refused`, `store-refused`, those of UnusableError, and `content-changed` where
+    it does not hold what is known of it, or stops to do so.
+    """
+    located = _locate(reference, settings)
+    titles = {name.partition("/")[0]: _title(name, path) for name, path in located.items()}
+    allowed = (*settings.root_dirs, settings.cache_dir.resolve())
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(_held_open(path, allowed, len(located))) for name, path in located.items()}
+        try:
+            read = contents.digested(files, progress)
+        except ChangedWhileReadError as error:
+            raise changed(f"{error}, so it was written to") from error
+        _check_blobs(located, read, settings)
+        known = Contents.from_json(reference.contents or {})
+        for part in (MODEL, ADAPTER):
+            before = known.part(part)
+            if before.files and (why := contents.difference(before, read.part(part))) is not None:
+                raise changed(why)
+        if reference.brought_along:
+            parts = {MODEL: located[f"{MODEL}/{manifest.FILE}"].parent}
+        else:
+            parts = stack.enter_context(_view(files, titles, settings.cache_dir.resolve() / "views"))
+        assert read.digest is not None
+        checkpoint = Verified(
+            uri=(ACTIVATIONS if reference.brought_along else "") + parts[MODEL].as_uri(),
+            adapter=parts[ADAPTER].as_uri() if ADAPTER in parts else None,
+            roots=allowed,
+            files=files,
+            contents=read,
+            digest=read.digest,
+        )
+        yield checkpoint
+        checkpoint.recheck()
+
+
+def _resolve(uri: str, settings: Settings) -> str:
+    plain = uri.removeprefix(ACTIVATIONS)
+    prefix = uri[: len(uri) - len(plain)]
+    if plain.startswith("file:"):
+        return uri
+    _allowed(plain, settings)
+    resolved = references.resolve(plain, settings.cache_dir)
+    if resolved is None:
+        raise RunError(
+            "model-unavailable",
+            f"{uri} could not be resolved: the hub or the store did not tell what it stands for now. Check that this "
+            "worker reaches it and has the credentials, then retry the run.",
+        )
+    return prefix + resolved
+
+
+def _allowed(uri: str, settings: Settings) -> None:
+    with refusals():
+        references.check(uri, settings.store_prefixes)
+
+
+def _locate(reference: Reference, settings: Settings) -> dict[str, Path]:
+    """The checkpoint's files, by their names in `Contents`."""
+    places: list[Path | None] = []
+    for uri in (reference.resolved_uri or reference.uri, reference.resolved_adapter or reference.adapter):
+        plain = None if uri is None else uri.removeprefix(ACTIVATIONS)
+        if plain is not None and not plain.startswith("file:"):
+            _allowed(plain, settings)
+        places.append(None if plain is None else locate(plain, settings.root_dirs, settings.cache_dir))
+    model, adapter = places
+    with refusals():
+        files = contents.checkpoint_files(reference.uri, model, adapter, reference.hook_points)
+    for file in files.values():
+        if not file.is_file():
+            raise RunError("model-missing", f"{file.parent.name} has no {file.name}")
+    return files
+
+
+def _title(name: str, path: Path) -> str:
+    """What the folder of a file's part is called, or the single file."""
+    return path.name if path.suffix == ".gguf" else path.parents[name.count("/") - 1].name
+
+
+@contextmanager
+def _held_open(path: Path, allowed: tuple[Path, ...], count: int) -> Iterator[Path]:
+    """A path that leads to this very file while the block lasts, whatever gets its name meanwhile.
+
+    Where the system has no /proc, or for more files than a process may have open, it is the file's own path. RunError
+    `path-refused` where it is not below an allowed folder: what was opened counts, not what its name led to before.
+    """
+    with path.open("rb") as file:
+        descriptor = Path(f"/proc/self/fd/{file.fileno()}")
+        held = descriptor if descriptor.exists() and count <= MOST_OPEN else path
+        try:
+            hold_to_roots(held, allowed)
+        except PathRefusedError as error:
+            raise RunError("path-refused", str(error).replace(str(held), str(path))) from error
+        if held is not path:
+            yield held
+            return
+    yield path
+
+
+@contextmanager
+def _view(files: Mapping[str, Path], titles: Mapping[str, str], views: Path) -> Iterator[dict[str, Path]]:
+    """Part of a checkpoint -> a folder with links to its open files alone, or a link to its single file."""
+    views.mkdir(parents=True, exist_ok=True)
+    _clear(views)
+    with tempfile.TemporaryDirectory(dir=views) as view:
+        parts = {part: Path(view, part, title) for part, title in titles.items()}
+        for name, path in files.items():
+            part, _, inner = name.partition("/")
+            link = parts[part] if parts[part].suffix == ".gguf" else parts[part] / inner
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+        yield parts
+
+
+def _clear(views: Path) -> None:
+    """Remove what killed workers left: links to descriptors that nobody has open."""
+    for view in views.iterdir():
+        with suppress(OSError):
+            if time.time() - view.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(view)
+
+
+def _check_blobs(files: Mapping[str, Path], read: Contents, settings: Settings) -> None:
+    """The hub's cache names files by their digests: RunError `download-damaged` where one is another.
+
+    Large files have their SHA-256, others git's SHA-1 of a blob.
+    """
+    for name, path in files.items():
+        blob = path.resolve()
+        if blob.parent.name != "blobs":
+            continue
+        if len(blob.name) == 64:
+            whole = blob.name == read.files[name].sha256
+        elif len(blob.name) == 40:
+            data = blob.read_bytes()
+            whole = blob.name == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        else:
+            continue
+        if not whole:
+            if blob.is_relative_to(settings.cache_dir.resolve()):  # ours; another one is its owner's to mend
+                blob.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+            raise RunError(
+                "download-damaged",
+                f"{path.name} in the hub's cache is not what the hub holds: its digest is another. Retry the run to "
+                f"fetch it again; if that fails, remove {blob}.",
+            )

@@ -1,0 +1,1 @@
+"""What stages share: the run's inputs, activations, files and identities."""
