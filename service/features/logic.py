@@ -80,15 +80,15 @@ def comparison(session: Session, family: Family, checkpoint: str | None, baselin
 
 
 def rows(
-    session: Session, asked: Comparison, *, wanted: Filter, order: Order, after: list[Any] | None, limit: int
+    session: Session, comparison: Comparison, *, wanted: Filter, order: Order, after: list[Any] | None, limit: int
 ) -> Sequence[VerdictRow]:
     """Verdicts of the features that fit; one more than `limit` where there are more."""
     found: Sequence[VerdictRow]
-    if asked.stored:
+    if comparison.stored:
         found = queries.page(
             session,
-            family_id=asked.family.id,
-            checkpoint_id=asked.checkpoint.id,
+            family_id=comparison.family.id,
+            checkpoint_id=comparison.checkpoint.id,
             wanted=wanted,
             keys=order.keys(),
             after=after,
@@ -97,9 +97,9 @@ def rows(
     else:
         if after is not None:
             check(order.keys(), after)
-        places = order.first(asked.table, chosen(session, asked, wanted), after, limit + 1)
-        found = asked.table.rows(places.tolist())
-    asked.verdicts |= {row.feature: row for row in found}
+        places = order.first(comparison.table, chosen(session, comparison, wanted), after, limit + 1)
+        found = comparison.table.rows(places.tolist())
+    comparison.verdicts |= {row.feature: row for row in found}
     return found
 
 
@@ -120,15 +120,15 @@ def page_numbers(
     return [verdict.feature for verdict in verdicts], cursor
 
 
-def chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.int64]:
+def chosen(session: Session, comparison: Comparison, wanted: Filter) -> NDArray[np.int64]:
     """Places of the features in the table that fit the filter, ascending: what `queries.page` selects in SQL."""
-    if wanted not in asked.chosen:
-        asked.chosen[wanted] = _chosen(session, asked, wanted)
-    return asked.chosen[wanted]
+    if wanted not in comparison.chosen:
+        comparison.chosen[wanted] = _chosen(session, comparison, wanted)
+    return comparison.chosen[wanted]
 
 
-def _chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.int64]:
-    table = asked.table
+def _chosen(session: Session, comparison: Comparison, wanted: Filter) -> NDArray[np.int64]:
+    table = comparison.table
     places = table.having(wanted.statuses)
     if wanted.min_change is not None:
         places = places[table.figures["change"][places] >= np.float64(wanted.min_change)]  # 1e300 is no float32
@@ -139,48 +139,48 @@ def _chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.i
         places = places[~gone | (table.figures["change"][places] > 0)]
     if wanted.by_feature:
         alone = (wanted.q, wanted.tag, wanted.watched) == (None, None, True)
-        numbers = asked.watched if alone else queries.matching(session, asked.family.id, wanted)
+        numbers = comparison.watched if alone else queries.matching(session, comparison.family.id, wanted)
         places = places[among(table.numbers[places], numbers)]
     return places
 
 
-def counts(session: Session, asked: Comparison, wanted: Filter | None = None) -> dict[str, int]:
+def counts(session: Session, comparison: Comparison, wanted: Filter | None = None) -> dict[str, int]:
     """Status -> how many features have it; of those that fit the filter."""
     if wanted is None:
-        return asked.table.counts
-    found = np.bincount(asked.table.statuses[chosen(session, asked, wanted)], minlength=N_CODES)
+        return comparison.table.counts
+    found = np.bincount(comparison.table.statuses[chosen(session, comparison, wanted)], minlength=N_CODES)
     return {status.value: int(found[status.code]) for status in Status if found[status.code]}
 
 
-def shown(session: Session, asked: Comparison, numbers: Iterable[int]) -> dict[int, FeatureRow]:
+def shown(session: Session, comparison: Comparison, numbers: Iterable[int]) -> dict[int, FeatureRow]:
     """Features by number, as the API shows them, those that have a verdict; what is known is not looked up again."""
-    missing = [number for number in dict.fromkeys(numbers) if number not in asked.shown]
+    missing = [number for number in dict.fromkeys(numbers) if number not in comparison.shown]
     if missing:
-        _show(session, asked, missing)
-    return asked.shown
+        _show(session, comparison, missing)
+    return comparison.shown
 
 
-def _show(session: Session, asked: Comparison, numbers: Sequence[int]) -> None:
-    unknown = [number for number in numbers if number not in asked.verdicts]
-    asked.verdicts |= {row.feature: row for row in _verdicts(session, asked, unknown)}
-    features = queries.by_numbers(session, asked.family.id, numbers)
+def _show(session: Session, comparison: Comparison, numbers: Sequence[int]) -> None:
+    unknown = [number for number in numbers if number not in comparison.verdicts]
+    comparison.verdicts |= {row.feature: row for row in _verdicts(session, comparison, unknown)}
+    features = queries.by_numbers(session, comparison.family.id, numbers)
     # Against another baseline than the parent the flag would say something else.
-    rewired = dependencies.rewired(session, [asked.checkpoint.id], numbers) if asked.stored else {}
-    checkpoint, baseline = asked.checkpoint.name, asked.baseline.name if asked.baseline else None
+    rewired = dependencies.rewired(session, [comparison.checkpoint.id], numbers) if comparison.stored else {}
+    checkpoint, baseline = comparison.checkpoint.name, comparison.baseline.name if comparison.baseline else None
     for number in numbers:
-        if number in asked.verdicts:
-            row = feature_row(asked.verdicts[number], features[number], checkpoint, baseline)
-            row.rewired = rewired.get((asked.checkpoint.id, number))
-            asked.shown[number] = row
+        if number in comparison.verdicts:
+            row = feature_row(comparison.verdicts[number], features[number], checkpoint, baseline)
+            row.rewired = rewired.get((comparison.checkpoint.id, number))
+            comparison.shown[number] = row
 
 
-def _verdicts(session: Session, asked: Comparison, numbers: Sequence[int]) -> Sequence[VerdictRow]:
+def _verdicts(session: Session, comparison: Comparison, numbers: Sequence[int]) -> Sequence[VerdictRow]:
     """Verdicts of a few features, of those that have one."""
-    if asked.stored:
-        found: Sequence[VerdictRow] = queries.of_numbers(session, asked.checkpoint.id, numbers) if numbers else []
+    if comparison.stored:
+        found: Sequence[VerdictRow] = queries.of_numbers(session, comparison.checkpoint.id, numbers) if numbers else []
         return found
-    places = asked.table.find(numbers)
-    return asked.table.rows(places[places >= 0].tolist())
+    places = comparison.table.find(numbers)
+    return comparison.table.rows(places[places >= 0].tolist())
 
 
 def get(session: Session, family: Family, name: str) -> Feature:

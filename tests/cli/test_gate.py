@@ -145,7 +145,7 @@ def test_the_action_gates_a_release(gated: Up, planted: Path, tmp_path: Path, pa
     assert {name for name, case in cases.items() if case.find("failure") is not None} == {"counts.absent"}
     why = cases["counts.absent"].findtext("failure") or ""
     assert len(why.splitlines()) == len(absent) and all(f"{name} is absent: " in why for name in absent)
-    assert "95% interval" in why and "of its own direction is still written" in why and "(q " in why
+    assert "95% CI" in why and "written along its direction" in why and "(q " in why
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("5", "1", "0")
 
 
