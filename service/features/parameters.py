@@ -1,4 +1,4 @@
-"""Query parameters of feature lists: which features, in which order."""
+"""Query parameters of feature lists."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,30 +10,31 @@ from featurewatch.service.features.sorting import Order, SortName, order_of
 from featurewatch.service.verdicts.figures import Direction
 from featurewatch.service.verdicts.statuses import Status
 
-StatusQuery = Annotated[list[Status] | None, Query(description="May be given several times.")]
+StatusQuery = Annotated[list[Status] | None, Query(description="Can be repeated.")]
 TextQuery = Annotated[
-    str | None, Query(max_length=200, description="Part of a label, automatic ones too, or of a top token; or an id.")
+    str | None,
+    Query(max_length=200, description="Part of a label (including automatic ones) or of a top token, or an id."),
 ]
 TagQuery = Annotated[str | None, Query(max_length=64)]
 WatchedQuery = Annotated[bool | None, Query()]
 SortQuery = Annotated[
     SortName,
-    Query(description="Missing values go last. `least_change`: by the smallest change that the interval allows."),
+    Query(description="Missing values come last. `least_change`: the smallest change that the interval allows."),
 ]
 MinChangeQuery = Annotated[
     float | None,
-    Query(ge=0, description="Least `change`: factors of two, so 1 is halved or doubled. What is in the band has 0."),
+    Query(ge=0, description="Minimum `change` in factors of two: 1 is halved or doubled. Unchanged features have 0."),
 ]
 MaxQQuery = Annotated[
     float | None,
-    Query(ge=0, le=1, description="Largest `q_value`. Features that have none (new ones) are left out."),
+    Query(ge=0, le=1, description="Maximum `q_value`. Features without one (new features) are excluded."),
 ]
-OrderQuery = Annotated[Direction | None, Query(description="Left out: what is natural for the sort key.")]
+OrderQuery = Annotated[Direction | None, Query(description="Default: depends on the sort key.")]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which features a request asks for, and in which order."""
+    """The features that a request asks for, and their order."""
 
     wanted: Filter
     order: Order

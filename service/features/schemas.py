@@ -1,4 +1,4 @@
-"""JSON of features and their verdicts."""
+"""Shapes of features and their verdicts in the API."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -12,7 +12,7 @@ from featurewatch.service.verdicts.reasons import Reason
 from featurewatch.service.verdicts.statuses import CHANGED, Status
 
 if TYPE_CHECKING:
-    # The command shows features by these shapes, and starts without the database's tables.
+    # The command line uses these shapes, and must start without importing the database models.
     from featurewatch.service.models import Feature
     from featurewatch.service.verdicts.table import VerdictRow
 
@@ -21,7 +21,7 @@ Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0
 
 
 class FeatureFields(Protocol):
-    """What a feature is read from: a row of service.models.Feature, with the name of the checkpoint it was born in."""
+    """A row of `service.models.Feature`, with the name of the checkpoint that introduced it."""
 
     number: Any
     label: Any
@@ -42,7 +42,7 @@ class FeatureFields(Protocol):
 
 
 class Successor(BaseModel):
-    """A feature that fires where another one weakened."""
+    """A feature that is active where another one weakened."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -52,10 +52,10 @@ class Successor(BaseModel):
 
 
 class Point(BaseModel):
-    """The verdict on one feature in one checkpoint, against a baseline, and its evidence."""
+    """The verdict on a feature in one checkpoint against a baseline, with its figures."""
 
     checkpoint: str
-    baseline: str | None = Field(description="What it was compared with; null at the first of a lineage.")
+    baseline: str | None = Field(description="Checkpoint it was compared with; null for the first of a lineage.")
     status: Status
     previous_status: Status | None
     change: float = Field(description=FIGURE["change"].about)
@@ -74,36 +74,35 @@ class Point(BaseModel):
     successors: list[Successor]
     rewired: bool | None = Field(
         None,
-        description="Whether what it is computed from changed against the parent; null where nobody looked, or it "
-        "cannot be said.",
+        description="Whether what it is computed from changed since the parent; null if not examined or unclear.",
     )
 
 
 class FeatureOut(BaseModel):
-    """A feature, apart from any checkpoint."""
+    """A feature, independent of any checkpoint."""
 
     id: str = Field(examples=["F42318"])
-    label: str | None = Field(description="A person's. It goes before all others.")
+    label: str | None = Field(description="Set by a person. Takes precedence over the other labels.")
     auto_label: str | None = Field(
-        description="What its top tokens and its promoted tokens have in common; null where there are none."
+        description="What its top tokens and promoted tokens have in common; null if it has none."
     )
-    model_label: str | None = Field(description="By a model that was asked; see `POST .../features/labels`.")
+    model_label: str | None = Field(description="Written by a model; see `POST .../features/labels`.")
     model_label_by: str | None = Field(description="The model.")
     model_label_score: float | None = Field(
-        description="Balanced accuracy of telling, by the label, held-out passages in which the feature fires from "
-        "others: 0.5 is chance. Null where it fires in too few documents."
+        description="Balanced accuracy of predicting from the label on which held-out passages the feature is active: "
+        "0.5 is chance. Null if it is active in too few documents."
     )
     model_label_score_ci: Interval | None
     tags: list[str]
     watched: bool
-    born_in: str = Field(description="The checkpoint whose run gave it its id.")
+    born_in: str = Field(description="Checkpoint whose run introduced the feature.")
     origin: str = Field(description="fitted, emerged or discovered.")
-    top_tokens: list[str] = Field(description="On which it fires most.")
+    top_tokens: list[str] = Field(description="Tokens on which it is most active.")
     promoted_tokens: list[str] = Field(
-        description="Whose logits its decoder row raises most (logit lens); empty where the checkpoint has no head."
+        description="Tokens whose logits its decoder row raises most (logit lens); empty if the checkpoint has no head."
     )
     generation: int
-    retired_in: int | None = Field(description="Generation that carries it no longer; its `lineage` says why.")
+    retired_in: int | None = Field(description="First generation without it; `lineage` says why.")
 
 
 class FeatureRow(FeatureOut, Point):
@@ -114,17 +113,17 @@ class FeatureDetail(FeatureOut):
     """A feature with its newest verdict."""
 
     created_at: datetime
-    last: Point | None = Field(description="The verdict of the newest checkpoint that has one.")
-    lineage: list[LineageLink] = Field(description="What re-fits made of it, oldest first.")
+    last: Point | None = Field(description="Verdict of the newest checkpoint that has one.")
+    lineage: list[LineageLink] = Field(description="What became of it at each re-fit, oldest first.")
 
 
 class FeaturePatch(BaseModel):
-    """What people may say of a feature."""
+    """What people can set on a feature."""
 
     model_config = ConfigDict(extra="forbid")
 
     label: str | None = Field(None, max_length=500, description="Null removes it.")
-    tags: list[Tag] | None = Field(None, max_length=50, description="All of them: these replace what is there.")
+    tags: list[Tag] | None = Field(None, max_length=50, description="Replaces all tags.")
     watched: bool | None = None
 
 
@@ -138,7 +137,7 @@ class Trajectory(BaseModel):
 
 
 class Example(BaseModel):
-    """A place where the feature fires strongly. Text is null where a family has none (activations brought along)."""
+    """A position on which the feature is strongly active. Text is null for families that were registered without it."""
 
     document: int
     position: int
@@ -152,7 +151,7 @@ class Examples(BaseModel):
     """Top activating examples, strongest first."""
 
     id: str
-    checkpoint: str = Field(description="Whose code they come from.")
+    checkpoint: str = Field(description="Checkpoint whose code they come from.")
     data: list[Example]
 
 
@@ -165,16 +164,16 @@ class CodeColumns(BaseModel):
 
 
 class Finding(BaseModel):
-    """One change, in plain words, with the figures and places behind it."""
+    """One change in words, with its figures and examples."""
 
     feature: FeatureRow
-    what: str = Field(description="What happened to it, how much of it is left, and who took over.")
-    how_sure: str = Field(description="The q-value in words, or what else it was judged by.")
-    examples: list[Example] = Field(description="Where it fires most strongly.")
+    what: str = Field(description="What happened to the feature, how much of it is left, and what replaced it.")
+    how_sure: str = Field(description="The q-value in words, or what else the verdict is based on.")
+    examples: list[Example] = Field(description="Positions on which it is most active.")
 
 
 class ReasonCount(BaseModel):
-    """How many features could not be judged for one reason."""
+    """Number of features that could not be judged for one reason."""
 
     reason: Reason
     text: str
@@ -187,37 +186,37 @@ class Unjudged(BaseModel):
     feature: FeatureRow
     reason: Reason
     why: str = Field(description="The reason with its figures.")
-    detectable: str = Field(description="What could have been seen: the minimum detectable ratio in words.")
+    detectable: str = Field(description="The minimum detectable ratio in words.")
 
 
 class NotJudged(BaseModel):
-    """What could not be judged, and why."""
+    """Features that could not be judged, and why."""
 
     features: int
     watched: int
     reasons: list[ReasonCount] = Field(description="Most frequent first.")
-    named: list[Unjudged] = Field(description="Watched ones first, then those that fire most.")
+    named: list[Unjudged] = Field(description="Watched features first, then the most active.")
 
 
 class Summary(BaseModel):
-    """What changed between two checkpoints, in plain words, in the order in which one should look at it."""
+    """What changed between two checkpoints in words, most important first."""
 
     headline: str
-    changed: int = Field(description="How many features changed, of those that fit the filter.")
+    changed: int = Field(description="Number of features that changed and match the filter.")
     findings: list[Finding] = Field(
-        description=f"The first of them: watched features, then by status ({', '.join(CHANGED)}) and by the smallest "
-        "change that the interval allows."
+        description=f"Watched features first, then by status ({', '.join(CHANGED)}), then by the smallest change that "
+        "the interval allows."
     )
     not_judged: NotJudged
-    caveats: list[str] = Field(description="What stands against relying on these verdicts.")
+    caveats: list[str] = Field(description="Reasons to distrust these verdicts.")
 
 
 class Diff(Summary):
-    """Any two checkpoints, in words and feature by feature."""
+    """Two checkpoints compared, in words and feature by feature."""
 
     from_: str = Field(serialization_alias="from", validation_alias="from")
     to: str
-    counts: dict[Status, int] = Field(description="Over all features, whatever the filter.")
+    counts: dict[Status, int] = Field(description="Over all features, regardless of the filter.")
     data: list[FeatureRow]
     next_cursor: str | None = None
 

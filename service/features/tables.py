@@ -1,7 +1,7 @@
-"""A family's verdicts, its readings at every hook point, and its features as Parquet, for pandas, DuckDB and the like.
+"""A family's verdicts, its features at every hook point, and its features as Parquet, for pandas or DuckDB.
 
-A row group is made when it is asked for, a checkpoint each, so memory does not grow with the number of checkpoints.
-What a column is and its unit stand in its metadata.
+Each checkpoint is a row group, read when it is sent, so memory does not grow with the number of checkpoints. The
+metadata of a column has its description and unit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,12 +31,12 @@ MEDIA_TYPE = "application/vnd.apache.parquet"
 _FEATURES_AT_ONCE = 10_000
 
 Reading = Callable[[], AbstractContextManager[Session]]
-"""Opens a session for one row group: whoever reads the answer slowly must not hold a connection."""
+"""Opens a session for one row group: a slow client must not hold a connection."""
 Columns = dict[str, Sequence[Any]]
 
 
 class _Of(NamedTuple):
-    """A column: its type, its unit (`1`: a plain number), and what it is where the API's schema does not say it."""
+    """A column: type, unit (`1`: a plain number), and description, by default that of the API's schema."""
 
     type: str
     unit: str | None = None
@@ -57,13 +57,13 @@ _NAMES = _Of("list<string>")
 
 COLUMNS_OF: dict[TableName, dict[str, _Of]] = {
     "verdicts": {
-        "checkpoint": _Of("string", None, "What was judged; row groups come parents before their children."),
+        "checkpoint": _Of("string", None, "The judged checkpoint. Row groups are in order, parents before children."),
         "baseline": _TEXT,
         "id": _Of("string", None, "The feature."),
         "status": _TEXT,
         "previous_status": _Of("string", None, "At the baseline."),
         **{column: _of(figure, column) for figure in FIGURES for column in figure.columns},
-        "successors": _Of("list<successor>", None, "Features that fire where it weakened."),
+        "successors": _Of("list<successor>", None, "Features that are active where it weakened."),
         "rewired": _Of("bool"),
     },
     "sources": {
@@ -100,10 +100,10 @@ _SCHEMAS: dict[TableName, type[BaseModel]] = {"verdicts": Point, "sources": Feat
 
 
 def stream(read: Reading, family_id: str, table: TableName) -> Iterator[bytes]:
-    """The table as a Parquet file, in pieces. ConflictError, at once, where the server lacks what it takes."""
+    """The table as a Parquet file, in chunks. Raises ConflictError at once if pyarrow is not installed."""
     if find_spec("pyarrow") is None:
         raise ConflictError(
-            f"This server cannot write Parquet. Install it there: `{extras.install('parquet')}`.",
+            f"This server cannot write Parquet files. On the server, run `{extras.install('parquet')}`.",
             code="parquet-not-installed",
         )
     return _stream(read, family_id, table)
@@ -138,7 +138,7 @@ def _schema(table: TableName) -> Any:
 
 
 def _verdicts(read: Reading, family_id: str) -> Iterator[Columns]:
-    """As `features?checkpoint=` and `trajectory` have them, in the order of ids."""
+    """As in `features?checkpoint=` and `trajectory`, in the order of ids."""
     for checkpoint in _judged(read, family_id):
         with read() as session:
             rows = queries.stored(session, checkpoint.id)
@@ -159,13 +159,15 @@ def _verdicts(read: Reading, family_id: str) -> Iterator[Columns]:
 
 
 def _sources(read: Reading, family_id: str) -> Iterator[Columns]:
-    """As `features/{id}/sources` has them: of each checkpoint hook point by hook point, in the order of ids."""
+    """As in `features/{id}/sources`: checkpoint by checkpoint, hook point by hook point, in the order of ids."""
     for checkpoint in _judged(read, family_id):
         with read() as session:
             sources = verdicts.sources(session, checkpoint.id)
             hooks = [hook for hook in checkpoint.hook_points if hook in sources]
-            found = [[verdicts.measurement(session, checkpoint.id, name, hook) for name in METRICS] for hook in hooks]
-        arrays = [[np.zeros(0, np.float32) if array is None else array for array in parts] for parts in found]
+            measured = [
+                [verdicts.measurement(session, checkpoint.id, name, hook) for name in METRICS] for hook in hooks
+            ]
+        arrays = [[np.zeros(0, np.float32) if array is None else array for array in parts] for parts in measured]
         length = max((len(array) for parts in arrays for array in parts), default=0)
         values = np.full((len(hooks), len(METRICS), length), np.nan)
         for rows, parts in zip(values, arrays, strict=True):
@@ -200,15 +202,15 @@ def _at_source(checkpoint: Checkpoint, source: Source, ids: list[str], values: d
 
 
 def _features(read: Reading, family_id: str) -> Iterator[Columns]:
-    """As `features/{id}` has them, without verdicts, in the order of ids."""
+    """As in `features/{id}`, without verdicts, in the order of ids."""
     after: int | None = -1
     while after is not None:
         with read() as session:
-            found = queries.following(session, family_id, after, _FEATURES_AT_ONCE)
-            born = checkpoints.names(session, list({row.born_in for row in found}))
-        rows = [feature_fields(row, born[row.born_in]) for row in found]
+            features = queries.following(session, family_id, after, _FEATURES_AT_ONCE)
+            born = checkpoints.names(session, list({row.born_in for row in features}))
+        rows = [feature_fields(row, born[row.born_in]) for row in features]
         yield {name: [row[name] for row in rows] for name in COLUMNS_OF["features"]}
-        after = found[-1].number if len(found) == _FEATURES_AT_ONCE else None
+        after = features[-1].number if len(features) == _FEATURES_AT_ONCE else None
 
 
 def _judged(read: Reading, family_id: str) -> Sequence[Checkpoint]:

@@ -1,4 +1,4 @@
-"""What the database holds of a checkpoint's verdicts and measurements, as arrays; kept in memory for whoever asks."""
+"""A checkpoint's stored verdicts and measurements as arrays, with an in-memory cache."""
 
 import hashlib
 from dataclasses import dataclass
@@ -20,47 +20,47 @@ from featurewatch.service.verdicts.table import Table
 
 @dataclass(frozen=True)
 class Measured:
-    """Arrays are by feature number in the last dimension."""
+    """Measurements of a checkpoint. The last dimension is the feature number."""
 
     level: Floats
     reference: Floats
-    """[K + 1, r] of the features whose reference is not their level"""
+    """[K + 1, r] for the features whose reference is not their level"""
     column: NDArray[np.int32]
-    """[l] of `reference`, -1: it is the level"""
+    """[l] column of `reference`; -1: the reference is the level"""
     strength: Floats
     strength_z: Floats
     readability: Floats
 
     @property
     def nbytes(self) -> int:
-        """What the arrays take in memory."""
+        """Memory use of the arrays."""
         return sum(array.nbytes for array in vars(self).values())
 
     def apart(self, numbers: NDArray[np.int64]) -> Bools:
-        """[m] which of any features have a reference that is not their level."""
-        found, here = np.zeros(len(numbers), dtype=bool), numbers < len(self.column)
-        found[here] = self.column[numbers[here]] >= 0
-        return found
+        """[m] whether each feature has a reference that is not its level."""
+        apart, known = np.zeros(len(numbers), dtype=bool), numbers < len(self.column)
+        apart[known] = self.column[numbers[known]] >= 0
+        return apart
 
     def references(self, numbers: NDArray[np.int64], rows: int) -> Floats:
-        """Reference levels of any features: the first `rows` replicates, [rows, m]."""
-        found = by_column(self.level[:rows], numbers)
-        here = np.flatnonzero(numbers < len(self.column))
-        column = self.column[numbers[here]]
-        found[:, here[column >= 0]] = self.reference[:rows, column[column >= 0]]
-        return found
+        """Reference levels of features, the first `rows` replicates: [rows, m]."""
+        references = by_column(self.level[:rows], numbers)
+        known = np.flatnonzero(numbers < len(self.column))
+        column = self.column[numbers[known]]
+        references[:, known[column >= 0]] = self.reference[:rows, column[column >= 0]]
+        return references
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint: where its features stand, and what was measured of them."""
+    """The stored verdicts and measurements of a checkpoint."""
 
     standing: Table
     measured: Measured
 
 
 class Event(NamedTuple):
-    """What happened to a feature in a checkpoint."""
+    """A change of a feature in a checkpoint."""
 
     feature: int
     status: Status
@@ -70,32 +70,31 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Course:
-    """What happened in a checkpoint, against its parent."""
+    """Changes in a checkpoint against its parent."""
 
     born: dict[int, str]
-    """number -> origin, of the features that its run gave an id"""
+    """number -> origin, of the features that its run introduced"""
     emerged: list[int]
     events: dict[tuple[int, Status], Event]
     """(feature, status) -> a relocation or succession"""
 
     @property
     def nbytes(self) -> int:
-        """About what it takes in memory."""
+        """Approximate memory use."""
         return 100 * len(self.born) + 400 * len(self.events)
 
 
-# Of a checkpoint of 32,768 features 1.6 MB, 5.9 MB and next to nothing: some sixty of them.
+# A checkpoint of 32,768 features takes 1.6 MB, 5.9 MB and almost nothing: room for some sixty.
 _STANDING: Kept[Table] = Kept(96 * 2**20)
 _MEASURED: Kept[Measured] = Kept(360 * 2**20)
 _COURSES: Kept[Course] = Kept(16 * 2**20)
 
 
 def read(session: Session, checkpoint: Checkpoint, *, keep: bool) -> Stored:
-    """What the database holds of a checkpoint. LookupError where a measurement is missing.
+    """The stored verdicts and measurements of a checkpoint. LookupError if a measurement is missing.
 
-    keep: take it out of memory where it was read before, and leave it there. For sessions that only read: one that
-    writes must not leave what may be rolled back. All that writes verdicts or measurements of a checkpoint counts its
-    `revision` up in the same transaction.
+    keep: use the cache. Only for read-only sessions: a writing session could cache what is rolled back later. Whatever
+    writes verdicts or measurements of a checkpoint increments its `revision` in the same transaction.
     """
     key = (checkpoint.id, checkpoint.revision)
     if not keep:
@@ -105,19 +104,19 @@ def read(session: Session, checkpoint: Checkpoint, *, keep: bool) -> Stored:
 
 
 def standing(session: Session, checkpoint: Checkpoint) -> Table:
-    """The stored verdicts of a checkpoint, those columns alone that lists are chosen by; kept as in `read`."""
+    """The stored verdicts of a checkpoint, with the packed figures only. Cached as in `read`."""
     return _STANDING.get((checkpoint.id, checkpoint.revision), lambda: _standing(session, checkpoint.id))
 
 
 def statuses(session: Session, checkpoint_id: str) -> dict[int, str]:
-    """Feature number -> status in a checkpoint, of all its features."""
+    """Feature number -> status in a checkpoint, for all its features."""
     table = _standing(session, checkpoint_id)
     words = (BY_CODE[code].value for code in table.statuses.tolist())
     return dict(zip(table.numbers.tolist(), words, strict=True))
 
 
 def course(session: Session, family_id: str, checkpoint_id: str, revision: int, *, keep: bool) -> Course:
-    """What happened in a checkpoint."""
+    """Changes in a checkpoint against its parent. keep: as in `read`."""
     if not keep:
         return _course(session, family_id, checkpoint_id)
     return _COURSES.get((checkpoint_id, revision), lambda: _course(session, family_id, checkpoint_id))
@@ -148,7 +147,7 @@ LAYOUT = hashlib.sha256(repr(RECORD.descr).encode()).hexdigest()[:16]
 
 
 def pack(session: Session, checkpoint_id: str) -> None:
-    """Keep the verdicts of a checkpoint, all of which are written, as columns."""
+    """Pack the verdicts of a checkpoint, after all of them were written."""
     session.flush()
     table = _from_rows(session, checkpoint_id)
     records = np.empty(len(table.numbers), dtype=RECORD)
@@ -185,10 +184,10 @@ def _from_rows(session: Session, checkpoint_id: str) -> Table:
 
 def _measured(session: Session, checkpoint: Checkpoint) -> Measured:
     def array(metric: str) -> Floats:
-        found = queries.measurement(session, checkpoint.id, metric)
-        if found is None:
+        values = queries.measurement(session, checkpoint.id, metric)
+        if values is None:
             raise LookupError(f"the checkpoint {checkpoint.name} has no measurement {metric}")
-        return found
+        return values
 
     level, reference, strength = array("level"), array("reference_level"), array("strength")
     other = np.flatnonzero(((level != reference) & ~(np.isnan(level) & np.isnan(reference))).any(0))

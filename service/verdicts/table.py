@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from featurewatch.service.verdicts.arrays import places_of
+from featurewatch.service.verdicts.arrays import positions_of
 from featurewatch.service.verdicts.columns import values_of
 from featurewatch.service.verdicts.figures import COLUMNS
 from featurewatch.service.verdicts.statuses import BY_CODE, N_CODES, Status
@@ -89,4 +89,4 @@ class Table:
 
     def find(self, numbers: Sequence[int]) -> NDArray[np.int64]:
         """Positions of features, in the order of `numbers`; -1 where the table does not have one."""
-        return places_of(self.numbers, numbers)
+        return positions_of(self.numbers, numbers)

@@ -41,7 +41,7 @@ class CircuitFinding(TypedDict):
 
 
 class Example(TypedDict):
-    """A place where the feature fires strongly. Text is null where a family has none (activations brought along)."""
+    """A position on which the feature is strongly active. Text is null for families that were registered without it."""
 
     document: int
     position: int
@@ -92,7 +92,7 @@ Status = Literal["present", "suppressed", "amplified", "absent", "relocated", "r
 
 
 class Successor(TypedDict):
-    """A feature that fires where another one weakened."""
+    """A feature that is active where another one weakened."""
 
     id: str
     kind: str
@@ -164,7 +164,7 @@ class FeatureRow(TypedDict):
 
 
 class ReasonCount(TypedDict):
-    """How many features could not be judged for one reason."""
+    """Number of features that could not be judged for one reason."""
 
     reason: Reason
     text: str
@@ -197,7 +197,7 @@ class Checkpoint(TypedDict):
 
 
 class Finding(TypedDict):
-    """One change, in plain words, with the figures and places behind it."""
+    """One change in words, with its figures and examples."""
 
     feature: FeatureRow
     what: str
@@ -222,7 +222,7 @@ class Registration(TypedDict):
 
 
 class NotJudged(TypedDict):
-    """What could not be judged, and why."""
+    """Features that could not be judged, and why."""
 
     features: int
     watched: int

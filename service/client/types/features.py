@@ -38,7 +38,7 @@ class LineageLink(TypedDict):
 
 
 class Point(TypedDict):
-    """The verdict on one feature in one checkpoint, against a baseline, and its evidence."""
+    """The verdict on a feature in one checkpoint against a baseline, with its figures."""
 
     checkpoint: str
     baseline: str | None
@@ -168,7 +168,7 @@ class NeuronpediaFeature(TypedDict):
 
 
 class FeatureSources(TypedDict):
-    """A feature at every source of its family, parents before their children."""
+    """A feature at every source of its family, parents before children."""
 
     id: str
     label: str | None
