@@ -14,31 +14,31 @@ Colour = Literal["green", "amber", "blue", "red", "violet", "magenta", "teal", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What there is to know about one word of a vocabulary."""
+    """One word of a vocabulary."""
 
     code: int
     """How arrays store the word, 0 to 127. Stored data depend on it: a code is never changed and never reused."""
     word: str
     """How the API, the database's text columns and people write it. Never changed either."""
     severity: int
-    """Reports list features with the lowest number first."""
+    """Reports list features with the lowest number first. Numbers leave room for words in between."""
     sign: str
     """One character, shown beside the word."""
     colour: Colour
     changed: bool = True
-    """Whether the feature changed against the baseline, as far as can be told."""
+    """Whether the word says that the feature changed since the baseline."""
     alarms: bool = True
-    """Whether alert rules that name no words are raised by it."""
+    """Whether it raises alerts of rules that do not list words."""
     gone: bool = False
     """Whether the feature is no longer there. Its reference level stays where it last was."""
 
 
 class Vocabulary(StrEnum):
-    """Words with a row each. Members are strings: they equal their words and are written as such."""
+    """Words with a row each. Members are strings equal to their words."""
 
     row: Row
 
-    # The type checker takes a lookup, `Status("absent")`, for a call of this.
+    # To the type checker, a lookup such as `Status("absent")` is a call of this.
     def __new__(cls, row: Row | str) -> Self:
         assert isinstance(row, Row)
         member = str.__new__(cls, row.word)
@@ -57,14 +57,14 @@ class Vocabulary(StrEnum):
 class Status(Vocabulary):
     """What became of a feature, in the order in which counts are listed."""
 
-    PRESENT = Row(code=0, word="present", severity=7, sign="●", colour="green", changed=False, alarms=False)
-    SUPPRESSED = Row(code=1, word="suppressed", severity=3, sign="▼", colour="amber")
-    AMPLIFIED = Row(code=2, word="amplified", severity=5, sign="▲", colour="blue")
-    ABSENT = Row(code=3, word="absent", severity=1, sign="✕", colour="red", gone=True)
-    RELOCATED = Row(code=4, word="relocated", severity=4, sign="↷", colour="violet")
-    REPLACED = Row(code=5, word="replaced", severity=2, sign="⇄", colour="magenta", gone=True)
-    EMERGED = Row(code=6, word="emerged", severity=6, sign="✦", colour="teal", alarms=False)
-    INDETERMINATE = Row(code=7, word="indeterminate", severity=8, sign="?", colour="grey", changed=False, alarms=False)
+    PRESENT = Row(code=0, word="present", severity=70, sign="●", colour="green", changed=False, alarms=False)
+    SUPPRESSED = Row(code=1, word="suppressed", severity=30, sign="▼", colour="amber")
+    AMPLIFIED = Row(code=2, word="amplified", severity=50, sign="▲", colour="blue")
+    ABSENT = Row(code=3, word="absent", severity=10, sign="✕", colour="red", gone=True)
+    RELOCATED = Row(code=4, word="relocated", severity=40, sign="↷", colour="violet")
+    REPLACED = Row(code=5, word="replaced", severity=20, sign="⇄", colour="magenta", gone=True)
+    EMERGED = Row(code=6, word="emerged", severity=60, sign="✦", colour="teal", alarms=False)
+    INDETERMINATE = Row(code=7, word="indeterminate", severity=80, sign="?", colour="grey", changed=False, alarms=False)
 
 
 BY_SEVERITY = tuple(sorted(Status, key=lambda status: status.row.severity))

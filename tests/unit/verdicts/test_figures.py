@@ -1,7 +1,6 @@
 """The table of figures, the tables of the database and the API's models say the same."""
 
 import types
-from importlib import import_module
 from typing import get_args, get_origin
 
 import numpy as np
@@ -12,7 +11,6 @@ from featurewatch.service.features.schemas import Point
 from featurewatch.service.features.sorting import SORTS
 from featurewatch.service.features.tables import COLUMNS_OF
 from featurewatch.service.models import Verdict
-from featurewatch.service.verdicts import stored
 from featurewatch.service.verdicts.figures import COLUMNS, FIGURES, Figure
 from featurewatch.service.verdicts.table import VerdictRow
 
@@ -65,8 +63,3 @@ def test_packed_types_hold_the_figure(figure: Figure) -> None:
     if figure.packed:
         assert np.dtype(figure.packed).kind == ("i" if figure.whole else "f")
         assert figure.whole <= figure.required, "integers have no NaN"
-
-
-def test_tables_packed_before_the_layout_had_a_name_are_still_read() -> None:
-    """Another layout is fine. Then this test goes: tables of this one are made again from their rows."""
-    assert stored.LAYOUT == import_module("featurewatch.migrations.versions.0018_layout").LAYOUT
