@@ -13,10 +13,10 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test pytest lint bench planted chaos fuzz audit lock pins docs clean
+.PHONY: help setup demo run test unit pytest coverage lint fmt bench planted chaos fuzz audit lock pins docs clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.test ## make the environment in .venv, with everything that tests and linters need
 	@echo "ready: $(BIN)/featurewatch --help"
@@ -30,15 +30,29 @@ run: $(VENV)/.worker ## the embedded service (API, worker, sweeps) at http://127
 test: $(VENV)/.test ## linters and all tests, on SQLite, a private Postgres and a private Valkey
 	@$(MAKE) --no-print-directory --jobs 2 lint pytest
 
+run_tests = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadscope --no-loadscope-reorder
+
+unit: $(VENV)/.test ## the quick tests, in under a minute: SQLite only, no server, no browser
+	@$(run_tests) -n auto -m "not postgres and not broker and not browser and not slow" $(ARGS)
+
 # Beside the linters: mypy has one core, and takes a minute.
 pytest: $(VENV)/.test
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
+	@$(run_tests) -n $(WORKERS) $(ARGS)
 
-lint: $(VENV)/.test ## ruff (with bandit's rules), mypy, and the direction of imports
+coverage: $(VENV)/.test ## all tests, and which lines and branches they reach (ARGS=tests/unit for some of them)
+	@$(run_tests) -n $(WORKERS) --cov --cov-report=term --cov-report=html $(ARGS)
+
+lint: $(VENV)/.test ## ruff (with bandit's rules), mypy, the direction of imports, spelling and wording
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell
+	@$(BIN)/python docs/check_phrases.py
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+fmt: $(VENV)/.test ## format the code, and fix what ruff can fix
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
 
 bench: $(VENV)/.worker ## our trainer against public ones: speed, quality, memory (about 12 minutes; ARGS=--quick)
 	@env -u OMP_WAIT_POLICY $(BIN)/python -m benchmarks.fit $(ARGS)
@@ -69,7 +83,7 @@ docs: $(VENV)/.test ## write what comes from the code: pages of settings and com
 	@$(BIN)/python docs/build.py
 
 clean: ## remove the environment and the caches (never data)
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage htmlcov build dist *.egg-info
 
 quietly := --quiet --disable-pip-version-check
 # Everything by the locks, then the project itself (setuptools warns of every editable installation). pip compiles what

@@ -35,7 +35,7 @@ from featurewatch.workers.demo.models import base_model
 from featurewatch.workers.dependencies.attribution import METHODS, Attribution, Method, Options, attribute
 from featurewatch.workers.dependencies.effects import ablated, activations
 from featurewatch.workers.dependencies.passages import choose_tokens
-from featurewatch.workers.dependencies.places import Dictionary, Target
+from featurewatch.workers.dependencies.reading import Dictionary, Target
 from featurewatch.workers.pipelines.shared import files
 from featurewatch.workers.pipelines.stages.attribute import TracedModel, trace
 
@@ -161,7 +161,7 @@ def choose_targets(traced: TracedModel, place: str, options: Any) -> list[Target
 
 def per_position(found: Attribution, place: str) -> np.ndarray:
     """Edges [m]."""
-    edges: np.ndarray = (found.places[place].features.sum(0) / found.count.sum()).numpy()
+    edges: np.ndarray = (found.hook_points[place].features.sum(0) / found.count.sum()).numpy()
     return edges
 
 
@@ -190,9 +190,9 @@ def completeness(found: list[Attribution], place: str) -> dict[str, Any]:
     totals, shares = [], []
     for one in found:
         value = float((one.value - one.constant * one.count).sum())
-        total = float(one.places[place].total().sum())
+        total = float(one.hook_points[place].total().sum())
         totals.append(total / value)
-        shares.append(float(one.places[place].features.sum()) / total)
+        shares.append(float(one.hook_points[place].features.sum()) / total)
     return {"total": round(float(np.median(totals)), 4), "features": round(float(np.median(shares)), 4)}
 
 

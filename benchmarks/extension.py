@@ -63,9 +63,10 @@ from featurewatch.workers.demo.installation import energy_shares
 from featurewatch.workers.demo.main import Plan
 from featurewatch.workers.demo.models import base_model, save_ablated
 from featurewatch.workers.demo.selection import choose
-from featurewatch.workers.pipelines.shared.basis import FOLDS, References
+from featurewatch.workers.pipelines.shared.basis import References
 from featurewatch.workers.pipelines.stages.extend import new_columns, solve_jointly
 from featurewatch.workers.pipelines.stages.refit import written_rows
+from featurewatch.workers.verdicts.folds import FOLDS
 from featurewatch.workers.verdicts.measure import Side, procrustes, products, unexplained
 
 T = TypeVar("T")

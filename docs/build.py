@@ -13,6 +13,8 @@ import client_code
 import typer
 from pydantic_settings import BaseSettings
 
+from featurewatch.service.alerts.conditions import KINDS
+from featurewatch.service.alerts.parameters import parameters
 from featurewatch.service.cli import app as cli
 from featurewatch.service.config import ClientSettings, Settings
 from featurewatch.service.status.metrics import METRICS
@@ -58,6 +60,15 @@ def figures_table() -> str:
     return "\n".join(lines)
 
 
+def alert_rules_table() -> str:
+    """A Markdown table of the kinds of alert rules."""
+    lines = ["| kind | parameters | raised when | resolved when |", "|---|---|---|---|"]
+    for kind, cls in KINDS.items():
+        names = ", ".join(f"`{parameter.name}`" for parameter in parameters(cls))
+        lines.append(f"| `{kind}` | {names} | {cls.when()} | {cls.resolved_when} |")
+    return "\n".join(lines)
+
+
 def between(text: str, name: str, part: str) -> str:
     """A page with the part between its markers `<!-- name -->` and `<!-- /name -->` replaced."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -70,6 +81,8 @@ def commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
     """All commands below a group, with their full names."""
     for sub in sorted(group.commands):
         command = group.commands[sub]
+        if command.hidden:
+            continue
         if hasattr(command, "commands"):
             yield from commands(command, f"{name} {sub}")
         else:
@@ -81,7 +94,7 @@ def cli_page() -> str:
     parts = [
         "# Commands",
         "",
-        "Written by `make docs` from `featurewatch --help`. Exit codes: 0 fine, 1 gate or run failed,",
+        "Written by `make docs` from `featurewatch --help`. Exit codes: 0 success, 1 gate or run failed,",
     ]
     parts += ["2 usage or key, 3 timeout or unavailable.", ""]
     for name, command in commands(typer.main.get_command(cli), "featurewatch"):
@@ -102,7 +115,9 @@ def pages() -> dict[Path, str]:
     configuration = between(configuration, "server", settings_table(Settings))
     configuration = between(configuration, "client", settings_table(ClientSettings))
     monitoring = between((DOCS / "monitoring.md").read_text(encoding="utf-8"), "metrics", metrics_table())
+    api = between((DOCS / "api.md").read_text(encoding="utf-8"), "alert rules", alert_rules_table())
     return {
+        DOCS / "api.md": api,
         DOCS / "configuration.md": configuration,
         DOCS / "api-reference.md": api_reference.page(),
         DOCS / "cli.md": cli_page(),

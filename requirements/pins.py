@@ -4,8 +4,8 @@ An image is named by a full version and by the digest of its index, which covers
 
     python:3.11.15-slim-bookworm@sha256:...
 
-To take another version, change the tag, then run this. A tag may be built anew (for Debian's security updates), and has
-another digest then: run this to take it. It asks the registry with crane, skopeo or docker (buildx), whichever is here.
+To take another version, change the tag, then run this. A tag may be rebuilt (for Debian's security updates), which
+changes its digest: run this to take it. It asks the registry with crane, skopeo or docker (buildx), whichever is here.
 """
 
 import argparse
@@ -16,8 +16,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = ("Dockerfile", "docker-compose.yml", "deploy/gitlab/featurewatch.yml")
-IMAGE = re.compile(r"(?P<before>^FROM |^ *image: )(?P<name>[\w./-]+:[\w.-]+)(?:@(?P<digest>sha256:\w{64}))?", re.M)
+FILES = ("Dockerfile", "docker-compose.yml", "deploy/gitlab/featurewatch.yml", ".devcontainer/devcontainer.json")
+IMAGE = re.compile(
+    r"(?P<before>^FROM |^ *\"?image\"?: \"?)(?P<name>[\w./-]+:[\w.-]+)(?:@(?P<digest>sha256:\w{64}))?", re.M
+)
 OURS = "featurewatch-"
 TOOLS = {
     "crane": ["crane", "digest"],

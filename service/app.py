@@ -24,7 +24,7 @@ from featurewatch.service.features.routes import router as features
 from featurewatch.service.kit import problems, telemetry
 from featurewatch.service.kit.db import Database
 from featurewatch.service.kit.logs import configure_logging
-from featurewatch.service.kit.memory import give_back_large_blocks, what_is_there_stays
+from featurewatch.service.kit.memory import frozen_objects, return_large_blocks
 from featurewatch.service.kit.middleware import BodyLimit, EntityTags, RequestContext, StorableText
 from featurewatch.service.kit.private import keep_private
 from featurewatch.service.kit.turns import Turns
@@ -55,7 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         configure_logging(settings)
         umask = keep_private(settings)
-        give_back_large_blocks()
+        return_large_blocks()
         database = Database(settings.resolved_database_url)
         try:
             with database.reader.connect() as connection:
@@ -65,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.artifacts = open_store(settings, database)
             with database.read() as session:
                 deletions.clear_deleted(session, settings, app.state.artifacts)
-            with what_is_there_stays():
+            with frozen_objects():
                 yield
         finally:
             database.close()

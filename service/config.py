@@ -1,4 +1,4 @@
-"""Settings. The only reader of the environment; every name of ours has the prefix `FEATUREWATCH_`."""
+"""Settings: the only code that reads the environment. Our variables have the prefix `FEATUREWATCH_`."""
 
 from functools import cached_property
 from pathlib import Path
@@ -13,135 +13,139 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FEATUREWATCH_", extra="ignore", frozen=True)
 
     data_dir: Path = Field(
-        Path("featurewatch-data"), description="Folder of the embedded installation: database, artifacts, caches."
+        Path("featurewatch-data"), description="Data folder of an embedded installation: database, artifacts, caches."
     )
     private_files: bool = Field(
         True,
-        description="Whether the data folder (0700) and what is written (0600) are for this process's user alone. "
-        "`false`: as its umask says, for a folder that is shared with other users on purpose.",
+        description="Make the data folder (0700) and new files (0600) private to the user of the process. `false`: use "
+        "its umask, for a folder that is shared with other users on purpose.",
     )
     database_url: str = Field(
         "", description="SQLAlchemy URL (`postgresql+psycopg://...`). Empty: SQLite in the data folder."
     )
     broker_url: str = Field(
-        "", description="Redis or Valkey URL of the Celery doorbell. Empty: workers poll the database."
+        "", description="Redis or Valkey URL through which Celery notifies workers. Empty: workers poll the database."
     )
     artifacts: str = Field("", description="fsspec URI of the artifact store. Empty: a folder in the data folder.")
     roots: str = Field(
         "",
-        description="Local folders, separated by `:`, that checkpoints, corpora and activations may be read from.",
+        description="Local folders that checkpoints, corpora and activations may be read from, separated by `:`.",
     )
     stores: str = Field(
         "hf://",
-        description="Prefixes of URLs, separated by commas, that checkpoints may be read from beside `roots`: "
+        description="URL prefixes that checkpoints may be read from, in addition to `roots`, separated by commas: "
         "`hf://`, `hf://org`, `s3://bucket/models`. Empty: none.",
     )
     secret_key: SecretStr = Field(
         SecretStr(""),
-        description="Encrypts the URLs and secrets of webhooks, and the cookies of the pages. Empty: made once and "
-        "kept in the data folder (embedded installations).",
+        description="Encrypts the URLs and secrets of webhooks, and the cookies of the pages. Empty: generated and "
+        "stored in the data folder (embedded installations).",
     )
     secret_key_old: SecretStr = Field(
         SecretStr(""),
-        description="Earlier secret keys, separated by commas: what they encrypted still opens. Needed while the key "
-        "is rotated (`featurewatch key rotate-secret`).",
+        description="Earlier secret keys, separated by commas, that can still decrypt. Needed during a rotation "
+        "(`featurewatch key rotate-secret`).",
     )
     require_keys: bool = Field(
-        True, description="Whether requests need an API key. `featurewatch up` on a loopback address turns it off."
+        True, description="Require an API key for requests. `featurewatch up` on a loopback address turns this off."
     )
-    webhook_allow: str = Field(
-        "", description="Networks (CIDR, separated by commas) that webhooks may reach although they are private."
-    )
+    webhook_allow: str = Field("", description="Private networks that webhooks may reach (CIDR, separated by commas).")
     webhook_seconds: float = Field(
-        15.0, gt=0, le=30, description="How long a receiver of webhooks may take, from the connection to its answer."
+        15.0, gt=0, le=30, description="Timeout of a webhook delivery in seconds, from the connection to the response."
     )
     webhook_pause_days: float = Field(
-        5.0, ge=0, description="A webhook that only failed for so many days is paused, with an alert. 0: never."
+        5.0,
+        ge=0,
+        description="Days after which a webhook whose deliveries all fail is paused, with an alert. 0: never.",
     )
     webhook_keep_days: float = Field(
-        30.0, ge=1, description="How long events and their deliveries are kept, waiting ones of paused webhooks too."
+        30.0,
+        ge=1,
+        description="Days for which events and deliveries are kept, including those waiting for paused webhooks.",
     )
     label_url: str = Field(
-        "", description="OpenAI-compatible endpoint that labels features, up to `/v1`. Empty: none. Workers call it."
+        "", description="OpenAI-compatible endpoint that labels features, up to `/v1`. Workers call it. Empty: none."
     )
-    label_model: str = Field("", description="Its model.")
-    label_key: SecretStr = Field(SecretStr(""), description="Its API key. Empty: none is sent. Only workers need it.")
+    label_model: str = Field("", description="Model of the label endpoint.")
+    label_key: SecretStr = Field(
+        SecretStr(""), description="API key of the label endpoint. Only workers need it. Empty: none."
+    )
     label_allow: str = Field(
-        "", description="Networks (CIDR, separated by commas) that the endpoint may be in although they are private."
+        "", description="Private networks that the label endpoint may be in (CIDR, separated by commas)."
     )
-    label_seconds: float = Field(60.0, gt=0, description="How long an answer of the endpoint may take.")
+    label_seconds: float = Field(60.0, gt=0, description="Timeout of a request to the label endpoint, in seconds.")
     lease_seconds: float = Field(
         60.0,
         gt=0,
-        description="How long a worker that falls silent keeps its run. A process of it that gives no sign of life is "
-        "killed after it.",
+        description="Seconds after which a silent worker loses its run. A process of a worker that shows no sign of "
+        "life for this long is killed.",
     )
     save_seconds: float = Field(
-        20.0, gt=0, description="How often a fit under way saves itself: what a killed worker has to do again at most."
+        20.0,
+        gt=0,
+        description="Seconds between checkpoints of a fit in progress; at most this much work is lost with a worker.",
     )
     run_seconds: float = Field(
         172_800.0,
         ge=0,
-        description="How long an attempt at a run may take; it then fails at its next step. 0: as long as it likes.",
+        description="Maximum seconds for an attempt at a run, which then fails at its next step. 0: no limit.",
     )
     run_grace_seconds: float = Field(
         600.0,
         gt=0,
-        description="How much longer one that takes no step may go on, or a cancelled one: then its process is killed, "
+        description="Additional seconds for a run that takes no steps or was cancelled, before its process is killed "
         "and the run ends.",
     )
-    poll_seconds: float = Field(1.0, gt=0, description="How often sweeps and polling workers look for work.")
-    threads: int = Field(0, ge=0, description="CPU threads of a worker's torch. 0: as torch chooses.")
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`: where workers compute.")
+    poll_seconds: float = Field(1.0, gt=0, description="Seconds between polls of sweeps and workers.")
+    threads: int = Field(0, ge=0, description="CPU threads of torch in a worker. 0: torch's default.")
+    device: str = Field("auto", description="Device of the workers: `auto`, `cpu`, `cuda` or `cuda:N`.")
     fit_processes: int = Field(
-        0, ge=0, description="Processes that share a fit. 0: one for each GPU that the worker has, one on a CPU."
+        0, ge=0, description="Processes that share a fit. 0: one per GPU of the worker, or one on a CPU."
     )
-    share_harvests: bool = Field(
-        True, description="Whether idle workers help with the harvests of others. Needs a broker."
-    )
+    share_harvests: bool = Field(True, description="Let idle workers help with the harvests of others. Needs a broker.")
     shard_positions: int = Field(
         16_384,
         gt=0,
-        description="Positions of a shard: what a harvest holds in memory, loses by a kill, and gives to a helper.",
+        description="Positions per shard: what a harvest keeps in memory, loses if killed, and gives to a helper.",
     )
     keep_activations: int = Field(
         8,
         ge=0,
-        description="Newest checkpoints of a family whose activations are kept, beside those that re-fits train on. "
-        "0: of all.",
+        description="Number of newest checkpoints per family whose activations are kept, in addition to those that "
+        "re-fits train on. 0: all.",
     )
     vacuum_hours: float = Field(
         24.0,
         ge=0,
-        description="How long an artifact stays that nothing refers to. A copy of the artifact store must be done so "
-        "soon after the database's backup. 0: for ever.",
+        description="Hours for which unreferenced artifacts are kept. Finish copying the artifact store within this "
+        "time after backing up the database. 0: for ever.",
     )
-    audit_days: float = Field(365.0, ge=0, description="How long the audit log is kept. 0: for ever.")
-    answer_hours: float = Field(24.0, gt=0, description="How long the answer to an `Idempotency-Key` is remembered.")
-    bell_hours: float = Field(24.0, gt=0, description="How long it is known when workers were told of a run.")
+    audit_days: float = Field(365.0, ge=0, description="Days for which the audit log is kept. 0: for ever.")
+    answer_hours: float = Field(24.0, gt=0, description="Hours for which the response to an `Idempotency-Key` is kept.")
+    bell_hours: float = Field(24.0, gt=0, description="Hours for which the times of notifications to workers are kept.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
-    log_json: bool = Field(True, description="Logs as JSON lines; false: for people.")
-    max_body_bytes: int = Field(1_000_000, gt=0, description="Largest request body that the API reads.")
+    log_json: bool = Field(True, description="Log JSON lines. `false`: log text for people.")
+    max_body_bytes: int = Field(1_000_000, gt=0, description="Maximum size of a request body in bytes.")
     requests_per_minute: int = Field(
         1200,
         ge=0,
-        description="Requests of one key, or of one address without a valid one, that an API process answers. "
-        "0: no limit; nor is there one where no keys are required.",
+        description="Rate limit per API key, or per address without a valid key, in each API process. 0: no limit. "
+        "Not applied if no keys are required.",
     )
     cors_origins: str = Field(
         "",
-        description="Origins, separated by commas (`https://app.example`), whose pages may call the API with a key. "
-        "Empty: none but its own.",
+        description="Origins whose pages may call the API with a key, separated by commas (`https://app.example`). "
+        "Empty: only its own.",
     )
 
     @cached_property
     def resolved_database_url(self) -> str:
-        """The database URL, with the embedded default filled in."""
+        """The database URL, with the default for embedded installations."""
         return self.database_url or f"sqlite:///{self.data_dir.expanduser().resolve() / 'featurewatch.db'}"
 
     @cached_property
     def artifacts_uri(self) -> str:
-        """The artifact store's URI, with the embedded default filled in."""
+        """The URI of the artifact store, with the default for embedded installations."""
         return self.artifacts or f"file://{self.data_dir.expanduser().resolve() / 'artifacts'}"
 
     @cached_property
@@ -151,12 +155,12 @@ class Settings(BaseSettings):
 
     @cached_property
     def store_prefixes(self) -> tuple[str, ...]:
-        """Prefixes of hub and object-store URLs that may be read."""
+        """URL prefixes of hubs and object stores that may be read from."""
         return tuple(prefix.strip() for prefix in self.stores.split(",") if prefix.strip())
 
     @property
     def cache_dir(self) -> Path:
-        """Where fetched and converted models are kept."""
+        """Folder of fetched and converted models."""
         return self.data_dir / "cache"
 
     @cached_property
@@ -170,35 +174,35 @@ class Settings(BaseSettings):
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     def environment(self) -> dict[str, str]:
-        """These settings as environment variables, for a child process. Values are in the clear."""
+        """These settings as environment variables for a child process. Secrets are in plain text."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         plain = {name: v.get_secret_value() if isinstance(v, SecretStr) else str(v) for name, v in values.items()}
         return {f"FEATUREWATCH_{name.upper()}": value for name, value in plain.items()}
 
 
 class TelemetrySettings(BaseSettings):
-    """The standard variables that turn OpenTelemetry on or off; its SDK reads the others itself."""
+    """The standard variables that enable OpenTelemetry. Its SDK reads the others itself."""
 
     model_config = SettingsConfigDict(env_prefix="OTEL_", extra="ignore", frozen=True)
 
-    traces_exporter: str = Field("none", description="`otlp` or `console` turns traces on. Needs the extra `otel`.")
-    sdk_disabled: bool = Field(False, description="`true` turns all of it off.")
+    traces_exporter: str = Field("none", description="`otlp` or `console` enables traces. Needs the extra `otel`.")
+    sdk_disabled: bool = Field(False, description="`true` disables all of it.")
 
 
 class ClientSettings(BaseSettings):
-    """Settings of the CLI and the client: where the service is, and the key to it."""
+    """Settings of the CLI and the client: URL and key of the service."""
 
     model_config = SettingsConfigDict(env_prefix="FEATUREWATCH_", extra="ignore", frozen=True)
 
-    url: str = Field("http://127.0.0.1:8000", description="Where the service answers.")
+    url: str = Field("http://127.0.0.1:8000", description="URL of the service.")
     key: SecretStr = Field(
-        SecretStr(""), description="API key, `fw_...`. Empty: none, as `featurewatch up` needs none."
+        SecretStr(""), description="API key, `fw_...`. Empty: none, which is enough for `featurewatch up`."
     )
 
 
 class JobSettings(BaseSettings):
-    """What a CI system tells a job of itself, under its own names."""
+    """Variables that a CI system sets for its jobs."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
-    github_step_summary: Path | None = Field(None, description="File that GitHub shows on the job's page.")
+    github_step_summary: Path | None = Field(None, description="File that GitHub shows on the page of the job.")

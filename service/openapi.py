@@ -31,7 +31,7 @@ _TITLES = {
     "404": "Not found",
     "409": "Conflict",
     "413": "Request body too large",
-    "422": "The request does not fit its schema, or cannot be carried out",
+    "422": "The request does not match its schema, or cannot be processed",
     "429": "Too many requests",
     "500": "Internal error",
 }

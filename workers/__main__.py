@@ -19,17 +19,19 @@ from featurewatch.workers import embedded
 log = structlog.get_logger("featurewatch.worker")
 
 NICE = 5
-"""Beside the API: who asks it waits for the answer, a run takes its minutes either way. Not more, since a worker that
-writes holds SQLite's lock."""
+"""Gives way to the API next to it: someone waits for its answers, and a run takes minutes either way. Not higher: a
+worker that writes holds SQLite's lock."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Work until SIGTERM or SIGINT; exit status 0 then, 1 where the database's schema does not fit."""
-    parser = argparse.ArgumentParser(prog="python -m featurewatch.workers", description="Run queued work, and sweep.")
+    """Work until SIGTERM or SIGINT. Exit status 0, or 1 if the database has another schema version."""
+    parser = argparse.ArgumentParser(
+        prog="python -m featurewatch.workers", description="Execute queued runs, and sweep."
+    )
     parser.add_argument(
         "--pipelines",
         metavar="MODULE:NAME",
-        help="a mapping kind -> pipeline; default: the real ones",
+        help="a mapping from run kind to pipeline (default: the real ones)",
     )
     parser.add_argument(
         "--exit-with-parent", metavar="PID", type=int, help="end with the process that started this one"
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _frame: _end(stop, got, _frame))
     if options.exit_with_parent:
-        # Its number comes from the parent itself: it may have died while this process was still importing.
+        # The parent passes its own id: it may have died while this process was still importing.
         watch = threading.Thread(
             target=_watch_parent, args=(options.exit_with_parent, stop), name="parent", daemon=True
         )
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _end(stop: threading.Event, number: int, _frame: FrameType | None) -> None:
     stop.set()
-    signal.signal(number, signal.SIG_DFL)  # a second one does not wait for the next check
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
 
 
 def _watch_parent(parent: int, stop: threading.Event) -> None:

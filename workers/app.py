@@ -1,7 +1,7 @@
 """The Celery app: `celery -A featurewatch.workers.app worker -Q runs,cpu,shards -c 1`, and `... --beat -Q sweeps`.
 
-Messages are doorbells and nothing else. They are acknowledged before the work starts: Redis hands a message that is
-acknowledged late to a second worker when the work outlives the visibility timeout. What must not be lost is in SQL.
+Messages only wake a worker. They are acknowledged before the work starts: with late acknowledgement, Redis would give
+a message to a second worker once the work outlives the visibility timeout. All state that must not be lost is in SQL.
 """
 
 import importlib
@@ -24,20 +24,20 @@ from featurewatch.service.config import Settings
 from featurewatch.service.kit import telemetry
 from featurewatch.service.kit.logs import configure_logging
 from featurewatch.service.kit.private import keep_private
-from featurewatch.service.runs.states import QUEUES
+from featurewatch.service.runs.kinds import QUEUES
 
 EXECUTE = "featurewatch.workers.tasks.execute"
 HELP = "featurewatch.workers.tasks.help_others"
 SWEEP = "featurewatch.workers.tasks.sweep"
 BROKER_SECONDS = 3.0
 
-# One byte that the children of the pool share with the process that gets the signals. Not an Event: its lock could be
-# held when the signal comes.
+# One byte shared between the pool's children and the process that gets the signals. Not an Event: a signal could arrive
+# while its lock is held.
 _stopping = mmap.mmap(-1, 1)
 
 
 def make_app(settings: Settings) -> Celery:
-    """A Celery app for these settings. It opens no connection yet."""
+    """A Celery app for these settings. Opens no connection."""
     app = Celery("featurewatch", broker=settings.broker_url or "memory://", include=["featurewatch.workers.tasks"])
     app.conf.update(
         task_ignore_result=True,
@@ -54,24 +54,24 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            # A worker listens to its queues in the order in which it names them: runs before shards.
+            # A worker reads its queues in the order of its -Q option: runs before shards.
             "queue_order_strategy": "priority",
             "socket_connect_timeout": BROKER_SECONDS,
             "socket_timeout": 2 * BROKER_SECONDS,
             "socket_keepalive": True,
-            # Of a publish; a worker's own connection is tried again for ever.
+            # For publishing; a worker retries its own connection forever.
             "max_retries": 1,
             "interval_start": 0.1,
             "interval_step": 0.1,
             "interval_max": 0.1,
         },
-        # In memory: the one entry is due every second, so there is nothing to remember over a restart.
+        # In memory: its one entry is due every second, so nothing need survive a restart.
         beat_scheduler="celery.beat:Scheduler",
         beat_schedule={
             "sweep": {
                 "task": SWEEP,
                 "schedule": settings.poll_seconds,
-                # Sweeps that waited behind a slow one have nothing left to do.
+                # A sweep that waited behind a slow one has nothing left to do.
                 "options": {"queue": "sweeps", "expires": max(5.0, 2 * settings.poll_seconds)},
             }
         },
@@ -80,23 +80,23 @@ def make_app(settings: Settings) -> Celery:
 
 
 def publish(app: Celery, run_id: str, queue: str) -> None:
-    """Ring the bell of a run; raises within seconds where the broker is away."""
+    """Wake a worker for a run. Raises within seconds if the broker is unavailable."""
     app.send_task(EXECUTE, args=[run_id], queue=queue, retry=False)
 
 
 def call_helper(app: Celery) -> None:
-    """Ask an idle worker to help with a harvest, unless the last call waits yet, as it does where all are busy."""
+    """Ask an idle worker to help with a harvest, unless the last request is still queued because all are busy."""
     with app.producer_or_acquire() as producer:
         try:
             waiting = producer.channel.queue_declare("shards", passive=True).message_count
-        except ChannelError:  # an empty queue is not there
+        except ChannelError:  # an empty queue does not exist
             waiting = 0
         if not waiting:
             app.send_task(HELP, queue="shards", retry=False, producer=producer)
 
 
 def stopping() -> bool:
-    """Whether this worker was told to end."""
+    """Whether this worker was asked to stop."""
     return _stopping[:1] != b"\0"
 
 
@@ -133,7 +133,7 @@ def _on_child_shutdown(**_: Any) -> None:
 
 
 def _tasks() -> ModuleType:
-    # Not above: it needs the app of this module.
+    # Not at the top: it imports the app of this module.
     return importlib.import_module("featurewatch.workers.tasks")
 
 

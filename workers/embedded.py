@@ -1,6 +1,6 @@
-"""The worker of the embedded installation: it has its child look for work, and sweeps in a thread. No broker.
+"""The worker of the embedded installation: it polls for work in place of a broker, and sweeps in a thread.
 
-The claim, the lease and the reaper are the ones of a deployment; only the doorbell is another.
+Claims, leases and the reaper are the same as in a deployment.
 """
 
 import threading
@@ -11,8 +11,8 @@ from featurewatch.service import migrate
 from featurewatch.service.config import Settings
 from featurewatch.service.kit import telemetry
 from featurewatch.service.kit.db import AWAY, Database
-from featurewatch.workers.presence import Presence
-from featurewatch.workers.supervisor import JobError, Supervisor
+from featurewatch.workers.supervision.presence import Presence
+from featurewatch.workers.supervision.supervisor import JobError, Supervisor
 from featurewatch.workers.sweeps import Sweeper
 
 log = structlog.get_logger("featurewatch.worker")
@@ -21,10 +21,9 @@ AWAY_SECONDS = 1.0
 
 
 def serve(settings: Settings, stop: threading.Event, *, pipelines: str | None = None) -> None:
-    """Work until `stop` is set; a run that is under way then goes back into the queue.
+    """Work until `stop` is set. A run in progress then goes back into the queue.
 
-    `pipelines` as of WorkingProcess. Raises SchemaError where the database needs an upgrade first. A database that is
-    away is waited for.
+    `pipelines`: as in WorkingProcess. Waits for an unavailable database. SchemaError if the database needs an upgrade.
     """
     while not stop.is_set():
         try:
@@ -40,18 +39,18 @@ def serve(settings: Settings, stop: threading.Event, *, pipelines: str | None = 
     supervisor = Supervisor(settings, database, pipelines=pipelines, stopping=stop.is_set)
     presence = Presence(database, supervisor)
     presence.start()
-    log.info("the worker is ready")
+    log.info("worker ready")
     try:
         while not stop.is_set():
             try:
-                # Looked at here, so that an idle worker is one process.
-                if not supervisor.waits() or supervisor.run_next() is None:
+                # Checked here, so that an idle worker needs no child.
+                if not supervisor.has_work() or supervisor.run_next() is None:
                     stop.wait(settings.poll_seconds)
             except AWAY as error:
-                log.warning("the database is away", error=str(error.orig))
+                log.warning("the database is unavailable", error=str(error.orig))
                 stop.wait(AWAY_SECONDS)
             except JobError as error:
-                log.warning("no work could be taken", error=str(error))
+                log.warning("a job failed", error=str(error))
                 stop.wait(AWAY_SECONDS)
     finally:
         stop.set()
@@ -59,11 +58,11 @@ def serve(settings: Settings, stop: threading.Event, *, pipelines: str | None = 
         presence.stop()
         sweeps.join()
         database.close()
-        log.info("the worker has ended")
+        log.info("worker stopped")
 
 
 def _sweep(settings: Settings, database: Database, stop: threading.Event) -> None:
-    # Without a broker: bells are only marked. Who has one runs Celery workers.
+    # There is no broker, so messages are only marked as sent.
     sweeper = Sweeper(settings, database, publish=None)
     while not stop.is_set():
         sweeper.sweep()

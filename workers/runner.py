@@ -1,19 +1,17 @@
 """One run, from claim to end: claim -> heartbeat -> execute -> fenced finish.
 
-The database is the truth. The worker holds a run by its attempt number and a lease that a thread renews; every write
-names the attempt, so a worker that lost its run (it was paused, or cut off) writes nothing any more. Doorbells,
-embedded or Celery, only decide when `run_next` is called. It runs in a process that a supervisor may kill.
+The database is the source of truth. A worker holds a run by its attempt number and a lease that a thread renews. Every
+write names the attempt, so a worker that lost its run (because it was paused or cut off) can no longer write. Messages,
+embedded or by Celery, only decide when `run_next` is called. It runs in a process that a supervisor may kill.
 """
 
 import os
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from sqlalchemy.orm import Session
@@ -37,19 +35,19 @@ from featurewatch.workers.errors import (
     WorkerStoppingError,
     fault_of,
 )
-from featurewatch.workers.execution import RETRY_SECONDS, Execution
-from featurewatch.workers.heart import Heart
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.execution.heartbeat import Heartbeat
+from featurewatch.workers.execution.lease import write_end
 
 log = structlog.get_logger("featurewatch.worker")
 
 Pipeline = Callable[[Execution], None]
-Answer = TypeVar("Answer")
 
 _NEVER = threading.Event()
 
 
 def worker_name() -> str:
-    """Name of this process in the `run` table."""
+    """Name of this process in the tables of runs and workers."""
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
 
 
@@ -64,10 +62,10 @@ def run_next(
     stop: Callable[[], bool] = _NEVER.is_set,
     claimed: Callable[[Run], None] | None = None,
 ) -> str | None:
-    """Claim the run whose turn it is and take it to an end. Its id; None where there was nothing to do.
+    """Claim the run whose turn it is and execute it. Returns its id, or None if there was nothing to do.
 
-    `run_id` is what a bell said; `pipelines` defaults to the real ones; `stop` says that this process is to end,
-    which puts the run back into the queue at its next check. `claimed` is told of the run before it begins.
+    `run_id`: the run that a message named. `pipelines`: by kind; default: the real ones. `stop`: whether this process
+    should end, which puts the run back into the queue at its next check. `claimed` is called before the run begins.
     """
     with database.read() as session:
         if not queries.candidates(session, run_id=run_id):
@@ -83,12 +81,12 @@ def run_next(
     context = {"run": run.id, "attempt": run.attempt, "request_id": run.request_id}
     with structlog.contextvars.bound_contextvars(**context), listening(run.id, execution.lines.add):
         log.info("claimed", kind=run.kind)
-        heart = Heart(execution)
-        heart.start()
+        heartbeat = Heartbeat(execution)
+        heartbeat.start()
         try:
             _execute(execution, pipelines)
         finally:
-            heart.stop()
+            heartbeat.stop()
     return run.id
 
 
@@ -100,17 +98,17 @@ def help_others(
     worker: str | None = None,
     stop: Callable[[], bool] = _NEVER.is_set,
 ) -> int:
-    """Do groups of harvests that other workers lead, until none waits or a run does; how many were done."""
+    """Read groups of other workers' harvests until none is waiting, or a run is. Returns how many were read."""
     with database.read() as session:
         if not shards.any_free(session, clock.database_now(session)):
             return 0
-    from featurewatch.workers.pipelines.shared.shared_harvest import HarvestHelper  # noqa: PLC0415 - loads torch
+    from featurewatch.workers.pipelines.shared.shared_harvest import HarvestHelper  # noqa: PLC0415 - imports torch
 
     return HarvestHelper(settings, database, artifacts, worker=worker or worker_name(), stop=stop).help()
 
 
 def _execute(execution: Execution, pipelines: Mapping[str, Pipeline]) -> None:
-    """Run the pipeline, and write down how it ended."""
+    """Run the pipeline, and record how it ended."""
     try:
         _pipeline(execution, pipelines)(execution)
         if not execution.finished:
@@ -118,7 +116,7 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline]) -> None:
                 execution.finish(session, {})
         log.info("succeeded", seconds=execution.seconds())
     except LeaseLostError as error:
-        log.warning("lost", reason=str(error))
+        log.warning("lost the run", reason=str(error))
     except RunCancelledError:
         log.info("cancelled")
         _end(execution, RunState.CANCELLED)
@@ -128,21 +126,21 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline]) -> None:
     except DamagedArtifactError as error:
         log.error("damaged artifact", artifact=error.name, reason=error.reason)
         set_aside = partial(damage.set_aside, artifacts=execution.artifacts, error=error)
-        detail = _insist(execution, set_aside, execution.database.read) or error.detail
+        detail = write_end(execution.database.read, set_aside, execution.lease_left) or error.detail
         _end(execution, RunState.FAILED, RunError(error.code, detail, title=error.title).as_dict())
     except MissingArtifactError as error:
         log.error("missing artifact", artifact=error.name)
         detail = f"{error.detail} {damage.advice(error.name)}."
         _end(execution, RunState.FAILED, RunError(error.code, detail, title=error.title).as_dict())
-    except ProblemError as error:  # of checks that the API shares
+    except ProblemError as error:  # of checks that are shared with the API
         log.warning("failed", code=error.code, detail=error.detail)
         _end(execution, RunState.FAILED, RunError(error.code, error.detail, title=error.title).as_dict())
     except AWAY as error:
-        log.exception("interrupted by the database")
-        _give_back(execution, _interrupted("The database was away", str(error.orig)), counted=True)
+        log.exception("the database was unavailable")
+        _give_back(execution, _interrupted("The database was unavailable", str(error.orig)), counted=True)
     except GivingWayError as error:
-        log.info("gives way")
-        _give_back(execution, _interrupted("It gave way", str(error)), counted=False)
+        log.info("yielding to another run")
+        _give_back(execution, _interrupted("Another run went first", str(error)), counted=False)
     except (WorkerStoppingError, SystemExit, KeyboardInterrupt) as error:
         log.info("stopping")
         _give_back(execution, _interrupted("The worker was stopped", type(error).__name__), counted=False)
@@ -154,7 +152,7 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline]) -> None:
 
 
 def _real_pipelines() -> Mapping[str, Pipeline]:
-    # Not above: it loads torch, which takes seconds. Before a claim: it keeps the GIL for long, and with it the heart.
+    # Imports torch, which takes seconds and holds the GIL: do it before a claim, or heartbeats would be late.
     from featurewatch.workers.pipelines import PIPELINES  # noqa: PLC0415
 
     return PIPELINES
@@ -164,40 +162,22 @@ def _pipeline(execution: Execution, pipelines: Mapping[str, Pipeline]) -> Pipeli
     try:
         return pipelines[execution.kind]
     except KeyError:
-        raise RunError("unknown-kind", f"This worker knows no runs of the kind {execution.kind!r}.") from None
+        raise RunError("unknown-kind", f"This worker has no pipeline for runs of kind {execution.kind!r}.") from None
 
 
 def _end(execution: Execution, state: RunState, error: dict[str, Any] | None = None) -> None:
     def act(session: Session) -> bool:
         return execution.end(session, state, error=error)
 
-    if not _insist(execution, act):
-        log.warning("lost before its end was written", wanted=state)
+    if not write_end(execution.database.write, act, execution.lease_left):
+        log.warning("lost the run before its end was written", state=state)
 
 
 def _give_back(execution: Execution, error: dict[str, Any], *, counted: bool) -> None:
     def act(session: Session) -> RunState | None:
         return execution.release(session, error, counted=counted)
 
-    log.info("given back", became=_insist(execution, act))
-
-
-def _insist(
-    execution: Execution,
-    act: Callable[[Session], Answer],
-    opening: Callable[[], AbstractContextManager[Session]] | None = None,
-) -> Answer | None:
-    """Write an end although the database may be away for a moment; after the lease the reaper does it."""
-    opening = opening or execution.database.write
-    while True:
-        try:
-            with opening() as session:
-                return act(session)
-        except AWAY as error:
-            if execution.lease_left() <= 0:
-                log.error("the end could not be written; the lease will run out", error=str(error.orig))
-                return None
-            time.sleep(RETRY_SECONDS)
+    log.info("given back", state=write_end(execution.database.write, act, execution.lease_left))
 
 
 def _interrupted(title: str, detail: str) -> dict[str, Any]:

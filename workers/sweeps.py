@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import structlog
 
-from featurewatch.service.alerts import raising, standing
+from featurewatch.service.alerts import evaluation, raising
 from featurewatch.service.audit import queries as audit
 from featurewatch.service.auth import queries as auth
 from featurewatch.service.config import Settings
@@ -24,7 +24,7 @@ from featurewatch.service.kit.crypto import SecretBox
 from featurewatch.service.kit.db import Database
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs import queries as run_queries
-from featurewatch.service.runs.states import queue_of
+from featurewatch.service.runs.kinds import queue_of
 from featurewatch.service.shards import queries as shards
 from featurewatch.service.store import logic as store
 from featurewatch.service.store import queries as store_queries
@@ -149,7 +149,7 @@ class Sweeper:
     def watch(self) -> None:
         """Once a minute: raise and resolve the alerts that no judgement tells of, and end mutes that are over."""
         with self.database.write() as session:
-            standing.watch(session)
+            evaluation.sweep(session)
             raising.unmute(session, clock.database_now(session))
 
     def tidy(self) -> None:

@@ -81,7 +81,7 @@ def downgrade() -> None:
 
 
 def _name() -> None:
-    """Alerts that there are, one for each rule and checkpoint, get their kind and key."""
+    """Existing alerts, one for each rule and checkpoint, get their kind and key."""
     bind = op.get_bind()
     for rule_id, condition in bind.execute(sa.select(_RULE.c.id, _RULE.c.condition)).all():
         kind = condition["kind"]

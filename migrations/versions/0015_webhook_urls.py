@@ -69,7 +69,8 @@ def _open(box: SecretBox, sealed: bytes, id_: str, context: str | None = None) -
     except SecretKeyError as error:
         raise SecretKeyError(
             f"what is stored of webhook {id_} does not open with it. Set FEATUREWATCH_SECRET_KEY to the key that the "
-            "webhook was made with; if that is lost, delete the webhook with the version before, and make it anew"
+            "webhook was created with. If that key is lost, delete the webhook with the previous version and create it "
+            "again"
         ) from error
 
 

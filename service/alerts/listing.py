@@ -1,17 +1,18 @@
-"""Pages of alerts and of alert rules, for the API and the pages."""
+"""Lists of alerts and alert rules, for the API and the web pages."""
 
 from sqlalchemy.orm import Session
 
 from featurewatch.service.alerts import queries
-from featurewatch.service.alerts.schemas import AlertKind, AlertRuleView, AlertState, AlertView, rule_view, view
+from featurewatch.service.alerts.conditions import AlertKind
+from featurewatch.service.alerts.schemas import AlertRuleView, AlertState, AlertView, rule_view, view
 from featurewatch.service.kit.pages import Page, Pager
 
 
 def rules(session: Session, paging: Pager, *, family: str | None = None) -> Page[AlertRuleView]:
-    """Alert rules, newest first; of one family where it is named."""
+    """Alert rules, newest first."""
     order = f"rules {family}"
-    found = queries.rules_page(session, family=family, after=paging.after(order), limit=paging.limit)
-    rows, cursor = paging.page(found, order, lambda row: (row[0].created_at, row[0].id))
+    rows = queries.rules_page(session, family=family, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(rows, order, lambda row: (row[0].created_at, row[0].id))
     return Page(data=[rule_view(*row) for row in rows], next_cursor=cursor)
 
 
@@ -27,7 +28,7 @@ def alerts(
 ) -> Page[AlertView]:
     """Alerts that match every given filter, newest first."""
     order = f"alerts {family} {checkpoint} {rule} {state} {kind}"
-    found = queries.alerts_page(
+    rows = queries.alerts_page(
         session,
         family=family,
         checkpoint=checkpoint,
@@ -37,5 +38,5 @@ def alerts(
         after=paging.after(order),
         limit=paging.limit,
     )
-    rows, cursor = paging.page(found, order, lambda row: (row[0].created_at, row[0].id))
+    rows, cursor = paging.page(rows, order, lambda row: (row[0].created_at, row[0].id))
     return Page(data=[view(*row) for row in rows], next_cursor=cursor)

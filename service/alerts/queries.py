@@ -16,14 +16,14 @@ from featurewatch.service.verdicts.statuses import Status
 
 Named = tuple[Alert, str | None, str | None, str | None]
 """An alert with the names of its rule, family and checkpoint."""
-# In the index's own words too, or SQLite would not count in it.
+# Repeats the condition of the partial index, or SQLite would not use it.
 COUNT_OPEN = select(func.count()).where(UNRESOLVED, Alert.state == "open")
 
 
 def rules_page(
     session: Session, *, family: str | None, after: Sequence[Any] | None, limit: int
 ) -> Sequence[tuple[AlertRule, str | None]]:
-    """Rules with their family's name, newest first; a row more than `limit` where there are more."""
+    """Rules with the names of their families, newest first; `limit` + 1 rows if there are more."""
     statement: Any = select(AlertRule, Family.name).outerjoin(Family, Family.id == AlertRule.family_id)
     if family is not None:
         statement = statement.where(Family.name == family)
@@ -32,7 +32,7 @@ def rules_page(
 
 
 def rule(session: Session, rule_id: str) -> tuple[AlertRule, str | None] | None:
-    """One rule with its family's name."""
+    """A rule with the name of its family."""
     row: Any = session.execute(
         select(AlertRule, Family.name)
         .outerjoin(Family, Family.id == AlertRule.family_id)
@@ -42,12 +42,12 @@ def rule(session: Session, rule_id: str) -> tuple[AlertRule, str | None] | None:
 
 
 def all_rules(session: Session) -> Sequence[AlertRule]:
-    """All rules, disabled ones too, oldest first."""
+    """All rules, including disabled ones, oldest first."""
     return session.scalars(select(AlertRule).order_by(AlertRule.created_at, AlertRule.id)).all()
 
 
 def rules_for(session: Session, family_id: str) -> Sequence[AlertRule]:
-    """Enabled rules of a family and of every family, oldest first."""
+    """Enabled rules that apply to a family, oldest first."""
     return session.scalars(
         select(AlertRule)
         .where(AlertRule.enabled, or_(AlertRule.family_id.is_(None), AlertRule.family_id == family_id))
@@ -56,13 +56,13 @@ def rules_for(session: Session, family_id: str) -> Sequence[AlertRule]:
 
 
 def add(session: Session, row: AlertRule | Alert) -> None:
-    """Store a new row."""
+    """Insert a row."""
     session.add(row)
     session.flush()
 
 
 def remove_rule(session: Session, row: AlertRule) -> None:
-    """Remove a rule; the database removes its alerts."""
+    """Delete a rule. The database deletes its alerts."""
     session.delete(row)
     session.flush()
 
@@ -78,7 +78,7 @@ def alerts_page(
     after: Sequence[Any] | None,
     limit: int,
 ) -> Sequence[Named]:
-    """Alerts with the names of rule, family and checkpoint, newest first; one more than `limit` where there are."""
+    """Alerts with the names of rule, family and checkpoint, newest first; `limit` + 1 rows if there are more."""
     statement = _alerts()
     if family is not None:
         statement = statement.where(Family.name == family)
@@ -96,13 +96,13 @@ def alerts_page(
 
 
 def alert(session: Session, alert_id: str) -> Named | None:
-    """One alert with the names of rule, family and checkpoint."""
+    """An alert with the names of its rule, family and checkpoint."""
     row = session.execute(_alerts().where(Alert.id == alert_id)).one_or_none()
     return None if row is None else (row[0], row[1], row[2], row[3])
 
 
 def unresolved(session: Session, checkpoint_ids: Collection[str]) -> Sequence[tuple[Alert, AlertRule]]:
-    """Alerts of the checkpoints that are not resolved, with their rules."""
+    """Unresolved alerts of checkpoints, with their rules."""
     rows = session.execute(
         select(Alert, AlertRule)
         .join(AlertRule, AlertRule.id == Alert.rule_id)
@@ -113,29 +113,29 @@ def unresolved(session: Session, checkpoint_ids: Collection[str]) -> Sequence[tu
 
 
 def count_open(session: Session) -> int:
-    """How many alerts wait for somebody."""
+    """Number of open alerts."""
     return session.scalar(COUNT_OPEN) or 0
 
 
 def unresolved_of(session: Session, kinds: Collection[str]) -> Sequence[Alert]:
-    """Alerts of these kinds that are not resolved, locked: of two who look at once, one resolves."""
+    """Unresolved alerts of some kinds, locked so that only one of two concurrent sweeps resolves them."""
     statement = select(Alert).where(Alert.kind.in_(kinds), Alert.state != "resolved")
     return session.scalars(statement.order_by(Alert.created_at, Alert.id).with_for_update()).all()
 
 
 def unresolved_of_rule(session: Session, rule_id: str) -> Sequence[Alert]:
-    """Alerts of a rule that are not resolved."""
+    """Unresolved alerts of a rule."""
     return session.scalars(select(Alert).where(Alert.rule_id == rule_id, Alert.state != "resolved")).all()
 
 
 def newest(session: Session, key: str) -> Alert | None:
-    """The last alert of a key, in whatever state."""
+    """The newest alert with a key, in any state."""
     statement = select(Alert).where(Alert.key == key).order_by(Alert.created_at.desc(), Alert.id.desc())
     return session.scalars(statement.limit(1)).one_or_none()
 
 
 def mute_of(session: Session, rule_id: str | None, family_id: str | None, now: datetime) -> Alert | None:
-    """A muted alert of the rule in the family whose mute still holds; none without a rule."""
+    """A muted alert of a rule in a family whose mute has not ended. None without a rule."""
     return session.scalars(
         select(Alert)
         .where(Alert.rule_id.is_not(None))
@@ -147,7 +147,7 @@ def mute_of(session: Session, rule_id: str | None, family_id: str | None, now: d
 
 
 def mutes_over(session: Session, now: datetime) -> Sequence[Alert]:
-    """Muted alerts whose mute is over, locked."""
+    """Muted alerts whose mute has ended, locked."""
     statement = select(Alert).where(Alert.state == "muted", Alert.muted_until <= now)
     return session.scalars(statement.order_by(Alert.created_at, Alert.id).with_for_update()).all()
 
@@ -157,8 +157,8 @@ def transitions(
 ) -> Sequence[tuple[Verdict, Feature]]:
     """Features that came into one of the statuses at a checkpoint, largest change first.
 
-    A feature without a verdict at the parent came into its status unless that is `present`: one that is merely seen
-    for the first time has not changed.
+    A feature without a verdict at the parent came into its status, unless that is `present`: a feature that is seen for
+    the first time has not changed.
     """
     rows = session.execute(
         select(Verdict, Feature)
@@ -172,7 +172,7 @@ def transitions(
 
 
 def last_judged(session: Session) -> Sequence[tuple[Family, datetime | None]]:
-    """Every family with the time at which a checkpoint of it was judged last."""
+    """Every family with the time when one of its checkpoints was last judged."""
     last = (
         select(Checkpoint.family_id, func.max(Checkpoint.judged_at).label("at"))
         .where(Checkpoint.state == "judged")
@@ -185,9 +185,9 @@ def last_judged(session: Session) -> Sequence[tuple[Family, datetime | None]]:
 
 
 def failures(session: Session) -> Sequence[tuple[Run, str | None]]:
-    """Failed runs since the last one of their family and kind that succeeded, with their checkpoints' names.
+    """Runs that failed after the last success of their family and kind, with the names of their checkpoints.
 
-    By family and kind, and in each the last one last.
+    Sorted by family and kind, then oldest first.
     """
     last = (
         select(Run.family_id, Run.kind, func.max(Run.finished_at).label("at"))
@@ -207,7 +207,7 @@ def failures(session: Session) -> Sequence[tuple[Run, str | None]]:
 
 
 def any_under_way(session: Session, run_ids: Collection[str]) -> bool:
-    """Whether one of the runs has not ended."""
+    """Whether any of the runs has not ended."""
     statement = select(exists().where(Run.id.in_(run_ids), Run.state.not_in(FINAL)))
     return bool(session.scalar(statement))
 

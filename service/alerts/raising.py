@@ -1,4 +1,4 @@
-"""Raising and resolving alerts: what goes on is one alert, told once by webhook, and not at all while it is muted."""
+"""Raises and resolves alerts. Webhooks receive each change once, and nothing while an alert is muted."""
 
 from datetime import datetime
 from typing import Any
@@ -8,84 +8,62 @@ from sqlalchemy.orm import Session
 from featurewatch.service.alerts import queries
 from featurewatch.service.alerts.schemas import AlertState, view
 from featurewatch.service.kit import clock
-from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family
+from featurewatch.service.models import Alert, AlertRule, Checkpoint
 from featurewatch.service.webhooks import logic as webhooks
 
 
-def settle(
-    session: Session,
-    rule: AlertRule,
-    family: Family,
-    checkpoint: Checkpoint,
-    summary: str,
-    evidence: list[dict[str, Any]],
-) -> Alert | None:
-    """Raise the rule's alert at a checkpoint where there is evidence, resolve it where there is none (any more).
-
-    The alert where it is news that it was raised, else None.
-    """
-    key = _key(rule, checkpoint)
-    alert = queries.newest(session, key)
-    if evidence:
-        alert = alert or Alert(
-            kind=rule.condition["kind"],
-            key=key,
-            rule_id=rule.id,
-            family_id=family.id,
-            checkpoint_id=checkpoint.id,
-            created_at=clock.utcnow(),
-        )
-        return put(session, alert, summary, evidence)
-    if alert is not None and alert.state != AlertState.RESOLVED:
-        resolve(session, alert, seen_at=checkpoint)
-    return None
+def key(rule: AlertRule, subject: str) -> str:
+    """Key of a rule's alert about a checkpoint, or about what a sweep names by its own key."""
+    return f"{rule.condition['kind']}:{rule.id}:{subject}"
 
 
-def held(session: Session, rule: AlertRule, checkpoint: Checkpoint) -> list[Any]:
-    """Evidence of the rule's alert at a checkpoint, as far as there is one that is not resolved."""
-    alert = queries.newest(session, _key(rule, checkpoint))
-    return [] if alert is None or alert.state == AlertState.RESOLVED else alert.evidence
+def new(rule: AlertRule, key: str, *, family_id: str, checkpoint_id: str | None = None) -> Alert:
+    """An alert of a rule that is not stored yet."""
+    return Alert(
+        kind=rule.condition["kind"],
+        key=key,
+        rule_id=rule.id,
+        family_id=family_id,
+        checkpoint_id=checkpoint_id,
+        created_at=clock.utcnow(),
+    )
 
 
 def put(session: Session, alert: Alert, summary: str, evidence: list[dict[str, Any]]) -> Alert | None:
-    """Raise an alert that is new or resolved; of another one only renew what it says. It, where that is news."""
+    """Raise a new or resolved alert, and return it. Any other only gets the new summary and evidence: None."""
     if alert.state in (AlertState.OPEN, AlertState.ACKNOWLEDGED, AlertState.MUTED):
         alert.summary, alert.evidence = summary, evidence
         session.flush()
         return None
     now = clock.utcnow()
-    quiet = queries.mute_of(session, alert.rule_id, alert.family_id, now)
-    alert.state = AlertState.MUTED if quiet else AlertState.OPEN
-    alert.muted_until = quiet.muted_until if quiet else None
+    mute = queries.mute_of(session, alert.rule_id, alert.family_id, now)
+    alert.state = AlertState.MUTED if mute else AlertState.OPEN
+    alert.muted_until = mute.muted_until if mute else None
     alert.summary, alert.evidence, alert.updated_at = summary, evidence, now
     queries.add(session, alert)
-    if not quiet:
-        _tell(session, "alert.raised", alert)
+    if not mute:
+        _send(session, "alert.raised", alert)
     return alert
 
 
 def resolve(session: Session, alert: Alert, *, seen_at: Checkpoint | None = None) -> None:
-    """It no longer holds, as `seen_at` shows, or somebody said so."""
-    quiet = alert.state == AlertState.MUTED
+    """Resolve an alert, because the checkpoint `seen_at` shows that it is over or because somebody said so."""
+    muted = alert.state == AlertState.MUTED
     alert.state, alert.muted_until, alert.updated_at = AlertState.RESOLVED, None, clock.utcnow()
     session.flush()
-    if not quiet:
-        _tell(session, "alert.resolved", alert, resolved_by=seen_at.name if seen_at else None)
+    if not muted:
+        _send(session, "alert.resolved", alert, resolved_by=seen_at.name if seen_at else None)
 
 
 def unmute(session: Session, now: datetime) -> None:
-    """Open the alerts whose mute is over, and tell of them: they still hold."""
+    """Reopen the alerts whose mute has ended, and send them again."""
     for alert in queries.mutes_over(session, now):
         alert.state, alert.muted_until, alert.updated_at = AlertState.OPEN, None, now
         session.flush()
-        _tell(session, "alert.raised", alert)
+        _send(session, "alert.raised", alert)
 
 
-def _key(rule: AlertRule, checkpoint: Checkpoint) -> str:
-    return f"{rule.condition['kind']}:{rule.id}:{checkpoint.id}"
-
-
-def _tell(session: Session, type_: str, alert: Alert, **more: Any) -> None:
+def _send(session: Session, type_: str, alert: Alert, **more: Any) -> None:
     named = queries.alert(session, alert.id)
     assert named is not None
     webhooks.emit(

@@ -11,6 +11,7 @@ from featurewatch.service.families.schemas import FamilyOut
 from featurewatch.service.kit.problems import ConflictError, NotFoundError
 from featurewatch.service.models import Family, Run
 from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.verdicts import queries as verdicts
 
 
@@ -26,7 +27,7 @@ def create(session: Session, family: Family, body: CalibrationIn) -> tuple[Run, 
             code="activations-gone",
         )
     params = body.model_copy(update={"checkpoint": checkpoint.name}).model_dump(mode="json")
-    run = runs.create(session, family_id=family.id, checkpoint_id=checkpoint.id, kind=queries.KIND, params=params)
+    run = runs.create(session, family_id=family.id, checkpoint_id=checkpoint.id, kind=RunKind.CALIBRATE, params=params)
     return run, checkpoint.name
 
 

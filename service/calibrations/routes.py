@@ -7,19 +7,17 @@ from featurewatch.service.calibrations import logic, queries
 from featurewatch.service.calibrations.schemas import CalibrationIn, CalibrationView, view
 from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.routing import accepted
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
 
 router = APIRouter(prefix="/v1/families/{family}/calibrations", tags=["calibrations"], dependencies=[BY_METHOD])
-
-RETRY_AFTER_S = 5
 
 
 @router.post("", status_code=202, summary="How often do the family's thresholds raise a false alarm?")
 def calibrate(family: WriteFamily, body: CalibrationIn, session: WriteSession, response: Response) -> CalibrationView:
     """Judges versions of a checkpoint in which nothing changed. Nothing of the family changes, no alert is raised."""
     run, checkpoint = logic.create(session, family, body)
-    response.headers["Location"] = f"/v1/families/{family.name}/calibrations/{run.id}"
-    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    accepted(response, f"/v1/families/{family.name}/calibrations/{run.id}")
     return view(run, family.name, checkpoint)
 
 

@@ -4,18 +4,16 @@ A *null* is a second version of a checkpoint in which no feature changed. Whatev
 """
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from scipy.special import betaincinv
 
+from featurewatch.service.calibrations.kinds import NULLS, NullName
 from featurewatch.service.models import Run
 from featurewatch.service.runs.schemas import RunFault
 from featurewatch.service.runs.states import RunState
 from featurewatch.service.verdicts.policy import Policy
-
-NullName = Literal["repeat", "bfloat16", "int8", "halves", "finetune"]
-NULLS: tuple[NullName, ...] = ("repeat", "bfloat16", "int8", "halves", "finetune")
 
 BOUND = 0.95
 """Confidence of the upper bounds of rates."""

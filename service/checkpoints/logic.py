@@ -18,10 +18,10 @@ from featurewatch.service.kit.pages import MAX_LIMIT, Page, Pager
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
 from featurewatch.service.models import Checkpoint, Family, Run
 from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.runs.schemas import view as run_view
 from featurewatch.service.verdicts.generations import kinds
 
-KIND = "onboard"
 COMPARE_SECONDS = 0.15
 """How long a registration waits for digests that tell whether it is one that is there."""
 HASHED_PER_SECOND = 300_000_000
@@ -154,12 +154,12 @@ def register(
 
 def _queue(session: Session, checkpoint: Checkpoint, priority: int) -> Run:
     # A checkpoint is judged after its parent: those that wait may not be overtaken.
-    runs.hurry(session, family_id=checkpoint.family_id, kind=KIND, priority=priority)
+    runs.raise_priority(session, family_id=checkpoint.family_id, kind=RunKind.ONBOARD, priority=priority)
     return runs.create(
         session,
         family_id=checkpoint.family_id,
         checkpoint_id=checkpoint.id,
-        kind=KIND,
+        kind=RunKind.ONBOARD,
         params={"fit": checkpoint.fit},
         priority=priority,
     )

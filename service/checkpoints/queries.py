@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session, aliased
 
 from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Alert, AlertRule, Checkpoint, Run, Source
+from featurewatch.service.runs.kinds import RunKind
 
 # Built once: nearly every request asks it, and it takes longer to build than to run.
 _BY_NAME = select(Checkpoint).where(Checkpoint.family_id == bindparam("family"), Checkpoint.name == bindparam("name"))
@@ -95,7 +96,7 @@ def newest_runs(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, Ru
     order = func.row_number().over(partition_by=Run.checkpoint_id, order_by=(Run.created_at.desc(), Run.id.desc()))
     ranked = (
         select(Run.id, order.label("place"))
-        .where(Run.checkpoint_id.in_(checkpoint_ids), Run.kind == "onboard")
+        .where(Run.checkpoint_id.in_(checkpoint_ids), Run.kind == RunKind.ONBOARD)
         .subquery()
     )
     runs = session.scalars(select(Run).join(ranked, (ranked.c.id == Run.id) & (ranked.c.place == 1)))

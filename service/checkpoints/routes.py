@@ -15,13 +15,12 @@ from featurewatch.service.families import logic as families
 from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.features.queries import Filter
 from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.routing import accepted
 from featurewatch.service.kit.sessions import AppArtifacts, AppDatabase, AppSettings, ReadSession, WriteSession
 from featurewatch.service.kit.turns import IN_TURN
 from featurewatch.service.runs.schemas import view as run_view
 
 router = APIRouter(prefix="/v1/families/{family}/checkpoints", tags=["checkpoints"], dependencies=[BY_METHOD])
-
-RETRY_AFTER_S = 2
 
 
 def _examined(family: str, body: CheckpointIn, database: AppDatabase, settings: AppSettings) -> Examined:
@@ -53,8 +52,7 @@ def register_checkpoint(
     if run is None:
         response.headers["Location"] = f"/v1/families/{family.name}/checkpoints/{checkpoint.name}"
         return Registration(checkpoint=shown, run=None)
-    response.headers["Location"] = f"/v1/runs/{run.id}"
-    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    accepted(response, f"/v1/runs/{run.id}", retry_after=2)
     return Registration(checkpoint=shown, run=run_view(run, family.name, checkpoint.name))
 
 

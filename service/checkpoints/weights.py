@@ -17,9 +17,9 @@ from featurewatch.service.checkpoints.jsonfile import MAX_JSON_BYTES, read_json
 from featurewatch.service.checkpoints.sizes import Census, check_config, layer_count
 from featurewatch.service.checkpoints.tensorfile import header_length, read_header
 from featurewatch.service.kit.digests import FileState
+from featurewatch.service.kit.hook_points import KINDS, layer_of, ranges
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-_KINDS = ("resid_post", "mlp_out", "attn_out")
 # What a request may have parsed: 6,000 tensors in 50 ms. A model of 70 billion weights has 70 kB of headers; those of
 # the largest mixtures of experts are left to the worker.
 REQUEST_BYTES = 500_000
@@ -128,9 +128,9 @@ def member(folder: Path, name: str) -> Path:
 def _check_layers(layers: int | None, hook_points: Sequence[str]) -> None:
     if layers is None:
         return
-    beyond = [name for name in hook_points if int(name.partition(".")[2]) >= layers]
+    beyond = [name for name in hook_points if layer_of(name) >= layers]
     if beyond:
-        there = ", ".join(f"{kind}.0 to {kind}.{layers - 1}" for kind in _KINDS)
+        there = ranges(f"{kind}.{layer}" for kind in KINDS for layer in (0, layers - 1))
         raise UnusableError(
             "unknown-hook-point",
             f"{', '.join(beyond)}: the model has {layers} layers, counted from 0. Its hook points: {there}.",

@@ -4,13 +4,13 @@ from typing import Annotated, Any
 
 import typer
 
+from featurewatch.service.calibrations.kinds import NULLS
 from featurewatch.service.cli import base, complete, progress
+from featurewatch.service.cli.arguments import Family, Timeout, Wait
 from featurewatch.service.cli.base import AsJson
-from featurewatch.service.cli.checkpoints import Family, Timeout, end_as
+from featurewatch.service.cli.command import Table
 from featurewatch.service.client.types import CalibrationResult
 from featurewatch.service.client.wire import given
-
-NULLS = ("repeat", "bfloat16", "int8", "halves", "finetune")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -22,79 +22,45 @@ def calibrate(
     family: Family,
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="Which one; default: the newest that is judged.", autocompletion=complete.checkpoints),
+        typer.Option(
+            help="Checkpoint to calibrate on; default: the newest judged.", autocompletion=complete.checkpoints
+        ),
     ] = None,
     null: Annotated[
         list[str] | None,
-        typer.Option(help=f"Only these: {', '.join(NULLS)}. May be repeated.", autocompletion=complete.words(*NULLS)),
+        typer.Option(help=f"Only {', '.join(NULLS)}. May be repeated.", autocompletion=complete.words(*NULLS)),
     ] = None,
-    splits: Annotated[int | None, typer.Option(help="How often `halves` deals the documents anew.", min=1)] = None,
-    seed: Annotated[int | None, typer.Option(help="Of `halves` and `finetune`.", min=0)] = None,
+    splits: Annotated[int | None, typer.Option(help="Number of random splits for `halves`.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of `halves` and `finetune`.", min=0)] = None,
     steps: Annotated[int | None, typer.Option("--finetune-steps", help="Steps of `finetune`.", min=1)] = None,
     learning_rate: Annotated[float | None, typer.Option("--finetune-rate", help="Learning rate of `finetune`.")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and show progress.")] = True,
+    wait: Wait = True,
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """How often do the family's thresholds raise a false alarm? Judges versions of a checkpoint in which no feature
-    changed: the same weights again, rounded, halves of the documents, a short fine-tune. Nothing of the family changes.
+    """Measure how often the family's thresholds raise a false alarm.
+
+    Judges versions of a checkpoint in which no feature changed: the same weights, rounded weights, halves of the
+    documents, a short fine-tune. The family itself is not changed.
     """
     training = given(steps=steps, learning_rate=learning_rate)
     with base.connect() as client:
-        made = client.calibrate(
+        calibration = client.calibrate(
             family, checkpoint=checkpoint, nulls=null or None, splits=splits, seed=seed, finetune=training or None
         )
         if wait:
-            run = progress.follow(client, made["id"], timeout)
-            made = client.calibration(family, made["id"])
+            run = progress.follow(client, calibration["id"], timeout)
+            calibration = client.calibration(family, calibration["id"])
     if as_json:
-        base.show_json(made)
-    elif made["result"] is not None:
-        _show(made["result"])
+        base.show_json(calibration)
+    elif calibration["result"] is not None:
+        _show(calibration["result"])
     elif not wait:
-        text = f"{made['checkpoint']} of {family} is being calibrated: run {made['id']} is {made['state']}"
+        state = f"run {calibration['id']} is {calibration['state']}"
+        text = f"calibrating on {calibration['checkpoint']} of {family}: {state}"
         base.out.print(text, markup=False, soft_wrap=True)
     if wait:
-        end_as(run)
-
-
-def _show(result: CalibrationResult) -> None:
-    had = [one for one in result["nulls"] if not one["unavailable"]]
-    columns = [
-        ("NULL", lambda row: row["null"]),
-        ("ALARMS IN", lambda row: _count(row["checkpoints"])),
-        ("FEATURES", lambda row: _count(row["features"])),
-        ("SIGNIFICANT", lambda row: row["significant"]),
-        ("EMERGED", lambda row: row["emerged"]),
-        ("ALERTS", lambda row: sum(alert["comparisons"] for alert in row["alerts"])),
-        ("RATIO 0.1% TO 99.9%", lambda row: _spread(row["ratio_quantiles"])),
-        ("INTERVALS WITH 1", lambda row: _percent(row["coverage"])),
-    ]
-    base.show_rows(had, columns, empty="No null.", optional=("ALERTS", "EMERGED", "SIGNIFICANT"))
-    for one in result["nulls"]:
-        if one["unavailable"]:
-            base.say(f"{one['null']}: not to be had: {one['unavailable']['detail']}")
-        elif "loss_before" in one["settings"]:
-            made = one["settings"]
-            base.say(
-                f"finetune: {made['steps']} steps of {made['optimizer']} at {made['learning_rate']:g}: loss "
-                f"{made['loss_before']:.3f} to {made['loss_after']:.3f}, on held-out documents "
-                f"{made['held_out_loss_before']:.3f} to {made['held_out_loss_after']:.3f}"
-            )
-    typer.echo("")
-    base.show_rows(
-        result["grid"],
-        [
-            ("SUPPRESSED BELOW", lambda row: row["suppressed_below"]),
-            ("AMPLIFIED ABOVE", lambda row: row["amplified_above"]),
-            ("FDR", lambda row: row["fdr"]),
-            ("FALSE ALARM IN", lambda row: _rate(row["checkpoints"])),
-            ("OF FEATURES", lambda row: _rate(row["features"])),
-            ("", lambda row: "the family's" if row["current"] else ""),
-        ],
-        empty="",
-        wraps=("FALSE ALARM IN", "OF FEATURES"),
-    )
+        progress.exit_unless_succeeded(run)
 
 
 def _count(rate: dict[str, Any]) -> str:
@@ -111,3 +77,51 @@ def _percent(share: float | None) -> str:
 
 def _spread(quantiles: dict[str, float]) -> str:
     return f"{quantiles['0.1']:.3f} to {quantiles['99.9']:.3f}" if quantiles else "-"
+
+
+RESULTS = Table(
+    (
+        "null",
+        "alarms_in",
+        "features",
+        "significant",
+        "emerged",
+        "alerts",
+        "ratio_0.1%_to_99.9%",
+        "intervals_with_1",
+    ),
+    {
+        "alarms_in": lambda row: _count(row["checkpoints"]),
+        "features": lambda row: _count(row["features"]),
+        "alerts": lambda row: sum(alert["comparisons"] for alert in row["alerts"]),
+        "ratio_0.1%_to_99.9%": lambda row: _spread(row["ratio_quantiles"]),
+        "intervals_with_1": lambda row: _percent(row["coverage"]),
+    },
+    empty="No nulls.",
+    optional=("alerts", "emerged", "significant"),
+)
+GRID = Table(
+    ("suppressed_below", "amplified_above", "fdr", "false_alarm_in", "of_features", ""),
+    {
+        "false_alarm_in": lambda row: _rate(row["checkpoints"]),
+        "of_features": lambda row: _rate(row["features"]),
+        "": lambda row: "the family's" if row["current"] else "",
+    },
+    wraps=("false_alarm_in", "of_features"),
+)
+
+
+def _show(result: CalibrationResult) -> None:
+    RESULTS([null for null in result["nulls"] if not null["unavailable"]])
+    for null in result["nulls"]:
+        if null["unavailable"]:
+            base.say(f"{null['null']}: not available: {null['unavailable']['detail']}")
+        elif "loss_before" in null["settings"]:
+            training = null["settings"]
+            base.say(
+                f"finetune: {training['steps']} steps of {training['optimizer']} at {training['learning_rate']:g}: "
+                f"loss {training['loss_before']:.3f} to {training['loss_after']:.3f}, on held-out documents "
+                f"{training['held_out_loss_before']:.3f} to {training['held_out_loss_after']:.3f}"
+            )
+    typer.echo("")
+    GRID(result["grid"])

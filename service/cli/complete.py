@@ -1,6 +1,6 @@
-"""What a shell completes: names and ids from the service, and words that an option takes.
+"""Shell completion: names and ids from the service, and the words that an option accepts.
 
-There is one completer for each kind of argument; `autocompletion=` of an argument or option names it.
+Each kind of argument has one completer, to pass as `autocompletion=`.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,39 +14,39 @@ from featurewatch.service.runs.states import RunState
 from featurewatch.service.verdicts.statuses import Status
 
 SECONDS = 1.0
-"""A shell that completes is waited for by a person."""
+"""Timeout of a request: a person is waiting at the prompt."""
 NEWEST = 50
-"""Of what there is more and more of: an id that is older is copied from somewhere."""
+"""Maximum number of rows of lists that keep growing. Older ids are copied, not typed."""
 FEATURES = 500
-"""Those that changed most, which fit into one answer of the API."""
+"""Maximum number of features, those that changed most: one page of the API."""
 
 Completer = Callable[[typer.Context, str], list[tuple[str, str]]]
 
 
 def words(*known: str) -> Callable[[], list[str]]:
-    """A completer of a few words."""
+    """A completer of fixed words."""
     return lambda: list(known)
 
 
 def _names(ask: Callable[[Client, str], Iterable[tuple[str, str]]], of: str | None = None) -> Completer:
-    """A completer of what the service names, each with a few words about it, which some shells show.
+    """A completer of names from the service, each with a description, which some shells show.
 
-    ask: from the client, and the argument `of` that was given before; nothing is completed where it was not.
+    ask: takes the client and the value of the earlier argument `of`. Nothing is completed if that value is missing.
     """
 
     def completer(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-        # Click leaves the family in `args` where the option before the cursor has no value yet.
-        given = (context.params.get(of) or next(iter(context.args), "")) if of else ""
-        if of and not given:
+        # Click leaves the family in `args` if the option before the cursor has no value yet.
+        scope = (context.params.get(of) or next(iter(context.args), "")) if of else ""
+        if of and not scope:
             return []
         options = context.find_root().params
         base.options(url=options.get("url"), key=options.get("key"))
         try:
             with Client(base.target().url, base.target().key, timeout=SECONDS, retries=0) as client:
-                found = [(base.cell(name), base.cell(about)) for name, about in ask(client, given)]
-        except ClientError:  # a prompt is no place for an error
+                names = [(base.cell(name), base.cell(about)) for name, about in ask(client, scope)]
+        except ClientError:  # do not print errors at a prompt
             return []
-        return [(name, about) for name, about in found if name.startswith(incomplete)]
+        return [(name, about) for name, about in names if name.startswith(incomplete)]
 
     return completer
 

@@ -1,4 +1,4 @@
-"""Courses in one line of text."""
+"""Trajectories in one line of text."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,9 +9,9 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float | None], *, full: float = 1.0) -> str:
-    """A bar for each value: the lowest for 0 and less, the highest for `full`, or the largest where that is more.
+    """One bar per value: the lowest for 0 and less, the highest for `full` or, if larger, the largest value.
 
-    `·` where there is no value.
+    `·` marks a missing value.
     """
     top = max([full, *(value for value in values if value is not None)])
     steps = len(_BARS) - 1
@@ -19,28 +19,31 @@ def sparkline(values: Sequence[float | None], *, full: float = 1.0) -> str:
 
 
 def levels(points: Sequence[Point]) -> list[float | None]:
-    """How much of its direction a feature writes in each checkpoint, over the first that has it: ratios are against
-    the parent, or where it was last there, so they are chained (docs/adr/0009). None where a ratio is missing.
+    """How much of its direction a feature writes in each checkpoint, relative to the first one that has it.
+
+    Stored ratios are against the parent, or against the checkpoint where the feature was last present, so they are
+    multiplied along the chain (docs/adr/0009). None if a ratio is missing.
     """
-    found: dict[str, float | None] = {}
+    by_checkpoint: dict[str, float | None] = {}
     before: Mapping[str, Point] = {point["checkpoint"]: point for point in points}
     for point in points:
         last = before.get(point["baseline"] or "")
         while last is not None and last["status"] in GONE:
             last = before.get(last["baseline"] or "")
         if last is None:
-            found[point["checkpoint"]] = 1.0
+            by_checkpoint[point["checkpoint"]] = 1.0
             continue
-        level, ratio = found.get(last["checkpoint"]), point["projection_ratio"]
-        found[point["checkpoint"]] = None if level is None or ratio is None else level * ratio
-    return [found[point["checkpoint"]] for point in points]
+        level, ratio = by_checkpoint.get(last["checkpoint"]), point["projection_ratio"]
+        by_checkpoint[point["checkpoint"]] = None if level is None or ratio is None else level * ratio
+    return [by_checkpoint[point["checkpoint"]] for point in points]
 
 
 def course(points: Sequence[Point]) -> str | None:
-    """`▇▇▂▁  100%, 98%, 24%, 2%`: what is left in each checkpoint; None where there is only one."""
+    """`▇▇▂▁  100%, 98%, 24%, 2%`: what is left in each checkpoint. None if there is only one checkpoint."""
     left = levels(points)
     if len(left) < 2:
         return None
-    said = ["-" if value is None else f"{max(value, 0.0):.0%}" for value in left]
-    shown = said if len(said) <= 8 else [*said[:3], "...", *said[-3:]]
-    return f"{sparkline(left)}  {', '.join(shown)}"
+    texts = ["-" if value is None else f"{max(value, 0.0):.0%}" for value in left]
+    if len(texts) > 8:
+        texts = [*texts[:3], "...", *texts[-3:]]
+    return f"{sparkline(left)}  {', '.join(texts)}"

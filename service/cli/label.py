@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from featurewatch.service.cli import base, complete, progress
+from featurewatch.service.cli.arguments import Family, Timeout, Wait
 from featurewatch.service.cli.base import AsJson
-from featurewatch.service.cli.checkpoints import Family, Timeout, end_as
+from featurewatch.service.cli.command import Table
 
 
 def add_to(app: typer.Typer) -> None:
@@ -14,25 +15,32 @@ def add_to(app: typer.Typer) -> None:
     app.command()(label)
 
 
+FAILURES = Table(("not_labelled", "why", ""), {"not_labelled": "feature", "why": "code", "": "detail"})
+
+
 def label(
     family: Family,
     feature: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Ids of the features; default: those that are watched or changed, and have none yet.",
+            help="Ids of the features; default: watched or changed features without a label.",
             autocompletion=complete.features,
         ),
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="By its code; default: the newest that is judged.", autocompletion=complete.checkpoints),
+        typer.Option(
+            help="Checkpoint whose code to use; default: the newest judged.", autocompletion=complete.checkpoints
+        ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and show progress.")] = True,
+    wait: Wait = True,
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have features labelled by the model that the server's settings name, each label with a score on held-out
-    examples. Passages of the probe corpus go there. Labels are text for people: no verdict uses them."""
+    """Label features with the model in the server's settings, and score each label on held-out examples.
+
+    Passages of the probe corpus are sent to that model. Labels are for people: no verdict uses them.
+    """
     with base.connect() as client:
         run = client.label(family, features=feature or None, checkpoint=checkpoint)
         if wait:
@@ -41,15 +49,10 @@ def label(
     if as_json:
         base.show_json(run)
     elif result is not None:
-        base.say(f"{result['labelled']:,} labelled by {result['model']}, {result['scored']:,} of them scored")
-        columns = [
-            ("NOT LABELLED", lambda row: row["feature"]),
-            ("WHY", lambda row: row["code"]),
-            ("", lambda row: row["detail"]),
-        ]
+        base.say(f"{result['model']} labelled {result['labelled']:,} features; {result['scored']:,} labels were scored")
         if result["failed"]:
-            base.show_rows(result["failed"], columns, empty="")
+            FAILURES(result["failed"])
     elif not wait:
-        base.out.print(f"features of {family} are being labelled: run {run['id']} is {run['state']}", markup=False)
+        base.out.print(f"labelling features of {family}: run {run['id']} is {run['state']}", markup=False)
     if wait:
-        end_as(run)
+        progress.exit_unless_succeeded(run)

@@ -1,6 +1,6 @@
 """Python client of the REST API: `Client`, and `AsyncClient` with the same calls.
 
-Answers are dictionaries of the shapes in `service.client.types`.
+Results are dictionaries, typed in `service.client.types`.
 """
 
 from featurewatch.service.client.aio.client import AsyncClient

@@ -1,4 +1,4 @@
-"""What a call of the client may raise."""
+"""Errors of the client."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
 
 
 class ClientError(Exception):
-    """Base of everything that a call may raise."""
+    """Base class of all errors that a call may raise."""
 
 
 class ApiError(ClientError):
-    """The service said no: the members of its problem document. `detail` is for people, `code` for programs."""
+    """An error response, with the members of its problem document. `detail` is for people, `code` for programs."""
 
     def __init__(self, status: int, code: str, title: str, detail: str, document: Mapping[str, Any]) -> None:
         super().__init__(f"{title}: {detail}" if detail else title)
@@ -21,11 +21,11 @@ class ApiError(ClientError):
 
 
 class UnreachableError(ClientError):
-    """Nothing answers at the URL, or not in time, although it was tried again."""
+    """The service does not respond, or not in time, even after retries."""
 
 
 class WaitTimeoutError(ClientError):
-    """A run was not over in time. It goes on: `run` is how it stood."""
+    """A run did not end in time. It continues; `run` is its last known state."""
 
     def __init__(self, run: "Run", seconds: float) -> None:
         super().__init__(f"run {run['id']} is still {run['state']} after {seconds:.0f} s")

@@ -1,6 +1,5 @@
-"""What the client's two transports have in common: paths, answers, and how long to wait before the next try."""
+"""What the two transports of the client share: paths, responses, and the pauses between retries."""
 
-import email.utils
 import ipaddress
 import random
 import uuid
@@ -12,41 +11,43 @@ import httpx2 as httpx
 
 from featurewatch.service import __version__
 from featurewatch.service.client.errors import ApiError, ClientError
-from featurewatch.service.kit.clock import utcnow
+from featurewatch.service.kit.clock import seconds_of, utcnow
+from featurewatch.service.runs.states import FINAL
 
 RETRIED = frozenset({429, 502, 503, 504})
-LONGEST_WAIT_S = 120.0
-"""Who is asked to come back later than this is told so at once."""
+MAX_WAIT_SECONDS = 120.0
+"""A longer Retry-After is not waited for: the error is raised at once."""
 PAGE_LIMIT = 500
-FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+FINAL_STATES = FINAL
 
 
 def options(url: str, key: str, timeout: float) -> dict[str, Any]:
-    """How to connect; ClientError where the URL is none."""
+    """Options of the HTTP client. ClientError if the URL is invalid."""
     if urlsplit(url).scheme not in ("http", "https"):
-        raise ClientError(f"{url!r} is no URL of a service; one looks like http://127.0.0.1:8000")
+        raise ClientError(f"invalid service URL {url!r}; use one like http://127.0.0.1:8000")
     headers = {"User-Agent": f"featurewatch/{__version__}", "Accept": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    # A proxy of the environment cannot reach this machine's loopback interface.
+    # A proxy from the environment cannot reach the loopback interface of this machine.
     return {"base_url": url.rstrip("/"), "headers": headers, "timeout": timeout, "trust_env": not _is_loopback(url)}
 
 
 def headers_of(method: str, given: Mapping[str, str] | None) -> dict[str, str]:
-    """Headers of one call, the same at each try: what is sent again happens once."""
+    """Headers of a call. Retries send the same Idempotency-Key, so that a write happens only once."""
     key = {"Idempotency-Key": f'"{uuid.uuid4().hex}"'} if method in ("POST", "PATCH") else {}
     return dict(given or {}) | key
 
 
 def pause_before(attempt: int, response: httpx.Response | None) -> float | None:
-    """Seconds until the next try: growing, with jitter, and no less than Retry-After; None: do not try again."""
+    """Seconds to wait before a retry: exponential backoff with jitter, at least Retry-After. None: do not retry."""
     pause = min(0.25 * 2**attempt, 8.0) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-    asked = 0.0 if response is None else _retry_after(response)
-    return None if asked > LONGEST_WAIT_S else max(pause, asked)
+    header = None if response is None else response.headers.get("Retry-After")
+    retry_after = seconds_of(header, utcnow()) or 0.0
+    return None if retry_after > MAX_WAIT_SECONDS else max(pause, retry_after)
 
 
 def checked(response: httpx.Response) -> httpx.Response:
-    """The answer, or ApiError with its problem document."""
+    """The response, or ApiError with its problem document."""
     if response.is_success or response.status_code == httpx.codes.NOT_MODIFIED:
         return response
     try:
@@ -62,26 +63,13 @@ def checked(response: httpx.Response) -> httpx.Response:
 
 
 def path_of(*parts: str) -> str:
-    """Path of a resource, its parts escaped."""
+    """Path of a resource, with its parts escaped."""
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """The values that are not None."""
+    """The arguments that are not None."""
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the service asks to wait, as a number or a date; 0 where it does not say."""
-    text = response.headers.get("Retry-After", "").strip()
-    try:
-        return max(float(text), 0.0)
-    except ValueError:
-        pass
-    try:
-        return max((email.utils.parsedate_to_datetime(text) - utcnow()).total_seconds(), 0.0)
-    except (ValueError, TypeError):
-        return 0.0
 
 
 def _is_loopback(url: str) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from sqlalchemy.orm import Session
 
-from featurewatch.service.alerts import circuits as alerts
+from featurewatch.service.alerts import evaluation as alerts
+from featurewatch.service.alerts.events import ComparedFeature
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.checkpoints import queries as checkpoint_queries
 from featurewatch.service.dependencies import judge, queries, store
@@ -23,6 +24,7 @@ from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from featurewatch.service.models import Checkpoint, DependencyGraph, Family, Run
 from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.signatures import queries as signatures
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts.policy import Policy
@@ -180,7 +182,7 @@ def record(
     family = verdicts.family(session, checkpoint.family_id)
     shared = {"checkpoint_id": checkpoint_id, "family_id": family.id, "run_id": run_id, "rewired": None}
     queries.put(session, [{**row, **shared} for row in rows])
-    looked, told = [], []
+    features, told = [], []
     for row in rows:
         graph = queries.one(session, checkpoint_id, int(str(row["feature"])), str(row["method"]))
         assert graph is not None
@@ -190,18 +192,18 @@ def record(
         if before is not None:
             compared = compare(session, artifacts, family, graph, before)
             graph.rewired = compared.rewired
-        looked.append(_looked(graph, compared))
+        features.append(_compared(graph, compared))
         told.append({"id": feature_id(graph.feature), "rewired": graph.rewired, "edges": len(graph.graph["edges"])})
-    raised = alerts.evaluate(session, family=family, checkpoint=checkpoint, looked=looked)
+    raised = alerts.dependencies_compared(session, family=family, checkpoint=checkpoint, compared=features)
     return {"family": family.name, "checkpoint": checkpoint.name, "features": told, "alerts": len(raised)}
 
 
-def _looked(graph: DependencyGraph, compared: Comparison | None) -> alerts.Looked:
+def _compared(graph: DependencyGraph, compared: Comparison | None) -> ComparedFeature:
     name = feature_id(graph.feature)
     if compared is None:
-        return alerts.Looked(name, None, None, [], [])
+        return ComparedFeature(name, None, None, [], [])
     gained, lost = ([edge.feature for edge in some] for some in (compared.gained, compared.lost))
-    return alerts.Looked(name, compared.rewired, compared.agreement, gained, lost)
+    return ComparedFeature(name, compared.rewired, compared.agreement, gained, lost)
 
 
 def _present(session: Session, checkpoint_id: str) -> set[int]:
@@ -218,7 +220,7 @@ def _queue(
         session,
         family_id=checkpoint.family_id,
         checkpoint_id=checkpoint.id,
-        kind=queries.KIND,
+        kind=RunKind.DEPENDENCIES,
         params=params,
         priority=priority,
     )

@@ -8,9 +8,8 @@ from sqlalchemy.orm import Session
 
 from featurewatch.service.kit.listed import one_of
 from featurewatch.service.models import Checkpoint, DependencyGraph, Feature, Run
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.runs.states import RunState
-
-KIND = "dependencies"
 
 
 def one(session: Session, checkpoint_id: str, number: int, method: str | None) -> DependencyGraph | None:
@@ -112,5 +111,7 @@ def watched(session: Session, family_id: str) -> list[int]:
 
 def waiting(session: Session, checkpoint_id: str) -> bool:
     """Whether a run of this kind is queued for a checkpoint."""
-    statement = select(Run.id).where(Run.checkpoint_id == checkpoint_id, Run.kind == KIND, Run.state == RunState.QUEUED)
+    statement = select(Run.id).where(
+        Run.checkpoint_id == checkpoint_id, Run.kind == RunKind.DEPENDENCIES, Run.state == RunState.QUEUED
+    )
     return session.scalars(statement).first() is not None

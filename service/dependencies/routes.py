@@ -10,13 +10,12 @@ from featurewatch.service.dependencies import logic
 from featurewatch.service.dependencies.schemas import Dependencies, DependenciesIn, Method
 from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.features import logic as features
+from featurewatch.service.kit.routing import accepted
 from featurewatch.service.kit.sessions import AppArtifacts, ReadSession, WriteSession
 from featurewatch.service.runs.schemas import RunView
 from featurewatch.service.runs.schemas import view as run_view
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["dependencies"], dependencies=[BY_METHOD])
-
-RETRY_AFTER_S = 5
 
 
 @router.post(
@@ -28,8 +27,7 @@ def find(
     """A run that reads the model: edges from earlier features and tokens, to the next token, and the effect of each
     feature. Compared with the parent where its dependencies are known."""
     run = logic.create(session, family, checkpoint, body)
-    response.headers["Location"] = f"/v1/runs/{run.id}"
-    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    accepted(response, f"/v1/runs/{run.id}")
     return run_view(run, family.name, checkpoint.name)
 
 

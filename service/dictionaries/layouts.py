@@ -18,9 +18,9 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from featurewatch.service.dictionaries.folding import Autoencoder, Floats, unit_rows
+from featurewatch.service.kit.hook_points import KINDS, kind_of, layer_of
 
 LAYOUTS = ("saelens", "dictionary-learning")
-_TRANSFORMER_LENS = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "attn_out": "hook_attn_out"}
 # The service has no torch, and `ae.pt` is torch's own format; a worker's environment has it.
 _AS_PICKLE = (
     "import sys, torch; from safetensors.torch import load_file; torch.save(load_file(sys.argv[1]), sys.argv[2])"
@@ -47,7 +47,7 @@ def write(
 
 def _saelens(folder: Path, folded: Autoencoder, about: Mapping[str, Any]) -> list[Path]:
     d, m = folded.W_enc.shape
-    kind, _, layer = str(about["hook_point"]).partition(".")
+    hook_point = str(about["hook_point"])
     config = {
         "architecture": "standard",
         "d_in": d,
@@ -59,7 +59,7 @@ def _saelens(folder: Path, folded: Autoencoder, about: Mapping[str, Any]) -> lis
         "reshape_activations": "none",
         "metadata": {
             "model_name": about["model"],
-            "hook_name": f"blocks.{layer}.{_TRANSFORMER_LENS[kind]}",
+            "hook_name": f"blocks.{layer_of(hook_point)}.{KINDS[kind_of(hook_point)].transformer_lens}",
             "featurewatch": dict(about),
         },
     }

@@ -1,15 +1,13 @@
 """JSON of families."""
 
-import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from featurewatch.service.calibrations.schemas import CalibrationSummary
+from featurewatch.service.kit.hook_points import KINDS, is_hook_point
 from featurewatch.service.verdicts.policy import Policy
-
-_HOOK_POINT = re.compile(r"(resid_post|mlp_out|attn_out)\.(0|[1-9]\d{0,3})")
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -17,9 +15,9 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 def check_hook_points(names: list[str]) -> list[str]:
     """Validate a list of hook points: known kinds, none twice. Returns it in the given order."""
     for name in names:
-        if not _HOOK_POINT.fullmatch(name):
+        if not is_hook_point(name):
             raise ValueError(
-                f"{name!r} is no hook point; one looks like resid_post.12, mlp_out.3 or attn_out.0 (layers from 0)"
+                f"{name!r} is not a hook point. A hook point is {' or '.join(KINDS)} with a layer from 0: resid_post.12"
             )
     if len(set(names)) != len(names):
         raise ValueError("a hook point is named twice")

@@ -17,8 +17,8 @@ from featurewatch.service.checkpoints.tensorfile import read_header
 from featurewatch.service.features import queries
 from featurewatch.service.features.schemas import Example
 from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.cache import SizedCache
 from featurewatch.service.kit.digests import FileState
-from featurewatch.service.kit.kept import Kept
 from featurewatch.service.kit.problems import NotFoundError
 from featurewatch.service.models import Code, Family, Feature
 from featurewatch.service.verdicts.arrays import positions_of
@@ -146,7 +146,7 @@ class _Columns:
         return {numbers[index]: column for index, column in zip(known.tolist(), columns, strict=True)}
 
 
-_COLUMNS: Kept[_Columns] = Kept(32 * 2**20)
+_COLUMNS: SizedCache[_Columns] = SizedCache(32 * 2**20)
 """A quarter of a megabyte for a code of 32,768 features. Features of another branch are looked up in many codes."""
 
 
@@ -191,7 +191,7 @@ class _Top:
         return 500 + 1500 * len(self.examples)
 
 
-_TOP: Kept[_Top] = Kept(8 * 2**20)
+_TOP: SizedCache[_Top] = SizedCache(8 * 2**20)
 """Some 1,600 features: successive reports mention the same ones."""
 
 

@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from featurewatch.service.features import queries
 from featurewatch.service.features.schemas import FeatureFields
+from featurewatch.service.kit.cache import SizedCache
 from featurewatch.service.kit.ids import feature_id
-from featurewatch.service.kit.kept import Kept
 from featurewatch.service.models import Family
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts.statuses import CHANGED, Status
@@ -51,7 +51,7 @@ class _Transitions:
 
 
 # Cached by checkpoint and revision (docs/adr/0025).
-_CACHE: Kept[_Transitions] = Kept(16 * 2**20)
+_CACHE: SizedCache[_Transitions] = SizedCache(16 * 2**20)
 _MOVED = [status for status in CHANGED if status != Status.EMERGED]
 
 

@@ -1,4 +1,4 @@
-"""Query parameters of feature lists."""
+"""Query parameters of feature lists: which features, in which order."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,28 +13,30 @@ from featurewatch.service.verdicts.statuses import Status
 StatusQuery = Annotated[list[Status] | None, Query(description="Can be repeated.")]
 TextQuery = Annotated[
     str | None,
-    Query(max_length=200, description="Part of a label (including automatic ones) or of a top token, or an id."),
+    Query(max_length=200, description="Part of a label (also an automatic one) or of a top token, or a feature id."),
 ]
 TagQuery = Annotated[str | None, Query(max_length=64)]
 WatchedQuery = Annotated[bool | None, Query()]
 SortQuery = Annotated[
     SortName,
-    Query(description="Missing values come last. `least_change`: the smallest change that the interval allows."),
+    Query(description="Missing values sort last. `least_change`: the smallest change that the interval allows."),
 ]
 MinChangeQuery = Annotated[
     float | None,
-    Query(ge=0, description="Minimum `change` in factors of two: 1 is halved or doubled. Unchanged features have 0."),
+    Query(
+        ge=0, description="Minimum `change`, in factors of two: 1 is halved or doubled. Features in the band have 0."
+    ),
 ]
 MaxQQuery = Annotated[
     float | None,
-    Query(ge=0, le=1, description="Maximum `q_value`. Features without one (new features) are excluded."),
+    Query(ge=0, le=1, description="Maximum `q_value`. Excludes features without one, such as new ones."),
 ]
-OrderQuery = Annotated[Direction | None, Query(description="Default: depends on the sort key.")]
+OrderQuery = Annotated[Direction | None, Query(description="Default: the natural direction of the sort key.")]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The features that a request asks for, and their order."""
+    """Which features a request asks for, and in which order."""
 
     wanted: Filter
     order: Order

@@ -1,8 +1,8 @@
-"""The artifact store: immutable files under content-addressed names, on any fsspec file system.
+"""The artifact store: immutable files with content-addressed names, on any fsspec file system.
 
-A name is `<family id>/<kind>-<key>...` where the key is a digest of everything that the artifact was made from. Writers
-make a temporary file or folder beside it and rename. What an artifact holds is written into a ledger before it gets its
-name, and compared when it is opened: once in a process, and again where a file has changed since.
+A name is `<family id>/<kind>-<key>...`, where the key is a digest of all inputs of the artifact. Writers create a
+temporary file or folder next to it and rename that. The sizes and digests of its files are recorded in a ledger before
+the artifact gets its name, and verified when it is opened: once per process, and again if a file has changed since.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from featurewatch.service.kit.problems import NotFoundError, ProblemError
 log = structlog.get_logger("featurewatch.artifacts")
 
 UNFINISHED = ".new"
-"""Ends the names of what is being written, or removed."""
+"""Suffix of artifacts that are being written or removed."""
 DAMAGED = ".damaged"
-"""Ends the names of damaged artifacts that were put aside."""
+"""Suffix of damaged artifacts that were put aside."""
 WHOLE = "manifest.json"
-"""The file that says that a folder is whole: written last, removed first."""
+"""The file that marks a folder as complete: written last, removed first."""
 
 
 def content_key(**inputs: Any) -> str:
@@ -39,7 +39,7 @@ def content_key(**inputs: Any) -> str:
 
 
 class Entry(NamedTuple):
-    """What an artifact holds: file -> (bytes, SHA-256). A single file has an empty name."""
+    """The contents of an artifact: file -> (bytes, SHA-256). A single file has an empty name."""
 
     files: Mapping[str, tuple[int, str]]
 
@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the file; of a folder that over names, sizes and digests of its files."""
+        """SHA-256 of the file or, for a folder, of the names, sizes and digests of its files."""
         if "" in self.files:
             return self.files[""][1]
         rows = [[name, *self.files[name]] for name in sorted(self.files)]
@@ -58,31 +58,31 @@ class Entry(NamedTuple):
 
 
 class Ledger(Protocol):
-    """Where entries of artifacts are kept. Each call is a transaction of its own."""
+    """Stores the entries of artifacts. Each call is a transaction of its own."""
 
     def find(self, name: str) -> Entry | None:
-        """The entry of an artifact; None where it was made by a version that kept none."""
+        """The entry of an artifact, or None if a version without a ledger created it."""
         ...
 
     def record(self, name: str, entry: Entry) -> None:
-        """Write an entry, in the place of one that is there."""
+        """Write an entry, replacing an existing one."""
         ...
 
     def recording(self, name: str, entry: Entry) -> AbstractContextManager[None]:
-        """As `record`, in a transaction that lasts as long as the context. Other writers of the name wait for it."""
+        """Like `record`, in a transaction that lasts as long as the context. Other writers of the name wait."""
         ...
 
     def adopt(self, name: str, entry: Entry) -> bool:
-        """Write an entry unless there is one. False: nothing can be written now."""
+        """Write an entry unless one exists. False if the ledger cannot be written to now."""
         ...
 
     def erase(self, name: str) -> None:
-        """Remove the entries of an artifact, and of what is below it."""
+        """Remove the entries of an artifact and of everything below it."""
         ...
 
 
 class MissingArtifactError(NotFoundError, FileNotFoundError):
-    """An artifact that a row refers to is not in the store (any more)."""
+    """An artifact that a row refers to is not in the store."""
 
     status, code, title = 404, "artifact-missing", "Not in the artifact store"
 
@@ -92,7 +92,7 @@ class MissingArtifactError(NotFoundError, FileNotFoundError):
 
 
 class DamagedArtifactError(ProblemError):
-    """An artifact does not hold what was written."""
+    """The contents of an artifact differ from what was written."""
 
     status, code, title = 500, "artifact-damaged", "Damaged artifact"
 
@@ -105,10 +105,10 @@ class DamagedArtifactError(ProblemError):
 
 
 class ArtifactStore:
-    """Files and folders under a root URI. Remote ones are kept in a local cache once read.
+    """Files and folders under a root URI. Remote ones are cached locally when they are read.
 
-    `root` is an fsspec URI; `cache` a local folder (unused where the root is local). Without a ledger nothing is
-    verified. `adopts`: artifacts without an entry are entered as they are when they are first opened.
+    root: an fsspec URI. cache: a local folder, unused if the root is local. ledger: without one, nothing is verified.
+    adopts: record artifacts that have no entry, as they are, when they are first opened.
     """
 
     def __init__(self, root: str, cache: Path, ledger: Ledger | None = None, *, adopts: bool = False) -> None:
@@ -119,11 +119,11 @@ class ArtifactStore:
         self._verified: dict[str, dict[str, FileState]] = {}
 
     def exists(self, name: str) -> bool:
-        """Whether the artifact is there, whole."""
+        """Whether the artifact exists and is complete."""
         return bool(self.fs.exists(self._remote(name)))
 
     def path(self, name: str) -> Path:
-        """Local path of an artifact (file or folder), verified, and fetched first where the store is remote.
+        """Local path of an artifact (file or folder), verified, and fetched first if the store is remote.
 
         Raises MissingArtifactError, DamagedArtifactError.
         """
@@ -136,16 +136,16 @@ class ArtifactStore:
                 self.forget(name)
                 if attempt == attempts:
                     raise
-                # What is damaged may be this machine's copy alone.
+                # Perhaps only the copy on this machine is damaged.
                 log.warning("fetching an artifact again", artifact=name, reason=error.reason)
             else:
                 break
         return self.cache / name
 
     def verify(self, name: str, progress: Progress | None = None) -> None:
-        """Compare this machine's files of an artifact with the ledger. DamagedArtifactError.
+        """Compare this machine's files of an artifact with the ledger. Raises DamagedArtifactError.
 
-        An artifact without an entry is older than the ledger, or than the backup that the database was restored from.
+        An artifact without an entry is older than the ledger, or newer than the backup that the database comes from.
         """
         if self.ledger is None:
             return
@@ -161,36 +161,38 @@ class ArtifactStore:
         for key in sorted(entry.files.keys() | files.keys()):
             title = key or Path(name).name
             if key not in files or key not in entry.files:
-                raise DamagedArtifactError(name, f"{title} {'is missing' if key not in files else 'does not belong'}")
+                raise DamagedArtifactError(
+                    name, f"{title} {'is missing' if key not in files else 'does not belong to it'}"
+                )
             if states[key].size != entry.files[key][0]:
                 raise DamagedArtifactError(
-                    name, f"{title} has {states[key].size:,} bytes, {entry.files[key][0]:,} were written"
+                    name, f"{title} has {states[key].size:,} bytes instead of {entry.files[key][0]:,}"
                 )
         digests = dict(zip(files, sha256_all(list(files.values()), progress), strict=True))
         for key, digest in digests.items():
             if digest != entry.files[key][1]:
                 raise DamagedArtifactError(
-                    name, f"{key or Path(name).name} does not hold what was written (its SHA-256 differs)"
+                    name, f"the contents of {key or Path(name).name} have changed (its SHA-256 differs)"
                 )
         self._verified[name] = states
 
     def adopt(self, name: str, progress: Progress | None = None) -> bool:
-        """Enter this machine's files of an artifact into the ledger as they are. False: not now."""
+        """Record this machine's files of an artifact in the ledger as they are. False if that is not possible now."""
         assert self.ledger is not None
         return self.ledger.adopt(name, entry_of(self.cache / name, progress))
 
     def digest(self, name: str) -> str | None:
-        """SHA-256 of an artifact as of the ledger; None where it has no entry."""
+        """SHA-256 of an artifact from the ledger, or None if it has no entry."""
         entry = self.ledger.find(name) if self.ledger else None
         return entry.digest if entry else None
 
     @contextmanager
     def create(self, name: str, *, ledger: Ledger | None = None) -> Iterator[Path]:
-        """A temporary local path to write a file or make a folder at; on leaving it becomes the artifact.
+        """Yield a temporary local path for a file or folder, which becomes the artifact at the end.
 
-        Nothing is left where the body raises. What has the name already is replaced: of two writers the last one wins.
-        A damaged one that was put aside is removed.
-        ledger: where it is entered; None: the store's own, in a transaction of its own.
+        If the body raises, nothing remains. An existing artifact is replaced: of two writers, the last one wins. A
+        damaged copy that was put aside is removed.
+        ledger: where to record it; None: the store's own ledger, in a transaction of its own.
         """
         ledger = ledger or self.ledger
         local = self.cache / name
@@ -200,10 +202,10 @@ class ArtifactStore:
             yield temporary
             _fsync_tree(temporary)
             entry, written = entry_of(temporary), _identities(temporary)
-            # Before the name is given: what is in the store under its name is in the ledger.
+            # Before the rename, so that every artifact in the store has an entry.
             if ledger:
                 ledger.record(name, entry)
-            # And again with the rename: of two writers who differ, the entry is that of the one who renames last.
+            # Again with the rename: if two writers differ, the entry is that of the last rename.
             with ledger.recording(name, entry) if ledger else nullcontext():
                 replaced = _replace(temporary, local)
                 self._remember(name, entry, written)
@@ -215,19 +217,19 @@ class ArtifactStore:
             _remove(temporary)
 
     def clear(self, prefix: str) -> None:
-        """Remove what killed writers left on this machine under names that begin with `prefix`, a folder.
+        """Remove what killed writers left on this machine in the folder `prefix`.
 
-        Only for who may write there alone: a writer that is still alive loses its file and fails.
+        Only call it as the single writer there: any other writer loses its file and fails.
         """
         for path in (self.cache / prefix).glob(f".*{UNFINISHED}"):
             _remove(path)
 
     def listing(self, folder: str) -> dict[str, int]:
-        """Artifact -> bytes, of those directly in a folder. What is being written is left out."""
+        """Artifact -> bytes, directly in a folder. Unfinished ones are omitted."""
         return {f"{folder}/{part}": size for part, size in self._parts(folder).items() if not part.startswith(".")}
 
     def put_aside(self, name: str) -> None:
-        """Rename a damaged artifact, so that it can be made again. Nothing of it is lost until that is done."""
+        """Rename a damaged artifact so that it can be rebuilt. The damaged copy is kept until then."""
         if not self.exists(name):
             return
         aside = self._aside(name)
@@ -239,7 +241,7 @@ class ArtifactStore:
         self.remove(name, entry=False)
 
     def put_asides(self, folder: str) -> dict[str, int]:
-        """Artifact -> bytes, of the damaged ones directly in a folder that were put aside."""
+        """Artifact -> bytes of the damaged copies directly in a folder that were put aside."""
         return {
             f"{folder}/{part[1:].removesuffix(DAMAGED)}": size
             for part, size in self._parts(folder).items()
@@ -247,20 +249,20 @@ class ArtifactStore:
         }
 
     def discard(self, name: str) -> None:
-        """Remove the damaged artifact of this name that was put aside, if there is one."""
+        """Remove the damaged copy of an artifact that was put aside, if there is one."""
         self._discard(self._aside(name))
 
     def modified(self, name: str) -> datetime:
-        """When an artifact was written, the last file of a folder. FileNotFoundError where it is not there."""
+        """When an artifact, or the last file of a folder, was written. FileNotFoundError if it does not exist."""
         times = [self.fs.modified(path) for path in self.fs.find(self._remote(name))]
         if not times:
             raise MissingArtifactError(name, self.base)
         return max(time if time.tzinfo else time.replace(tzinfo=UTC) for time in times)
 
     def remove(self, name: str, *, entry: bool = True) -> None:
-        """Remove an artifact; one that is not there is no error. A folder that is half removed is never there.
+        """Remove an artifact, if it exists. A folder is renamed first, so that it is never half removed.
 
-        entry: remove it from the ledger too, in a transaction of its own. False: the caller does.
+        entry: also remove it from the ledger, in a transaction of its own. If False, the caller does that.
         """
         if entry and self.ledger:
             self.ledger.erase(name)
@@ -275,12 +277,12 @@ class ArtifactStore:
         _remove(self.cache / name)
 
     def forget(self, name: str) -> None:
-        """Remove this machine's copy of an artifact of a remote store."""
+        """Remove this machine's copy of an artifact in a remote store."""
         if not self.is_local:
             _remove(self.cache / name)
 
     def _fetch(self, name: str) -> None:
-        """Make sure that this machine has a copy. MissingArtifactError."""
+        """Make sure that this machine has a copy. Raises MissingArtifactError."""
         local = self.cache / name
         if local.exists():
             return
@@ -294,12 +296,12 @@ class ArtifactStore:
         except OSError:
             if not local.exists():
                 raise
-            # Another process has fetched the same folder meanwhile.
+            # Another process has fetched the same folder in the meantime.
         finally:
             _remove(temporary)
 
     def _remember(self, name: str, entry: Entry, written: dict[str, tuple[int, ...]]) -> None:
-        """What was just written need not be read again, if what has the name now are the files that were written."""
+        """Mark what was just written as verified, if those files are the ones that have the name now."""
         local = self.cache / name
         if self.ledger is None or _identities(local) != written:
             return
@@ -309,7 +311,7 @@ class ArtifactStore:
         self._verified[name] = {key: FileState.of(path) for key, path in files.items()}
 
     def _parts(self, folder: str) -> dict[str, int]:
-        """Name -> bytes, of everything directly in a folder."""
+        """Name -> bytes of everything directly in a folder."""
         root, sizes = self._remote(folder), dict[str, int]()
         self.fs.invalidate_cache()
         for path, info in self.fs.find(root, detail=True).items():
@@ -322,7 +324,7 @@ class ArtifactStore:
         return f"{folder}/.{last}{DAMAGED}"
 
     def _discard(self, path: str) -> None:
-        """Remove a file or folder of the store, that which says "whole" first."""
+        """Remove a file or folder of the store, starting with its completion marker."""
         if self.fs.exists(f"{path}/{WHOLE}"):
             self.fs.rm_file(f"{path}/{WHOLE}")
         if self.fs.exists(path):
@@ -332,7 +334,7 @@ class ArtifactStore:
         return f"{self.base.rstrip('/')}/{name}"
 
     def _upload(self, local: Path, name: str) -> None:
-        # Object stores have no rename of folders: the part that says "whole" goes last.
+        # Object stores cannot rename folders, so the completion marker is uploaded last.
         if local.is_dir():
             self._discard(self._remote(name))
             files = sorted((f for f in local.rglob("*") if f.is_file()), key=lambda f: f.name == WHOLE)
@@ -343,7 +345,7 @@ class ArtifactStore:
 
 
 def entry_of(path: Path, progress: Progress | None = None) -> Entry:
-    """What a file or folder holds, read in full."""
+    """The entry for a file or folder, which is read in full."""
     files = _files_of(path)
     digests = sha256_all(list(files.values()), progress)
     pairs = zip(files.items(), digests, strict=True)
@@ -351,27 +353,27 @@ def entry_of(path: Path, progress: Progress | None = None) -> Entry:
 
 
 def _files_of(path: Path) -> dict[str, Path]:
-    """The files of an artifact by their names in it; a file's own is empty. FileNotFoundError where it is not there."""
+    """The files of an artifact by name; a single file has an empty name. FileNotFoundError if it does not exist."""
     if not path.is_dir():
         path.stat()
         return {"": path}
-    found = sorted(file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(path).as_posix(): file for file in found}
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): file for file in files}
 
 
 def _identities(path: Path) -> dict[str, tuple[int, ...]]:
-    """What tells the files of an artifact from others, and stays when they are renamed."""
+    """Identifies the files of an artifact; unchanged by a rename."""
     states = {key: file.stat() for key, file in _files_of(path).items()}
     return {key: (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for key, stat in states.items()}
 
 
 def _hidden(path: Path) -> Path:
-    """A new name beside an artifact's, which `clear` removes."""
+    """A new hidden name next to an artifact, which `clear` removes."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
 
 
 def _replace(new: Path, place: Path) -> Path:
-    """Give a file or folder its name; where what had the name is now, if anything had and it must be removed.
+    """Rename a file or folder to `place`. Returns the path to which an existing folder there was moved.
 
     A folder cannot be replaced in one step: for a moment nothing has the name.
     """
@@ -384,7 +386,7 @@ def _replace(new: Path, place: Path) -> Path:
 
 
 def _fsync_tree(path: Path) -> None:
-    """Push a file, or each file of a folder, to the disk: a rename must not come before the bytes."""
+    """Flush a file, or each file of a folder, to disk, so that a rename cannot precede the contents."""
     for file in _files_of(path).values():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())

@@ -1,8 +1,8 @@
 """Engines, sessions and column types: the same code on SQLite and Postgres.
 
-SQLite serves many readers and one writer. Writers take their lock at the start (`BEGIN IMMEDIATE`): a deferred
-transaction that reads first and writes later fails at once when another writer came between, whatever the timeout.
-Reads go through an engine of their own, so that they never wait for a writer.
+SQLite serves many readers and one writer. Writers take the lock at the start (`BEGIN IMMEDIATE`): a deferred
+transaction that reads first and then writes fails at once, whatever the timeout, if another writer has committed in
+between. Reads have an engine of their own, so they never wait for a writer.
 """
 
 import sqlite3
@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic_core import from_json
-from sqlalchemy import DateTime, Dialect, Engine, LargeBinary, MetaData, create_engine, event
+from sqlalchemy import CursorResult, DateTime, Dialect, Engine, LargeBinary, MetaData, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import JSON, TypeDecorator
 
 AWAY = (OperationalError, InterfaceError)
-"""What the driver raises when the database cannot be reached, or drops the connection."""
+"""Errors of the driver when the database is unreachable or drops the connection."""
 SQLITE_BUSY_TIMEOUT_S = 30
-TRUSTED_S = 1.0
-"""After so long without use a connection is tried first: the server may have been restarted."""
+PING_AFTER_SECONDS = 1.0
+"""A connection that was idle for longer is pinged first: the server may have been restarted."""
 ARTIFACT = {"artifact": True}
-"""`info` of a column that holds the name of an artifact: what is named in none may be removed from the store."""
+"""`info` of a column with names of artifacts. An artifact that no such column names may be removed."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC time. SQLite keeps no time zone, so it is put back on reading."""
+    """A timezone-aware UTC time. SQLite stores no time zone, so it is added on reading."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -41,7 +41,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("a time without a time zone cannot be stored; use featurewatch.service.kit.clock.utcnow()")
+            raise ValueError("cannot store a time without a time zone; use featurewatch.service.kit.clock.utcnow()")
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -51,7 +51,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """Base of every table. Constraints have names, so that a later migration can find them on either engine."""
+    """Base class of all tables. Constraints are named, so that migrations can find them on both databases."""
 
     metadata = MetaData(
         naming_convention={
@@ -73,9 +73,10 @@ class Base(DeclarativeBase):
 
 
 class Database:
-    """The two engines of an installation, and the only places that open a transaction.
+    """The two engines of an installation, and the only place where transactions are opened.
 
-    `write()` commits on leaving and rolls back on an error; `read()` refuses to write. Code below never does either.
+    `write()` commits at the end and rolls back on an error; `read()` refuses to write. Code that gets a session never
+    commits or rolls back.
     """
 
     def __init__(self, url: str) -> None:
@@ -83,28 +84,31 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite:
             if self.url.database in (None, "", ":memory:"):
-                raise ValueError("an in-memory SQLite database cannot be shared by processes; give it a file")
+                raise ValueError("processes cannot share an in-memory SQLite database; use a file")
             Path(str(self.url.database)).expanduser().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE")
             self.reader = _sqlite_engine(url, begin="BEGIN")
         else:
             self.writer = _postgres_engine(url)
-            # Each statement sees what is committed, inside a transaction too: to begin and end one is two more errands.
+            # Each statement sees all committed data, and an explicit transaction would cost two extra round trips.
             self.reader = self.writer.execution_options(isolation_level="AUTOCOMMIT")
         event.listen(self.reader, "before_execute", _refuse_to_write)
         self._thread = threading.local()
 
     @property
     def engines(self) -> tuple[Engine, ...]:
-        """Those with connections of their own."""
+        """The engines that have a connection pool of their own."""
         return (self.writer, self.reader) if self.is_sqlite else (self.writer,)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session for one transaction that writes. It has SQLite's lock from the start: what time it is, and what is
-        overdue, is asked inside, and must not be an answer from before a long wait."""
+        """A session for one transaction that writes.
+
+        It takes SQLite's lock at the start, so that queries inside it for the time or overdue work are not outdated by
+        a long wait.
+        """
         with Session(self.writer, expire_on_commit=False) as session, session.begin():
-            if self.is_sqlite:  # elsewhere the first statement may still say how it wants to be isolated
+            if self.is_sqlite:  # on Postgres, the first statement may still set the isolation level
                 session.connection()
             outer, self._thread.writing = self.is_writing, True
             try:
@@ -114,52 +118,52 @@ class Database:
 
     @property
     def is_writing(self) -> bool:
-        """Whether this thread is inside a `write()`: on SQLite a second one would wait for the first."""
+        """Whether this thread is inside `write()`. On SQLite, a second one would wait for the first."""
         return getattr(self._thread, "writing", False)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that only reads."""
+        """A read-only session."""
         with Session(self.reader, autoflush=False) as session:
             yield session
 
     def open_write(self) -> Session:
-        """A session that writes, for the edge of a request, which commits it or closes it itself."""
+        """A session for the middleware of a request, which commits or closes it itself."""
         return Session(self.writer, expire_on_commit=False)
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections."""
         for engine in self.engines:
             engine.dispose()
 
 
 def _refuse_to_write(_connection: object, statement: Any, *_values: object) -> None:
-    # On Postgres it would be there at once, on SQLite never.
+    # It would be committed at once on Postgres, and never on SQLite.
     if getattr(statement, "is_dml", False):
-        raise RuntimeError("a session that only reads was asked to write; use Database.write()")
+        raise RuntimeError("this session is read-only; use Database.write()")
 
 
 def _engine(url: str, **options: Any) -> Engine:
-    # Lists have several small JSON columns a row; `json.loads` would take longer than the database.
+    # Rows of lists have several small JSON columns; `json.loads` would take longer than the query.
     return create_engine(url, json_deserializer=from_json, **options)
 
 
 def _postgres_engine(url: str) -> Engine:
-    """Its connections are tried before they are used again, unless they worked a moment ago."""
-    # The one used last comes first: its server process has statements and rows at hand, and few are in use at once.
+    """An engine that pings connections before reuse, unless they were used a moment ago."""
+    # LIFO: the server process of the last connection has statements and rows cached, and few are in use at once.
     engine = _engine(url, pool_size=10, max_overflow=20, pool_use_lifo=True)
 
     @event.listens_for(engine, "checkin")
     def on_checkin(_connection: object, record: Any) -> None:
-        record.info["worked"] = time.monotonic()
+        record.info["used"] = time.monotonic()
 
     @event.listens_for(engine, "checkout")
-    def on_checkout(connection: Any, record: Any, _lent: object) -> None:
-        if time.monotonic() - record.info.get("worked", 0.0) > TRUSTED_S:
+    def on_checkout(connection: Any, record: Any, _proxy: object) -> None:
+        if time.monotonic() - record.info.get("used", 0.0) > PING_AFTER_SECONDS:
             try:
                 engine.dialect.do_ping(connection)
             except engine.dialect.loaded_dbapi.Error as error:
-                raise InvalidatePoolError from error  # the server has been away: all others are as dead
+                raise InvalidatePoolError from error  # the server was restarted: discard all connections
 
     return engine
 
@@ -169,7 +173,7 @@ def _sqlite_engine(url: str, begin: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions of its own
+        connection.isolation_level = None  # the driver must not begin transactions itself
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -179,3 +183,9 @@ def _sqlite_engine(url: str, begin: str) -> Engine:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def changes_one_row(session: Session, statement: Any) -> bool:
+    """Execute a conditional UPDATE of one row; whether its condition held."""
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    return isinstance(result, CursorResult) and result.rowcount == 1

@@ -1,4 +1,4 @@
-"""SHA-256 of files: streamed, several files at once, and remembered for as long as a file stays as it is."""
+"""SHA-256 of files: streamed, several files in parallel, and cached for as long as a file is unchanged."""
 
 import hashlib
 import os
@@ -9,21 +9,24 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
+from cachetools import LRUCache
+
 CHUNK = 1 << 20
 THREADS = 8
-REMEMBERED = 20_000
-REMEMBERED_ANSWERS = 20
+MAX_DIGESTS = 20_000
+MAX_FINISHED = 20
+"""Results of background threads that are kept until somebody asks for them."""
 SETTLED_NS = 2_000_000_000
-"""A file that changed so short a time ago may change again without a new time: some file systems count in seconds."""
+"""A file that changed this recently may change again with the same time: some file systems count in seconds."""
 POLL_SECONDS = 0.1
 BACKGROUND = threading.Semaphore(2)
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes read so far and in all; may raise, which ends the reading."""
+"""Called with the bytes read so far and the total. An exception stops the reading."""
 
 
 class FileState(NamedTuple):
-    """What a file's content cannot change without: size in bytes, times of its content and of its inode (ns)."""
+    """Changes whenever the content of a file does: its size in bytes, and the times of its content and inode (ns)."""
 
     size: int
     modified: int
@@ -31,7 +34,7 @@ class FileState(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> "FileState":
-        """The state of a file now, links followed. OSError where it cannot be read."""
+        """The current state of a file; symbolic links are followed. OSError if it cannot be read."""
         return cls.from_stat(path.stat())
 
     @classmethod
@@ -40,7 +43,7 @@ class FileState(NamedTuple):
 
 
 class ChangedWhileReadError(OSError):
-    """A file was written to while its digest was computed; `filename` is its path."""
+    """A file changed while its digest was computed; `filename` is its path."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path.name} changed while it was read")
@@ -48,34 +51,34 @@ class ChangedWhileReadError(OSError):
 
 
 _Key = tuple[int, int, FileState]
-_memory: dict[_Key, str] = {}
+_memory: LRUCache[_Key, str] = LRUCache(MAX_DIGESTS)
 _lock = threading.Lock()
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file. ChangedWhileReadError where somebody writes to it meanwhile."""
+    """Hex digest of a file. ChangedWhileReadError if it is written to meanwhile."""
     return sha256_all([path])[0]
 
 
 def sha256_all(paths: Sequence[Path], progress: Progress | None = None) -> list[str]:
-    """Hex digests of files, in order. Files that were hashed before and have not changed since are not read again."""
-    found = [_recall(path) for path in paths]
-    missing = [path for path, digest in zip(paths, found, strict=True) if digest is None]
+    """Hex digests of files, in order. Unchanged files that were hashed before are not read again."""
+    digests = [_recall(path) for path in paths]
+    missing = [path for path, digest in zip(paths, digests, strict=True) if digest is None]
     if not missing:
-        return [digest for digest in found if digest is not None]
+        return [digest for digest in digests if digest is not None]
     reading = _Reading(sum(path.stat().st_size for path in missing))
     fresh = iter(reading.all(missing, progress))
-    return [digest if digest is not None else next(fresh) for digest in found]
+    return [digest if digest is not None else next(fresh) for digest in digests]
 
 
 def sha256_within(paths: Sequence[Path], seconds: float) -> list[str] | None:
-    """As `sha256_all`, if it takes no longer than `seconds`. None: it goes on in the background; ask again later."""
+    """As `sha256_all`, but None after `seconds`: the work continues in the background; call again for its result."""
     key = tuple(_key(path.stat()) for path in paths)
     with _lock:
         thread = _background.get(key)
         if thread is None:
-            for done in [other for other, last in _background.items() if not last.is_alive()][REMEMBERED_ANSWERS:]:
-                del _background[done]  # nobody came back for it
+            for finished in [other for other, last in _background.items() if not last.is_alive()][MAX_FINISHED:]:
+                del _background[finished]  # nobody has asked for it
             thread = _background[key] = _Background(paths)
             thread.start()
     thread.join(seconds)
@@ -89,12 +92,12 @@ def sha256_within(paths: Sequence[Path], seconds: float) -> list[str] | None:
 
 
 def remember(path: Path, digest: str) -> None:
-    """Take a digest for known: of a file that this process has just written, and nobody else knows yet."""
+    """Cache the digest of a file that this process has just written and nobody else can have changed."""
     _store(_key(path.stat()), digest)
 
 
 class _Background(threading.Thread):
-    """Hashes files while nobody waits; those who ask for the same files share it. Two at a time."""
+    """Hashes files in the background, two sets at a time. Callers that ask for the same files share a thread."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         super().__init__(name="digests", daemon=True)
@@ -114,7 +117,7 @@ _background: dict[tuple[_Key, ...], _Background] = {}
 
 
 class _Reading:
-    """Files that are being read, with what is counted of them."""
+    """Reads files in parallel and counts the bytes."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
@@ -157,7 +160,7 @@ class _Reading:
         if _key(before) != _key(after):
             raise ChangedWhileReadError(path)
         text = digest.hexdigest()
-        # The time of the inode alone: that of the content can be set, to a day in the future too.
+        # Only the inode's time: users can set that of the content, even to a future date.
         if not self.stopped.is_set() and time.time_ns() - after.st_ctime_ns > SETTLED_NS:
             _store(_key(after), text)
         return text
@@ -175,7 +178,4 @@ def _recall(path: Path) -> str | None:
 
 def _store(key: _Key, digest: str) -> None:
     with _lock:
-        _memory.pop(key, None)
         _memory[key] = digest
-        while len(_memory) > REMEMBERED:
-            del _memory[next(iter(_memory))]

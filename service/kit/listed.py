@@ -1,7 +1,7 @@
-"""`column IN (...)` over a list that is one parameter of a statement, however long the list is.
+"""`column IN (...)` with the whole list as a single parameter.
 
-With a parameter for each element the statement would be another one for each length: written out, read again by the
-driver and planned anew, which takes longer than to look the rows up. SQLite also has a limit on their number.
+With one parameter per element, each length would be a different statement to compile, parse and plan, which takes
+longer than the lookup itself. SQLite also limits the number of parameters.
 """
 
 from collections.abc import Collection
@@ -31,8 +31,8 @@ class _Listed(TypeDecorator[Any]):
         return list(value)
 
 
-class one_of(FunctionElement[bool]):  # noqa: N801 - it is called like a function of SQL
-    """Whether a column of numbers or texts has one of some values: given here, or later as the parameter `name`."""
+class one_of(FunctionElement[bool]):  # noqa: N801 - called like an SQL function
+    """Whether a column of numbers or texts is one of the values, passed here or later as the parameter `name`."""
 
     inherit_cache = True
     type = Boolean()
@@ -41,17 +41,17 @@ class one_of(FunctionElement[bool]):  # noqa: N801 - it is called like a functio
         super().__init__(column, bindparam(name, values, type_=_Listed(column.type)))
 
     def self_group(self, against: Any = None) -> Any:
-        """As it is: SQLite finds no index for `(... IN ...) = 1`."""
+        """No parentheses: SQLite uses no index for `(... IN ...) = 1`."""
         return self
 
 
 @compiles(one_of)
 def _as_subquery(element: one_of, compiler: SQLCompiler, **options: Any) -> str:
-    column, values = (compiler.process(one, **options) for one in element.clauses)
-    return f"{column} IN (SELECT value FROM json_each({values}))"  # noqa: S608 - names and marks of the compiler
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({values}))"  # noqa: S608 - names and placeholders from the compiler
 
 
 @compiles(one_of, "postgresql")
 def _as_array(element: one_of, compiler: SQLCompiler, **options: Any) -> str:
-    column, values = (compiler.process(one, **options) for one in element.clauses)
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
     return f"{column} = ANY ({values})"

@@ -1,4 +1,4 @@
-"""Logs: structlog and the standard library's loggers in one stream on stderr, as JSON lines or for people."""
+"""Logging: structlog and the standard library in one stream on stderr, as JSON lines or for people."""
 
 import logging
 import sys
@@ -17,7 +17,7 @@ _listeners: dict[str, Callable[[EventDict], None]] = {}
 
 @contextmanager
 def listening(run: str, listener: Callable[[EventDict], None]) -> Iterator[None]:
-    """Tell `listener` of every line that names this run, too, whatever level the stream has."""
+    """Also pass every line about this run to `listener`, whatever the level of the stream."""
     _listeners[run] = listener
     try:
         yield
@@ -26,16 +26,16 @@ def listening(run: str, listener: Callable[[EventDict], None]) -> Iterator[None]
 
 
 def configure_logging(settings: Settings) -> None:
-    """Set up logging of this process; calling it again changes nothing but the settings."""
+    """Set up logging for this process. Calling it again only changes the settings."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
-        _tell,
+        _notify_listener,
     ]
-    # Without the values of variables, which both show by default: keys, secrets and cookies are among them.
+    # Without local variables, which both show by default: they include keys, secrets and cookies.
     tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
     plain = structlog.dev.plain_traceback
     ending: list[Any] = (
@@ -56,21 +56,21 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [old for old in root.handlers if old.get_name() != "featurewatch"] + [handler]
     root.setLevel(settings.log_level.upper())
-    # Every request has a line of ours already, with its id.
+    # Every request already has a line of its own, with its id.
     logging.getLogger("uvicorn.access").disabled = True
-    # The client of webhooks and endpoints tells of each request with its URL, which may be a secret.
+    # The HTTP client logs the URL of each request, which may be a secret.
     for name in ("httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("alembic.runtime.migration").addFilter(_is_news)
+    logging.getLogger("alembic.runtime.migration").addFilter(_is_migration)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether Alembic migrates: asked for a revision, as by `/readyz`, it tells what kind of database it has found."""
+def _is_migration(record: logging.LogRecord) -> bool:
+    """Whether Alembic runs a migration. Otherwise it logs the kind of database at every check, as by `/readyz`."""
     return record.levelno > logging.INFO or record.getMessage().startswith("Running")
 
 
-def _tell(_logger: WrappedLogger, _method: str, said: EventDict) -> EventDict:
-    listener = _listeners.get(str(said.get("run")))
+def _notify_listener(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    listener = _listeners.get(str(line.get("run")))
     if listener is not None:
-        listener(said)
-    return said
+        listener(line)
+    return line

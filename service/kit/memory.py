@@ -1,4 +1,4 @@
-"""How memory is kept: large arrays go back to the system, small ones are used again, and what stays is left alone."""
+"""Memory settings of a process: return large arrays to the system, and skip permanent objects in collections."""
 
 import ctypes
 import gc
@@ -8,30 +8,30 @@ from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGE_BYTES = 1024 * 1024
-_KEPT_BYTES = 16 * 1024 * 1024
+_TRIM_BYTES = 16 * 1024 * 1024
 _ARENAS = 2
 
 
-def give_back_large_blocks() -> None:
-    """Have glibc map each large block by itself, for as long as it is needed.
+def return_large_blocks() -> None:
+    """Make glibc map every large block separately and unmap it when it is freed.
 
-    Else it raises what it calls large to the largest block that was freed. The arrays of comparisons then come from the
-    heaps of all threads, and what lies behind them keeps those from shrinking: 300 MB over 1,500 requests. Smaller ones
-    come from two heaps, which keep so much for the next ones: given back and asked for again, page by page, it took as
-    long as the arithmetic.
+    By default, glibc raises its threshold for large blocks to the largest block freed so far. The arrays of comparisons
+    then come from the heaps of all threads, and later allocations keep those heaps from shrinking: 300 MB after 1,500
+    requests. Smaller blocks come from two heaps, which retain some memory for reuse: returning and requesting it page
+    by page took as long as the arithmetic.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # musl has none
+    if mallopt is not None:  # musl does not have it
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
         mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 @contextmanager
-def what_is_there_stays() -> Iterator[None]:
-    """Python's collector passes over what exists by now: modules and routes, 200,000 objects that never go.
+def frozen_objects() -> Iterator[None]:
+    """Exclude all existing objects from garbage collection: modules and routes, 200,000 objects that are never freed.
 
-    Going through them takes 100 ms, in the middle of some request.
+    Traversing them takes 100 ms, in the middle of some request.
     """
     gc.freeze()
     try:

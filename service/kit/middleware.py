@@ -1,4 +1,4 @@
-"""ASGI middleware of every request: an id, one log line, security headers, a limit on the body, and entity tags."""
+"""ASGI middleware for all requests: id, log line, security headers, body limit and entity tags."""
 
 import hashlib
 import re
@@ -39,7 +39,7 @@ MAX_TAGGED_BYTES = 8_000_000
 
 
 class RequestContext:
-    """Outermost: request id, log line, security headers; what nobody caught is answered as a problem, 500."""
+    """The outermost middleware: request id, log line, security headers, and a 500 problem for uncaught errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -48,11 +48,11 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req")
+        header = Headers(scope=scope).get("x-request-id", "")
+        request_id = header if _REQUEST_ID.fullmatch(header) else new_id("req")
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        began, status = time.perf_counter(), 0
+        start, status = time.perf_counter(), 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -68,7 +68,7 @@ class RequestContext:
         except Exception as error:
             log.exception("request failed", method=scope["method"], path=scope["path"])
             if status:
-                raise  # too late for another answer: the connection must break
+                raise  # the response has started, so the connection must break
             await (await _answer(scope, _fault(error, request_id)))(scope, receive, send_with_headers)
         finally:
             if scope["path"] not in _QUIET:
@@ -77,24 +77,24 @@ class RequestContext:
                     method=scope["method"],
                     path=scope["path"],
                     status=status,
-                    seconds=round(time.perf_counter() - began, 4),
+                    seconds=round(time.perf_counter() - start, 4),
                 )
             structlog.contextvars.unbind_contextvars("request_id")
 
 
 def _fault(error: Exception, request_id: str) -> ProblemError:
-    """What is said of an error that nobody caught."""
+    """The problem for an uncaught error."""
     if isinstance(error, AWAY):
-        return UnavailableError("The database does not answer now.", headers={"Retry-After": "5"})
-    return ProblemError(f"Something went wrong on our side; the log has it under request {request_id}.")
+        return UnavailableError("The database is not responding.", headers={"Retry-After": "5"})
+    return ProblemError(f"Something went wrong on the server. Its log has details under request {request_id}.")
 
 
 async def _answer(scope: Scope, error: ProblemError) -> Response:
-    """As the application answers what its routes raise; should that break too, in the plainest way."""
+    """The application's response to an error of a route, or a plain one if that fails too."""
     try:
         answer: Response = await scope["app"].exception_handlers[ProblemError](Request(scope), error)
     except Exception:
-        log.exception("a problem could not be shown", code=error.code)
+        log.exception("cannot render a problem", code=error.code)
         answer = response_for(error, scope["path"], scope["state"]["request_id"])
     return answer
 
@@ -105,14 +105,14 @@ def _add_headers(headers: MutableHeaders, scope: Scope, request_id: str) -> None
         headers.setdefault(name, value)
     page = headers.get("content-type", "").startswith("text/html")
     headers.setdefault("Content-Security-Policy", _POLICY_PAGE if page else _POLICY_PLAIN)
-    if scope["scheme"] == "https":  # also where a proxy that uvicorn trusts says so
+    if scope["scheme"] == "https":  # or a trusted proxy says so
         headers.setdefault("Strict-Transport-Security", _TLS_ONLY)
     if scope["path"].startswith("/v1"):
         headers.setdefault("Cache-Control", "private, no-cache")
 
 
 class BodyLimit:
-    """Reads the whole body of a writing request first, and refuses one over `limit` bytes with 413."""
+    """Reads the whole body of a write in advance, and rejects bodies over `limit` bytes with 413."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self.limit = app, limit
@@ -135,23 +135,23 @@ class BodyLimit:
             if len(body) > self.limit:
                 raise self._refusal()
         scope.setdefault("state", {})["body"] = bytes(body)
-        given = False
+        replayed = False
 
         async def replay() -> Message:
-            nonlocal given
-            if given:
+            nonlocal replayed
+            if replayed:
                 return await receive()
-            given = True
+            replayed = True
             return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         await self.app(scope, replay, send)
 
     def _refusal(self) -> TooLargeError:
-        return TooLargeError(f"The body is over {self.limit:,} bytes, the most that this server reads.")
+        return TooLargeError(f"The body exceeds the limit of {self.limit:,} bytes.")
 
 
 class StorableText:
-    """Refuses the character NUL with 422: Postgres stores none, in no text and no JSON."""
+    """Rejects the character NUL with 422: Postgres can store it neither in text nor in JSON."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -167,7 +167,7 @@ class StorableText:
 
 
 class EntityTags:
-    """ETag on JSON, Markdown and HTML reads; 304 without a body where `If-None-Match` has it already."""
+    """Adds an ETag to JSON, Markdown and HTML, and answers a matching `If-None-Match` with 304."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -177,33 +177,33 @@ class EntityTags:
             await self.app(scope, receive, send)
             return
         wanted = Headers(scope=scope).get("if-none-match", "")
-        held: Message | None = None
+        start: Message | None = None
         body = bytearray()
 
         async def tagging(message: Message) -> None:
-            nonlocal held
+            nonlocal start
             if message["type"] == "http.response.start":
                 if _taggable(message):
-                    held = message
+                    start = message
                     return
                 await send(message)
                 return
-            if held is None:
+            if start is None:
                 await send(message)
                 return
             body.extend(message.get("body", b""))
             if message.get("more_body", False):
                 return
             tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-            headers = MutableHeaders(scope=held)
+            headers = MutableHeaders(scope=start)
             headers["ETag"] = tag
             headers.add_vary_header("Accept")
             if _matches(wanted, tag):
-                held["status"] = 304
+                start["status"] = 304
                 for name in ("content-length", "content-type"):
                     del headers[name]
                 body.clear()
-            await send(held)
+            await send(start)
             await send({"type": "http.response.body", "body": bytes(body)})
 
         await self.app(scope, receive, tagging)

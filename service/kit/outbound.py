@@ -1,8 +1,8 @@
-"""Outgoing HTTP to addresses that users chose, without lending them this machine's place in the network.
+"""Outgoing HTTP to URLs chosen by users, without access to the internal network (SSRF).
 
-The guard sits where the connection is made: each address that a name resolves to is checked, the connection goes to
-the checked address itself (a second look-up could answer otherwise), and the peer that is connected is checked again
-before a byte is sent. Redirects are not followed, and the environment names no proxy.
+Own code, because no HTTP client checks addresses where it connects. Each address that a name resolves to is checked,
+the connection goes to that address itself (another lookup could return a different one), and the connected peer is
+checked again before anything is sent. Redirects are not followed, and proxies from the environment are ignored.
 """
 
 import ipaddress
@@ -11,8 +11,6 @@ import ssl
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cache
 
 import httpcore2
@@ -25,9 +23,9 @@ CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 15.0
 RESPONSE_BYTES = 64 * 1024
 
-# The IANA special-purpose address registries (IPv4 and IPv6), multicast, and addresses of clouds. Named in full
-# although `is_global` knows most of them: what that lets through differs between versions of Python, and includes
-# prefixes that carry an IPv4 address, which leads back inside.
+# The IANA special-purpose address registries (IPv4 and IPv6), multicast, and cloud addresses. Listed in full although
+# `is_global` knows most of them: it differs between versions of Python, and allows prefixes that embed an IPv4 address,
+# which may be internal.
 _REFUSED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -54,37 +52,37 @@ _REFUSED: tuple[Network, ...] = tuple(
     )
 )
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-"""All that IANA has allocated of IPv6 for hosts. Outside of it are loopback, unique local (fc00::/7), link-local,
+"""All IPv6 addresses that IANA has allocated to hosts. Outside it are loopback, unique local (fc00::/7), link-local,
 site-local (fec0::/10), multicast, NAT64 (64:ff9b::/96, 64:ff9b:1::/48), IPv4-compatible (::/96), discard-only
 (100::/64) and segment routing (5f00::/16) addresses."""
 
 
 class AddressRefusedError(httpx2.ConnectError):
-    """The name leads to an address that requests from here must not reach."""
+    """The name resolves to an address that outgoing requests must not reach."""
 
 
 class _RefusedError(httpcore2.ConnectError):
-    """The same, below the client library's own exceptions."""
+    """AddressRefusedError as an exception of the transport library."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """Status and the first bytes of an answer."""
+    """Status and first bytes of a response."""
 
     status: int
     body: bytes
     seconds: float
     retry_after: str | None = None
-    """Its Retry-After header; `seconds_of` reads it."""
+    """Its Retry-After header; `clock.seconds_of` parses it."""
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
-    """Networks of a setting such as `10.1.0.0/16, fd00::/8`; ValueError names what is none."""
+    """Networks of a setting such as `10.1.0.0/16, fd00::/8`. ValueError if one is invalid."""
     return tuple(ipaddress.ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
 
 
 def is_allowed(address: Address, allow: Iterable[Network] = ()) -> bool:
-    """Whether a request may go to `address`: a public unicast one, or one in a network that the operator named."""
+    """Whether requests may go to `address`: a public unicast address, or one in a network that the operator allows."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     if any(address.version == network.version and address in network for network in allow):
@@ -95,7 +93,7 @@ def is_allowed(address: Address, allow: Iterable[Network] = ()) -> bool:
 
 
 class _Deadlined(httpcore2.NetworkStream):
-    """A stream whose reads and writes share one deadline: timeouts per read let a slow peer hold us for ever."""
+    """A stream whose reads and writes share one deadline. With timeouts per read, a slow peer could block for ever."""
 
     def __init__(self, stream: httpcore2.NetworkStream, deadline: float) -> None:
         self._stream = stream
@@ -104,7 +102,7 @@ class _Deadlined(httpcore2.NetworkStream):
     def _left(self, timeout: float | None) -> float:
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise httpcore2.ReadTimeout("the answer took too long")
+            raise httpcore2.ReadTimeout("the response took too long")
         return left if timeout is None else min(left, timeout)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -125,7 +123,7 @@ class _Deadlined(httpcore2.NetworkStream):
 
 
 class _GuardedBackend(httpcore2.NetworkBackend):
-    """Connects to checked addresses only. Unix sockets are refused by not being there."""
+    """Connects only to checked addresses. Unix sockets are not implemented, and therefore refused."""
 
     def __init__(self, allow: tuple[Network, ...], total_seconds: float) -> None:
         self._allow = allow
@@ -153,18 +151,18 @@ class _GuardedBackend(httpcore2.NetworkBackend):
                 continue
             return _Deadlined(stream, deadline)
         if refused:
-            # Without the address: the message is shown to whoever made the webhook.
-            raise _RefusedError(f"{host} leads to an address that is not allowed")
+            # Without the address: the owner of the webhook sees this message.
+            raise _RefusedError(f"{host} resolves to an address that is not allowed")
         raise failure
 
 
 class GuardedTransport(httpx2.HTTPTransport):
-    """Transport that only reaches public addresses and the networks in `allow`."""
+    """A transport that only reaches public addresses and the networks in `allow`."""
 
     def __init__(self, allow: tuple[Network, ...] = (), total_seconds: float = TOTAL_SECONDS) -> None:
-        # With a context of its own it would read all certificates again: ten times the rest of a request.
+        # A new context would read all certificates again, which takes ten times as long as the request.
         super().__init__(verify=_tls(), trust_env=False)
-        # The base class has no argument for the backend; the pool that it made has no connection yet.
+        # The base class has no argument for the backend. Its pool has no connections yet and can be replaced.
         self._pool = httpcore2.ConnectionPool(
             ssl_context=_tls(),
             max_connections=1,
@@ -189,8 +187,8 @@ def post(
     allow: tuple[Network, ...] = (),
     total_seconds: float = TOTAL_SECONDS,
 ) -> Reply:
-    """POST a body and read at most RESPONSE_BYTES of the answer. httpx2.HTTPError, AddressRefusedError among them."""
-    began = time.monotonic()
+    """POST a body and read at most RESPONSE_BYTES of the response. Raises httpx2.HTTPError or AddressRefusedError."""
+    start = time.monotonic()
     timeout = httpx2.Timeout(total_seconds, connect=min(CONNECT_SECONDS, total_seconds))
     with (
         httpx2.Client(
@@ -198,27 +196,14 @@ def post(
         ) as client,
         client.stream("POST", url, content=body, headers={**headers, "Accept-Encoding": "identity"}) as response,
     ):
-        # Raw: an answer is text for the log, and unpacking what a stranger packed is how memory goes.
+        # Raw: the response is text for the log, and a malicious compressed body could exhaust the memory.
         received = bytearray()
         for chunk in response.iter_raw():
             received += chunk
             if len(received) >= RESPONSE_BYTES:
                 break
         wait = response.headers.get("retry-after")
-        return Reply(response.status_code, bytes(received[:RESPONSE_BYTES]), time.monotonic() - began, wait)
-
-
-def seconds_of(retry_after: str | None, now: datetime) -> float | None:
-    """Seconds of a Retry-After header: a number, or a date (RFC 9110, section 10.2.3); None: neither."""
-    try:
-        return max(0.0, float(retry_after or ""))
-    except ValueError:
-        pass
-    try:
-        at = parsedate_to_datetime(retry_after or "")
-    except (ValueError, OverflowError):
-        return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
+        return Reply(response.status_code, bytes(received[:RESPONSE_BYTES]), time.monotonic() - start, wait)
 
 
 @cache
@@ -228,11 +213,11 @@ def _tls() -> ssl.SSLContext:
 
 def _resolve(host: str, port: int) -> list[str]:
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise httpcore2.ConnectError(f"{host} cannot be resolved: {error}") from error
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        raise httpcore2.ConnectError(f"cannot resolve {host}: {error}") from error
+    return list(dict.fromkeys(str(entry[4][0]) for entry in addresses))
 
 
 def _parse(address: str) -> Address:
-    return ipaddress.ip_address(address.split("%", 1)[0])  # without the zone of a link-local one
+    return ipaddress.ip_address(address.split("%", 1)[0])  # without the zone of a link-local address

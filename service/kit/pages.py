@@ -1,7 +1,7 @@
 """Lists: opaque keyset cursors, `{"data", "next_cursor"}` and `Link: rel="next"`.
 
-A cursor holds the sort values of the last row that was given out, so a page costs the same wherever it lies, and rows
-that come or go between two pages shift nothing.
+A cursor holds the sort values of the last row of a page, so every page costs the same, and rows that are added or
+removed between two pages do not shift the next one.
 """
 
 import base64
@@ -31,12 +31,14 @@ class Page(BaseModel, Generic[Item]):
     """One page of a list."""
 
     data: list[Item]
-    next_cursor: str | None = Field(None, description="Give it as `cursor` for the next page; null: this is the last.")
+    next_cursor: str | None = Field(
+        None, description="Pass it as `cursor` to get the next page. Null on the last page."
+    )
 
 
 @dataclass(frozen=True)
 class SortKey:
-    """One column of an order. The last key of an order must be unique, or rows get lost between pages."""
+    """One column of a sort order. The last key must be unique, or rows are lost between pages."""
 
     column: Any
     descending: bool = False
@@ -52,47 +54,50 @@ class Pager:
     response: Response
 
     @classmethod
-    def whole(cls, request: Request, limit: int = MAX_LIMIT) -> "Pager":
-        """The first page of a list that stands on a page with others, whatever `limit` and `cursor` it was sent."""
+    def first_page(cls, request: Request, limit: int = MAX_LIMIT) -> "Pager":
+        """The first rows of a list, for a page on which `limit` and `cursor` belong to another list."""
         return cls(limit, None, request, Response())
 
     def after(self, order: str) -> list[Any] | None:
-        """Sort values after which the page starts; `order` names sort and filters, and must be the cursor's own."""
+        """Sort values after which the page starts. order: names sort and filters; other cursors raise 400."""
         if self.cursor is None:
             return None
         try:
             text = base64.urlsafe_b64decode(self.cursor + "=" * (-len(self.cursor) % 4))
-            found, values = json.loads(text)
+            digest, values = json.loads(text)
             if not isinstance(values, list):
                 raise TypeError
             values = [_load(value) for value in values]
         except (ValueError, TypeError, KeyError, binascii.Error, UnicodeError):
-            raise _foreign() from None
-        if found != _digest(order):
-            raise BadRequestError("This cursor belongs to another sort or filter.", code="bad-cursor")
+            raise _invalid_cursor() from None
+        if digest != _digest(order):
+            raise BadRequestError(
+                "This cursor belongs to another sort order or filter. Omit it to start from the first page.",
+                code="bad-cursor",
+            )
         return values
 
     def page(
         self, rows: Sequence[Row], order: str, values: Callable[[Row], Sequence[Any]]
     ) -> tuple[list[Row], str | None]:
-        """Cut `limit + 1` fetched rows to a page; sets the Link header. `values` gives a row's sort values."""
+        """Cut `limit + 1` rows to a page with its next cursor; sets the Link header. values: a row's sort values."""
         if len(rows) <= self.limit:
             return list(rows), None
-        kept = list(rows[: self.limit])
-        text = json.dumps([_digest(order), [_dump(value) for value in values(kept[-1])]], separators=(",", ":"))
+        page = list(rows[: self.limit])
+        text = json.dumps([_digest(order), [_dump(value) for value in values(page[-1])]], separators=(",", ":"))
         cursor = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
         url = self.request.url.include_query_params(cursor=cursor)
         self.response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
-        return kept, cursor
+        return page, cursor
 
 
 async def pager(
     request: Request,
     response: Response,
-    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most rows of one page.")] = DEFAULT_LIMIT,
-    cursor: Annotated[str | None, Query(max_length=2000, description="`next_cursor` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Maximum number of rows per page.")] = DEFAULT_LIMIT,
+    cursor: Annotated[str | None, Query(max_length=2000, description="`next_cursor` of the previous page.")] = None,
 ) -> Pager:
-    """Dependency that reads `limit` and `cursor`."""
+    """Read `limit` and `cursor` from the query."""
     return Pager(limit, cursor, request, response)
 
 
@@ -100,7 +105,7 @@ Paging = Annotated[Pager, Depends(pager)]
 
 
 def keyset(statement: Statement, keys: Sequence[SortKey], after: Sequence[Any] | None, limit: int) -> Statement:
-    """Order a statement, start it after a row's sort values and fetch one row more than the page holds."""
+    """Order a statement, start it after some sort values, and fetch one row more than the page holds."""
     if after is not None:
         check(keys, after)
         statement = statement.where(_beyond(keys, after))
@@ -109,15 +114,15 @@ def keyset(statement: Statement, keys: Sequence[SortKey], after: Sequence[Any] |
 
 
 def check(keys: Sequence[SortKey], after: Sequence[Any]) -> None:
-    """Refuse sort values that no row can have: whoever writes a cursor of their own gets the same 400 for all."""
+    """Reject sort values that no row can have, as in forged cursors. Raises 400."""
     kinds = [key.column.type.python_type for key in keys]
     wanted = [(int, float) if kind is float else kind for kind in kinds]
     if len(after) != len(keys) or not all(map(isinstance, after, wanted)):
-        raise _foreign()
+        raise _invalid_cursor()
 
 
-def _foreign() -> BadRequestError:
-    return BadRequestError("This cursor is none of ours; leave it out to start anew.", code="bad-cursor")
+def _invalid_cursor() -> BadRequestError:
+    return BadRequestError("Invalid cursor. Omit it to start from the first page.", code="bad-cursor")
 
 
 def _beyond(keys: Sequence[SortKey], after: Sequence[Any]) -> ColumnElement[bool]:

@@ -1,4 +1,4 @@
-"""Which local files a request may name: those under the configured roots, symbolic links resolved."""
+"""Which local files a request may name: those under the configured roots, with symbolic links resolved."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -9,13 +9,13 @@ class PathRefusedError(ValueError):
 
 
 def resolve_under_roots(uri: str, roots: tuple[Path, ...]) -> Path:
-    """Local path of a `file://` URI; PathRefusedError where it is relative or outside every root.
+    """Local path of a `file://` URI. PathRefusedError if it is relative or outside every root.
 
-    The path need not exist. Links are followed first: a link inside a root that leads out of it is outside.
+    The path need not exist. Symbolic links are resolved first, so a link that leads out of a root is refused.
     """
     parts = urlsplit(uri)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise PathRefusedError(f"{uri!r} is no local file URI; one looks like file:///folder")
+        raise PathRefusedError(f"{uri!r} is not a local file URI such as file:///folder")
     if parts.query or parts.fragment:
         raise PathRefusedError(f"{uri!r} has a query or a fragment; write ? as %3F and # as %23")
     path = Path(unquote(parts.path))
@@ -25,7 +25,7 @@ def resolve_under_roots(uri: str, roots: tuple[Path, ...]) -> Path:
 
 
 def hold_to_roots(path: Path, roots: tuple[Path, ...]) -> Path:
-    """A path with its links resolved; PathRefusedError where that is outside every root."""
+    """A path with its symbolic links resolved. PathRefusedError if that is outside every root."""
     resolved = path.resolve()
     if not any(resolved.is_relative_to(root) for root in roots):
         raise PathRefusedError(

@@ -1,4 +1,4 @@
-"""Files of an installation are for the user that runs it: models, corpora and keys are nobody else's business."""
+"""File permissions: the models, corpora and keys of an installation are private to the user that runs it."""
 
 import os
 
@@ -12,23 +12,23 @@ _UMASK = 0o077
 
 
 def keep_private(settings: Settings) -> int:
-    """Make what this process writes from now on 0600, folders 0700, and a data folder that is there 0700.
+    """Make new files 0600 and new folders 0700, and an existing data folder 0700.
 
-    Nothing is changed where the operator shares the folder (FEATUREWATCH_PRIVATE_FILES=false). Returns the umask of
-    before. Called where a process starts: libraries and forked children write by the same umask.
+    Nothing changes if the operator shares the folder (FEATUREWATCH_PRIVATE_FILES=false). Returns the previous umask.
+    Call it when a process starts: libraries and forked children use the same umask.
     """
-    before = os.umask(_UMASK)
+    previous = os.umask(_UMASK)
     if not settings.private_files:
-        os.umask(before)
-        return before
+        os.umask(previous)
+        return previous
     folder = settings.data_dir.expanduser()
     if folder.is_dir() and folder.stat().st_mode & _UMASK:
         try:
             folder.chmod(0o700)
-        except PermissionError:  # a volume of somebody else that we may write to
+        except PermissionError:  # a writable volume of another user
             log.warning(
-                "the data folder belongs to another user and is open to others: make it 0700, or set "
+                "the data folder belongs to another user and others can read it: make it 0700, or set "
                 "FEATUREWATCH_PRIVATE_FILES=false if it is shared on purpose",
                 folder=str(folder),
             )
-    return before
+    return previous

@@ -20,16 +20,16 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class FieldProblem(BaseModel):
-    """One fault of a request: where, and what."""
+    """An error in a request: where it is, and what is wrong."""
 
     location: str = Field(description="body, query, path or header.")
     pointer: str = Field(description="JSON pointer into the body, or the name of the parameter.")
-    code: str = Field(description="Machine-readable kind of the fault.")
+    code: str = Field(description="Machine-readable kind of error.")
     detail: str = Field(description="What is wrong, for people.")
 
 
 class ProblemDocument(BaseModel):
-    """RFC 9457 problem document; `errors` only where a request did not fit its schema."""
+    """RFC 9457 problem document. `errors` is present if the request does not match its schema."""
 
     model_config = ConfigDict(title="Problem", extra="allow")
 
@@ -44,7 +44,7 @@ class ProblemDocument(BaseModel):
 
 
 class ProblemError(Exception):
-    """Base of every error that a request may end with. `extra` members go into the document as they are."""
+    """Base class of all errors that a request may end with. `extra` members are added to the document."""
 
     status: int = 500
     code: str = "internal-error"
@@ -89,7 +89,7 @@ class NotFoundError(ProblemError):
 
 
 class NotAcceptableError(ProblemError):
-    status, code, title = 406, "not-acceptable", "No such format"
+    status, code, title = 406, "not-acceptable", "Format not available"
 
 
 class ConflictError(ProblemError):
@@ -101,7 +101,7 @@ class TooLargeError(ProblemError):
 
 
 class UnprocessableError(ProblemError):
-    status, code, title = 422, "unprocessable", "The request cannot be carried out"
+    status, code, title = 422, "unprocessable", "The request cannot be processed"
 
 
 class TooManyRequestsError(ProblemError):
@@ -109,7 +109,7 @@ class TooManyRequestsError(ProblemError):
 
 
 class UnavailableError(ProblemError):
-    status, code, title = 503, "unavailable", "Not available now"
+    status, code, title = 503, "unavailable", "Currently unavailable"
 
 
 def problem_response(
@@ -123,7 +123,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Response:
-    """The response for one problem. `extra` cannot override the members of the standard."""
+    """The response for a problem. `extra` cannot override standard members."""
     document: dict[str, Any] = dict(extra or {})
     document |= {
         "type": f"/problems/{code}",
@@ -139,7 +139,7 @@ def problem_response(
 
 
 def response_for(error: ProblemError, path: str, request_id: str | None) -> Response:
-    """The response of an error class."""
+    """The response for an error."""
     return problem_response(
         path,
         status=error.status,
@@ -153,14 +153,14 @@ def response_for(error: ProblemError, path: str, request_id: str | None) -> Resp
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of `app` a problem document. Unexpected ones come from the request middleware."""
+    """Turn the errors of `app` into problem documents. The request middleware handles unexpected ones."""
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_validation)
 
 
 async def answer(request: Request, error: Exception) -> Response:
-    """The problem document of an error of one of the classes that `install` names."""
+    """The problem document for an error of one of the classes in `install`."""
     if isinstance(error, ProblemError):
         return await _on_problem(request, error)
     if isinstance(error, HTTPException):
@@ -178,7 +178,7 @@ async def _on_problem(request: Request, error: Exception) -> Response:
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
-    """Errors of the framework itself: unknown routes, wrong methods, unreadable bodies."""
+    """Errors of the framework: unknown routes, wrong methods, unreadable bodies."""
     assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
     detail, headers = str(error.detail), dict(error.headers or {})
@@ -206,7 +206,7 @@ async def _on_validation(request: Request, error: Exception) -> Response:
         request.url.path,
         status=422,
         code="invalid-request",
-        title="The request does not fit its schema",
+        title="The request does not match its schema",
         detail=summary,
         request_id=_request_id(request),
         extra={"errors": faults},
@@ -218,12 +218,12 @@ def _fault(item: Mapping[str, Any]) -> dict[str, str]:
     where = str(location[0]) if location else "body"
     rest = [str(part) for part in location[1:]]
     if item["type"] == "json_invalid":
-        rest = []  # the parser's offset is no pointer
+        rest = []  # it contains the parser's offset, which is not a pointer
     pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in rest)
     return {
         "location": where,
         "pointer": pointer if where == "body" else ".".join(rest),
         "code": str(item["type"]),
-        # Our own validators raise ValueError; the prefix is noise to a reader.
+        # Our own validators raise ValueError, for which pydantic adds a prefix.
         "detail": str(item["msg"]).removeprefix("Value error, "),
     }

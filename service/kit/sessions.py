@@ -1,8 +1,8 @@
 """Database sessions of a request.
 
-`WriteSession` is one transaction per request. The transaction middleware (service.audit.middleware) commits it after
-the route has made its answer and before the first byte of that answer is sent: who reads `201` may rely on it. An
-error status rolls it back. Nothing else commits.
+`WriteSession` is the one transaction of a request. The transaction middleware (service.audit.middleware) commits it
+when the route has returned and before the first byte of the response is sent, so a client that reads `201` can rely on
+it. An error status rolls it back. Nothing else commits.
 """
 
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ def database_of(request: Request) -> Database:
     return cast(Database, request.app.state.database)
 
 
-# Coroutines, little as they do: each plain function would be sent to another thread and back.
+# Coroutines, because FastAPI runs plain functions in another thread.
 async def _database(request: Request) -> Database:
     return database_of(request)
 
@@ -35,17 +35,19 @@ async def _artifacts(request: Request) -> ArtifactStore:
 
 
 async def read_session(request: Request) -> AsyncIterator[Session]:
-    """A session that only reads, given back before the response is sent. It connects where it is first used."""
-    # It has nothing to commit and nothing to tell the database at its end, so no thread is asked for that.
+    """A read-only session, closed before the response is sent. It connects on first use."""
+    # It has nothing to commit, so closing it needs no other thread.
     with database_of(request).read() as session:
         yield session
 
 
 async def write_session(request: Request) -> Session:
-    """The session of this request's transaction, when it is its turn; only POST, PUT, PATCH and DELETE have one."""
+    """The session of this request's transaction, once it is its turn. Only POST, PUT, PATCH and DELETE have one."""
     session = getattr(request.state, "write_session", None)
     if session is None:
-        raise RuntimeError(f"{request.method} {request.url.path} has no transaction: only methods that write have one")
+        raise RuntimeError(
+            f"{request.method} {request.url.path} has no transaction; only POST, PUT, PATCH and DELETE have one"
+        )
     await request.state.write_turn.take()
     return cast(Session, session)
 

@@ -1,7 +1,7 @@
-"""OpenTelemetry: off unless the extra `otel` is installed and the standard variable OTEL_TRACES_EXPORTER names one.
+"""OpenTelemetry: off unless the extra `otel` is installed and the standard variable OTEL_TRACES_EXPORTER is set.
 
-Its SDK reads the other OTEL_ variables itself. Call these in the process that is traced: exporters have threads, which
-do not outlive a fork.
+The SDK reads the other OTEL_ variables itself. Call these functions in the process to trace: the threads of exporters
+do not survive a fork.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ log = structlog.get_logger("featurewatch.telemetry")
 
 
 def trace_app(app: FastAPI) -> None:
-    """A span for each request; before the application starts."""
+    """Add a span for each request. Call it before the application starts."""
     if _started():
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor  # noqa: PLC0415
 
@@ -27,16 +27,16 @@ def trace_app(app: FastAPI) -> None:
 
 
 def trace_database(database: Database) -> None:
-    """A span for each statement."""
+    """Add a span for each SQL statement."""
     if _started():
         from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor  # noqa: PLC0415
 
-        # It declares no SQLAlchemy that is newer than itself, and uses only the engine's events.
+        # It declares support only for versions of SQLAlchemy older than itself, but uses only engine events.
         SQLAlchemyInstrumentor().instrument(engines=[*database.engines], skip_dep_check=True)
 
 
 def trace_tasks() -> None:
-    """A span for each task that is sent or carried out, in one trace from the sender on."""
+    """Add a span for each task that is sent or executed. Both belong to the sender's trace."""
     if _started():
         from opentelemetry.instrumentation.celery import CeleryInstrumentor  # noqa: PLC0415
 
@@ -44,7 +44,7 @@ def trace_tasks() -> None:
 
 
 def trace_headers() -> dict[str, str]:
-    """The span that this is part of, for a process that goes on with it."""
+    """The current span as headers, for another process to continue."""
     headers: dict[str, str] = {}
     if _started():
         from opentelemetry.propagate import inject  # noqa: PLC0415
@@ -55,7 +55,7 @@ def trace_headers() -> dict[str, str]:
 
 @contextmanager
 def within_trace(headers: Mapping[str, str]) -> Iterator[None]:
-    """Spans in the block are parts of the one that `trace_headers` gave elsewhere."""
+    """Make spans in the block children of the span in `headers`, which come from `trace_headers`."""
     if not headers or not _started():
         yield
         return
@@ -71,7 +71,7 @@ def within_trace(headers: Mapping[str, str]) -> Iterator[None]:
 
 @cache
 def _started() -> bool:
-    """Whether this process is traced; the first call sets it up."""
+    """Whether this process is traced. The first call sets up tracing."""
     settings = TelemetrySettings()
     if settings.sdk_disabled or settings.traces_exporter in ("", "none"):
         return False

@@ -12,6 +12,7 @@ from featurewatch.service.labels import queries
 from featurewatch.service.labels.schemas import DEFAULT, LabelIn
 from featurewatch.service.models import Family, Run
 from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.kinds import RunKind
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def create(session: Session, family: Family, body: LabelIn) -> tuple[Run, str]:
             code="nothing-to-label",
         )
     params = LabelIn(features=named, checkpoint=checkpoint.name).model_dump(mode="json")
-    run = runs.create(session, family_id=family.id, checkpoint_id=checkpoint.id, kind=queries.KIND, params=params)
+    run = runs.create(session, family_id=family.id, checkpoint_id=checkpoint.id, kind=RunKind.LABEL, params=params)
     return run, checkpoint.name
 
 

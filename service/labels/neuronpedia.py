@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.features import codes
 from featurewatch.service.kit.artifacts import ArtifactStore
+from featurewatch.service.kit.hook_points import depth
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.kit.problems import NotFoundError
 from featurewatch.service.labels import queries
@@ -112,5 +113,4 @@ def _explanations(feature: Feature) -> list[Explanation]:
 
 def _deepest(hook_points: Sequence[str]) -> str:
     """The hook point that promoted tokens are taken at."""
-    kinds = ("attn_out", "mlp_out", "resid_post")
-    return max(hook_points, key=lambda name: (int(name.partition(".")[2]), kinds.index(name.partition(".")[0])))
+    return max(hook_points, key=depth)

@@ -10,8 +10,6 @@ from featurewatch.service.kit.listed import one_of
 from featurewatch.service.models import Feature, Verdict
 from featurewatch.service.verdicts.statuses import CHANGED
 
-KIND = "label"
-
 
 def wanting(session: Session, family_id: str, checkpoint_id: str, limit: int) -> list[int]:
     """Numbers of features without a label of a model that are watched or changed in a checkpoint, most changed first.

@@ -8,6 +8,7 @@ from featurewatch.service.auth.guard import BY_METHOD
 from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.features import logic as features
 from featurewatch.service.kit.pages import Page, Paging, SortKey, check
+from featurewatch.service.kit.routing import accepted
 from featurewatch.service.kit.sessions import AppArtifacts, ReadSession, WriteSession
 from featurewatch.service.labels import logic
 from featurewatch.service.labels.neuronpedia import Exporter, NeuronpediaFeature
@@ -17,7 +18,6 @@ from featurewatch.service.runs.schemas import RunView, view
 
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
 
-RETRY_AFTER_S = 5
 
 CheckpointQuery = Annotated[str | None, Query(description="By its code. Left out: the newest judged one.")]
 PassagesQuery = Annotated[int, Query(ge=0, le=16, description="Passages of each feature.")]
@@ -28,8 +28,7 @@ def label(family: WriteFamily, body: LabelIn, session: WriteSession, response: R
     """A run of the kind `label`. Passages of the probe corpus go to the endpoint of FEATUREWATCH_LABEL_URL. Labels are
     text for people: no verdict uses them."""
     run, checkpoint = logic.create(session, family, body)
-    response.headers["Location"] = f"/v1/runs/{run.id}"
-    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    accepted(response, f"/v1/runs/{run.id}")
     return view(run, family.name, checkpoint)
 
 

@@ -1,6 +1,6 @@
 """JSON of the lineage of features over generations."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import BaseModel, Field
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from featurewatch.service.models import Lineage
 
 LinkKind = Literal["carried", "retired", "split", "merged", "new"]
-LINK_KINDS: tuple[LinkKind, ...] = ("carried", "retired", "split", "merged", "new")
+LINK_KINDS: tuple[LinkKind, ...] = get_args(LinkKind)
 
 
 class LineageLink(BaseModel):

@@ -11,7 +11,7 @@ from featurewatch.service.kit.db import Base
 from featurewatch.service.kit.ids import new_id
 
 UNRESOLVED = text("state != 'resolved'")
-"""What the index of unresolved alerts is of."""
+"""Condition of the partial index of unresolved alerts."""
 
 
 class AlertRule(Base):
@@ -22,26 +22,26 @@ class AlertRule(Base):
     family_id: Mapped[str | None] = mapped_column(ForeignKey("family.id"), index=True)
     """None: every family."""
     condition: Mapped[dict[str, Any]]
-    """`{"kind": "watched", ...}`, see service.alerts.schemas."""
+    """`{"kind": "watched", ...}`, see service.alerts.conditions."""
     enabled: Mapped[bool] = mapped_column(default=True)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 
 class Alert(Base):
-    """Something that people should know of while it holds: of a rule or not, of a checkpoint, a family or a webhook."""
+    """A problem that lasts until it is resolved. It concerns a checkpoint, a family or a webhook."""
 
     __tablename__ = "alert"
     __table_args__ = (
-        # What goes on is one alert, whoever looks at it and however often.
+        # At most one unresolved alert for a key, however many sweeps run at the same time.
         Index("uq_alert_unresolved", "key", unique=True, sqlite_where=UNRESOLVED, postgresql_where=UNRESOLVED),
         Index("ix_alert_key", "key", "created_at"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("alt"))
     kind: Mapped[str]
-    """That of its rule's condition; `webhook_paused` has no rule."""
+    """The kind of its rule. `webhook_paused` has no rule."""
     key: Mapped[str]
-    """What it is about, e.g. `watched:{rule}:{checkpoint}`. There may be many of one key, one after the other."""
+    """What it is about, such as `watched:{rule}:{checkpoint}`. A key may have many resolved alerts."""
     rule_id: Mapped[str | None] = mapped_column(ForeignKey("alert_rule.id", ondelete="CASCADE"), index=True)
     family_id: Mapped[str | None] = mapped_column(ForeignKey("family.id"), index=True)
     checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoint.id"), index=True)
@@ -50,7 +50,7 @@ class Alert(Base):
     """open, acknowledged, muted or resolved."""
     summary: Mapped[str]
     evidence: Mapped[list[Any]]
-    """What raised it, e.g. verdicts, largest change first."""
+    """See service.alerts.evidence."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     updated_at: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow)
     muted_until: Mapped[datetime | None]

@@ -25,7 +25,7 @@ class Run(Base):
     family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), index=True)
     checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoint.id"), index=True)
     kind: Mapped[str]
-    """onboard (extend or re-fit onto a checkpoint), calibrate, label, signature or dependencies."""
+    """See service.runs.kinds."""
     state: Mapped[str] = mapped_column(default="queued")
     """See service.runs.states."""
     stage: Mapped[str | None]
@@ -41,7 +41,7 @@ class Run(Base):
     request_id: Mapped[str | None]
     """The request that asked for it: its lines in the logs of API and workers belong together."""
     usage: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """What the current attempt, or the last one, has cost; see workers.usage."""
+    """What the current attempt, or the last one, has cost; see workers.execution.usage."""
     lease_until: Mapped[datetime | None]
     lines: Mapped[int] = mapped_column(default=0)
     """Lines that its log has had, those that are gone with them: the number of the last one."""

@@ -1,4 +1,8 @@
-"""Progress of one run as server-sent events, read from the database: any API process can serve any run."""
+"""Progress of one run as server-sent events, read from the database: any API process can serve any run.
+
+Own code: FastAPI's event streams may be stored by browsers and proxies (`no-cache` instead of `no-store`), and
+sse-starlette would replace only the framing and the heartbeat.
+"""
 
 import time
 from collections.abc import AsyncIterator

@@ -1,6 +1,6 @@
-"""The log of a run: what its workers logged, written in transactions that hold the run.
+"""The log of a run, written in transactions that hold the run.
 
-Bounded: of a long log the first and the last lines are kept, and one between them says how many are gone.
+Only the first and the last lines of a long log are stored. A line between them says how many were dropped.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from sqlalchemy.orm import Session
 from featurewatch.service.runs import queries
 
 FIRST, LAST = 1000, 2000
-"""Lines of a run that are kept: how it began, and how it ended."""
+"""Lines stored of a run, from its beginning and its end."""
 
 
 class Line(NamedTuple):
-    """One line."""
+    """One line of the log."""
 
     number: int
-    """Of the run, from 1, over its attempts"""
+    """From 1, over all attempts of the run"""
     at: datetime
     level: str
     """info, warning or error"""
@@ -28,13 +28,13 @@ class Line(NamedTuple):
 
 
 def keep(session: Session, *, run_id: str, attempt: int, lines: Sequence[Line]) -> None:
-    """Add the lines that are not there yet. The caller's transaction holds the run, or has just ended the attempt."""
-    had = queries.line_count(session, run_id, attempt)
-    new = [] if had is None else [line._asdict() for line in lines if line.number > had]
+    """Append the lines that are not stored yet. The transaction holds the run, or has just ended the attempt."""
+    stored = queries.line_count(session, run_id, attempt)
+    new = [] if stored is None else [line._asdict() for line in lines if line.number > stored]
     if not new:
         return
     last = new[-1]["number"]
     queries.add_lines(session, run_id, attempt, new, last)
     if last > FIRST + 1 + LAST:
-        gone = {"lines": last - LAST - FIRST}
-        queries.drop_lines(session, run_id, FIRST + 1, last - LAST, event="lines left out", fields=gone)
+        dropped = {"lines": last - LAST - FIRST}
+        queries.drop_lines(session, run_id, FIRST + 1, last - LAST, event="lines left out", fields=dropped)

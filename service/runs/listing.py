@@ -19,17 +19,17 @@ def runs(
 ) -> Page[RunView]:
     """Runs that match every given filter, newest first."""
     order = f"runs {family} {state} {checkpoint}"
-    found = queries.page(
+    rows = queries.page(
         session, family=family, state=state, checkpoint=checkpoint, after=paging.after(order), limit=paging.limit
     )
-    rows, cursor = paging.page(found, order, lambda row: (row[0].created_at, row[0].id))
+    rows, cursor = paging.page(rows, order, lambda row: (row[0].created_at, row[0].id))
     return Page(data=[view(*row) for row in rows], next_cursor=cursor)
 
 
 def attempts(session: Session, paging: Pager, run: Run) -> Page[AttemptView]:
     """Attempts at a run, oldest first."""
-    found = queries.attempts(session, run.id, after=paging.after("attempts"), limit=paging.limit)
-    rows, cursor = paging.page(found, "attempts", lambda row: (row.number,))
+    rows = queries.attempts(session, run.id, after=paging.after("attempts"), limit=paging.limit)
+    rows, cursor = paging.page(rows, "attempts", lambda row: (row.number,))
     return Page(data=[attempt_view(row, run) for row in rows], next_cursor=cursor)
 
 
@@ -42,9 +42,9 @@ def log(
     level: Level = Level.INFO,
     after: int = 0,
 ) -> Page[LogLineView]:
-    """Log lines of a run, oldest first: of `level` and above, with numbers over `after`; attempt None: of all."""
+    """Log lines of a run, oldest first, of `level` or more severe, and after the number `after`."""
     order = f"log {attempt} {level} {after}"
-    found = queries.lines(
+    rows = queries.lines(
         session,
         run.id,
         attempt=attempt,
@@ -53,5 +53,5 @@ def log(
         after=paging.after(order),
         limit=paging.limit,
     )
-    rows, cursor = paging.page(found, order, lambda row: (row.number,))
+    rows, cursor = paging.page(rows, order, lambda row: (row.number,))
     return Page(data=[line_view(row) for row in rows], next_cursor=cursor)

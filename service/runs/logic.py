@@ -1,7 +1,7 @@
-"""What can happen to a run. Every change is one conditional UPDATE, so of two that disagree exactly one wins.
+"""State changes of runs. Each is one conditional UPDATE, so exactly one of two conflicting changes wins.
 
-No function commits. A worker's changes carry its attempt number, the fence: a worker that fell silent and lost its
-run to another one finds that its writes match nothing.
+No function commits. A worker's changes carry its attempt number, the fence: the writes of a worker that lost its run
+to another worker match no row.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,8 @@ from featurewatch.service.kit import clock
 from featurewatch.service.kit.problems import ConflictError, NotFoundError
 from featurewatch.service.models import Attempt, Bell, Run
 from featurewatch.service.runs import lines, queries
-from featurewatch.service.runs.states import ACTIVE, FINAL, RunState, queue_of
+from featurewatch.service.runs.kinds import queue_of
+from featurewatch.service.runs.states import ACTIVE, FINAL, RunState
 from featurewatch.service.webhooks import logic as webhooks
 
 log = structlog.get_logger("featurewatch.runs")
@@ -33,7 +34,7 @@ def create(
     params: dict[str, Any],
     priority: int = 0,
 ) -> Run:
-    """A queued run, and the bell that tells a worker of it, in the caller's transaction."""
+    """Queue a run, and ring a bell for it, in the caller's transaction."""
     run = Run(
         family_id=family_id,
         checkpoint_id=checkpoint_id,
@@ -42,7 +43,7 @@ def create(
         priority=priority,
         max_attempts=ATTEMPTS,
         state=RunState.QUEUED,
-        created_at=clock.database_now(session),  # its place in the line, whichever machine made it
+        created_at=clock.database_now(session),  # its place in the queue, whichever machine created it
         request_id=structlog.contextvars.get_contextvars().get("request_id"),
     )
     session.add(run)
@@ -52,35 +53,35 @@ def create(
 
 
 def get(session: Session, run_id: str) -> tuple[Run, str, str | None]:
-    """A run with the names of its family and checkpoint; NotFoundError."""
-    found = queries.by_id(session, run_id)
-    if found is None:
+    """A run with the names of its family and checkpoint. NotFoundError."""
+    row = queries.by_id(session, run_id)
+    if row is None:
         raise NotFoundError(f"There is no run {run_id}.", code="unknown-run")
-    return found
+    return row
 
 
 def claim(session: Session, *, worker: str, lease_seconds: float, run_id: str | None = None) -> Run | None:
-    """Take the run whose turn it is: by priority, then by age, one at a time in a family. None: nothing to do.
+    """Claim the next run: highest priority first, then oldest, and one at a time in a family. None if there is none.
 
-    `run_id` is what a bell said. It limits the choice to that run's family, where an older run still goes first:
-    a checkpoint's parent is judged before it, in whatever order the bells arrive. An older run of another queue is not
-    for this worker, and what stands behind it waits.
+    run_id: the run that a bell named. Only its family is considered, where an older run still goes first: a parent is
+    judged before its checkpoints, in whatever order the bells arrive. If an older run belongs to another queue, those
+    behind it wait for it.
     """
-    asked = None if run_id is None else queries.kind(session, run_id)
+    named_kind = None if run_id is None else queries.kind(session, run_id)
     busy: set[str] = set()
     candidates = queries.candidates(session, run_id=run_id)
-    now = clock.database_now(session)  # not before: what was still running a moment ago ended before this one begins
+    now = clock.database_now(session)  # after the query: the run before this one in its family has ended by now
     for candidate, family_id, kind in candidates:
         if family_id in busy:
             continue
-        if asked is not None and queue_of(kind) != queue_of(asked):
+        if named_kind is not None and queue_of(kind) != queue_of(named_kind):
             return None
         try:
             with session.begin_nested():
                 won = queries.take(
                     session, candidate, worker=worker, lease_until=now + timedelta(seconds=lease_seconds), now=now
                 )
-        except IntegrityError:  # the unique index: another worker took a run of this family in this moment
+        except IntegrityError:  # the unique index: another worker has just claimed a run of this family
             won = False
         if won:
             run = session.get_one(Run, candidate, populate_existing=True)
@@ -90,10 +91,10 @@ def claim(session: Session, *, worker: str, lease_seconds: float, run_id: str | 
     return None
 
 
-def hold_off(session: Session, family_id: str) -> bool:
-    """Keep workers from taking a run of an idle family until the transaction ends; False where one has a run of it.
+def block_claims(session: Session, family_id: str) -> bool:
+    """Block claims of a family's runs until the transaction ends. False if one of them is active.
 
-    By the index that holds one active run per family: a claim waits for whoever may be about to make one.
+    A placeholder in the index of one active run per family makes claims wait.
     """
     try:
         with session.begin_nested():
@@ -118,7 +119,7 @@ def heartbeat(
     seconds: dict[str, float],
     usage: dict[str, Any] | None = None,
 ) -> RunState | None:
-    """Renew the lease, write the progress. The run's state (`cancelling`: the worker is to stop); None: fence lost."""
+    """Renew the lease and write the progress. Returns the run's state, or None if the fence is lost."""
     now = clock.database_now(session)
     return queries.renew(
         session,
@@ -128,25 +129,25 @@ def heartbeat(
         lease_until=now + timedelta(seconds=lease_seconds),
         stage=stage,
         progress=progress,
-        # A NaN in it would be refused by Postgres, beat after beat, until the lease is over.
+        # Postgres rejects NaN in JSON: every heartbeat would fail until the lease expired.
         detail=webhooks.plain(detail),
         seconds=seconds,
         **({} if usage is None else {"usage": usage}),
     )
 
 
-def hurry(session: Session, *, family_id: str, kind: str, priority: int) -> None:
-    """Let queued runs of a family and kind go no later than one of this priority, which needs what they make."""
+def raise_priority(session: Session, *, family_id: str, kind: str, priority: int) -> None:
+    """Raise queued runs of a family and kind to a priority: a run of this priority needs their results."""
     queries.raise_priority(session, family_id, kind, priority)
 
 
 def gives_way(session: Session, *, family_id: str, priority: int) -> bool:
-    """Whether a run that nobody asked for (`priority` under 0) is to let another one of its family go first."""
+    """Whether a background run (priority below 0) must let another run of its family go first."""
     return priority < 0 and queries.waits_before(session, family_id, priority)
 
 
 def hold(session: Session, *, run_id: str, attempt: int, lease_seconds: float) -> RunState | None:
-    """Renew the lease alone: the fence of a worker's transaction. None: lost."""
+    """Renew only the lease, which fences a worker's transaction. None if the fence is lost."""
     now = clock.database_now(session)
     return queries.renew(
         session, run_id=run_id, attempt=attempt, now=now, lease_until=now + timedelta(seconds=lease_seconds)
@@ -164,11 +165,11 @@ def finish(
     seconds: dict[str, float] | None = None,
     usage: dict[str, Any] | None = None,
 ) -> bool:
-    """End a run that the caller holds. False: the fence is lost or the state machine forbids it; nothing is written."""
+    """End a run that the caller holds. False, and nothing is written, if the fence is lost or its state forbids it."""
     if state not in FINAL:
-        raise ValueError(f"a run does not finish as {state}")
+        raise ValueError(f"{state} is not a final state")
     values: dict[str, Any] = {"result": webhooks.plain(result), "error": webhooks.plain(error)}
-    values |= {key: what for key, what in (("seconds", seconds), ("usage", usage)) if what is not None}
+    values |= {name: value for name, value in (("seconds", seconds), ("usage", usage)) if value is not None}
     if state is RunState.SUCCEEDED:
         values |= {"progress": 1.0, "stage": None}
     now = clock.database_now(session)
@@ -183,28 +184,28 @@ def finish(
 def release(
     session: Session, *, run_id: str, attempt: int, error: dict[str, Any], counted: bool, now: datetime | None = None
 ) -> RunState | None:
-    """Give a run back that its worker cannot go on with. What it became; None: it was not the caller's any more.
+    """Return a run that its worker cannot finish. Returns its new state, or None if the fence is lost.
 
-    `counted`: the attempt was used up, and the last one ends the run as failed with `error`. A worker that only
-    stops for a deploy has not tried and failed: then the run gets its attempt back.
+    counted: the attempt counts, and the last one fails the run with `error`. A worker that stops for a deployment has
+    not failed: the run keeps its attempt.
     """
     now = now or clock.database_now(session)
-    for _ in range(3):  # a request to cancel may come between our reading and our writing
+    for _ in range(3):  # a cancel request may arrive between the read and the write
         run = session.get(Run, run_id, populate_existing=True)
         if run is None or run.attempt != attempt or run.state not in ACTIVE:
             return None
-        became = _give_back(session, run, error=error, counted=counted, now=now)
-        if became is not None:
-            return became
+        state = _give_back(session, run, error=error, counted=counted, now=now)
+        if state is not None:
+            return state
     return None
 
 
 def request_cancel(session: Session, run: Run) -> None:
-    """Cancel a queued run at once; ask the worker of a running one to stop. ConflictError where it has ended."""
+    """Cancel a queued run, or ask the worker of a running one to stop. ConflictError if it has ended."""
     now = clock.database_now(session)
-    for _ in range(5):  # a worker may claim or end the run between our reading and our writing
+    for _ in range(5):  # a worker may claim or end the run between the read and the write
         if run.state in FINAL:
-            raise ConflictError(f"Run {run.id} has {run.state} already.", code="run-ended")
+            raise ConflictError(f"Run {run.id} has already ended: {run.state}.", code="run-ended")
         if run.state == RunState.CANCELLING:
             return
         if run.state == RunState.QUEUED:
@@ -218,11 +219,11 @@ def request_cancel(session: Session, run: Run) -> None:
             if run.state == RunState.CANCELLED:
                 _ended(session, run)
             return
-    raise ConflictError(f"Run {run.id} changes too fast; try again.", code="run-busy")
+    raise ConflictError(f"Run {run.id} keeps changing. Try again.", code="run-busy")
 
 
 def retry(session: Session, run: Run) -> None:
-    """Queue a failed or cancelled run again, with all its attempts. ConflictError in any other state."""
+    """Queue a failed or cancelled run again, with a full set of attempts. ConflictError in any other state."""
     now = clock.database_now(session)
     moved = run.state in (RunState.FAILED, RunState.CANCELLED) and queries.move(
         session,
@@ -241,18 +242,18 @@ def retry(session: Session, run: Run) -> None:
     )
     session.refresh(run)
     if not moved:
-        raise ConflictError(f"Run {run.id} is {run.state}; only a failed or cancelled one can be retried.")
+        raise ConflictError(f"Run {run.id} is {run.state}. Only a failed or cancelled run can be retried.")
     queries.set_checkpoint_state(session, run.checkpoint_id, old="failed", new="registered")
     _ring(session, run.id)
 
 
 def require_idle(session: Session, family_id: str) -> None:
-    """Keep workers from taking a run of a family until the transaction ends; ConflictError where one has one."""
-    if not hold_off(session, family_id):
+    """Block claims of a family's runs until the transaction ends. ConflictError if one of them is active."""
+    if not block_claims(session, family_id):
         run = queries.active(session, family_id)
         name = f"The run {run.id} ({run.kind})" if run else "A run of the family"
         raise ConflictError(
-            f"{name} is in progress. Cancel it, or wait until it ends, then delete again.",
+            f"{name} is in progress. Cancel it or wait until it ends, then delete again.",
             code="run-active",
             title="A run is in progress",
             run=run.id if run else None,
@@ -260,16 +261,16 @@ def require_idle(session: Session, family_id: str) -> None:
 
 
 def cancel_all(session: Session, unfinished: Iterable[Run]) -> None:
-    """Cancel queued runs, and ask the workers of the others to stop."""
+    """Cancel queued runs, and ask the workers of running ones to stop."""
     for run in unfinished:
         request_cancel(session, run)
 
 
 def delete(session: Session, run: Run) -> None:
-    """Remove a run that ended, with its attempts and its log. ConflictError where it has not ended."""
+    """Delete a run with its attempts and log. ConflictError if it has not ended."""
     if not queries.remove(session, Run.id == run.id):
         raise ConflictError(
-            f"The run {run.id} is {run.state}. Cancel it, or wait until it ends, then delete it.",
+            f"The run {run.id} is {run.state}. Cancel it or wait until it ends, then delete it.",
             code="run-active",
             title="A run is in progress",
             run=run.id,
@@ -277,25 +278,25 @@ def delete(session: Session, run: Run) -> None:
 
 
 def reap(session: Session, now: datetime) -> list[str]:
-    """Put runs whose worker fell silent back into the queue, or fail those that have no attempt left; their ids."""
+    """Requeue runs whose lease expired, or fail those without attempts left. Returns their ids."""
     reaped = []
     for run in queries.stale(session, now):
         error = {
             "code": "worker-lost",
-            "title": "The worker fell silent",
+            "title": "The worker stopped responding",
             "detail": f"Worker {run.worker} did not renew its lease in attempt {run.attempt} of {run.max_attempts}"
             + (f", stage {run.stage}." if run.stage else "."),
         }
-        became = _give_back(session, run, error=error, counted=True, now=now, lease_before=now)
-        if became is not None:
-            log.warning("reaped a run", run=run.id, attempt=run.attempt, became=became)
-            note(session, run.id, "error", "the worker fell silent", {"detail": error["detail"]})
+        state = _give_back(session, run, error=error, counted=True, now=now, lease_before=now)
+        if state is not None:
+            log.warning("reaped a run", run=run.id, attempt=run.attempt, became=state)
+            note(session, run.id, "error", "the worker stopped responding", {"detail": error["detail"]})
             reaped.append(run.id)
     return reaped
 
 
 def note(session: Session, run_id: str, level: str, event: str, fields: dict[str, Any]) -> None:
-    """Add a line to a run's log for a worker that cannot, in the transaction that has just ended its attempt."""
+    """Add a log line on behalf of a worker, in the transaction that has just ended its attempt."""
     run = session.get_one(Run, run_id, populate_existing=True)
     line = lines.Line(run.lines + 1, clock.database_now(session), level, event, fields)
     lines.keep(session, run_id=run_id, attempt=run.attempt, lines=[line])
@@ -310,7 +311,7 @@ def _give_back(
     now: datetime,
     lease_before: datetime | None = None,
 ) -> RunState | None:
-    """End an attempt without a result: back to the queue, or to its end where it is unwanted or has no attempt left."""
+    """End an attempt without a result: requeue the run, or end it if it is cancelled or has no attempts left."""
     values: dict[str, Any] = _at_rest(now)
     if run.state == RunState.CANCELLING:
         new = RunState.CANCELLED
@@ -321,7 +322,7 @@ def _give_back(
         new = RunState.QUEUED
         values |= {"error": error if counted else None, "finished_at": None}
         if not counted:
-            # The number itself must stay: it is the fence that keeps the leaving worker out.
+            # The attempt number itself is the fence against the leaving worker, so it stays.
             values["max_attempts"] = run.max_attempts + 1
     moved = queries.move(
         session,
@@ -345,7 +346,7 @@ def _give_back(
 
 
 def _ended(session: Session, run: Run) -> None:
-    """What follows from the end of a run: its checkpoint, the event, and the next run of the family."""
+    """What follows the end of a run: the state of its checkpoint, the event, and a bell for the family's next run."""
     if run.state in (RunState.FAILED, RunState.CANCELLED):
         queries.set_checkpoint_state(session, run.checkpoint_id, old="registered", new="failed")
     if run.state == RunState.FAILED:

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func
 from sqlalchemy.orm import Session, aliased
 
 from featurewatch.service.families.queries import LISTED
+from featurewatch.service.kit.db import changes_one_row
 from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Attempt, Bell, Checkpoint, Family, LogLine, Run, Shard
 from featurewatch.service.runs.states import ACTIVE, FINAL, RunState, can_become
@@ -16,7 +17,7 @@ _CANDIDATES = 20
 
 
 def listing(*, family: str | None = None, state: RunState | None = None, checkpoint: str | None = None) -> Select[Any]:
-    """Rows (run, family name, checkpoint name) that match; order and page are the caller's."""
+    """Select matching runs with the names of their family and checkpoint, in no order."""
     statement: Any = (
         select(Run, Family.name, Checkpoint.name)
         .join(Family, Family.id == Run.family_id)
@@ -47,7 +48,7 @@ def page(
     after: Sequence[Any] | None,
     limit: int,
 ) -> Sequence[tuple[Run, str, str | None]]:
-    """Runs newest first, with names; a row more than `limit` where there are more."""
+    """Runs with the names of their family and checkpoint, newest first; `limit` + 1 rows if there are more."""
     keys = [SortKey(Run.created_at, descending=True), SortKey(Run.id, descending=True)]
     rows = session.execute(keyset(listing(family=family, state=state, checkpoint=checkpoint), keys, after, limit))
     return [(row[0], row[1], row[2]) for row in rows]
@@ -66,9 +67,9 @@ def names(session: Session, run: Run) -> tuple[str, str | None]:
 
 
 def candidates(session: Session, *, run_id: str | None) -> Sequence[tuple[str, str, str]]:
-    """(run id, family id, kind) of queued runs of idle families, first in line first.
+    """(run id, family id, kind) of queued runs of idle families, in the order of the queue.
 
-    `run_id` narrows them to the family of that run: a bell says where work is, the line says whose turn it is.
+    run_id: only runs of the family of this run. A bell says where there is work, the queue says which run is next.
     """
     active = aliased(Run)
     statement = (
@@ -84,25 +85,25 @@ def candidates(session: Session, *, run_id: str | None) -> Sequence[tuple[str, s
 
 
 def kind(session: Session, run_id: str) -> str | None:
-    """Of which kind a run is."""
+    """The kind of a run."""
     return session.scalar(select(Run.kind).where(Run.id == run_id))
 
 
 def state(session: Session, run_id: str, attempt: int) -> str | None:
-    """The state that a run is in; None where another attempt has begun."""
+    """The state of a run, or None if another attempt has begun."""
     return session.scalar(select(Run.state).where(Run.id == run_id, Run.attempt == attempt))
 
 
 def waits_before(session: Session, family_id: str, priority: int) -> bool:
-    """Whether a run of a family waits that goes before those of a priority."""
+    """Whether a run of a family with a higher priority is queued."""
     ahead = exists().where(Run.state == RunState.QUEUED, Run.family_id == family_id, Run.priority > priority)
     return bool(session.scalar(select(ahead)))
 
 
 def take(session: Session, run_id: str, *, worker: str, lease_until: datetime, now: datetime) -> bool:
-    """Make a queued run of an idle family running; IntegrityError where another worker was first for the family."""
+    """Claim a queued run of an idle family. IntegrityError if another worker has just claimed one of its runs."""
     active = aliased(Run)
-    return _changed(
+    return changes_one_row(
         session,
         update(Run)
         .where(Run.id == run_id, Run.state == RunState.QUEUED)
@@ -127,7 +128,7 @@ def take(session: Session, run_id: str, *, worker: str, lease_until: datetime, n
 
 
 def renew(session: Session, *, run_id: str, attempt: int, now: datetime, **values: Any) -> RunState | None:
-    """Write the holder's values; the state that the run is in, None where the caller does not hold it."""
+    """Write values of the worker that holds a run. Returns the run's state, or None if the fence is lost."""
     state = session.execute(
         update(Run)
         .where(Run.id == run_id, Run.attempt == attempt, Run.state.in_(ACTIVE))
@@ -149,18 +150,18 @@ def move(
     lease_before: datetime | None = None,
     **values: Any,
 ) -> bool:
-    """Move a run to `new` where the state machine allows it and every given condition holds; whether it did."""
+    """Move a run to `new` if the state machine allows it and every given condition holds. Returns whether it moved."""
     allowed = [state for state in RunState if can_become(state, new)]
     statement = update(Run).where(Run.id == run_id, Run.state.in_([expected] if expected else allowed))
     if attempt is not None:
         statement = statement.where(Run.attempt == attempt)
     if lease_before is not None:
         statement = statement.where(Run.lease_until < lease_before)
-    return _changed(session, statement.values(state=new, updated_at=now, **values))
+    return changes_one_row(session, statement.values(state=new, updated_at=now, **values))
 
 
 def end_attempt(session: Session, run: Run, *, now: datetime, error: dict[str, Any] | None) -> None:
-    """Write down how a run's attempt ended: what the run has become, why, and what the attempt cost."""
+    """Record how an attempt ended: the new state of the run, the error, and the cost."""
     session.execute(
         update(Attempt)
         .where(Attempt.run_id == run.id, Attempt.number == run.attempt)
@@ -169,27 +170,27 @@ def end_attempt(session: Session, run: Run, *, now: datetime, error: dict[str, A
 
 
 def attempts(session: Session, run_id: str, *, after: Sequence[Any] | None, limit: int) -> Sequence[Attempt]:
-    """Attempts at a run, oldest first; a row more than `limit` where there are more."""
+    """Attempts at a run, oldest first; `limit` + 1 rows if there are more."""
     statement = select(Attempt).where(Attempt.run_id == run_id)
     return session.scalars(keyset(statement, [SortKey(Attempt.number)], after, limit)).all()
 
 
 def line_count(session: Session, run_id: str, attempt: int) -> int | None:
-    """How many lines a run's log has had; None where another attempt has begun."""
+    """Number of the last line of a run's log, or None if another attempt has begun."""
     return session.scalar(select(Run.lines).where(Run.id == run_id, Run.attempt == attempt))
 
 
 def add_lines(session: Session, run_id: str, attempt: int, lines: Sequence[dict[str, Any]], last: int) -> None:
-    """Write lines of an attempt; `last` is the number of the last one."""
+    """Append lines of an attempt. last: the number of the last one."""
     session.execute(insert(LogLine), [{"run_id": run_id, "attempt": attempt, **line} for line in lines])
     session.execute(update(Run).where(Run.id == run_id).values(lines=last))
 
 
-def drop_lines(session: Session, run_id: str, first: int, last: int, **said: Any) -> None:
-    """Remove the lines `first` to `last`, but for the first one, which says so as a warning."""
+def drop_lines(session: Session, run_id: str, first: int, last: int, **values: Any) -> None:
+    """Replace the lines `first` to `last` by one warning with these values."""
     of_run = LogLine.run_id == run_id
     session.execute(delete(LogLine).where(of_run, LogLine.number > first, LogLine.number <= last))
-    session.execute(update(LogLine).where(of_run, LogLine.number == first).values(level="warning", **said))
+    session.execute(update(LogLine).where(of_run, LogLine.number == first).values(level="warning", **values))
 
 
 def lines(
@@ -202,7 +203,7 @@ def lines(
     after: Sequence[Any] | None,
     limit: int,
 ) -> Sequence[LogLine]:
-    """Lines of a run's log with larger numbers than `beyond`, oldest first; one more than `limit` where there are."""
+    """Lines of a run's log with numbers above `beyond`, oldest first; `limit` + 1 rows if there are more."""
     statement = select(LogLine).where(LogLine.run_id == run_id, LogLine.number > beyond, LogLine.level.in_(levels))
     if attempt is not None:
         statement = statement.where(LogLine.attempt == attempt)
@@ -210,7 +211,7 @@ def lines(
 
 
 def raise_priority(session: Session, family_id: str, kind: str, priority: int) -> None:
-    """Let queued runs of a kind go no later than one of this priority that needs what they make."""
+    """Raise queued runs of a family and kind to a priority."""
     session.execute(
         update(Run)
         .where(Run.family_id == family_id, Run.kind == kind, Run.state == RunState.QUEUED, Run.priority < priority)
@@ -219,24 +220,24 @@ def raise_priority(session: Session, family_id: str, kind: str, priority: int) -
 
 
 def any_stale(session: Session, now: datetime) -> bool:
-    """Whether an active run's lease is over."""
+    """Whether the lease of an active run has expired."""
     return session.scalar(select(exists().where(Run.state.in_(ACTIVE), Run.lease_until < now))) or False
 
 
 def any_active(session: Session) -> bool:
-    """Whether a run is held by a worker, or by none any more until it is reaped."""
+    """Whether any run is active, with or without a live worker."""
     return session.scalar(select(exists().where(Run.state.in_(ACTIVE)))) or False
 
 
 def active(session: Session, family_id: str) -> Run | None:
-    """The run of a family that a worker holds."""
+    """The active run of a family."""
     return session.scalars(select(Run).where(Run.family_id == family_id, Run.state.in_(ACTIVE))).one_or_none()
 
 
 def unfinished(
     session: Session, family_id: str, *, checkpoint_id: str | None = None, kind: str | None = None
 ) -> Sequence[Run]:
-    """Runs of a family that have not ended, oldest first; only those of a checkpoint or kind, where given."""
+    """Runs of a family that have not ended, oldest first."""
     statement = select(Run).where(Run.family_id == family_id, Run.state.not_in(FINAL))
     if checkpoint_id is not None:
         statement = statement.where(Run.checkpoint_id == checkpoint_id)
@@ -246,7 +247,7 @@ def unfinished(
 
 
 def remove(session: Session, *conditions: ColumnElement[bool]) -> int:
-    """Remove runs that ended with their bells and shards, and return how many; the database removes logs, attempts."""
+    """Delete ended runs with their bells and shards, and return how many. The database deletes logs and attempts."""
     ended = (Run.state.in_(FINAL), *conditions)
     for table in (Bell, Shard):
         session.execute(delete(table).where(table.run_id.in_(select(Run.id).where(*ended))))
@@ -255,7 +256,7 @@ def remove(session: Session, *conditions: ColumnElement[bool]) -> int:
 
 
 def stale(session: Session, now: datetime) -> Sequence[Run]:
-    """Active runs whose lease is over. Rows that a living worker has locked in this moment are not stale."""
+    """Active runs whose lease has expired, except those that a live worker has locked."""
     statement = (
         select(Run)
         .where(Run.state.in_(ACTIVE), Run.lease_until < now)
@@ -267,14 +268,14 @@ def stale(session: Session, now: datetime) -> Sequence[Run]:
 
 
 def next_in_line(session: Session, family_id: str) -> str | None:
-    """The queued run of a family whose turn is next."""
+    """Id of the next queued run of a family."""
     return session.scalars(
         select(Run.id).where(Run.family_id == family_id, Run.state == RunState.QUEUED).order_by(*_LINE).limit(1)
     ).one_or_none()
 
 
 def set_checkpoint_state(session: Session, checkpoint_id: str | None, *, old: str, new: str) -> None:
-    """Follow a run's fate in its checkpoint; one that is in another state stays as it is."""
+    """Change the state of a run's checkpoint, if it is `old`."""
     if checkpoint_id is not None:
         session.execute(
             update(Checkpoint).where(Checkpoint.id == checkpoint_id, Checkpoint.state == old).values(state=new)
@@ -282,17 +283,17 @@ def set_checkpoint_state(session: Session, checkpoint_id: str | None, *, old: st
 
 
 def silent_bells(session: Session, limit: int) -> Sequence[tuple[int, str, str]]:
-    """(bell id, run id, kind) of bells that were not rung yet, oldest first."""
+    """(bell id, run id, kind) of bells that have not been rung, oldest first."""
     return _bells(session, select(Bell.id, Run.id, Run.kind).where(Bell.rung_at.is_(None)).limit(limit))
 
 
 def mark_rung(session: Session, bell_ids: Sequence[int], now: datetime) -> None:
-    """Say that the bells were rung."""
+    """Mark bells as rung."""
     session.execute(update(Bell).where(Bell.id.in_(bell_ids)).values(rung_at=now))
 
 
 def unheard(session: Session, *, rung_before: datetime, limit: int) -> Sequence[tuple[int, str, str]]:
-    """As `silent_bells`: the newest of each queued run of an idle family, if long ago. Its message may be lost."""
+    """As `silent_bells`, of queued runs of idle families whose newest bell is old: its message may be lost."""
     active = aliased(Run)
     newest = select(func.max(Bell.id)).group_by(Bell.run_id)
     return _bells(
@@ -310,14 +311,9 @@ def _bells(session: Session, statement: Select[int, str, str]) -> Sequence[tuple
 
 
 def drop_old_bells(session: Session, *, rung_before: datetime) -> None:
-    """Remove bells that were rung long ago, of runs that wait no longer."""
+    """Delete old bells of runs that are no longer queued."""
     waiting = select(Run.id).where(Run.state == RunState.QUEUED)
     session.execute(delete(Bell).where(Bell.rung_at < rung_before, Bell.run_id.not_in(waiting)))
-
-
-def _changed(session: Session, statement: Any) -> bool:
-    result = session.execute(statement.execution_options(synchronize_session=False))
-    return isinstance(result, CursorResult) and result.rowcount == 1
 
 
 _LINE = (Run.priority.desc(), Run.created_at, Run.id)

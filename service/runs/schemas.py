@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.runs.states import RunState
 
 if TYPE_CHECKING:
@@ -18,39 +19,39 @@ class RunFault(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    code: str = Field(description="For programs.", examples=["worker-lost"])
+    code: str = Field(description="Stable identifier for programs.", examples=["worker-lost"])
     title: str
     detail: str
 
 
 class Usage(BaseModel):
-    """What an attempt has cost. Null where it is not known, as on systems that do not tell."""
+    """What an attempt cost. A value that the system does not report is null."""
 
     model_config = ConfigDict(extra="allow")
 
     device: str | None = Field(None, description="`cpu`, or the name of the GPU.")
-    cpu_seconds: float | None = Field(None, description="Of all threads and processes of the worker.")
-    peak_memory_bytes: int | None = Field(None, description="Most resident memory that the worker had.")
-    peak_device_memory_bytes: int | None = Field(None, description="Most memory of the GPU that was allocated.")
-    positions_per_second: dict[str, float] = Field(default_factory=dict, description="Of stages that count them.")
+    cpu_seconds: float | None = Field(None, description="CPU time of all threads and processes of the worker.")
+    peak_memory_bytes: int | None = Field(None, description="Peak resident memory of the worker.")
+    peak_device_memory_bytes: int | None = Field(None, description="Peak memory allocated on the GPU.")
+    positions_per_second: dict[str, float] = Field(default_factory=dict, description="Throughput by stage.")
 
 
 class AttemptView(BaseModel):
-    """One try at a run by one worker."""
+    """One attempt at a run by a worker."""
 
     number: int
     worker: str
     outcome: RunState | None = Field(
-        description="What it left the run as; `queued`: for another attempt. Null: it goes on."
+        description="State of the run after the attempt; `queued`: another attempt follows. Null: it is in progress."
     )
-    error: RunFault | None = Field(description="Why it did not succeed.")
+    error: RunFault | None = Field(description="Why the attempt did not succeed.")
     usage: Usage
     started_at: datetime
     ended_at: datetime | None
 
 
 class Level(StrEnum):
-    """How much a line of a log matters."""
+    """Severity of a log line."""
 
     INFO = "info"
     WARNING = "warning"
@@ -58,44 +59,42 @@ class Level(StrEnum):
 
     @property
     def and_above(self) -> list[str]:
-        """This level and those that matter more."""
+        """This level and the more severe ones."""
         levels = [level.value for level in Level]
         return levels[levels.index(self.value) :]
 
 
 class LogLineView(BaseModel):
-    """One line that a worker logged of a run."""
+    """One line of a run's log."""
 
-    number: int = Field(description="From 1, over all attempts. `lines left out` stands for those that are not kept.")
+    number: int = Field(description="From 1, over all attempts. `lines left out` stands for lines that are not stored.")
     attempt: int
     at: datetime
     level: Level
-    event: str = Field(description="What happened, in a few words.")
-    fields: dict[str, Any] = Field(description="What else it says. `exception` is a traceback.")
+    event: str = Field(description="What happened.")
+    fields: dict[str, Any] = Field(description="Details. `exception` is a traceback.")
 
 
 class RunView(BaseModel):
-    """One piece of work for the workers."""
+    """A unit of work for the workers."""
 
     id: str
     family: str
     checkpoint: str | None
-    kind: str = Field(
-        description="`onboard`: extend the dictionary onto a checkpoint, or re-fit it. `calibrate`: judge nulls. "
-        "`label`: have features labelled by an endpoint. `signature`: read signatures. `dependencies`: what features "
-        "are computed from."
-    )
+    kind: str = Field(description=" ".join(f"`{kind}`: {kind.description}." for kind in RunKind))
     state: RunState
-    stage: str | None = Field(description="What the worker is at.")
-    progress: float = Field(description="Of the stage, 0 to 1.", ge=0, le=1)
-    detail: dict[str, Any] = Field(description="What the stage has to say, e.g. positions per second.")
-    priority: int = Field(description="Larger ones go first. Below 0: nobody asked for it, and it gives way.")
+    stage: str | None = Field(description="What the worker is doing.")
+    progress: float = Field(description="Progress of the stage, 0 to 1.", ge=0, le=1)
+    detail: dict[str, Any] = Field(description="Details of the stage, such as positions per second.")
+    priority: int = Field(
+        description="Higher goes first. Below 0: a background run, which lets others of its family go first."
+    )
     attempt: int
     max_attempts: int
-    seconds: dict[str, float] = Field(description="Stage -> seconds, added up over attempts.")
-    usage: Usage = Field(description="What the newest attempt has cost so far.")
-    log_lines: int = Field(description="Number of the last line of its log; 0: there is none.")
-    request_id: str | None = Field(description="The request that asked for it, as the logs name it.")
+    seconds: dict[str, float] = Field(description="Seconds by stage, summed over attempts.")
+    usage: Usage = Field(description="Cost of the newest attempt so far.")
+    log_lines: int = Field(description="Number of the last line of its log. 0: the log is empty.")
+    request_id: str | None = Field(description="Id of the request that created it, as in the logs.")
     result: dict[str, Any] | None
     error: RunFault | None
     created_at: datetime
@@ -130,7 +129,7 @@ def view(run: "Run", family: str, checkpoint: str | None) -> RunView:
 
 
 def attempt_view(one: "Attempt", run: "Run") -> AttemptView:
-    """An attempt as the API shows it. What one that goes on has cost is with its run: heartbeats write there."""
+    """An attempt as the API shows it. Heartbeats write the cost of the current one to its run."""
     usage = run.usage if one.ended_at is None and one.number == run.attempt else one.usage
     return AttemptView(
         number=one.number,

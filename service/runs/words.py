@@ -7,11 +7,11 @@ from typing import Any
 from featurewatch.service.runs.schemas import LogLineView
 
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters except tab and newline, changes of the direction of writing, and what no terminal can encode."""
+"""Control characters except tab and newline, direction changes, and characters that terminals cannot encode."""
 
 
 def as_text(line: LogLineView) -> str:
-    """`2026-07-30 12:00:01.250  #2  warning  missed a beat  error=...`; a traceback follows on lines of its own."""
+    """`2026-07-30 12:00:01.250  #2  warning  missed a beat  error=...`, and a traceback on lines of its own."""
     head = [f"{line.at:%Y-%m-%d %H:%M:%S}.{line.at.microsecond // 1000:03}", f"#{line.attempt}", f"{line.level:<7}"]
     text = "  ".join(filter(None, [*head, indented(line.event), indented(details(line.fields))]))
     traceback = line.fields.get("exception")
@@ -19,17 +19,17 @@ def as_text(line: LogLineView) -> str:
 
 
 def details(fields: Mapping[str, Any]) -> str:
-    """`stage=fit seconds=3.2`: what a line says beside its event, but for a traceback."""
+    """`stage=fit seconds=3.2`: the fields of a line, without a traceback."""
     return " ".join(f"{name}={_value(value)}" for name, value in fields.items() if name != "exception")
 
 
 def indented(text: str) -> str:
-    """Lines after the first one further in, so that no text passes itself off as a line of the log."""
+    """Text with indented continuation lines, so that it cannot imitate another line of the log."""
     return seen(text).replace("\n", "\n    ")
 
 
 def seen(text: str) -> str:
-    """Text without characters that act on a terminal."""
+    """Text with the characters replaced that control a terminal."""
     return _UNSEEN.sub("\ufffd", text.replace("\r\n", "\n"))
 
 

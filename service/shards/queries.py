@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from featurewatch.service.kit.db import changes_one_row
 from featurewatch.service.models import Run, Shard
 from featurewatch.service.runs.states import RunState
 
@@ -53,7 +54,7 @@ def free(session: Session, run_id: str, now: datetime, limit: int) -> Sequence[s
 
 def take(session: Session, shard_id: str, *, worker: str, lease_until: datetime | None, now: datetime) -> bool:
     """Give a shard that waits to a worker."""
-    return _changed(
+    return changes_one_row(
         session,
         update(Shard)
         .where(Shard.id == shard_id, _free(now), _led())
@@ -64,7 +65,7 @@ def take(session: Session, shard_id: str, *, worker: str, lease_until: datetime 
 def change(session: Session, shard_id: str, attempt: int, **values: Any) -> bool:
     """Write the holder's values; False where the caller does not hold it, or its run does not go on."""
     held = update(Shard).where(Shard.id == shard_id, Shard.attempt == attempt, Shard.done_at.is_(None), _led())
-    return _changed(session, held.values(**values))
+    return changes_one_row(session, held.values(**values))
 
 
 class Done(NamedTuple):
@@ -108,8 +109,3 @@ def reopen(session: Session, shard_id: str) -> None:
     session.execute(
         update(Shard).where(Shard.id == shard_id).values(worker=None, lease_until=None, read=0, done_at=None)
     )
-
-
-def _changed(session: Session, statement: Any) -> bool:
-    result = session.execute(statement.execution_options(synchronize_session=False))
-    return isinstance(result, CursorResult) and result.rowcount == 1

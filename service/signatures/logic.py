@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from featurewatch.service.alerts import signatures as alerts
+from featurewatch.service.alerts import evaluation as alerts
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.config import Settings as Configuration
 from featurewatch.service.features import queries as features
@@ -20,6 +20,7 @@ from featurewatch.service.kit.problems import ConflictError, NotFoundError, Unpr
 from featurewatch.service.models import Checkpoint, Family, Reading, Run, Signature
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs import queries as run_queries
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.runs.states import RunState
 from featurewatch.service.signatures import contrast, queries
 from featurewatch.service.signatures.schemas import (
@@ -34,7 +35,6 @@ from featurewatch.service.signatures.schemas import (
 from featurewatch.service.store.ledger import SessionLedger
 from featurewatch.service.verdicts import queries as verdicts
 
-KIND = "signature"
 TURN = 1.25
 """A signature turns where its strength changed by more than this factor, with the whole interval."""
 
@@ -76,7 +76,7 @@ def queue(session: Session, checkpoint: Checkpoint, signatures: Sequence[Signatu
         session,
         family_id=checkpoint.family_id,
         checkpoint_id=checkpoint.id,
-        kind=KIND,
+        kind=RunKind.SIGNATURE,
         params={"signatures": [one.id for one in signatures]},
     )
 
@@ -98,7 +98,7 @@ def get(session: Session, family: Family, name: str) -> Signature:
 
 def delete(session: Session, family: Family, row: Signature) -> None:
     """Forget a signature with its readings. Queued runs read the others that they were asked for, or are cancelled."""
-    for run in run_queries.unfinished(session, family.id, kind=KIND):
+    for run in run_queries.unfinished(session, family.id, kind=RunKind.SIGNATURE):
         others = [one for one in run.params["signatures"] if one != row.id]
         if run.state != RunState.QUEUED or len(others) == len(run.params["signatures"]):
             continue
@@ -106,7 +106,7 @@ def delete(session: Session, family: Family, row: Signature) -> None:
             run.params = run.params | {"signatures": others}
         else:
             runs.request_cancel(session, run)
-    alerts.forget(session, family, row)
+    alerts.forget_signature(session, family, row)
     queries.remove(session, row)
 
 
@@ -205,7 +205,7 @@ def record(session: Session, checkpoint_id: str, found: Sequence[Found]) -> dict
         row.activations = one.activations
         queries.add(session, row)
         rows.append((row, there[one.signature_id]))
-    raised = alerts.evaluate(session, family=family, checkpoint=checkpoint, readings=rows)
+    raised = alerts.signatures_read(session, family=family, checkpoint=checkpoint, readings=rows)
     statuses = {signature.name: row.status for row, signature in rows}
     return {"family": family.name, "checkpoint": checkpoint.name, "signatures": statuses, "alerts": len(raised)}
 

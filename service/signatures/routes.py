@@ -5,14 +5,13 @@ from fastapi import APIRouter, Response
 from featurewatch.service.auth.guard import BY_METHOD
 from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.kit.pages import Page, Paging
+from featurewatch.service.kit.routing import accepted
 from featurewatch.service.kit.sessions import AppArtifacts, AppSettings, ReadSession, WriteSession
 from featurewatch.service.runs.schemas import view as run_view
 from featurewatch.service.signatures import logic
 from featurewatch.service.signatures.schemas import SignatureCourse, SignatureCreated, SignatureIn, SignatureView
 
 router = APIRouter(prefix="/v1/families/{family}/signatures", tags=["signatures"], dependencies=[BY_METHOD])
-
-RETRY_AFTER_S = 5
 
 
 @router.post("", status_code=202, summary="Watch a concept that a contrast set shows")
@@ -26,8 +25,7 @@ def create_signature(
 ) -> SignatureCreated:
     """Reads it in every judged checkpoint, the baseline first, and from now on in each new one."""
     row, queued = logic.create(session, settings, artifacts, family, body)
-    response.headers["Location"] = f"/v1/families/{family.name}/signatures/{row.name}"
-    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    accepted(response, f"/v1/families/{family.name}/signatures/{row.name}")
     return SignatureCreated(
         signature=logic.view(session, family, row), runs=[run_view(run, family.name, name) for run, name in queued]
     )

@@ -88,7 +88,7 @@ def vacuum(
     In the caller's transaction, during which no worker can take a run of the family. Where it fails, what was removed
     is gone, and stays noted until the next time. Arguments as of `look`.
     """
-    if not runs.hold_off(session, family_id):
+    if not runs.block_claims(session, family_id):
         return Vacuumed(busy=True)
     found = look(session, settings, family_id, stored, now)
     if found.released:

@@ -11,6 +11,7 @@ from itertools import takewhile
 
 from sqlalchemy.orm import Session
 
+from featurewatch.service.kit.hook_points import kind_of
 from featurewatch.service.models import Checkpoint, Code, Source
 from featurewatch.service.verdicts import queries
 from featurewatch.service.verdicts.policy import Policy
@@ -50,7 +51,7 @@ class Ancestor:
 
 def kinds(hook_points: Sequence[str]) -> set[str]:
     """Kinds of hook points: `resid_post` of `resid_post.12`."""
-    return {hook.partition(".")[0] for hook in hook_points}
+    return set(map(kind_of, hook_points))
 
 
 def ancestry(session: Session, checkpoint: Checkpoint) -> list[Ancestor]:

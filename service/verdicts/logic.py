@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from featurewatch.service.alerts import logic as alerts
+from featurewatch.service.alerts import evaluation as alerts
 from featurewatch.service.kit.clock import utcnow
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.labels.automatic import auto_label
@@ -132,7 +132,7 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
     checkpoint.state, checkpoint.generation = "judged", outcome.generation
     checkpoint.quality, checkpoint.judged_at = outcome.quality, utcnow()
     session.flush()
-    raised = alerts.evaluate(session, family=family, checkpoint=checkpoint)
+    raised = alerts.judged(session, family=family, checkpoint=checkpoint)
     result = {
         "family": family.name,
         "checkpoint": checkpoint.name,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from featurewatch.service.kit.kept import Kept
+from featurewatch.service.kit.cache import SizedCache
 from featurewatch.service.models import Checkpoint
 from featurewatch.service.verdicts import queries
 from featurewatch.service.verdicts.arrays import by_column
@@ -85,9 +85,9 @@ class Course:
 
 
 # A checkpoint of 32,768 features takes 1.6 MB, 5.9 MB and almost nothing: room for some sixty.
-_STANDING: Kept[Table] = Kept(96 * 2**20)
-_MEASURED: Kept[Measured] = Kept(360 * 2**20)
-_COURSES: Kept[Course] = Kept(16 * 2**20)
+_STANDING: SizedCache[Table] = SizedCache(96 * 2**20)
+_MEASURED: SizedCache[Measured] = SizedCache(360 * 2**20)
+_COURSES: SizedCache[Course] = SizedCache(16 * 2**20)
 
 
 def read(session: Session, checkpoint: Checkpoint, *, keep: bool) -> Stored:

@@ -1,1 +1,1 @@
-"""The pages: what the API says, shown to people. Every figure comes from the API's own functions."""
+"""The web interface. Every number on a page comes from the same functions as in the API."""

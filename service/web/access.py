@@ -1,4 +1,4 @@
-"""What a page's routes depend on: who looks at it, and the form that was sent."""
+"""Dependencies of page routes: the signed-in caller and the submitted form."""
 
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qs
@@ -14,40 +14,40 @@ from featurewatch.service.kit.routing import READING
 from featurewatch.service.kit.sessions import ReadSession
 
 Model = TypeVar("Model", bound=BaseModel)
-MOST_FIELDS = 200
+MAX_FIELDS = 200
 
 
 class Form:
-    """The fields of a form, `application/x-www-form-urlencoded`."""
+    """The fields of a submitted form, `application/x-www-form-urlencoded`."""
 
     def __init__(self, fields: dict[str, list[str]]) -> None:
         self._fields = fields
 
-    def one(self, name: str) -> str:
-        """The text of a field; empty where it was not sent."""
+    def text(self, name: str) -> str:
+        """The text of a field; empty if it was not sent."""
         return self._fields.get(name, [""])[-1].strip()
 
-    def some(self, name: str) -> str | None:
-        """The text of a field; None where nothing was written into it."""
-        return self.one(name) or None
+    def optional(self, name: str) -> str | None:
+        """The text of a field; None if it was left empty."""
+        return self.text(name) or None
 
     def all(self, name: str) -> list[str]:
-        """Every value of a field that may be chosen several times."""
+        """All non-empty values of a field that can be sent several times."""
         return [value for value in self._fields.get(name, []) if value]
 
 
 async def _form(request: Request) -> Form:
-    """Raises 403 for a form that did not come from one of our pages, 422 for one that is none."""
+    """The submitted form. Raises 403 without a valid CSRF token and 422 for an unreadable body."""
     if request.method in READING:
         return Form({})
     try:
         text = request.state.body.decode("utf-8")
-        fields = parse_qs(text, keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
+        fields = parse_qs(text, keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
     except ValueError:
         raise UnprocessableError("This form could not be read. Reload the page and submit it again.") from None
     form = Form(fields)
     visit: Visit | None = request.state.visit
-    if visit is None or not visit.knows(form.one("csrf")):
+    if visit is None or not visit.knows(form.text("csrf")):
         raise ForbiddenError(
             "This form has expired or was not sent from a page of this service. Go back, reload the page and submit it "
             "again.",
@@ -61,30 +61,30 @@ async def _form(request: Request) -> Form:
 SentForm = Annotated[Form, Depends(_form)]
 
 
-async def _reading(request: Request, session: ReadSession) -> None:
-    """The route's own session, for what stands on every page."""
-    request.state.reading = session
+async def _share_session(request: Request, session: ReadSession) -> None:
+    """Share the route's session with `render.page`, which counts the open alerts on every page."""
+    request.state.page_session = session
 
 
 def pages(guard: Any = BY_METHOD) -> APIRouter:
-    """A router of pages: for who may read, or write by method; None: for everybody. Forms must come from our pages."""
+    """A router for pages. Every form needs a valid CSRF token. guard: who may call its routes; None for everyone."""
     return APIRouter(
-        include_in_schema=False, dependencies=[*([guard, Depends(_reading)] if guard else []), Depends(_form)]
+        include_in_schema=False, dependencies=[*([guard, Depends(_share_session)] if guard else []), Depends(_form)]
     )
 
 
-def filled(model: type[Model], **values: Any) -> Model:
-    """A request as the API takes it, from a form. Raises 422 with what is wrong, for people."""
+def validated(model: type[Model], **values: Any) -> Model:
+    """A request model built from form values. Raises 422 with a readable list of what is invalid."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = [(".".join(str(part) for part in one["loc"]), one["msg"]) for one in error.errors()]
-        said = "; ".join(f"{where or 'form'}: {what.removeprefix('Value error, ')}" for where, what in faults[:5])
-        raise UnprocessableError(said, code="invalid-form", title="Invalid form") from None
+        errors = [(".".join(map(str, fault["loc"])) or "form", fault["msg"]) for fault in error.errors()]
+        detail = "; ".join(f"{field}: {message.removeprefix('Value error, ')}" for field, message in errors[:5])
+        raise UnprocessableError(detail, code="invalid-form", title="Invalid form") from None
 
 
 def visit_of(request: Request) -> Visit:
-    """The visit of this request's browser; begun here where it has none."""
+    """The visit of this request's browser; begins one if there is none."""
     if request.state.visit is None:
         request.state.visit, request.state.new_visit = begin(), True
     visit: Visit = request.state.visit
@@ -92,13 +92,13 @@ def visit_of(request: Request) -> Visit:
 
 
 def may(request: Request, scope: str) -> bool:
-    """Whether who looks at a page may do more than read it."""
+    """Whether the caller has a scope."""
     principal: Principal | None = getattr(request.state, "principal", None)
     return principal is not None and scope in principal.scopes
 
 
 def cookie_options(request: Request) -> dict[str, Any]:
-    """Name and attributes of the cookie."""
+    """Name and attributes of the session cookie."""
     scheme = request.url.scheme
     return {
         "key": cookie_name(scheme),

@@ -1,4 +1,4 @@
-"""What became of the features between two checkpoints, as a flow from one to the other."""
+"""A flow diagram of how features changed between two checkpoints."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ MOST_SUCCESSORS = 12
 def flow(
     baseline: str, checkpoint: str, counts: Mapping[Status, int], replaced: Sequence[FeatureRow], link: str
 ) -> Plot:
-    """counts: features by status. replaced: the first of those, with their successors. link: a list by status."""
+    """counts: features by status. replaced: replaced features with their successors. link: prefix of status filters."""
     rows: list[list[str | int | None]] = []
     links: list[str] = []
     for status in Status:

@@ -1,4 +1,4 @@
-"""The lineage of checkpoints as a drawing: generations of descent from left to right, a lane for each branch."""
+"""Layout of the lineage graph: descendants from left to right, one lane per branch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _LETTERS = 12
 
 @dataclass(frozen=True)
 class Node:
-    """A checkpoint on the drawing, in pixels."""
+    """A checkpoint in the drawing. Coordinates are in pixels."""
 
     checkpoint: CheckpointOut
     x: int
@@ -20,12 +20,12 @@ class Node:
     short: str
     changed: int
     worst: str
-    """The gravest status that a feature came into here; the checkpoint's state where none did."""
+    """The most severe status that a feature entered here; the checkpoint's state if no feature changed."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """Nodes and the paths between parents and children."""
+    """Nodes, and the SVG paths from parents to children. Sizes are in pixels."""
 
     nodes: list[Node]
     paths: list[str]
@@ -34,31 +34,31 @@ class Drawing:
 
 
 def draw(checkpoints: Sequence[CheckpointOut], changes: Mapping[str, Mapping[str, int]]) -> Drawing:
-    """checkpoints: parents before their children. changes: checkpoint id -> status -> features that came into it."""
+    """checkpoints: parents before their children. changes: checkpoint id -> status -> features that entered it."""
     places: dict[str, tuple[int, int]] = {}
     ends: dict[int, int] = {}
-    """Lane -> depth of the last checkpoint in it."""
+    """Lane -> depth of its last checkpoint."""
     nodes, paths = [], []
-    for one in checkpoints:
-        parent = places.get(one.parent or "")
+    for checkpoint in checkpoints:
+        parent = places.get(checkpoint.parent or "")
         depth = parent[0] + 1 if parent else 0
         lane = _lane(ends, parent, depth)
         ends[lane] = depth
-        places[one.name] = (depth, lane)
+        places[checkpoint.name] = (depth, lane)
         x, y = MARGIN + depth * STEP, MARGIN // 2 + 12 + lane * LANE
         if parent:
             paths.append(_path(MARGIN + parent[0] * STEP, MARGIN // 2 + 12 + parent[1] * LANE, x, y))
-        found = changes.get(one.id, {})
-        worst = next((status for status in CHANGED if found.get(status)), one.state)
+        found = changes.get(checkpoint.id, {})
+        worst = next((status for status in CHANGED if found.get(status)), checkpoint.state)
         changed = sum(found.get(status, 0) for status in CHANGED)
-        short = one.name if len(one.name) <= _LETTERS else one.name[: _LETTERS - 1] + "…"
-        nodes.append(Node(one, x, y, short, changed, worst))
+        short = checkpoint.name if len(checkpoint.name) <= _LETTERS else checkpoint.name[: _LETTERS - 1] + "…"
+        nodes.append(Node(checkpoint, x, y, short, changed, worst))
     depth = max((place[0] for place in places.values()), default=0)
     return Drawing(nodes, paths, 2 * MARGIN + depth * STEP, MARGIN // 2 + 46 + max(ends, default=0) * LANE)
 
 
 def _lane(ends: Mapping[int, int], parent: tuple[int, int] | None, depth: int) -> int:
-    """The parent's lane where the parent is its last one; else the first that is free from there on."""
+    """The parent's lane if the parent is the last in it, else the first free lane below."""
     if parent and ends[parent[1]] == parent[0]:
         return parent[1]
     lane = parent[1] + 1 if parent else 0

@@ -1,4 +1,4 @@
-"""Whole lists of features as CSV files, read in pieces: neither the list nor a connection is held while one is sent."""
+"""Full feature lists as CSV, streamed in pieces that hold neither the whole list nor a database connection."""
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -26,9 +26,9 @@ async def _selection(selection: SelectionQuery) -> Selection:
 
 
 FormSelection = Annotated[Selection, Depends(_selection)]
-"""Which features a page's form asks for: an empty field of a form is no filter."""
+"""The features that a filter form asks for. Empty fields filter nothing."""
 NAME = "features"
-AT_ONCE = 1000
+ROWS_PER_PIECE = 1000
 
 
 def _end(figure: Figure, position: int) -> Callable[[Point], Cell]:
@@ -58,22 +58,22 @@ _COLUMNS: dict[str, Callable[[FeatureRow], Cell]] = {
 }
 
 
-def as_file(request: Request, asked: Comparison, selection: Selection) -> Response:
-    """All features of a comparison that fit the filter, in an order. Each piece waits for its turn to compute."""
+def as_file(request: Request, comparison: Comparison, selection: Selection) -> Response:
+    """All selected features of a comparison as a CSV file. Each piece waits for its turn to compute."""
     wanted, order = selection.wanted, selection.order
     turns: Turns = request.app.state.turns
     read = database_of(request).read
-    family, checkpoint = asked.family.name, asked.checkpoint.name
-    baseline = asked.baseline.name if asked.baseline else None
+    family, checkpoint = comparison.family.name, comparison.checkpoint.name
+    baseline = comparison.baseline.name if comparison.baseline else None
 
     def piece(after: list[Any] | None) -> tuple[str, list[Any] | None]:
-        """Rows as text, and the sort values of the last one; None where no row follows."""
+        """The rows after some sort values as text, and the sort values of the last one; None if no row follows."""
         with read() as session:
-            again = logic.comparison(session, families.get(session, family), checkpoint, baseline)
-            found = logic.rows(session, again, wanted=wanted, order=order, after=after, limit=AT_ONCE)
-            shown = logic.shown(session, again, (row.feature for row in found[:AT_ONCE]))
-        text = csv_text([cell(row) for cell in _COLUMNS.values()] for row in shown.values())
-        return text, list(order.values(found[AT_ONCE - 1])) if len(found) > AT_ONCE else None
+            current = logic.comparison(session, families.get(session, family), checkpoint, baseline)
+            verdicts = logic.rows(session, current, wanted=wanted, order=order, after=after, limit=ROWS_PER_PIECE)
+            rows = logic.shown(session, current, (verdict.feature for verdict in verdicts[:ROWS_PER_PIECE]))
+        text = csv_text([cell(row) for cell in _COLUMNS.values()] for row in rows.values())
+        return text, list(order.values(verdicts[ROWS_PER_PIECE - 1])) if len(verdicts) > ROWS_PER_PIECE else None
 
     async def pieces() -> AsyncIterator[str]:
         yield csv_text([[*_COLUMNS]])

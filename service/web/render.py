@@ -1,4 +1,4 @@
-"""Turning what the API says into HTML: one environment, one way to answer."""
+"""Renders templates to responses."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ POLICY = (
 )
 _HEADERS = {
     "Content-Security-Policy": POLICY,
-    # Without an origin the guard against foreign pages could not tell our own forms.
+    # The check for cross-site requests needs the origin of our own forms.
     "Referrer-Policy": "same-origin",
     "Cache-Control": "private, no-cache",
     "Vary": "Cookie, HX-Request",
@@ -50,15 +50,15 @@ def page(
     secret: bool = False,
     **values: Any,
 ) -> Response:
-    """A page; of `?csv=<plot>` the numbers of one of its plots. `secret`: no cache may keep it."""
-    asked = request.query_params.get("csv")
-    if asked is not None and plots:
-        return csv_response(plots, asked)
-    if cut_off(request):
-        return once_more()
-    session = None if is_fragment(request) else getattr(request.state, "reading", None)
-    waiting = alerts.count_open(session) if session else 0
-    text = _text(request, template, visit_of(request), waiting, plots={plot.name: plot for plot in plots}, **values)
+    """A page, or the CSV data of one of its plots for `?csv=<plot>`. secret: no cache may store it."""
+    plot_name = request.query_params.get("csv")
+    if plot_name is not None and plots:
+        return csv_response(plots, plot_name)
+    if lacks_cookie(request):
+        return reload()
+    session = None if is_fragment(request) else getattr(request.state, "page_session", None)
+    open_alerts = alerts.count_open(session) if session else 0
+    text = _text(request, template, visit_of(request), open_alerts, plots={plot.name: plot for plot in plots}, **values)
     response = HTMLResponse(
         text, status_code=status, headers=_HEADERS | ({"Cache-Control": "no-store"} if secret else {})
     )
@@ -66,50 +66,49 @@ def page(
 
 
 def problem_page(request: Request, problem: dict[str, Any], headers: Mapping[str, str]) -> Response:
-    """A problem as a page, as far as is known who asks: it may have come before anybody looked at that."""
-    if cut_off(request):
-        return once_more()
-    waiting = 0
-    if may(request, "read") and problem["status"] < 500:  # else the database may be what broke
+    """A problem as a page. It may have occurred before the caller was known."""
+    if lacks_cookie(request):
+        return reload()
+    open_alerts = 0
+    if may(request, "read") and problem["status"] < 500:  # the database may be what failed
         with database_of(request).read() as session:
-            waiting = alerts.count_open(session)
+            open_alerts = alerts.count_open(session)
     visit = getattr(request.state, "visit", None)
-    text = _text(request, "access/problem.html", visit, waiting, plots={}, problem=problem)
+    text = _text(request, "access/problem.html", visit, open_alerts, plots={}, problem=problem)
     return HTMLResponse(text, status_code=problem["status"], headers={**headers, **_HEADERS})
 
 
-def _text(request: Request, template: str, visit: Visit | None, waiting: int, **values: Any) -> str:
-    """waiting: open alerts, to be told beside the way to them."""
+def _text(request: Request, template: str, visit: Visit | None, open_alerts: int, **values: Any) -> str:
     return _environment().get_template(template).render(
         request=request,
         csrf=visit.token if visit else "",
         signed_in=getattr(getattr(request.state, "principal", None), "session_id", None) is not None,
         may_write=may(request, "write"),
         may_admin=may(request, "admin"),
-        waiting=waiting,
+        open_alerts=open_alerts,
         version=__version__,
         **values,
     )  # fmt: skip
 
 
-def cut_off(request: Request) -> bool:
-    """Whether a link of another site led here: then the browser held back the cookie, if it has one."""
-    crossed = request.headers.get("sec-fetch-site") == "cross-site"
-    return crossed and request.method == "GET" and getattr(request.state, "visit", None) is None
+def lacks_cookie(request: Request) -> bool:
+    """Whether a link on another site led here, for which browsers withhold a strict cookie."""
+    cross_site = request.headers.get("sec-fetch-site") == "cross-site"
+    return cross_site and request.method == "GET" and getattr(request.state, "visit", None) is None
 
 
-def once_more() -> Response:
-    """The same address again, asked for by ourselves: the cookie comes along, and is not overwritten by a new one."""
+def reload() -> Response:
+    """A page that reloads itself: the browser then sends the cookie, and no new one overwrites it."""
     return bare("access/again.html", _HEADERS)
 
 
 def bare(template: str, headers: dict[str, str]) -> Response:
-    """A page that is the same for everybody."""
+    """A page that is the same for every caller."""
     return HTMLResponse(_environment().get_template(template).render(), headers=headers)
 
 
 def with_visit(request: Request, response: Response) -> Response:
-    """The answer, with the cookie of a visit that began in this request."""
+    """The response, with the cookie of a visit that began in this request."""
     if getattr(request.state, "new_visit", False):
         sealed = request.state.visits.seal(request.state.visit)
         response.set_cookie(value=sealed, max_age=SECONDS, **cookie_options(request))
@@ -117,28 +116,28 @@ def with_visit(request: Request, response: Response) -> Response:
 
 
 def back(path: str) -> Response:
-    """To a page after a form was carried out."""
+    """Redirect to a page after a form was processed."""
     return RedirectResponse(path, status_code=303)
 
 
 def is_fragment(request: Request) -> bool:
-    """Whether htmx asks for a part of a page."""
+    """Whether htmx requests a part of a page."""
     return request.headers.get("hx-request") == "true"
 
 
 def address(*parts: str) -> str:
-    """A path of ours; what stands in a name is no part of it."""
+    """A path on this service, with every part escaped."""
     return "/" + "/".join(quote(part, safe="") for part in parts)
 
 
 def static(name: str) -> str:
-    """Address of a file that a browser may keep for ever: it changes with the file's content."""
+    """URL of a static file. It contains a digest of the file, so browsers can cache it forever."""
     return f"/static/{name}?{digest(name)}"
 
 
 @cache
 def digest(name: str) -> str:
-    """Of a static file's content."""
+    """Digest of a static file."""
     return hashlib.sha256((FOLDER / "static" / name).read_bytes()).hexdigest()[:12]
 
 
@@ -152,7 +151,7 @@ def _moment(value: datetime | None) -> Markup:
 
 
 def _number(value: Any, digits: int = 3) -> str:
-    """A figure for people, thousands apart; a dash where there is none."""
+    """A number with thousands separators; a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -164,11 +163,11 @@ def _number(value: Any, digits: int = 3) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
-def _told(value: Any) -> str:
-    """A figure, a word, or a list of them or of features: what evidence holds."""
+def _evidence(value: Any) -> str:
+    """A value of an alert's evidence: a number, a word, or a list of them or of features."""
     if isinstance(value, Mapping):
         return str(value["id"]) if "id" in value else _pretty(value)
-    return ", ".join(map(_told, value)) if isinstance(value, list) else _number(value)
+    return ", ".join(map(_evidence, value)) if isinstance(value, list) else _number(value)
 
 
 def _ratio(value: float | None) -> str:
@@ -210,29 +209,29 @@ def _pretty(value: Any) -> str:
 
 
 def prepare() -> None:
-    """Compile the templates: a fifth of a second, which the first to see each page would wait for."""
+    """Compile all templates at start-up, which takes a fifth of a second, so that no first visitor waits."""
     for name in _environment().list_templates(filter_func=lambda name: not name.startswith("report.")):
         _environment().get_template(name)
 
 
 @cache
 def _environment() -> jinja2.Environment:
-    found = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {
+    environment.filters |= {
         "moment": _moment, "number": _number, "ratio": _ratio, "interval": _interval, "q": _q, "seconds": _seconds,
-        "bytes": _bytes, "pretty": _pretty, "told": _told, "plain": words.plain, "passage": words.passage,
+        "bytes": _bytes, "pretty": _pretty, "evidence": _evidence, "plain": words.plain, "passage": words.passage,
         "details": details, "seen": seen, "formatted": lambda value, kind: _FORMATS[kind](value),
     }  # fmt: skip
-    found.globals |= {
+    environment.globals |= {
         "static": static, "address": address, "GLYPHS": shapes.GLYPHS, "bar": shapes.bar, "shade": shapes.shade,
         "colour": shapes.colour, "STATUSES": tuple(Status), "CHANGED": CHANGED, "SORTS": SORTS,
         "LISTED_FIGURES": shown_in("page"),
         "script_statuses": [{"word": one.value, "sign": one.row.sign, "colour": one.row.colour} for one in Status],
     }  # fmt: skip
-    return found
+    return environment

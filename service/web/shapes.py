@@ -1,4 +1,4 @@
-"""Small drawings that need no script: an interval on a scale, a shade for an activation, a glyph for a status."""
+"""Small drawings that need no script: ratio bars, activation shades and status symbols."""
 
 from collections.abc import Sequence
 
@@ -26,9 +26,9 @@ def colour(state: str) -> str:
 
 
 def bar(value: float | None, ends: Sequence[float | None] | None) -> Markup:
-    """A ratio with its interval between 0 and 2.5, over the band of `present`, which the stylesheet draws.
+    """A ratio and its interval on a scale from 0 to 2.5; the stylesheet draws the `present` band behind it.
 
-    One shape, since a list has thousands. The figures stand beside it.
+    A single path, since a list has thousands of them.
     """
     if value is None:
         return Markup("")
@@ -43,7 +43,7 @@ def bar(value: float | None, ends: Sequence[float | None] | None) -> Markup:
     ).format(w=_WIDTH, start=start, end=end, dot=at(value))
 
 
-def shade(value: float, most: float) -> str:
-    """The class of a token's shade: `s0` (it does not fire) to `s8` (as strongly as anywhere)."""
-    share = 0.0 if most <= 0 else min(max(value / most, 0.0), 1.0)
+def shade(value: float, largest: float) -> str:
+    """CSS class of a token's shade: `s0` (inactive) to `s8` (the largest activation)."""
+    share = 0.0 if largest <= 0 else min(max(value / largest, 0.0), 1.0)
     return f"s{0 if share == 0 else max(1, round(share * _SHADES))}"

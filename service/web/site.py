@@ -1,4 +1,4 @@
-"""The pages as a part of the application: their routes, their static files, and what their errors look like."""
+"""Adds the web interface to the application: page routes, static files and error pages."""
 
 import json
 import mimetypes
@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from featurewatch.service.kit import problems
 from featurewatch.service.kit.problems import MEDIA_TYPE, ProblemError
-from featurewatch.service.web.render import FOLDER, cut_off, digest, is_fragment, once_more, prepare, problem_page
+from featurewatch.service.web.render import FOLDER, digest, is_fragment, lacks_cookie, prepare, problem_page, reload
 from featurewatch.service.web.routes import (
     alerts,
     api,
@@ -34,33 +34,33 @@ ROUTERS = tuple(
     part.router
     for part in (login, deletions, families, checkpoints, features, signatures, runs, alerts, webhooks, keys, api)
 )
-_NO_PAGES = ("/v1", "/metrics", "/healthz", "/readyz", "/openapi.json", "/docs", "/static")
-_FOR_EVER = "public, max-age=31536000, immutable"
+_WITHOUT_PAGES = ("/v1", "/metrics", "/healthz", "/readyz", "/openapi.json", "/docs", "/static")
+_IMMUTABLE = "public, max-age=31536000, immutable"
 
 
 class _Static(StaticFiles):
-    """Files whose address holds a digest of their content."""
+    """Serves files from memory, cached forever, if the URL contains the right digest."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        named = path in _files() and scope["query_string"] == digest(path).encode()
-        if named and scope["method"] in ("GET", "HEAD"):
+        matches = path in _files() and scope["query_string"] == digest(path).encode()
+        if matches and scope["method"] in ("GET", "HEAD"):
             content, kind = _files()[path]
-            return Response(content, media_type=kind, headers={"Cache-Control": _FOR_EVER})
+            return Response(content, media_type=kind, headers={"Cache-Control": _IMMUTABLE})
         return await super().get_response(path, scope)
 
 
 @cache
 def _files() -> dict[str, tuple[bytes, str | None]]:
-    """Name -> content and kind. Kept, as they are few: to send one from the disk takes a handful of threads."""
+    """Name -> content and media type. Kept in memory: serving one from disk occupies several threads."""
     folder = FOLDER / "static"
-    found = [path for path in folder.rglob("*") if path.is_file()]
+    paths = [path for path in folder.rglob("*") if path.is_file()]
     return {
-        path.relative_to(folder).as_posix(): (path.read_bytes(), mimetypes.guess_type(path.name)[0]) for path in found
+        path.relative_to(folder).as_posix(): (path.read_bytes(), mimetypes.guess_type(path.name)[0]) for path in paths
     }
 
 
 def install(app: FastAPI) -> None:
-    """Add the pages. After `problems.install`: what people meet in a browser is shown as a page."""
+    """Add the web interface. Call it after `problems.install`, whose handlers it wraps to show errors as pages."""
     prepare()
     for router in ROUTERS:
         app.include_router(router)
@@ -70,10 +70,10 @@ def install(app: FastAPI) -> None:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    """A problem as a page; as the API says it where no page was asked for."""
+    """A problem as a page, or as the API returns it if the client did not ask for a page."""
     answer = await problems.answer(request, error)
-    wanted = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith(_NO_PAGES)
-    if not wanted and not is_fragment(request):
+    wants_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith(_WITHOUT_PAGES)
+    if not wants_page and not is_fragment(request):
         return answer
     assert answer.media_type == MEDIA_TYPE
     if answer.status_code == 401:
@@ -83,11 +83,11 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 def _to_sign_in(request: Request) -> Response:
-    if cut_off(request):
-        return once_more()
+    if lacks_cookie(request):
+        return reload()
     reading = request.method == "GET" and not is_fragment(request)
     path = f"{request.url.path}?{request.url.query}".removesuffix("?") if reading else "/families"
     target = f"/login?next={quote(path, safe='')}"
-    if is_fragment(request):  # a redirect would put the form of signing in into the place of the fragment
+    if is_fragment(request):  # a redirect would put the sign-in form in place of the fragment
         return Response(status_code=204, headers={"HX-Redirect": target})
     return RedirectResponse(target, status_code=303)

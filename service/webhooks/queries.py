@@ -4,9 +4,10 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CursorResult, delete, func, or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from featurewatch.service.kit.db import changes_one_row
 from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Delivery, Event, Webhook
 
@@ -81,7 +82,7 @@ def due(
 
 def reserve(session: Session, delivery_id: str, *, now: datetime, until: datetime) -> bool:
     """Take a due delivery until a time; False where another sweep was first."""
-    return _changed(
+    return changes_one_row(
         session,
         update(Delivery)
         .where(Delivery.id == delivery_id, Delivery.state == "pending", Delivery.next_attempt_at <= now)
@@ -91,7 +92,7 @@ def reserve(session: Session, delivery_id: str, *, now: datetime, until: datetim
 
 def settle(session: Session, delivery_id: str, *, reserved_until: datetime, **values: Any) -> bool:
     """Write the outcome of an attempt; False where the reservation ran out and the delivery went another way."""
-    return _changed(
+    return changes_one_row(
         session,
         update(Delivery)
         .where(Delivery.id == delivery_id, Delivery.state == "pending", Delivery.next_attempt_at == reserved_until)
@@ -154,8 +155,3 @@ def drop_events(session: Session, *, before: datetime, limit: int) -> None:
     ids = session.scalars(old).all()
     session.execute(delete(Delivery).where(Delivery.event_id.in_(ids)))
     session.execute(delete(Event).where(Event.id.in_(ids)))
-
-
-def _changed(session: Session, statement: Any) -> bool:
-    result = session.execute(statement.execution_options(synchronize_session=False))
-    return isinstance(result, CursorResult) and result.rowcount == 1

@@ -37,7 +37,8 @@ WAITS = tuple(
         {"hours": 24},
     )
 )
-"""Waits between the attempts; after the last one the delivery is given up."""
+"""Waits between the attempts; after the last one the delivery is given up. Stored in the database rather than slept by
+tenacity: the schedule outlives the process."""
 
 JITTER = 0.1
 LONGEST_RETRY_AFTER = WAITS[-1]
@@ -173,7 +174,7 @@ def record(session: Session, parcel: Parcel, outcome: Outcome, *, pause_after: t
 def _wait(attempts: int, retry_after: str | None) -> timedelta:
     """The schedule's next wait, or the longer one that the receiver asked for."""
     planned = WAITS[attempts - 1] * _random.uniform(1, 1 + JITTER)
-    asked = outbound.seconds_of(retry_after, clock.utcnow()) or 0.0
+    asked = clock.seconds_of(retry_after, clock.utcnow()) or 0.0
     return max(planned, timedelta(seconds=min(asked, LONGEST_RETRY_AFTER.total_seconds())))
 
 

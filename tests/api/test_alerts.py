@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from featurewatch.service.alerts import logic, raising
+from featurewatch.service.alerts import evaluation, raising
 from featurewatch.service.kit import clock
 from featurewatch.service.models import Checkpoint, Event, Family
 from tests import factories
@@ -36,7 +36,7 @@ def judge(database, name, **statuses):
             row = session.get_one(factories.Verdict, (checkpoint.id, int(feature[1:])))
             row.status, row.previous_status = value if isinstance(value, tuple) else (value, "present")
             row.change = 1.0 + row.feature if row.status != "present" else 0.0
-        return [alert.summary for alert in logic.evaluate(session, family=family, checkpoint=checkpoint)]
+        return [alert.summary for alert in evaluation.judged(session, family=family, checkpoint=checkpoint)]
 
 
 def rule(client, condition, **more):
@@ -167,7 +167,7 @@ def measure(database, name, fvu):
 def test_quality_against_a_bound_is_one_alert_along_a_lineage(client, database, lineage):
     rule(client, {"kind": "quality", "max_fvu": 0.35})
     assert measure(database, "v1", 0.3) == []
-    assert measure(database, "v2", 0.5) == ["v2: FVU 0.5, at most 0.35 may be"]
+    assert measure(database, "v2", 0.5) == ["v2: FVU 0.5 exceeds the limit of 0.35"]
     assert measure(database, "v2", 0.5) == [], "judged again: nothing new"
     assert measure(database, "v3", 0.6) == [], "goes on"
     (alert,) = alerts(client, "kind=quality&checkpoint=v2&state=open")
@@ -183,9 +183,9 @@ def test_quality_against_the_parent_is_raised_where_it_falls_again(client, datab
     rule(client, {"kind": "quality", "max_fvu_ratio": 1.5})
     assert measure(database, "v1", 0.9) == [], "nothing to compare with"
     measure(database, "v1", 0.2)
-    assert measure(database, "v2", 0.4) == ["v2: FVU 0.4, at most 0.3 may be"]
+    assert measure(database, "v2", 0.4) == ["v2: FVU 0.4 exceeds the limit of 0.3"]
     assert measure(database, "v3", 0.5) == [], "not over 1.5 times v2's, and v2's alert stays"
-    assert measure(database, "v3", 0.7) == ["v3: FVU 0.7, at most 0.6 may be"]
+    assert measure(database, "v3", 0.7) == ["v3: FVU 0.7 exceeds the limit of 0.6"]
     assert {alert["state"] for alert in alerts(client)} == {"open"}
     measure(database, "v3", 0.3)
     assert {alert["state"] for alert in alerts(client)} == {"resolved"}

@@ -5,8 +5,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from featurewatch.service.alerts import circuits
-from featurewatch.service.alerts import logic as alerts
+from featurewatch.service.alerts import evaluation
+from featurewatch.service.alerts.events import ComparedFeature
 from featurewatch.service.dependencies import figures, logic, queries
 from featurewatch.service.dependencies.store import load
 from featurewatch.service.families import logic as families
@@ -157,13 +157,14 @@ def test_a_rule_on_rewiring(client: TestClient, database: Database, artifacts: A
             keep(session, artifacts, name)
     raised = client.get("/v1/alerts").json()["data"]
     assert {(alert["rule_name"], alert["checkpoint"]) for alert in raised} == {("any", "v2"), ("ours", "v2")}
-    assert raised[0]["summary"] == "v2: computed from other features: F5"
+    assert raised[0]["summary"] == "v2: F5 rewired"
     assert set(raised[0]["evidence"][0]["lost"]) == {"F0", "F1"}
     with database.write() as session:  # a second look that finds nothing
         at = session.query(Checkpoint).filter_by(name="v2").one()
         family = families.get(session, "smol")
-        circuits.evaluate(session, family=family, checkpoint=at, looked=[circuits.Looked("F5", False, 1.0, [], [])])
-        verdicts = alerts.evaluate(session, family=family, checkpoint=at)
+        again = [ComparedFeature("F5", False, 1.0, [], [])]
+        evaluation.dependencies_compared(session, family=family, checkpoint=at, compared=again)
+        verdicts = evaluation.judged(session, family=family, checkpoint=at)
     assert verdicts == []
     assert {alert["state"] for alert in client.get("/v1/alerts").json()["data"]} == {"resolved"}
 

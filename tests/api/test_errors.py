@@ -91,7 +91,7 @@ def test_a_read_while_the_database_is_away(
 ) -> None:
     if database.is_sqlite:
         return  # a file is there or not
-    monkeypatch.setattr(db, "TRUSTED_S", 3600.0)
+    monkeypatch.setattr(db, "PING_AFTER_SECONDS", 3600.0)
     assert client.get("/v1/families").status_code == 200
     end_connections(database.url)
     response = client.get("/v1/families")

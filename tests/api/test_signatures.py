@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
+from featurewatch.service.alerts import evaluation
 from featurewatch.service.alerts import logic as alerts
 from featurewatch.service.alerts.schemas import AlertRuleCreate
 from featurewatch.service.config import Settings
@@ -189,7 +190,7 @@ def test_a_judgement_of_features_leaves_alerts_on_signatures(client: TestClient,
         read(session, "v2", "absent", strength=0.0)
         for name in ("v2", "v3"):
             at = session.query(Checkpoint).filter_by(name=name).one()
-            alerts.evaluate(session, family=session.get_one(factories.Family, at.family_id), checkpoint=at)
+            evaluation.judged(session, family=session.get_one(factories.Family, at.family_id), checkpoint=at)
         assert [alert.state for alert in session.query(Alert)] == ["open"]
 
 

@@ -115,7 +115,7 @@ def test_a_family_is_calibrated(service: Up, planted: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     halves = next(line.split() for line in shown.stdout.splitlines() if line.startswith("halves"))
     assert halves[1:4] == ["0", "of", "3"]
-    assert "finetune: not to be had" in shown.stderr
+    assert "finetune: not available" in shown.stderr
     assert "the family's" in shown.stdout
     answer = service.json("calibrate", "quiet", "--null", "int8")
     assert (answer["state"], answer["checkpoint"], answer["result"]["features"]["alarms"]) == ("succeeded", "v1", 0)
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_waits_for_the_first_fit(service: Up, planted: Path) -
     assert "--gate needs verdicts" in gated.stderr
     done = service.run(*register, "--wait")
     assert (done.returncode, done.stdout.strip()) == (0, "v1 of later is read and waits for the first fit"), done.stderr
-    assert "No re-fit yet." in service.run("lineage", "later").stderr
+    assert "No re-fits yet." in service.run("lineage", "later").stderr
     assert service.json("lineage", "later", "--kind", "split") == []
 
 
@@ -182,6 +182,30 @@ def test_webhooks_and_rules_of_every_kind(service: Up) -> None:
     assert service.json("alert", "list", "--kind", "webhook_paused") == []
     done = service.run("alert", "resolve", "alt_none")
     assert (done.returncode, "alt_none" in done.stderr) == (2, True)
+
+
+def test_a_rule_is_created_by_its_kind(service: Up) -> None:
+    create = ("alert", "rule", "create")
+    statuses = ["suppressed", "absent", "replaced", "relocated", "amplified"]
+    for options, condition in [
+        (["tag", "r", "--tag", "deception", "--status", "absent"],
+         {"kind": "tag", "tag": "deception", "statuses": ["absent"]}),
+        (["status-count", "r", "--status", "absent", "--at-least", "3"],
+         {"kind": "status_count", "status": "absent", "at_least": 3}),
+        (["rewired", "r"], {"kind": "rewired", "feature": None}),
+        (["quality", "r", "--max-fvu", "0.4"], {"kind": "quality", "max_fvu": 0.4, "max_fvu_ratio": None}),
+        (["run-failed", "--run", "onboard", "--run", "label", "r"],
+         {"kind": "run_failed", "runs": ["onboard", "label"], "at_least": 1}),
+        (["absence", "r", "--days", "7"], {"kind": "absence", "days": 7.0}),
+        (["watched", "r"], {"kind": "watched", "statuses": statuses}),
+    ]:  # fmt: skip
+        rule = service.json(*create, *options)
+        assert (rule["name"], rule["condition"]) == ("r", condition)
+        assert service.run("alert", "rule", "delete", rule["id"]).returncode == 0
+    for options in (["absence", "r"], ["watched", "r", "--days", "7"], ["watched"], ["quality", "r"]):
+        assert service.run(*create, *options).returncode == 2, options
+    deprecated = service.run(*create, "--family", "toy", "tag", "--tag", "lost or found")
+    assert "create tag tag --family toy --tag 'lost or found'" in deprecated.stderr, "a rule that is named like a kind"
 
 
 def test_nothing_answers() -> None:

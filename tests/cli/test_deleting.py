@@ -62,12 +62,12 @@ def test_what_is_deleted_is_gone(server: str) -> None:
         assert done.returncode == 0 and second["run"]["id"] in done.stdout
         for words in (["checkpoint", "delete", "mine", "v2"], ["checkpoint", "delete", "mine", "v1", "--reparent"]):
             done = within("--url", server, *words, "--yes")
-            assert done.returncode == 0 and "is deleted" in done.stderr, done.stderr
+            assert done.returncode == 0 and "Deleted " in done.stderr, done.stderr
         assert list(client.checkpoints("mine")) == []
 
         runner = Terminal()
         no = runner.invoke(app, ["--url", server, "family", "delete", "mine"], input="n\n")
-        assert no.exit_code == 1 and "nothing was deleted" in no.output
+        assert no.exit_code == 1 and "Nothing was deleted." in no.output
         assert client.family("mine")
         yes = runner.invoke(app, ["--url", server, "family", "delete", "mine"], input="y\n")
         assert yes.exit_code == 0 and "all its checkpoints" in yes.output

@@ -215,7 +215,12 @@ def test_the_default_gate_asks_whether_it_could_be_judged(service: Up, planted: 
 
 
 @pytest.mark.parametrize(
-    ("schema", "file"), [("github-actions", "action.yml"), ("gitlab-ci", "deploy/gitlab/featurewatch.yml")]
+    ("schema", "file"),
+    [
+        ("github-actions", "action.yml"),
+        ("github-workflows", ".github/workflows/ci.yml"),
+        ("gitlab-ci", "deploy/gitlab/featurewatch.yml"),
+    ],
 )
 def test_the_files_are_what_the_runners_read(schema: str, file: str) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", str(ROOT / file)]
@@ -282,7 +287,7 @@ def test_the_gitlab_job(gated: Up, planted: Path, tmp_path: Path, checkout: Path
     assert lines_of(tmp_path / reports["dotenv"])["status"] == "error"
     suite = ElementTree.parse(tmp_path / reports["junit"]).getroot()
     assert suite.get("errors") == "1"
-    assert "does not answer" in (suite.findtext(".//error") or "")
+    assert "does not respond" in (suite.findtext(".//error") or "")
 
 
 def test_both_name_an_adapter(gated: Up, planted: Path, tmp_path: Path, path: str) -> None:

@@ -30,7 +30,7 @@ def test_a_log_is_shown(filled_url: str) -> None:
     (line,) = json.loads(command("run", "log", "run_3", "--level", "warning", "--json", env=here).stdout)
     assert (line["number"], line["event"]) == (2, "missed a beat")
     none = command("run", "log", "run_3", "--attempt", "7", env=here)
-    assert (none.stdout, none.returncode) == ("", 0) and "No line" in none.stderr
+    assert (none.stdout, none.returncode) == ("", 0) and "No log lines" in none.stderr
     assert COLOUR.search(on_terminal(filled_url, 80, "run", "log", "run_3"))
     missing = command("run", "log", "run_none", env=here)
     assert missing.returncode == 2 and "`featurewatch run list`" in missing.stderr

@@ -99,7 +99,7 @@ class Terminal:
 
     def show_rows(self, rows: Any, columns: Any, **options: Any) -> None:
         headings = [heading for heading, _ in columns]
-        lines = [[self.real(base.cell(value(row))) for _, value in columns] for row in rows]
+        lines = [[self.real(base.cell(base.value_of(row, value))) for _, value in columns] for row in rows]
         began = self.shown.tell(), self.said.tell()
         places = [(heading, lambda line, place=place: line[place]) for place, heading in enumerate(headings)]
         self._show_rows(lines, places, **options)
@@ -213,14 +213,14 @@ def test_a_place_that_cannot_be_written_is_no_failed_gate(filled_url: str, what:
     options = ["--hook-point", "resid_post.4"] if what.startswith("dictionary") else []
     done = within("export", *what.split(), place, *options, env={"FEATUREWATCH_URL": filled_url})
     assert done.returncode == 2, done.stderr
-    assert f"{place} cannot be written: Not a directory; name a place where you may write" in done.stderr
+    assert f"cannot write {place}: Not a directory; choose a writable path" in done.stderr
 
 
 def test_a_hint_names_the_command(filled_url: str) -> None:
     env = {"FEATUREWATCH_URL": filled_url}
     done = within("dependencies", "smol", "F1", env=env)
     assert done.returncode == 2 and "POST" not in done.stderr
-    assert "`featurewatch dependencies smol F1 --find --checkpoint NAME` finds them" in done.stderr
+    assert "compute them with `featurewatch dependencies smol F1 --find --checkpoint NAME`" in done.stderr
     for uri, meant in (
         ("/tmp/x", "write file:///tmp/x for a folder on the server\n"),
         ("activations+/tmp/x", "write activations+file:///tmp/x for"),
@@ -246,7 +246,7 @@ def test_a_feature_shows_its_course(filled_url: str) -> None:
     assert "course           █▃  100%, 25%" in done.stdout
     missing = command("feature", "smol", "F99", env={"FEATUREWATCH_URL": filled_url})
     assert missing.returncode == 2
-    assert "`featurewatch features FAMILY` lists those that there are." in missing.stderr
+    assert "List the existing ones with `featurewatch features FAMILY`." in missing.stderr
 
 
 def point(checkpoint: str, baseline: str | None, status: str, ratio: float | None) -> Any:

@@ -48,7 +48,7 @@ def test_none_are_none(database: Database, given: dict[str, list[Any]]) -> None:
 
 
 def test_columns_must_be_of_one_length(database: Database, given: dict[str, list[Any]]) -> None:
-    with database.write() as session, pytest.raises(ValueError, match="one length"):
+    with database.write() as session, pytest.raises(ValueError, match="differ in length"):
         insert_columns(session, Verdict, given | {"firings": [1]})
 
 

@@ -26,7 +26,7 @@ from sqlalchemy.engine import make_url
 from benchmarks.planted_data import make_lineage, write_checkpoint
 from featurewatch.service.client import Client
 from featurewatch.service.config import Settings
-from featurewatch.service.runs.states import QUEUES
+from featurewatch.service.runs.kinds import QUEUES
 from tests.services import Postgres, Valkey, free_port, valkey_binary, wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from setuptools import PEP420PackageFinder
 
-from tests import processes, services
+from tests.plugins import lanes
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("featurewatch", "service", "workers", "migrations")
@@ -94,21 +94,12 @@ def test_the_service_starts_without_torch() -> None:
 def test_make_help_lists_every_command() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     listed = [line.split()[1] for line in done.stdout.splitlines()]
-    assert {"setup", "demo", "run", "test", "lint", "bench", "docs"} <= set(listed)
+    assert {"setup", "demo", "run", "test", "unit", "lint", "fmt", "coverage", "bench", "docs"} <= set(listed)
 
 
-def test_servers_end_with_a_killed_session(tmp_path: Path) -> None:
-    """A test session that is killed leaves no Postgres and no Valkey behind."""
-    program = (
-        "import os, sys; from tests.services import postgres_server, valkey_server\n"
-        "with postgres_server(private=True) as p, valkey_server(private=True) as v:\n"
-        "    print(p.process.server.pid, v.process.server.pid, p.process.folder, v.process.folder, flush=True)\n"
-        "    os.kill(os.getpid(), 9)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    *pids, one, other = done.stdout.split()
-
-    def left() -> list[str]:
-        return [pid for pid in pids if processes.alive(int(pid))] + [at for at in (one, other) if Path(at).exists()]
-
-    assert services.wait_until(lambda: not left(), 15), f"still there: {left()}"
+def test_slow_tests_exist() -> None:
+    """`make unit` leaves them out by path, and a path of a test that was renamed leaves out nothing."""
+    for entry in lanes.SLOW:
+        path, _, name = entry.partition("::")
+        assert (ROOT / path).exists(), path
+        assert not name or f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), entry

@@ -1,6 +1,7 @@
 """The locks, the images' digests, and what installs by them. Nothing here needs the network."""
 
 import hashlib
+import json
 import re
 import runpy
 import shutil
@@ -25,6 +26,7 @@ from packaging.version import Version
 from featurewatch.service.kit import extras
 
 ROOT = Path(__file__).parents[2]
+NAME_IMAGES = ("Dockerfile", "docker-compose.yml", "deploy/gitlab/featurewatch.yml", ".devcontainer/devcontainer.json")
 LOCKS = ROOT / "requirements"
 COMPILE = runpy.run_path(str(LOCKS / "compile.py"))
 SETS: dict[str, tuple[str, ...]] = COMPILE["SETS"]
@@ -192,11 +194,12 @@ def images() -> dict[str, str]:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
     result |= {f"compose {name}": service["image"] for name, service in services.items() if "build" not in service}
     job = yaml.safe_load((ROOT / "deploy/gitlab/featurewatch.yml").read_text(encoding="utf-8"))[".featurewatch"]
-    return result | {"gitlab": job["image"]}
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text(encoding="utf-8"))
+    return result | {"gitlab": job["image"], "devcontainer": container["image"]}
 
 
 def test_images_are_named_by_version_and_digest() -> None:
-    assert len(images()) == 4
+    assert len(images()) == 5
     for where, image in images().items():
         assert re.fullmatch(r"[\w./-]+:\d+\.\d+(\.\d+)?-\w[\w.]+(-\w[\w.]+)?@sha256:[0-9a-f]{64}", image), (
             f"{where}: {image} needs a full version, and the digest that `make pins` writes"
@@ -205,7 +208,7 @@ def test_images_are_named_by_version_and_digest() -> None:
 
 def test_pins_are_written(tmp_path: Path) -> None:
     """By whatever the registry's client says; here a script in its place, for want of a registry."""
-    for name in ("Dockerfile", "docker-compose.yml", "deploy/gitlab/featurewatch.yml", "requirements/pins.py"):
+    for name in (*NAME_IMAGES, "requirements/pins.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     crane = tmp_path / "bin" / "crane"
@@ -223,7 +226,7 @@ def test_pins_are_written(tmp_path: Path) -> None:
     assert done.returncode == 1 and f"-> sha256:{new}" in done.stdout, done.stderr
     assert (tmp_path / "Dockerfile").read_text(encoding="utf-8") == before
     assert pins().returncode == 0
-    for name in ("Dockerfile", "docker-compose.yml", "deploy/gitlab/featurewatch.yml"):
+    for name in NAME_IMAGES:
         old, text = (ROOT / name).read_text(encoding="utf-8"), (tmp_path / name).read_text(encoding="utf-8")
         assert text == re.sub(r"@sha256:[0-9a-f]{64}", f"@sha256:{new}", old)
     assert pins("--check").returncode == 0

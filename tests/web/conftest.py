@@ -1,4 +1,4 @@
-"""A filled installation that the tests of the pages share, on each kind of database, and browsers that signed in."""
+"""A filled installation shared by the page tests, on each database, and signed-in browsers."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ SECRET = "s" * 32
 
 @dataclass
 class Browser:
-    """A client that keeps cookies and sends forms as a browser does."""
+    """A client that keeps cookies and submits forms like a browser."""
 
     client: TestClient
     key: str = ""
@@ -33,13 +33,13 @@ class Browser:
         return self.client.get(path, headers={"accept": "text/html", **options.pop("headers", {})}, **options)
 
     def page(self, path: str) -> str:
-        """The text of a page, which must be there."""
+        """The HTML of a page, which must exist."""
         answer = self.get(path)
         assert answer.status_code == 200, answer.text
         return answer.text
 
     def send(self, path: str, fields: dict[str, str | list[str]] | None = None, *, token: str | None = None, **headers):
-        """Send a form, with the token of the page that it stands in."""
+        """Submit a form with its CSRF token."""
         token = self.token if token is None else token
         return self.client.post(
             path, data={"csrf": token, **(fields or {})}, headers={"accept": "text/html", **headers}
@@ -54,15 +54,15 @@ class Browser:
 
 
 def token_of(text: str) -> str:
-    """The token of the first form of a page."""
-    found = re.search(r'name="csrf" value="([^"]+)"', text)
-    assert found, text
-    return found[1]
+    """The CSRF token of the first form on a page."""
+    match = re.search(r'name="csrf" value="([^"]+)"', text)
+    assert match, text
+    return match[1]
 
 
 @dataclass
 class Installation:
-    """A filled service, and a key for each scope."""
+    """A filled service with a key for each scope."""
 
     settings: Settings
     client: TestClient
@@ -73,7 +73,7 @@ class Installation:
         return self.client.app.state.database
 
     def browser(self, scope: str | None, base: str = BASE) -> Browser:
-        """A browser of its own; signed in, where a scope is named."""
+        """A new browser, signed in if a scope is given."""
         client = TestClient(self.client.app, base_url=base, follow_redirects=False)
         browser = Browser(client, self.keys.get(scope or "", ""))
         if scope is not None:
@@ -81,7 +81,7 @@ class Installation:
         return browser
 
     def new_key(self, scope: str) -> tuple[str, str]:
-        """(id, key) of a key that a test may end."""
+        """(id, key) of a key that a test may revoke."""
         with self.database.write() as session:
             row, key = auth.create(session, name=f"a {scope} key", scopes=[scope])
             return row.id, key
@@ -89,14 +89,14 @@ class Installation:
 
 @pytest.fixture(scope="session")
 def filled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data folder of a filled installation on SQLite, to copy."""
+    """Data folder of a filled SQLite installation, for copying."""
     folder = tmp_path_factory.mktemp("filled-")
     fill(Settings(data_dir=folder, secret_key=SECRET))
     return folder
 
 
 @contextmanager
-def _open(settings: Settings) -> Iterator[Installation]:
+def open_installation(settings: Settings) -> Iterator[Installation]:
     with TestClient(create_app(settings), base_url=BASE, follow_redirects=False) as client:
         installation = Installation(settings, client, {})
         installation.keys |= {scope: installation.new_key(scope)[1] for scope in ("read", "write", "admin")}
@@ -105,20 +105,20 @@ def _open(settings: Settings) -> Iterator[Installation]:
 
 @pytest.fixture(scope="module")
 def filled(filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """On SQLite, for what asks the database nothing of its own. Each test writes to things of its own in it."""
+    """On SQLite. Tests share it, so each writes only to rows that no other test uses."""
     folder = tmp_path_factory.mktemp("pages-") / "data"
     shutil.copytree(filled_folder, folder)
-    with _open(Settings(data_dir=folder, secret_key=SECRET, log_level="ERROR")) as installation:
+    with open_installation(Settings(data_dir=folder, secret_key=SECRET, log_level="ERROR")) as installation:
         yield installation
 
 
 @pytest.fixture(scope="module")
 def on_postgres(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """A smaller one on Postgres, for the statements that the pages alone make."""
+    """A smaller one on Postgres, for the statements that only pages make."""
     name = postgres.create()
     url, folder = postgres.database_url(name), tmp_path_factory.mktemp("pages-postgres-")
     settings = Settings(data_dir=folder, database_url=url, secret_key=SECRET, log_level="ERROR")
     fill(settings, n_features=120)
-    with _open(settings) as installation:
+    with open_installation(settings) as installation:
         yield installation
     postgres.drop(name)

@@ -1,4 +1,4 @@
-"""Follows every link of a live service's pages: `python -m tests.web.crawl http://127.0.0.1:8000 shots`.
+"""Follow every link on the pages of a live service: `python -m tests.web.crawl http://127.0.0.1:8000 shots`.
 
 Of each kind of page (a path without its ids and names of query fields) two are opened, wide and narrow, light and dark.
 It ends with 1 where axe finds a serious fault, where the console says something, where a page is wider than its screen,
@@ -22,13 +22,13 @@ NO_PAGE = re.compile(r"^/(docs|openapi)|[?&](format|csv)=|^/runs/.*/log")
 
 
 def kind_of(link: str) -> str:
-    """A link without ids: pages of one kind are made by one template."""
+    """A link without ids: links of one kind lead to the same template."""
     path = re.sub(r"/F\d+|/(run|alt|whk)_\w+", r"/\1_", urlsplit(link).path)
     return path + "?" + "&".join(sorted({name for name, _ in parse_qsl(urlsplit(link).query)}))
 
 
 def look(page: Page, link: str, shots: Path | None) -> list[str]:
-    """Faults of an open page, on each screen."""
+    """Faults of an open page at each width and theme."""
     faults = []
     for drawing in page.locator("figure[data-kind] .drawing").all():
         drawing.scroll_into_view_if_needed()
@@ -36,9 +36,9 @@ def look(page: Page, link: str, shots: Path | None) -> list[str]:
     for width, theme in SCREENS:
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
-        found = page.evaluate("options => axe.run(document, options)", chromium.QUICK)["violations"]
-        serious = [one for one in found if one["impact"] in ("serious", "critical")]
-        faults += [f"{link} ({theme}, {width}): {one['id']} at {one['nodes'][0]['target']}" for one in serious]
+        violations = page.evaluate("options => axe.run(document, options)", chromium.QUICK)["violations"]
+        serious = [fault for fault in violations if fault["impact"] in ("serious", "critical")]
+        faults += [f"{link} ({theme}, {width}): {fault['id']} at {fault['nodes'][0]['target']}" for fault in serious]
         if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
             faults.append(f"{link} is wider than {width}")
         if shots:
@@ -49,13 +49,13 @@ def look(page: Page, link: str, shots: Path | None) -> list[str]:
 
 
 def crawl(base: str, shots: Path) -> list[str]:
-    """Faults of all pages; what was visited is printed."""
+    """Faults of all pages. Prints the pages visited."""
     shots.mkdir(parents=True, exist_ok=True)
     faults, kinds, todo, took = list[str](), Counter[str](), ["/families"], list[tuple[float, str]]()
     with chromium.browser() as browser, browser.new_context(base_url=base) as context:
-        context.on("console", lambda told: told.type in ("error", "warning") and faults.append(told.text))
+        context.on("console", lambda message: message.type in ("error", "warning") and faults.append(message.text))
         context.on("weberror", lambda error: faults.append(str(error.error)))
-        context.on("request", lambda asked: asked.url.startswith((base, "data:", "blob:")) or faults.append(asked.url))
+        context.on("request", lambda sent: sent.url.startswith((base, "data:", "blob:")) or faults.append(sent.url))
         page = context.new_page()
         for link in todo:  # it grows
             kinds[kind_of(link)] += 1
@@ -75,6 +75,6 @@ def crawl(base: str, shots: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    found = crawl(sys.argv[1].rstrip("/"), Path(sys.argv[2]))
-    sys.stdout.write("\n".join(found or ["no fault"]) + "\n")
-    sys.exit(bool(found))
+    all_faults = crawl(sys.argv[1].rstrip("/"), Path(sys.argv[2]))
+    sys.stdout.write("\n".join(all_faults or ["no faults"]) + "\n")
+    sys.exit(bool(all_faults))

@@ -1,4 +1,4 @@
-"""An installation to look at: a lineage on real text, where a feature fires on a word, and one of everything else."""
+"""A filled installation: a lineage on real text in which each feature fires on a word, and one of everything else."""
 
 import json
 import re
@@ -38,29 +38,31 @@ FAULT = {
     "    _pipeline(execution, pipelines)(execution)\nworkers.errors.RunError: it needs 3.2 GiB, and 1.5 are free",
 }
 HOSTILE = "<script>alert('label')</script>\"'><img src=x onerror=alert(1)>"
-"""A label that would run, were it not escaped."""
+"""A label that would run as a script if it were not escaped."""
 
 
 def corpus() -> list[str]:
-    """Texts that are on every machine: the beginnings of Python's own documentation, a paragraph each."""
+    """Texts that exist on every machine: paragraphs of Python's own documentation, cut to WORDS words."""
     paragraphs = [" ".join(part.split()) for text in topics.values() for part in text.split("\n\n")]
     return [" ".join(part.split()[:WORDS]) for part in paragraphs if len(part.split()) >= WORDS // 2][:DOCUMENTS]
 
 
 class Pages(Filler):
-    """A family whose features have passages to show."""
+    """Fills a family whose features have passages."""
 
     def __init__(self, settings: Settings, n_features: int = N_FEATURES) -> None:
         super().__init__(settings, Lineage(n_features, ["resid_post.4", "resid_post.12"], seed=3))
         self.texts = corpus()
-        found = [(d, m.start(), m.end(), m[0]) for d, text in enumerate(self.texts) for m in re.finditer(r"\S+", text)]
-        self.document, self.start, self.end = (np.array([row[at] for row in found]) for at in range(3))
-        words = [row[3].strip(".,()\"'").lower() for row in found]
+        matches = [
+            (d, m.start(), m.end(), m[0]) for d, text in enumerate(self.texts) for m in re.finditer(r"\S+", text)
+        ]
+        self.document, self.start, self.end = (np.array([row[at] for row in matches]) for at in range(3))
+        words = [row[3].strip(".,()\"'").lower() for row in matches]
         self.words, self.word = np.unique(words, return_inverse=True)
         counts = np.bincount(self.word)
-        # Words that occur neither once nor everywhere, the frequent ones first.
+        # Words that are neither rare nor everywhere, the most frequent first.
         ranked = np.argsort(-counts)
-        self.ranked = ranked[(counts[ranked] >= 4) & (counts[ranked] < len(found) // 50)]
+        self.ranked = ranked[(counts[ranked] >= 4) & (counts[ranked] < len(matches) // 50)]
 
     def corpus(self, family_id: str) -> dict[str, Any]:
         positions, documents = f"{family_id}/positions.safetensors", f"{family_id}/documents.jsonl"
@@ -71,7 +73,7 @@ class Pages(Filler):
         return {"digest": "0", "count": len(self.word), "artifact": positions, "documents": documents}
 
     def keep(self, family_id: str, checkpoint_id: str, place: int, outcome: verdicts.Outcome) -> tuple[str, str]:
-        """Feature n fires on the n-th word, and a little on the next one."""
+        """Feature n fires on the n-th word, and weakly on the next one."""
         del place
         rng, columns, rows, values = np.random.default_rng(0), [], [], []
         for column, number in enumerate(outcome.numbers.tolist()):
@@ -113,18 +115,18 @@ class Pages(Filler):
             families.create(session, self.settings, empty)
 
     def _name(self, session: Any, family: Family) -> None:
-        """Labels and tokens go with the words."""
+        """Give features labels and tokens that match their words."""
         for number in range(family.n_features):
             row = features.get(session, family, f"F{number}")
             word = str(self.words[self.ranked[number % len(self.ranked)]])
             row.top_tokens, row.auto_label = [f" {word}", word.upper()], f"“{word}”"
             if row.label:
                 row.label = f"mentions of {word}"
-        said = FeaturePatch(label=HOSTILE, tags=["safety", "deception"], watched=True)
-        features.patch(features.get(session, family, "F1"), said)
+        body = FeaturePatch(label=HOSTILE, tags=["safety", "deception"], watched=True)
+        features.patch(features.get(session, family, "F1"), body)
 
     def _circuits(self, session: Any, family: Family, newest: Checkpoint) -> None:
-        """What F1 is computed from, in the newest checkpoint and its parent."""
+        """Record the dependencies of F1 in the newest checkpoint and its parent."""
         parent = session.get(Checkpoint, newest.parent_id)
         rng, folds, sources = np.random.default_rng(0), 20, 6
         strengths = [np.array([2.0, 1.5, 1.0, 0.6, 0.0, 0.3]), np.array([0.1, 1.5, 1.0, 0.6, 1.8, 0.3])]
@@ -162,8 +164,8 @@ class Pages(Filler):
         )
         session.add(other)
         session.flush()
-        held = {"worker": "host-1", "attempt": 1, "lease_until": now + timedelta(hours=1), "started_at": now}
-        told = {"stage": "harvest", "progress": 0.42, "detail": {"positions_per_second": 2104.7}}
+        lease = {"worker": "host-1", "attempt": 1, "lease_until": now + timedelta(hours=1), "started_at": now}
+        progress = {"stage": "harvest", "progress": 0.42, "detail": {"positions_per_second": 2104.7}}
         new = {"quality": None, "generation": None}
         waiting = factories.checkpoint(session, other, "v1", state="registered", **new)
         factories.checkpoint(session, other, "v2", parent=waiting, state="failed", **new)
@@ -174,8 +176,8 @@ class Pages(Filler):
             kind="onboard",
             state="running",
             params={},
-            **held,
-            **told,
+            **lease,
+            **progress,
         )
         session.add(row)
         session.flush()
@@ -191,18 +193,18 @@ class Pages(Filler):
         for attempt in (2, 3):
             failed.attempt = attempt
             session.flush()
-            told = {"positions": 40_960, "valid": 40_711, "widths": {"resid_post.4": 576, "resid_post.12": 576}}
-            said: list[tuple[str, str, dict[str, Any]]] = [
+            details = {"positions": 40_960, "valid": 40_711, "widths": {"resid_post.4": 576, "resid_post.12": 576}}
+            lines: list[tuple[str, str, dict[str, Any]]] = [
                 ("info", "claimed", {"kind": "onboard"}),
                 ("info", "stage", {"stage": "harvest"}),
-                ("info", "activations", told | {"from_before": attempt == 3}),
+                ("info", "activations", details | {"from_before": attempt == 3}),
                 ("info", "stage", {"stage": "extend"}),
                 ("warning", "missed a beat", {"error": f"the server closed the connection {HOSTILE}"}),
             ]
-            silent = ("error", "the worker fell silent", {"detail": "Worker host-1 did not renew its lease."})
-            factories.log(session, failed, [*said, silent if attempt == 2 else ("error", "failed", FAULT)])
+            silent = ("error", "the worker stopped responding", {"detail": "Worker host-1 did not renew its lease."})
+            factories.log(session, failed, [*lines, silent if attempt == 2 else ("error", "failed", FAULT)])
         running = session.get_one(Run, "run_running")
-        factories.log(session, running, said[:2])
+        factories.log(session, running, lines[:2])
 
     def _alerts(self, session: Any, family: Family, newest: Checkpoint) -> None:
         condition = {"kind": "feature", "feature": "F1"}
@@ -230,6 +232,6 @@ class Pages(Filler):
 
 
 def fill(settings: Settings, n_features: int = N_FEATURES) -> None:
-    """Make the installation's database and artifacts."""
+    """Create the installation's database and artifacts."""
     migrate.upgrade(settings)
     Pages(settings, n_features).fill(N_CHECKPOINTS)

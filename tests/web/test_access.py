@@ -1,4 +1,4 @@
-"""Signing in, forms that come from elsewhere, and what a scope allows."""
+"""Signing in, forged forms, and what each scope allows."""
 
 import html
 import re
@@ -24,38 +24,40 @@ from tests.web.filled import FAMILY
 HERE = f"/families/{FAMILY}"
 
 
-def test_a_page_asks_to_sign_in_and_leads_back(filled: Installation) -> None:
+def test_a_page_redirects_to_the_login_and_back(filled: Installation) -> None:
     browser = filled.browser(None)
-    asked = browser.get(f"{HERE}/features?sort=id")
-    assert asked.status_code == 303
-    assert asked.headers["location"] == f"/login?next=%2Ffamilies%2F{FAMILY}%2Ffeatures%3Fsort%3Did"
+    redirect = browser.get(f"{HERE}/features?sort=id")
+    assert redirect.status_code == 303
+    assert redirect.headers["location"] == f"/login?next=%2Ffamilies%2F{FAMILY}%2Ffeatures%3Fsort%3Did"
     part = browser.get(f"{HERE}/features", headers={"hx-request": "true"})
     assert part.headers["hx-redirect"] == "/login?next=%2Ffamilies"
     browser.key = filled.keys["read"]
     assert browser.sign_in(f"{HERE}/features").headers["location"] == f"{HERE}/features"
-    assert browser.get("/login").headers["location"] == "/families", "who has signed in need not"
+    assert browser.get("/login").headers["location"] == "/families", "no login form for a signed-in user"
 
 
-def test_a_link_of_another_site_does_not_sign_one_out(filled: Installation) -> None:
-    """The browser holds a strict cookie back then: no new one may take its place, and the page is asked for again."""
+def test_a_link_on_another_site_does_not_sign_out(filled: Installation) -> None:
+    """The browser withholds a strict cookie. No new cookie may replace it, and the page reloads itself."""
     browser = filled.browser(None)
     for path in (HERE, "/login", "/nowhere"):
         answer = browser.get(path, headers={"sec-fetch-site": "cross-site"})
         assert answer.status_code == 200 and 'http-equiv="refresh" content="0"' in answer.text
         assert "set-cookie" not in answer.headers
     reader = filled.browser("read")
-    assert "Lineage" in reader.get(HERE, headers={"sec-fetch-site": "cross-site"}).text, "where it comes along"
+    assert "Lineage" in reader.get(HERE, headers={"sec-fetch-site": "cross-site"}).text, (
+        "with the cookie, the page is shown at once"
+    )
 
 
 @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example/x", "/\\evil.example", "javascript:1", ""])
-def test_no_link_leads_away_after_signing_in(filled: Installation, target: str) -> None:
+def test_signing_in_never_redirects_to_another_site(filled: Installation, target: str) -> None:
     browser = filled.browser(None)
     browser.key = filled.keys["read"]
     browser.token = token_of(browser.page("/login"))
     assert browser.send("/login", {"key": browser.key, "next": target}).headers["location"] == "/families"
 
 
-def test_the_cookie_holds_no_key_and_opens_pages_alone(filled: Installation) -> None:
+def test_the_cookie_contains_no_key_and_works_for_pages_only(filled: Installation) -> None:
     browser = filled.browser(None)
     browser.token = token_of(browser.page("/login"))
     wrong = browser.send("/login", {"key": "fw_nonsense", "next": "/families"})
@@ -65,20 +67,20 @@ def test_the_cookie_holds_no_key_and_opens_pages_alone(filled: Installation) -> 
     assert {"HttpOnly", "SameSite=strict", "Path=/"} <= {part.strip() for part in cookie.split(";")}
     assert browser.key not in cookie and browser.key[3:11] not in cookie
     assert browser.get("/families").status_code == 200
-    assert browser.client.get("/v1/families").status_code == 401, "the API takes keys alone"
+    assert browser.client.get("/v1/families").status_code == 401, "the API accepts only keys"
     changed = Browser(TestClient(filled.client.app, base_url=BASE, follow_redirects=False))
     name, value = next(iter(browser.client.cookies.items()))
     changed.client.cookies.set(name, value[:-2] + ("AA" if value[-2:] != "AA" else "BB"))
     assert changed.get("/families").status_code == 303
-    over = filled.browser(None, base="https://watch.example")
-    over.key = filled.keys["read"]
-    told = over.sign_in().headers["set-cookie"]
-    assert told.startswith("__Host-") and "Secure" in told and "Domain" not in told
+    secure = filled.browser(None, base="https://watch.example")
+    secure.key = filled.keys["read"]
+    cookie = secure.sign_in().headers["set-cookie"]
+    assert cookie.startswith("__Host-") and "Secure" in cookie and "Domain" not in cookie
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_no_key_gets_into_the_log(filled: Installation, monkeypatch, capfd, as_json: bool) -> None:
-    """Not even where something breaks while a key is looked at, in a form, a header or a cookie."""
+def test_no_key_is_logged(filled: Installation, monkeypatch, capfd, as_json: bool) -> None:
+    """Not even if something fails while a key from a form, a header or a cookie is checked."""
     configure_logging(filled.settings.model_copy(update={"log_json": as_json}))
     browser, signed_in = filled.browser(None), filled.browser("read")
     browser.token = token_of(browser.page("/login"))
@@ -92,12 +94,12 @@ def test_no_key_gets_into_the_log(filled: Installation, monkeypatch, capfd, as_j
     assert filled.client.get("/v1/families", headers={"authorization": f"Bearer {key}"}).status_code == 500
     monkeypatch.setattr(logic, "returning", broken)
     assert signed_in.get("/families").status_code == 500
-    told = capfd.readouterr().err
-    assert told.count("the database is on fire") >= 3
-    assert key not in told and next(iter(signed_in.client.cookies.values())) not in told
+    log = capfd.readouterr().err
+    assert log.count("the database is on fire") >= 3
+    assert key not in log and next(iter(signed_in.client.cookies.values())) not in log
 
 
-def test_signing_out_and_the_end_of_a_key_end_the_visit(filled: Installation) -> None:
+def test_signing_out_or_an_expired_key_ends_the_session(filled: Installation) -> None:
     browser = filled.browser("read")
     assert browser.send("/logout").headers["location"] == "/login"
     assert browser.get("/families").status_code == 303
@@ -109,10 +111,10 @@ def test_signing_out_and_the_end_of_a_key_end_the_visit(filled: Installation) ->
     assert browser.get("/families").status_code == 303
     with filled.database.read() as session:
         entries = session.scalars(select(AuditEntry).where(AuditEntry.actor == key_id, AuditEntry.path == "/login"))
-        assert len(entries.all()) == 1, "the audit log has who signed in"
+        assert len(entries.all()) == 1, "the audit log records who signed in"
 
 
-def test_a_form_from_elsewhere_changes_nothing(filled: Installation) -> None:
+def test_a_forged_form_changes_nothing(filled: Installation) -> None:
     writer, other = filled.browser("write"), filled.browser("write")
     for token in ("", "guessed", other.token):
         refused = writer.send(f"{HERE}/features/F2/watch", {"watched": "yes"}, token=token)
@@ -125,7 +127,7 @@ def test_a_form_from_elsewhere_changes_nothing(filled: Installation) -> None:
     assert unread.status_code == 422
 
 
-def test_a_reader_may_not_write(filled: Installation) -> None:
+def test_a_reader_cannot_write(filled: Installation) -> None:
     reader = filled.browser("read")
     for path in (
         f"{HERE}/features/F2/watch", f"{HERE}/features/F2", f"{HERE}/features/F2/dependencies",
@@ -135,7 +137,7 @@ def test_a_reader_may_not_write(filled: Installation) -> None:
     assert filled.browser("write").send("/keys", {"name": "mine", "scope": "admin"}).status_code == 403
 
 
-def test_what_is_said_of_a_feature(filled: Installation) -> None:
+def test_watching_and_labelling_a_feature(filled: Installation) -> None:
     writer = filled.browser("write")
     part = writer.send(f"{HERE}/features/F3/watch", {"watched": "yes"}, **{"hx-request": "true"})
     assert 'aria-pressed="true"' in part.text and "<html" not in part.text
@@ -152,11 +154,11 @@ def test_alerts_rules_and_runs(filled: Installation) -> None:
     writer = filled.browser("write")
     assert writer.send("/alerts/alt_1/ack").headers["location"] == "/alerts"
     assert writer.send("/alerts/alt_2/mute", {"hours": "24", "from": "alert"}).headers["location"] == "/alerts/alt_2"
-    shown = {"state": "all", "family": FAMILY}
-    assert writer.send("/alerts/alt_2/reopen", shown).headers["location"] == f"/alerts?state=all&family={FAMILY}"
+    filters = {"state": "all", "family": FAMILY}
+    assert writer.send("/alerts/alt_2/reopen", filters).headers["location"] == f"/alerts?state=all&family={FAMILY}"
     assert writer.send("/alerts/alt_2/mute", {"hours": "24"}).headers["location"] == "/alerts"
     assert writer.send("/alerts/alt_3/resolve").status_code == 303
-    assert writer.send("/alerts/alt_3/resolve").status_code == 409, "said of what is over already"
+    assert writer.send("/alerts/alt_3/resolve").status_code == 409, "already resolved"
     assert writer.send("/runs/run_queued/cancel").status_code == 303
     assert writer.send("/runs/run_cancelled/retry").status_code == 303
     for fields in (
@@ -165,8 +167,8 @@ def test_alerts_rules_and_runs(filled: Installation) -> None:
         {"kind": "signature", "signature": "concept-0"}, {"kind": "quality", "max_fvu_ratio": "1.5"},
         {"kind": "run_failed", "days": "7"}, {"kind": "absence", "days": "7", "tag": ""},
     ):  # fmt: skip
-        made = writer.send("/alert-rules", {"name": f"by page {fields['kind']}", "family": FAMILY, **fields})
-        assert made.status_code == 303, made.text
+        created = writer.send("/alert-rules", {"name": f"by page {fields['kind']}", "family": FAMILY, **fields})
+        assert created.status_code == 303, created.text
     assert writer.send("/alert-rules", {"name": "x", "kind": "absence", "days": "soon"}).status_code == 422
     unknown = {"name": "x", "family": FAMILY, "kind": "feature", "feature": "F999999"}
     assert "has no feature F999999" in writer.send("/alert-rules", unknown).text
@@ -188,8 +190,8 @@ def test_alerts_rules_and_runs(filled: Installation) -> None:
 
 def test_webhooks(filled: Installation) -> None:
     writer = filled.browser("write")
-    made = writer.send("/webhooks", {"url": "https://hooks.example/x", "event": ["alert.raised", "run.failed"]})
-    assert made.status_code == 201 and made.headers["cache-control"] == "no-store" and "whsec_" in made.text
+    created = writer.send("/webhooks", {"url": "https://hooks.example/x", "event": ["alert.raised", "run.failed"]})
+    assert created.status_code == 201 and created.headers["cache-control"] == "no-store" and "whsec_" in created.text
     with filled.database.read() as session:
         webhook = session.scalars(select(Webhook).where(Webhook.url == "https://hooks.example/…")).one()
         assert webhook.event_types == ["alert.raised", "run.failed"]
@@ -220,12 +222,12 @@ def _first(filled: Installation) -> str:
         return session.scalars(select(Webhook.id).where(Webhook.url.startswith("https://ci."))).one()
 
 
-def test_keys_are_made_shown_once_and_revoked(filled: Installation) -> None:
+def test_keys_are_created_shown_once_and_revoked(filled: Installation) -> None:
     admin = filled.browser("admin")
-    made = admin.send("/keys", {"name": "<b>ci</b>", "scope": "write", "days": "30"})
-    key = re.search(r"fw_\w{46}", made.text)
-    assert made.status_code == 201 and key and made.headers["cache-control"] == "no-store"
-    assert "<b>ci</b>" not in made.text
+    created = admin.send("/keys", {"name": "<b>ci</b>", "scope": "write", "days": "30"})
+    key = re.search(r"fw_\w{46}", created.text)
+    assert created.status_code == 201 and key and created.headers["cache-control"] == "no-store"
+    assert "<b>ci</b>" not in created.text
     assert filled.client.get("/v1/families", headers={"authorization": f"Bearer {key[0]}"}).status_code == 200
     assert key[0] not in admin.page("/keys")
     for days in ("0", "-1", "soon", "nan", "inf"):
@@ -236,14 +238,14 @@ def test_keys_are_made_shown_once_and_revoked(filled: Installation) -> None:
     assert filled.client.get("/v1/families", headers={"authorization": f"Bearer {key[0]}"}).status_code == 401
 
 
-def test_the_embedded_service_needs_no_key_and_takes_no_foreign_form(tmp_path, sqlite_template) -> None:
+def test_the_embedded_service_needs_no_key_and_rejects_cross_site_forms(tmp_path, sqlite_template) -> None:
     (tmp_path / "featurewatch.db").write_bytes(sqlite_template.read_bytes())
     settings = Settings(data_dir=tmp_path, require_keys=False, log_level="ERROR")
     with TestClient(create_app(settings), base_url=BASE, follow_redirects=False) as client:
         browser = Browser(client)
         home = browser.page("/families")
         assert "featurewatch family create" in home and "featurewatch demo --keep" in home
-        assert "waiting" not in home, "no alert, no number"
+        assert "waiting" not in home, "no count without alerts"
         assert "Sign out" not in home and 'href="/keys"' in home
         assert client.get("/").headers["location"] == "/families"
         browser.token = token_of(browser.page("/keys"))
@@ -252,7 +254,7 @@ def test_the_embedded_service_needs_no_key_and_takes_no_foreign_form(tmp_path, s
         assert browser.send("/keys", {"name": "x", "scope": "admin"}, token="").status_code == 403
         assert browser.send("/keys", {"name": "x", "scope": "read"}, origin=BASE).status_code == 201
         for path in ("/runs", "/alerts", "/webhooks"):
-            assert "featurewatch " in browser.page(path), f"{path} says what to do next"
+            assert "featurewatch " in browser.page(path), f"{path} shows what to do next"
 
 
 def test_a_server_without_its_secret_key_says_so() -> None:

@@ -1,4 +1,4 @@
-"""Deleting on the pages: asked on a page of its own, by a form that needs no script."""
+"""Deleting on the pages: a confirmation page with a form that needs no script."""
 
 import html
 import shutil
@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from featurewatch.service.config import Settings
 from featurewatch.service.models import AuditEntry, Checkpoint, Family, Run, Signature
-from tests.web.conftest import SECRET, Installation, _open
+from tests.web.conftest import SECRET, Installation, open_installation
 from tests.web.filled import FAMILY
 
 HERE = f"/families/{FAMILY}"
@@ -18,36 +18,36 @@ PAGES = [HERE, f"{HERE}/checkpoints/v10", f"{HERE}/signatures/concept-0", "/runs
 
 
 @pytest.fixture(scope="module")
-def mine(filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """An installation that other tests do not share: things of it go."""
+def own(filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """An installation of its own, since its contents are deleted."""
     folder = tmp_path_factory.mktemp("deleting-") / "data"
     shutil.copytree(filled_folder, folder)
-    with _open(Settings(data_dir=folder, secret_key=SECRET, log_level="ERROR")) as installation:
+    with open_installation(Settings(data_dir=folder, secret_key=SECRET, log_level="ERROR")) as installation:
         yield installation
 
 
-@pytest.fixture(params=["mine", "on_postgres"])
+@pytest.fixture(params=["own", "on_postgres"])
 def installation(request: pytest.FixtureRequest) -> Installation:
     return request.getfixturevalue(request.param)
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_who_may_delete_is_asked_first(filled: Installation, path: str) -> None:
+def test_deleting_asks_for_confirmation(filled: Installation, path: str) -> None:
     reader, writer, admin = (filled.browser(scope) for scope in ("read", "write", "admin"))
     link = f'href="{path}/delete"'
     assert link not in reader.page(path) and reader.get(f"{path}/delete").status_code == 403
-    assert (link in writer.page(path)) == (path != HERE), "a family takes an administrator"
+    assert (link in writer.page(path)) == (path != HERE), "only an administrator deletes a family"
     if path == HERE:
         assert writer.get(f"{path}/delete").status_code == 403 == writer.send(f"{path}/delete").status_code
     assert link in admin.page(path)
     text = admin.page(f"{path}/delete")
     assert "This cannot be undone." in text and f'<form method="post" action="{path}/delete">' in text
-    assert "onclick" not in text and "data-confirm" not in text, "the page is the question"
+    assert "onclick" not in text and "data-confirm" not in text, "the page itself asks"
     foreign = admin.send(f"{path}/delete", token="none")
     assert foreign.status_code == 403 and admin.get(path).status_code == 200
 
 
-def test_a_run_in_progress_or_a_child_is_in_the_way(filled: Installation) -> None:
+def test_active_runs_and_children_prevent_deletion(filled: Installation) -> None:
     admin = filled.browser("admin")
     assert 'href="/runs/run_running/delete"' not in admin.page("/runs/run_running")
     refused = admin.send("/runs/run_running/delete")
@@ -59,7 +59,7 @@ def test_a_run_in_progress_or_a_child_is_in_the_way(filled: Installation) -> Non
     assert refused.status_code == 409 and "has children: v4" in html.unescape(refused.text)
 
 
-def test_everything_is_deleted_by_forms(installation: Installation) -> None:
+def test_forms_delete_everything(installation: Installation) -> None:
     browser = installation.browser("admin")
 
     def count(table: type) -> int:
@@ -73,8 +73,8 @@ def test_everything_is_deleted_by_forms(installation: Installation) -> None:
     answer = browser.send(f"{HERE}/signatures/concept-0/delete")
     assert (answer.status_code, answer.headers["location"]) == (303, f"{HERE}/signatures")
     assert count(Signature) == before[Signature] - 1
-    asked = browser.page(f"{HERE}/checkpoints/v3/delete")
-    assert 'name="reparent" value="yes" required' in asked and "Make v2 the parent of v4, v9" in asked
+    page = browser.page(f"{HERE}/checkpoints/v3/delete")
+    assert 'name="reparent" value="yes" required' in page and "Make v2 the parent of v4, v9" in page
     answer = browser.send(f"{HERE}/checkpoints/v3/delete", {"reparent": "yes"})
     assert (answer.status_code, answer.headers["location"]) == (303, HERE)
     assert count(Checkpoint) == before[Checkpoint] - 1

@@ -1,4 +1,4 @@
-"""What the pages show, and to whom."""
+"""What each page shows, and to whom."""
 
 import csv
 import html
@@ -7,7 +7,7 @@ import re
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 
 from featurewatch.service.alerts import queries as alerts
 from featurewatch.service.auth import logic as auth
@@ -49,7 +49,7 @@ PAGES = {
     "/runs?family=live&state=running": "harvest",
     "/runs/run_running": "42%",
     "/runs/run_failed": "it needs 3.2 GiB, and 1.5 are free",
-    "/runs/run_failed?level=error": "the worker fell silent",
+    "/runs/run_failed?level=error": "the worker stopped responding",
     "/runs/run_cancelled": "No log: no worker started this run",
     "/runs/run_queued": "Log lines appear when a worker",
     "/alerts": "F1 changes",
@@ -57,7 +57,7 @@ PAGES = {
     "/alerts/alt_0": "Evidence",
     "/webhooks": "ci.example.com",
 }
-"""Address -> what must stand there."""
+"""Path -> text that the page must contain."""
 WRITES = (
     ">Acknowledge<",
     ">Watch<",
@@ -81,26 +81,26 @@ def writer(filled: Installation):
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_every_page_is_there_and_is_safe(reader, path: str) -> None:
+def test_every_page_exists_and_is_safe(reader, path: str) -> None:
     answer = reader.get(path)
     text = answer.text
     assert answer.status_code == 200, text
     assert PAGES[path] in html.unescape(text)
     policy = answer.headers["content-security-policy"]
     assert "unsafe" not in policy and "default-src 'none'" in policy and "http" not in policy
-    assert not re.search(r"<script(?![^>]*\bsrc=)", text), "a script that the policy forbids"
+    assert not re.search(r"<script(?![^>]*\bsrc=)", text), "an inline script, which the policy forbids"
     assert not re.search(r"<[^>]*\s(style|on[a-z]+)=", text), "an attribute that the policy forbids"
     outside = re.findall(r'(?:src|href|action)="(https?:[^"]*|//[^"]*)"', text)
-    assert not outside, "a page asks nobody else for anything"
+    assert not outside, "pages load nothing from other servers"
     assert HOSTILE not in text and "<b>" not in re.sub(r"<b>[^<]*</b>", "", text)
-    assert not any(word in text for word in WRITES), "a reader sees no button that writes"
-    assert text.count('method="post"') == 1, "but the one that signs out"
-    assert not re.search(r'<script[^>]* src="[^"]*echarts', text), "a megabyte that the page would wait for"
+    assert not any(word in text for word in WRITES), "a reader sees no write buttons"
+    assert text.count('method="post"') == 1, "only the sign-out form"
+    assert not re.search(r'<script[^>]* src="[^"]*echarts', text), "ECharts must load lazily"
     for name in set(re.findall(r'"/static/([^"?]+)\?', text)):
         assert (FOLDER / "static" / name).is_file()
 
 
-def test_what_is_hostile_is_shown_as_text(reader, writer) -> None:
+def test_hostile_text_is_escaped(reader, writer) -> None:
     escaped = html.escape(HOSTILE, quote=False)
     for path in (f"{HERE}/features/F1", f"{HERE}/features", "/alerts", f"{HERE}/checkpoints/v10"):
         assert escaped.replace("'", "&#39;").replace('"', "&#34;") in reader.page(path), path
@@ -109,8 +109,8 @@ def test_what_is_hostile_is_shown_as_text(reader, writer) -> None:
     )
 
 
-def test_dependencies_are_compared_whatever_was_looked_at_first(filled, reader) -> None:
-    """As the guide does it: the newest checkpoint first, then the one before it."""
+def test_dependencies_are_compared_in_any_order_of_discovery(filled, reader) -> None:
+    """As in the guide: the newest checkpoint is examined first, then its parent."""
     with filled.database.write() as session:
         graphs = {one.checkpoint_id: one for one in session.scalars(select(DependencyGraph))}
         newest = max(graphs.values(), key=lambda one: one.created_at)
@@ -122,7 +122,7 @@ def test_dependencies_are_compared_whatever_was_looked_at_first(filled, reader) 
     assert "<h3>Now: v8</h3>" in turned and "No ancestor has been examined" in turned
 
 
-def test_a_writer_sees_what_writes_and_an_administrator_the_keys(filled, writer) -> None:
+def test_a_writer_sees_write_buttons_and_an_administrator_the_keys(filled, writer) -> None:
     assert "Watched</button>" in writer.page(f"{HERE}/features/F1")
     assert "Create rule" in writer.page("/alerts")
     assert 'href="/keys"' not in writer.page("/families")
@@ -131,36 +131,36 @@ def test_a_writer_sees_what_writes_and_an_administrator_the_keys(filled, writer)
     assert "Create key" in filled.browser("admin").page("/keys")
 
 
-def test_the_list_goes_on_by_pages_without_repeating(reader) -> None:
-    """Every feature once, by the links that htmx follows and a reader without scripts clicks."""
+def test_pages_of_the_list_do_not_overlap(reader) -> None:
+    """Every feature exactly once, by following the links for htmx and for readers without scripts."""
     path, seen = f"{HERE}/features?sort=id&limit=200", []
     while path:
         answer = reader.get(path, headers={"hx-request": "true"} if seen else {})
         seen += re.findall(r'class="id" href="[^"]*">(F\d+)<', answer.text)
         if len(seen) > 200:
-            assert "<html" not in answer.text, "a part is a part"
+            assert "<html" not in answer.text, "a fragment is not a whole page"
         following = re.search(r'hx-get="([^"]+)"', answer.text)
         path = html.unescape(following[1]) if following else ""
     assert len(seen) == len(set(seen)) == 544
 
 
-def test_checkpoints_come_newest_first_and_in_pieces(reader, monkeypatch) -> None:
-    monkeypatch.setattr(family_pages, "AT_ONCE", 4)
+def test_checkpoints_load_newest_first_and_in_pieces(reader, monkeypatch) -> None:
+    monkeypatch.setattr(family_pages, "ROWS_PER_PAGE", 4)
     whole = reader.get(HERE).text
-    pieces, found, path = [whole[whole.index("Checkpoints, newest first") :]], list[str](), HERE
+    pieces, names, path = [whole[whole.index("Checkpoints, newest first") :]], list[str](), HERE
     while following := re.search(r'hx-get="([^"]*)"', pieces[-1]):
         path = HERE + html.unescape(following[1])
         pieces.append(reader.get(path, headers={"hx-request": "true"}).text)
     for piece in pieces:
-        found += re.findall(r'class="id" href="[^"]*/checkpoints/([^"]*)"', piece)
-    assert found == [f"v{number}" for number in range(10, -1, -1)]
-    assert "suppressed" in pieces[1], "what changed is there in later pieces too"
+        names += re.findall(r'class="id" href="[^"]*/checkpoints/([^"]*)"', piece)
+    assert names == [f"v{number}" for number in range(10, -1, -1)]
+    assert "suppressed" in pieces[1], "later pieces show changes too"
     assert "Lineage" not in pieces[1]
-    assert "Lineage" in reader.get(path).text, "without scripts it is a page"
+    assert "Lineage" in reader.get(path).text, "without scripts it is a whole page"
     assert reader.get(f"{HERE}?older_than=nothing").status_code == 404
 
 
-def test_the_numbers_of_a_plot_are_a_file(reader) -> None:
+def test_the_data_of_a_plot_is_a_csv_file(reader) -> None:
     for page, name, columns in (
         (HERE, "lineage", "parent"),
         (HERE, "changes", "absent"),
@@ -188,7 +188,7 @@ def test_the_numbers_of_a_plot_are_a_file(reader) -> None:
     assert [float(row["projection ratio"]) for row in rows] == [point["projection_ratio"] for point in course]
 
 
-def test_no_text_becomes_a_formula() -> None:
+def test_text_never_becomes_a_formula() -> None:
     text = as_csv("x", ["=name"], [["=HYPERLINK(1)"], ["@a"], [-1.5], ['say "hi"\n']]).body
     rows = list(csv.reader(io.StringIO(bytes(text).decode())))
     assert rows == [["'=name"], ["'=HYPERLINK(1)"], ["'@a"], ["-1.5"], ['say "hi"\n']]
@@ -198,29 +198,29 @@ def test_no_text_becomes_a_formula() -> None:
 @pytest.mark.parametrize(
     "before", ["", " ", "  ", "\t", "\r", "\n", "\r\n ", "\xa0", "\u3000", "\u200b", "\ufeff", "\x00"]
 )
-def test_no_spelling_of_a_formula_gets_into_a_file(before: str, sign: str) -> None:
+def test_every_spelling_of_a_formula_is_escaped(before: str, sign: str) -> None:
     cell = f"{before}{sign}HYPERLINK(1)"
     assert next(csv.reader(io.StringIO(csv_text([[cell]]), newline="")))[0] == f"'{cell}"
     assert next(csv.reader(io.StringIO(csv_text([[f"a{cell}"]]), newline="")))[0] == f"a{cell}"
 
 
 @pytest.mark.parametrize("at_once", [64, 1000])
-def test_a_whole_list_is_a_file(reader, monkeypatch, at_once: int) -> None:
-    """All rows that fit, in the order of the list, of stored verdicts and of compared ones; figures are the API's."""
-    monkeypatch.setattr(lists, "AT_ONCE", at_once)
-    for asked in (
+def test_a_full_list_is_a_csv_file(reader, monkeypatch, at_once: int) -> None:
+    """All matching rows in the order of the list, for stored and compared verdicts, with the numbers of the API."""
+    monkeypatch.setattr(lists, "ROWS_PER_PIECE", at_once)
+    for query in (
         "features?sort=id",
         "features?checkpoint=v9&tag=safety&status=present",
         "features?baseline=v2&sort=firings",
         "diff?from=v3&to=v10&status=replaced",
         "diff?from=v3&to=v10",
     ):
-        link = re.search(r'<a download href="([^"]*csv=features[^"]*)"', reader.page(f"{HERE}/{asked}&limit=12"))
-        assert link, asked
+        link = re.search(r'<a download href="([^"]*csv=features[^"]*)"', reader.page(f"{HERE}/{query}&limit=12"))
+        assert link, query
         answer = reader.get(html.unescape(link[1]))
         assert answer.headers["content-type"].startswith("text/csv")
         assert 'filename="features.csv"' in answer.headers["content-disposition"]
-        rows, wanted = list(csv.DictReader(io.StringIO(answer.text))), _all(reader, f"/v1{HERE}/{asked}&limit=500")
+        rows, wanted = list(csv.DictReader(io.StringIO(answer.text))), _all(reader, f"/v1{HERE}/{query}&limit=500")
         assert [row["feature"] for row in rows] == [row["id"] for row in wanted] and rows
         for row, one in zip(rows, wanted, strict=True):
             assert (row["checkpoint"], row["against"]) == (one["checkpoint"], one["baseline"])
@@ -239,34 +239,34 @@ def _all(reader, path: str) -> list[dict]:
     return rows
 
 
-def test_a_whole_list_does_not_bring_formulas(filled, reader) -> None:
+def test_a_full_list_contains_no_formulas(filled, reader) -> None:
     with filled.database.write() as session:
         logic.get(session, families.get(session, FAMILY), "F7").label = "=HYPERLINK(1)"
     answer = reader.get(f"{HERE}/features?q=F7&csv=features")
     assert next(csv.DictReader(io.StringIO(answer.text)))["label"] == "'=HYPERLINK(1)"
 
 
-def test_a_whole_list_is_sent_in_pieces(filled, reader, monkeypatch) -> None:
-    """Neither the list nor a connection is held: rows are asked for when those before are on their way."""
-    monkeypatch.setattr(lists, "AT_ONCE", 100)
+def test_a_full_list_is_streamed(filled, reader, monkeypatch) -> None:
+    """It holds neither the list nor a connection: each piece is read when the one before has been sent."""
+    monkeypatch.setattr(lists, "ROWS_PER_PIECE", 100)
     pieces, engine = [], filled.database.reader
     make = lists.csv_text
 
-    def made(rows) -> str:
+    def record(rows) -> str:
         pieces.append(make(rows))
         return pieces[-1]
 
-    monkeypatch.setattr(lists, "csv_text", made)
+    monkeypatch.setattr(lists, "csv_text", record)
     answer = reader.get(f"{HERE}/features?csv=features")
     assert [len(list(csv.reader(io.StringIO(piece)))) for piece in pieces] == [1, 100, 100, 100, 100, 100, 44]
     assert answer.text == "".join(pieces) and engine.pool.checkedout() == 0
 
 
-def test_the_heat_map_counts_as_reports_do(reader) -> None:
+def test_the_heat_map_agrees_with_reports(reader) -> None:
     _heat_map_agrees(reader)
 
 
-def test_the_same_on_postgres(on_postgres) -> None:
+def test_pages_on_postgres(on_postgres) -> None:
     reader = on_postgres.browser("read")
     _heat_map_agrees(reader)
     for path in (path for path in PAGES if "F73" not in path and "F448" not in path):
@@ -283,14 +283,42 @@ def _heat_map_agrees(reader) -> None:
         assert int(row["indeterminate"]) == report["counts"]["indeterminate"]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/features",
+        "/features/F1",
+        "/diff?from=v3&to=v10",
+        "/signatures",
+        "/signatures/concept-0",
+        "/checkpoints/v10",
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+def test_a_request_looks_up_its_family_once(filled: Installation, reader, prefix: str, path: str) -> None:
+    statements = list[str]()
+
+    def record(_connection, _cursor, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    event.listen(filled.database.reader, "before_cursor_execute", record)
+    try:
+        headers = {"authorization": f"Bearer {reader.key}", "accept": "text/html" if not prefix else "*/*"}
+        assert reader.client.get(f"{prefix}{HERE}{path}", headers=headers).status_code == 200
+    finally:
+        event.remove(filled.database.reader, "before_cursor_execute", record)
+    assert len([sql for sql in statements if "WHERE family.name" in sql]) == 1, statements
+
+
 def test_passages_are_shaded_by_activation(reader) -> None:
-    """F73 fires on one word: it is shaded everywhere, the strongest passage first and darkest."""
+    """F73 fires on one word, which is shaded everywhere; the strongest passage is first and darkest."""
     found = re.findall(r'<span class="s(\d)" title="([\d.]+)">([^<]+)</span>', reader.page(f"{HERE}/features/F73"))
     assert found[0][0] == "8" and float(found[0][1]) == max(float(one[1]) for one in found)
     assert {one[2].strip(",.").lower() for one in found if int(one[0]) >= 3} == {"default"}
 
 
-def test_problems_are_pages_for_people_and_documents_for_programs(reader) -> None:
+def test_problems_are_pages_in_browsers_and_documents_elsewhere(reader) -> None:
     missing = reader.get("/families/none")
     assert missing.status_code == 404 and "There is no family none." in missing.text and "<nav" in missing.text
     assert reader.get("/nowhere").status_code == 404
@@ -303,8 +331,8 @@ def test_problems_are_pages_for_people_and_documents_for_programs(reader) -> Non
     assert api.headers["content-type"] == "application/problem+json"
 
 
-def test_what_breaks_is_a_page_for_people(filled, reader, monkeypatch) -> None:
-    """Wherever it breaks, with the number that the log has; and a document for programs, and below `/v1` for all."""
+def test_internal_errors_are_pages_in_browsers(filled, reader, monkeypatch) -> None:
+    """Wherever the error occurs, with the request ID of the log; a document for other clients and under `/v1`."""
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the secret is forty-two")
@@ -321,41 +349,41 @@ def test_what_breaks_is_a_page_for_people(filled, reader, monkeypatch) -> None:
     monkeypatch.setattr(auth, "returning", broken)
     early = reader.get(HERE)
     assert early.status_code == 500 and "<h1>Internal error</h1>" in early.text
-    assert "set-cookie" not in early.headers, "who is signed in is so afterwards"
+    assert "set-cookie" not in early.headers, "the session must survive"
     monkeypatch.setattr(site, "problem_page", broken)
     last = reader.get(HERE)
     assert last.status_code == 500 and last.json()["code"] == "internal-error"
 
 
-def test_what_is_refused_early_is_a_page_for_people(reader, writer) -> None:
+def test_early_rejections_are_pages_in_browsers(reader, writer) -> None:
     long = writer.send(f"{HERE}/features/F2", {"label": "x" * 1_100_000})
     assert long.status_code == 413 and "<h1>Request body too large</h1>" in long.text
     nul = reader.get(f"{HERE}/features?q=%00")
     assert nul.status_code == 422 and "<h1>" in nul.text and nul.headers["x-request-id"] in nul.text
 
 
-def test_the_number_of_open_alerts_is_on_every_page(filled, reader) -> None:
+def test_every_page_shows_the_number_of_open_alerts(filled, reader) -> None:
     with filled.database.read() as session:
         number = len(session.scalars(select(Alert).where(Alert.state == "open")).all())
     assert number
-    told = f'Alerts <span class="waiting">{number}<span class="sr"> open</span></span></a>'
+    link = f'Alerts <span class="waiting">{number}<span class="sr"> open</span></span></a>'
     for path in ("/families", HERE, "/alerts?state=resolved", "/families/none", "/nowhere"):
-        assert told in reader.get(path).text, path
+        assert link in reader.get(path).text, path
     assert "waiting" not in filled.browser(None).page("/login")
-    assert "waiting" not in filled.browser(None).get("/nowhere").text, "who may not read is not told"
+    assert "waiting" not in filled.browser(None).get("/nowhere").text, "not shown to the unauthenticated"
 
 
-def test_open_alerts_are_counted_in_an_index(database: Database) -> None:
+def test_open_alerts_are_counted_with_an_index(database: Database) -> None:
     statement = str(alerts.COUNT_OPEN.compile(database.reader, compile_kwargs={"literal_binds": True}))
     with database.write() as session:
-        if not database.is_sqlite:  # which would rather read the whole of an empty table
+        if not database.is_sqlite:  # it would rather scan an empty table
             session.execute(text("SET LOCAL enable_seqscan = off"))
         plan = session.execute(text(f"EXPLAIN {'QUERY PLAN ' if database.is_sqlite else ''}{statement}")).all()
     assert "uq_alert_unresolved" in str(plan)
 
 
-def test_files_may_be_kept_for_ever(reader) -> None:
-    """Their address changes with their content; and they are ours to give on."""
+def test_static_files_are_cached_forever(reader) -> None:
+    """Their URLs change with their content. Every vendored file has a licence."""
     sheet = re.search(r'href="(/static/page\.css\?\w+)"', reader.page("/families"))
     assert sheet and "immutable" in reader.client.get(sheet[1]).headers["cache-control"]
     assert reader.client.post(sheet[1]).status_code == 405

@@ -1,4 +1,4 @@
-"""A walk over every page of a live service in a browser: light and dark, wide and narrow, with and without scripts.
+"""Open every page of a live service in a browser: light and dark, wide and narrow, with and without scripts.
 
 Screenshots of each page are kept in pytest's temporary folder, `pages-*/shots`: look at them after a change.
 """
@@ -22,10 +22,10 @@ from tests.web import chromium
 from tests.web.filled import FAMILY
 
 PART = {"exclude": ["tbody tr:nth-child(n+5)", ".passages li:nth-child(n+4)", ".finding:nth-child(n+6)"]}
-"""The first rows of a list stand for those that are made like them."""
+"""The first rows of a list stand for the rest."""
 HERE = f"/families/{FAMILY}"
 PATIENCE = 15_000
-"""Milliseconds, of actions and of what is expected."""
+"""Timeout of actions and expectations, in milliseconds."""
 expect.set_options(timeout=PATIENCE)
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
 PAGES = {
@@ -51,12 +51,12 @@ PAGES = {
     "problem": "/families/none",
 }
 NARROWED = ("login", "family", "report", "features", "feature", "diff", "run-failed", "alerts", "webhooks")
-"""Pages that have every part between them: of these there is a picture of the narrow screen too."""
+"""Pages that contain every component between them, also photographed on a narrow screen."""
 
 
 @dataclass
 class Site:
-    """A live service, a browser, and what went wrong in it."""
+    """A live service, a browser, and the faults found."""
 
     url: str
     key: str
@@ -66,12 +66,12 @@ class Site:
     faults: list[str] = field(default_factory=list)
 
     def context(self, theme: str, **options) -> BrowserContext:
-        """A browser of its own that writes down what it complains of and whom it asks."""
+        """A new browser context that records console messages and requests to other hosts as faults."""
         context = self.browser.new_context(base_url=self.url, color_scheme=theme, viewport=WIDE, **options)
         context.set_default_timeout(PATIENCE)
-        context.on("console", lambda told: self._heard(told.type, f"{told.page.url}: {told.text}"))
+        context.on("console", lambda message: self._heard(message.type, f"{message.page.url}: {message.text}"))
         context.on("weberror", lambda error: self.faults.append(f"{error.page.url}: {error.error}"))
-        context.on("request", lambda asked: self._asked(asked.url))
+        context.on("request", lambda request: self._requested(request.url))
         return context
 
     def _heard(self, kind: str, text: str) -> None:
@@ -79,9 +79,9 @@ class Site:
         if kind in ("error", "warning") and not expected:
             self.faults.append(text)
 
-    def _asked(self, url: str) -> None:
+    def _requested(self, url: str) -> None:
         if not url.startswith((self.url, "data:", "blob:")):
-            self.faults.append(f"somebody else was asked: {url}")
+            self.faults.append(f"request to another host: {url}")
 
     def sign_in(self, page: Page) -> None:
         page.goto("/families")
@@ -91,7 +91,7 @@ class Site:
 
 
 def arrived(page: Page, heading: str) -> None:
-    """On the page of this heading, and its scripts listen: a click that leads to it waits for neither."""
+    """Wait for the page with this heading and for its scripts, which a click does not."""
     expect(page.get_by_role("heading", name=heading).first).to_be_visible()
     page.wait_for_load_state("domcontentloaded")
 
@@ -111,8 +111,8 @@ def site(filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     database.close()
 
 
-def test_the_api_s_browser_asks_this_server_alone(site: Site) -> None:
-    """What opens below an operation is Swagger UI's own, and has faults of its own: its list alone is looked at."""
+def test_the_api_browser_loads_nothing_from_other_servers(site: Site) -> None:
+    """Only the list of operations is checked: the panels below them are Swagger UI's own, with faults of their own."""
     with site.context("light") as context:
         page = context.new_page()
         page.goto("/docs")
@@ -127,7 +127,7 @@ def test_the_api_s_browser_asks_this_server_alone(site: Site) -> None:
 
 
 def test_every_page_in_both_themes(site: Site) -> None:
-    """No fault that axe calls serious or critical, nothing on the console, nothing wider than a narrow screen."""
+    """No serious or critical axe violation, an empty console, and nothing wider than a narrow screen."""
     with site.context("light") as context:
         page = context.new_page()
         page.goto("/login")
@@ -153,8 +153,8 @@ def _look(site: Site, page: Page, name: str) -> None:
         page.emulate_media(color_scheme=theme)
         page.screenshot(path=site.shots / f"{name}-{theme}.jpeg", quality=85, full_page=True)
         rules = chromium.QUICK if theme == "light" else chromium.QUICK | {"runOnly": ["color-contrast"]}
-        found = page.evaluate("([part, options]) => axe.run(part, options)", [PART, rules])
-        for fault in found["violations"]:
+        result = page.evaluate("([part, options]) => axe.run(part, options)", [PART, rules])
+        for fault in result["violations"]:
             if fault["impact"] in ("serious", "critical"):
                 where = [f"{node['target']} {node['failureSummary']}" for node in fault["nodes"][:3]]
                 site.faults.append(f"{name} ({theme}): {fault['id']}: {fault['help']} {where}")
@@ -178,7 +178,7 @@ def page(site: Site) -> Iterator[Page]:
 
 
 def test_reading(site: Site, page: Page) -> None:
-    """From the families to a feature and back to a comparison, by what stands on the pages."""
+    """From the families to a feature and a comparison, by following links."""
     page.get_by_role("link", name=FAMILY, exact=True).click()
     page.get_by_role("link", name=re.compile("v8 is judged, 17 changed, absent among them$")).click()
     arrived(page, "v8 against v7")
@@ -198,7 +198,7 @@ def test_reading(site: Site, page: Page) -> None:
     page.goto(HERE)
     with page.expect_download() as saved:
         page.locator("#lineage").get_by_role("button", name="PNG").click()
-    assert len(Path(saved.value.path()).read_bytes()) > 5_000, "an empty picture is smaller"
+    assert len(Path(saved.value.path()).read_bytes()) > 5_000, "an empty image is smaller"
     drawing = page.locator("#features .drawing")
     drawing.scroll_into_view_if_needed()
     expect(drawing.locator("canvas").first).to_be_visible()
@@ -216,14 +216,14 @@ def test_reading(site: Site, page: Page) -> None:
     expect(page.locator("table[data-rows] tbody tr")).to_have_count(2)
 
 
-def test_a_link_from_elsewhere_leads_to_the_page(site: Site, page: Page) -> None:
-    """As from a chat: the browser holds the cookie back at first, and one is signed in all the same."""
+def test_a_link_on_another_site_leads_to_the_page(site: Site, page: Page) -> None:
+    """As in a chat: the browser withholds the cookie at first, and the user is still signed in."""
     page.goto(f"data:text/html,<a href='{site.url}{HERE}'>look</a>")
     page.get_by_role("link", name="look").click()
     expect(page.get_by_role("heading", name="Lineage")).to_be_visible()
 
 
-def test_a_long_list_goes_on_while_it_is_scrolled(site: Site, page: Page) -> None:
+def test_a_long_list_loads_more_while_scrolling(site: Site, page: Page) -> None:
     page.goto(f"{HERE}/features?sort=id")
     rows = page.locator("table[data-rows] tbody tr:not(.more)")
     expect(rows).to_have_count(50)
@@ -251,13 +251,13 @@ def test_the_keyboard(site: Site, page: Page) -> None:
     page.keyboard.press("g")
     page.keyboard.press("a")
     expect(page.get_by_role("heading", name="Alerts", level=1)).to_be_visible()
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark", "the theme stays over pages"
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark", "the theme persists across pages"
     page.goto(f"{HERE}/features?sort=id")
     page.keyboard.press("/")
     page.keyboard.type("F12")
     page.keyboard.press("Enter")
     expect(page.locator("table[data-rows] tbody tr")).to_have_count(1)
-    assert "tag=" not in page.url, "empty fields are left out"
+    assert "tag=" not in page.url, "empty fields are not in the URL"
     page.goto(f"{HERE}/features?sort=id")
     for key in "jjjk":
         page.keyboard.press(key)
@@ -267,7 +267,7 @@ def test_the_keyboard(site: Site, page: Page) -> None:
     pressed = page.locator("[data-watch]").get_attribute("aria-pressed")
     page.keyboard.press("w")
     expect(page.locator("[data-watch]")).not_to_have_attribute("aria-pressed", str(pressed))
-    assert page.url == before, "htmx changes the button alone"
+    assert page.url == before, "htmx replaces only the button"
 
 
 def test_writing(site: Site, page: Page) -> None:

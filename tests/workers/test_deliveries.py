@@ -261,7 +261,7 @@ def test_a_name_that_leads_inside_is_refused_when_it_is_connected(receiver, regi
     closed.deliver()
     assert not receiver.requests
     entry = only(database).log[0]
-    assert entry["error"] == "AddressRefusedError: localhost leads to an address that is not allowed"
+    assert entry["error"] == "AddressRefusedError: localhost resolves to an address that is not allowed"
 
 
 def test_another_secret_key_is_told_in_the_log_and_loses_nothing(receiver, register, settings, database, time_machine):

@@ -149,6 +149,6 @@ def test_one_process_does_run_after_run(installation, start_either):
 
 
 def test_who_supervises_loads_no_torch():
-    modules = "featurewatch.workers.embedded, featurewatch.workers.tasks, workers.__main__"
+    modules = "featurewatch.workers.embedded, featurewatch.workers.tasks, featurewatch.workers.__main__"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

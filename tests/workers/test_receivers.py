@@ -201,7 +201,7 @@ def test_a_name_that_leads_inside_from_the_second_look_on(receiver, inside, regi
     assert inside.requests == []
     with database.read() as session:
         logs = [row.log for row in session.scalars(select(Delivery).order_by(Delivery.created_at))]
-    refused = "AddressRefusedError: rebind.test leads to an address that is not allowed"
+    refused = "AddressRefusedError: rebind.test resolves to an address that is not allowed"
     assert [[(entry["status"], entry["error"]) for entry in log] for log in logs] == [
         [(204, None)],
         [(None, refused), (204, None)],

@@ -17,7 +17,7 @@ from featurewatch.service.runs.lines import FIRST, LAST
 from featurewatch.service.runs.schemas import Level
 from featurewatch.workers.activations import models
 from featurewatch.workers.errors import RunError
-from featurewatch.workers.lines import MOST_LETTERS
+from featurewatch.workers.execution.log_lines import MOST_CHARACTERS
 from tests.workers.conftest import wait_for
 
 log = structlog.get_logger("featurewatch.worker")
@@ -91,7 +91,7 @@ def test_a_killed_worker_leaves_its_lines_and_the_next_one_adds_its_own(installa
     first.kill()
     start_worker()
     wait_for(lambda: installation.run(run_id).state == "succeeded")
-    assert events(installation, run_id, attempt=1) == ["claimed", "stage", "the worker fell silent"]
+    assert events(installation, run_id, attempt=1) == ["claimed", "stage", "the worker stopped responding"]
     assert events(installation, run_id, attempt=2) == ["claimed", "stage", "stage", "succeeded"]
     (silent,) = lines(installation, run_id, levels=Level.ERROR.and_above)
     assert "did not renew its lease in attempt 1 of 3, stage harvest" in silent.fields["detail"]
@@ -122,7 +122,7 @@ def test_who_lost_the_run_adds_nothing_any_more(installation, taken_over):
     lost.set()
     worker.join(30)
     assert not worker.is_alive()
-    assert events(installation, run_id) == ["claimed", "before", "the worker fell silent"]
+    assert events(installation, run_id) == ["claimed", "before", "the worker stopped responding"]
 
 
 def test_lines_are_written_many_at_a_time(installation):
@@ -171,14 +171,14 @@ def test_a_line_is_bounded_and_any_database_takes_it(installation):
 
     installation.run_next(pipelines={"steps": odd})
     _, long, found, wide, failed = lines(installation, run_id)
-    assert len(long.event) < MOST_LETTERS + 50 and "characters ...]" in long.event
+    assert len(long.event) < MOST_CHARACTERS + 50 and "characters ...]" in long.event
     assert found.fields == {
         "at": "/x", "loss": None, "nul": "a\N{REPLACEMENT CHARACTER}b", "half": "\N{REPLACEMENT CHARACTER}",
         "deep": {"a": [1, [2, "b'c'"]]},
     }  # fmt: skip
-    assert list(wide.fields) == ["cut"] and len(wide.fields["cut"]) < MOST_LETTERS + 50
+    assert list(wide.fields) == ["cut"] and len(wide.fields["cut"]) < MOST_CHARACTERS + 50
     assert failed.fields["exception"].startswith("Traceback") and failed.fields["exception"].endswith("z ends")
-    assert len(failed.fields["exception"]) < MOST_LETTERS + 50
+    assert len(failed.fields["exception"]) < MOST_CHARACTERS + 50
 
 
 def test_secrets_are_not_kept(installation):

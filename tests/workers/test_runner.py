@@ -71,7 +71,7 @@ def test_a_pipeline_that_ends_without_a_word_has_succeeded(installation):
     [
         ("refuse", "activations.wrong_width", "resid_post.3 is 64 wide, the family's 128"),
         ("stumble", "internal", "ZeroDivisionError: division by zero"),
-        ("juggle", "unknown-kind", "This worker knows no runs of the kind 'juggle'."),
+        ("juggle", "unknown-kind", "This worker has no pipeline for runs of kind 'juggle'."),
     ],
 )
 def test_a_failure_says_why_and_is_not_tried_again(installation, kind, code, detail):

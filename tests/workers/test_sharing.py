@@ -34,7 +34,7 @@ from featurewatch.workers.activations.tensorfiles import write_tensors
 from featurewatch.workers.app import call_helper, make_app
 from featurewatch.workers.errors import WorkerStoppingError
 from featurewatch.workers.pipelines.shared import shared_harvest
-from featurewatch.workers.pipelines.shared.shared_harvest import part
+from featurewatch.workers.pipelines.shared.shared_harvest import group_artifact
 from featurewatch.workers.sweeps import Sweeper
 from tests import factories
 from tests.services import free_port
@@ -332,7 +332,7 @@ def test_a_helpers_shards_that_are_damaged_are_read_again(
         with installation.database.write() as session:
             shard = logic.claim(session, run_id, worker="helper", lease_seconds=600)
         assert shard
-        with installation.artifacts.create(part(shard.folder, shard.number)) as place:
+        with installation.artifacts.create(group_artifact(shard.folder, shard.number)) as place:
             place.mkdir()
             for hook in ("resid_post.1", "mlp_out.0"):
                 file = place / shard_files.shard_name(hook, shard.number)

@@ -153,7 +153,7 @@ def test_no_worker_takes_a_run_while_artifacts_are_removed(installation: Install
 
     thread = threading.Thread(target=claim)
     with installation.database.write() as session:
-        assert runs.hold_off(session, family)
+        assert runs.block_claims(session, family)
         thread.start()
         if not installation.database.is_sqlite:  # there the one lock of the file keeps it waiting
             wait_for(lambda: session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))

@@ -1,4 +1,4 @@
-"""Activations of a model family: loading models, hook points, positions, harvest, and the folders they are kept in."""
+"""Activations of a model family: models and their hook points, the probe corpus and its positions, and harvesting."""
 
 from featurewatch.workers.activations.corpus import Document, load_corpus, load_documents, save_documents
 from featurewatch.workers.activations.harvest import HarvestSummary, harvest

@@ -1,8 +1,8 @@
-"""Reading a contrast set with a model: one position of each row, at some hook points.
+"""Reading a contrast set with a model: one position per row, at given hook points.
 
-last     the last token of the text, or of the prompt as the chat template ends it (where the answer would begin)
+last     the last token of the text, or of the prompt that the chat template makes of it (where an answer would begin)
 answer   the first token of the row's answer, which follows the text
-mean     the mean over the text's tokens, without those of the template and without special tokens
+mean     the mean over the text's tokens, excluding the template and special tokens
 """
 
 from collections.abc import Callable, Sequence
@@ -25,14 +25,14 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a contrast set, as far as a model sees it."""
+    """The parts of a contrast row that a model reads."""
 
     text: str
     answer: str | None
 
 
 class Prompt(NamedTuple):
-    """A row in tokens: `ids`, and the first and the last token to read (mean over both and what lies between)."""
+    """A tokenized row, and the first and last token to read; the result is the mean over this range."""
 
     ids: list[int]
     first: int
@@ -42,18 +42,18 @@ class Prompt(NamedTuple):
 def prompts(
     rows: Sequence[Row], tokenizer: Any, position: Position, *, template: bool, limit: int | None
 ) -> list[Prompt]:
-    """Rows in tokens. template: put each text into the tokenizer's chat template as what a user says, if it has one.
+    """Tokenize rows. template: wrap each text as a user message in the tokenizer's chat template, if it has one.
 
-    limit: longest input of the model. RunErrors `tokenizer-not-fast`, `contrast-too-long`, `contrast-empty-row`.
+    limit: the model's longest input. Raises RunError `tokenizer-not-fast`, `contrast-too-long`, `contrast-empty-row`,
+    `chat-template`.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise RunError("tokenizer-not-fast", "the checkpoint's tokenizer gives no character offsets; it needs a "
-                       "tokenizer.json")  # fmt: skip
+        raise RunError("tokenizer-not-fast", "The tokenizer has no character offsets. Add a tokenizer.json.")
     backend = untrimmed(tokenizer.backend_tokenizer)
     backend.no_padding()
     backend.no_truncation()
     chat = template and bool(getattr(tokenizer, "chat_template", None))
-    found = []
+    tokenized = []
     for number, row in enumerate(rows):
         before, after = _around(row.text, tokenizer) if chat else ("", "")
         prompt = before + row.text + after
@@ -61,24 +61,23 @@ def prompts(
         span = (len(before), len(before) + len(row.text))
         if position == "answer":
             span = (len(prompt), len(prompt) + len(row.answer or ""))
-        found.append(_prompt(encoded, position, span, number))
-    longest = max(range(len(found)), key=lambda i: len(found[i].ids))
-    if limit is not None and len(found[longest].ids) > limit:
-        raise RunError("contrast-too-long", f"row {longest + 1} has {len(found[longest].ids)} tokens; the model takes "
-                       f"{limit}")  # fmt: skip
-    return found
+        tokenized.append(_prompt(encoded, position, span, number))
+    longest = max(range(len(tokenized)), key=lambda i: len(tokenized[i].ids))
+    count = len(tokenized[longest].ids)
+    if limit is not None and count > limit:
+        raise RunError("contrast-too-long", f"row {longest + 1} has {count} tokens; the model's limit is {limit}.")
+    return tokenized
 
 
 def _around(text: str, tokenizer: Any) -> tuple[str, str]:
-    """What the chat template puts before and behind what the user says, up to where the answer begins."""
-    mark = "\u2402"  # a character that no template has: templates may strip or change the text itself
+    """What the chat template puts before and after a user message, up to the answer."""
+    mark = "\u2402"  # a character that no template contains: templates may strip or change the text itself
     whole = tokenizer.apply_chat_template(
         [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
     )
-    before, found, after = whole.partition(mark)
-    if not found:
-        raise RunError("chat-template", "the checkpoint's chat template does not show what the user says; use "
-                       "`template: false`")  # fmt: skip
+    before, separator, after = whole.partition(mark)
+    if not separator:
+        raise RunError("chat-template", "The chat template does not show the user's message. Use `template: false`.")
     return before, after
 
 
@@ -88,7 +87,7 @@ def _prompt(encoded: Encoding, position: Position, span: tuple[int, int], number
         span = (0, max((end for _, end in offsets), default=0))
     inside = [i for i, (start, end) in enumerate(offsets) if end > max(start, span[0]) and start < span[1]]
     if not inside:
-        raise RunError("contrast-empty-row", f"row {number + 1} has no token to read")
+        raise RunError("contrast-empty-row", f"row {number + 1} has no token to read.")
     if position == "last":
         return Prompt(ids, inside[-1], inside[-1])
     return Prompt(ids, inside[0], inside[-1] if position == "mean" else inside[0])
@@ -98,25 +97,25 @@ def _prompt(encoded: Encoding, position: Position, span: tuple[int, int], number
 def read_prompts(
     model: nn.Module,
     hook_points: list[str],
-    found: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     *,
     on_progress: Callable[[float], None] = lambda fraction: None,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
-    """Activations at each prompt's position: hook point -> float32 [rows, d_model]. RunError `not-finite`.
+    """Activations at each prompt's position: hook point -> float32 [rows, d_model]. Raises RunError `not-finite`.
 
-    Drops the layers behind the last hook point from the model.
+    Removes the layers after the last hook point from the model.
     """
     points = choose_hook_points(model, hook_points)
     drop_later_layers(model, points)
     device = next(model.parameters()).device
     read: dict[str, list[Tensor]] = {point.name: [] for point in points}
-    order = sorted(range(len(found)), key=lambda i: -len(found[i].ids))
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
     done = 0
     while done < len(order):
         check()
-        size = max(1, BATCH_TOKENS // len(found[order[done]].ids))
-        batch = [found[i] for i in order[done : done + size]]
+        size = max(1, BATCH_TOKENS // len(prompts[order[done]].ids))
+        batch = [prompts[i] for i in order[done : done + size]]
         ids, mask, mean = _padded(batch)
         with capture(points) as seen:
             model(input_ids=ids.to(device), attention_mask=mask.to(device))
@@ -128,12 +127,12 @@ def read_prompts(
     result = {name: torch.cat(parts)[back] for name, parts in read.items()}
     for name, values in result.items():
         if not bool(values.isfinite().all()):
-            raise RunError("not-finite", f"activations at {name} hold NaN or infinity")
+            raise RunError("not-finite", f"Activations at {name} contain NaN or infinity.")
     return result
 
 
 def _padded(batch: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, attention mask and weights of the positions to read: [b, t] each."""
+    """Ids, attention mask and weights of the positions to read: [b, t] each."""
     longest = max(len(prompt.ids) for prompt in batch)
     ids, mask = (torch.zeros(len(batch), longest, dtype=torch.int64) for _ in range(2))
     mean = torch.zeros(len(batch), longest)
@@ -147,5 +146,5 @@ def _padded(batch: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
 def open_prompts(
     model: nn.Module, tokenizer: Any, rows: Sequence[Row], position: Position, *, template: bool
 ) -> list[Prompt]:
-    """`prompts` of rows for a model with its own limit."""
+    """`prompts` with the model's own limit."""
     return prompts(rows, tokenizer, position, template=template, limit=max_tokens(model))

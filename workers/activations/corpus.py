@@ -1,4 +1,4 @@
-"""The probe corpus: the fixed documents on which every checkpoint of a family is read."""
+"""The probe corpus: the fixed documents that every checkpoint of a family reads."""
 
 import hashlib
 import importlib
@@ -19,7 +19,7 @@ DEFAULT = "builtin:python-docs"
 _CHARACTERS_PER_TOKEN = 4
 _MIN_CHARACTERS = 40
 _SPACE = re.compile(r"\s*")
-# Modules with much documentation in sentences, in every build of Python and free of effects when imported.
+# Well-documented modules that are part of every Python build and have no side effects when imported.
 _MODULES = """
 argparse array ast asyncio base64 bisect calendar
 codecs collections collections.abc concurrent.futures configparser contextlib copy
@@ -35,12 +35,12 @@ socket socketserver statistics string struct subprocess tarfile
 tempfile textwrap threading timeit tokenize traceback types
 unittest unittest.mock urllib.parse urllib.request uuid warnings
 wave weakref xml.dom.minidom xml.etree.ElementTree xmlrpc.client zipfile
-""".split()  # noqa: SIM905 - a page of quoted names reads worse
+""".split()  # noqa: SIM905 - a page of quoted names is harder to read
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document of the probe corpus. `id` counts from 0 and names it in every artifact of the family."""
+    """One document of the probe corpus. `id` counts from 0 and identifies it in every artifact of the family."""
 
     id: int
     text: str
@@ -51,10 +51,10 @@ def load_corpus(
 ) -> list[Document]:
     """The documents of a corpus, always the same ones in the same order.
 
-    `uri`: `file:///x.jsonl` (one `{"text": ...}` a line, a document each), `file:///x.txt` (cut into documents of
-    about `context_length` tokens), a folder of such files, or `builtin:python-docs` (also None): the language
-    reference and docstrings that come with Python. Of more than `max_documents`, evenly spaced ones are taken.
-    RunError `corpus-refused`, `corpus-missing`, `corpus-invalid`, `corpus-empty`.
+    uri: `file:///x.jsonl` (a document `{"text": ...}` per line), `file:///x.txt` (split into documents of about
+    `context_length` tokens), a folder of such files, or `builtin:python-docs` (the default): Python's language
+    reference and docstrings. If there are more than `max_documents`, evenly spaced ones are used. Raises RunError
+    `corpus-refused`, `corpus-missing`, `corpus-invalid`, `corpus-empty`.
     """
     size = context_length * _CHARACTERS_PER_TOKEN
     if uri in (None, "", DEFAULT):
@@ -62,18 +62,20 @@ def load_corpus(
     elif uri.startswith("file:"):
         texts = list(_read_files(uri, roots, size))
     else:
-        raise RunError("corpus-refused", f"{uri!r} is no corpus; use file:///x.jsonl, a .txt, a folder, or {DEFAULT}")
+        raise RunError(
+            "corpus-refused", f"Unsupported corpus {uri!r}. Use file:///x.jsonl, a .txt file, a folder, or {DEFAULT}."
+        )
     if not texts:
-        raise RunError("corpus-empty", f"{uri} holds no text")
+        raise RunError("corpus-empty", f"{uri} contains no text.")
     if max_documents is not None and len(texts) > max_documents:
         texts = [texts[i * len(texts) // max_documents] for i in range(max_documents)]
     return [Document(number, text) for number, text in enumerate(texts)]
 
 
 def cut(text: str, size: int) -> Iterator[str]:
-    """Pieces of at most `size` characters, cut behind a paragraph, else a sentence, else a word."""
+    """Split a text into pieces of at most `size` characters, after a paragraph, else a sentence, else a word."""
     text, start = text.strip(), 0
-    # By an index: to cut the rest off each time would take the square of a text's length.
+    # Slicing off the rest each time would be quadratic in the length of the text.
     while len(text) - start > size:
         window = text[start : start + size]
         end = max((match.end() for match in re.finditer(r"\n\s*\n", window)), default=0)
@@ -90,12 +92,12 @@ def cut(text: str, size: int) -> Iterator[str]:
 
 
 def save_documents(documents: Iterable[Document], path: Path) -> None:
-    """Write documents as JSONL: `{"id": ..., "text": ...}` a line."""
+    """Write documents as JSONL, with `{"id": ..., "text": ...}` per line."""
     write_text(path, "".join(json.dumps({"id": d.id, "text": d.text}, ensure_ascii=True) + "\n" for d in documents))
 
 
 def load_documents(path: Path) -> list[Document]:
-    """Read what `save_documents` wrote."""
+    """Read documents that `save_documents` wrote."""
     with path.open(encoding="utf-8") as file:
         return [Document(row["id"], row["text"]) for row in map(json.loads, file)]
 
@@ -113,7 +115,7 @@ def _read_files(uri: str, roots: tuple[Path, ...], size: int) -> Iterator[str]:
     try:
         path = resolve_under_roots(uri, roots)
         if not path.exists():
-            raise RunError("corpus-missing", f"{uri} does not exist on the worker")
+            raise RunError("corpus-missing", f"{uri} does not exist on the worker.")
         files = sorted(f for f in path.rglob("*") if f.suffix in (".txt", ".jsonl")) if path.is_dir() else [path]
         for file in files:
             resolve_under_roots(f"file://{quote(str(file))}", roots)
@@ -126,7 +128,7 @@ def _read_files(uri: str, roots: tuple[Path, ...], size: int) -> Iterator[str]:
             else:
                 yield from cut(file.read_text(encoding="utf-8"), size)
         except UnicodeDecodeError as error:
-            raise RunError("corpus-invalid", f"{file.name} is not UTF-8: {error}") from error
+            raise RunError("corpus-invalid", f"{file.name} is not UTF-8: {error}.") from error
 
 
 def _read_jsonl(file: Path) -> Iterator[str]:
@@ -137,9 +139,9 @@ def _read_jsonl(file: Path) -> Iterator[str]:
             try:
                 text = json.loads(line)["text"]
             except (ValueError, KeyError, TypeError) as error:
-                raise RunError("corpus-invalid", f'{file.name}, line {number}: no {{"text": ...}}') from error
+                raise RunError("corpus-invalid", f'{file.name}, line {number}: expected {{"text": ...}}.') from error
             if not isinstance(text, str):
-                raise RunError("corpus-invalid", f"{file.name}, line {number}: text is no string")
+                raise RunError("corpus-invalid", f"{file.name}, line {number}: `text` is not a string.")
             if text.strip():
                 yield text
 
@@ -151,7 +153,7 @@ def _python_docs() -> Iterator[str]:
         try:
             module = importlib.import_module(name)
         except ImportError:
-            continue  # a part of the standard library that this build of Python leaves out
+            continue  # not included in this Python build
         yield inspect.getdoc(module) or ""
         for _, member in sorted(vars(module).items()):
             if getattr(member, "__module__", None) == name and (inspect.isclass(member) or inspect.isfunction(member)):

@@ -1,8 +1,8 @@
-"""Positions: the places of the probe corpus at which models with different tokenizers can be compared.
+"""Positions: the points of the probe corpus at which models with different tokenizers can be compared.
 
-A position is a character offset of a document at which a token *ends*. Two models can be compared there when both
-have a token that ends there: both have then read exactly the same text. A family's first checkpoint defines its
-positions; every other checkpoint is aligned to them.
+A position is a character offset in a document at which a token *ends*. Two models can be compared there if both have a
+token that ends there, because both have then read exactly the same text. A family's first checkpoint defines its
+positions, and all others are aligned to them.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ _ENCODE_BATCH = 256
 
 @dataclass(frozen=True)
 class Positions:
-    """A family's positions, document by document, offsets ascending in each.
+    """A family's positions, grouped by document with ascending offsets.
 
-    `document`, `start`, `end`: int64 [n]; characters `start` to `end` of the document are the token that ends there.
+    document, start, end: int64 [n]. Characters `start` to `end` of the document are the token that ends there.
     """
 
     document: np.ndarray
@@ -41,7 +41,7 @@ class Positions:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of documents and end offsets: equal where two checkpoints can share activations row by row."""
+        """SHA-256 of documents and end offsets. Checkpoints with equal digests can be compared row by row."""
         return hashlib.sha256(self.document.tobytes() + b"|" + self.end.tobytes()).hexdigest()
 
     def save(self, path: Path) -> None:
@@ -50,14 +50,14 @@ class Positions:
 
     @classmethod
     def load(cls, path: Path) -> "Positions":
-        """Read a file of `save`, or `documents.safetensors` of a harvested folder. RunError `manifest-invalid`."""
+        """Read a file of `save`, or `documents.safetensors` of a harvest. Raises RunError `manifest-invalid`."""
         arrays = load_arrays(path, {"document": "I64", "start": "I64", "end": "I64"})
         if len(arrays) != 3 or len({len(array) for array in arrays.values()}) != 1:
-            raise RunError("manifest-invalid", f"{path.name} holds no positions: document, start and end, equally long")
+            raise RunError("manifest-invalid", f"{path.name} must contain document, start and end of equal length.")
         return cls(**arrays)
 
     def by_document(self) -> dict[int, slice]:
-        """Rows of each document. Documents must be contiguous, as `harvest` leaves them."""
+        """Rows of each document. Documents must be contiguous, as in a harvest."""
         if not len(self):
             return {}
         firsts = np.concatenate([[0], np.flatnonzero(np.diff(self.document)) + 1, [len(self)]])
@@ -65,10 +65,10 @@ class Positions:
 
 
 class DocumentTokens(NamedTuple):
-    """One document as a model reads it: `ids` int64 [t] with special tokens, and the places where its tokens end.
+    """One tokenized document: `ids` int64 [t] including special tokens, and where its tokens end.
 
-    `token`, `start`, `end`: int64 [p], ends strictly ascending; `token` is the index in `ids` of the token that ends
-    there. Of the pieces of a multi-byte character only the last one ends a position, if it ends with the character.
+    token, start, end: int64 [p] with strictly ascending ends; `token` is the index in `ids` of the token that ends
+    there. Of the pieces of a multi-byte character, only the last one ends a position, if it ends with the character.
     """
 
     ids: np.ndarray
@@ -78,21 +78,20 @@ class DocumentTokens(NamedTuple):
 
 
 class Reader:
-    """Tokenizes documents with exact character offsets. Not safe for use by several threads."""
+    """Tokenizes documents with exact character offsets. Not thread-safe."""
 
     def __init__(self, tokenizer: Any, max_tokens: int | None) -> None:
-        """`tokenizer`: a fast transformers tokenizer; `max_tokens`: longest input of the model, None: no limit.
+        """tokenizer: a fast transformers tokenizer. max_tokens: the model's longest input; None for no limit.
 
-        RunError `tokenizer-not-fast`.
+        Raises RunError `tokenizer-not-fast`.
         """
         if not getattr(tokenizer, "is_fast", False):
-            raise RunError("tokenizer-not-fast", "the checkpoint's tokenizer gives no character offsets; it needs a "
-                           "tokenizer.json")  # fmt: skip
+            raise RunError("tokenizer-not-fast", "The tokenizer has no character offsets. Add a tokenizer.json.")
         self.max_tokens = max_tokens
         self._backend = untrimmed(tokenizer.backend_tokenizer)
 
     def read(self, texts: Sequence[str], limit: int, check: Callable[[], None] = lambda: None) -> list[DocumentTokens]:
-        """Tokenize, each document cut at `limit` tokens, or at the model's own limit."""
+        """Tokenize documents, truncated at `limit` tokens or at the model's own limit."""
         limit = min(limit, self.max_tokens or limit)
         self._backend.no_padding()
         self._backend.enable_truncation(limit, direction="right")
@@ -105,10 +104,10 @@ class Reader:
         return read
 
     def read_up_to(self, text: str, limit: int, last_end: int) -> DocumentTokens:
-        """Tokenize one document, cut at `limit` tokens, or at up to twice that where `last_end` needs it.
+        """Tokenize one document, truncated at `limit` tokens, or at up to twice that if needed to reach `last_end`.
 
-        So a family's later tokenizer may be finer than its first one without losing the ends of long documents; with
-        the same tokenizer nothing changes, since its first `limit` tokens define the last position.
+        This keeps the ends of long documents with a tokenizer that is finer than the family's first one. With the same
+        tokenizer nothing changes, because its first `limit` tokens define the last position.
         """
         tokens = self.read([text], limit)[0]
         if len(tokens.ids) < limit or (len(tokens.end) and tokens.end[-1] >= last_end):
@@ -122,7 +121,7 @@ class Reader:
 
 
 def untrimmed(backend: Tokenizer) -> Tokenizer:
-    """A copy whose offsets cover white space too: byte-level BPE trims it by default, also off the *end* of a token."""
+    """A copy whose offsets include white space, which byte-level BPE trims by default, even at the *end* of a token."""
     return Tokenizer.from_str(json.dumps(_without_trimming(json.loads(backend.to_str()))))
 
 
@@ -138,8 +137,8 @@ def _document_tokens(text: str, encoding: Encoding) -> DocumentTokens:
     if not text.isascii():
         end = np.array([_past_joined(text, int(offset)) for offset in end], np.int64)
     texts = np.flatnonzero((np.array(encoding.special_tokens_mask, np.int64) == 0) & (end > start))
-    # A token has read all of the character that it ends in when no later token begins before its end: the pieces of
-    # a multi-byte character overlap, and a piece may reach from one character into the next.
+    # A token completes its last character if no later token begins before its end. The pieces of a multi-byte
+    # character overlap, and a piece may extend from one character into the next.
     behind = np.append(start[texts][1:], _cut_at(encoding, len(text)))
     whole = np.minimum.accumulate(behind[::-1])[::-1] >= end[texts]
     token = texts[whole]
@@ -147,7 +146,7 @@ def _document_tokens(text: str, encoding: Encoding) -> DocumentTokens:
 
 
 def _cut_at(encoding: Encoding, length: int) -> int:
-    """Where the first token begins that truncation cut away; `length` where none was."""
+    """Start of the first token that truncation removed; `length` if it removed none."""
     if not encoding.overflowing:
         return length
     rest = encoding.overflowing[0]
@@ -156,9 +155,9 @@ def _cut_at(encoding: Encoding, length: int) -> int:
 
 
 def _past_joined(text: str, offset: int) -> int:
-    """The offset, moved past characters that a normaliser may have joined to the one before it.
+    """The offset, moved past characters that a normaliser may have merged into the one before it.
 
-    NFC makes one character of a letter and its accent, and tokenizers then gives the offsets of the letter alone.
+    NFC merges a letter and its accent, and tokenizers then reports the offsets of the letter alone.
     """
     if offset == 0:
         return 0
@@ -170,23 +169,23 @@ def _past_joined(text: str, offset: int) -> int:
 
 
 def define(tokens: Sequence[DocumentTokens], documents: Sequence[int], skip_tokens: int) -> Positions:
-    """Positions of a family from its first checkpoint: all ends but the first `skip_tokens` of each document.
+    """Positions of a family from its first checkpoint: all ends except the first `skip_tokens` of each document.
 
-    `documents`: ids, one for each entry of `tokens`. RunError `no-positions`.
+    documents: the id of each entry of `tokens`. Raises RunError `no-positions`.
     """
-    kept = [slice(skip_tokens, None)] * len(tokens)
-    counts = [len(document.end[rows]) for document, rows in zip(tokens, kept, strict=True)]
+    ends = [document.end[skip_tokens:] for document in tokens]
+    counts = [len(end) for end in ends]
     if not sum(counts):
-        raise RunError("no-positions", "the probe corpus has no positions: its documents are empty or too short")
+        raise RunError("no-positions", "The probe corpus has no positions: its documents are empty or too short.")
     return Positions(
         np.repeat(np.array(documents, np.int64), counts),
-        np.concatenate([document.start[rows] for document, rows in zip(tokens, kept, strict=True)]),
-        np.concatenate([document.end[rows] for document, rows in zip(tokens, kept, strict=True)]),
+        np.concatenate([document.start[skip_tokens:] for document in tokens]),
+        np.concatenate(ends),
     )
 
 
 def align(tokens: DocumentTokens, ends: np.ndarray) -> np.ndarray:
-    """Index in `tokens.ids` of the token that ends at each offset of `ends` [p]; -1 where none does."""
+    """Index in `tokens.ids` of the token that ends at each offset of `ends` [p]; -1 if there is none."""
     if not len(tokens.end):
         return np.full(len(ends), -1, np.int64)
     at = np.searchsorted(tokens.end, ends).clip(max=len(tokens.end) - 1)

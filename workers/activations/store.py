@@ -23,18 +23,18 @@ from featurewatch.workers.errors import RunError
 
 @dataclass
 class _Shard:
-    """A mapped shard; `rows` [n, d] (bfloat16 as its bits in int16)."""
+    """A memory-mapped shard; `rows` [n, d] (bfloat16 as int16 bits)."""
 
     path: Path
     rows: np.ndarray
     dtype: torch.dtype
     begin: int
-    """of the rows in the file, in bytes"""
+    """Offset of the rows in the file, in bytes"""
 
 
 @dataclass
 class _Source:
-    """The shards of one hook point; `bounds` [shards + 1] are the positions at which they begin, and the end."""
+    """The shards of one hook point. `bounds` [shards + 1]: their first positions, and the end."""
 
     d_model: int
     shards: list[_Shard]
@@ -46,10 +46,10 @@ class _Source:
 
 @dataclass
 class ActivationSet:
-    """One checkpoint's activations at the family's positions: read-only, mapped from disk.
+    """One checkpoint's activations at the family's positions, read-only and memory-mapped.
 
-    `document` int64 [n_positions]; `valid` bool [n_positions]: False where no token of this model ends at the
-    position, or where its norm is an outlier (attention sink). Rows that are not valid hold no information.
+    document: int64 [n_positions]. valid: bool [n_positions], False if no token of this model ends at the position or
+    the norm is an outlier (attention sink). Invalid rows carry no information.
     """
 
     path: Path
@@ -61,14 +61,14 @@ class ActivationSet:
     _sources: dict[str, _Source]
 
     def dtype(self, hook_point: str) -> torch.dtype:
-        """The type in which the hook point's activations are stored."""
+        """Data type of the hook point's stored activations."""
         return self._sources[hook_point].shards[0].dtype
 
     def read(self, hook_point: str, rows: slice | np.ndarray) -> torch.Tensor:
-        """Rows of a hook point: [rows, d_model] in the stored dtype, a copy.
+        """A copy of rows of a hook point: [rows, d_model] in the stored dtype.
 
-        `rows` is a slice of step 1 or a sorted int64 array (repeats allowed). ValueError where it is neither,
-        IndexError beyond the last position.
+        rows: a slice with step 1 or a sorted int64 array, repeats allowed. Raises ValueError otherwise, and IndexError
+        beyond the last position.
         """
         source = self._sources[hook_point]
         if isinstance(rows, slice):
@@ -78,14 +78,14 @@ class ActivationSet:
             return _copy(source, begin, max(begin, stop))
         rows = np.asarray(rows, np.int64)
         if len(rows) and (rows[0] < 0 or rows[-1] >= self.n_positions):
-            raise IndexError(f"rows {rows[0]}..{rows[-1]} of {self.n_positions} positions")
+            raise IndexError(f"rows {rows[0]} to {rows[-1]} are outside the {self.n_positions} positions")
         if len(rows) > 1 and (rows[1:] < rows[:-1]).any():
             raise ValueError("rows must be sorted")
         return _gather(source, rows)
 
     def read_ahead(self, begins: np.ndarray, count: int) -> None:
-        """Tell the system that `count` positions from each of `begins` on are wanted soon: it reads them meanwhile."""
-        if not hasattr(os, "posix_fadvise"):  # a hint; not every system takes it
+        """Prefetch `count` positions from each of `begins` in the background."""
+        if not hasattr(os, "posix_fadvise"):  # not available on every system
             return
         begins = np.sort(begins)
         for source in self._sources.values():
@@ -99,7 +99,7 @@ class ActivationSet:
 
 
 def _copy(source: _Source, begin: int, stop: int) -> torch.Tensor:
-    """Rows `begin` to `stop`, from all shards that hold some of them."""
+    """Rows `begin` to `stop`, across shards."""
     out = np.empty((stop - begin, source.d_model), source.shards[0].rows.dtype)
     for shard, first, end in zip(source.shards, source.bounds[:-1].tolist(), source.bounds[1:].tolist(), strict=True):
         low, high = max(begin, first), min(stop, end)
@@ -109,13 +109,13 @@ def _copy(source: _Source, begin: int, stop: int) -> torch.Tensor:
 
 
 def _gather(source: _Source, rows: np.ndarray) -> torch.Tensor:
-    """Sorted rows, shard by shard, so that each page of a file is touched once."""
+    """Sorted rows, shard by shard, so that each page of a file is read once."""
     out = np.empty((len(rows), source.d_model), source.shards[0].rows.dtype)
     cuts = np.searchsorted(rows, source.bounds)
     for index, shard in enumerate(source.shards):
         low, high = cuts[index], cuts[index + 1]
         if low < high:
-            # "clip" writes straight into `out`; the bounds were checked before.
+            # mode="clip" writes directly into `out`; bounds have been checked.
             shard.rows.take(rows[low:high] - source.bounds[index], axis=0, out=out[low:high], mode="clip")
     return _tensor(out, source.shards[0].dtype)
 
@@ -132,9 +132,9 @@ def open_activations(
     expected_widths: dict[str, int] | None = None,
     hook_points: list[str],
 ) -> ActivationSet:
-    """Open and check an activation folder; the values themselves are left to `check_finite`.
+    """Open an activation folder and check everything but its values (see `check_finite`).
 
-    Every fault is a RunError with its own code: `manifest-missing`, `manifest-invalid`, `unknown-hook-point`,
+    Raises RunError `manifest-missing`, `manifest-invalid`, `unknown-hook-point`,
     `path-escapes`, `unsafe-format`, `shard-missing`, `truncated-file`, `wrong-dtype`, `wrong-width`, `wrong-positions`.
     """
     described = _read_manifest(path)
@@ -167,9 +167,9 @@ def _open_shard(shard: manifest.Shard) -> _Shard:
 
 
 def check_finite(activations: ActivationSet, progress: Callable[[float], None] = lambda fraction: None) -> None:
-    """Read everything once; RunError `not-finite` that names file, row and hook point of the first NaN or infinity.
+    """Read everything once. Raises RunError `not-finite`, which locates the first NaN or infinity.
 
-    `progress` is called with the share that was read, after each block.
+    `progress` is called with the fraction done after each block.
     """
     total = activations.n_positions * len(activations._sources)
     done = 0
@@ -182,7 +182,7 @@ def check_finite(activations: ActivationSet, progress: Callable[[float], None] =
                     row = begin + int((~block.isfinite()).any(dim=1).nonzero()[0, 0])
                     raise RunError(
                         "not-finite",
-                        f"{shard.path.name}: row {row} of {name} (position {int(first) + row}) holds NaN or infinity",
+                        f"{shard.path.name}: row {row} of {name} (position {int(first) + row}) is NaN or infinite.",
                     )
                 done += len(block)
                 progress(done / total)

@@ -1,6 +1,6 @@
-"""safetensors files: headers checked before anything is read, tensors mapped, files written whole or not at all.
+"""safetensors files: checked headers, memory-mapped tensors, and atomic writes.
 
-Headers are read by `service.checkpoints.tensorfile`, which the API uses too.
+`service.checkpoints.tensorfile` reads the headers, for the API as well.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from featurewatch.service.checkpoints.faults import UnusableError
 from featurewatch.service.checkpoints.tensorfile import Tensor
 from featurewatch.workers.errors import RunError
 
-# bfloat16 has no numpy type: its bits travel as int16 and become bfloat16 as a torch view.
+# numpy has no bfloat16: its bits are read as int16 and viewed as bfloat16 by torch.
 _NUMPY: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -35,7 +35,7 @@ _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Checks of `service.checkpoints` in a run: their UnusableError ends it as a RunError with the same code."""
+    """Turn UnusableError of `service.checkpoints` into a RunError with the same code."""
     try:
         yield
     except UnusableError as error:
@@ -43,21 +43,21 @@ def refusals() -> Iterator[None]:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, checked against its size. The data are not read.
+    """The tensors of a safetensors file, checked against the file's size without reading the data.
 
-    RunError `unsafe-format`, `too-large`, `truncated-file`.
+    Raises RunError `unsafe-format`, `too-large`, `truncated-file`.
     """
     with refusals():
         return tensorfile.read_header(path)
 
 
 def torch_dtype(tensor: Tensor) -> torch.dtype | None:
-    """The torch type of a tensor of activations; None for any other type."""
+    """The torch dtype of a tensor of activations; None for other types."""
     return _TORCH.get(tensor.dtype)
 
 
 def map_tensor(path: Path, entry: Tensor) -> np.ndarray:
-    """The tensor as a read-only array that is mapped from disk (bfloat16: its bits as int16)."""
+    """The tensor as a read-only, memory-mapped array (bfloat16 as int16 bits)."""
     dtype = _NUMPY[entry.dtype]
     if 0 in entry.shape:
         return np.empty(entry.shape, dtype)
@@ -65,9 +65,9 @@ def map_tensor(path: Path, entry: Tensor) -> np.ndarray:
 
 
 def load_arrays(path: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
-    """Named tensors of a file as arrays in memory; `names` maps each to the dtype that it must have, in one dimension.
+    """One-dimensional tensors of a file as arrays in memory. `names` maps each to its expected dtype.
 
-    Tensors that the file lacks are left out. RunError `wrong-dtype`, `manifest-invalid`.
+    Missing tensors are left out. Raises RunError `wrong-dtype`, `manifest-invalid`.
     """
     header = read_header(path)
     arrays = {}
@@ -75,21 +75,23 @@ def load_arrays(path: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
         if name not in header:
             continue
         if header[name].dtype != dtype:
-            raise RunError("wrong-dtype", f"{path.name}: {name} is {header[name].dtype}, it must be {dtype}")
+            raise RunError("wrong-dtype", f"{path.name}: {name} is {header[name].dtype}; it must be {dtype}.")
         if len(header[name].shape) != 1:
-            raise RunError("manifest-invalid", f"{path.name}: {name} has shape {header[name].shape}, not one dimension")
+            raise RunError(
+                "manifest-invalid", f"{path.name}: {name} must have one dimension, not {header[name].shape}."
+            )
         arrays[name] = np.array(map_tensor(path, header[name]))
     return arrays
 
 
 def save_checked(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Save a safetensors file whose metadata hold the SHA-256 of its tensors: see `is_whole`."""
+    """Save a safetensors file with the SHA-256 of its tensors in its metadata (see `is_whole`)."""
     ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     save_file(ready, path, metadata={"sha256": _digest((name, ready[name]) for name in sorted(ready))})
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file that `save_checked` wrote holds what was written. All of it is read."""
+    """Whether a file from `save_checked` is intact. Reads all of it."""
     try:
         header = read_header(path)
         with safe_open(path, framework="pt") as file:
@@ -108,7 +110,7 @@ def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a safetensors file whole or not at all: temporary name, fsync, rename."""
+    """Write a safetensors file atomically."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         save_checked(temporary, tensors)
@@ -118,7 +120,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -128,7 +130,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Push a finished file to the disk and give it its name; the bytes come before the name."""
+    """Fsync a finished file, then rename it, so that the name never precedes the bytes."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-# One sparse product (`sampled_addmm`) is used; that the rest of torch's CSR support is unfinished is no news here.
+# Only one sparse product (`sampled_addmm`) is used, so the state of torch's other CSR support does not matter.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
 class Code(NamedTuple):
-    """A sparse [n, m] matrix by rows (CSR). Activations are positive. A batch's code in a fit has int32 indices."""
+    """A sparse [n, m] matrix in CSR form. Activations are positive. During a fit, indices are int32."""
 
     indptr: Tensor
     """int64 [n + 1]"""
     latents: Tensor
-    """int64 [nnz], ascending within a row"""
+    """int64 [nnz], ascending within each row"""
     values: Tensor
     """float32 [nnz]"""
     m: int
@@ -30,13 +30,13 @@ class Code(NamedTuple):
         return len(self.indptr) - 1
 
     def to_scipy(self) -> scipy.sparse.csr_matrix:
-        """The same matrix for scipy, sharing memory on a CPU."""
+        """The code as a scipy matrix, sharing memory on the CPU."""
         parts = (self.values.cpu().numpy(), self.latents.cpu().numpy(), self.indptr.cpu().numpy())
         return scipy.sparse.csr_matrix(parts, shape=(self.n, self.m))
 
     @staticmethod
     def from_scipy(matrix: scipy.sparse.spmatrix, device: torch.device | str = "cpu") -> "Code":
-        """A code of a scipy matrix; its zeros are dropped and its columns sorted."""
+        """Build a code from a scipy matrix, dropping zeros and sorting columns."""
         csr = scipy.sparse.csr_matrix(matrix, dtype=np.float32)
         csr.eliminate_zeros()
         csr.sort_indices()
@@ -48,12 +48,12 @@ class Code(NamedTuple):
         )
 
     def rows(self, start: int, stop: int) -> "Code":
-        """Rows start..stop as a code of their own."""
+        """Rows start to stop as a separate code."""
         a, b = int(self.indptr[start]), int(self.indptr[stop])
         return Code(self.indptr[start : stop + 1] - a, self.latents[a:b], self.values[a:b], self.m)
 
     def decode(self, decoder: Tensor) -> Tensor:
-        """`F D`: [n, m] sparse times [m, D] dense -> [n, D]. Touches active latents only."""
+        """`F D`: sparse [n, m] times dense [m, D] -> [n, D]. Reads only the rows of active latents."""
         return embedding_bag(
             self.latents,
             decoder,
@@ -65,7 +65,7 @@ class Code(NamedTuple):
 
 
 def concatenate_rows(parts: list[Code]) -> Code:
-    """Codes of consecutive positions as one."""
+    """Concatenate codes of consecutive positions."""
     counts = torch.cat([part.indptr.diff() for part in parts])
     indptr = torch.cat([counts.new_zeros(1), counts]).cumsum(0)
     return Code(indptr, torch.cat([p.latents for p in parts]).long(), torch.cat([p.values for p in parts]), parts[0].m)

@@ -1,12 +1,12 @@
-"""Latents that fire together are one feature: they are made one before the code is kept.
+"""Merging duplicate latents: latents that fire together are one feature.
 
-A dictionary with latents to spare writes some features with two of them. Each fires where the other does, so how what
-is written is divided between their decoder rows is arbitrary, and differs from checkpoint to checkpoint: ratios of such
-rows say nothing. On planted data (512 features, 1,024 latents) that is one feature in twenty.
+A dictionary with more latents than features represents some features with two latents. Both fire at the same
+positions, so the split between their decoder rows is arbitrary and differs between checkpoints, and ratios of such rows
+are meaningless. On planted data (512 features, 1,024 latents) this affects one feature in twenty.
 
-Latents k of a group with activations f_k and rows D_k become the one that writes what they wrote together:
+Latents k of a group, with activations f_k and rows D_k, become one latent that writes what they wrote together:
 
-    D = sum_k beta_k D_k,   beta_k = <f_r, f_k> / <f_r, f_r>        r: the one that writes most
+    D = sum_k beta_k D_k,   beta_k = <f_r, f_k> / <f_r, f_r>        r: the latent that writes most
     e = sum_k e_k (D_k . D) / ||D||^2                               so that f D = sum_k f_k D_k where f_k = beta_k f_r
 """
 
@@ -20,17 +20,17 @@ from featurewatch.workers.crosscoder.matching import correlations
 from featurewatch.workers.crosscoder.model import Crosscoder
 
 ALIKE = 0.8
-"""Correlation of two latents' activations from which on they are one. That of a child that fires at half of its
-parent's positions is 0.5; of two latents that share one feature, 0.9 and more."""
+"""Correlation at which two latents count as duplicates. A child that fires at half of its parent's positions has 0.5;
+two latents that share a feature have 0.9 and more."""
 ROWS = 65_536
-"""Positions that correlations are taken on."""
+"""Positions used for the correlations."""
 
 
 @torch.no_grad()
 def merge_duplicates(model: Crosscoder, code: Code) -> int:
-    """Make groups of latents that fire together one latent each, in place; returns how many latents have become idle.
+    """Merge groups of latents that fire together, in place; returns the number of latents that became idle.
 
-    code: of the model, at positions that stand for all. Designated and dedicated latents stay as they are.
+    code: of the model, at representative positions. Designated and dedicated latents are not merged.
     """
     config = model.config
     last = config.n_features - sum(config.dedicated)

@@ -1,15 +1,15 @@
-"""New features of a new checkpoint: what it writes that neither the old dictionary nor the parent explains.
+"""New features of a checkpoint: what it writes that neither the dictionary nor its parent explains.
 
-The residual of the new checkpoint holds three things: what the dictionary never explained (the parent has it too),
-noise, and what is new. A linear map of the parent's residual predicts the first, in whatever basis the parent
-writes, so the *innovation*
+The residual of the new checkpoint consists of what the dictionary never explained (the parent has it too), noise, and
+what is new. A linear map of the parent's residual predicts the first part, whatever basis the parent uses, so the
+*innovation*
 
-    E = X_new' - X_parent' B,        X' = X~ - F D - b  with the weakened features left in (their share given back)
+    E = X_new' - X_parent' B,        X' = X~ - F D - b  with the contribution of weakened features added back
 
-keeps only what is new. It is decoded sparsely by alternating least squares on whitened rows: the matched filter of a
-direction d in noise of covariance C is C^-1 d, and a row counts as firing where the filter's output is beyond what
-noise reaches. Features that weakened are given back to both sides first, so that a successor is learnt whole instead
-of by the part that its predecessor's decoder does not absorb.
+keeps only what is new. It is decomposed sparsely by alternating least squares on whitened rows: the matched filter of a
+direction d in noise of covariance C is C^-1 d, and a row fires if the filter's output exceeds what noise reaches.
+Weakened features are added back on both sides first, so that a successor is learned as a whole, including the part that
+its predecessor's decoder would absorb.
 """
 
 from collections.abc import Callable
@@ -31,42 +31,43 @@ from featurewatch.workers.crosscoder.regress import (
 )
 
 HELD_BYTES = 512 * 2**20
-"""An innovation up to this size is held in memory (with twice as much while it is made); of a larger one every row is
-made anew each time."""
+"""An innovation up to this size is kept in memory (building it takes three times as much). Rows of a larger one are
+recomputed on each access."""
 
 
 @dataclass(frozen=True)
 class ExtendConfig:
-    """How new features are looked for."""
+    """Parameters of the search for new features."""
 
     most: int = 64
-    """New features at most."""
+    """Maximum number of new features"""
     sample: int = 40_000
-    """Positions that directions are learnt on; their activations are held in memory."""
+    """Positions that directions are learned from; their activations are held in memory"""
     reach: float = 4.0
-    """While directions are learnt, a feature fires where its filter's output is over so many standard deviations."""
+    """While directions are learned, a feature fires if its filter's output exceeds this many standard deviations"""
     least_reach: float = 2.0
-    """In the code it may fire from here on: where the mirror image of its filter fires `false_firings` as often."""
+    """Lower limit of that threshold in the code, where it is set so that the mirrored filter fires at most
+    `false_firings` as often"""
     false_firings: float = 0.05
     rounds: int = 6
     size: float = 0.5
-    """A new feature must write, where it fires, at least this share of what a typical one does (`typical_size`)."""
+    """Minimum size of a new feature, as a fraction of `typical_size`"""
     heavy: float = 2.0
-    """It must fire so many times more often than its mirror image: noise has no sign, features have."""
+    """Minimum ratio of its firings to those of its mirror image: noise is symmetric, features are not"""
     least_firings: int = 30
     alike: float = 0.6
-    """Cosine from which on a direction is one that an old feature has."""
+    """Cosine at which a direction counts as that of a known feature"""
     seed: int = 0
 
 
 @dataclass
 class NewFeatures:
-    """Filters of new features: f_j = w_j . (e - mean) where that is over reach_j, else 0, with e the innovation."""
+    """Filters of new features: f_j = w_j . (e - mean) where that exceeds reach_j, else 0, with e the innovation."""
 
     filters: Tensor
     """[j, D]"""
     mean: Tensor
-    """[D] of the innovation: what the weakened features, given back, write on average is in it"""
+    """[D] of the innovation, including the average contribution of the weakened features"""
     reach: Tensor
     """[j]"""
 
@@ -77,7 +78,7 @@ class NewFeatures:
 class Innovation:
     """The innovation of a checkpoint over its parent, at any rows.
 
-    `weakened`: int64 [w], features whose share is given back.
+    weakened: int64 [w] features whose contribution is added back.
     """
 
     def __init__(
@@ -90,37 +91,37 @@ class Innovation:
     ) -> None:
         self.code, self.weakened = regression.code, weakened
         self.now, self.before = now, before
-        self.kept = now[1].decoder.clone()
-        self.kept[weakened] = 0.0
-        (d_b, d_c), device = (len(before[1].bias), len(now[1].bias)), self.kept.device
-        hold = 4 * regression.count * d_c <= HELD_BYTES
-        held: list[tuple[Tensor, Tensor]] = []
+        self.decoder = now[1].decoder.clone()
+        self.decoder[weakened] = 0.0
+        (d_b, d_c), device = (len(before[1].bias), len(now[1].bias)), self.decoder.device
+        in_memory = 4 * regression.count * d_c <= HELD_BYTES
+        residuals: list[tuple[Tensor, Tensor]] = []
         square, cross = torch.zeros(d_b, d_b, device=device), torch.zeros(d_b, d_c, device=device)
         for block in regression.parts:
             old, new = self._residuals(block.rows, block.code)
             square.addmm_(old.T, old)
             cross.addmm_(old.T, new)
-            if hold:
-                held.append((old, new))
+            if in_memory:
+                residuals.append((old, new))
         square = square.double()
         square.diagonal().add_(ridge * float(square.diagonal().mean()) or 1.0)
         self.map = torch.linalg.solve(square, cross.double()).float()
-        self.held: Tensor | None = None
-        if hold:
-            self.held = torch.cat([new.addmm_(old, self.map, alpha=-1) for old, new in held])
+        self.rows: Tensor | None = None
+        if in_memory:
+            self.rows = torch.cat([new.addmm_(old, self.map, alpha=-1) for old, new in residuals])
             self.place = torch.zeros(self.code.n, dtype=torch.int64, device=device)
             self.place[torch.cat(list(regression.blocks()))] = torch.arange(regression.count, device=device)
 
     def _residuals(self, rows: Tensor, code: Code) -> tuple[Tensor, Tensor]:
         (read_c, solution_c), (read_b, solution_b) = self.now, self.before
         old = (read_b(rows) - solution_b.bias).sub_(code.decode(solution_b.decoder))
-        new = (read_c(rows) - solution_c.bias).sub_(code.decode(self.kept))
+        new = (read_c(rows) - solution_c.bias).sub_(code.decode(self.decoder))
         return old, new
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """E at rows (sorted int64 [b]) of the regression's: [b, D]."""
-        if self.held is not None:
-            return self.held[self.place[rows]]
+        """E at some of the regression's rows (sorted int64 [b]): [b, D]."""
+        if self.rows is not None:
+            return self.rows[self.place[rows]]
         old, new = self._residuals(rows, take_rows(self.code, rows))
         return new.addmm_(old, self.map, alpha=-1)
 
@@ -130,9 +131,8 @@ def find_new_features(
 ) -> NewFeatures:
     """Directions of the innovation that fire sparsely, with one sign, and as strongly as features do.
 
-    typical_size: what `typical_size` says of the old features.
-    taken: [t, D] directions that old features have here or had at the parent (the weakened ones, whose share was given
-    back): what is written along them is the rest of an old feature, no new one.
+    typical_size: of the known features (see `typical_size`). taken: [t, D] directions of known features here, and of
+    the weakened ones at the parent. What is written along them belongs to a known feature.
     """
     rows = torch.cat(list(regression.blocks())).sort().values
     generator = torch.Generator().manual_seed(config.seed)
@@ -149,18 +149,18 @@ def find_new_features(
     def accept(directions: Tensor) -> Tensor:
         return _accept(directions, z, e, typical_size, taken, config)
 
-    found = torch.empty(0, z.shape[1], device=z.device)
+    directions = torch.empty(0, z.shape[1], device=z.device)
     for _ in range(2):
-        fresh = _refine(_seeds(z, found, config), z, found, accept, config.rounds, config.reach)
+        fresh = _refine(_seeds(z, directions, config), z, directions, accept, config.rounds, config.reach)
         if not len(fresh):
             break
-        found = _distinct(torch.cat([found, fresh]))[: config.most]
-    return NewFeatures((found @ whiten.T).contiguous(), mean, _reaches(z @ found.T, config))
+        directions = _distinct(torch.cat([directions, fresh]))[: config.most]
+    return NewFeatures((directions @ whiten.T).contiguous(), mean, _reaches(z @ directions.T, config))
 
 
-def _seeds(z: Tensor, found: Tensor, config: ExtendConfig) -> Tensor:
-    """Rows of the largest norm after what was found is taken out, no two alike: [s, D] of norm 1."""
-    left = z - _over(z @ found.T, config.reach).decode(found) if len(found) else z
+def _seeds(z: Tensor, known: Tensor, config: ExtendConfig) -> Tensor:
+    """Rows with the largest norm after removing the known directions, no two alike: [s, D] of norm 1."""
+    left = z - _over(z @ known.T, config.reach).decode(known) if len(known) else z
     top = left.norm(dim=1).topk(min(len(z), 16 * config.most)).indices
     unit = torch.nn.functional.normalize(left[top], dim=1)
     chosen: list[int] = []
@@ -175,10 +175,10 @@ def _seeds(z: Tensor, found: Tensor, config: ExtendConfig) -> Tensor:
 
 
 def _reaches(outputs: Tensor, config: ExtendConfig) -> Tensor:
-    """How far down each filter's output [n, j] is a firing: [j].
+    """The firing threshold of each filter's output [n, j]: [j].
 
-    Noise has no sign, so what fires under the mirrored filter tells how many firings are false. A fixed reach that is
-    safe for a rare feature misses half of the firings of a frequent one, and then it seems to follow nobody.
+    Noise is symmetric, so the firings of the mirrored filter estimate the false ones. A fixed threshold that is safe
+    for a rare feature misses half of the firings of a frequent one, and its predecessor would not be recognised.
     """
     grid = torch.arange(config.least_reach, config.reach, 0.1, device=outputs.device)
     fires, mirror = (torch.stack([(sign * outputs > g).sum(0) for g in grid]) for sign in (1, -1))
@@ -188,26 +188,26 @@ def _reaches(outputs: Tensor, config: ExtendConfig) -> Tensor:
 
 
 def _over(outputs: Tensor, reach: float | Tensor) -> Code:
-    """Filter outputs [n, j] over the reach. They are few, so what is made of them costs next to nothing."""
+    """The code of filter outputs [n, j] over the threshold."""
     (n, j), entries = outputs.shape, active_entries(outputs > reach)
     indptr = torch.searchsorted(entries, torch.arange(n + 1, device=outputs.device) * j)
     return Code(indptr, entries % max(j, 1), outputs.flatten()[entries], j)
 
 
 def _refine(
-    seeds: Tensor, z: Tensor, found: Tensor, accept: Callable[[Tensor], Tensor], rounds: int, reach: float
+    seeds: Tensor, z: Tensor, known: Tensor, accept: Callable[[Tensor], Tensor], rounds: int, reach: float
 ) -> Tensor:
-    """Alternate: which rows fire, then the direction that explains them best, given what was found already.
+    """Alternate between the rows that fire and the directions that explain them best, given the known directions.
 
-    Seeds that are no features after a few rounds are dropped: they are most of the seeds, and of the cost.
+    Seeds that do not qualify as features after a few rounds are dropped: they are most of the seeds, and of the cost.
     """
     directions = seeds
     for done in range(1, rounds + 1):
-        joint = torch.cat([found, directions])
+        joint = torch.cat([known, directions])
         f = _over(z @ joint.T, reach)
         square = gram(f).float()
         square.diagonal().add_(1e-2 * float(square.diagonal().mean()) + 1e-6)
-        solved = torch.linalg.solve(square, transposed_product(f, z))[len(found) :]
+        solved = torch.linalg.solve(square, transposed_product(f, z))[len(known) :]
         directions = _distinct(torch.nn.functional.normalize(solved, dim=1))
         if done in (3, rounds):
             directions = directions[accept(directions)]
@@ -225,7 +225,7 @@ def _distinct(directions: Tensor) -> Tensor:
 def _accept(
     directions: Tensor, z: Tensor, e: Tensor, typical_size: float, taken: Tensor, config: ExtendConfig
 ) -> Tensor:
-    """Which directions are features: they fire often enough, lopsidedly, write as much as features do, and anew."""
+    """Which directions qualify as features (frequent, one-sided, large enough and not yet known): bool [j]."""
     outputs = z @ directions.T
     f = _over(outputs, config.reach)
     fires, mirror = torch.bincount(f.latents, minlength=f.m), (outputs < -config.reach).sum(0)
@@ -242,17 +242,17 @@ def _accept(
 
 
 def encode_new(innovation: Innovation, new: NewFeatures, n: int, rows: Tensor) -> Code:
-    """Activations of new features at all n positions, nothing at positions outside `rows`: [n, j]."""
+    """Code of new features at all n positions, empty outside `rows`: [n, j]."""
     device = new.filters.device
     offset, parts = new.filters @ new.mean, rows.split(8192)
-    found = concatenate_rows([_over(innovation(part) @ new.filters.T - offset, new.reach) for part in parts])
+    code = concatenate_rows([_over(innovation(part) @ new.filters.T - offset, new.reach) for part in parts])
     counts = torch.zeros(n, dtype=torch.int64, device=device)
-    counts[rows] = found.indptr.diff()
-    return Code(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), found.latents, found.values, len(new))
+    counts[rows] = code.indptr.diff()
+    return Code(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), code.latents, code.values, len(new))
 
 
 def append_columns(code: Code, new: Code) -> Code:
-    """The code with further latents after its own: [n, m + j]."""
+    """The code with further latents appended: [n, m + j]."""
     counts = code.indptr.diff() + new.indptr.diff()
     indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     latents = torch.empty(int(indptr[-1]), dtype=torch.int64, device=counts.device)
@@ -273,10 +273,10 @@ def sizes(decoder: Tensor, energy: Tensor, firings: Tensor) -> Tensor:
 
 
 def typical_size(code: Code, solution: Solution) -> float:
-    """||D_i|| times the root mean square activation where i fires, of the feature in the middle of what is written.
+    """Median of ||D_i|| times the root mean square activation where i fires, weighted by size times firings.
 
-    Each feature counts by its size times its firings. With a vote for each it would be the size of noise, as most
-    latents of a wide dictionary hold next to nothing; by energy it would be that of the few largest ones.
+    Unweighted it would be the size of noise, because most latents of a wide dictionary write next to nothing; weighted
+    by energy, that of the few largest features.
     """
     fires = torch.bincount(code.latents, minlength=code.m)
     energy = torch.zeros(code.m, device=code.values.device).index_add_(0, code.latents, code.values.square())
@@ -286,7 +286,7 @@ def typical_size(code: Code, solution: Solution) -> float:
 
 
 def repeats(code: Code, new: Code, threshold: float = 0.8) -> Tensor:
-    """Which new latents have the code of an old one, by the cosine of their activations: bool [j]."""
+    """Which new latents duplicate the code of an existing one, by the cosine of their activations: bool [j]."""
     dense = torch.zeros(new.n, new.m, device=new.values.device)
     rows = torch.arange(new.n, device=dense.device).repeat_interleave(new.indptr.diff())
     dense[rows, new.latents] = new.values

@@ -1,8 +1,8 @@
-"""Sparse products over the active entries of a code, and their selection: all that a fit does beside encoding.
+"""Kernels over the active entries of a code: their selection and sparse products.
 
-With k of m latents active at a position, a dense product spends m / k times the work. Every function here touches
-active entries only; on a CPU by `embedding_bag` (vectorised, parallel, no intermediate [nnz, D]), `sampled_addmm` and
-scipy's counting sort; on CUDA by the same calls and a stable sort.
+With k of m latents active at a position, a dense product does m / k times the work. These functions touch only active
+entries. On the CPU they use `embedding_bag` (vectorised, parallel, no intermediate [nnz, D]), `sampled_addmm` and
+scipy's counting sort; on CUDA the same calls and a stable sort.
 """
 
 import numpy as np
@@ -14,27 +14,28 @@ from torch.nn.functional import embedding_bag
 from featurewatch.workers.crosscoder.code import Code
 
 FEW_THREADS = 4
-"""So many threads of torch are slower than one of numpy at finding and partitioning: 2 and 5 times at two threads."""
+"""Up to this many threads, single-threaded numpy beats torch at searching (twice as fast at two threads) and at
+partitioning (five times)."""
 
 
 def active_entries(mask: Tensor) -> Tensor:
-    """Flat places of the True entries of a bool matrix, ascending: int64 [nnz]."""
+    """Flat indices of the True entries of a bool matrix, ascending: int64 [nnz]."""
     if mask.is_cuda or torch.get_num_threads() > FEW_THREADS:
         return mask.flatten().nonzero().squeeze(1)
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
 def entries_over(values: Tensor, floor: Tensor, mask: Tensor) -> Tensor:
-    """Flat places of the entries of values [n, m], float32 or bfloat16, over a floor float32 [m]: int64, ascending.
+    """Flat indices of the entries of `values` over `floor`, ascending: int64 [nnz].
 
-    mask: bool [n, m], written to.
+    values: [n, m] float32 or bfloat16. floor: float32 [m]. mask: bool [n, m] scratch space, overwritten.
     """
     if values.is_cuda or torch.get_num_threads() > FEW_THREADS:
         return active_entries(torch.gt(values, floor, out=mask))
     over = mask.numpy()
     if values.dtype == torch.bfloat16:
-        # The bits of numbers from zero on are in their order, and those of all below are less; the largest bfloat16 up
-        # to a floor is its first half. So half the bytes are compared, in a quarter of the time.
+        # Non-negative floats sort like their bits, and negative ones sort below them; the upper half of a floor is the
+        # largest bfloat16 up to it. So comparing half the bytes is enough, in a quarter of the time.
         bits = floor.numpy().view(np.int32) >> 16
         np.greater(values.view(torch.int16).numpy(), bits.astype(np.int16), out=over)
         below = np.flatnonzero(bits < 0)
@@ -68,7 +69,7 @@ def row_dots(left: Tensor, right: Tensor, code: Code) -> Tensor:
 
 
 class ByLatent:
-    """The entries of a code grouped by latent: sums over the positions of each latent."""
+    """The entries of a code grouped by latent, for sums over each latent's positions."""
 
     def __init__(self, code: Code) -> None:
         self.m = code.m
@@ -89,14 +90,14 @@ class ByLatent:
 
     @property
     def counts(self) -> Tensor:
-        """Entries of each latent: [m]."""
+        """Number of entries of each latent: [m]."""
         return self.offsets.diff()
 
     def sum_rows(self, x: Tensor, weights: Tensor, rows: Tensor | None = None) -> Tensor:
         """sum_p weights_pi x[p] for every latent i: [m, D]. weights: [nnz], in the code's order.
 
-        x in bfloat16 is half the memory to go through; products are rounded to it, their sums are not, but at the end.
-        rows: other rows of x than the code's for the entries, in this object's order.
+        x in bfloat16 halves the memory traffic: products are rounded to it, and sums only at the end. rows: rows of x
+        to use in place of the code's, in this object's order.
         """
         return embedding_bag(
             self.rows if rows is None else rows,

@@ -1,18 +1,18 @@
-"""Which feature of a new generation is which one of the last: both codes on the same positions, column by column.
+"""Matching the features of two generations, by their codes on the same positions.
 
 The similarity of two columns is the Pearson correlation of their activations over the positions,
 
     r_ij = (E[f_i g_j] - E[f_i] E[g_j]) / (sd f_i  sd g_j).
 
-Only pairs that fire together can correlate positively, so the products are sparse, and only those of at least `LEAST`
-are kept. An id is carried along a one-to-one assignment of pairs over the threshold, the one that maximises the sum of
-r^2: the variance that both have in common. What is left over is explained, where it can be, by several columns
-together, which carry a feature that none of them carries alone: their multiple correlation R, R^2 = r' C^-1 r.
+Only pairs that fire together can correlate positively, so the products are sparse; correlations below `LEAST` are
+dropped. Ids carry over along the one-to-one assignment of pairs over the threshold that maximises the sum of r^2, the
+shared variance. Features that remain may be represented by several columns together, measured by their multiple
+correlation R with R^2 = r' C^-1 r.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import scipy.sparse
@@ -20,27 +20,27 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 LEAST = 0.3
-"""Correlation under which a pair is no candidate: features of one topic correlate by as much as 0.2."""
+"""Minimum correlation of a candidate pair: unrelated features of one topic reach 0.2."""
 PARTS = 8
-"""Columns, the best ones, that may carry a feature together."""
+"""Maximum number of columns that may represent a feature together."""
 BLOCK = 1024
 
 Kind = Literal["carried", "retired", "split", "merged", "new"]
-KINDS: tuple[Kind, ...] = ("carried", "retired", "split", "merged", "new")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Link(NamedTuple):
-    """One line of the lineage between two generations; columns, None where there is none.
+    """One line of the lineage between two generations. `old` and `new` are columns.
 
-    carried: new goes on with old's id. split: old ended, new is one of those that carry it together. merged: old ended,
-    new carries it together with others. retired: old ended. new: no old one leads to it.
+    carried: `new` keeps the id of `old`. split: `new` is one of several columns that replace `old`. merged: `new`
+    replaces `old` together with others. retired: `old` has no successor. new: `new` has no predecessor.
     """
 
     old: int | None
     new: int | None
     kind: Kind
     score: float
-    """Correlation of the two; of a retired or new one with the column that comes nearest, 0 under LEAST"""
+    """Correlation of the two columns; for retired and new ones with the closest column, 0 if below LEAST"""
 
 
 def correlations(
@@ -49,33 +49,33 @@ def correlations(
     """Pearson correlations of at least `least` > 0 between the columns of two codes [n, m], [n, w]: [m, w]."""
     n = old.shape[0]
     if new.shape[0] != n:
-        raise ValueError(f"{n} positions of one code, {new.shape[0]} of the other")
+        raise ValueError(f"the codes have {n} and {new.shape[0]} positions")
     left, right = (code.astype(np.float64) for code in (old, new))
     mean_l, sd_l = _moments(left)
     mean_r, sd_r = _moments(right)
     columns = left.tocsc()
-    kept = []
+    parts = []
     for start in range(0, old.shape[1], BLOCK):
         part = (columns[:, start : start + BLOCK].T @ right).tocoo()
         covariance = part.data / n - mean_l[start + part.row] * mean_r[part.col]
         scale = sd_l[start + part.row] * sd_r[part.col]
         r = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
         keep = r >= least
-        kept.append((np.minimum(r[keep], 1.0), start + part.row[keep], part.col[keep]))
-    r, rows, cols = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        parts.append((np.minimum(r[keep], 1.0), start + part.row[keep], part.col[keep]))
+    r, rows, cols = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return scipy.sparse.csr_matrix((r, (rows, cols)), shape=(old.shape[1], new.shape[1]))
 
 
 def assign(similarity: scipy.sparse.csr_matrix, threshold: float) -> NDArray[np.int64]:
-    """One-to-one assignment of rows to columns over pairs of at least `threshold`, with the largest sum of squares.
+    """One-to-one assignment of rows to columns with the largest sum of squares, over pairs of at least `threshold`.
 
-    Returns the row of each column, -1 where it has none.
+    Returns the row of each column, -1 if it has none.
     """
     m, w = similarity.shape
     pairs = similarity.tocoo()
     over = pairs.data >= threshold
     row, col, weight = pairs.row[over], pairs.col[over], pairs.data[over] ** 2
-    # A column of its own for each row, worth next to nothing: then every row can be assigned.
+    # A dummy column for each row, worth next to nothing, so that every row can be assigned.
     alone = np.arange(m)
     whole = scipy.sparse.csr_matrix(
         (np.concatenate([weight, np.full(m, 1e-9)]), (np.concatenate([row, alone]), np.concatenate([col, w + alone]))),
@@ -88,9 +88,9 @@ def assign(similarity: scipy.sparse.csr_matrix, threshold: float) -> NDArray[np.
 
 
 def match(old: scipy.sparse.csr_matrix, new: scipy.sparse.csr_matrix, threshold: float) -> list[Link]:
-    """Lineage from the last generation's code [n, m] to the new one's [n, w], on the same positions.
+    """Lineage from the previous generation's code [n, m] to the new one's [n, w], on the same positions.
 
-    Every old column is carried, split, merged or retired; every new one is in a link with an old one, or new.
+    Every old column is carried, split, merged or retired. Every new one is linked to an old one, or new.
     """
     similarity = correlations(old, new, min(LEAST, threshold))
     of_new = assign(similarity, threshold)
@@ -121,7 +121,7 @@ def _split(
     free: NDArray[np.bool_],
     threshold: float,
 ) -> Iterator[tuple[int, list[tuple[int, float]]]]:
-    """Ended old columns that several free new ones carry together: (old, [(new, r)])."""
+    """Old columns that several unassigned new ones represent together: (old, [(new, r)])."""
     for column in ended.tolist():
         columns, r = _candidates(similarity, column)
         parts, together = _made_of(new, columns[free[columns]], r[free[columns]])
@@ -135,28 +135,28 @@ def _merged(
     ended: NDArray[np.int64],
     threshold: float,
 ) -> dict[int, tuple[int, float]]:
-    """Ended old columns whose nearest new one is made of them and of others: old -> (new, r)."""
+    """Old columns whose closest new column combines them with others: old -> (new, r)."""
     nearest: dict[int, set[int]] = defaultdict(set)
     for column in ended.tolist():
         columns, _ = _candidates(similarity, column)
         if len(columns):
             nearest[int(columns[0])].add(column)
     towards = similarity.T.tocsr()
-    found: dict[int, tuple[int, float]] = {}
+    merged: dict[int, tuple[int, float]] = {}
     for target, olds in nearest.items():
         parts, together = _made_of(old, *_candidates(towards, target))
         if len(parts) > 1 and together >= threshold:
-            found |= {column: (target, r) for column, r in parts if column in olds}
-    return found
+            merged |= {column: (target, r) for column, r in parts if column in olds}
+    return merged
 
 
 def _made_of(
     code: scipy.sparse.csc_matrix, columns: NDArray[np.int64], r: NDArray[np.float64]
 ) -> tuple[list[tuple[int, float]], float]:
-    """The columns that a target is made of, each with its correlation r, and their multiple correlation with it.
+    """The columns that make up a target, each with its correlation r, and their multiple correlation with it.
 
-    Forward selection among those that correlate most with the target: each must add LEAST^2 to the share of its
-    variance that the ones before it explain.
+    Forward selection among the columns that correlate most with the target: each must add LEAST^2 to the explained
+    share of its variance.
     """
     columns, r = columns[:PARTS], r[:PARTS]
     if not len(columns):
@@ -164,19 +164,19 @@ def _made_of(
     x = code[:, columns].astype(np.float64)
     mean, sd = _moments(x)
     c = ((x.T @ x).toarray() / x.shape[0] - np.outer(mean, mean)) / np.outer(sd, sd)
-    c[np.diag_indices_from(c)] = 1 + 1e-9  # two may be equal
-    chosen: list[int] = []
+    c[np.diag_indices_from(c)] = 1 + 1e-9  # columns may be equal
+    selected: list[int] = []
     explained = 0.0
     for part in range(len(columns)):
-        tried = [*chosen, part]
+        tried = [*selected, part]
         share = float(r[tried] @ np.linalg.solve(c[np.ix_(tried, tried)], r[tried]))
         if share >= explained + LEAST**2:
-            chosen, explained = tried, share
-    return [(int(columns[part]), float(r[part])) for part in chosen], min(explained, 1.0) ** 0.5
+            selected, explained = tried, share
+    return [(int(columns[part]), float(r[part])) for part in selected], min(explained, 1.0) ** 0.5
 
 
 def _candidates(similarity: scipy.sparse.csr_matrix, row: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Columns of a row and their correlations, the largest first."""
+    """Columns of a row and their correlations, largest first."""
     part = slice(similarity.indptr[row], similarity.indptr[row + 1])
     order = np.argsort(-similarity.data[part], kind="stable")
     return similarity.indices[part][order].astype(np.int64), similarity.data[part][order]
@@ -187,7 +187,7 @@ def _best(similarity: scipy.sparse.csr_matrix, row: int) -> float:
 
 
 def _moments(code: scipy.sparse.spmatrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each column; 0 deviation where it does not vary."""
+    """Mean and standard deviation of each column, exactly 0 for a constant one."""
     mean = np.asarray(code.mean(0)).ravel()
     square = np.asarray(code.multiply(code).mean(0)).ravel()
     variance = square - mean**2

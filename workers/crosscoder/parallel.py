@@ -1,8 +1,8 @@
-"""A fit over several processes: positions are dealt to some, latents to others, and the result is one process's.
+"""A fit over several processes, sharded by positions and by latents. The result equals that of a single process.
 
-The ranks stand in a grid of `data` rows and `latent` columns. A rank holds the latents of its column, and of every
-batch it sees the positions of its row. Per step it sends: candidates' scores (selection), reconstructions [b, D] over
-its row's latents, gradients over its column's positions.
+The ranks form a grid of `data` rows and `latent` columns. A rank holds the latents of its column and sees the positions
+of its row in every batch. Per step it exchanges candidate scores (selection), the reconstruction [b, D] over the
+latents of its row, and the gradients over the positions of its column.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 class Parallel:
-    """Where this process stands in the grid, and what it exchanges. One process alone exchanges nothing."""
+    """This process's place in the grid, and its communication. A single process exchanges nothing."""
 
     def __init__(self, data: int = 1, latent: int = 1) -> None:
-        """ValueError where the process group has another size than data x latent."""
+        """Raises ValueError unless the process group has data x latent ranks."""
         world = dist.get_world_size() if dist.is_initialized() else 1
         if data * latent != world:
-            raise ValueError(f"{data} x {latent} ranks were asked for, the process group has {world}")
+            raise ValueError(f"the grid has {data} x {latent} ranks, but the process group has {world}")
         rank = dist.get_rank() if world > 1 else 0
         self.rank, self.data, self.latent = rank, data, latent
         self.data_rank, self.latent_rank = divmod(rank, latent)
@@ -37,7 +37,7 @@ class Parallel:
 
     @classmethod
     def one(cls) -> "Parallel":
-        """A process by itself, also inside a process group."""
+        """A single process, even inside a process group."""
         parallel = object.__new__(cls)
         parallel.rank = parallel.data_rank = parallel.latent_rank = 0
         parallel.data = parallel.latent = 1
@@ -53,20 +53,20 @@ class Parallel:
         return rows[self.data_rank :: self.data]
 
     def latents(self, m: int) -> slice:
-        """This rank's latents of m. ValueError where they can't be dealt evenly."""
+        """This rank's range of m latents. Raises ValueError unless they divide evenly."""
         if m % self.latent:
-            raise ValueError(f"{m} latents can't be dealt to {self.latent} processes evenly")
+            raise ValueError(f"{m} latents cannot be split evenly over {self.latent} processes")
         share = m // self.latent
         return slice(share * self.latent_rank, share * (self.latent_rank + 1))
 
     def sum_over_data(self, *tensors: Tensor) -> None:
-        """Adds up, in place, over the ranks that hold the same latents."""
+        """Sum in place over the ranks that hold the same latents."""
         if self.data > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor, group=self._over_data)
 
     def sum_over_latents(self, tensor: Tensor) -> Tensor:
-        """Adds up, in place, over the ranks that see the same positions."""
+        """Sum in place over the ranks that see the same positions."""
         if self.latent > 1:
             dist.all_reduce(tensor, group=self._over_latents)
         return tensor
@@ -80,7 +80,7 @@ class Parallel:
         return float(tensor)
 
     def gather(self, values: Tensor) -> Tensor:
-        """Entries [n_r] of all ranks, one after the other."""
+        """Entries [n_r] of all ranks, concatenated."""
         return values if self.alone else torch.cat(_gather(values, self._world, self.data * self.latent))
 
     def over_data(self, values: Tensor) -> Tensor:
@@ -88,11 +88,11 @@ class Parallel:
         if self.data == 1:
             return values
         parts = _gather(values, self._over_data, self.data)
-        # The first ranks may hold one position more: what the others' were padded with comes last.
+        # The first ranks may hold one more position; the padding of the others comes last.
         return torch.stack([_padded(part, len(parts[0])) for part in parts], 1).flatten(0, 1)[: sum(map(len, parts))]
 
     def over_latents(self, values: Tensor, dim: int = 0) -> Tensor:
-        """The parts of the ranks that see the same positions, beside each other along `dim`."""
+        """The parts of the ranks that see the same positions, concatenated along `dim`."""
         if self.latent == 1:
             return values
         parts: Sequence[Tensor] = [torch.empty_like(values) for _ in range(self.latent)]
@@ -105,7 +105,7 @@ class Parallel:
 
 
 def _gather(values: Tensor, group: dist.ProcessGroup | None, size: int) -> list[Tensor]:
-    """Each rank's tensor, whose first dimensions differ: padded to the longest on the way."""
+    """Each rank's tensor. First dimensions may differ; tensors are padded in transit."""
     count = torch.tensor([len(values)], device=values.device)
     counts = [torch.zeros_like(count) for _ in range(size)]
     dist.all_gather(counts, count, group=group)
@@ -117,7 +117,7 @@ def _gather(values: Tensor, group: dist.ProcessGroup | None, size: int) -> list[
 
 
 def _padded(values: Tensor, length: int) -> Tensor:
-    """Zeros after the entries, up to a length."""
+    """Pad the first dimension with zeros."""
     padded = values.new_zeros(length, *values.shape[1:])
     padded[: len(values)] = values
     return padded

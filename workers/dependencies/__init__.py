@@ -1,6 +1,6 @@
-"""Feature-to-feature attribution through the real model, and what a feature does to the next token. Pure torch.
+"""Dependencies: feature-to-feature attribution through the model, and a feature's effect on the next token.
 
-Words: a *target* is a feature read at a hook point by that source's own read-out; a *source feature* is one written at
-an earlier hook point; an *edge* is what a source feature gives to the target's pre-activation, on average over the
-target's positions.
+A *target* is a feature read at a hook point by that source's read-out. A *source feature* is written at an earlier hook
+point. An *edge* is the mean contribution of a source feature to the target's pre-activation, over the target's
+positions.
 """

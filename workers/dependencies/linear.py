@@ -1,8 +1,8 @@
-"""A model made linear around its own forward pass, so that what enters the stream adds up to what is read from it.
+"""Linearising a model around its forward pass, so that contributions to the stream sum to what is read from it.
 
-Rules of relevance patching (RelP; Jafari et al. 2025, after layer-wise relevance propagation): the scale of a norm and
-the attention pattern are constants, an activation is x times the constant act(x)/x, and each factor of a gated product
-takes half of it. Values of the forward pass do not change; only gradients do.
+The rules of relevance patching (RelP; Jafari et al. 2025, after layer-wise relevance propagation): norm scales and
+attention patterns are constants, an activation is x times the constant act(x)/x, and each factor of a gated product
+gets half of it. Only gradients change; the values of the forward pass stay the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from featurewatch.workers.errors import RunError
 
 ATTENTION = "featurewatch_constant_pattern"
 SMALL = 1e-4
-"""Inputs of an activation nearer to 0 take the slope at this one: act(x)/x is not to be had at 0."""
+"""Inputs of an activation closer to 0 use the slope at this one, because act(x)/x is undefined at 0."""
 _ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 _PLAIN = (nn.Linear, Conv1D, nn.Embedding, nn.Dropout, nn.Identity)
 _GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -31,7 +31,7 @@ Forward = Callable[[Tensor], Tensor]
 def linearised(model: nn.Module) -> Iterator[None]:
     """While open, gradients through `model` (a transformers body) are those of the linearised model.
 
-    RunError `method-unsupported` where a part of the model is not known; `model` is as before afterwards.
+    Raises RunError `method-unsupported` if a part of the model is unknown.
     """
     patches = _patches(model)
     with ExitStack() as stack:
@@ -42,35 +42,35 @@ def linearised(model: nn.Module) -> Iterator[None]:
 
 
 def unsupported(detail: str) -> RunError:
-    """The error of a model that cannot be linearised."""
-    return RunError("method-unsupported", f"{detail}; use the method `gradient` or `integrated`")
+    """The error for a model that cannot be linearised."""
+    return RunError("method-unsupported", f"{detail}. Use the method `gradient` or `integrated`.")
 
 
 def _patches(model: nn.Module) -> list[tuple[nn.Module, Forward]]:
-    """Modules with the forward that each gets, after a look whether every part of the model is known."""
-    found: list[tuple[nn.Module, Forward]] = []
+    """Modules and their new forward functions. Raises if any part of the model is unknown."""
+    patches: list[tuple[nn.Module, Forward]] = []
     activations = 0
     for name, module in model.named_modules():
         kind = type(module)
         if "RMSNorm" in kind.__name__:
-            found.append((module, _checked(name, module, _rms_norm(module))))
+            patches.append((module, _checked(name, module, _rms_norm(module))))
         elif kind.__name__.endswith("LayerNorm"):
-            found.append((module, _checked(name, module, _layer_norm(module))))
+            patches.append((module, _checked(name, module, _layer_norm(module))))
         elif all(hasattr(module, part) for part in _GATED):
-            found.append((module, _checked(name, module, _gated(module), module.gate_proj.in_features)))
+            patches.append((module, _checked(name, module, _gated(module), module.gate_proj.in_features)))
         elif kind.__module__ in _ACTIVATIONS:
             activations += 1
-            found.append((module, _activation(name, module)))
+            patches.append((module, _activation(name, module)))
         elif not isinstance(module, _PLAIN) and not _passes_on(module):
-            raise unsupported(f"{kind.__name__} ({name}) is no part that can be linearised")
+            raise unsupported(f"cannot linearise {kind.__name__} ({name})")
     layers = getattr(model.config, "num_hidden_layers", 1)
     if activations < min(layers, _count_layers(model)):
-        raise unsupported(f"the activations of {type(model).__name__} are not modules")
-    return found
+        raise unsupported(f"the activation functions of {type(model).__name__} are not modules")
+    return patches
 
 
 def _passes_on(module: nn.Module) -> bool:
-    """Whether a module only puts others together: no weights of its own, no product of halves."""
+    """Whether a module only combines others: it has no weights and no gated product."""
     if "RotaryEmbedding" in type(module).__name__:
         return True
     own = list(module.parameters(recurse=False))
@@ -84,26 +84,26 @@ def _count_layers(model: nn.Module) -> int:
 
 @torch.no_grad()
 def _checked(name: str, module: nn.Module, forward: Forward, width: int | None = None) -> Forward:
-    """The forward, if it gives what the module gives on a random input."""
+    """The forward function, after checking that it equals the module's on a random input."""
     weight = next(module.parameters(), None)
     if width is None:
         if weight is None:
-            raise unsupported(f"{type(module).__name__} ({name}) has no weights to tell its width from")
+            raise unsupported(f"the width of {type(module).__name__} ({name}) is unknown: it has no weights")
         width = weight.shape[-1]
     x = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(0))
     if weight is not None:
         x = x.to(weight)
-    expected, found = module(x), forward(x)
-    if not torch.allclose(expected, found, rtol=1e-2 if x.dtype != torch.float32 else 1e-4, atol=1e-4):
-        raise unsupported(f"{type(module).__name__} ({name}) computes something else than its name says")
+    expected, actual = module(x), forward(x)
+    if not torch.allclose(expected, actual, rtol=1e-2 if x.dtype != torch.float32 else 1e-4, atol=1e-4):
+        raise unsupported(f"{type(module).__name__} ({name}) does not compute what its name suggests")
     return forward
 
 
 def _rms_norm(module: Any) -> Forward:
     eps = next((float(getattr(module, n)) for n in ("variance_epsilon", "eps") if hasattr(module, n)), None)
     if eps is None or getattr(module, "weight", None) is None:
-        raise unsupported(f"{type(module).__name__} has no epsilon or no weight that is known by name")
-    with torch.no_grad():  # whether weights are stored as w or as w - 1 differs
+        raise unsupported(f"{type(module).__name__} has no epsilon or weight with a known name")
+    with torch.no_grad():  # some models store the weight as w - 1
         gain = module(torch.ones_like(module.weight)).float() * (1 + eps) ** 0.5
 
     def forward(x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def _rms_norm(module: Any) -> Forward:
 def _layer_norm(module: Any) -> Forward:
     eps = next((float(getattr(module, n)) for n in ("eps", "variance_epsilon") if hasattr(module, n)), None)
     if eps is None or getattr(module, "weight", None) is None:
-        raise unsupported(f"{type(module).__name__} has no epsilon or no weight that is known by name")
+        raise unsupported(f"{type(module).__name__} has no epsilon or weight with a known name")
     bias = getattr(module, "bias", None)
 
     def forward(x: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def _layer_norm(module: Any) -> Forward:
 
 
 def _activation(name: str, module: nn.Module) -> Forward:
-    act = module.forward  # the real one: `module` itself is patched later
+    act = module.forward  # the original: `module.forward` is patched later
     with torch.no_grad():
         if float(act(torch.zeros(1)).abs()) > 1e-6:
             raise unsupported(f"{type(module).__name__} ({name}) is not 0 at 0")
@@ -179,9 +179,9 @@ def _constant_patterns(model: Any) -> Iterator[None]:
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Attention whose pattern is a constant. query: [b, heads, t, d]; key, value: [b, key heads, t, d]."""
+    """Attention with a constant pattern. query: [b, heads, t, d]; key, value: [b, key heads, t, d]."""
     if options.get("s_aux") is not None:
-        raise unsupported("its attention has sinks of its own")
+        raise unsupported("the attention has learned sinks")
     groups = query.shape[1] // key.shape[1]
     with torch.no_grad():
         scaling = options.get("scaling") or query.shape[-1] ** -0.5

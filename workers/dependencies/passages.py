@@ -1,4 +1,4 @@
-"""Which positions of which documents a target is looked at: as many as are asked for, spread over documents."""
+"""Choosing the positions at which a target is examined, spread over documents."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featurewatch.workers.dependencies.places import Passage, Target
+from featurewatch.workers.dependencies.reading import Passage, Target
 
 PER_DOCUMENT = 16
-"""Positions of one document that count before other documents do."""
+"""Positions taken from a document before those of other documents."""
 
 
 def choose_tokens(
-    passages: Sequence[Passage], fires: Tensor, valid: Tensor, place: str, column: int, most: int, seed: int
+    passages: Sequence[Passage], fires: Tensor, valid: Tensor, hook_point: str, column: int, most: int, seed: int
 ) -> Target:
-    """Up to `most` positions at which a feature fires, of documents in an order that the seed deals.
+    """Up to `most` positions at which a feature fires, from documents in random order.
 
-    fires, valid: bool [rows of the code], where the feature has an activation and where the source can be read. The
-    same arguments give the same positions, so two checkpoints are looked at in the same places where both can be.
+    fires, valid: bool [rows of the code], where the feature is active and where the source is valid. The choice is
+    deterministic, so two checkpoints are examined at the same positions as far as possible.
     """
     chosen: list[Tensor] = [torch.zeros(0, dtype=torch.int64)] * len(passages)
     left = most
@@ -37,10 +37,10 @@ def choose_tokens(
         more = rest[:left]
         chosen[number] = torch.cat([chosen[number], more])
         left -= len(more)
-    return Target(place, column, chosen)
+    return Target(hook_point, column, chosen)
 
 
 def deal_folds(documents: Sequence[int], folds: int) -> dict[int, int]:
-    """Fold of each document, a fixed shuffle of all documents of the family: equal for all its checkpoints."""
+    """Fold of each document, by a fixed shuffle: the same for all checkpoints of a family."""
     order = np.random.default_rng(0).permutation(len(documents))
-    return {int(documents[i]): int(place % folds) for place, i in enumerate(order)}
+    return {int(documents[i]): int(index % folds) for index, i in enumerate(order)}

@@ -1,1 +1,1 @@
-"""Labels from an OpenAI-compatible endpoint: what it is shown, what it is asked, and how well its label fits."""
+"""Labels from an OpenAI-compatible endpoint: passages, prompts, requests, and scores of the labels."""

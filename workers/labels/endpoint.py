@@ -1,7 +1,7 @@
-"""Asking an OpenAI-compatible endpoint (`POST .../chat/completions`), patiently and within reason.
+"""A client of an OpenAI-compatible endpoint (`POST .../chat/completions`), with retries.
 
-Its address is an operator's setting, but the way there is guarded like any other (`service.kit.outbound`). The key
-stands in one header and nowhere else: what an endpoint says of an error may repeat it and is told without it.
+The operator sets the address, but requests pass the same guard as all others (`service.kit.outbound`). The key appears
+only in the Authorization header: it is removed from error messages, which may echo it.
 """
 
 import json
@@ -20,18 +20,18 @@ from featurewatch.workers.errors import RunError
 from featurewatch.workers.labels.prompts import Message, NonsenseError
 
 TRIES = 4
-"""Requests for one answer."""
+"""Requests per answer."""
 PAUSES = (1.0, 4.0, 15.0)
-"""Seconds before the next one, where the endpoint does not say."""
+"""Seconds between requests, unless the endpoint sets them."""
 LONGEST_PAUSE = 120.0
-"""An endpoint that wants to be left alone for longer counts as busy."""
-_TOLD = 300
+"""An endpoint that asks for a longer pause counts as busy."""
+_MESSAGE_LENGTH = 300
 
 Answer = TypeVar("Answer")
 
 
 class EndpointError(Exception):
-    """There is no answer to be had to this question. `everywhere`: nor to any other one."""
+    """The endpoint did not answer. `everywhere`: other questions would fail too."""
 
     def __init__(self, code: str, detail: str, *, everywhere: bool = False) -> None:
         super().__init__(detail)
@@ -39,13 +39,13 @@ class EndpointError(Exception):
 
 
 class Endpoint:
-    """The endpoint that the settings name. `check` is called while waiting, and may raise."""
+    """The endpoint in the settings. `check` is called while waiting, and may raise."""
 
     def __init__(self, settings: Settings, check: Callable[[], None]) -> None:
         if not settings.label_url or not settings.label_model:
             raise RunError(
                 "no-label-endpoint",
-                "labels of a model need FEATUREWATCH_LABEL_URL and FEATUREWATCH_LABEL_MODEL where the workers run",
+                "Labelling requires FEATUREWATCH_LABEL_URL and FEATUREWATCH_LABEL_MODEL on the workers.",
             )
         self.model = settings.label_model
         self._url = settings.label_url.rstrip("/") + "/chat/completions"
@@ -55,11 +55,11 @@ class Endpoint:
         self._check = check
 
     def ask(self, messages: list[Message], read: Callable[[str], Answer]) -> Answer:
-        """What `read` makes of the answer; it raises NonsenseError where that is none. EndpointError.
+        """The answer, parsed by `read`, which raises NonsenseError for an invalid one. Raises EndpointError.
 
-        Asked again, TRIES times in all: after nonsense, timeouts, a lost connection, 408, 429 and errors of the server.
+        Retries up to TRIES requests after an invalid answer, timeouts, connection errors, 408, 429 and server errors.
         """
-        failed = EndpointError("no-answer", "it was not asked")
+        failed = EndpointError("no-answer", "no request was made")
         for attempt in range(TRIES):
             self._check()
             pause = PAUSES[min(attempt, len(PAUSES) - 1)]
@@ -68,17 +68,17 @@ class Endpoint:
             except outbound.AddressRefusedError as error:
                 raise EndpointError(
                     "label-address-refused",
-                    f"{error}; FEATUREWATCH_LABEL_ALLOW names private networks that it may be in",
+                    f"{error}; to allow a private network, add it to FEATUREWATCH_LABEL_ALLOW",
                     everywhere=True,
                 ) from None
             except httpx2.HTTPError as error:
-                failed = EndpointError("label-endpoint-unreachable", self._told(f"{type(error).__name__}: {error}"))
+                failed = EndpointError("label-endpoint-unreachable", self._redacted(f"{type(error).__name__}: {error}"))
             else:
                 if reply.status == HTTPStatus.OK:
                     try:
                         return read(_content(reply.body))
                     except NonsenseError as error:
-                        failed, pause = EndpointError("label-nonsense", f"no answer to what was asked: {error}"), 0.0
+                        failed, pause = EndpointError("label-nonsense", f"invalid answer: {error}"), 0.0
                 else:
                     failed, pause = self._refused(reply, pause)
             if attempt < TRIES - 1:
@@ -93,26 +93,31 @@ class Endpoint:
         return outbound.post(self._url, body=body, headers=headers, allow=self._allow, total_seconds=self._seconds)
 
     def _refused(self, reply: outbound.Reply, pause: float) -> tuple[EndpointError, float]:
-        """What a status other than 200 comes to, and the pause before the next request; raises where that is no use."""
-        said = self._told(reply.body.decode("utf-8", "replace"))
-        detail = f"{urlsplit(self._url).hostname} answered {reply.status}: {said}"
+        """The error for a status other than 200, and the pause before the next request; raises if retrying is
+        useless."""
+        message = self._redacted(reply.body.decode("utf-8", "replace"))
+        detail = f"{urlsplit(self._url).hostname} answered {reply.status}: {message}"
         if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            # Without what it said: that often has a part of the key in it.
-            detail = f"{urlsplit(self._url).hostname} answered {reply.status}; is FEATUREWATCH_LABEL_KEY right?"
+            # Without the message, which often contains part of the key.
+            detail = f"{urlsplit(self._url).hostname} answered {reply.status}; check FEATUREWATCH_LABEL_KEY"
             raise EndpointError("label-key-refused", detail, everywhere=True)
         if reply.status == HTTPStatus.NOT_FOUND:
-            raise EndpointError("label-endpoint-unknown", f"{detail}; check URL and model", everywhere=True)
+            raise EndpointError(
+                "label-endpoint-unknown",
+                f"{detail}; check FEATUREWATCH_LABEL_URL and FEATUREWATCH_LABEL_MODEL",
+                everywhere=True,
+            )
         if reply.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT) or reply.status >= 500:
-            wanted = outbound.seconds_of(reply.retry_after, clock.utcnow())
+            retry_after = clock.seconds_of(reply.retry_after, clock.utcnow())
             busy = EndpointError("label-endpoint-busy", detail)
-            if wanted is not None and wanted > LONGEST_PAUSE:
+            if retry_after is not None and retry_after > LONGEST_PAUSE:
                 raise busy
-            return busy, pause if wanted is None else wanted
+            return busy, pause if retry_after is None else retry_after
         raise EndpointError("label-request-refused", detail)
 
-    def _told(self, text: str) -> str:
-        """What the other side said, on one line and without the key."""
-        return plain(text.replace(self._key, "***") if self._key else text, _TOLD)
+    def _redacted(self, text: str) -> str:
+        """A message of the endpoint, on one line and without the key."""
+        return plain(text.replace(self._key, "***") if self._key else text, _MESSAGE_LENGTH)
 
     def _wait(self, seconds: float) -> None:
         while seconds > 0:
@@ -125,7 +130,7 @@ def _content(body: bytes) -> str:
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        raise NonsenseError("the body is no chat completion") from None
+        raise NonsenseError("the body is not a chat completion") from None
     if not isinstance(content, str):
         raise NonsenseError("the message has no text")
     return content

@@ -1,4 +1,4 @@
-"""What an endpoint is asked, and what is taken for an answer."""
+"""Prompts for an endpoint, and parsers of its answers."""
 
 import json
 import re
@@ -9,16 +9,16 @@ from featurewatch.service.features.words import plain
 Message = dict[str, str]
 
 MOST_LETTERS = 200
-"""Of a label; a longer one is cut."""
+"""Maximum length of a label; longer ones are truncated."""
 _FLAT_OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 class NonsenseError(Exception):
-    """An answer that is none to what was asked."""
+    """An answer that does not fit the question."""
 
 
 def for_label(passages: Sequence[tuple[str, str, str]], promoted_tokens: Sequence[str]) -> list[Message]:
-    """Asks for a label. passages: text before, at and after the token on which the feature fires, strongest first."""
+    """Ask for a label. passages: (before, token, after) with the token where the feature fires, strongest first."""
     lines = [f"{number}. {before}⟦{token}⟧{after}" for number, (before, token, after) in enumerate(passages, start=1)]
     promoted = ", ".join(json.dumps(token, ensure_ascii=False) for token in promoted_tokens)
     raised = f"\n\nTokens that it makes more likely to come next: {promoted}" if promoted else ""
@@ -36,7 +36,7 @@ def for_label(passages: Sequence[tuple[str, str, str]], promoted_tokens: Sequenc
 
 
 def for_detection(label: str, passages: Sequence[str]) -> list[Message]:
-    """Asks which passages a label fits."""
+    """Ask which passages a label fits."""
     lines = [f"{number}. {passage}" for number, passage in enumerate(passages, start=1)]
     return [
         {
@@ -51,30 +51,30 @@ def for_detection(label: str, passages: Sequence[str]) -> list[Message]:
 
 
 def read_label(answer: str) -> str:
-    """The label of an answer. NonsenseError."""
+    """The label in an answer. Raises NonsenseError."""
     label = _member(answer, "label")
     if not isinstance(label, str) or not plain(label):
-        raise NonsenseError("the label is empty, or no text")
+        raise NonsenseError("the label is empty or not a string")
     return plain(label, MOST_LETTERS)
 
 
 def read_fits(answer: str, count: int) -> list[bool]:
-    """Whether each of `count` passages was said to fit. NonsenseError."""
+    """Whether each of `count` passages fits, according to the answer. Raises NonsenseError."""
     fits = _member(answer, "fits")
     numbers = fits if isinstance(fits, list) else [None]
     if not all(type(number) is int and 1 <= number <= count for number in numbers):
-        raise NonsenseError("`fits` is no list of numbers of passages")
+        raise NonsenseError("`fits` is not a list of passage numbers")
     return [number in numbers for number in range(1, count + 1)]
 
 
 def _member(answer: str, name: str) -> object:
-    """A member of the last JSON object of an answer: models that think aloud come to it at the end."""
+    """A member of the last JSON object in an answer; models that reason first put it at the end."""
     for text in reversed(_FLAT_OBJECT.findall(answer)):
         try:
-            found = json.loads(text)
+            answered = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        if name in found:
-            member: object = found[name]
+        if name in answered:
+            member: object = answered[name]
             return member
-    raise NonsenseError(f"there is no JSON object with {name!r} in it")
+    raise NonsenseError(f"it has no JSON object with {name!r}")

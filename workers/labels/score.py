@@ -1,28 +1,29 @@
-"""How well a label tells the places where a feature fires from those where it does not."""
+"""How well a label separates passages where a feature fires from others."""
 
 import math
 from typing import NamedTuple
 
 Z = 1.959964  # of a 95% interval
 LEAST = 2
-"""Examples of each kind under which there is no score."""
+"""Minimum examples of each kind for a score."""
 
 
 class Score(NamedTuple):
-    """Balanced accuracy: the mean of the shares that were told right, with a 95% interval. 0.5 is chance."""
+    """Balanced accuracy with a 95% interval; 0.5 is chance."""
 
     value: float
     low: float
     high: float
 
 
-def balanced_accuracy(fires: list[bool], said: list[bool]) -> Score | None:
-    """The score of an answer `said` where `fires` is the truth; None where a kind has fewer than LEAST examples.
+def balanced_accuracy(fires: list[bool], answer: list[bool]) -> Score | None:
+    """Score of an answer against the truth `fires`; None with fewer than LEAST examples of a kind.
 
-    The interval of the mean of two independent shares from their Wilson (1927) intervals, by squares of the distances
-    (Newcombe 1998, method 10, with a sum in place of the difference).
+    The interval of the mean of two independent shares combines their Wilson (1927) intervals (Newcombe 1998, method 10,
+    with a sum in place of the difference).
     """
-    kinds = [[one == truth for truth, one in zip(fires, said, strict=True) if truth == kind] for kind in (True, False)]
+    pairs = list(zip(fires, answer, strict=True))
+    kinds = [[guess == truth for truth, guess in pairs if truth == kind] for kind in (True, False)]
     if min(map(len, kinds)) < LEAST:
         return None
     shares = [sum(right) / len(right) for right in kinds]

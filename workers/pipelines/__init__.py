@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from importlib import import_module
 
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.store import damage
 from featurewatch.workers.execution import Execution
 
 
-def _of(module: str, name: str) -> Callable[[Execution], None]:
-    """A pipeline, imported when it first runs: what one of them needs takes others seconds, and is no use to them.
+def _pipeline(kind: RunKind) -> Callable[[Execution], None]:
+    """`run` of the module in `runs` that is named like the kind, which is imported when it first runs: it is slow.
 
     What the store has lost of the family is made again first, where it can be.
     """
@@ -19,15 +20,9 @@ def _of(module: str, name: str) -> Callable[[Execution], None]:
         import_module("featurewatch.workers.pipelines.shared.context").set_threads(execution)
         if lost:
             import_module("featurewatch.workers.pipelines.runs.restore").restore(execution, lost)
-        getattr(import_module(f"featurewatch.workers.pipelines.runs.{module}"), name)(execution)
+        import_module(f"featurewatch.workers.pipelines.runs.{kind}").run(execution)
 
     return run
 
 
-PIPELINES: dict[str, Callable[[Execution], None]] = {
-    "onboard": _of("onboard", "onboard"),
-    "calibrate": _of("calibrate", "calibrate"),
-    "label": _of("label", "label"),
-    "signature": _of("signature", "signature"),
-    "dependencies": _of("dependencies", "find_dependencies"),
-}
+PIPELINES: dict[str, Callable[[Execution], None]] = {kind: _pipeline(kind) for kind in RunKind}

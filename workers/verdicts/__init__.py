@@ -1,4 +1,4 @@
-"""Measurements of features: what a source writes for each of them, and how sure that is. No I/O, no service.
+"""Measurements of features: what a source writes for each of them, with confidence intervals. No I/O, no service.
 
-The rule that turns measurements into a status is `service.verdicts.judge`: the API compares any two checkpoints by it.
+The rule that turns measurements into a status is in `service.verdicts.judge`; the API uses it too.
 """

@@ -1,18 +1,17 @@
-"""Signatures: which features separate a contrast set, and how much of the difference they write in a checkpoint.
+"""Signatures: the features that separate a contrast set, and how much of the difference a checkpoint writes.
 
-A contrast set has rows of two classes. One half of them (whole groups: the two rows of a pair stay together) chooses
-the features, the other half judges them. With f(r) [k] the chosen features at a row, read by a checkpoint's own
-read-outs, and d [k, D] what the checkpoint writes for each,
+A contrast set has rows of two classes. One half of the rows selects the features and the other half evaluates them;
+groups are not split, so the two rows of a pair stay together. With f(r) [k] the selected features at a row, read by the
+checkpoint's own read-outs, and d [k, D] what the checkpoint writes for each,
 
     V = sum_i (E f_i | positive - E f_i | negative) d_i       the part of the difference that they write
     <V, V'> = Delta G Delta' - tr(G S)                        with G = d d'^T; unbiased: S is the covariance of the
                                                               two differences' own sampling errors
-    strength ratio = <V, V_b R> / <V_b, V_b>                  b: at the baseline, R: the turn that all other features
-                                                              made since (`measure.shared_turn`)
+    strength ratio = <V, V_b R> / <V_b, V_b>                  b: at the baseline; R: the rotation that all other
+                                                              features share (`measure.shared_turn`)
 
-so what turns with everything else keeps its strength, and what is written in another direction than before is another
-difference between the classes. Intervals are jackknife intervals over folds of groups; those of an AUROC are bootstrap
-intervals over groups.
+A difference that rotates with everything else keeps its strength; one written along a new direction does not.
+Intervals are jackknife intervals over folds of groups, and bootstrap intervals over groups for an AUROC.
 """
 
 from collections.abc import Callable
@@ -22,17 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from featurewatch.workers.verdicts.folds import FOLDS
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 PERMUTATIONS = 400
 MOST_DEALS = 20_000_000
-"""of all features together that a feature is held against"""
+"""Maximum size of the null sample, over all features."""
 RESAMPLES = 1000
-FOLDS = 20
 BLOCK = 4096
-"""Features that are ranked at once."""
+"""Features ranked at a time."""
 
 
 class Rows(NamedTuple):
@@ -41,11 +41,11 @@ class Rows(NamedTuple):
     positive: Bools
     """[r]"""
     group: Ints
-    """[r] 0 .. : rows of one group are one observation"""
+    """[r] numbered from 0; the rows of a group are one observation"""
 
     @property
     def paired(self) -> bool:
-        """Whether every group is one positive and one negative row."""
+        """Whether every group has one positive and one negative row."""
         counts = np.stack([np.bincount(self.group[self.positive], minlength=self.n_groups),
                            np.bincount(self.group[~self.positive], minlength=self.n_groups)])  # fmt: skip
         return bool((counts == 1).all())
@@ -61,15 +61,15 @@ class Chosen(NamedTuple):
     columns: Ints
     """[k]"""
     weight: Floats
-    """[k] of the score: difference of the means over the pooled variance"""
+    """[k] in the score: difference of the means over the pooled variance"""
     auroc: Floats
-    """[k] of each alone, where it was chosen"""
+    """[k] of each feature alone, on the selecting half"""
     q_value: Floats
     """[k]"""
 
 
 class Estimate(NamedTuple):
-    """A figure with its 95% interval."""
+    """An estimate with its 95% interval."""
 
     value: float
     low: float
@@ -77,18 +77,18 @@ class Estimate(NamedTuple):
 
 
 def halves(positive: Bools, group: Ints, seed: int) -> Bools:
-    """Which rows judge: [r]. Half of the groups, in each class alike as far as that goes."""
+    """The rows that evaluate, bool [r]: half of the groups, stratified by class."""
     rng = np.random.default_rng(seed)
     share = np.bincount(group, weights=positive) / np.maximum(np.bincount(group), 1)
-    judged = np.zeros(int(group.max()) + 1, dtype=bool)
-    for kind in np.unique(share):
-        some = rng.permutation(np.flatnonzero(share == kind))
-        judged[some[len(some) // 2 :]] = True
-    return judged[group]
+    evaluates = np.zeros(int(group.max()) + 1, dtype=bool)
+    for stratum in np.unique(share):
+        shuffled = rng.permutation(np.flatnonzero(share == stratum))
+        evaluates[shuffled[len(shuffled) // 2 :]] = True
+    return evaluates[group]
 
 
 def take(positive: Bools, group: Ints, rows: Bools) -> Rows:
-    """Some rows, their groups numbered from 0."""
+    """A subset of the rows, with groups renumbered from 0."""
     return Rows(positive[rows], np.unique(group[rows], return_inverse=True)[1].astype(np.int64))
 
 
@@ -103,19 +103,19 @@ def choose(
     seed: int,
     to_q: Callable[[Floats], Floats],
 ) -> Chosen:
-    """The features that separate the classes best; none where none does.
+    """The features that separate the classes best, if any.
 
-    read: columns -> values [r, b] at these rows. q-values (`to_q` of p-values [m]) are of a permutation test: labels
-    are dealt anew, inside groups where those are pairs, and a feature's standardised rank sum is held against those of
-    all features. Kept are those with q <= fdr and an AUROC of at least `least` to either side.
+    read: columns -> values [r, b] at these rows. q-values (`to_q` of p-values [m]) come from a permutation test: labels
+    are permuted, within groups if these are pairs, and a feature's standardised rank sum is compared with the permuted
+    ones of all features. Features with q <= fdr and an AUROC of at least `least` in either direction are selected.
     """
     flips = _relabelled(rows, np.random.default_rng(seed))
     z, auroc, sample = np.zeros(m), np.full(m, 0.5), []
-    every = max(1, m * PERMUTATIONS // MOST_DEALS)  # what is enough of the null is kept
+    stride = max(1, m * PERMUTATIONS // MOST_DEALS)  # limits the size of the null sample
     for start in range(0, m, BLOCK):
-        ranks = rankdata(read(slice(start, min(m, start + BLOCK))), axis=0)
-        z[start : start + ranks.shape[1]], dealt, auroc[start : start + ranks.shape[1]] = _rank_sums(ranks, rows, flips)
-        sample.append(dealt[::every])
+        part = slice(start, min(m, start + BLOCK))
+        z[part], permuted, auroc[part] = _rank_sums(rankdata(read(part), axis=0), rows, flips)
+        sample.append(permuted[::stride])
     null = np.sort(np.concatenate(sample))
     known = np.isfinite(z)
     p = np.full(m, np.nan)
@@ -128,10 +128,10 @@ def choose(
 
 
 def weights(values: Floats, rows: Rows) -> Floats:
-    """Weights of a score of features [r, k]: difference of the means over the pooled variance (a diagonal LDA)."""
+    """Weights of a score over features [r, k]: difference of the means over the pooled variance (a diagonal LDA)."""
     above, below = values[rows.positive], values[~rows.positive]
     spread = (above.var(0) * len(above) + below.var(0) * len(below)) / len(values)
-    floor = 1e-3 * float(spread.mean()) + 1e-12  # a feature that hardly varies here would decide alone
+    floor = 1e-3 * float(spread.mean()) + 1e-12  # a nearly constant feature must not dominate
     return np.asarray((above.mean(0) - below.mean(0)) / np.maximum(spread, floor), dtype=np.float64)
 
 
@@ -145,7 +145,7 @@ def auroc(score: Floats, rows: Rows, seed: int = 0) -> Estimate:
     total = up.sum(1) * down.sum(1)
     resampled = ((up @ wins) * down).sum(1)[total > 0] / total[total > 0]
     low, high = np.quantile(resampled, [0.025, 0.975]) if len(resampled) else (0.0, 1.0)
-    # No resample of perfect separation is imperfect; so many rows could still hide an exception.
+    # Every resample of a perfect separation is perfect, but this few rows could still hide an exception.
     unseen = 1 - 0.025 ** (1 / min(len(above), len(below)))
     if value == 1.0:
         low = 1 - unseen
@@ -156,22 +156,22 @@ def auroc(score: Floats, rows: Rows, seed: int = 0) -> Estimate:
 
 def random_sets(read: Callable[[Ints], tuple[Floats, Floats]], live: Ints, k: int, select: Rows, judge: Rows,
                 seed: int, sets: int = 100) -> Floats:  # fmt: skip
-    """AUROCs [sets] of random sets of k live features, weighted on one half and judged on the other: the null.
+    """The null: AUROCs [sets] of random sets of k live features, weighted on one half and evaluated on the other.
 
     read: columns [k] -> values at the rows of both halves.
     """
-    rng, found = np.random.default_rng(seed), []
+    rng, aurocs = np.random.default_rng(seed), []
     for _ in range(sets):
-        chosen, judged = read(rng.choice(live, size=min(k, len(live)), replace=False))
-        score = judged @ weights(chosen, select)
+        fitted, held_out = read(rng.choice(live, size=min(k, len(live)), replace=False))
+        score = held_out @ weights(fitted, select)
         ranks = rankdata(score)
         n = int(judge.positive.sum())
-        found.append((ranks[judge.positive].sum() - n * (n + 1) / 2) / (n * (len(ranks) - n)))
-    return np.array(found)
+        aurocs.append((ranks[judge.positive].sum() - n * (n + 1) / 2) / (n * (len(ranks) - n)))
+    return np.array(aurocs)
 
 
 class Strengths(NamedTuple):
-    """Products of what two checkpoints write of the difference, over all rows and without each fold: [1 + K]."""
+    """Products of the differences that two checkpoints write, over all rows and without each fold: [1 + K]."""
 
     now: Floats
     """<V_c, V_c>"""
@@ -184,18 +184,20 @@ class Strengths(NamedTuple):
 def strengths(now: Floats, before: Floats, grams: tuple[Floats, Floats, Floats], rows: Rows) -> Strengths:
     """Products of two checkpoints' differences at the same rows.
 
-    now, before: [r, k] values of the features; grams: [k, k] of d_c d_c^T, d_b d_b^T, d_c d_b^T (the bases agreed).
+    now, before: [r, k] values of the features. grams: [k, k] d_c d_c^T, d_b d_b^T and d_c d_b^T, in the same basis.
     """
     fold = rows.group % FOLDS
-    kept = [np.ones(len(fold), dtype=bool), *(fold != g for g in range(min(FOLDS, rows.n_groups)))]
+    subsets = [np.ones(len(fold), dtype=bool), *(fold != g for g in range(min(FOLDS, rows.n_groups)))]
     terms = ((now, now, grams[0]), (before, before, grams[1]), (now, before, grams[2]))
-    found = [[_product(x[keep], y[keep], gram, rows.positive[keep], rows.group[keep], rows.paired)
-              for keep in kept] for x, y, gram in terms]  # fmt: skip
-    return Strengths(*(np.array(one) for one in found))
+    products = [
+        [_product(x[keep], y[keep], gram, rows.positive[keep], rows.group[keep], rows.paired) for keep in subsets]
+        for x, y, gram in terms
+    ]
+    return Strengths(*(np.array(product) for product in products))
 
 
 def _product(x: Floats, y: Floats, gram: Floats, positive: Bools, group: Ints, paired: bool) -> float:
-    """<V_x, V_y> without the part that sampling errors, which the two share, put in on average."""
+    """<V_x, V_y> corrected for the sampling errors that both share."""
     if paired:
         order = np.argsort(group[positive]), np.argsort(group[~positive])
         dx, dy = (v[positive][order[0]] - v[~positive][order[1]] for v in (x, y))
@@ -207,7 +209,7 @@ def _product(x: Floats, y: Floats, gram: Floats, positive: Bools, group: Ints, p
 
 
 def _noise(x: Floats, y: Floats, gram: Floats) -> float:
-    """tr(G S / n): what the errors of two means of the same n rows contribute to their product."""
+    """tr(G S / n): the expected contribution of sampling errors to the product of two means over the same n rows."""
     n = len(x)
     if n < 2:
         return 0.0
@@ -216,7 +218,7 @@ def _noise(x: Floats, y: Floats, gram: Floats) -> float:
 
 
 def interval(replicates: Floats, reach: float) -> Estimate:
-    """An estimate with its jackknife interval, of replicates [1 + K] (the first over all folds)."""
+    """Jackknife interval of replicates [1 + K], of which the first is over all folds. reach: in standard errors."""
     k = len(replicates) - 1
     error = float(np.sqrt((k - 1) / k * ((replicates[1:] - replicates[1:].mean()) ** 2).sum())) if k > 1 else np.inf
     value = float(replicates[0])
@@ -224,7 +226,7 @@ def interval(replicates: Floats, reach: float) -> Estimate:
 
 
 def _relabelled(rows: Rows, rng: np.random.Generator) -> Floats:
-    """Labels dealt anew, 1 for positive: [r, PERMUTATIONS]."""
+    """Permuted labels, 1 for positive: [r, PERMUTATIONS]."""
     labels = rows.positive.astype(np.float64)
     if not rows.paired:
         return rng.permuted(np.repeat(labels[:, None], PERMUTATIONS, axis=1), axis=0)
@@ -233,12 +235,12 @@ def _relabelled(rows: Rows, rng: np.random.Generator) -> Floats:
 
 
 def _rank_sums(ranks: Floats, rows: Rows, flips: Floats) -> tuple[Floats, Floats, Floats]:
-    """Standardised rank sums of columns [b] (NaN where a column does not vary), |those| of dealt labels, AUROCs.
+    """Standardised rank sums of columns, [b] (NaN for a constant column); their null sample, absolute; and AUROCs [b].
 
-    Mean and variance over all deals are exact: estimated ones would make the observed sum, which is none of the deals,
-    the more extreme one.
+    Mean and variance over permutations are exact. Estimates would be biased against the observed sum, which is not
+    among the sampled permutations.
     """
-    dealt, own = ranks.T @ flips, ranks.T @ rows.positive.astype(np.float64)
+    permuted, own = ranks.T @ flips, ranks.T @ rows.positive.astype(np.float64)
     n, of = int(rows.positive.sum()), len(ranks)
     if rows.paired:
         apart = np.zeros((rows.n_groups, ranks.shape[1]))
@@ -248,7 +250,7 @@ def _rank_sums(ranks: Floats, rows: Rows, flips: Floats) -> tuple[Floats, Floats
         middle = ranks.sum(0) * n / of
         variance = n * (of - n) / (of * (of - 1)) * ((ranks - ranks.mean(0)) ** 2).sum(0)
     varies, deviation = variance > 1e-9, np.sqrt(np.maximum(variance, 1e-9))
-    scaled = np.abs(dealt - middle[:, None])[varies] / deviation[varies, None]
+    scaled = np.abs(permuted - middle[:, None])[varies] / deviation[varies, None]
     return (
         np.where(varies, (own - middle) / deviation, np.nan),
         scaled.ravel(),

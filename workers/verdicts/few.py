@@ -1,11 +1,11 @@
-"""A few rows of a decoder with their errors, and products of them: what `measure` has of all, at the cost of a few.
+"""Products of a few decoder rows with their errors: as `measure`, at the cost of those rows only.
 
 With `G = [F 1]' [F 1] + ridge` and `W = [F 1] G^-1` restricted to some latents,
 
     e_g = W_g' (X~_g - F_g D - 1 b) / (1 - h_g)
 
-is what fold g contributes to the error of their rows (`workers.crosscoder.regress`): the sums run over positions by as
-many columns as there are latents asked for, and no inverse of all is needed.
+is what fold g contributes to the error of their rows (see `crosscoder.regress.ridge`). The sums have one column per
+requested latent, and no full inverse is needed.
 """
 
 from typing import NamedTuple
@@ -26,19 +26,19 @@ class Rows(NamedTuple):
     """float32 [K, j, D], e_g of each fold"""
 
     def mapped(self, widths: list[int], maps: list[Tensor | None]) -> "Rows":
-        """The rows in another checkpoint's space: each source's part times its R."""
+        """The rows in another checkpoint's space: the part of each source times its R."""
         return Rows(*(map_rows(part, widths, maps) for part in self))
 
 
 def weights(regression: Regression, columns: Tensor) -> Tensor:
-    """G^-1 at the latents `columns` (int64 [j]), float32 [m + 1, j]: the same for every set of activations."""
-    asked = torch.zeros(regression.m + 1, len(columns), dtype=torch.float64, device=columns.device)
-    asked[columns, torch.arange(len(columns), device=columns.device)] = 1.0
-    return regression.left.solve(asked).float()
+    """Columns of G^-1 for the latents `columns` (int64 [j]), float32 [m + 1, j]. Independent of the activations."""
+    right = torch.zeros(regression.m + 1, len(columns), dtype=torch.float64, device=columns.device)
+    right[columns, torch.arange(len(columns), device=columns.device)] = 1.0
+    return regression.left.solve(right).float()
 
 
 def rows_of(regression: Regression, weight: Tensor, columns: Tensor, read: Reader, solution: Solution) -> Rows:
-    """Rows of the latents `columns` in a solution, with their errors. One pass over the activations."""
+    """Rows of the latents `columns` in a solution, with their errors, in one pass over the activations."""
     errors = torch.zeros(regression.n_folds, len(columns), solution.decoder.shape[1], device=columns.device)
     for block in regression.parts:
         residual = (read(block.rows) - solution.bias).sub_(block.code.decode(solution.decoder))
@@ -47,12 +47,12 @@ def rows_of(regression: Regression, weight: Tensor, columns: Tensor, read: Reade
 
 
 def room(regression: Regression, columns: Tensor) -> Tensor:
-    """1 - h_g of latents: [K, j]."""
+    """1 - h_g of the latents: [K, j]."""
     return (1 - regression.leverage[:, columns]).clamp_min(LEAST_ROOM).float()
 
 
 def row_products(x: Rows, y: Rows, widths: list[int], share: Tensor) -> Tensor:
-    """<x, y> of rows in one space, unbiased by noise, with replicates: [K + 1, h, j]. share: 1 - h_g, [K, j]."""
+    """<x, y> of rows in the same space, corrected for noise, with replicates: [K + 1, h, j]. share: 1 - h_g, [K, j]."""
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return torch.stack([part.sum(-1) for part in (a * b).split(widths, -1)], -2).cpu()

@@ -1,7 +1,7 @@
-"""Products of decoder rows that were solved on two disjoint halves of the documents: a null of one checkpoint.
+"""Products of decoder rows solved on two disjoint halves of the documents: a null from a single checkpoint.
 
-Their errors are independent, so `D_c . D_b` is unbiased as it is. `<D_c, D_c>` and `<D_b, D_b>` are corrected by the
-folds of their own half, and a replicate leaves out a fold of one half: the formulas are those of `measure`.
+Their errors are independent, so `D_c . D_b` needs no correction. `<D_c, D_c>` and `<D_b, D_b>` are corrected with the
+folds of their own half, and each replicate leaves out one fold of one half, with the formulas of `measure`.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from featurewatch.workers.verdicts.measure import Products, Side, replicates
 
 
 class Half(NamedTuple):
-    """A half of the documents: its regression, and what was solved on it."""
+    """A half of the documents: its regression, and the decoder solved on it."""
 
     regression: Regression
     side: Side
@@ -23,9 +23,9 @@ class Half(NamedTuple):
 def products_of_halves(
     now: Half, before: Half, widths: list[int], fixed: Tensor | None = None, reference: Tensor | None = None
 ) -> Products:
-    """Products over the K folds of both halves together, `now`'s first.
+    """Products over the K folds of both halves, those of `now` first.
 
-    fixed: bool [m], features whose row in `before` is that of `reference` ([m, D]) and has no error.
+    fixed: bool [m], features whose row in `before` is taken from `reference` ([m, D]) and has no error.
     """
     decoder_b = before.side.solution.decoder
     if fixed is not None and reference is not None:
@@ -34,7 +34,7 @@ def products_of_halves(
     own_c, both_c = _replicates(now, rows_c, rows_b, widths, None)
     own_b, both_b = _replicates(before, rows_b, rows_c, widths, fixed)
     first, second = len(own_c) - 1, len(own_b) - 1
-    # The jackknife's factor for K folds, (K - 1) / K, is a little over that of each half.
+    # The jackknife factor (K - 1) / K of all folds is slightly larger than that of each half.
     return Products(
         now=torch.cat([own_c, own_c[:1].expand(second, -1, -1)]),
         before=torch.cat([own_b[:1], own_b[:1].expand(first, -1, -1), own_b[1:]]),
@@ -45,7 +45,7 @@ def products_of_halves(
 def _replicates(
     half: Half, rows: tuple[Tensor, ...], others: tuple[Tensor, ...], widths: list[int], fixed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`<rows, rows>` and `rows . others` [K + 1, h, m] over all folds of a half, then without each."""
+    """`<rows, rows>` and `rows . others` [K + 1, h, m]: over all folds of a half, then without each fold."""
     regression = half.regression
     shape = (regression.n_folds, len(widths), regression.m)
     cross, noise, both = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)

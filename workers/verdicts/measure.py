@@ -1,18 +1,18 @@
-"""What a checkpoint writes where each feature fires, against a baseline: strengths, projections, their replicates.
+"""Strengths and projections of decoder rows against a baseline, with jackknife replicates.
 
-For decoder rows D_c (checkpoint) and D_b (baseline, mapped by R into the checkpoint's space), both solved on the same
-code, the errors e_g that fold g contributes to them, and h_g, the share of the feature's energy in fold g:
+Let D_c (checkpoint) and D_b (baseline, mapped by R into the checkpoint's space) be decoder rows solved on the same
+code, e_g the error that fold g contributes to a row, and h_g the share of the feature's energy in fold g:
 
-    <x, y>       = x . y - sum_g (1 - h_g) e_g^x . e_g^y          unbiased: noise does not count as strength
+    <x, y>       = x . y - sum_g (1 - h_g) e_g^x . e_g^y          unbiased: noise adds no strength
     <x, y>_-g    = (x - e_g^x) . (y - e_g^y) - sum_{f != g} (1 - h_f) e_f^x . e_f^y / (1 - h_g)^2    without fold g
 
-e_g is what leaving fold g out changes, which exceeds the fold's own error by 1 / (1 - h_g); without fold g the errors
-of the others weigh more by as much. This is the cross-fold product over all pairs of folds instead of one split
-into halves. From it
+e_g is the change from leaving fold g out, which exceeds the fold's own error by 1 / (1 - h_g); without fold g the
+errors of the other folds grow by the same factor. This is the cross-fold product over all pairs of folds, rather than
+over a single split into halves. The verdicts use
 
     projection ratio = <D_c, D_b> / <D_b, D_b>     strength = sqrt <D_c, D_c>     orthogonal^2 = <c,c>/<b,b> - ratio^2
 
-over hook points by sums of the products (root sum of squares).
+summed over hook points (root sum of squares).
 """
 
 from typing import NamedTuple
@@ -25,28 +25,23 @@ from featurewatch.workers.crosscoder.pursuit import reselected
 from featurewatch.workers.crosscoder.regress import LEAST_ROOM, Reader, Regression, Solution, spread_rows, take_rows
 
 STAYS = 0.1
-"""What speaks for a dimension's staying where it is, over what rows write in a dimension on average."""
+"""Weight of the prior that a dimension stays in place, relative to what rows write in a dimension on average."""
 LEFT_OUT = 0.01
-"""Weight of rows that are left out of a Procrustes map: enough to pin dimensions that no other row reaches, which would
-be mapped anywhere else."""
-
-
+"""Weight of outlier rows in a Procrustes map: enough to determine dimensions that no other row reaches."""
 FVU_POSITIONS = 4096
-"""Positions that an FVU is taken on, spread over all: what it is used for, a factor of two, needs no more."""
+"""Positions for an FVU, evenly spaced. It only has to be accurate to a factor of two."""
 
 
 class Side(NamedTuple):
-    """A checkpoint's half of a comparison: its activations (normalised) and the decoder solved on them."""
+    """One side of a comparison: normalised activations, and the decoder solved on them."""
 
     read: Reader
     solution: Solution
 
 
 class Products(NamedTuple):
-    """Products of decoder rows, replicates in the first dimension: row 0 over all folds, row g + 1 without fold g.
-
-    Each [K + 1, h, m] for h hook points.
-    """
+    """Products of decoder rows, each [K + 1, h, m] for h hook points: row 0 over all folds, row g + 1 without fold
+    g."""
 
     now: Tensor
     """<D_c, D_c>"""
@@ -57,12 +52,11 @@ class Products(NamedTuple):
 
 
 def procrustes(now: Tensor, before: Tensor, weight: Tensor) -> Tensor | None:
-    """The orthonormal map R with `now ~ before R` ([d_b, d_c]), or None where the bases agree already.
+    """The orthonormal map R with `now ~ before R` ([d_b, d_c]), or None if the bases agree.
 
-    now: [m, d_c], before: [m, d_b], weight: [m] >= 0. Bases agree where the median cosine of rows of positive
-    weight is at least 0.5. Fitted in rounds that leave out the rows that fit worst: an edit must not be absorbed.
-
-    A row counts by what is written of it on both sides: what one of the models hardly writes points anywhere there.
+    now: [m, d_c], before: [m, d_b], weight: [m] >= 0. Bases agree if the median cosine of rows with positive weight is
+    at least 0.5. Several rounds downweight the rows that fit worst, so that the map does not absorb an edit. A row is
+    weighted by its norm on both sides, because a row that one model hardly writes has a random direction there.
     """
     use = weight > 0
     if now.shape[1] == before.shape[1]:
@@ -79,21 +73,20 @@ def procrustes(now: Tensor, before: Tensor, weight: Tensor) -> Tensor | None:
         left, _, right = torch.linalg.svd((share * w * unit_before).T @ (w * unit_now), full_matrices=False)
         rotation = left @ right
         fit = (unit_before @ rotation * unit_now).sum(1)
-        # A fifth at most, and no row that fits like the others: it may be all that pins some dimensions.
+        # Drop at most a fifth, and no row that fits like the others: it may be all that determines some dimensions.
         keep = fit >= torch.minimum(fit.quantile(0.2), 0.9 * fit.median())
     return rotation.float()
 
 
 def shared_turn(now: Tensor, before: Tensor) -> Tensor:
-    """The orthonormal map by which rows turned together: R [d_b, d_c] with `now ~ before R`, now [m, d_c], before
-    [m, d_b].
+    """The rotation that all rows share: R [d_b, d_c] with `now ~ before R`, now [m, d_c], before [m, d_b].
 
-    Where the bases disagree it is `procrustes`; where they agree, the map nearest to none (`STAYS`) that still finds a
-    few dimensions that all rows see in another place.
+    If the bases disagree it is `procrustes`. If they agree it stays close to the identity (`STAYS`), but still picks up
+    a few dimensions that moved for all rows.
     """
-    found = procrustes(now, before, now.new_ones(len(now)))
-    if found is not None:
-        return found
+    rotation = procrustes(now, before, now.new_ones(len(now)))
+    if rotation is not None:
+        return rotation
     cross = (before.T @ now).double()
     cross.diagonal().add_(STAYS * float((now.norm() * before.norm()) / now.shape[1]) + 1e-30)
     left, _, right = torch.linalg.svd(cross)
@@ -101,7 +94,7 @@ def shared_turn(now: Tensor, before: Tensor) -> Tensor:
 
 
 def map_rows(rows: Tensor, widths: list[int], maps: list[Tensor | None]) -> Tensor:
-    """Rows [..., D_b] of sources beside each other, each mapped into the other checkpoint's space: [..., D_c]."""
+    """Map rows [..., D_b] of concatenated sources into the other checkpoint's space: [..., D_c]."""
     parts = zip(rows.split(widths, -1), maps, strict=True)
     return torch.cat([part if r is None else part @ r for part, r in parts], -1)
 
@@ -115,11 +108,11 @@ def products(
     fixed: Tensor | None = None,
     reference: Tensor | None = None,
 ) -> Products:
-    """Products of two checkpoints over the folds of the regression. One pass over the activations of each.
+    """Products of two checkpoints over the folds of the regression, in one pass over the activations of each.
 
-    widths: (d_b, d_c) of each hook point; maps: R of each hook point. fixed: bool [m], features whose row is that of
-    `reference` ([m, D_b]), from an earlier checkpoint, and has no error in this regression. `before.solution` is the
-    baseline's own all the same: what its residuals say of the other features is measured against what it does write.
+    widths: (d_b, d_c) of each hook point. maps: R of each hook point. fixed: bool [m], features whose baseline row is
+    taken from `reference` ([m, D_b]), of an earlier checkpoint, and has no error in this regression. `before.solution`
+    is still the baseline's own, since the residuals must reflect what the baseline writes.
     """
     h, m, folds = len(widths), regression.m, regression.n_folds
     split_b, split_c = [w[0] for w in widths], [w[1] for w in widths]
@@ -155,10 +148,10 @@ def products(
 
 
 def unexplained(regression: Regression, side: Side, widths: list[int], most: int = FVU_POSITIONS) -> Tensor:
-    """FVU of each hook point [h]: the share of a checkpoint's variance that the dictionary leaves, the code read from
-    that checkpoint alone, with as many active latents as the regression's code has.
+    """FVU of each hook point, [h]: the fraction of variance that the dictionary leaves unexplained.
 
-    The cached code holds the noise, and the active latents, of the checkpoint that it was read from.
+    The code is read from this checkpoint alone, with as many active latents as the regression's code, which carries the
+    noise and the active latents of the checkpoint that it was read from.
     """
     decoder, scratch = side.solution.decoder, Scratch()
     code = regression.code
@@ -167,31 +160,31 @@ def unexplained(regression: Regression, side: Side, widths: list[int], most: int
     for rows in spread_rows(torch.cat(list(regression.blocks())).sort().values, most).split(4096):
         x = side.read(rows)
         _, residual = reselected(x - side.solution.bias, take_rows(code, rows), decoder, strongest, scratch)
-        for sums, what in ((left, residual), (total, x)):
-            sums.add_(torch.stack([part.square().sum() for part in what.split(widths, 1)]).double().cpu())
+        for sums, values in ((left, residual), (total, x)):
+            sums.add_(torch.stack([part.square().sum() for part in values.split(widths, 1)]).double().cpu())
     return (left / total.clamp_min(1e-30)).float()
 
 
 def replicates(plain: Tensor, cross: Tensor, own: Tensor, room: Tensor) -> Tensor:
-    """[h, m], [K, h, m], [K, h, m], 1 - h_g [K, 1, m] -> [K + 1, h, m]: over all folds, then without each."""
+    """[h, m], [K, h, m], [K, h, m], 1 - h_g [K, 1, m] -> [K + 1, h, m]: over all folds, then without each fold."""
     noise = own * room
     left = (noise.sum(0) - noise) / room.square()
     return torch.cat([(plain - noise.sum(0)).unsqueeze(0), plain - cross + own - left])
 
 
 def jackknife_error(replicated: Tensor) -> Tensor:
-    """Standard error of replicates [K + 1, ...], the first over all folds: [...]."""
+    """Standard error of replicates [K + 1, ...], of which the first is over all folds: [...]."""
     k = len(replicated) - 1
     return ((k - 1) / k * (replicated[1:] - replicated[1:].mean(0)).square().sum(0)).sqrt()
 
 
 def over_noise(before: Tensor) -> Tensor:
-    """A baseline's squared strength [K + 1, m] over its standard error: [m]."""
+    """Squared strength of a baseline [K + 1, m] over its standard error: [m]."""
     return before[0] / jackknife_error(before).clamp_min(1e-9)
 
 
 class Ratios(NamedTuple):
-    """What the verdicts go by, replicates first: [K + 1, m] each summed over hook points, [K + 1, h, m] at each."""
+    """The figures behind verdicts: each [K + 1, m] summed over hook points, or [K + 1, h, m] per hook point."""
 
     projection: Tensor
     """<D_c, R D_b> / <D_b, D_b>"""
@@ -204,7 +197,7 @@ class Ratios(NamedTuple):
 
 
 def ratios(now: Tensor, before: Tensor, both: Tensor) -> Ratios:
-    """Ratios of products [K + 1, m] or [K + 1, h, m]. NaN where the baseline's strength is not over its own noise."""
+    """Ratios of products [K + 1, m] or [K + 1, h, m]. NaN where the baseline's squared strength is not positive."""
     base = before.where(before > 0, torch.nan)
     projection = both / base
     strength = now.clamp_min(0).sqrt()

@@ -1,4 +1,4 @@
-"""Who fires in the place of a feature that weakened."""
+"""Successors: features that fire in place of one that weakened."""
 
 from typing import NamedTuple
 
@@ -7,18 +7,18 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 LEAST_COFIRING = 0.2
-"""Share of a predecessor's activation that a successor must fire on to be named at all."""
+"""Minimum share of a predecessor's activation at positions where a successor fires."""
 LEAST_LIFT = 5.0
-"""It must fire there so many times more often than anywhere."""
+"""Minimum ratio of that share to the successor's overall firing rate."""
 
 
 class Share(NamedTuple):
-    """What a candidate carries of a weakened feature."""
+    """How much of a weakened feature a candidate takes over."""
 
     cofiring: float
-    """share of the weakened one's activation that falls on positions where the candidate fires"""
+    """Share of the weakened feature's activation at positions where the candidate fires"""
     strength: float
-    """what the candidate writes there, over what the weakened one wrote before (roots of sums of f^2 ||d||^2)"""
+    """What the candidate writes there, over what the weakened feature wrote before (roots of sums of f^2 ||d||^2)"""
 
 
 def shares(
@@ -28,10 +28,10 @@ def shares(
     norm_before: NDArray[np.float32],
     norm_now: NDArray[np.float32],
 ) -> dict[int, dict[int, Share]]:
-    """Weakened column -> candidate column -> what it carries.
+    """Weakened column -> candidate column -> its share.
 
-    code: [n, m] CSR; norm_before, norm_now: [m] norms of decoder rows at the baseline and here. A candidate must fire
-    there far more often than anywhere: a feature that fires everywhere is no successor.
+    code: [n, m] CSR. norm_before, norm_now: [m] norms of decoder rows at the baseline and now. A candidate must fire
+    there far more often than elsewhere: a feature that fires everywhere is not a successor.
     """
     if not len(weakened) or not len(candidates):
         return {}

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from featurewatch.service.cli import base, complete, progress
+from featurewatch.service.cli.arguments import Family, Name, Timeout
 from featurewatch.service.cli.base import AsJson
-from featurewatch.service.cli.checkpoints import Family, Name, Timeout, checkpoint_app, end_as, why
+from featurewatch.service.cli.checkpoints import checkpoint_app
 from featurewatch.service.cli.gate import documents, policy, rules
 from featurewatch.service.cli.gate.outcome import Outcome
 from featurewatch.service.cli.gate.policy import Gate
@@ -194,9 +195,9 @@ def _conclude(client: Client, job: Job, as_json: bool) -> None:
     elif waits:
         job.tell("waiting")
     elif run is not None:
-        job.tell("error", why=why(run))
+        job.tell("error", why=progress.describe_end(run))
     if run is not None:
-        end_as(run)
+        progress.exit_unless_succeeded(run)
     if not job.passed:
         raise typer.Exit(base.FAILED)
 

@@ -1,1 +1,1 @@
-"""Commands of the machine that the service runs on: the service itself, keys, the database."""
+"""Commands for the machine that the service runs on: the service itself, keys, the database."""

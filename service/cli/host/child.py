@@ -1,4 +1,4 @@
-"""The worker process of `featurewatch up`: started, started again when it dies, and ended with the service."""
+"""The worker process of `featurewatch up`: started, restarted when it dies, and stopped with the service."""
 
 import os
 import signal
@@ -13,16 +13,16 @@ from typing import Self
 from featurewatch.service.config import Settings
 
 STOP_SECONDS = 20.0
-LONGEST_PAUSE_S = 30.0
-STEADY_S = 60.0
-"""A worker that ran this long was healthy: the next pause is short again."""
+MAX_PAUSE_SECONDS = 30.0
+HEALTHY_SECONDS = 60.0
+"""A worker that ran this long was healthy, so that the next pause is short again."""
 
 
 class WorkerProcess:
-    """A worker process as a child. Use as a context manager; `say` gets a line when it has to be started again."""
+    """A worker in a child process, as a context manager. `say` gets a line whenever the worker is restarted."""
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
-        # Threads of torch that spin while they wait take the cores from each other, and from the API.
+        # While they wait, threads of torch would spin and take the cores from each other and from the API.
         self.environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **settings.environment()}
         self.say = say
         self._process: subprocess.Popen[bytes] | None = None
@@ -40,7 +40,7 @@ class WorkerProcess:
         process = self._process
         if process is None or process.poll() is not None:
             return
-        # Asked, it gives its run back at once; killed, the run would wait for its lease to end.
+        # On SIGTERM it gives its run back at once. After a kill the run would wait for its lease to expire.
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(timeout=STOP_SECONDS)
@@ -50,12 +50,12 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the worker that runs now."""
+        """Process id of the running worker."""
         return self._process.pid if self._process else None
 
     def _start(self) -> None:
-        # A session of its own: an interrupt at the terminal reaches the service, which then ends the worker in order.
-        # Where the service is killed, and can end nothing any more, the worker ends by itself.
+        # In its own session, so that Ctrl-C reaches only the service, which then stops the worker gracefully. If the
+        # service is killed, the worker notices and exits.
         self._process = subprocess.Popen(  # noqa: S603 fixed arguments
             [sys.executable, "-m", "featurewatch.workers", "--exit-with-parent", str(os.getpid())],
             env=self.environment,
@@ -69,11 +69,11 @@ class WorkerProcess:
             process = self._process
             if process is None or process.poll() is None:
                 continue
-            if time.monotonic() - started > STEADY_S:
+            if time.monotonic() - started > HEALTHY_SECONDS:
                 pause = 1.0
-            self.say(f"the worker ended with status {process.returncode}; starting it again in {pause:.0f} s")
+            self.say(f"the worker exited with status {process.returncode}; restarting it in {pause:.0f} s")
             if self._stopping.wait(pause):
                 return
-            pause = min(pause * 2, LONGEST_PAUSE_S)
+            pause = min(pause * 2, MAX_PAUSE_SECONDS)
             started = time.monotonic()
             self._start()

@@ -1,4 +1,4 @@
-"""`featurewatch db`: the database and the artifacts of this installation, on the server itself."""
+"""`featurewatch db`: the database and the artifacts of this installation. Runs on the server."""
 
 from pathlib import Path
 from types import ModuleType
@@ -8,8 +8,9 @@ import typer
 
 from featurewatch.service.cli import base
 from featurewatch.service.cli.base import AsJson
+from featurewatch.service.cli.command import Table, command, fields
 
-db_app = typer.Typer(help="The database, and the artifacts that it refers to.", no_args_is_help=True)
+db_app = typer.Typer(help="The database and its artifacts: upgrade, check, back up.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -17,149 +18,147 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(db_app, name="db")
 
 
-@db_app.command("upgrade")
-def upgrade(as_json: AsJson = False) -> None:
-    """Bring the database to this version's schema. Safe to run at each start: of several, one does it."""
+@command(db_app, "upgrade", lambda _: base.say("The database schema is up to date."))
+def upgrade() -> dict[str, bool]:
+    """Upgrade the database to this version's schema. Safe to run at every start, and by several processes at once."""
     _local().upgrade()
-    base.show_json({"upgraded": True}) if as_json else base.say("the database's schema is up to date")
+    return {"upgraded": True}
 
 
-@db_app.command("check")
-def check(
-    deep: Annotated[bool, typer.Option("--deep", help="Read every artifact and compare its SHA-256.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Check that the database has this version's schema, and that the artifacts it refers to are there and have the
-    right size. Exits with 1 if something is missing or damaged, with 2 if the schema is another one."""
-    found = _local().check(deep=deep)
-    if as_json:
-        base.show_json(found)
-    else:
-        _show_check(found)
-    if found["missing"] or found["damaged"] or found["orphans"] or found["deletions"]["left_behind"]:
-        raise typer.Exit(base.FAILED)
+TABLES = Table(("table", "rows"), {"table": lambda row: row[0], "rows": lambda row: row[1]})
 
 
-def _show_check(found: dict[str, Any]) -> None:
+def _show_check(result: dict[str, Any]) -> None:
     base.show_fields(
         [
-            ("schema", found["schema"]),
-            ("engine", found["engine"]),
-            ("database", base.size(found["bytes"])),
-            ("artifacts", base.size(found["artifact_bytes"])),
-            ("unreferenced", f"{found['unreferenced']:,} artifacts, {base.size(found['unreferenced_bytes'])}"),
+            ("schema", result["schema"]),
+            ("engine", result["engine"]),
+            ("database", base.size(result["bytes"])),
+            ("artifacts", base.size(result["artifact_bytes"])),
+            ("unreferenced", f"{result['unreferenced']:,} artifacts, {base.size(result['unreferenced_bytes'])}"),
         ]
     )
-    if "verified" in found:
-        old = f"; {found['adopted']:,} older ones now have a digest" if found["adopted"] else ""
-        base.show_fields(
-            [("verified", f"{found['verified']:,} artifacts{old}, {base.size(found['verified_bytes'])} read")]
-        )
+    if "verified" in result:
+        old = f"; {result['adopted']:,} older ones now have a digest" if result["adopted"] else ""
+        text = f"{result['verified']:,} artifacts{old}, {base.size(result['verified_bytes'])} read"
+        base.show_fields([("verified", text)])
     base.out.print()
-    base.show_rows(list(found["rows"].items()), [("TABLE", lambda row: row[0]), ("ROWS", lambda row: row[1])], empty="")
-    broken = [("missing", "it is not in the store", row) for row in found["missing"]]
-    broken += [("damaged", row["reason"], row) for row in found["damaged"]]
+    TABLES(result["rows"].items())
+    broken = [("missing", "it is not in the store", row) for row in result["missing"]]
+    broken += [("damaged", row["reason"], row) for row in result["damaged"]]
     for word, reason, row in broken:
         base.out.print()
+        needed_by = ", ".join(row["depends"]) or "nothing"
         base.show_fields(
-            [
-                (word, row["artifact"]),
-                ("reason", reason),
-                ("needed by", ", ".join(row["depends"]) or "nothing"),
-                ("to rebuild", row["rebuild"]),
-            ]
+            [(word, row["artifact"]), ("reason", reason), ("needed by", needed_by), ("to rebuild", row["rebuild"])]
         )
-    for row in found["put_aside"]:
+    for row in result["put_aside"]:
         base.say(
-            f"a damaged copy of {row['artifact']} ({base.size(row['bytes'])}) was put aside; it is removed as soon as "
-            "the artifact is there again, or nothing needs it any more"
+            f"a damaged copy of {row['artifact']} ({base.size(row['bytes'])}) was put aside; it is removed once the "
+            "artifact has been rebuilt or is no longer needed"
         )
-    deletions = found["deletions"]
+    _show_deletions(result["deletions"])
+    if result["orphans"]:
+        base.say(f"rows without their parents: {', '.join(result['orphans'])}; restore a backup")
+
+
+def _show_deletions(deletions: dict[str, Any]) -> None:
     if deletions["under_way"]:
         base.say(
-            f"families that are being deleted: {len(deletions['under_way'])}; workers go on with it, or "
+            f"families being deleted: {len(deletions['under_way'])}; workers will finish this, or run "
             "`featurewatch db vacuum`"
         )
     if deletions["left_behind"]:
         base.say(f"in the artifact store although their family was deleted: {', '.join(deletions['left_behind'])}")
     if deletions["unknown"]:
-        base.say(
-            f"in the artifact store, of families that the database does not have: {', '.join(deletions['unknown'])}"
-        )
-    if found["orphans"]:
-        base.say(f"rows without their parents: {', '.join(found['orphans'])}; restore a backup")
+        base.say(f"in the artifact store, of families unknown to the database: {', '.join(deletions['unknown'])}")
 
 
-@db_app.command("copy")
+def _fail_if_broken(result: dict[str, Any]) -> None:
+    if result["missing"] or result["damaged"] or result["orphans"] or result["deletions"]["left_behind"]:
+        raise typer.Exit(base.FAILED)
+
+
+@command(db_app, "check", _show_check, then=_fail_if_broken)
+def check(
+    deep: Annotated[bool, typer.Option("--deep", help="Read every artifact and compare its SHA-256.")] = False,
+) -> dict[str, Any]:
+    """Check that the database has this version's schema, and that every artifact it refers to exists with the right
+    size. Exit code 1 if something is missing or damaged, 2 if the schema is of another version."""
+    result: dict[str, Any] = _local().check(deep=deep)
+    return result
+
+
+COPIED = Table(
+    ("table", "rows", "of_arrays"), {"of_arrays": lambda row: base.size(row["bytes"]) if row["bytes"] else None}
+)
+
+
+def _show_copied(rows: list[dict[str, Any]]) -> None:
+    COPIED(rows)
+    base.say(f"Copied and verified {sum(row['rows'] for row in rows):,} rows.")
+
+
+@command(db_app, "copy", _show_copied)
 def copy(
-    from_: Annotated[str, typer.Argument(metavar="FROM", help="The other database: a SQLite file, or a URL.")],
-    as_json: AsJson = False,
-) -> None:
+    from_: Annotated[str, typer.Argument(metavar="FROM", help="The other database: a SQLite file or a URL.")],
+) -> list[dict[str, Any]]:
     """Copy another database into the configured one, which must be empty: from SQLite to Postgres, or back. Every row
     is read back and compared. Artifacts stay where they are. Stop the service first."""
-    found = _local().copy(from_)
-    if as_json:
-        return base.show_json(found)
-    columns = [
-        ("TABLE", lambda row: row["table"]),
-        ("ROWS", lambda row: row["rows"]),
-        ("OF ARRAYS", lambda row: base.size(row["bytes"]) if row["bytes"] else None),
-    ]
-    base.show_rows(found, columns, empty="")
-    base.say(f"{sum(row['rows'] for row in found):,} rows were copied, and are the same in both")
-    return None
+    return list(_local().copy(from_))
+
+
+REMOVALS = Table(
+    ("artifact", "size", ""),
+    {"artifact": lambda row: row[0], "size": lambda row: base.size(row[1]), "": lambda row: row[2]},
+    empty="Nothing to remove.",
+)
+
+
+def _show_vacuum(result: dict[str, Any]) -> None:
+    verb = "would be removed" if result["dry_run"] else "removed"
+    rows = [(name, size, verb) for name, size in result["removed"].items()]
+    REMOVALS([*rows, *((name, size, "waits") for name, size in result["waiting"].items())])
+    base.say(
+        f"{base.size(sum(result['removed'].values()))} {verb}, {base.size(sum(result['waiting'].values()))} later; "
+        f"database size before {base.size(result['bytes_before'])}, now {base.size(result['bytes'])}"
+    )
+    if result["released"]:
+        base.say(f"activations no longer kept: {', '.join(result['released'])}")
+    if result["busy"]:
+        base.say(f"skipped, because a worker is running a job: {', '.join(result['busy'])}")
 
 
 @db_app.command("vacuum")
 def vacuum(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what the retention policy keeps no longer, and give the space of a SQLite file back. Sweeps do the first
-    by themselves, hourly. What nothing refers to waits for FEATUREWATCH_VACUUM_HOURS first."""
-    found = _local().vacuum(dry_run=dry_run)
-    if as_json:
-        return base.show_json(found)
-    verb = "would be removed" if dry_run else "removed"
-    columns = [("ARTIFACT", lambda row: row[0]), ("SIZE", lambda row: base.size(row[1])), ("", lambda row: row[2])]
-    rows = [(name, size, verb) for name, size in found["removed"].items()]
-    rows += [(name, size, "waits") for name, size in found["waiting"].items()]
-    base.show_rows(rows, columns, empty="Nothing to remove.")
-    base.say(
-        f"{base.size(sum(found['removed'].values()))} {verb}, {base.size(sum(found['waiting'].values()))} later; "
-        f"the database had {base.size(found['bytes_before'])}, now {base.size(found['bytes'])}"
-    )
-    if found["released"]:
-        base.say(f"activations kept no longer: {', '.join(found['released'])}")
-    if found["busy"]:
-        base.say(f"left alone, since a worker has a run of it: {', '.join(found['busy'])}")
-    return None
+    """Remove what the retention policy no longer keeps, and compact a SQLite database. Sweeps already do the former
+    every hour. Unreferenced artifacts are kept for FEATUREWATCH_VACUUM_HOURS first."""
+    result = _local().vacuum(dry_run=dry_run)
+    base.show_json(result) if as_json else _show_vacuum(result | {"dry_run": dry_run})
 
 
-@db_app.command("backup")
-def backup(
-    file: Annotated[Path, typer.Argument(help="File to write; must not be there.")], as_json: AsJson = False
-) -> None:
-    """Copy the SQLite database while the service runs. Copy the artifacts after it, not before."""
-    made = _local().backup(file)
-    base.show_json(made) if as_json else base.show_fields(made.items())
+@command(db_app, "backup", fields())
+def backup(file: Annotated[Path, typer.Argument(help="File to write. Must not exist.")]) -> dict[str, Any]:
+    """Copy the SQLite database while the service is running. Copy the artifacts after it, not before."""
+    result: dict[str, Any] = _local().backup(file)
+    return result
 
 
-@db_app.command("restore")
+@command(db_app, "restore", lambda _: base.say("Restored. Check the artifacts with `featurewatch db check`."))
 def restore(
-    file: Annotated[Path, typer.Argument(help="What `backup` wrote.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Although the database holds rows: they go.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Put a backup of a SQLite database in place, and bring it to this version's schema. Stop the service first."""
+    file: Annotated[Path, typer.Argument(help="A file written by `backup`.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a database that contains data.")] = False,
+) -> dict[str, str]:
+    """Restore a backup of a SQLite database and upgrade it to this version's schema. Stop the service first."""
     _local().restore(file, replace=replace)
-    if as_json:
-        return base.show_json({"restored": str(file)})
-    return base.say("the backup is in place; `featurewatch db check` says whether all artifacts are")
+    return {"restored": str(file)}
 
 
 def _local() -> ModuleType:
-    """The whole service; imported when it is needed, so that the other commands start quickly."""
+    """The whole service, imported only when needed so that other commands start quickly."""
     from featurewatch.service.cli.host import local_database  # noqa: PLC0415
     from featurewatch.service.config import Settings  # noqa: PLC0415
     from featurewatch.service.kit.private import keep_private  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What the commands of `server` do. Apart from them, since it imports the whole service: slow to start."""
+"""What the commands in `server` do. A module of its own because it imports the whole service, which is slow."""
 
 import ipaddress
 import json
@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -42,13 +42,13 @@ from featurewatch.service.kit.problems import ProblemError
 from featurewatch.service.models import AuditEntry
 from featurewatch.service.webhooks import logic as webhooks
 
-MOST_KEYS = 10_000
+MAX_KEYS = 10_000
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but a signal ends it with status 0, after which the worker is ended in order.
+    """A uvicorn server that returns after a signal, so that the worker can be stopped too.
 
-    The original raises the signal once more at its end, which would end this process at once.
+    The original raises the signal again when it has stopped, which would end this process at once.
     """
 
     @contextmanager
@@ -63,7 +63,7 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings, *, host: str, port: int, worker: bool, processes: int, as_json: bool) -> None:
-    """Upgrade the schema, then run API and worker until a signal ends them."""
+    """Upgrade the schema, then run the API and a worker until a signal arrives."""
     if is_loopback(host) and "require_keys" not in settings.model_fields_set:
         settings = settings.model_copy(update={"require_keys": False})
     if base.err.is_terminal and "log_json" not in settings.model_fields_set:
@@ -72,11 +72,11 @@ def serve(settings: Settings, *, host: str, port: int, worker: bool, processes: 
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     upgrade(settings)
     if not settings.require_keys and not is_loopback(host):
-        raise base.UsageError(f"FEATUREWATCH_REQUIRE_KEYS is off, so {host} is refused: listen on 127.0.0.1 only")
+        raise base.UsageError(f"FEATUREWATCH_REQUIRE_KEYS is off, so {host} is refused; listen on 127.0.0.1 instead")
     if settings.require_keys and not _has_key(settings):
         raise base.UsageError(
             f"listening on {host} needs an API key, and there is none yet.\n"
-            "Make one on this machine first: featurewatch key create admin --scope admin"
+            "Create one on this machine first: featurewatch key create admin --scope admin"
         )
     with _listening(host, port) as listener:
         _run(settings, listener, worker, processes, as_json)
@@ -85,39 +85,39 @@ def serve(settings: Settings, *, host: str, port: int, worker: bool, processes: 
 def _run(settings: Settings, listener: socket.socket, worker: bool, processes: int, as_json: bool) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    alone = processes == 1
-    if not alone:
-        os.environ.update(settings.environment())  # from which each of them makes an application of its own
+    single = processes == 1
+    if not single:
+        os.environ.update(settings.environment())  # each process creates its application from them
     config = uvicorn.Config(
-        create_app(settings) if alone else f"{__name__}:answering",
-        factory=not alone,
+        create_app(settings) if single else f"{__name__}:child_app",
+        factory=not single,
         workers=processes,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=5,  # an open event stream must not keep the service from ending
+        timeout_graceful_shutdown=5,  # an open event stream must not delay the shutdown
         server_header=False,
     )
     server = Server(config)
     with WorkerProcess(settings, base.say) if worker else nullcontext() as child:
         if as_json:
-            where = {"url": url, "data_dir": str(settings.data_dir.resolve()), "worker": getattr(child, "pid", None)}
-            typer.echo(json.dumps(where))
+            document = {"url": url, "data_dir": str(settings.data_dir.resolve()), "worker": getattr(child, "pid", None)}
+            typer.echo(json.dumps(document))
         else:
-            keys = "needs API keys" if settings.require_keys else "needs no keys, and answers this machine only"
-            base.say(f"featurewatch is at {url} ({keys}): open it in a browser; the API is at {url}/docs")
-            base.say(f"data in {settings.data_dir.resolve()}; Ctrl-C ends it")
-        server.run(sockets=[listener]) if alone else Multiprocess(config, sockets=[listener]).run()
-    if alone and not server.started:
+            keys = "needs API keys" if settings.require_keys else "no keys needed; this machine only"
+            base.say(f"featurewatch is running at {url} ({keys}); the API is described at {url}/docs")
+            base.say(f"Data is in {settings.data_dir.resolve()}. Press Ctrl-C to stop.")
+        server.run(sockets=[listener]) if single else Multiprocess(config, sockets=[listener]).run()
+    if single and not server.started:
         raise typer.Exit(base.UNAVAILABLE)
 
 
-def answering() -> FastAPI:
-    """The application of one of several processes. It ends with the process that started it, however that ends."""
-    started_by = multiprocessing.parent_process()
-    assert started_by is not None
+def child_app() -> FastAPI:
+    """The application of one of several processes. It exits with its parent process, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        started_by.join()
+        parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent-watcher", daemon=True).start()
@@ -141,9 +141,9 @@ def check(settings: Settings) -> None:
 
 
 def create_key(name: str, scopes: Sequence[str], expires_at: datetime | None = None) -> dict[str, Any]:
-    """Make a key in the configured database; the only answer that holds it."""
+    """Create a key in the configured database. Only this result contains the key itself."""
     if unknown := sorted(set(scopes) - set(auth.SCOPES)):
-        raise base.UsageError(f"there is no scope {', '.join(unknown)}; choose from {', '.join(auth.SCOPES)}")
+        raise base.UsageError(f"unknown scope {', '.join(unknown)}; choose from {', '.join(auth.SCOPES)}")
     with opened() as database, database.write() as session:
         row, key = auth.create(session, name=name, scopes=scopes, expires_at=expires_at)
         _note(session, "POST", "/v1/keys", 201)
@@ -153,12 +153,12 @@ def create_key(name: str, scopes: Sequence[str], expires_at: datetime | None = N
 def list_keys() -> list[dict[str, Any]]:
     """The keys of the configured database."""
     with opened() as database, database.read() as session:
-        found = auth_queries.page_of_keys(session, after=None, limit=MOST_KEYS)
-        return [KeyOut.model_validate(row).model_dump(mode="json") for row in found]
+        rows = auth_queries.page_of_keys(session, after=None, limit=MAX_KEYS)
+        return [KeyOut.model_validate(row).model_dump(mode="json") for row in rows]
 
 
 def revoke_key(key: str) -> None:
-    """End a key of the configured database."""
+    """Revoke a key in the configured database."""
     with opened() as database, database.write() as session:
         try:
             auth.revoke(session, key)
@@ -168,7 +168,7 @@ def revoke_key(key: str) -> None:
 
 
 def rotate_secret() -> dict[str, Any]:
-    """Encrypt with the newest secret key what earlier ones encrypted; a key file is replaced by a new one first."""
+    """Re-encrypt all stored secrets with the newest secret key. A key file is replaced by a new one first."""
     settings = Settings()
     from_file = uses_key_file(settings)
     try:
@@ -182,7 +182,7 @@ def rotate_secret() -> dict[str, Any]:
     except SecretKeyError as error:
         raise base.UsageError(str(error)) from error
     if from_file:
-        drop_old_key_file(settings)  # nothing that it encrypted is left
+        drop_old_key_file(settings)  # nothing is encrypted with it any more
     return {
         "key": str(settings.data_dir / KEY_FILE) if from_file else "FEATUREWATCH_SECRET_KEY",
         "encrypted": len(parts),
@@ -192,50 +192,42 @@ def rotate_secret() -> dict[str, Any]:
 
 
 def _note(session: Session, method: str, path: str, status: int) -> None:
-    """The audit entry of the call that this was done without."""
+    """Add the audit entry that the equivalent API call would have."""
     entry = AuditEntry(actor="server", method=method, path=path, status=status, request_id=new_id("cmd"))
     audit_queries.add_entry(session, entry)
 
 
 @contextmanager
 def opened() -> Iterator[Database]:
-    """The configured database, its schema checked."""
+    """The configured database, after a check of its schema."""
     settings = Settings()
     keep_private(settings)
     if settings.resolved_database_url.startswith("sqlite"):
         upgrade(settings)  # an embedded installation may not have been started yet
     else:
         check(settings)
-    database = Database(settings.resolved_database_url)
-    try:
+    with closing(Database(settings.resolved_database_url)) as database:
         yield database
-    finally:
-        database.close()
 
 
 def _has_key(settings: Settings) -> bool:
-    database = Database(settings.resolved_database_url)
-    try:
-        with database.read() as session:
-            rows = auth_queries.page_of_keys(session, after=None, limit=MOST_KEYS)
-            return any(auth.alive(row) for row in rows)
-    finally:
-        database.close()
+    with closing(Database(settings.resolved_database_url)) as database, database.read() as session:
+        return any(auth.alive(row) for row in auth_queries.page_of_keys(session, after=None, limit=MAX_KEYS))
 
 
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A bound socket, so that a port in use is told before anything starts."""
+    """A listening socket. Opened first, so that a port in use is reported before anything starts."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named; with it, an answer may wait for 40 ms.
+    # asyncio disables Nagle's algorithm only if the protocol is named; with it, a response may wait for 40 ms.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
         except OSError as error:
-            hint = "Is one running already? `--port 0` takes a free one."
+            hint = "Is the service already running? `--port 0` chooses a free port."
             raise base.UsageError(f"cannot listen on {host} port {port}: {error.strerror}. {hint}") from error
-        listener.listen(2048)  # who calls before the application is up waits, and is not refused
+        listener.listen(2048)  # requests before the application has started wait, and are not refused
         yield listener
 
 

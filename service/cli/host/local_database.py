@@ -1,4 +1,4 @@
-"""What the commands of `database` do. Apart from them, since it imports the whole service: slow to start."""
+"""What the commands in `database` do. A module of its own because it imports the whole service, which is slow."""
 
 import sqlite3
 from contextlib import closing
@@ -28,45 +28,47 @@ def upgrade() -> None:
 
 
 def check(*, deep: bool) -> dict[str, Any]:
-    """What the installation holds, and what is broken; UsageError where the schema is another one.
+    """What the installation holds, and what is damaged. UsageError if the schema is of another version.
 
-    deep: every artifact that something refers to is read in full.
+    deep: read every referenced artifact in full.
     """
     settings = Settings()
     local.check(settings)
     with closing(Database(settings.resolved_database_url)) as database:
         artifacts = open_store(settings, database)
         with database.read() as session:
-            found = {"schema": migrate.newest()} | logic.inspect(session, artifacts)
+            result = {"schema": migrate.newest()} | logic.inspect(session, artifacts)
         if deep:
-            found |= _verify(database, settings)
+            result |= _verify(database, settings)
         with database.read() as session:
-            for row in (*found["damaged"], *found["missing"]):
+            for row in (*result["damaged"], *result["missing"]):
                 row["depends"] = queries.dependents(session, row["artifact"])
                 row["rebuild"] = damage.advice(row["artifact"])
-    return found
+    return result
 
 
 def _verify(database: Database, settings: Settings) -> dict[str, Any]:
     with database.read() as session:
         names = {name for family_id in queries.families(session) for name in queries.references(session, family_id)}
     settings.cache_dir.mkdir(parents=True, exist_ok=True)
-    # What is in a remote store is asked for, not what this machine has of it.
+    # An empty cache: the files of a remote store are verified, not the copies on this machine.
     with TemporaryDirectory(prefix="check-", dir=settings.cache_dir) as empty:
         return damage.verify_all(open_store(settings, database, cache=Path(empty)), names)
 
 
 def copy(from_: str) -> list[dict[str, Any]]:
-    """Copy a database into the configured one; what was copied, table by table."""
+    """Copy a database into the configured one. Returns what was copied, by table."""
     settings, url = Settings(), from_ if "://" in from_ else f"sqlite:///{Path(from_).expanduser().resolve()}"
     if make_url(url) == make_url(settings.resolved_database_url):
-        raise base.UsageError("the configured database (FEATUREWATCH_DATABASE_URL) is the one to copy from")
+        raise base.UsageError("source and target are the same database; name the target in FEATUREWATCH_DATABASE_URL")
     if (file := _file(url)) is not None and not file.is_file():
-        raise base.UsageError(f"there is no database {file}")
+        raise base.UsageError(f"no database at {file}")
     try:
         migrate.check(Settings(database_url=url))
     except migrate.SchemaError as error:
-        raise base.UsageError(f"{error} That is the one to copy from: name it in FEATUREWATCH_DATABASE_URL.") from error
+        raise base.UsageError(
+            f"{error} This is the source; to upgrade it, name it in FEATUREWATCH_DATABASE_URL."
+        ) from error
     local.upgrade(settings)
     try:
         with (
@@ -81,7 +83,7 @@ def copy(from_: str) -> list[dict[str, Any]]:
 
 
 def vacuum(*, dry_run: bool) -> dict[str, Any]:
-    """Remove what is due, family by family, then the free pages of a SQLite file."""
+    """Remove what the retention policy no longer keeps, family by family; then compact a SQLite file."""
     settings = Settings()
     removed, waiting, released, busy = dict[str, int](), dict[str, int](), list[str](), list[str]()
     with local.opened() as database:
@@ -91,21 +93,21 @@ def vacuum(*, dry_run: bool) -> dict[str, Any]:
         with database.read() as session:
             families = queries.families(session)
         for family, name in families.items():
-            stored, done = artifacts.listing(family), logic.Vacuumed(left=not dry_run)
+            stored, step = artifacts.listing(family), logic.Vacuumed(left=not dry_run)
             with database.read() as session:
                 now = database_now(session)
-                found = logic.look(session, settings, family, stored, now)
-                names = queries.checkpoint_names(session, found.released)
-            while done.left:
+                plan = logic.look(session, settings, family, stored, now)
+                names = queries.checkpoint_names(session, plan.released)
+            while step.left:
                 with database.write() as session:
-                    done = logic.vacuum(session, artifacts, settings, family, stored, now=now)
-                removed |= done.removed
-                stored = {name: size for name, size in stored.items() if name not in done.removed}
-            if done.busy:
+                    step = logic.vacuum(session, artifacts, settings, family, stored, now=now)
+                removed |= step.removed
+                stored = {name: size for name, size in stored.items() if name not in step.removed}
+            if step.busy:
                 busy.append(name)
                 continue
-            removed |= found.due if dry_run else {}
-            waiting |= found.waiting
+            removed |= plan.due if dry_run else {}
+            waiting |= plan.waiting
             released += names
         if database.is_sqlite and not dry_run:
             _compact(database)
@@ -114,7 +116,7 @@ def vacuum(*, dry_run: bool) -> dict[str, Any]:
 
 
 def _finish_deletions(database: Database, settings: Settings, artifacts: ArtifactStore) -> None:
-    """Remove the families that were deleted, but for those that a worker is at."""
+    """Finish the deletion of families, except for those that a worker is using."""
     with database.read() as session:
         families = deletion_queries.under_way(session)
     for family in families:
@@ -137,10 +139,10 @@ def backup(file: Path) -> dict[str, Any]:
 
 
 def restore(file: Path, *, replace: bool) -> None:
-    """Put a copy in the place of the configured SQLite database."""
+    """Replace the configured SQLite database with a backup."""
     database = _sqlite_file("pg_restore")
     if database.is_file() and not replace and _holds_rows():
-        raise base.UsageError(f"{database} holds rows; --replace gives them up")
+        raise base.UsageError(f"{database} contains data; --replace deletes it")
     try:
         backups.restore(file, database)
     except backups.BackupError as error:
@@ -154,13 +156,13 @@ def _holds_rows() -> bool:
 
 
 def _compact(database: Database) -> None:
-    """Write the file anew without its free pages, of which deleted rows leave many."""
+    """Rewrite the file without the free pages that deleted rows leave behind."""
     with closing(database.writer.raw_connection()) as connection:
         try:
             connection.cursor().execute("VACUUM")
             connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.OperationalError as error:
-            raise base.UsageError(f"the file is in use ({error}); its space is given back another time") from error
+            raise base.UsageError(f"the database is in use ({error}); try again later to reclaim its space") from error
 
 
 def _size(database: Database) -> int:
@@ -169,10 +171,10 @@ def _size(database: Database) -> int:
 
 
 def _sqlite_file(otherwise: str) -> Path:
-    """Path of the configured database; UsageError where it is Postgres."""
+    """Path of the configured database; UsageError if it is Postgres."""
     file = _file(Settings().resolved_database_url)
     if file is None:
-        raise base.UsageError(f"this database is Postgres: use {otherwise}, as docs/operations.md says")
+        raise base.UsageError(f"the database is Postgres: use {otherwise}, see docs/operations.md")
     return file
 
 

@@ -1,1 +1,1 @@
-"""The asynchronous client, from which service/client/sync is made: `make docs`."""
+"""The asynchronous client. `make docs` generates service/client/sync from it."""

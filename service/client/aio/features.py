@@ -1,4 +1,4 @@
-"""Calls about features, their verdicts, their code and what they depend on."""
+"""Calls about features: verdicts, code, labels and dependencies."""
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -29,30 +29,30 @@ class AsyncFeatureCalls(AsyncTransport):
         sort: str | None = None,
         order: str | None = None,
     ) -> AsyncIterator[types.FeatureRow]:
-        """Features with their verdicts in a checkpoint. Of several statuses, any counts.
+        """List features with their verdicts in a checkpoint.
 
-        min_change: least size of the change, in factors of two; max_q: largest q-value.
+        status: any of these. min_change: minimum size of the change, in factors of two. max_q: maximum q-value.
         """
         params = given(checkpoint=checkpoint, baseline=baseline, q=q, tag=tag, watched=watched)
         params |= given(min_change=min_change, max_q=max_q, sort=sort, order=order) | {"status": list(status)}
         return self.pages(path_of("families", family, "features"), params)
 
     async def feature(self, family: str, feature: str) -> types.Feature:
-        """One feature, with its newest verdict."""
+        """Get a feature with its newest verdict."""
         return cast(types.Feature, await self.json("GET", path_of("families", family, "features", feature)))
 
     async def trajectory(self, family: str, feature: str) -> list[types.Point]:
-        """A feature's verdicts over all checkpoints."""
-        answer = await self.json("GET", path_of("families", family, "features", feature, "trajectory"))
-        return cast(list[types.Point], answer["points"])
+        """Get the verdicts of a feature over all checkpoints."""
+        path = path_of("families", family, "features", feature, "trajectory")
+        return cast(list[types.Point], (await self.json("GET", path))["points"])
 
     async def sources(self, family: str, feature: str) -> list[types.FeatureInCheckpoint]:
-        """A feature at every hook point of every checkpoint, and the one of each that it is read `best` at."""
-        answer = await self.json("GET", path_of("families", family, "features", feature, "sources"))
-        return cast(list[types.FeatureInCheckpoint], answer["data"])
+        """Get the readings of a feature at every hook point, and the `best` hook point of each checkpoint."""
+        path = path_of("families", family, "features", feature, "sources")
+        return cast(list[types.FeatureInCheckpoint], (await self.json("GET", path))["data"])
 
     async def examples(self, family: str, feature: str, *, limit: int = 10) -> list[types.Example]:
-        """The places where a feature fires most, strongest first; at most 100."""
+        """Get the passages where a feature fires most strongly, strongest first; up to 100."""
         path = path_of("families", family, "features", feature, "examples")
         return cast(list[types.Example], (await self.json("GET", path, params={"limit": limit}))["data"])
 
@@ -65,7 +65,7 @@ class AsyncFeatureCalls(AsyncTransport):
         tags: Sequence[str] | None = None,
         watched: bool | None = None,
     ) -> types.Feature:
-        """Label, tag or watch a feature. What is left out stays; an empty label takes the one it has away."""
+        """Label, tag or watch a feature. Omitted arguments change nothing; an empty label removes the label."""
         body = given(tags=None if tags is None else list(tags), watched=watched)
         if label is not None:
             body["label"] = label or None
@@ -76,7 +76,7 @@ class AsyncFeatureCalls(AsyncTransport):
     async def label(
         self, family: str, *, features: Sequence[str] | None = None, checkpoint: str | None = None
     ) -> types.Run:
-        """Have features labelled by the server's endpoint; without names those that are watched or changed."""
+        """Queue a run that labels features with the server's model; by default the watched and changed ones."""
         body: dict[str, Any] = given(checkpoint=checkpoint)
         if features is not None:
             body["features"] = list(features)
@@ -94,10 +94,10 @@ class AsyncFeatureCalls(AsyncTransport):
         hook_point: str | None = None,
         effects: bool | None = None,
     ) -> types.Run:
-        """Queue a run that finds what features are computed from, at up to so many `positions` of each.
+        """Queue a run that finds what features are computed from, at up to `positions` positions of each.
 
-        `method` is gradient, the default, relp or integrated, which takes `steps`; without `effects` nothing is taken
-        out to see what becomes of the next token.
+        method: gradient (default), relp, or integrated, which takes `steps`. effects: also ablate the features and
+        measure the effect on the next token.
         """
         path = path_of("families", family, "checkpoints", checkpoint, "dependencies")
         body = given(method=method, positions=positions, steps=steps, hook_point=hook_point, effects=effects)
@@ -112,7 +112,7 @@ class AsyncFeatureCalls(AsyncTransport):
         baseline: str | None = None,
         method: str | None = None,
     ) -> types.Dependencies:
-        """What a feature is computed from in a checkpoint; against a baseline, what was gained, lost and changed."""
+        """Get what a feature is computed from; with a baseline, also the edges gained, lost and changed."""
         path = path_of("families", family, "features", feature, "dependencies")
         params = given(checkpoint=checkpoint, baseline=baseline, method=method)
         return cast(types.Dependencies, await self.json("GET", path, params=params))
@@ -132,7 +132,7 @@ class AsyncFeatureCalls(AsyncTransport):
         sort: str | None = None,
         order: str | None = None,
     ) -> AsyncIterator[types.FeatureRow]:
-        """The features of any two checkpoints, largest change first; only those that fit, as of `features`."""
+        """List the changes between any two checkpoints, largest first. Filters are those of `features`."""
         params = given(q=q, tag=tag, watched=watched, min_change=min_change, max_q=max_q, sort=sort, order=order)
         params |= {"from": from_, "to": to, "status": list(status)}
         return self.pages(path_of("families", family, "diff"), params)
@@ -153,7 +153,7 @@ class AsyncFeatureCalls(AsyncTransport):
         order: str | None = None,
         limit: int | None = None,
     ) -> types.Diff:
-        """Any two checkpoints in words, as `report` says it, with the first `limit` of the features of `diff`."""
+        """Compare any two checkpoints: a summary as in `report`, and the first `limit` features of `diff`."""
         params = given(q=q, tag=tag, watched=watched, min_change=min_change, max_q=max_q, sort=sort, order=order)
         params |= given(limit=limit) | {"from": from_, "to": to, "status": list(status)}
         return cast(types.Diff, await self.json("GET", path_of("families", family, "diff"), params=params))
@@ -161,11 +161,11 @@ class AsyncFeatureCalls(AsyncTransport):
     def lineage(
         self, family: str, *, generation: int | None = None, kind: str | None = None
     ) -> AsyncIterator[types.LineageLink]:
-        """What re-fits made of the features, generation by generation; only links of one kind, where given."""
+        """List what happened to the features in re-fits, by generation; optionally only links of one kind."""
         return self.pages(path_of("families", family, "lineage"), given(generation=generation, kind=kind))
 
     async def download_codes(self, family: str, path: Path, *, checkpoint: str | None = None) -> Path:
-        """Save the sparse code up to a checkpoint (the newest), positions x features, as scipy's `save_npz` does."""
+        """Save the sparse code up to a checkpoint (default: the newest), positions x features, as a scipy .npz file."""
         params = given(checkpoint=checkpoint)
         await self.download(path_of("families", family, "codes"), path, params=params)
         return path
@@ -173,32 +173,32 @@ class AsyncFeatureCalls(AsyncTransport):
     async def download_dictionary(
         self, family: str, checkpoint: str, path: Path, *, hook_point: str | None = None
     ) -> Path:
-        """Save what a checkpoint writes and reads for each feature at one hook point, as safetensors."""
+        """Save what a checkpoint reads and writes for each feature at one hook point, as safetensors."""
         params = given(hook_point=hook_point)
         await self.download(path_of("families", family, "checkpoints", checkpoint, "dictionary"), path, params=params)
         return path
 
     async def download_table(self, family: str, table: str, path: Path) -> Path:
-        """Save all `verdicts`, readings at `sources`, or `features` of a family as a Parquet file."""
+        """Save a table of a family (`verdicts`, `sources` or `features`) as a Parquet file."""
         await self.download(path_of("families", family, "tables", table), path)
         return path
 
     async def code_ids(self, family: str, *, checkpoint: str | None = None) -> list[str]:
-        """Feature ids of the code's columns, in their order."""
+        """Get the feature ids of the code's columns, in order."""
         path = path_of("families", family, "codes", "ids")
         return cast(list[str], (await self.json("GET", path, params=given(checkpoint=checkpoint)))["feature_ids"])
 
     def neuronpedia(
         self, family: str, *, checkpoint: str | None = None, passages: int = 10
     ) -> AsyncIterator[types.NeuronpediaFeature]:
-        """All features of a checkpoint, as Neuronpedia-style viewers read them."""
+        """List all features of a checkpoint in the format of Neuronpedia."""
         path = path_of("families", family, "neuronpedia")
         return self.pages(path, given(checkpoint=checkpoint, passages=passages, limit=100))
 
     async def neuronpedia_feature(
         self, family: str, feature: str, *, checkpoint: str | None = None, passages: int = 10
     ) -> types.NeuronpediaFeature:
-        """One feature, as Neuronpedia-style viewers read it."""
+        """Get a feature in the format of Neuronpedia."""
         path = path_of("families", family, "features", feature, "neuronpedia")
-        answer = await self.json("GET", path, params=given(checkpoint=checkpoint, passages=passages))
-        return cast(types.NeuronpediaFeature, answer)
+        params = given(checkpoint=checkpoint, passages=passages)
+        return cast(types.NeuronpediaFeature, await self.json("GET", path, params=params))

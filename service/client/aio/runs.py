@@ -18,38 +18,40 @@ class AsyncRunCalls(AsyncTransport):
     def runs(
         self, *, family: str | None = None, checkpoint: str | None = None, state: str | None = None
     ) -> AsyncIterator[types.Run]:
-        """Runs, newest first."""
+        """List runs, newest first."""
         return self.pages(path_of("runs"), given(family=family, checkpoint=checkpoint, state=state))
 
     async def run(self, run: str) -> types.Run:
-        """One run."""
+        """Get a run."""
         return cast(types.Run, await self.json("GET", path_of("runs", run)))
 
     def attempts(self, run: str) -> AsyncIterator[types.Attempt]:
-        """Each try at a run by a worker, oldest first: how it ended, and what it cost."""
+        """List the attempts at a run, oldest first, with the outcome and the resources used."""
         return self.pages(path_of("runs", run, "attempts"))
 
     def log(
         self, run: str, *, attempt: int | None = None, level: str | None = None, after: int | None = None
     ) -> AsyncIterator[types.LogLine]:
-        """What its workers logged, oldest first: of one attempt, of a `level` (info, warning, error) and those that
-        matter more, `after` the line with this number."""
+        """List what the workers logged, oldest first.
+
+        attempt: only of this one. level: minimum level, info, warning or error. after: number of the last line seen.
+        """
         return self.pages(path_of("runs", run, "log"), given(attempt=attempt, level=level, after=after))
 
     async def cancel(self, run: str) -> types.Run:
-        """Ask a run to stop; a worker confirms it at its next step."""
+        """Cancel a run. Its worker stops at the next step."""
         return cast(types.Run, await self.json("POST", path_of("runs", run, "cancel")))
 
     async def retry(self, run: str) -> types.Run:
-        """Queue a failed or cancelled run again; it goes on from what is already made."""
+        """Queue a failed or cancelled run again. It continues from the results that it has saved."""
         return cast(types.Run, await self.json("POST", path_of("runs", run, "retry")))
 
     async def delete_run(self, run: str) -> None:
-        """Delete a run that ended, with its attempts and its log."""
+        """Delete a run that has ended, with its attempts and log. The results for its checkpoint are kept."""
         await self.send("DELETE", path_of("runs", run))
 
     def progress(self, run: str) -> AsyncIterator[types.Run]:
-        """The run whenever it changed, until it is over. These are server-sent events, which end after 15 minutes."""
+        """Stream the run whenever it changes, until it ends: server-sent events, for up to 15 minutes."""
         return self.events(path_of("runs", run, "events"))
 
     async def wait(
@@ -60,9 +62,9 @@ class AsyncRunCalls(AsyncTransport):
         on_progress: Callable[[types.Run], None] | None = None,
         interval: float = 1.0,
     ) -> types.Run:
-        """Wait until a run is over, however it ends. `on_progress` sees it at each look.
+        """Wait until a run has succeeded, failed or been cancelled. `on_progress` gets the run at each poll.
 
-        Raises WaitTimeoutError after `timeout` seconds; the run goes on.
+        Raises WaitTimeoutError after `timeout` seconds; the run continues.
         """
         start = time.monotonic()
         while True:

@@ -7,9 +7,9 @@
         for row in client.features("assistant", checkpoint="v7", status=["suppressed", "absent"]):
             print(row["id"], row["projection_ratio"], row["successors"])
 
-Answers are dictionaries of the shapes in service.client.types. What is written carries an Idempotency-Key, so all calls
-can be sent again: a refused connection, 429, 502, 503 and 504 are retried with growing pauses, no sooner than
-Retry-After says.
+Results are dictionaries, typed in service.client.types. Writes carry an Idempotency-Key, so every call is safe to
+retry: refused connections and the statuses 429, 502, 503 and 504 are retried with exponential backoff that respects
+Retry-After.
 """
 
 from featurewatch.service.client.sync.families import FamilyCalls

@@ -16,11 +16,11 @@ class FamilyCalls(Transport):
     # Families
 
     def families(self) -> Iterator[types.Family]:
-        """All families."""
+        """List the families."""
         return self.pages(path_of("families"))
 
     def family(self, name: str) -> types.Family:
-        """One family."""
+        """Show a family with its settings."""
         return cast(types.Family, self.json("GET", path_of("families", name)))
 
     def create_family(
@@ -32,22 +32,22 @@ class FamilyCalls(Transport):
         crosscoder: types.CrosscoderOptions | types.Untyped | None = None,
         policy: types.Policy | types.Untyped | None = None,
     ) -> types.Family:
-        """Make a family. What is left out takes the service's defaults."""
+        """Create a family. Omitted arguments take the service's defaults."""
         body = {"name": name, "hook_points": list(hook_points), "corpus": corpus, "crosscoder": crosscoder}
         return cast(types.Family, self.json("POST", path_of("families"), body=given(**body, policy=policy)))
 
     def delete_family(self, name: str) -> None:
-        """Delete a family with all that belongs to it. This cannot be undone."""
+        """Delete a family with its checkpoints, features, runs and artifacts. This cannot be undone."""
         self.send("DELETE", path_of("families", name))
 
     # Checkpoints
 
     def checkpoints(self, family: str, *, state: str | None = None) -> Iterator[types.Checkpoint]:
-        """The checkpoints of a family; only those in one state, where given."""
+        """List the checkpoints of a family."""
         return self.pages(path_of("families", family, "checkpoints"), given(state=state))
 
     def checkpoint(self, family: str, name: str) -> types.Checkpoint:
-        """One checkpoint."""
+        """Show a checkpoint with the quality of its fit."""
         return cast(types.Checkpoint, self.json("GET", path_of("families", family, "checkpoints", name)))
 
     def register(
@@ -63,7 +63,7 @@ class FamilyCalls(Transport):
         metadata: Mapping[str, Any] | None = None,
         priority: int | None = None,
     ) -> types.Registered:
-        """Register a checkpoint: a run reads it and judges every feature. The same one again: the same run."""
+        """Register a checkpoint: a run reads it and judges every feature. Repeating it returns the same run."""
         body = given(name=name, uri=uri, adapter=adapter, parent=parent, fit=fit, metadata=metadata, priority=priority)
         if hook_points is not None:
             body["hook_points"] = list(hook_points)
@@ -71,7 +71,7 @@ class FamilyCalls(Transport):
         return cast(types.Registered, response.json() | {"created": response.status_code != HTTPStatus.OK})
 
     def delete_checkpoint(self, family: str, name: str, *, reparent: bool = False) -> None:
-        """Delete a checkpoint with its verdicts and runs; `reparent` hands its children to its parent."""
+        """Delete a checkpoint with its verdicts, runs and alerts. If it has children, `reparent` moves them up."""
         params = {"reparent": True} if reparent else None
         self.send("DELETE", path_of("families", family, "checkpoints", name), params=params)
 
@@ -84,7 +84,7 @@ class FamilyCalls(Transport):
         min_change: float | None = None,
         max_q: float | None = None,
     ) -> types.Report:
-        """What changed in a checkpoint: `headline`, `findings`, `not_judged`, `caveats` in words; counts, quality."""
+        """Report what changed in a checkpoint: `headline`, `findings`, `not_judged`, `caveats`, counts, quality."""
         path = path_of("families", family, "checkpoints", checkpoint, "report")
         params = given(baseline=baseline, min_change=min_change, max_q=max_q)
         return cast(types.Report, self.json("GET", path, params=params))
@@ -99,7 +99,7 @@ class FamilyCalls(Transport):
         min_change: float | None = None,
         max_q: float | None = None,
     ) -> str:
-        """The report as a document; `format` is markdown or html."""
+        """Get the report as a document; `format` is markdown or html."""
         path = path_of("families", family, "checkpoints", checkpoint, "report")
         accept = {"Accept": "text/markdown" if format == "markdown" else "text/html"}
         params = given(baseline=baseline, min_change=min_change, max_q=max_q, format=format)
@@ -117,18 +117,18 @@ class FamilyCalls(Transport):
         seed: int | None = None,
         finetune: types.FineTune | types.Untyped | None = None,
     ) -> types.Calibration:
-        """Ask how often the family's thresholds raise a false alarm. It is a run: `wait` for its id."""
+        """Queue a run that measures how often the family's thresholds raise a false alarm; `wait` for its id."""
         body = given(checkpoint=checkpoint, splits=splits, seed=seed, finetune=finetune)
         if nulls is not None:
             body["nulls"] = list(nulls)
         return cast(types.Calibration, self.json("POST", path_of("families", family, "calibrations"), body=body))
 
     def calibrations(self, family: str) -> Iterator[types.Calibration]:
-        """Calibrations of a family, newest first."""
+        """List the calibrations of a family, newest first."""
         return self.pages(path_of("families", family, "calibrations"))
 
     def calibration(self, family: str, calibration: str) -> types.Calibration:
-        """One calibration."""
+        """Get a calibration."""
         return cast(types.Calibration, self.json("GET", path_of("families", family, "calibrations", calibration)))
 
     # Signatures
@@ -144,26 +144,26 @@ class FamilyCalls(Transport):
         baseline: str | None = None,
         settings: types.SignatureSettings | types.Untyped | None = None,
     ) -> types.SignatureCreated:
-        """Watch a concept that a contrast set shows (`rows`, or the `uri` of a file): `signature`, and its `runs`."""
+        """Track a concept, defined by a contrast set: `rows`, or the `uri` of a file."""
         body = given(name=name, uri=uri, description=description, baseline=baseline, settings=settings)
         if rows is not None:
             body["rows"] = list(rows)
-        made = self.json("POST", path_of("families", family, "signatures"), body=body)
-        return cast(types.SignatureCreated, made)
+        path = path_of("families", family, "signatures")
+        return cast(types.SignatureCreated, self.json("POST", path, body=body))
 
     def signatures(self, family: str) -> Iterator[types.Signature]:
-        """The signatures of a family, each with its newest reading."""
+        """List the signatures of a family with their newest readings."""
         return self.pages(path_of("families", family, "signatures"))
 
     def signature(self, family: str, name: str) -> types.Signature:
-        """One signature."""
+        """Get a signature."""
         return cast(types.Signature, self.json("GET", path_of("families", family, "signatures", name)))
 
     def signature_trajectory(self, family: str, name: str) -> types.SignatureCourse:
-        """A signature over all checkpoints: `points`, and the checkpoint where it `turns_at`."""
+        """Show a signature over all checkpoints, and the checkpoint where it turns."""
         path = path_of("families", family, "signatures", name, "trajectory")
         return cast(types.SignatureCourse, self.json("GET", path))
 
     def delete_signature(self, family: str, name: str) -> None:
-        """Forget a signature and its readings."""
+        """Delete a signature with its readings. Queued runs that only read it are cancelled."""
         self.send("DELETE", path_of("families", family, "signatures", name))

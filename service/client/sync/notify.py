@@ -1,5 +1,5 @@
 # Written by `make docs` from service/client/aio/notify.py.
-"""Calls about webhooks, alerts, API keys, and the service itself."""
+"""Calls about webhooks, alerts, API keys and the service itself."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -16,21 +16,21 @@ class NotifyCalls(Transport):
     # Webhooks
 
     def webhooks(self) -> Iterator[types.Webhook]:
-        """All webhooks."""
+        """List the webhooks."""
         return self.pages(path_of("webhooks"))
 
     def create_webhook(
         self, url: str, *, event_types: Sequence[str] = (), format: str | None = None, secret: str | None = None
     ) -> types.WebhookCreated:
-        """Register a webhook; without event types it gets all. Keep `secret` of the answer: it is not shown again.
+        """Create a webhook; without event types it gets all events. Store the returned `secret`: it is shown only once.
 
-        `format` is standard, the default, or slack.
+        format: standard (default) or slack.
         """
         body = given(url=url, format=format, secret=secret) | {"event_types": list(event_types)}
         return cast(types.WebhookCreated, self.json("POST", path_of("webhooks"), body=body))
 
     def webhook(self, webhook: str) -> types.Webhook:
-        """One webhook."""
+        """Get a webhook."""
         return cast(types.Webhook, self.json("GET", path_of("webhooks", webhook)))
 
     def update_webhook(
@@ -42,49 +42,52 @@ class NotifyCalls(Transport):
         format: str | None = None,
         enabled: bool | None = None,
     ) -> types.Webhook:
-        """Change a webhook. What is left out stays."""
+        """Change a webhook. Omitted arguments change nothing."""
         body = given(url=url, format=format, enabled=enabled)
         if event_types is not None:
             body["event_types"] = list(event_types)
         return cast(types.Webhook, self.json("PATCH", path_of("webhooks", webhook), body=body))
 
     def delete_webhook(self, webhook: str) -> None:
-        """Remove a webhook with its deliveries."""
+        """Delete a webhook with its deliveries."""
         self.send("DELETE", path_of("webhooks", webhook))
 
     def rotate_secret(
         self, webhook: str, *, secret: str | None = None, hours: float | None = None
     ) -> types.WebhookCreated:
-        """Change the secret; the one before signs beside it for so long. Keep `secret`: it is not shown again."""
+        """Replace the secret of a webhook. The new one is shown only once; the old one also signs for `hours`."""
         body = given(secret=secret, hours=hours)
-        made = self.json("POST", path_of("webhooks", webhook, "rotate"), body=body)
-        return cast(types.WebhookCreated, made)
+        path = path_of("webhooks", webhook, "rotate")
+        return cast(types.WebhookCreated, self.json("POST", path, body=body))
 
     def test_webhook(self, webhook: str) -> types.Delivery:
         """Send a test event."""
         return cast(types.Delivery, self.json("POST", path_of("webhooks", webhook, "test")))
 
     def deliveries(self, webhook: str, *, state: str | None = None) -> Iterator[types.Delivery]:
-        """Deliveries of a webhook, newest first."""
+        """List the deliveries to a webhook, newest first."""
         return self.pages(path_of("webhooks", webhook, "deliveries"), given(state=state))
 
     def delivery(self, webhook: str, delivery: str) -> types.Delivery:
-        """One delivery, with each attempt at it."""
+        """Get a delivery with all its attempts."""
         return cast(types.Delivery, self.json("GET", path_of("webhooks", webhook, "deliveries", delivery)))
 
     def redeliver(self, webhook: str, delivery: str) -> types.Delivery:
-        """Send a delivery once more, with the same `webhook-id`."""
+        """Send a delivery again, with the same `webhook-id`."""
         path = path_of("webhooks", webhook, "deliveries", delivery, "redeliver")
         return cast(types.Delivery, self.json("POST", path))
 
     # Alerts
 
     def alert_rules(self, *, family: str | None = None) -> Iterator[types.AlertRule]:
-        """All alert rules; only those that hold for a family, where given."""
+        """List the alert rules.
+
+        family: only those that apply to it.
+        """
         return self.pages(path_of("alert-rules"), given(family=family))
 
     def alert_rule(self, rule: str) -> types.AlertRule:
-        """One alert rule."""
+        """Get an alert rule."""
         return cast(types.AlertRule, self.json("GET", path_of("alert-rules", rule)))
 
     def update_alert_rule(
@@ -95,7 +98,7 @@ class NotifyCalls(Transport):
         condition: types.Condition | types.Untyped | None = None,
         enabled: bool | None = None,
     ) -> types.AlertRule:
-        """Change a rule. What is left out stays."""
+        """Change an alert rule. Omitted arguments change nothing."""
         body = given(name=name, condition=condition, enabled=enabled)
         return cast(types.AlertRule, self.json("PATCH", path_of("alert-rules", rule), body=body))
 
@@ -107,12 +110,12 @@ class NotifyCalls(Transport):
         family: str | None = None,
         enabled: bool | None = None,
     ) -> types.AlertRule:
-        """Make a rule, for one family or for all, e.g. with the condition `{"kind": "watched"}`."""
+        """Create an alert rule for one family or all, e.g. with the condition `{"kind": "watched"}`."""
         body = given(name=name, condition=condition, family=family, enabled=enabled)
         return cast(types.AlertRule, self.json("POST", path_of("alert-rules"), body=body))
 
     def delete_alert_rule(self, rule: str) -> None:
-        """Remove a rule with its alerts."""
+        """Delete an alert rule with its alerts."""
         self.send("DELETE", path_of("alert-rules", rule))
 
     def alerts(
@@ -124,61 +127,66 @@ class NotifyCalls(Transport):
         state: str | None = None,
         kind: str | None = None,
     ) -> Iterator[types.Alert]:
-        """Alerts, newest first."""
+        """List alerts, newest first."""
         params = given(family=family, checkpoint=checkpoint, rule=rule, state=state, kind=kind)
         return self.pages(path_of("alerts"), params)
 
     def alert(self, alert: str) -> types.Alert:
-        """One alert."""
+        """Get an alert."""
         return cast(types.Alert, self.json("GET", path_of("alerts", alert)))
 
     def acknowledge(self, alert: str) -> types.Alert:
-        """Say that somebody has seen an alert."""
+        """Acknowledge an alert."""
         return cast(types.Alert, self.json("POST", path_of("alerts", alert, "ack")))
 
     def mute(self, alert: str, *, hours: float | None = None, until: datetime | None = None) -> types.Alert:
-        """Keep quiet about an alert, and new ones of its rule and family: for so long, `until` a time with its zone,
-        or, with neither, until it is resolved."""
+        """Mute an alert, and new ones of the same rule and family.
+
+        It ends after `hours`, `until` a time with a time zone, or else when the alert is resolved.
+        """
         body = given(hours=hours, until=until and until.isoformat())
         return cast(types.Alert, self.json("POST", path_of("alerts", alert, "mute"), body=body))
 
     def reopen(self, alert: str) -> types.Alert:
-        """Take back that somebody has seen an alert, or a mute."""
+        """Reopen an acknowledged or muted alert."""
         return cast(types.Alert, self.json("POST", path_of("alerts", alert, "reopen")))
 
     def resolve(self, alert: str) -> types.Alert:
-        """Say that an alert is over."""
+        """Resolve an alert."""
         return cast(types.Alert, self.json("POST", path_of("alerts", alert, "resolve")))
 
-    # Keys, and what was done with them
+    # Keys and the audit log
 
     def keys(self) -> Iterator[types.Key]:
-        """All API keys, without their secrets."""
+        """List the API keys, without their secrets."""
         return self.pages(path_of("keys"))
 
     def key(self, key: str) -> types.Key:
-        """One API key, without its secret."""
+        """Get an API key, without its secret."""
         return cast(types.Key, self.json("GET", path_of("keys", key)))
 
     def create_key(self, name: str, scopes: Sequence[str], *, expires_at: datetime | None = None) -> types.NewKey:
-        """Make an API key. Keep `key` of the answer: it is not shown again."""
+        """Create an API key. Store the returned `key`: it is shown only once."""
         body = {"name": name, "scopes": list(scopes), "expires_at": expires_at and expires_at.isoformat()}
         return cast(types.NewKey, self.json("POST", path_of("keys"), body=body))
 
     def revoke_key(self, key: str) -> None:
-        """End an API key."""
+        """Revoke an API key."""
         self.send("DELETE", path_of("keys", key))
 
     def audit(self, *, actor: str | None = None) -> Iterator[types.AuditEntry]:
-        """Writes that were carried out, newest first; `actor` is the id of a key."""
+        """List all writes to the service, newest first. Needs a key with the admin scope.
+
+        actor: only those with this key, by its id.
+        """
         return self.pages(path_of("audit"), given(actor=actor))
 
     # The service itself
 
     def health(self) -> types.Health:
-        """Whether the API's process answers."""
+        """Check that the API process responds."""
         return cast(types.Health, self.json("GET", "/healthz"))
 
     def readiness(self) -> types.Readiness:
-        """Whether the service can work: database, schema. ApiError with status 503 where it cannot."""
+        """Check that the service is ready: database and schema. ApiError with status 503 if it is not."""
         return cast(types.Readiness, self.json("GET", "/readyz"))

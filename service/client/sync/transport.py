@@ -1,5 +1,5 @@
 # Written by `make docs` from service/client/aio/transport.py.
-"""How the client talks HTTP: retries, pages, downloads."""
+"""HTTP for the client: retries, pagination, downloads."""
 
 import json
 import time
@@ -15,9 +15,10 @@ from featurewatch.service.client.errors import UnreachableError
 
 
 class Transport:
-    """A connection to one service. `key` is needed unless the service runs on loopback without keys.
+    """A connection to a service.
 
-    `timeout` is for one request, in seconds; `retries` is how often one is sent again.
+    key: needed unless the service runs on a loopback address without keys. timeout: of one request, in seconds.
+    retries: maximum number of times that a request is sent again.
     """
 
     def __init__(self, url: str, key: str = "", *, timeout: float = 30.0, retries: int = 5) -> None:
@@ -39,7 +40,7 @@ class Transport:
         self._http.close()
 
     def pages(self, path: str, params: Mapping[str, Any] | None = None) -> Iterator[Any]:
-        """All rows of a list, page by page."""
+        """Yield all rows of a list, page by page."""
         query = {"limit": wire.PAGE_LIMIT} | dict(params or {})
         while True:
             page = self.json("GET", path, params=query)
@@ -50,33 +51,33 @@ class Transport:
             query["cursor"] = page["next_cursor"]
 
     def json(self, method: str, path: str, **options: Any) -> Any:
-        """A request's answer as JSON; options as those of `send`."""
+        """Send a request and return the JSON of the response; options are those of `send`."""
         return (self.send(method, path, **options)).json()
 
     def events(self, path: str) -> Iterator[Any]:
-        """The data of server-sent events, until the service ends them."""
+        """Yield the data of server-sent events until the service ends the stream."""
         try:
-            # No limit between two of them: the service says something every few seconds.
+            # The service sends at least a comment every few seconds, well within the timeout.
             with self._http.stream("GET", path, headers={"Accept": "text/event-stream"}) as response:
-                self._whole_error(response)
+                self._raise_for_error(response)
                 for line in response.iter_lines():
                     if line.startswith("data:"):
                         yield json.loads(line.removeprefix("data:"))
         except httpx.TransportError as error:
-            raise UnreachableError(f"{self.url} does not answer ({error})") from error
+            raise UnreachableError(f"{self.url} does not respond ({error})") from error
 
     def download(self, path: str, to: Path, *, params: Mapping[str, Any] | None = None) -> None:
-        """A large answer into a file, which is there whole or not at all."""
+        """Save a large response to a file. The file appears only when it is complete."""
         part = to.with_name(f".{to.name}.part")
         try:
             with self._http.stream("GET", path, params=params, headers={"Accept": "*/*"}) as response:
-                self._whole_error(response)
+                self._raise_for_error(response)
                 with part.open("wb") as file:
                     for piece in response.iter_bytes():
                         file.write(piece)
             part.replace(to)
         except httpx.TransportError as error:
-            raise UnreachableError(f"{self.url} does not answer ({error})") from error
+            raise UnreachableError(f"{self.url} does not respond ({error})") from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -89,17 +90,20 @@ class Transport:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        """One request, sent again where that may help. Raises ApiError or UnreachableError."""
-        sent = wire.headers_of(method, headers)
+        """Send a request and retry it if that may help. Raises ApiError or UnreachableError.
+
+        Own code rather than tenacity, whose callbacks for Retry-After and the last response would take as many lines.
+        """
+        all_headers = wire.headers_of(method, headers)
         for attempt in range(self.retries + 1):
             response = None
             try:
-                response = self._http.request(method, path, params=params, json=body, headers=sent)
+                response = self._http.request(method, path, params=params, json=body, headers=all_headers)
             except httpx.TransportError as error:
                 if attempt == self.retries:
-                    raise UnreachableError(f"{self.url} does not answer ({error})") from error
+                    raise UnreachableError(f"{self.url} does not respond ({error})") from error
             except httpx.InvalidURL as error:
-                raise UnreachableError(f"{self.url!r} is no URL of a service ({error})") from error
+                raise UnreachableError(f"invalid service URL {self.url!r} ({error})") from error
             if response is not None and response.status_code not in wire.RETRIED:
                 return wire.checked(response)
             pause = wire.pause_before(attempt, response)
@@ -109,8 +113,8 @@ class Transport:
         raise AssertionError("unreachable")
 
     @staticmethod
-    def _whole_error(response: httpx.Response) -> None:
-        """ApiError where a stream begins with one; its problem document is read to the end first."""
+    def _raise_for_error(response: httpx.Response) -> None:
+        """Raise ApiError if a streamed response is an error, after reading its problem document."""
         if not response.is_success:
             response.read()
             wire.checked(response)

@@ -11,14 +11,14 @@ from featurewatch.service.client.types.checkpoints import Status
 
 
 class AbsenceCondition(TypedDict):
-    """No checkpoint of a family was judged for so many days."""
+    """No checkpoint of a family is judged for a number of days."""
 
     kind: Literal["absence"]
     days: float
 
 
 class FeatureCondition(TypedDict):
-    """One feature comes into one of the statuses."""
+    """A given feature comes into one of the statuses."""
 
     kind: Literal["feature"]
     feature: str
@@ -26,7 +26,7 @@ class FeatureCondition(TypedDict):
 
 
 class QualityCondition(TypedDict):
-    """The dictionary describes a checkpoint worse than this: what it says of the features there is worth less."""
+    """The FVU of a checkpoint exceeds a limit, or a multiple of its parent's."""
 
     kind: Literal["quality"]
     max_fvu: NotRequired[float | None]
@@ -34,14 +34,14 @@ class QualityCondition(TypedDict):
 
 
 class RewiredCondition(TypedDict):
-    """A feature is computed from other features than at the parent, as far as that was looked at."""
+    """A feature depends on other features than at the parent checkpoint."""
 
     kind: Literal["rewired"]
     feature: NotRequired[str | None]
 
 
 class RunFailedCondition(TypedDict):
-    """So many runs of one kind in a family failed, and none has succeeded since."""
+    """Runs of one kind fail in a family, and none succeeds."""
 
     kind: Literal["run_failed"]
     runs: NotRequired[list[str]]
@@ -57,7 +57,7 @@ class SignatureCondition(TypedDict):
 
 
 class StatusCountCondition(TypedDict):
-    """So many features come into the status at once."""
+    """A number of features come into a status at the same checkpoint."""
 
     kind: Literal["status_count"]
     status: Status
@@ -65,7 +65,7 @@ class StatusCountCondition(TypedDict):
 
 
 class TagCondition(TypedDict):
-    """Any feature with the tag comes into one of the statuses."""
+    """A feature with a given tag comes into one of the statuses."""
 
     kind: Literal["tag"]
     tag: str
@@ -73,7 +73,7 @@ class TagCondition(TypedDict):
 
 
 class WatchedCondition(TypedDict):
-    """Any watched feature comes into one of the statuses."""
+    """A watched feature comes into one of the statuses."""
 
     kind: Literal["watched"]
     statuses: NotRequired[list[Status]]

@@ -20,7 +20,7 @@ RunState = Literal["queued", "running", "cancelling", "succeeded", "failed", "ca
 
 
 class Usage(TypedDict):
-    """What an attempt has cost. Null where it is not known, as on systems that do not tell."""
+    """What an attempt cost. A value that the system does not report is null."""
 
     device: str | None
     cpu_seconds: float | None
@@ -100,7 +100,7 @@ class Successor(TypedDict):
 
 
 class Run(TypedDict):
-    """One piece of work for the workers."""
+    """A unit of work for the workers."""
 
     id: str
     family: str

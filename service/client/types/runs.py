@@ -11,7 +11,7 @@ from featurewatch.service.client.types.checkpoints import RunFault, RunState, Us
 
 
 class Attempt(TypedDict):
-    """One try at a run by one worker."""
+    """One attempt at a run by a worker."""
 
     number: int
     worker: str
@@ -26,7 +26,7 @@ Level = Literal["info", "warning", "error"]
 
 
 class LogLine(TypedDict):
-    """One line that a worker logged of a run."""
+    """One line of a run's log."""
 
     number: int
     attempt: int

@@ -1,1 +1,1 @@
-"""Routes of the pages. A page's address is that of its JSON without `/v1`."""
+"""Page routes. The path of a page is that of its JSON without `/v1`."""

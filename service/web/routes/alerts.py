@@ -1,4 +1,4 @@
-"""The alerts inbox, and the rules that fill it."""
+"""The alerts inbox and the alert rules."""
 
 from typing import Annotated
 from urllib.parse import urlencode
@@ -7,26 +7,16 @@ from fastapi import Query, Request
 from starlette.responses import Response
 
 from featurewatch.service.alerts import listing, logic, queries
+from featurewatch.service.alerts.conditions import KINDS
+from featurewatch.service.alerts.parameters import Parameter, parameters
 from featurewatch.service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, AlertState, MuteBody, view
 from featurewatch.service.kit.pages import Pager, Paging
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
-from featurewatch.service.web.access import Form, SentForm, filled, pages
+from featurewatch.service.web.access import Form, SentForm, pages, validated
 from featurewatch.service.web.render import address, back, is_fragment, page
 
 router = pages()
 
-RULES = {
-    "watched": "a watched feature changes", "tag": "a feature with this tag changes", "feature": "this feature changes",
-    "status_count": "so many features come into this status", "signature": "this signature changes, or any",
-    "rewired": "this feature is rewired, or any", "quality": "FVU is over so many times the parent's",
-    "run_failed": "a run fails", "absence": "nothing was judged for so many days",
-}  # fmt: skip
-"""Kinds of conditions, in words."""
-FIELDS = {
-    "tag": ("tag",), "feature": ("feature",), "status_count": ("status", "at_least"), "signature": ("signature",),
-    "rewired": ("feature",), "quality": ("max_fvu_ratio",), "absence": ("days",),
-}  # fmt: skip
-"""What each kind asks for, as the API names it."""
 MUTES = {"24": "for a day", "168": "for a week", "": "until resolved"}
 
 
@@ -41,10 +31,10 @@ def list_alerts(
     chosen = AlertState(state) if state in set(AlertState) else None
     alerts = listing.alerts(session, paging, family=family or None, state=chosen)
     template = "notify/alert_rows.html" if is_fragment(request) else "notify/alerts.html"
-    rules = [] if is_fragment(request) else listing.rules(session, Pager.whole(request)).data
+    rules = [] if is_fragment(request) else listing.rules(session, Pager.first_page(request)).data
     return page(
         request, template, rows=alerts.data, next_cursor=alerts.next_cursor, state=state, family=family or "",
-        states=[*AlertState, "all"], mutes=MUTES, rules=rules, kinds=RULES, fields=FIELDS,
+        states=[*AlertState, "all"], mutes=MUTES, rules=rules, kinds=KINDS, fields=_fields(),
     )  # fmt: skip
 
 
@@ -56,34 +46,34 @@ def show_alert(request: Request, alert_id: str, session: ReadSession) -> Respons
 @router.post("/alerts/{alert_id}/ack")
 def acknowledge(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
     logic.acknowledge(session, logic.get(session, alert_id)[0])
-    return _settled(request, alert_id, form)
+    return _return(request, alert_id, form)
 
 
 @router.post("/alerts/{alert_id}/mute")
 def mute(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
-    logic.mute(session, logic.get(session, alert_id)[0], filled(MuteBody, hours=form.some("hours")))
-    return _settled(request, alert_id, form)
+    logic.mute(session, logic.get(session, alert_id)[0], validated(MuteBody, hours=form.optional("hours")))
+    return _return(request, alert_id, form)
 
 
 @router.post("/alerts/{alert_id}/resolve")
 def resolve(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
     logic.resolve(session, logic.get(session, alert_id)[0])
-    return _settled(request, alert_id, form)
+    return _return(request, alert_id, form)
 
 
 @router.post("/alerts/{alert_id}/reopen")
 def reopen(request: Request, alert_id: str, session: WriteSession, form: SentForm) -> Response:
     logic.reopen(session, logic.get(session, alert_id)[0])
-    return _settled(request, alert_id, form)
+    return _return(request, alert_id, form)
 
 
 @router.post("/alert-rules")
 def create_rule(request: Request, session: WriteSession, form: SentForm) -> Response:
-    kind = form.one("kind")
-    condition = {"kind": kind} | {name: form.some(name) for name in FIELDS.get(kind, ())}
-    # A field that was left empty is not given: what may be left out has a default, and what may not is asked for.
-    condition = {name: value for name, value in condition.items() if value is not None}
-    body = filled(AlertRuleCreate, name=form.one("name"), family=form.some("family"), condition=condition)
+    kind = form.text("kind")
+    names = [parameter.name for parameter, kinds in _fields() if kind in kinds]
+    # An empty field is omitted: an optional parameter has a default, and a required one is reported as missing.
+    condition = {"kind": kind} | {name: value for name in names if (value := form.optional(name))}
+    body = validated(AlertRuleCreate, name=form.text("name"), family=form.optional("family"), condition=condition)
     logic.create_rule(session, body)
     return back("/alerts#rules")
 
@@ -91,16 +81,26 @@ def create_rule(request: Request, session: WriteSession, form: SentForm) -> Resp
 @router.post("/alert-rules/{rule_id}")
 def change_rule(request: Request, rule_id: str, session: WriteSession, form: SentForm) -> Response:
     rule, _ = logic.get_rule(session, rule_id)
-    if form.one("do") == "delete":
+    if form.text("do") == "delete":
         queries.remove_rule(session, rule)
     else:
-        logic.change_rule(session, rule, AlertRuleUpdate(enabled=form.one("do") == "enable"))
+        logic.change_rule(session, rule, AlertRuleUpdate(enabled=form.text("do") == "enable"))
     return back("/alerts#rules")
 
 
-def _settled(request: Request, alert_id: str, form: Form) -> Response:
-    """Back to the alert, or to the list as it was."""
-    if form.one("from") == "alert":
+def _fields() -> list[tuple[Parameter, list[str]]]:
+    """The parameters that the form asks for, each with the kinds of rules that have it."""
+    fields: dict[str, tuple[Parameter, list[str]]] = {}
+    for kind, cls in KINDS.items():
+        for parameter in parameters(cls):
+            if not parameter.many:
+                fields.setdefault(parameter.name, (parameter, []))[1].append(kind)
+    return list(fields.values())
+
+
+def _return(request: Request, alert_id: str, form: Form) -> Response:
+    """Redirect to the alert, or to the list with its filters."""
+    if form.text("from") == "alert":
         return back(address("alerts", alert_id))
-    shown = {name: form.one(name) for name in ("state", "family") if form.one(name)}
-    return back("/alerts" + (f"?{urlencode(shown)}" if shown else ""))
+    filters = {name: form.text(name) for name in ("state", "family") if form.text(name)}
+    return back("/alerts" + (f"?{urlencode(filters)}" if filters else ""))

@@ -1,4 +1,4 @@
-"""`/docs`: the API in the browser."""
+"""`/docs`: the API browser."""
 
 from fastapi import APIRouter, Response
 
@@ -9,5 +9,5 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/docs")
 def show() -> Response:
-    """Every operation, to read and to try. Open to all as `/openapi.json` is, and without a cookie."""
+    """Swagger UI. Public like `/openapi.json`, and sets no cookie."""
     return bare("api.html", {"Content-Security-Policy": POLICY})

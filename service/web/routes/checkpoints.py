@@ -1,4 +1,4 @@
-"""The report of a checkpoint against any baseline, and the flow between any two."""
+"""The report on a checkpoint, and the comparison of any two."""
 
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -26,7 +26,7 @@ from featurewatch.service.web.render import address, is_fragment, page
 
 router = pages()
 
-BaselineQuery = Annotated[str | None, Query(description="Left out: the parent.")]
+BaselineQuery = Annotated[str | None, Query(description="Default: the parent.")]
 
 
 @router.get("/families/{family}/checkpoints/{name}", dependencies=[IN_TURN])
@@ -83,7 +83,7 @@ def show_diff(
     parents = checkpoint_queries.judged(session, family.id)
     judged = list(parents)
     if len(judged) < 2:
-        return page(request, "families/diff.html", family=family.name, judged=judged, found=None, asked=("", ""))
+        return page(request, "families/diff.html", family=family.name, judged=judged, diff=None, names=("", ""))
     names = (from_ or parents[judged[-1]] or judged[-2], to or judged[-1])
     comparison = logic.comparison(session, family, names[1], names[0])
     wanted, order = selection.wanted, selection.order
@@ -95,12 +95,12 @@ def show_diff(
             request, "features/rows.html", family=family.name, rows=features.data, next_cursor=features.next_cursor
         )
     diff = findings.diff(session, artifacts, paging, comparison, wanted, order)
-    few = Pager.whole(request, MOST_SUCCESSORS)
+    few = Pager.first_page(request, MOST_SUCCESSORS)
     replaced = logic.page(session, few, comparison, Filter((Status.REPLACED,)), order_of("change", None)).data
     query = urlencode({"checkpoint": names[1], "baseline": names[0]})
     link = f"{address('families', family.name, 'features')}?{query}&"
     plot = flow(names[0], names[1], diff.counts, replaced, link)
     return page(
-        request, "families/diff.html", plots=[plot], judged=judged, found=diff, asked=names, wanted=wanted,
+        request, "families/diff.html", plots=[plot], judged=judged, diff=diff, names=names, wanted=wanted,
         family=family.name, rows=diff.data, next_cursor=diff.next_cursor,
     )  # fmt: skip

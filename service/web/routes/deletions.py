@@ -1,4 +1,4 @@
-"""What is asked before something is deleted: a page of its own, so that it is asked without scripts too."""
+"""Confirmation pages for deletions, which work without scripts."""
 
 from fastapi import Request
 from starlette.responses import Response
@@ -11,6 +11,7 @@ from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
 from featurewatch.service.models import Family
 from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.web.access import SentForm, pages
 from featurewatch.service.web.render import address, back, page
@@ -55,7 +56,7 @@ def ask_checkpoint(request: Request, family: ReadFamily, checkpoint: ReadCheckpo
 def delete_checkpoint(
     family: WriteFamily, checkpoint: WriteCheckpoint, session: WriteSession, form: SentForm
 ) -> Response:
-    checkpoints.delete(session, family, checkpoint, reparent=form.one("reparent") == "yes")
+    checkpoints.delete(session, family, checkpoint, reparent=form.text("reparent") == "yes")
     return back(address("families", family.name))
 
 
@@ -76,7 +77,9 @@ def delete_signature(family: WriteFamily, signature: str, session: WriteSession,
 @router.get("/runs/{run_id}/delete", dependencies=[WRITE])
 def ask_run(request: Request, run_id: str, session: ReadSession) -> Response:
     run, _, _ = runs.get(session, run_id)
-    goes = ["its attempts and its log"] + (["the calibration that it produced"] if run.kind == "calibrate" else [])
+    goes = ["its attempts and its log"]
+    if run.kind == RunKind.CALIBRATE:
+        goes.append("the calibration that it produced")
     return _ask(request, "run", run_id, goes, [("/runs", "Runs"), (address("runs", run_id), run.kind)])
 
 
@@ -100,7 +103,7 @@ def _ask(
     children: list[str] | None = None,
     parent: str | None = None,
 ) -> Response:
-    """goes: what is deleted along. children: checkpoints that come from it, which `parent` can have."""
+    """The confirmation page. goes: what is deleted along with it. children: checkpoints to hand over to `parent`."""
     return page(
         request, "access/delete.html", noun=noun, name=name, goes=goes, trail=trail, children=children or [],
         parent=parent,

@@ -1,4 +1,4 @@
-"""Families, and one family over its checkpoints."""
+"""The list of families, and the overview of one family."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -29,10 +29,10 @@ from featurewatch.service.web.render import address, is_fragment, page
 
 router = pages()
 
-MOST_CHECKPOINTS, MOST_FEATURES = 60, 30
-"""Newest checkpoints, and features, of the heat maps: more are not told apart by eye."""
-AT_ONCE = 20
-"""Rows of the table of checkpoints that come together."""
+MAX_CHECKPOINTS, MAX_FEATURES = 60, 30
+"""Newest checkpoints, and features, in the heat maps: more would be unreadable."""
+ROWS_PER_PAGE = 20
+"""Checkpoints that the table loads at a time."""
 _QUALITY = ("fvu", "l0", "valid_share", "dead_share", "size_factor")
 
 
@@ -57,15 +57,15 @@ def show_family(request: Request, family: ReadFamily, session: ReadSession, olde
     if older_than is not None:
         checkpoints.get(session, family, older_than)  # 404 where it does not exist
     older = [*takewhile(lambda checkpoint: checkpoint.name != older_than, every)][::-1]
-    rows, next_cursor = older[:AT_ONCE], older[AT_ONCE - 1].name if len(older) > AT_ONCE else None
+    rows, next_cursor = older[:ROWS_PER_PAGE], older[ROWS_PER_PAGE - 1].name if len(older) > ROWS_PER_PAGE else None
     shared: dict[str, Any] = {
         "family": calibrations.with_latest(session, [family])[0], "rows": rows, "next_cursor": next_cursor,
     }  # fmt: skip
     listed = [checkpoint.id for checkpoint in rows if checkpoint.state == "judged"]
     if is_fragment(request):
         return page(request, "families/checkpoint_rows.html", changes=history.changes(session, listed), **shared)
-    judged = [one for one in every if one.state == "judged"][-MOST_CHECKPOINTS:]
-    changes = history.changes(session, [*{one.id for one in judged} | {*listed}])
+    judged = [checkpoint for checkpoint in every if checkpoint.state == "judged"][-MAX_CHECKPOINTS:]
+    changes = history.changes(session, [*{checkpoint.id for checkpoint in judged} | {*listed}])
     drawing = draw(every, changes)
     plots = [
         _lineage(every, changes),
@@ -79,11 +79,11 @@ def show_family(request: Request, family: ReadFamily, session: ReadSession, olde
 
 
 def _lineage(every: Sequence[CheckpointOut], changes: dict[str, dict[str, int]]) -> Plot:
-    """The numbers of the drawing."""
+    """The data of the lineage graph."""
     changed = {key: sum(found.get(status, 0) for status in CHANGED) for key, found in changes.items()}
     rows = [
-        [one.name, one.parent, one.state, changed.get(one.id), one.generation, one.created_at.isoformat()]
-        for one in every
+        [row.name, row.parent, row.state, changed.get(row.id), row.generation, row.created_at.isoformat()]
+        for row in every
     ]
     columns = ["checkpoint", "parent", "state", "changed features", "generation", "registered"]
     return Plot("lineage", "table", "Lineage", columns, rows, drawn=bool(rows))
@@ -96,25 +96,25 @@ def _counts(family: str, judged: Sequence[CheckpointOut], changes: dict[str, dic
         "counts",
         "Changes by checkpoint",
         ["checkpoint", *statuses],
-        [[one.name, *(changes[one.id].get(status, 0) for status in statuses)] for one in judged],
+        [[checkpoint.name, *(changes[checkpoint.id].get(status, 0) for status in statuses)] for checkpoint in judged],
         note="Features that entered each status since the checkpoint's parent.",
-        links=[address("families", family, "checkpoints", one.name) for one in judged],
+        links=[address("families", family, "checkpoints", checkpoint.name) for checkpoint in judged],
         drawn=len(judged) > 1,
     )
 
 
 def _features(session: Session, family: Family, judged: Sequence[CheckpointOut]) -> Plot:
-    courses = history.most_changed(session, family.id, [one.id for one in judged], MOST_FEATURES)
+    courses = history.most_changed(session, family.id, [checkpoint.id for checkpoint in judged], MAX_FEATURES)
     rows: list[list[Any]] = []
     for course in courses:
         feature = course.feature
         label = feature.label or feature.auto_label or ""
-        rows.append([feature_id(feature.number), label, *(course.statuses.get(one.id) for one in judged)])
+        rows.append([feature_id(feature.number), label, *(course.statuses.get(checkpoint.id) for checkpoint in judged)])
     return Plot(
         "features",
         "statuses",
         "Most changed features",
-        ["feature", "label", *(one.name for one in judged)],
+        ["feature", "label", *(checkpoint.name for checkpoint in judged)],
         rows,
         note="Watched features first, then by the largest change in any checkpoint. New features appear if they "
         "changed later. Empty cells have no verdict.",
@@ -124,7 +124,7 @@ def _features(session: Session, family: Family, judged: Sequence[CheckpointOut])
 
 
 def _quality(family: str, judged: Sequence[CheckpointOut]) -> Plot:
-    rows = [[one.name, *((one.quality or {}).get(name) for name in _QUALITY)] for one in judged]
+    rows = [[checkpoint.name, *((checkpoint.quality or {}).get(name) for name in _QUALITY)] for checkpoint in judged]
     return Plot(
         "quality",
         "lines",
@@ -133,10 +133,10 @@ def _quality(family: str, judged: Sequence[CheckpointOut]) -> Plot:
         rows,
         note="FVU: fraction of variance unexplained. L0: mean number of active features per position. Valid share: "
         "share of positions that can be compared.",
-        links=[address("families", family, "checkpoints", one.name) for one in judged],
+        links=[address("families", family, "checkpoints", checkpoint.name) for checkpoint in judged],
         options={
             "panels": [["FVU", [1]], ["L0", [2]], ["valid share", [3]]],
-            "parents": parents(rows, [one.parent for one in judged]),
+            "parents": parents(rows, [checkpoint.parent for checkpoint in judged]),
         },
         drawn=len(judged) > 1,
     )

@@ -1,4 +1,4 @@
-"""Features: the list of a checkpoint, one feature, and what people say of it."""
+"""The features of a checkpoint, and the page of one feature."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ from featurewatch.service.kit.turns import IN_TURN
 from featurewatch.service.labels.passages import Activation, Passages
 from featurewatch.service.models import Family
 from featurewatch.service.web import lists
-from featurewatch.service.web.access import SentForm, filled, pages
+from featurewatch.service.web.access import SentForm, pages, validated
 from featurewatch.service.web.plots import Plot, parents
 from featurewatch.service.web.render import address, back, is_fragment, page
 
@@ -61,7 +61,7 @@ def list_features(
         request, "features/features.html", judged=judged, wanted=wanted, sort=order.name,
         counts=logic.counts(session, comparison), checkpoint=comparison.checkpoint.name,
         baseline=comparison.baseline.name if comparison.baseline else None,
-        asked_baseline=baseline or "", **shared,
+        chosen_baseline=baseline or "", **shared,
     )  # fmt: skip
 
 
@@ -72,8 +72,8 @@ def show_feature(
     feature: str,
     session: ReadSession,
     artifacts: AppArtifacts,
-    now: Annotated[str | None, Query(description="Dependencies in this checkpoint.")] = None,
-    before: Annotated[str | None, Query(description="And in this one beside it.")] = None,
+    now: Annotated[str | None, Query(description="Show dependencies in this checkpoint.")] = None,
+    before: Annotated[str | None, Query(description="Show them in this checkpoint beside it.")] = None,
 ) -> Response:
     row = logic.get(session, family, feature)
     points = logic.trajectory(session, family, row)
@@ -95,7 +95,7 @@ def watch_feature(
     request: Request, family: WriteFamily, feature: str, session: WriteSession, form: SentForm
 ) -> Response:
     row = logic.get(session, family, feature)
-    logic.patch(row, FeaturePatch(watched=form.one("watched") == "yes"))
+    logic.patch(row, FeaturePatch(watched=form.text("watched") == "yes"))
     if is_fragment(request):
         detail = logic.detail(session, family, row)
         return page(request, "features/watch.html", family=family.name, feature=detail)
@@ -104,8 +104,8 @@ def watch_feature(
 
 @router.post("/families/{family}/features/{feature}")
 def describe_feature(family: WriteFamily, feature: str, session: WriteSession, form: SentForm) -> Response:
-    tags = form.one("tags").replace(",", " ").lower().split()
-    body = filled(FeaturePatch, label=form.some("label"), tags=tags)
+    tags = form.text("tags").replace(",", " ").lower().split()
+    body = validated(FeaturePatch, label=form.optional("label"), tags=tags)
     row = logic.get(session, family, feature)
     logic.patch(row, body)
     return back(address("families", family.name, "features", feature_id(row.number)))
@@ -113,25 +113,24 @@ def describe_feature(family: WriteFamily, feature: str, session: WriteSession, f
 
 @router.post("/families/{family}/features/{feature}/dependencies")
 def find_dependencies(family: WriteFamily, feature: str, session: WriteSession, form: SentForm) -> Response:
-    body = filled(DependenciesIn, features=[feature])
-    checkpoint = checkpoints.get(session, family, form.one("checkpoint"))
+    body = validated(DependenciesIn, features=[feature])
+    checkpoint = checkpoints.get(session, family, form.text("checkpoint"))
     run = dependencies.create(session, family, checkpoint, body)
     return back(address("runs", run.id))
 
 
 def _passages(session: Session, artifacts: ArtifactStore, family: Family, number: int) -> tuple[list[Activation], str]:
-    """Passages token by token from the newest code that has the feature; else none, and why."""
+    """The strongest passages from the newest code that contains the feature; if there are none, the reason."""
     for code, _ in queries.codes(session, family.id):
         try:
             passages = Passages(artifacts, family, code)
         except FileNotFoundError:
-            continue  # retention took them; an older code may have its own
+            continue  # removed by retention; an older code may still have its files
         column = passages.column(number)
         if column is not None:
-            found = passages.activations(column, PASSAGES)
             if passages.documents is None:
                 return [], "The family has no text: its activations were registered without it."
-            return found, "The feature is never active on the probe corpus."
+            return passages.activations(column, PASSAGES), "The feature is never active on the probe corpus."
     return [], f"No stored code contains {feature_id(number)}."
 
 
@@ -155,9 +154,9 @@ def _trajectory(family: str, course: Trajectory) -> Plot:
 
 
 def _at_hook_points(family: str, sources: FeatureSources, course: Trajectory) -> list[Plot]:
-    """At each hook point over checkpoints: what is written, with its interval, strength and readability."""
+    """Projection ratio, strength and readability at each hook point, by checkpoint."""
     before = {point.checkpoint: point.baseline for point in course.points}
-    hooks = list(dict.fromkeys(source.hook_point for one in sources.data for source in one.sources))
+    hooks = list(dict.fromkeys(source.hook_point for reading in sources.data for source in reading.sources))
     plots = []
     if len(hooks) > 1:
         plots.append(_written_at(family, hooks, sources, before))
@@ -166,9 +165,9 @@ def _at_hook_points(family: str, sources: FeatureSources, course: Trajectory) ->
         ("readability", "Readability by hook point", "Correlation of the source's read-out with the code."),
     ):
         rows: list[list[Any]] = []
-        for one in sources.data:
-            at = {source.hook_point: getattr(source, name) for source in one.sources}
-            rows.append([one.checkpoint, *(at.get(hook) for hook in hooks)])
+        for reading in sources.data:
+            at = {source.hook_point: getattr(source, name) for source in reading.sources}
+            rows.append([reading.checkpoint, *(at.get(hook) for hook in hooks)])
         links = [address("families", family, "checkpoints", row[0]) for row in rows]
         options = {
             "panels": [["", list(range(1, len(hooks) + 1))]],
@@ -181,11 +180,11 @@ def _at_hook_points(family: str, sources: FeatureSources, course: Trajectory) ->
 
 
 def _written_at(family: str, hooks: list[str], sources: FeatureSources, before: dict[str, str | None]) -> Plot:
-    """The projection ratio at each of several hook points."""
+    """The projection ratio at each hook point, by checkpoint."""
     rows: list[list[Any]] = []
-    for one in sources.data:
-        at = {source.hook_point: source for source in one.sources}
-        row: list[Any] = [one.checkpoint]
+    for reading in sources.data:
+        at = {source.hook_point: source for source in reading.sources}
+        row: list[Any] = [reading.checkpoint]
         for hook in hooks:
             ends = at[hook].projection_ratio_ci if hook in at else None
             row += [at[hook].projection_ratio if hook in at else None, *(ends or (None, None))]
@@ -205,13 +204,13 @@ def _dependencies(
     session: Session, artifacts: ArtifactStore, family: Family, number: int, course: Trajectory,
     now: str | None, before: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What it is computed from, in the newest checkpoint in which somebody looked, and in its nearest ancestor.
+    """A feature's dependencies in the newest examined checkpoint and in its nearest examined ancestor.
 
-    `now` and `before` name others. Empty where nobody has looked.
+    `now` and `before` name other checkpoints. Empty if no checkpoint was examined.
     """
     graphs = dependency_queries.looked_at(session, family.id, number)
-    looked = [point.checkpoint for point in course.points if any(name == point.checkpoint for name, _ in graphs)]
-    if not looked:
+    examined = [point.checkpoint for point in course.points if any(name == point.checkpoint for name, _ in graphs)]
+    if not examined:
         return {}
 
     def show(checkpoint: str, baseline: str | None, method: Method | None) -> Dependencies:
@@ -219,19 +218,22 @@ def _dependencies(
             session, artifacts, family, number, checkpoint=checkpoint, baseline=baseline, method=method
         )
 
-    newest = show(now if now in looked else looked[-1], None, None)
-    others = [name for name in looked if (name, newest.method) in graphs and name != newest.checkpoint]
+    newest = show(now if now in examined else examined[-1], None, None)
+    others = [name for name in examined if (name, newest.method) in graphs and name != newest.checkpoint]
     ancestors = _ancestors(newest.checkpoint, course)
     other = before if before in others else next((name for name in ancestors if name in others), None)
     if other:
         newest = show(newest.checkpoint, other, newest.method)
     return {
-        "now": newest, "before": show(other, None, newest.method) if other else None, "looked": looked, "others": others
-    }  # fmt: skip
+        "now": newest,
+        "before": show(other, None, newest.method) if other else None,
+        "examined": examined,
+        "others": others,
+    }
 
 
 def _ancestors(checkpoint: str, course: Trajectory) -> Iterator[str]:
-    """Of a checkpoint, the nearest first, as far as the feature was judged in them."""
+    """Ancestors of a checkpoint in which the feature was judged, the nearest first."""
     parents = {point.checkpoint: point.baseline for point in course.points}
     while (parent := parents.get(checkpoint)) is not None:
         yield parent

@@ -1,4 +1,4 @@
-"""Signing in with an API key, and out."""
+"""Sign in with an API key, and sign out."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -28,13 +28,13 @@ def show_login(request: Request, next_: Annotated[str, Query(alias="next", max_l
 
 @router.post("/login")
 def sign_in(request: Request, session: WriteSession, form: SentForm) -> Response:
-    target = _own(form.one("next"))
+    target = _own(form.text("next"))
     try:
-        principal = logic.authenticate(session, form.one("key"))
+        principal = logic.authenticate(session, form.text("key"))
     except UnauthenticatedError as error:
         return page(request, "access/login.html", status=401, next=target, problem=error.detail)
     _end(request, session)
-    # The audit log is to have who it was; and a token that was known before the key was given opens nothing after.
+    # The audit log reads the principal. A new visit makes tokens from before the sign-in worthless.
     visit = begin(logic.sign_in(session, principal).id)
     request.state.principal, request.state.visit, request.state.new_visit = principal, visit, True
     return with_visit(request, RedirectResponse(target, status_code=303))
@@ -50,13 +50,13 @@ def sign_out(request: Request, session: WriteSession, form: SentForm) -> Respons
 
 
 def _end(request: Request, session: Session) -> None:
-    """End the session that the browser has: a copy of its cookie opens nothing any more, either."""
+    """End the browser's session, which also makes copies of its cookie worthless."""
     if request.state.visit.session_id is not None:
         queries.end_session(session, request.state.visit.session_id)
 
 
 def _own(target: str) -> str:
-    """A path of this service; the home page for anything else, such as another site."""
+    """The target if it is a path on this service, else the home page."""
     parts = urlsplit(target)
     local = target.startswith("/") and not target.startswith(("//", "/\\")) and not parts.scheme and not parts.netloc
     return target if local and target.isprintable() and "\\" not in target else HOME

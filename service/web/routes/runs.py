@@ -1,4 +1,4 @@
-"""Runs: what the workers do, live, and what came of it."""
+"""The list of runs, and the live page of one run."""
 
 from typing import Annotated
 
@@ -19,8 +19,8 @@ from featurewatch.service.web.render import address, back, is_fragment, page
 
 router = pages()
 
-SHOWN = MAX_LIMIT
-"""Lines of a log on a page: the last ones."""
+LOG_LINES = MAX_LIMIT
+"""Log lines on a page: the last ones."""
 LevelQuery = Annotated[str, Query(max_length=20)]
 
 
@@ -46,8 +46,8 @@ def list_runs(
 def show_run(request: Request, run_id: str, session: ReadSession, level: LevelQuery = "") -> Response:
     row, family, checkpoint = logic.get(session, run_id)
     run = view(row, family, checkpoint)
-    attempts = listing.attempts(session, Pager.whole(request), row).data
-    earlier = 0 if level else max(0, run.log_lines - SHOWN)
+    attempts = listing.attempts(session, Pager.first_page(request), row).data
+    earlier = 0 if level else max(0, run.log_lines - LOG_LINES)
     return page(
         request, "work/run.html", run=run, attempts=attempts, live=run.state not in FINAL,
         stoppable=run.state in (*ACTIVE, RunState.QUEUED), again=run.state in (RunState.FAILED, RunState.CANCELLED),
@@ -64,7 +64,7 @@ def more_lines(
     after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     attempt: int = 0,
 ) -> Response:
-    """Lines that came since, for a page that shows those before: `attempt` is the last one's."""
+    """Log lines with numbers above `after`. attempt: the attempt of the last line on the page."""
     run, _, _ = logic.get(session, run_id)
     lines = _lines(request, session, run, level, after)
     return page(request, "work/log_lines.html", lines=lines, attempt=attempt)
@@ -82,12 +82,12 @@ def download_log(request: Request, run_id: str, session: ReadSession) -> Respons
 
 def _lines(request: Request, session: Session, run: Run, level: str, after: int) -> list[LogLineView]:
     chosen = Level(level) if level in set(Level) else Level.INFO
-    return listing.log(session, Pager.whole(request, SHOWN), run, level=chosen, after=after).data
+    return listing.log(session, Pager.first_page(request, LOG_LINES), run, level=chosen, after=after).data
 
 
 @router.get("/runs/{run_id}/events")
 def run_events(run_id: str, session: ReadSession, database: AppDatabase, caller: Caller) -> Response:
-    """As the API's: a browser's stream can send no key."""
+    """The same stream as in the API, for which a browser cannot send a key."""
     logic.get(session, run_id)
     return events.response(database, run_id, caller)
 

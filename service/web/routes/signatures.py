@@ -1,4 +1,4 @@
-"""Signatures and their course over checkpoints."""
+"""Signatures and their trajectories."""
 
 from typing import Any
 

@@ -1,11 +1,11 @@
-"""Webhooks: where events are sent, and what came of it."""
+"""Webhooks and their deliveries."""
 
 from fastapi import Request
 from starlette.responses import Response
 
 from featurewatch.service.kit.pages import Paging
 from featurewatch.service.kit.sessions import AppSettings, ReadSession, WriteSession
-from featurewatch.service.web.access import SentForm, filled, pages
+from featurewatch.service.web.access import SentForm, pages, validated
 from featurewatch.service.web.render import address, back, is_fragment, page
 from featurewatch.service.webhooks import logic, queries
 from featurewatch.service.webhooks.schemas import EventType, RotateBody, WebhookCreate, WebhookUpdate, view
@@ -23,8 +23,8 @@ def list_webhooks(request: Request, session: ReadSession, paging: Paging) -> Res
 
 @router.post("/webhooks")
 def create_webhook(request: Request, session: WriteSession, settings: AppSettings, form: SentForm) -> Response:
-    body = filled(
-        WebhookCreate, url=form.one("url"), event_types=form.all("event"), format=form.one("format") or "standard"
+    body = validated(
+        WebhookCreate, url=form.text("url"), event_types=form.all("event"), format=form.text("format") or "standard"
     )
     webhook, key = logic.create(session, settings, body)
     return page(request, "notify/secret.html", webhook=webhook, key=key, secret=True, status=201)
@@ -43,7 +43,7 @@ def change_webhook(
     request: Request, webhook_id: str, session: WriteSession, settings: AppSettings, form: SentForm
 ) -> Response:
     webhook = logic.get(session, webhook_id)
-    match form.one("do"):
+    match form.text("do"):
         case "test":
             logic.test(session, webhook)
         case "enable" | "disable" as switch:

@@ -1,5 +1,5 @@
 "use strict";
-// The API's browser: every operation, to read and to try. Swagger UI, from this server, in the theme of the pages.
+// Swagger UI, served from here, in the theme of the pages.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const paint = () => document.documentElement.classList.toggle("dark-mode", Theme.chosen === "dark" || (Theme.chosen === "system" && dark.matches));
 paint();

@@ -1,4 +1,4 @@
-// Draws each plot from the table of its numbers. Colours are the stylesheet's, so they follow the theme.
+// Draws each plot from its table. Colours come from the stylesheet, so they follow the theme.
 "use strict";
 
 const STATUSES = JSON.parse(document.currentScript.dataset.statuses); // [{word, sign, colour}]
@@ -20,7 +20,7 @@ const colourOf = (word, otherwise = "text") => colour(BY_WORD[word]?.colour ?? o
 const short = (text, most = 14) => (String(text).length > most ? `${String(text).slice(0, most - 1)}…` : String(text));
 const shown = (value) => (value == null ? "–" : typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en") : String(+value.toPrecision(3))) : value);
 
-// The table of a figure comes as text (see the macro): now it becomes one.
+// Parse the table of a figure, which the server sends as inert text (see the `figure` macro).
 function unfold(figure) {
   const text = figure.querySelector("details > noscript");
   if (text) text.outerHTML = text.textContent;
@@ -39,7 +39,7 @@ const axisOf = (names, more = {}) => ({ type: "category", data: names, axisLabel
 const valueAxis = (more = {}) => ({ type: "value", scale: true, axisLabel: label(), splitLine: { lineStyle: { color: colour("line") } }, ...more });
 const tooltip = (formatter, more = {}) => ({ renderMode: "richText", confine: true, backgroundColor: colour("panel"), borderColor: colour("strong-line"), textStyle: { color: colour("text"), fontSize: 12 }, formatter, ...more });
 const base = (figure) => ({ animation: false, textStyle: { fontFamily: "system-ui, sans-serif" }, aria: { enabled: true, label: { description: `${figure.querySelector("h2").textContent}. The numbers are in the table below.` } } });
-// Lines go from parent to child: a branch does not go on from its neighbour on the axis.
+// Lines connect parents and children, not neighbours on the axis.
 const between = (rows, parents, value, tone, more) => ({
   type: "custom", silent: true, tooltip: { show: false }, ...more,
   data: rows.map((row, child) => [parents[child], rows[parents[child]]?.[value], child, row[value]]).filter((one) => one.every((part) => part != null)),
@@ -49,7 +49,7 @@ const between = (rows, parents, value, tone, more) => ({
     return { type: "line", shape: { x1: from[0], y1: from[1], x2: to[0], y2: to[1] }, style: { stroke: tone, lineWidth: 1.5, lineDash: more.dash } };
   },
 });
-// Intervals of points: a line with an end above and below. at: the places of the value's ends in a row.
+// Error bars. from, to: the columns of the interval ends.
 const whiskers = (rows, [from, to], tone, more = {}) => ({
   type: "custom", silent: true, tooltip: { show: false }, ...more, data: rows.map((row, x) => [x, row[from], row[to]]), encode: { x: 0, y: [1, 2] },
   renderItem(_, api) {
@@ -77,7 +77,7 @@ const draw = {
         label: { show: rows.length <= 30, formatter: (one) => shown(one.data.value[3]), color: colour("text"), fontSize: 11 },
         data: at.map((value) => ({ value, itemStyle: { color: colour(BY_WORD[statuses[value[1]]].colour, 0.2 + 0.5 * Math.min(value[2] / 3, 1)) } })),
       }],
-      // Each cell has its own colour; a heat map without a scale is refused.
+      // Each cell has its own colour, but ECharts requires a visual map for heat maps.
       visualMap: { show: false, min: 0, max: 4, dimension: 2, inRange: {}, seriesIndex: [] },
     };
   },
@@ -90,7 +90,7 @@ const draw = {
       xAxis: axisOf(names),
       yAxis: axisOf(rows.map((row) => row[0] + (row[1] ? `  ${short(row[1], 22)}` : "")), { inverse: true, axisLabel: { ...label(), color: colour("text"), width: Math.min(180, innerWidth / 3 - 10), overflow: "truncate", interval: 0 } }),
       tooltip: tooltip((one) => `${rows[one.data.value[1]][0]} ${rows[one.data.value[1]][1]}\n${names[one.data.value[0]]}: ${STATUSES[one.data.value[2]].word}`),
-      // On the page the legend is below the drawing, where it can break on a narrow screen.
+      // On the page, the legend is HTML below the drawing, so that it can wrap on a narrow screen.
       visualMap: { type: "piecewise", dimension: 2, show: picture, bottom: 0, left: "center", orient: "horizontal", itemWidth: 12, itemHeight: 12, textStyle: label(), pieces: STATUSES.map(({ word, colour: token }, value) => ({ value, label: word, color: colour(word === "present" ? "raised" : token) })) },
       series: [{ type: "heatmap", data, itemStyle: { borderColor: colour("panel"), borderWidth: 1 } }],
     };
@@ -190,7 +190,7 @@ function start(figure) {
   });
 }
 
-// A drawing of ours becomes a picture with the colours that the stylesheet gives it.
+// Save an SVG drawing as PNG, with the colours of the stylesheet.
 function startDrawing(figure) {
   const png = figure.querySelector("[data-png]");
   png.hidden = false;
@@ -219,21 +219,21 @@ function startDrawing(figure) {
   });
 }
 
-// ECharts is a megabyte: it is asked for when the first plot is near.
-let asked = null;
-const withLibrary = () => (asked ??= new Promise((there) => {
+// ECharts is one megabyte, so it loads when the first plot comes near the viewport.
+let loading = null;
+const loadLibrary = () => (loading ??= new Promise((resolve) => {
   const script = document.createElement("script");
   script.src = library;
-  script.addEventListener("load", there);
+  script.addEventListener("load", resolve);
   document.head.append(script);
 }));
 
-// A plot is drawn when the page is there and it comes near: it holds up nothing else.
+// A plot is drawn after the page has loaded and when it comes near the viewport.
 const near = new IntersectionObserver(
   async (seen) => {
     for (const one of seen.filter((each) => each.isIntersecting)) {
       near.unobserve(one.target);
-      await withLibrary();
+      await loadLibrary();
       start(one.target);
     }
   },

@@ -1,4 +1,4 @@
-// Runs before the page is painted, so that the chosen theme shows at once. Without a choice the system's goes.
+// Runs before the page is painted, so that it never flashes in another theme. The default is the system's theme.
 "use strict";
 
 const Theme = {
@@ -7,7 +7,7 @@ const Theme = {
     try {
       return localStorage.getItem("theme") || "system";
     } catch {
-      return "system"; // storage is off: nothing is remembered
+      return "system"; // storage is disabled
     }
   },
   apply() {

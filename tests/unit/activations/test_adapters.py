@@ -170,7 +170,7 @@ def test_an_adapter_of_a_wider_model_is_refused(tmp_path: Path, folder: Path) ->
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     weights = weights_of(file)
     save_file({key: value.repeat(1, 3) if "lora_A" in key else value for key, value in weights.items()}, file)
-    refused(folder, tmp_path / "adapter", "adapter-mismatch", "another base model", "down_proj", "192")
+    refused(folder, tmp_path / "adapter", "adapter-mismatch", "different base model", "down_proj", "192")
 
 
 def test_an_adapter_of_a_deeper_model_is_refused(tmp_path: Path, folder: Path) -> None:

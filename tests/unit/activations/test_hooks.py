@@ -36,8 +36,9 @@ def hidden_states(model: nn.Module) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_layer_has_all_three_kinds(name: str) -> None:
-    names = list_hook_points(body(name))
-    assert names == [f"{kind}.{layer}" for layer in range(4) for kind in ("resid_post", "mlp_out", "attn_out")]
+    three = ("resid_post", "mlp_out", "attn_out")
+    names = [name for name in list_hook_points(body(name)) if name.startswith(three)]  # others are not in every model
+    assert names == [f"{kind}.{layer}" for layer in range(4) for kind in three]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -81,18 +81,18 @@ def test_half_precision_and_the_body_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "why"), [("bert", "bert"), ("distilbert", "distilbert")])
 def test_encoders_have_none(tmp_path: Path, name: str, why: str) -> None:
-    none(save_checkpoint(tmp_path / name, name, tokenizer="word_piece"), None, f"a {why} model is not known")
+    none(save_checkpoint(tmp_path / name, name, tokenizer="word_piece"), None, f"a {why} model is unknown")
 
 
 def test_a_body_without_its_head_has_none(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "llama")
     AutoModel.from_pretrained(folder).save_pretrained(folder)
-    none(folder, None, "holds no head")
+    none(folder, None, "has no head")
     weights = weights_of(folder / "model.safetensors")
     save_file({key: value for key, value in weights.items() if key != "norm.weight"}, folder / "model.safetensors")
     (folder / "config.json").write_text((folder / "config.json").read_text().replace(
         '"tie_word_embeddings": false', '"tie_word_embeddings": true'))  # fmt: skip
-    none(folder, None, "holds no final norm")
+    none(folder, None, "has no final norm")
 
 
 def none(folder: Path, adapter: Path | None, why: str) -> None:
@@ -125,14 +125,14 @@ def test_adapters(tmp_path: Path) -> None:
     expected = (rows @ own.T).argsort(1, descending=True)[:, :4]
     assert torch.equal(promoted(rows, read_unembedding(folder, tmp_path / "head"), 4).promoted, expected)
     adapted(folder, tmp_path / "low-rank", target_modules=["v_proj", "lm_head"])
-    none(folder, tmp_path / "low-rank", "the adapter changes lm_head")
+    none(folder, tmp_path / "low-rank", "The adapter changes lm_head")
     adapted(folder, tmp_path / "norm", modules_to_save=["model.norm"])
-    none(folder, tmp_path / "norm", "the adapter changes model.norm.weight")
+    none(folder, tmp_path / "norm", "The adapter changes model.norm.weight")
     adapted(folder, tmp_path / "embedding", target_modules=["v_proj", "embed_tokens"])
     assert torch.equal(promoted(rows, read_unembedding(folder, tmp_path / "embedding"), 4).promoted, plain.promoted)
     tied = save_checkpoint(tmp_path / "gemma", "gemma2")
     adapted(tied, tmp_path / "tied", target_modules=["v_proj", "embed_tokens"])
-    none(tied, tmp_path / "tied", "the adapter changes model.embed_tokens")
+    none(tied, tmp_path / "tied", "The adapter changes model.embed_tokens")
 
 
 @pytest.mark.parametrize("name", ["byte_level", "metaspace"])

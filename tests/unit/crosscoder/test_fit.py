@@ -181,7 +181,7 @@ def test_a_stopped_fit_ends_the_same_bit_by_bit(
         if not isinstance(
             SPARSITIES[config.sparsity], Penalised
         ):  # those set their biases and thresholds in the first step
-            state.model.encoder_bias[::2] = -1.0
+            state.model.encoder_bias[::2] = -10.0
             state.model.decoder[::2] *= 0.05
         return state
 

@@ -32,7 +32,7 @@ def test_correlations_are_those_of_numpy() -> None:
         expected = np.nan_to_num(np.corrcoef(old.T, new.T)[:1500, 1500:])
     expected[expected < 0.1] = 0.0
     np.testing.assert_allclose(correlations(_csr(old), _csr(new), 0.1).toarray(), expected, atol=1e-6)
-    with pytest.raises(ValueError, match="500 positions of one code, 400"):
+    with pytest.raises(ValueError, match="the codes have 500 and 400 positions"):
         correlations(_csr(old), _csr(new[:400]))
 
 

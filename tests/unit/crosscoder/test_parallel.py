@@ -95,7 +95,7 @@ def test_a_state_is_dealt_without_rest(folder: Path, name: str) -> None:
 def test_latents_that_cannot_be_dealt_evenly_are_refused() -> None:
     seat = Parallel()
     seat.latent = 3
-    with pytest.raises(ValueError, match="32 latents can't be dealt to 3"):
+    with pytest.raises(ValueError, match="32 latents cannot be split evenly over 3"):
         seat.latents(32)
 
 

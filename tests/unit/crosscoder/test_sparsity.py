@@ -132,5 +132,5 @@ def test_the_api_takes_a_weight_where_there_is_a_penalty(name: str, function: sp
 
 
 def test_an_unknown_sparsity_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown sparsity 'l2'; choose from batch_topk, topk, l1, jumprelu"):
+    with pytest.raises(ValueError, match=f"unknown sparsity 'l2'; choose from {', '.join(sparsity.SPARSITIES)}"):
         FitConfig(n_features=6, k=2, sparsity="l2")

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from featurewatch.workers.activations.models.hooks import choose_hook_points
 from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.dependencies.attribution import Options, Reading
-from featurewatch.workers.dependencies.places import Dictionary, Passage, Target
+from featurewatch.workers.dependencies.attribution import Options
+from featurewatch.workers.dependencies.reading import Dictionary, Passage, Reading, Target
 from tests.unit.activations.tiny import make_model
 
 M = 12

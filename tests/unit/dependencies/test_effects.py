@@ -8,7 +8,7 @@ import torch
 from featurewatch.workers.dependencies.attribution import Options, attribute
 from featurewatch.workers.dependencies.effects import Answers, ablated, activations, answer_margins, causal_effects
 from featurewatch.workers.dependencies.passages import PER_DOCUMENT, choose_tokens, deal_folds
-from featurewatch.workers.dependencies.places import Passage, watching
+from featurewatch.workers.dependencies.reading import Passage, watching
 from tests.unit.dependencies.small import reading, target
 
 
@@ -30,7 +30,7 @@ def test_ablation_and_amplification_are_edits_where_the_feature_fires() -> None:
         added = torch.zeros(len(passage.ids), 32).double()
         added[passage.tokens] = -dense[passage.rows, 5:6] * known.decoder[5]
         plain = head(of.model(input_ids=passage.ids[None]).last_hidden_state[0, at])
-        handle = of.places[0].module.register_forward_hook(lambda _m, _i, out, added=added: out + added)
+        handle = of.hook_points[0].module.register_forward_hook(lambda _m, _i, out, added=added: out + added)
         edited = head(of.model(input_ids=passage.ids[None]).last_hidden_state[0, at])
         handle.remove()
         p, q = plain.softmax(1), edited.softmax(1)
@@ -58,7 +58,7 @@ def test_margins_of_answers_are_edits_where_the_read_out_fires() -> None:
     got = answer_margins(of, head, "resid_post.0", 5, texts, directions=3, seed=0)
     assert got.shape == (6, 5)
     assert torch.allclose(got[:, 4], -got[:, 0])
-    known, place, silent = of.dictionaries["resid_post.0"], of.places[0], 0
+    known, place, silent = of.dictionaries["resid_post.0"], of.hook_points[0], 0
     for number, passage in enumerate(of.passages):
         with watching([place]) as seen:
             of.model(input_ids=passage.ids[None])
@@ -90,7 +90,7 @@ def test_patching_agrees_with_attribution_where_the_model_is_linear() -> None:
     of = reading(places=["mlp_out.1", "resid_post.1"])
     asked = [target(of, "resid_post.1", 3)]
     (got,) = attribute(of, asked, Options(method="gradient", folds=3))
-    given = got.places["mlp_out.1"].features.sum(0) / got.count.sum()
+    given = got.hook_points["mlp_out.1"].features.sum(0) / got.count.sum()
     before, *after = ablated(of, "mlp_out.1", range(4), asked, 64)
     for column in range(4):
         assert float(before - after[column]) == pytest.approx(float(given[column]), rel=1e-4, abs=1e-6)
@@ -99,9 +99,9 @@ def test_patching_agrees_with_attribution_where_the_model_is_linear() -> None:
 def test_activations_are_a_column_of_the_code() -> None:
     of = reading()
     assert torch.equal(activations(of.code, 3), torch.from_numpy(of.code.to_scipy().toarray()[:, 3]).double())
-    with watching(of.places) as seen:
+    with watching(of.hook_points) as seen:
         of.model(input_ids=of.passages[0].ids[None])
-    assert set(seen) == {place.name for place in of.places}
+    assert set(seen) == {place.name for place in of.hook_points}
 
 
 def test_positions_are_spread_over_documents_before_any_is_used_up() -> None:

@@ -56,7 +56,7 @@ def test_each_factor_of_a_gated_product_takes_half() -> None:
 def test_parts_that_are_not_known_are_refused_by_name() -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = MixtralModel(MixtralConfig(**sizes, num_key_value_heads=2, vocab_size=50, num_local_experts=2))
-    with pytest.raises(RunError, match=r"method-unsupported.*use the method `gradient`"), linearised(model.eval()):
+    with pytest.raises(RunError, match=r"method-unsupported.*Use the method `gradient`"), linearised(model.eval()):
         pass
     model = body()
     model.layers[2].mlp.act_fn = nn.Sigmoid()
@@ -76,5 +76,5 @@ def test_a_norm_that_computes_something_else_is_refused() -> None:
 
     model = body()
     model.layers[0].input_layernorm = OddRMSNorm()
-    with pytest.raises(RunError, match="something else than its name says"), linearised(model):
+    with pytest.raises(RunError, match="does not compute what its name suggests"), linearised(model):
         pass

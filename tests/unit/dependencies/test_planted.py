@@ -13,10 +13,10 @@ from featurewatch.service.dependencies import judge
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.workers.activations.models.hooks import choose_hook_points
 from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.dependencies.attribution import METHODS, Attribution, Method, Options, Reading, attribute
+from featurewatch.workers.dependencies.attribution import METHODS, Attribution, Method, Options, attribute
 from featurewatch.workers.dependencies.effects import activations, causal_effects
 from featurewatch.workers.dependencies.passages import choose_tokens
-from featurewatch.workers.dependencies.places import Dictionary, Passage, watching
+from featurewatch.workers.dependencies.reading import Dictionary, Passage, Reading, watching
 
 EARLY, LATE = "resid_post.0", "resid_post.1"
 FOLDS = 20
@@ -62,7 +62,7 @@ def test_the_model_does_what_is_planted(rewired: bool) -> None:
     of, _ = reading(rewired)
     code = torch.from_numpy(of.code.to_scipy().toarray())
     for number in (0, 7, 31):
-        with watching(of.places) as seen:
+        with watching(of.hook_points) as seen:
             of.model(input_ids=of.passages[number].ids[None])
         written = seen[LATE][0] @ of.dictionaries[LATE].decoder.T
         # The first word has none before it: there the head can only look at the word itself.
@@ -73,7 +73,7 @@ def test_the_model_does_what_is_planted(rewired: bool) -> None:
 @pytest.mark.parametrize("rewired", [False, True])
 def test_the_planted_edges_are_found(method: Method, rewired: bool) -> None:
     for target, found in graph(rewired, method).items():
-        edges = (found.places[EARLY].features.sum(0) / found.count.sum()).numpy()
+        edges = (found.hook_points[EARLY].features.sum(0) / found.count.sum()).numpy()
         expected = circuit().edges(rewired)[target]
         strongest = np.argsort(-np.abs(edges))[: len(expected)]
         assert set(strongest.tolist()) == expected, (target, edges)
@@ -87,7 +87,7 @@ def test_exactly_what_was_rewired_is_told() -> None:
     rewired, *others = circuit().edges(False)
 
     def sums(found: Attribution) -> tuple[judge.Doubles, judge.Doubles]:
-        return found.places[EARLY].features.double().numpy(), found.count.double().numpy()
+        return found.hook_points[EARLY].features.double().numpy(), found.count.double().numpy()
 
     told = {t: judge.compare(sums(before[t]), sums(after[t]), Policy(), targets=len(before)) for t in before}
     changes = told[rewired].changes

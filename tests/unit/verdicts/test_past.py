@@ -46,13 +46,13 @@ def past(lineage: Lineage, name: str, before: str | None) -> Past:
 
 def discovered(lineage: Lineage, names: list[str]) -> Discovered:
     """The past of the features in some of the checkpoints, found in a child of v3."""
-    befores = [None, *names[:-1]]
+    earlier = [None, *names[:-1]]
     return Discovered(
         numbers=NUMBERS,
         firings=np.full(len(NUMBERS), 500),
         documents=np.full(len(NUMBERS), 60),
         n_positions=1000,
-        ancestors=[past(lineage, name, before) for name, before in zip(names, befores, strict=True)],
+        ancestors=[past(lineage, name, before) for name, before in zip(names, earlier, strict=True)],
     )
 
 

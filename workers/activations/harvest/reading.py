@@ -1,4 +1,4 @@
-"""Reading the probe corpus with a model: tokens, groups of documents, batches, forward passes."""
+"""Reading the probe corpus with a model: tokens, groups of documents, batches and forward passes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ from featurewatch.workers.errors import RunError
 class TokenizedCorpus(NamedTuple):
     """The corpus as one model reads it.
 
-    `rows`: for each document of the corpus its rows of the positions; `token` int64 [positions]: index of the token
-    to read in its document's `ids`, -1 where none of this model's tokens ends there.
+    rows: the rows of each document among the positions. token: int64 [positions], index of the token in its document's
+    `ids`, -1 if none of this model's tokens ends there.
     """
 
     tokens: list[DocumentTokens]
@@ -28,7 +28,7 @@ class TokenizedCorpus(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Whole documents that share a shard: entries `documents` of the corpus, rows `begin` to `end` of the positions."""
+    """Whole documents that share a shard: indices `documents` in the corpus, rows `begin` to `end` of the positions."""
 
     number: int
     documents: range
@@ -38,9 +38,9 @@ class Group(NamedTuple):
 
 @dataclass
 class Buffers:
-    """What one group's shards will hold: hook point -> activations [rows, d_model] and their norms [rows].
+    """The contents of one group's shards: hook point -> activations [rows, d_model] and their norms [rows].
 
-    Rows that are never filled stay 0: no token of this model ends there.
+    Rows where none of this model's tokens ends stay 0.
     """
 
     rows: int
@@ -53,7 +53,7 @@ class Buffers:
         self.activations = {
             name: torch.zeros(self.rows, width, dtype=self.dtype) for name, width in self.widths.items()
         }
-        # Named: while another thread loads a model in bfloat16, that is torch's default for the whole process.
+        # Explicit: while another thread loads a model in bfloat16, that is torch's default in the whole process.
         self.norms = {name: torch.zeros(self.rows, dtype=torch.float32) for name in self.widths}
 
 
@@ -66,28 +66,31 @@ def tokenize_corpus(
     positions: Positions | None,
     check: Callable[[], None],
 ) -> TokenizedCorpus:
-    """Tokenize and align to the family's `positions`; None: define them. RunError `no-positions`, `wrong-positions`."""
+    """Tokenize the corpus and align it to the family's positions, which None defines.
+
+    Raises RunError `no-positions`, `wrong-positions`.
+    """
     texts = [document.text for document in documents]
     ids = [document.id for document in documents]
     tokens = reader.read(texts, context_length, check)
-    chosen = positions if positions is not None else define(tokens, ids, skip_tokens)
-    where = chosen.by_document()
+    aligned = positions if positions is not None else define(tokens, ids, skip_tokens)
+    where = aligned.by_document()
     rows = [where.get(number, slice(0, 0)) for number in ids]
     begins = [part.start for part in rows if part.stop > part.start]
-    if sum(part.stop - part.start for part in rows) != len(chosen) or begins != sorted(begins):
-        raise RunError("wrong-positions", "the family's positions belong to other documents than the probe corpus")
-    token = np.full(len(chosen), -1, np.int64)
+    if sum(part.stop - part.start for part in rows) != len(aligned) or begins != sorted(begins):
+        raise RunError("wrong-positions", "The family's positions do not belong to this probe corpus.")
+    token = np.full(len(aligned), -1, np.int64)
     for index, part in enumerate(rows):
         if part.stop > part.start:
-            ends = chosen.end[part]
+            ends = aligned.end[part]
             if not (len(tokens[index].end) and tokens[index].end[-1] >= ends[-1]):
                 tokens[index] = reader.read_up_to(texts[index], context_length, int(ends[-1]))
             token[part] = align(tokens[index], ends)
-    return TokenizedCorpus(tokens, chosen, rows, token)
+    return TokenizedCorpus(tokens, aligned, rows, token)
 
 
 def groups(corpus: TokenizedCorpus, size: int) -> Iterator[Group]:
-    """Groups of at least `size` positions (the last one: what is left), in order; they cover all positions."""
+    """Consecutive groups of at least `size` positions (the last may be smaller) that cover all positions."""
     order = [index for index, rows in enumerate(corpus.rows) if rows.stop > rows.start]
     first, begin, number = 0, 0, 0
     for place, index in enumerate(order):
@@ -98,7 +101,7 @@ def groups(corpus: TokenizedCorpus, size: int) -> Iterator[Group]:
 
 
 def batches(corpus: TokenizedCorpus, group: Group, batch_tokens: int) -> Iterator[list[int]]:
-    """Documents of a group, longest first, as many at a time as make `batch_tokens` with their padding."""
+    """Batches of a group's documents, longest first, of up to `batch_tokens` tokens including padding."""
     wanted = [index for index in group.documents if (corpus.token[corpus.rows[index]] >= 0).any()]
     wanted.sort(key=lambda index: (-len(corpus.tokens[index].ids), index))
     while wanted:
@@ -111,9 +114,9 @@ def batches(corpus: TokenizedCorpus, group: Group, batch_tokens: int) -> Iterato
 def read_batch(
     model: nn.Module, points: list[HookPoint], corpus: TokenizedCorpus, group: Group, batch: list[int], *, into: Buffers
 ) -> int:
-    """One forward pass over the documents `batch`; fills their rows of `into`.
+    """Run one forward pass over the documents `batch` and fill their rows of `into`.
 
-    Returns the number of positions of these documents. RunError `not-finite`.
+    Returns the number of positions of these documents. Raises RunError `not-finite`.
     """
     device = next(model.parameters()).device
     longest = max(len(corpus.tokens[index].ids) for index in batch)
@@ -132,13 +135,15 @@ def read_batch(
     with capture(points) as seen:
         model(input_ids=ids.to(device), attention_mask=mask.to(device))
     for name, values in seen.items():
-        chosen = values.flatten(0, 1)[pick]
-        norms = chosen.float().norm(dim=1)
-        stored = chosen.to("cpu", into.dtype)
+        rows = values.flatten(0, 1)[pick]
+        norms = rows.float().norm(dim=1)
+        stored = rows.to("cpu", into.dtype)
         if not (norms.isfinite().all() and stored.isfinite().all()):
             ids_there = ", ".join(str(corpus.positions.document[corpus.rows[index].start]) for index in batch[:5])
-            raise RunError("not-finite", f"activations at {name} hold NaN or infinity as {into.dtype} "
-                           f"(in one of the documents {ids_there})")  # fmt: skip
+            raise RunError(
+                "not-finite",
+                f"Activations at {name} contain NaN or infinity as {into.dtype}, in one of the documents {ids_there}.",
+            )
         into.activations[name][target] = stored
         into.norms[name][target] = norms.cpu()
     return sum(corpus.rows[index].stop - corpus.rows[index].start for index in batch)

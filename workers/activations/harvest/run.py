@@ -1,10 +1,10 @@
 """Harvest: run a model over the probe corpus and write its activations at the family's positions.
 
-The corpus is worked off in groups of whole documents; a group becomes one shard for each hook point. Inside a group
-batches go by length, so that little is padding, and rows are put back in position order. Only one group is in memory.
-A shard gets its name when it is on the disk, and holds a digest of its values, so a killed harvest goes on behind its
-last group and ends with the same bytes: a shard that does not hold what was written is written again. Groups depend on
-nothing but the spec, so other workers may do some of them (`Sharing`).
+The corpus is processed in groups of whole documents; each group becomes one shard per hook point. Within a group,
+batches are sorted by length to minimise padding, and rows are put back in position order. Only one group is in memory.
+A shard is renamed into place once it is on disk, and contains a digest of its values, so an interrupted harvest resumes
+after its last group and ends with the same bytes; damaged shards are written again. Groups depend only on the spec, so
+other workers may process some of them (`Sharing`).
 """
 
 import hashlib
@@ -33,34 +33,34 @@ PLAN = "plan.json"
 
 
 class Progress(Protocol):
-    """Called after each batch: share done, and `positions`, `total`, `positions_per_second`."""
+    """Called after each batch with the fraction done, `positions`, `total` and `positions_per_second`."""
 
     def __call__(self, fraction: float, /, **detail: Any) -> None: ...
 
 
 class Sharing(Protocol):
-    """Other workers that do groups of a harvest too."""
+    """Other workers that process groups of the same harvest."""
 
     def groups(self, shards: Shards, missing: list[Group], out: Path, wait: Callable[[], None]) -> Iterator[Group]:
-        """The groups that the caller is to write into `out`, each one before it takes the next.
+        """The groups that the caller must write into `out`, each one before it requests the next.
 
-        At the end all of `missing` are there, the others' as well. `wait` is called while it waits, and may raise.
+        When it is exhausted, all of `missing` exist. `wait` is called while waiting for others, and may raise.
         """
         ...
 
     def elsewhere(self) -> int:
-        """Positions that others have read by now. Cheap: called after each batch."""
+        """Positions that others have read so far. Cheap enough to call after each batch."""
         ...
 
 
 @dataclass
 class HarvestSummary:
-    """What a harvest did. Positions in shards that were there already count as read, but not in the rate."""
+    """The result of a harvest. The rate excludes shards that already existed."""
 
     n_positions: int = 0
     valid_share: float = 0.0
     seconds: float = 0.0
-    """Forward passes and writing, without loading the model."""
+    """Forward passes and writing, excluding loading the model"""
     positions_per_second: float = 0.0
     widths: dict[str, int] = field(default_factory=dict)
 
@@ -73,17 +73,17 @@ def harvest(
     check: Callable[[], None] = lambda: None,
     sharing: Sharing | None = None,
 ) -> HarvestSummary:
-    """Write an activation folder (see `store`) at `out`, which may hold what a killed attempt left.
+    """Write an activation folder (see `store`) at `out`, resuming an earlier attempt if there is one.
 
-    `check` is called before every batch and may raise; `sharing` None: nobody else does groups. RunErrors of
-    `shards.open_shards`, and `no-positions`, `not-finite`, `wrong-positions`.
+    check: called before every batch, may raise. sharing: None to process all groups here. Raises the RunErrors of
+    `open_shards`, and `no-positions`, `not-finite`, `wrong-positions`.
     """
     check()
     plan = plan_text(spec)
     if _is_finished(out, plan):
         return _summarize(out, HarvestSummary())
     shards = open_shards(spec, check)
-    check()  # after what may have taken long: `out` may be another attempt's by now
+    check()  # loading may have taken long, and `out` may belong to another attempt by now
     _start(out, plan)
     summary = _write(shards, out, sharing=sharing, on_progress=on_progress, check=check)
     _finish(shards, out)
@@ -93,7 +93,7 @@ def harvest(
 
 
 def _is_finished(out: Path, plan: str) -> bool:
-    """Whether `out` holds all of a harvest of this plan, as it was written."""
+    """Whether `out` contains a complete and intact harvest of this plan."""
     if not _is_of(out, plan) or not (out / MANIFEST).is_file():
         return False
     try:
@@ -105,7 +105,7 @@ def _is_finished(out: Path, plan: str) -> bool:
         shards = [name for point in manifest["hook_points"].values() for name in point["shards"]]
         intact = all(is_whole(out / name) for name in (*shards, DOCUMENTS))
     if not intact:
-        log.warning("a finished harvest is damaged; what is not whole is read again", folder=out.name)
+        log.warning("a finished harvest is damaged; damaged shards are harvested again", folder=out.name)
     return intact
 
 
@@ -118,7 +118,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def _start(out: Path, plan: str) -> None:
-    """Keep what a killed attempt of the same plan left; anything else goes."""
+    """Keep the shards of an earlier attempt with the same plan; remove everything else."""
     if out.exists() and not _is_of(out, plan):
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def _write(
     missing = []
     for group in shards.groups:
         if shards.are_whole(group, out):
-            check()  # what is there was read in full
+            check()  # verifying a shard reads all of it
         else:
             missing.append(group)
     total, wanted = len(shards.corpus.positions), sum(group.end - group.begin for group in missing)
@@ -159,7 +159,7 @@ def _write(
 
 
 def _finish(shards: Shards, out: Path) -> None:
-    """Which positions are valid, then the manifest: the folder is whole when that is there."""
+    """Write which positions are valid, and then the manifest, which marks the folder as complete."""
     spec, corpus, widths = shards.spec, shards.corpus, shards.widths
     numbers = [group.number for group in shards.groups]
     valid = corpus.token >= 0

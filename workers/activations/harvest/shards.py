@@ -1,6 +1,6 @@
-"""The shards of a harvest: what it reads (HarvestSpec), and a model that is ready to write any group of them.
+"""The shards of a harvest: their specification, and a loaded model that can write any group of them.
 
-Equal specs on equal machines write equal bytes, whoever writes a group and whenever.
+Equal specs write equal bytes on equal machines, no matter which worker writes a group.
 """
 
 import json
@@ -35,53 +35,53 @@ from featurewatch.workers.errors import RunError
 log = structlog.get_logger("featurewatch.worker")
 
 PLAN_VERSION = 3
-"""Of the bytes that equal specs write: raise it when the reading changes."""
+"""Increase it when equal specs start to write different bytes."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class HarvestSpec:
-    """What to read. Two harvests of equal specs write equal bytes."""
+    """What to harvest. Two harvests with equal specs write equal bytes."""
 
     uri: str
-    """The checkpoint: see `sources`."""
+    """URI of the checkpoint (see `sources`)"""
     hook_points: list[str]
     corpus: list[Document]
     cache_dir: Path
-    """Where fetched and converted models are kept."""
+    """Cache of fetched and converted models"""
     adapter: str | None = None
-    """A PEFT adapter to merge into it."""
+    """URI of a PEFT adapter to merge into it"""
     content: str | None = None
-    """Digest of what `uri` and `adapter` hold, where that has been verified; None: files are known by their times."""
+    """Verified digest of the files behind `uri` and `adapter`; None to identify files by modification time"""
     model: str | None = None
-    """What the checkpoint is called in the manifest; None: by its URIs."""
+    """The checkpoint's name in the manifest; None for its URIs"""
     context_length: int = 256
-    """Tokens at which a document is cut."""
+    """Tokens at which documents are truncated"""
     positions: Positions | None = None
-    """The family's positions; None: this checkpoint defines them."""
+    """The family's positions; None if this checkpoint defines them"""
     roots: tuple[Path, ...] = ()
-    """Local folders that models may be read from."""
+    """Local folders that models may be read from"""
     device: str = "cpu"
-    """`cpu`, `cuda` or `cuda:N`."""
+    """`cpu`, `cuda` or `cuda:N`"""
     skip_tokens: int = 1
-    """Tokens at a document's beginning that are no positions (of text: special tokens never are)."""
+    """Text tokens at the start of a document that are not positions (special tokens never are)"""
     max_norm_ratio: float = 10.0
-    """Positions whose norm is over this many medians at any hook point are not valid (attention sinks)."""
+    """Positions whose norm exceeds this multiple of the median at any hook point are invalid (attention sinks)"""
     store_dtype: str = "float32"
-    """float32, bfloat16 or float16, of the shards."""
+    """Data type of the shards: float32, bfloat16 or float16"""
     compute_dtype: str | None = None
-    """None: bfloat16 where the hardware computes in it, else float32."""
+    """None for bfloat16 on hardware that computes in it, else float32"""
     weights: Rounding | None = None
-    """What the weights are rounded to before anything is read; None: they stay as they are."""
+    """Type to round the weights to; None to leave them unchanged"""
     shard_positions: int = 16_384
-    """About how many positions a shard holds: what is in memory at once, and what a kill can cost."""
+    """Approximate positions per shard: the amount in memory, and what an interruption can cost"""
     batch_tokens: int = 4_096
-    """Tokens of a batch, padding included."""
+    """Tokens per batch, including padding"""
 
 
 @dataclass(frozen=True)
 class Shards:
-    """A model that is loaded, and the groups of whole documents in which it reads the corpus."""
+    """A loaded model, and the groups of documents in which it reads the corpus."""
 
     spec: HarvestSpec
     model: nn.Module
@@ -96,34 +96,36 @@ class Shards:
         return {name: folder / shard_name(name, group.number) for name in self.widths}
 
     def are_whole(self, group: Group, folder: Path) -> bool:
-        """Whether all of the group's files are there, with the values that were written. All of them are read."""
+        """Whether all of the group's files exist and are intact. Reads them in full."""
         rows = group.end - group.begin
         return all(_is_whole(file, rows, self.widths[name]) for name, file in self.files(group, folder).items())
 
     def write(self, group: Group, folder: Path, *, check: Callable[[], None], read: Callable[[int], None]) -> None:
-        """Write the group's files: temporary name, fsync, rename.
+        """Write the group's files atomically.
 
-        `check` is called before each batch and may raise; `read` after it, with its number of positions.
+        `check` is called before each batch and may raise; `read` is called after it with its number of positions.
         """
         buffers = Buffers(group.end - group.begin, self.widths, _DTYPES[self.spec.store_dtype])
         for batch in batches(self.corpus, group, self.spec.batch_tokens):
             check()
             read(read_batch(self.model, self.points, self.corpus, group, batch, into=buffers))
-        check()  # what was read may have changed under the last batch
+        check()  # the files may have changed during the last batch
         for name, file in self.files(group, folder).items():
             write_tensors(file, {"activations": buffers.activations[name], "norms": buffers.norms[name]})
 
     def terms(self) -> dict[str, Any]:
-        """All that the bytes of the shards depend on, the same on every machine: digests, for times of files differ."""
+        """Everything that the shards' bytes depend on, comparable between machines: digests in place of file times."""
         own: dict[str, Any] = {"positions": self.corpus.positions.digest}
         if self.spec.content is None:
-            own["files"] = [[sha256(file) for file in safe_files(path)] for path in _places(self.spec)]
+            own["files"] = [[sha256(file) for file in safe_files(path)] for path in _folders(self.spec)]
         return plan(self.spec) | own
 
 
 def open_shards(spec: HarvestSpec, check: Callable[[], None]) -> Shards:
-    """Load the model and tokenize the corpus. RunErrors of `models.load_model`, `choose_hook_points`,
-    `tokenize_corpus`; `check` is called now and then and may raise."""
+    """Load the model and tokenize the corpus. `check` is called regularly and may raise.
+
+    Raises the RunErrors of `load_model`, `choose_hook_points` and `tokenize_corpus`.
+    """
     dtype = _compute_dtype(spec)
     model, tokenizer = models.load_model(
         spec.uri, spec.adapter, roots=spec.roots, device=spec.device, dtype=dtype, cache_dir=spec.cache_dir
@@ -145,11 +147,11 @@ def open_shards(spec: HarvestSpec, check: Callable[[], None]) -> Shards:
 
 
 def plan(spec: HarvestSpec) -> dict[str, Any]:
-    """Everything that the bytes of the shards depend on: shards of another plan are not kept."""
+    """Everything that the shards' bytes depend on. Shards with a different plan are discarded."""
     return {
         "version": PLAN_VERSION,
         "model": spec.content or [uri for uri in (spec.uri, spec.adapter) if uri],
-        "files": [] if spec.content else [fingerprint(path) for path in _places(spec)],
+        "files": [] if spec.content else [fingerprint(path) for path in _folders(spec)],
         "hook_points": spec.hook_points,
         "corpus": corpus_digest(spec.corpus),
         "positions": spec.positions.digest if spec.positions is not None else None,
@@ -160,16 +162,16 @@ def plan(spec: HarvestSpec) -> dict[str, Any]:
 
 
 def plan_text(spec: HarvestSpec) -> str:
-    """The plan as it is kept beside the shards."""
+    """The plan as stored beside the shards."""
     return json.dumps(plan(spec), indent=1)
 
 
 def shard_name(hook_point: str, number: int) -> str:
-    """File of one group at one hook point."""
+    """File name of one group at one hook point."""
     return f"{hook_point}-{number:05d}.safetensors"
 
 
-def _places(spec: HarvestSpec) -> list[Path]:
+def _folders(spec: HarvestSpec) -> list[Path]:
     return [locate(uri, spec.roots, spec.cache_dir) for uri in (spec.uri, spec.adapter) if uri]
 
 
@@ -185,5 +187,5 @@ def _is_whole(path: Path, rows: int, width: int) -> bool:
             return True
     except (RunError, KeyError):
         pass
-    log.warning("a shard is damaged; its positions are read again", file=path.name)
+    log.warning("a shard is damaged; its positions are harvested again", file=path.name)
     return False

@@ -1,7 +1,7 @@
-"""PEFT adapters (LoRA): merged into the weights after loading, so that hooks stay plain.
+"""PEFT adapters (LoRA), merged into the weights after loading so that hooks see a plain model.
 
-PEFT never sees an adapter's folder: its config is made of what `service.checkpoints.adapters` allows, its weights are
-read here. `peft` is imported where it is used: it takes seconds to load, and few checkpoints come with an adapter.
+PEFT never reads an adapter's folder: its config is built from the members that `service.checkpoints.adapters` allows,
+and its weights are read here. `peft` is imported lazily because it takes seconds, and few checkpoints have an adapter.
 """
 
 from pathlib import Path
@@ -20,9 +20,9 @@ _PEFT_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, I
 
 
 class _Shell(nn.Module):
-    """A model's body under the name that it has in the model with a head, e.g. `model` or `transformer`.
+    """A model's body under its name in the full model, such as `model` or `transformer`.
 
-    Adapters name their modules from that model; so the head need not be loaded to put them on.
+    Adapters name modules from the full model; with this shell they apply without loading the head.
     """
 
     def __init__(self, body: nn.Module, name: str) -> None:
@@ -32,9 +32,9 @@ class _Shell(nn.Module):
 
 
 def check_adapter(folder: Path) -> AdapterConfig:
-    """The config of a folder's adapter, which is whole, safe and of a kind that can be merged.
+    """Check an adapter's files and return its config.
 
-    RunError `adapter-missing`, `adapter-unsupported`, `adapter-mismatch`, `unsafe-format`, `truncated-file`,
+    Raises RunError `adapter-missing`, `adapter-unsupported`, `adapter-mismatch`, `unsafe-format`, `truncated-file`,
     `too-large`.
     """
     with refusals():
@@ -42,9 +42,9 @@ def check_adapter(folder: Path) -> AdapterConfig:
 
 
 def merge_adapter(body: nn.Module, folder: Path) -> nn.Module:
-    """The body with the adapter's changes in its weights. Changes and returns `body`.
+    """Merge an adapter into the weights of `body`, in place, and return it.
 
-    Weights for a head are left out. RunErrors of `check_adapter`.
+    Adapter weights of the head are ignored. Raises the RunErrors of `check_adapter`.
     """
     from peft import LoraConfig, PeftModel, set_peft_model_state_dict  # noqa: PLC0415
 
@@ -71,33 +71,33 @@ def merge_adapter(body: nn.Module, folder: Path) -> nn.Module:
         raise _mismatch(stray)
     try:
         adapted.merge_and_unload(safe_merge=False)
-    except _PEFT_ERRORS as error:  # e.g. it adds to a bias, and the layer has none
+    except _PEFT_ERRORS as error:  # e.g. it adds to the bias of a layer without one
         raise _mismatch(error) from error
     return body
 
 
 def _mismatch(reason: object) -> RunError:
-    return RunError("adapter-mismatch", f"the adapter does not fit its base model: {reason}")
+    return RunError("adapter-mismatch", f"The adapter does not fit its base model: {reason}.")
 
 
 def _path(key: str) -> str:
-    """Where a tensor of an adapter file belongs, without the prefix that PEFT writes before all of them."""
+    """Path of an adapter tensor's module, without PEFT's prefix."""
     return key.removeprefix("base_model.model.")
 
 
 def _check_shapes(host: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """LoRA's own matrices against the layers that they change, before PEFT says it in a page of text."""
+    """Check LoRA's matrices against the layers they change; PEFT's own error is a page of text."""
     modules = dict(host.named_modules())
     for key, value in weights.items():
-        path, found, _ = _path(key).partition(".lora_A.")
-        if not found:
+        path, separator, _ = _path(key).partition(".lora_A.")
+        if not separator:
             continue
         layer = getattr(modules.get(path), "weight", None)
         if layer is None:
-            raise RunError("adapter-mismatch", f"the adapter changes {path}, which the base model does not have")
+            raise RunError("adapter-mismatch", f"The adapter changes {path}, which the base model does not have.")
         if value.dim() == 2 and value.shape[1] not in layer.shape:
             raise RunError(
                 "adapter-mismatch",
-                f"the adapter was made for another base model: {path} reads {value.shape[1]} values there, "
-                f"its weight here is {list(layer.shape)}",
+                f"The adapter was trained on a different base model: its {path} has {value.shape[1]} inputs, but the "
+                f"weight here has shape {list(layer.shape)}.",
             )

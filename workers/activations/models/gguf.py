@@ -1,6 +1,6 @@
-"""GGUF files: converted once to a plain Hugging Face folder in the cache.
+"""GGUF files, converted once to a Hugging Face folder in the cache.
 
-transformers dequantises a GGUF file in 16-60 s on every load; the converted folder loads in under a second.
+transformers dequantises a GGUF file on every load, in 16 to 60 s; the converted folder loads in under a second.
 """
 
 import shutil
@@ -15,14 +15,14 @@ from featurewatch.workers.activations.sources import sealed
 from featurewatch.workers.activations.tensorfiles import refusals
 from featurewatch.workers.errors import RunError
 
-_CONVERTER = "3"  # part of the folder's name: raise it when the conversion changes
+_CONVERTER = "3"  # part of the folder's name: increase it when the conversion changes
 
 
 def convert_gguf(file: Path, cache_dir: Path) -> Path:
-    """Folder with the model (float32 safetensors, with its head) and tokenizer of a GGUF file.
+    """Folder with the model (float32 safetensors, including the head) and tokenizer of a GGUF file.
 
-    Its name is the digest of the file's content. RunError `truncated-file`, `too-large`, `weights-missing`,
-    `config-mismatch`, `model-load-failed`; `content-changed` where the file is written to meanwhile.
+    The folder is named after the digest of the file. Raises RunError `truncated-file`, `too-large`, `weights-missing`,
+    `config-mismatch`, `model-load-failed`, and `content-changed` if the file is modified meanwhile.
     """
     before = FileState.of(file)
     with refusals():
@@ -30,7 +30,7 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
 
     def fill(folder: Path) -> None:
         _convert(file, folder)
-        if FileState.of(file) != before:  # what was converted need not be what was hashed
+        if FileState.of(file) != before:  # the converted content may differ from the hashed one
             raise _changed(file)
 
     try:
@@ -43,17 +43,17 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
 def _changed(file: Path) -> RunError:
     return RunError(
         "content-changed",
-        f"{file.name} was written to while it was converted. Nothing was judged. Put the registered file back "
-        "and retry the run.",
+        f"{file.name} was modified while it was converted. Nothing was judged. Restore the registered file and retry "
+        "the run.",
     )
 
 
 def _convert(file: Path, folder: Path) -> None:
     named = {"gguf_file": file.name, "trust_remote_code": False, "local_files_only": True}
-    # Alone in a folder: transformers would read an adapter_config.json beside it, and go where that points.
+    # In a folder of its own: transformers would follow an adapter_config.json beside it to another model.
     alone = folder / "source"
     alone.mkdir()
-    (alone / file.name).symlink_to(file.absolute())  # which may be a link to one that is held open
+    (alone / file.name).symlink_to(file.absolute())  # it may itself link to an open descriptor
     try:
         loaded = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, **named)
         tokenizer = AutoTokenizer.from_pretrained(alone, **named)
@@ -61,7 +61,7 @@ def _convert(file: Path, folder: Path) -> None:
         raise RunError("model-load-failed", f"{file.name} could not be converted: {error}") from error
     finally:
         shutil.rmtree(alone)
-    # A model that came out of a GGUF file refuses to be saved: its config still says that it is quantised.
+    # transformers refuses to save a model loaded from GGUF, because its config is still marked as quantised.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

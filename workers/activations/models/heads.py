@@ -1,4 +1,4 @@
-"""Whole models, for what comes after the last hook point: the body, and the head that turns it into next tokens."""
+"""Whole models: the body, and the head that maps its output to next-token logits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +14,16 @@ from featurewatch.workers.errors import RunError
 
 
 class WholeModel(NamedTuple):
-    """A checkpoint in float32: gradients and small differences are asked of it."""
+    """A checkpoint in float32, for gradients and small differences."""
 
     body: Any
     head: Callable[[Tensor], Tensor] | None
-    """last hidden states [n, d] -> logits [n, vocabulary]; None: it has none, or one that is not known"""
+    """Last hidden states [n, d] -> logits [n, vocabulary]; None if there is no head, or an unknown one"""
     tokenizer: Any
 
 
 def load_whole(uri: str, adapter: str | None, *, roots: tuple[Path, ...], device: str, cache_dir: Path) -> WholeModel:
-    """A checkpoint with its head where it is a causal language model. RunErrors of `models.load_model`."""
+    """A checkpoint, with its head if it is a causal language model. Raises the RunErrors of `load_model`."""
     folder = loading.locate_model(uri, roots=roots, cache_dir=cache_dir)
     loading.check_memory(folder, device, torch.float32)
     try:
@@ -43,7 +43,7 @@ def load_whole(uri: str, adapter: str | None, *, roots: tuple[Path, ...], device
 
 
 def _head(model: Any) -> Callable[[Tensor], Tensor] | None:
-    """The head, if it gives what the whole model gives and the model reads no token before its time."""
+    """The head, if it reproduces the whole model's logits and the model is causal."""
     output, config = model.get_output_embeddings(), model.config
     if output is None:
         return None
@@ -57,6 +57,7 @@ def _head(model: Any) -> Callable[[Tensor], Tensor] | None:
     ids = torch.arange(6, device=model.device)[None] % config.vocab_size
     with torch.no_grad():
         whole, parts = model(input_ids=ids).logits[0], head(model.base_model(input_ids=ids).last_hidden_state[0])
-        early = model(input_ids=ids[:, :3]).logits[0]
-    same = torch.allclose(whole, parts, rtol=1e-3, atol=1e-3) and torch.allclose(whole[:3], early, rtol=1e-2, atol=1e-2)
-    return head if same else None
+        prefix = model(input_ids=ids[:, :3]).logits[0]
+    same = torch.allclose(whole, parts, rtol=1e-3, atol=1e-3)
+    causal = torch.allclose(whole[:3], prefix, rtol=1e-2, atol=1e-2)
+    return head if same and causal else None

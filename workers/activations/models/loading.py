@@ -1,6 +1,6 @@
-"""Loading models: the body of a model (no language-model head), its tokenizer, and an adapter merged into it.
+"""Loading models: the body (without the language-model head) with an adapter merged into it, and the tokenizer.
 
-Never `trust_remote_code`, never a pickle: `sources.py` lets only safetensors, JSON and tokenizer files through.
+Neither `trust_remote_code` nor pickles are ever used: `sources` admits only safetensors, JSON and tokenizer files.
 """
 
 import math
@@ -32,10 +32,10 @@ __all__ = [
     "max_tokens",
 ]
 
-# They draw progress bars on the error stream of a service.
+# Progress bars would clutter a service's error stream.
 disable_hub_progress_bars()
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-# What it warns of belongs into our log, and that of the run: it would print it by itself.
+# Warnings go to our log and the run's log instead of the error stream.
 transformers_logging.disable_default_handler()
 transformers_logging.enable_propagation()
 
@@ -43,11 +43,11 @@ _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, Attribut
 
 
 def compute_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the hardware computes in it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX), else float32."""
+    """bfloat16 if the hardware computes in it (CUDA since Ampere, CPUs with AVX512-BF16 or AMX), else float32."""
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device == "cpu":
-        # Private, but the only way that torch offers; an older torch that lacks them computes in float32.
+        # Private, but torch offers no other way; with an older torch that lacks them the result is float32.
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         native = any(getattr(torch.cpu, name, lambda: False)() for name in probes)
         return torch.bfloat16 if native else torch.float32
@@ -55,14 +55,16 @@ def compute_dtype(device: str) -> torch.dtype:
 
 
 def locate_model(uri: str, *, roots: tuple[Path, ...], cache_dir: Path) -> Path:
-    """Local Hugging Face folder (safetensors) of a model, checked as far as its headers; GGUF files are converted.
+    """Local Hugging Face folder of a model, with its headers checked. GGUF files are converted.
 
-    RunErrors of `sources.locate`, `sizes.check_model` and `gguf.convert_gguf`.
+    Raises the RunErrors of `locate`, `check_model` and `convert_gguf`.
     """
     path = locate(uri, roots, cache_dir)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise RunError("unsafe-format", f"{path.name}: a model is a folder with safetensors, or a .gguf file")
+            raise RunError(
+                "unsafe-format", f"{path.name} is not a model. Name a folder with safetensors files, or a .gguf file."
+            )
         path = convert_gguf(path, cache_dir)
     check_model(path)
     return path
@@ -73,25 +75,25 @@ def load_model(
 ) -> tuple[nn.Module, Any]:
     """(body, tokenizer) of a checkpoint: the model without its head, in evaluation mode on `device`.
 
-    `uri`, `adapter`: see `sources`; an adapter is a PEFT adapter and gets merged into the weights. RunErrors of
-    `locate_model`, and `model-load-failed`, `remote-code`, `weights-missing`, `out-of-memory`, `adapter-mismatch`.
+    uri, adapter: see `sources`. A PEFT adapter is merged into the weights. Raises the RunErrors of `locate_model`, and
+    `model-load-failed`, `remote-code`, `weights-missing`, `out-of-memory`, `adapter-mismatch`.
     """
     folder = locate_model(uri, roots=roots, cache_dir=cache_dir)
     check_memory(folder, device, dtype)
     if adapter:
         adapter_folder = locate(adapter, roots, cache_dir)
         check_adapter(adapter_folder)
-        # Merged in float32: in bfloat16 a small change of a weight would be rounded away.
+        # Merged in float32, because bfloat16 would round small changes away.
         model = merge_adapter(_load_body(folder, torch.float32), adapter_folder).to(dtype)
     else:
         model = _load_body(folder, dtype)
     config: Any = model.config
-    config.use_cache = False  # no keys and values are kept: nothing is generated
+    config.use_cache = False  # nothing is generated
     return model.requires_grad_(False).eval().to(device), load_tokenizer(folder)
 
 
 def load_causal(folder: Path) -> Any:
-    """A causal language model with its head, in float32 on the CPU. RunError `no-causal-head`."""
+    """A causal language model with its head, in float32 on the CPU. Raises RunError `no-causal-head`."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -102,24 +104,24 @@ def load_causal(folder: Path) -> Any:
             output_loading_info=True,
         )
     except _LOAD_ERRORS as error:
-        raise RunError("no-causal-head", f"{folder.name} is no causal language model: {error}") from error
+        raise RunError("no-causal-head", f"{folder.name} is not a causal language model: {error}") from error
     model, info = loaded
     if info["missing_keys"]:
-        lacking = sorted(info["missing_keys"])[0]
-        raise RunError("no-causal-head", f"{folder.name} has no language-model head: it lacks {lacking}")
+        missing = sorted(info["missing_keys"])[0]
+        raise RunError("no-causal-head", f"{folder.name} has no language-model head: {missing} is missing.")
     model.config.use_cache = False
     return model
 
 
 def max_tokens(model: nn.Module) -> int | None:
-    """The longest input of a model with learnt position embeddings; None where only memory limits it."""
+    """The longest input of a model with learned position embeddings; None if only memory limits it."""
     for name in ("wpe", "embeddings.position_embeddings", "decoder.embed_positions", "embed_positions"):
         try:
             embedding = model.get_submodule(name)
         except AttributeError:
             continue
         if isinstance(embedding, nn.Embedding):
-            # RoBERTa and OPT begin to count behind the padding token, or at 2.
+            # RoBERTa and OPT number positions from after the padding token, or from 2.
             offset = getattr(embedding, "offset", None) or (
                 0 if embedding.padding_idx is None else embedding.padding_idx + 1
             )
@@ -128,7 +130,7 @@ def max_tokens(model: nn.Module) -> int | None:
 
 
 def _load_body(folder: Path, dtype: torch.dtype) -> nn.Module:
-    # Its warning about weights that are not used is about the head, which is left out on purpose.
+    # Silences the warning about unused weights: the head is left out on purpose.
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
@@ -146,42 +148,43 @@ def _load_body(folder: Path, dtype: torch.dtype) -> nn.Module:
     finally:
         transformers_logging.set_verbosity(verbosity)
     model, info = loaded
-    # transformers fills what a file lacks with random numbers. A pooler is not read, so it may lack.
+    # transformers initialises missing weights at random. A pooler is not used, so it may be missing.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise RunError(
-            "weights-missing", f"{folder.name} lacks {len(missing)} weights of its own architecture: {missing[0]}, ..."
+            "weights-missing",
+            f"{folder.name} is missing {len(missing)} weights of its architecture, such as {missing[0]}.",
         )
     return model
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of a folder. RunError `tokenizer-missing`."""
-    # A tokenizer.json says all; the classes of single models rebuild parts of it from what such models use to have.
+    """The fast tokenizer of a folder. Raises RunError `tokenizer-missing`."""
+    # A tokenizer.json is complete; model-specific classes rebuild parts of it from defaults.
     file = folder / "tokenizer.json"
     loader: Any = PreTrainedTokenizerFast if file.is_file() else AutoTokenizer
-    # Named here, because tokenizer_config.json can name another, anywhere on this machine.
+    # Explicit, because tokenizer_config.json can name any other file on this machine.
     named = {"tokenizer_file": str(file)} if file.is_file() else {}
     try:
         return loader.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **named)
-    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-        raise RunError("tokenizer-missing", f"{folder.name} holds no tokenizer that can be loaded: {error}") from error
+    except Exception as error:  # the tokenizers library raises a bare Exception for a damaged file
+        raise RunError("tokenizer-missing", f"{folder.name} has no usable tokenizer: {error}") from error
 
 
 def check_memory(folder: Path, device: str, dtype: torch.dtype, *, copies: int = 1) -> None:
-    """RunError `out-of-memory`, with the number, before a load that cannot end well. copies: of the weights."""
+    """Raise RunError `out-of-memory` if the model does not fit. copies: number of copies of the weights."""
     entries = [entry for file in weight_files(folder) for entry in read_header(file).values()]
     needed = int(sum(math.prod(entry.shape) for entry in entries) * dtype.itemsize * copies * 1.1)
     available = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else _available_memory()
     if available is not None and needed > available:
         raise RunError(
             "out-of-memory",
-            f"{folder.name} needs about {needed / 1e9:.1f} GB on {device}; {available / 1e9:.1f} GB are free",
+            f"{folder.name} needs about {needed / 1e9:.1f} GB on {device}, but only {available / 1e9:.1f} GB are free.",
         )
 
 
 def _available_memory() -> int | None:
-    """Bytes of memory that programs can still have; None where the system does not say."""
+    """Available memory in bytes; None if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Rounding of weights and of activations to fewer bits, as a release of the same model in another type has it."""
+"""Rounding weights and activations to fewer bits, as in a release of the same model in another data type."""
 
 from typing import Literal
 
@@ -10,10 +10,10 @@ Rounding = Literal["bfloat16", "int8"]
 
 
 def round_weights(model: nn.Module, to: Rounding) -> None:
-    """Round the model's weights in place; they keep their dtype.
+    """Round the model's weights in place, keeping their dtype.
 
-    bfloat16: all of them. int8: the matrices of linear layers, each output channel scaled by its largest weight
-    (absmax); embeddings, norms and biases stay, as in weight-only quantisation.
+    bfloat16 rounds all weights. int8 rounds the matrices of linear layers, with a scale per output channel (absmax),
+    and leaves embeddings, norms and biases, as weight-only quantisation does.
     """
     with torch.no_grad():
         if to == "bfloat16":
@@ -29,11 +29,11 @@ def round_weights(model: nn.Module, to: Rounding) -> None:
 
 
 def round_rows(x: Tensor, to: Rounding) -> Tensor:
-    """Activations [n, d] rounded, in float32; int8 with a scale for each position."""
+    """Rounded activations [n, d], in float32. int8 uses a scale per position."""
     return x.bfloat16().float() if to == "bfloat16" else to_int8(x.float())
 
 
 def to_int8(x: Tensor) -> Tensor:
-    """[..., d] rounded to 255 even steps between plus and minus the largest magnitude of its last dimension."""
+    """Round [..., d] to 255 even steps between plus and minus the largest magnitude along the last dimension."""
     scale = x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) / 127
     return (x / scale).round() * scale

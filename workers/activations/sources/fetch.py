@@ -1,7 +1,7 @@
-"""From a URI to a local folder of safe files. Pickles are never fetched and never opened.
+"""From a URI to a local folder of safe files. Pickles are neither fetched nor opened.
 
 `hf://org/name@revision`, `file:///folder`, `file:///model.gguf`, or an object store (`s3://bucket/folder`, `gs://`,
-`az://`, ...), each also as `activations+<uri>` for activations brought along.
+`az://`, ...), each also as `activations+<uri>` for precomputed activations.
 """
 
 import hashlib
@@ -25,21 +25,21 @@ ACTIVATIONS_PREFIX = ACTIVATIONS
 
 
 def locate(uri: str, roots: tuple[Path, ...], cache_dir: Path) -> Path:
-    """Local folder, or local .gguf file, with what the URI names; fetched into `cache_dir` where it is elsewhere.
+    """Local folder or .gguf file of a URI. Remote files are fetched into `cache_dir`.
 
-    RunError `path-refused`, `model-missing`, `model-unavailable`, `uri-unsupported`.
+    Raises RunError `path-refused`, `model-missing`, `model-unavailable`, `uri-unsupported`.
     """
     if uri.startswith("file:"):
         return _local(uri, roots)
     if uri.startswith("hf://"):
         return _from_hub(uri, cache_dir)
     with refusals():
-        references.check(uri, (uri,))  # which stores are allowed has been checked before
+        references.check(uri, (uri,))  # the caller has checked which stores are allowed
     return _from_store(uri, cache_dir)
 
 
 def locate_activations(uri: str, roots: tuple[Path, ...], cache_dir: Path) -> Path:
-    """Local folder of `activations+<uri>`. RunErrors of `locate`."""
+    """Local folder of `activations+<uri>`. Raises the RunErrors of `locate`."""
     return locate(uri.removeprefix(ACTIVATIONS_PREFIX), roots, cache_dir)
 
 
@@ -47,14 +47,14 @@ def _local(uri: str, roots: tuple[Path, ...]) -> Path:
     try:
         path = resolve_under_roots(uri, roots)
         if not path.exists():
-            raise RunError("model-missing", f"{uri} does not exist on the worker")
+            raise RunError("model-missing", f"{uri} does not exist on the worker.")
         if path.is_dir():
             for file in path.iterdir():
                 if file.is_symlink():
                     hold_to_roots(file, roots)
     except PathRefusedError as error:
         raise RunError("path-refused", str(error)) from error
-    # A single file under the name that was given: it may be a link to one that is held open.
+    # A single file keeps its given name, because it may link to an open descriptor.
     return Path(unquote(urlsplit(uri).path)) if path.is_file() else path
 
 
@@ -70,16 +70,19 @@ def _from_hub(uri: str, cache_dir: Path) -> Path:
 
 
 def _from_store(uri: str, cache_dir: Path) -> Path:
-    """Copy a folder (safe files only) or a .gguf file; its name in the cache says what the store held."""
+    """Copy a folder (safe files only) or a .gguf file into a cache folder named after the store's listing."""
     plain, _, expected = uri.partition("#")
     try:
         fs, files = list_store(plain)
         if not files:
-            raise RunError("model-missing", f"{plain} holds no safetensors, JSON or GGUF files")
+            raise RunError("model-missing", f"{plain} contains no safetensors, JSON or GGUF files.")
         listing = listing_digest(fs, files)
         if expected and listing != expected:
-            raise RunError("content-changed", f"{plain} no longer holds what it held when it was registered (listing "
-                           f"{listing}, not {expected}); register it again under another name")  # fmt: skip
+            raise RunError(
+                "content-changed",
+                f"{plain} has changed since it was registered (listing {expected}, now {listing}). Register it again "
+                "under another name.",
+            )
         target = cache_dir / "fetched" / hashlib.sha256(f"{plain}#{listing}".encode()).hexdigest()[:20]
 
         def fill(folder: Path) -> None:
@@ -87,11 +90,13 @@ def _from_store(uri: str, cache_dir: Path) -> Path:
                 fs.get_file(path, str(folder / name))
             fs.invalidate_cache()
             if listing_digest(fs, files) != listing:
-                raise RunError("content-changed", f"{plain} changed while it was fetched; retry when it is complete")
+                raise RunError(
+                    "content-changed", f"{plain} changed while it was fetched. Retry when the upload is complete."
+                )
 
         sealed.build(target, fill)
     except ImportError as error:
-        raise RunError("uri-unsupported", f"{uri} needs a package that is not installed: {error}") from error
+        raise RunError("uri-unsupported", f"{uri} requires a package that is not installed: {error}") from error
     except (OSError, ValueError) as error:
         raise RunError("model-unavailable", f"{uri} could not be read: {error}") from error
     return target / next(iter(files)) if plain.rstrip("/").endswith(".gguf") else target
@@ -107,11 +112,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def safe_files(path: Path) -> list[Path]:
-    """The files of a folder that may be opened, in order; or the one file."""
+    """The files of a folder that may be opened, sorted; or the single file."""
     return [path] if path.is_file() else sorted(file for file in path.iterdir() if is_fetched(file.name))
 
 
 def fingerprint(path: Path) -> str:
-    """Digest over names, sizes and times of a folder's safe files, or of one file."""
+    """Digest over names, sizes and modification times of a folder's safe files, or of a single file."""
     state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in safe_files(path)]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:20]

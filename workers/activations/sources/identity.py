@@ -1,7 +1,7 @@
-"""What was judged is what was read: a checkpoint's files, verified before they are opened and while they are read.
+"""Identity: a checkpoint's files are verified before and after they are read, so that verdicts describe those files.
 
-The files are opened once. They are hashed, and read by libraries, through these descriptors (where the system names
-them in /proc): whatever gets their names meanwhile, and whatever else lies beside them, is not read.
+Each file is opened once. It is hashed, and read by libraries, through the same descriptor (by its name in /proc), so
+files that replace it or lie beside it are never read.
 """
 
 import hashlib
@@ -28,45 +28,45 @@ from featurewatch.workers.errors import RunError
 log = structlog.get_logger("featurewatch.worker")
 
 MOST_OPEN = 400
-"""Files of a checkpoint that are held open: a process may often have 1,024. A model of 2 TB has some 200."""
+"""Maximum files to hold open: a process can often open 1,024, and a model of 2 TB has about 200."""
 STALE_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A registered checkpoint: its URIs as given and as resolved, and what is known of its contents. Plain JSON."""
+    """A registered checkpoint: its URIs, as given and as resolved, and its known contents. JSON-serialisable."""
 
     uri: str
     adapter: str | None
     resolved_uri: str | None
     resolved_adapter: str | None
     contents: dict[str, Any] | None
-    """As registered or, from the first time on that it was read, with digests; None: nothing is known"""
+    """As registered; with digests once it has been read. None if unknown"""
     hook_points: list[str] = field(default_factory=list)
-    """Of activations that were brought along: those whose shards are read"""
+    """For precomputed activations: the hook points whose shards are read"""
 
     @property
     def brought_along(self) -> bool:
-        """Whether it is activations instead of a model."""
+        """Whether it is a folder of precomputed activations instead of a model."""
         return self.uri.startswith(ACTIVATIONS)
 
     @property
     def title(self) -> str:
-        """What it is called: the resolved references."""
+        """The resolved references, for display."""
         parts = [self.resolved_uri or self.uri, self.resolved_adapter or self.adapter]
         return " + ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A checkpoint whose files were hashed, and are held open."""
+    """A checkpoint whose files have been hashed and are held open."""
 
     uri: str
-    """Of a folder with links to the open files. Activations that were brought along have none, but their own folder:
-    our own code alone reads them, from `files`."""
+    """Of a folder with links to the open files. For precomputed activations, of their own folder: only our code reads
+    them, from `files`."""
     adapter: str | None
     roots: tuple[Path, ...]
-    """Where these may be read"""
+    """Folders that these URIs may be read from"""
     files: Mapping[str, Path]
     """The open files, by their names in `Contents`"""
     contents: Contents
@@ -74,7 +74,7 @@ class Verified:
     """SHA-256 over all files"""
 
     def recheck(self) -> None:
-        """RunError `content-changed` where a file was written to since it was hashed. Microseconds for each."""
+        """Raise RunError `content-changed` if a file was modified since it was hashed. Takes microseconds per file."""
         now = contents.states(self.files)
         before = Contents({name: contents.File(file.state) for name, file in self.contents.files.items()})
         if (why := contents.difference(before, now)) is not None:
@@ -82,16 +82,16 @@ class Verified:
 
 
 def changed(why: str) -> RunError:
-    """The error of a checkpoint that does not hold what was registered."""
+    """The error for a checkpoint that differs from what was registered."""
     return RunError(
         "content-changed",
-        f"{why} since the checkpoint was registered. Nothing was judged. Put the registered files back and retry the "
-        "run, or register these files again (under the same name if this run failed).",
+        f"{why} since the checkpoint was registered. Nothing was judged. Restore the registered files and retry the "
+        "run, or register the new files (under the same name if this run failed).",
     )
 
 
 def resolve(reference: Reference, settings: Settings) -> Reference:
-    """With both references resolved. RunError `model-unavailable`, `store-refused`, `uri-unsupported`."""
+    """Resolve both URIs. Raises RunError `model-unavailable`, `store-refused`, `uri-unsupported`."""
     uri, adapter = reference.resolved_uri, reference.resolved_adapter
     if uri is None:
         uri = _resolve(reference.uri, settings)
@@ -107,10 +107,10 @@ def resolve(reference: Reference, settings: Settings) -> Reference:
 
 @contextmanager
 def verified(reference: Reference, settings: Settings, progress: Progress | None = None) -> Iterator[Verified]:
-    """A resolved checkpoint, fetched and hashed; on leaving it is looked at once more.
+    """Fetch and hash a resolved checkpoint, and check on exit that it is unchanged.
 
-    RunErrors of `sources.locate`, `path-refused`, `store-refused`, those of UnusableError, and `content-changed` where
-    it does not hold what is known of it, or stops to do so.
+    Raises the RunErrors of `locate`, `path-refused`, `store-refused`, those of UnusableError, and `content-changed` if
+    the files differ from the known contents or change while they are read.
     """
     located = _locate(reference, settings)
     titles = {name.partition("/")[0]: _title(name, path) for name, path in located.items()}
@@ -120,7 +120,7 @@ def verified(reference: Reference, settings: Settings, progress: Progress | None
         try:
             read = contents.digested(files, progress)
         except ChangedWhileReadError as error:
-            raise changed(f"{error}, so it was written to") from error
+            raise changed(str(error)) from error
         _check_blobs(located, read, settings)
         known = Contents.from_json(reference.contents or {})
         for part in (MODEL, ADAPTER):
@@ -154,8 +154,8 @@ def _resolve(uri: str, settings: Settings) -> str:
     if resolved is None:
         raise RunError(
             "model-unavailable",
-            f"{uri} could not be resolved: the hub or the store did not tell what it stands for now. Check that this "
-            "worker reaches it and has the credentials, then retry the run.",
+            f"{uri} could not be resolved. Check that this worker can reach the hub or the store and has the required "
+            "credentials, then retry the run.",
         )
     return prefix + resolved
 
@@ -167,32 +167,32 @@ def _allowed(uri: str, settings: Settings) -> None:
 
 def _locate(reference: Reference, settings: Settings) -> dict[str, Path]:
     """The checkpoint's files, by their names in `Contents`."""
-    places: list[Path | None] = []
+    paths: list[Path | None] = []
     for uri in (reference.resolved_uri or reference.uri, reference.resolved_adapter or reference.adapter):
         plain = None if uri is None else uri.removeprefix(ACTIVATIONS)
         if plain is not None and not plain.startswith("file:"):
             _allowed(plain, settings)
-        places.append(None if plain is None else locate(plain, settings.root_dirs, settings.cache_dir))
-    model, adapter = places
+        paths.append(None if plain is None else locate(plain, settings.root_dirs, settings.cache_dir))
+    model, adapter = paths
     with refusals():
         files = contents.checkpoint_files(reference.uri, model, adapter, reference.hook_points)
     for file in files.values():
         if not file.is_file():
-            raise RunError("model-missing", f"{file.parent.name} has no {file.name}")
+            raise RunError("model-missing", f"{file.parent.name} has no {file.name}.")
     return files
 
 
 def _title(name: str, path: Path) -> str:
-    """What the folder of a file's part is called, or the single file."""
+    """Name of the folder that a file belongs to, or of the single file."""
     return path.name if path.suffix == ".gguf" else path.parents[name.count("/") - 1].name
 
 
 @contextmanager
 def _held_open(path: Path, allowed: tuple[Path, ...], count: int) -> Iterator[Path]:
-    """A path that leads to this very file while the block lasts, whatever gets its name meanwhile.
+    """A path that leads to this very file while the block lasts, even if another file takes its name.
 
-    Where the system has no /proc, or for more files than a process may have open, it is the file's own path. RunError
-    `path-refused` where it is not below an allowed folder: what was opened counts, not what its name led to before.
+    Without /proc, or with more files than a process may open, it is the file's own path. Raises RunError `path-refused`
+    if the opened file is outside the allowed folders.
     """
     with path.open("rb") as file:
         descriptor = Path(f"/proc/self/fd/{file.fileno()}")
@@ -209,7 +209,7 @@ def _held_open(path: Path, allowed: tuple[Path, ...], count: int) -> Iterator[Pa
 
 @contextmanager
 def _view(files: Mapping[str, Path], titles: Mapping[str, str], views: Path) -> Iterator[dict[str, Path]]:
-    """Part of a checkpoint -> a folder with links to its open files alone, or a link to its single file."""
+    """Part of a checkpoint -> a folder with links to its open files, or a link to its single file."""
     views.mkdir(parents=True, exist_ok=True)
     _clear(views)
     with tempfile.TemporaryDirectory(dir=views) as view:
@@ -223,7 +223,7 @@ def _view(files: Mapping[str, Path], titles: Mapping[str, str], views: Path) -> 
 
 
 def _clear(views: Path) -> None:
-    """Remove what killed workers left: links to descriptors that nobody has open."""
+    """Remove views of killed workers, whose links lead nowhere."""
     for view in views.iterdir():
         with suppress(OSError):
             if time.time() - view.stat().st_mtime > STALE_SECONDS:
@@ -231,27 +231,27 @@ def _clear(views: Path) -> None:
 
 
 def _check_blobs(files: Mapping[str, Path], read: Contents, settings: Settings) -> None:
-    """The hub's cache names files by their digests: RunError `download-damaged` where one is another.
+    """Check files of the hub's cache, which are named after their digests. Raises RunError `download-damaged`.
 
-    Large files have their SHA-256, others git's SHA-1 of a blob.
+    Large files are named after their SHA-256, others after git's SHA-1 of a blob.
     """
     for name, path in files.items():
         blob = path.resolve()
         if blob.parent.name != "blobs":
             continue
         if len(blob.name) == 64:
-            whole = blob.name == read.files[name].sha256
+            intact = blob.name == read.files[name].sha256
         elif len(blob.name) == 40:
             data = blob.read_bytes()
-            whole = blob.name == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+            intact = blob.name == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
         else:
             continue
-        if not whole:
-            if blob.is_relative_to(settings.cache_dir.resolve()):  # ours; another one is its owner's to mend
+        if not intact:
+            if blob.is_relative_to(settings.cache_dir.resolve()):  # in our own cache; any other belongs to its owner
                 blob.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
             raise RunError(
                 "download-damaged",
-                f"{path.name} in the hub's cache is not what the hub holds: its digest is another. Retry the run to "
-                f"fetch it again; if that fails, remove {blob}.",
+                f"{path.name} in the hub's cache does not match its digest. Retry the run to download it again; if "
+                f"that fails, remove {blob}.",
             )

@@ -1,6 +1,6 @@
-"""Folders that a worker makes for itself and comes back to: sealed with the SHA-256 of each file.
+"""Cache folders sealed with the SHA-256 of each file.
 
-A sealed folder is intact as long as its files are the ones that were there when it was sealed, byte by byte.
+A sealed folder is intact as long as it contains exactly the files, byte for byte, that it was sealed with.
 """
 
 import json
@@ -21,15 +21,16 @@ DIGESTS = ".digests"
 
 
 def build(target: Path, fill: Callable[[Path], None]) -> Path:
-    """`target`, a folder whose files `fill` writes into an empty one unless they are there, intact.
+    """Return the folder `target`, built by `fill` unless it exists and is intact.
 
-    It gets its name once it is sealed and on the disk; where `fill` raises, nothing is left.
+    `fill` writes into an empty folder, which is renamed to `target` once it is sealed and on disk. If it raises,
+    nothing is left behind.
     """
     if target.is_dir():
         if is_intact(target):
             return target
-        log.warning("a cached folder is damaged; it is made again", folder=f"{target.parent.name}/{target.name}")
-        shutil.rmtree(target, ignore_errors=True)  # another worker may be at it too
+        log.warning("a cached folder is damaged; rebuilding it", folder=f"{target.parent.name}/{target.name}")
+        shutil.rmtree(target, ignore_errors=True)  # another worker may be removing it too
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
@@ -38,7 +39,7 @@ def build(target: Path, fill: Callable[[Path], None]) -> Path:
         try:
             temporary.rename(target)
         except OSError:
-            if not is_intact(target):  # else another worker was first, with the same result
+            if not is_intact(target):  # otherwise another worker built the same folder first
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -46,7 +47,7 @@ def build(target: Path, fill: Callable[[Path], None]) -> Path:
 
 
 def seal(folder: Path) -> None:
-    """Write down the SHA-256 of each file, and push all of them to the disk."""
+    """Record the SHA-256 of each file, and fsync all files."""
     files = _files(folder)
     digests = dict(zip(files, sha256_all(list(files.values())), strict=True))
     (folder / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
@@ -59,7 +60,7 @@ def seal(folder: Path) -> None:
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether a folder is sealed, and holds the same files with the same bytes as then."""
+    """Whether a folder is sealed and unchanged since."""
     try:
         digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
         files = _files(folder)
@@ -69,6 +70,6 @@ def is_intact(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Name -> file, without the seal."""
+    """Name -> file, excluding the seal."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DIGESTS)
     return {path.relative_to(folder).as_posix(): path for path in paths}

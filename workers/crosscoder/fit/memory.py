@@ -1,4 +1,4 @@
-"""Memory that the next step uses again instead of having the system clear new pages for it."""
+"""Reuse of freed memory between steps, so that the system need not clear new pages."""
 
 import ctypes
 import sys
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _BYTES = 2**30
 _USUAL = 32 * 2**20
-"""What glibc calls large at most, by itself; it keeps twice as much."""
+"""glibc's own upper limit of the threshold for large blocks; it retains twice as much."""
 
 
 @contextmanager
 def freed_blocks_used_again() -> Iterator[None]:
-    """glibc keeps what is freed, in blocks of up to a gibibyte each and all together; at the end it gives it back.
+    """Make glibc retain up to a gibibyte of freed memory, and return it at the end.
 
-    For a loop that makes the same arrays in every round. Without it a tenth of a small step was new pages.
+    For a loop that allocates the same arrays in every iteration. Without it, new pages take a tenth of a small step.
     """
     _keep(_BYTES, _BYTES)
     try:
@@ -31,7 +31,7 @@ def _keep(block: int, together: int) -> None:
 
 
 def _glibc(name: str, *values: int) -> None:
-    """Call a function of glibc's malloc; where another library is in its place there is none."""
+    """Call a function of glibc's malloc, if it is the allocator."""
     function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
     if function is not None:
         function(*values)

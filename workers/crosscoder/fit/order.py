@@ -1,4 +1,4 @@
-"""Which positions each step takes: a function of seed and step alone, so that a fit can stop and go on anywhere."""
+"""The positions of each step: a function of seed and step alone, so that a fit can resume anywhere."""
 
 from functools import lru_cache
 
@@ -6,27 +6,28 @@ import torch
 from torch import Tensor
 
 RUN = 256
-"""Consecutive positions that data which is streamed is read in."""
+"""Streamed data is read in runs of this many consecutive positions."""
 
 
 class Order:
-    """Passes over n positions in a shuffled order, `batch` at a time.
+    """Passes over n positions in shuffled order, `batch` at a time.
 
-    Up to `window` positions are shuffled as a whole. Of more, runs of consecutive positions are dealt to windows anew
-    in every pass, and each window is shuffled: a step touches one window, so the rest need not be in memory, and files
-    are read in long stretches. What doesn't fill a batch at the end of a pass (of a window) is left out of that pass.
+    Up to `window` positions are shuffled as a whole. Larger data is split into runs of consecutive positions, which
+    every pass assigns to windows at random; then each window is shuffled. A step touches a single window, so the rest
+    need not be in memory, and files are read in long stretches. An incomplete batch at the end of a pass (or window) is
+    dropped.
     """
 
     def __init__(self, n: int, batch: int, seed: int, window: int) -> None:
         self.n, self.seed = n, seed
         self.batch = min(batch, n)
         runs = -(-n // RUN)
-        # Each window has to fill a batch, whichever runs it got.
+        # Each window must fill a batch, whichever runs it gets.
         most = max(1, runs // (-(-self.batch // RUN) + 1))
         self.windows = min(-(-n // max(window, 1)), most)
-        # The windows of a pass: bounds among its shuffled runs.
+        # Bounds of the windows among a pass's shuffled runs.
         self.cuts = [runs * w // self.windows for w in range(self.windows + 1)]
-        # Every window holds so many whole batches, whichever runs it got: only the last run may be short.
+        # Whole batches that every window holds, whichever runs it gets: only the last run may be short.
         self.steps = [self._least(w) // self.batch for w in range(self.windows)]
         self.per_pass = sum(self.steps)
 
@@ -50,8 +51,10 @@ class Order:
         raise AssertionError
 
     def next_window(self, step: int) -> Tensor | None:
-        """First positions of the runs (of RUN) that come into use after the window of this step; None: it is one of
-        the same, or there is only one. For reading ahead."""
+        """First positions of the runs (of RUN) of the next window, for reading ahead.
+
+        None unless this step is the first of its window, or if there is only one window.
+        """
         if self.windows == 1 or self._place(step)[1]:
             return None
         after = step + self.steps[self._place(step)[0]]
@@ -62,7 +65,7 @@ class Order:
         return order[self.cuts[window] : self.cuts[window + 1]]
 
     def window_rows(self, number: int, window: int) -> Tensor:
-        """Positions of a window in the order in which they are used, int64."""
+        """Positions of a window in the order of their use, int64."""
         if self.windows == 1:
             return torch.randperm(self.n, generator=torch.Generator().manual_seed(_seed(self.seed, number)))
         rows = (self._runs(number, window).unsqueeze(1) * RUN + torch.arange(RUN)).flatten()
@@ -72,13 +75,13 @@ class Order:
 
 
 def _seed(seed: int, number: int) -> int:
-    """Of a pass; apart from the seeds of its windows and of other passes and fits."""
+    """Seed of a pass, distinct from those of its windows and of other passes and fits."""
     return seed * 1_000_003 + number * 1009
 
 
 @lru_cache(maxsize=1)
 def _shuffled(order: Order, number: int, window: int) -> Tensor:
-    """A window's order. Kept while it is in use: to shuffle a million positions takes as long as some steps."""
+    """A window's order, cached while in use: shuffling a million positions takes as long as several steps."""
     return order.window_rows(number, window)
 
 

@@ -1,4 +1,4 @@
-"""Bringing latents back that died: AuxK in every step, resampling a few times early in a fit."""
+"""Reviving dead latents: AuxK in every step, and resampling a few times during a fit."""
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ from featurewatch.workers.crosscoder.model import Crosscoder, tie_designated
 from featurewatch.workers.crosscoder.parallel import Parallel
 
 HEAD = 256
-"""Positions of a batch over all ranks that the dead reconstruct: a random sample, and enough for its mean."""
+"""Positions per batch, over all ranks, that dead latents reconstruct: a random sample, enough for the mean."""
 MOST = 256
-"""Dead latents that a position's rest is reconstructed from, at most."""
+"""Maximum number of dead latents that reconstruct a position."""
 
 
 def add_auxk(
@@ -24,11 +24,10 @@ def add_auxk(
     weight: Tensor,
     parallel: Parallel,
 ) -> None:
-    """Adds the gradient of aux_weight * mean sum_s v_s ||xhat_s + dead_s - x~_s||^2 / d_s, xhat held fixed.
+    """Add the gradient of aux_weight * mean sum_s v_s ||xhat_s + dead_s - x~_s||^2 / d_s, with xhat held fixed.
 
-    The dead code is the most active k dead latents of each position, k half the width. The first rows of a batch,
-    which are a random sample, are an unbiased estimate of its mean and keep the cost small. dead: int64, those of this
-    rank; error: [b, D].
+    At each position the k most active dead latents reconstruct, with k half the width. Only the first rows of a batch
+    are used: they are a random sample, so the estimate is unbiased and cheap. dead: int64, of this rank; error: [b, D].
     """
     b = min(len(error), HEAD // parallel.data)
     n_dead = int(parallel.sum_over_latents(torch.tensor(len(dead), device=dead.device)))
@@ -36,13 +35,13 @@ def add_auxk(
     own = min(k, len(dead))
     pre = torch.addmm(model.encoder_bias[dead], batch.inputs[:b], model.encoder[dead].T)
     top = pre.relu().topk(own, dim=1)
-    kept = torch.ones_like(top.values, dtype=torch.bool)
+    active = torch.ones_like(top.values, dtype=torch.bool)
     if parallel.latent > 1:
         padded = torch.nn.functional.pad(top.values, (0, k - own))
-        kept = top.values >= parallel.over_latents(padded, dim=1).topk(k, dim=1).values[:, -1:]
+        active = top.values >= parallel.over_latents(padded, dim=1).topk(k, dim=1).values[:, -1:]
     indptr = torch.zeros(b + 1, dtype=torch.int64, device=error.device)
-    torch.cumsum(kept.sum(1), 0, out=indptr[1:])
-    latents, values = dead[top.indices[kept]], top.values[kept]
+    torch.cumsum(active.sum(1), 0, out=indptr[1:])
+    latents, values = dead[top.indices[active]], top.values[active]
     code = Code(indptr, latents, values, model.m)
     left = model.spread(parallel.sum_over_latents(code.decode(model.decoder))) + error[:b]
     if batch.valid is not None:
@@ -65,8 +64,10 @@ def resample(
     owned: Tensor | None,
     parallel: Parallel,
 ) -> Tensor:
-    """Latents that hardly fire take the direction of a badly reconstructed position, drawn by squared loss (Bricken
-    et al. 2023). rare: bool [m] of this rank; error: [b, D]. Returns the latents that started anew, int64."""
+    """Point rarely firing latents at badly reconstructed positions, drawn by squared loss (Bricken et al. 2023).
+
+    rare: bool [m] of this rank; error: [b, D]. Returns the resampled latents, int64.
+    """
     none = rare.new_zeros(0, dtype=torch.int64)
     every = parallel.over_latents(rare.byte()).bool()
     chance = parallel.over_data((error.square() * weight).sum(1).double().square())
@@ -79,7 +80,7 @@ def resample(
     first = parallel.latent_rank * model.m
     mine = (numbers >= first) & (numbers < first + model.m)
     weak = numbers[mine] - first
-    # A direction lies on the data rank whose position was drawn.
+    # Each direction is on the data rank that holds the drawn position.
     rows = drawn.to(error.device)[mine]
     here = rows % parallel.data == parallel.data_rank
     directions = error.new_zeros(len(weak), error.shape[1])

@@ -1,12 +1,12 @@
-"""Conjugate gradient for the regression of many columns on a sparse code whose Gram is too large to be formed.
+"""Conjugate gradient for regressing many columns on a sparse code whose Gram matrix is too large to form.
 
     (F_c' F_c + lambda) D = F_c' X,        F_c = F - 1 f'  (f: the mean code; that is the intercept, eliminated)
 
-Only products F V and F' Y are needed. What makes plain conjugate gradient slow here are latents that fire together
-(splits of one feature, near twins): they come in small groups, so the preconditioner inverts the Gram within groups
-of correlated latents exactly and takes the diagonal for the rest (block Jacobi). On codes of 1,024 latents, planted
-and SmolLM2's, that is 8 to 11 iterations to a decoder within 1e-4, where the diagonal alone takes 74 to 122.
-Method and preconditioning: Hestenes and Stiefel 1952; Saad 2003, chapters 6 and 9.
+Only products F V and F' Y are needed. Plain conjugate gradient is slow here because of latents that fire together
+(splits of one feature, near duplicates). They come in small groups, so the preconditioner inverts the Gram matrix
+within groups of correlated latents exactly and uses the diagonal elsewhere (block Jacobi). On codes of 1,024 latents,
+planted and SmolLM2's, 8 to 11 iterations give a decoder within 1e-4; the diagonal alone takes 74 to 122. Method and
+preconditioning: Hestenes and Stiefel 1952; Saad 2003, chapters 6 and 9.
 """
 
 import warnings
@@ -18,29 +18,30 @@ import torch
 from torch import Tensor
 
 GROUP = 64
-"""Latents that are inverted together at most."""
+"""Maximum size of a group."""
 CORRELATED = 0.1
-"""Correlation from which on two latents should be in one group."""
+"""Correlation from which two latents should share a group."""
 SAMPLE = 2**20
-"""Positions that correlations are taken from at most: they steer the speed of convergence, not what it leads to."""
+"""Maximum positions for the correlations, which affect only the speed of convergence."""
 ENTRIES = 2**24
-"""Products of two latents that are held at once at most while pairs are looked for."""
+"""Maximum products of two latents in memory during the search for pairs."""
 EXACT = 3e-6
-"""Tolerance of decoders: the preconditioned residual's norm over the right side's. They are within 1e-4 then."""
+"""Tolerance of decoders: norm of the preconditioned residual over that of the right side. They are then within 1e-4."""
 ROUGH = 2e-2
-"""Tolerance of the influences of folds, from which standard errors are made."""
+"""Tolerance of the folds' influences, which give the standard errors."""
 ROUND = 1e-3
 ROUNDS = 4
-"""Rounds in float32, of which each reduces the float64 residual to ROUND; what is left then is solved in float64."""
+"""Maximum refinement rounds in float32, each of which reduces the float64 residual to ROUND. float64 does the rest."""
 MOST = 500
+"""Maximum iterations."""
 COLUMNS = 1024
-"""Right sides that are solved at once: five matrices of so many columns are held."""
+"""Right sides solved at a time: five matrices of this many columns are in memory."""
 
 
 class ConjugateGradient:
-    """Left side of the regression, known by its products with vectors.
+    """The left side of the regression, given by its products with vectors.
 
-    product: V [m, D] -> F' F V. sample: a CSR matrix of some of F's rows, for the preconditioner. energy, sums: sums of
+    product: V [m, D] -> F' F V. sample: a CSR matrix of some rows of F, for the preconditioner. energy, sums: sums of
     f^2 and of f over all positions, float64 [m]. ridge: lambda.
     """
 
@@ -56,12 +57,13 @@ class ConjugateGradient:
         self.product, self.sums, self.count, self.ridge = product, sums, count, ridge
         self.precondition = Groups(sample, (energy - sums.square() / count).clamp_min(0.0) + ridge, ridge)
         self.iterations = 0
-        """that the last right sides took"""
+        """of the most recent call"""
 
     def solve(self, right: Tensor, start: Tensor | None = None) -> Tensor:
         """[m + 1, D] float64 right sides, the intercept's last -> decoder and bias.
 
-        start: a decoder [., D] of the first latents that is near."""
+        start: an approximate decoder [., D] of the first latents.
+        """
         self.iterations = 0
         decoder = right.new_zeros(len(right) - 1, right.shape[1])
         if start is not None:
@@ -72,7 +74,7 @@ class ConjugateGradient:
         return torch.cat([decoder, bias.unsqueeze(0)])
 
     def errors(self, score: Tensor) -> Tensor:
-        """[m + 1, D] float32 -> what it changes in the decoder, [m, D], as exactly as standard errors need."""
+        """[m + 1, D] float32 -> the change of the decoder, [m, D], at the precision that standard errors need."""
         self.iterations = 0
         return torch.cat([self._steps(self._reduced(score[:, columns]), ROUGH) for columns in _columns(score)], 1)
 
@@ -85,7 +87,7 @@ class ConjugateGradient:
         return self.product(v).addcmul_(sums.unsqueeze(1), sums @ v, value=-1 / self.count).add_(v, alpha=self.ridge)
 
     def _refined(self, right: Tensor, x: Tensor) -> Tensor:
-        """Steps in float32, where sparse products are several times as fast, on residuals in float64."""
+        """Iterations in float32, where sparse products are several times as fast, on residuals in float64."""
         goal = (right * self.precondition(right)).sum(0) * EXACT**2
         for _ in range(ROUNDS):
             residual = right - self._left(x) if bool(x.any()) else right
@@ -112,10 +114,10 @@ def conjugate_gradient(
     tolerance: float,
     most: int = MOST,
 ) -> tuple[Tensor, int]:
-    """Solve for all columns of `right` [m, D], each with steps of its own; the number of iterations.
+    """Solve for all columns of `right` [m, D] independently. Returns the solution and the number of iterations.
 
-    tolerance: of the residual in the preconditioner's norm, over that of the right side, in every column. A system that
-    takes more than `most` iterations is left as near as it came, with a warning.
+    tolerance: norm of every column's residual, in the preconditioner's norm, over that of the right side. After `most`
+    iterations the current solution is returned with a warning.
     """
     tiny = torch.finfo(right.dtype).tiny
     turned = precondition(right)
@@ -135,21 +137,23 @@ def conjugate_gradient(
         turned = precondition(residual)
         size, before = (residual * turned).sum(0), size
         direction = turned + (size / before.clamp_min(tiny)) * direction
-    off = float((size / goal.clamp_min(tiny)).max()) ** 0.5 * tolerance
-    warnings.warn(f"a regression is at {off:.1e} of its right side after {most} iterations", stacklevel=2)
+    excess = float((size / goal.clamp_min(tiny)).max()) ** 0.5 * tolerance
+    warnings.warn(
+        f"a regression did not converge: relative residual {excess:.1e} after {most} iterations", stacklevel=2
+    )
     return x, most
 
 
 class Groups:
-    """Block Jacobi: the inverse of the left side within groups of correlated latents, of its diagonal elsewhere."""
+    """Block Jacobi preconditioner: exact inverses within groups of correlated latents, the diagonal elsewhere."""
 
     def __init__(self, sample: scipy.sparse.csr_matrix, diagonal: Tensor, ridge: float) -> None:
         self.root = diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).rsqrt()
         self.places: list[Tensor] = []
-        """of groups of one size: int64 [groups, size] latents, m where a group is smaller"""
+        """int64 [groups, size] latents of each group, by size; padded with m"""
         self.inverses: list[Tensor] = []
-        """float64 [groups, size, size], of the left side scaled to a unit diagonal"""
-        # How much of the diagonal is not the ridge's: correlations with the ridge are smaller by that.
+        """float64 [groups, size, size] of the left side, scaled to a unit diagonal"""
+        # Share of the diagonal without the ridge, which reduces the correlations.
         damping = (1 - ridge * self.root.square()).clamp_min(0.0).sqrt().cpu().numpy()
         correlations = _Correlations(sample)
         label = _grouped(*correlations.pairs(), sample.shape[1])
@@ -167,18 +171,18 @@ class Groups:
         mean = np.append(correlations.mean_share * damping, 0.0)
         size = 2
         while size <= GROUP:
-            chosen = np.flatnonzero((counts > size // 2) & (counts <= size))
-            if len(chosen):
+            groups = np.flatnonzero((counts > size // 2) & (counts <= size))
+            if len(groups):
                 number = np.full(len(counts), -1)
-                number[chosen] = np.arange(len(chosen))
-                places = np.full((len(chosen), size), m)
+                number[groups] = np.arange(len(groups))
+                places = np.full((len(groups), size), m)
                 inside = np.flatnonzero(number[group] >= 0)
                 places[number[group[inside]], slot[inside]] = inside
-                # Also of latents that never fire together: the correlation of those is below 0.
+                # This includes latents that never fire together, which have a negative correlation.
                 matrix = -mean[places][:, :, None] * mean[places][:, None, :]
                 matrix[:, np.arange(size), np.arange(size)] = 1 + 1e-9
-                mine = number[group[i]] >= 0
-                matrix[number[group[i[mine]]], slot[i[mine]], slot[j[mine]]] += c[mine]
+                same = number[group[i]] >= 0
+                matrix[number[group[i[same]]], slot[i[same]], slot[j[same]]] += c[same]
                 self.places.append(torch.from_numpy(places).to(device))
                 self.inverses.append(torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(matrix).to(device))))
             size *= 2
@@ -193,7 +197,7 @@ class Groups:
 
 
 class _Correlations:
-    """Correlations of latents that fire together, over the rows of a sample."""
+    """Correlations of latents that fire together, over a sample of rows."""
 
     def __init__(self, sample: scipy.sparse.csr_matrix) -> None:
         self.rows = sample.astype(np.float64)
@@ -202,27 +206,26 @@ class _Correlations:
         energy = np.asarray(self.rows.multiply(self.rows).sum(0)).ravel() - n * self.mean**2
         self.scale = np.divide(1.0, np.sqrt(energy.clip(0)), out=np.zeros_like(energy), where=energy > 1e-12 * n)
         self.mean_share = n**0.5 * self.mean * self.scale
-        """what two latents' means take from their product, as the square root"""
+        """Contribution of a latent's mean: the product of two is subtracted from their cosine"""
         self.by_latent = self.rows.T.tocsr()
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(i, j, correlation) with i < j, of those over CORRELATED."""
-        every = np.arange(self.rows.shape[1])
-        found = []
-        for i, j, cosine in self._of(self.by_latent, self.rows, every):
+        """(i, j, correlation) with i < j, of pairs over CORRELATED."""
+        parts = []
+        for i, j, cosine in self._of(self.by_latent, self.rows, np.arange(self.rows.shape[1])):
             c = cosine - self.mean_share[i] * self.mean_share[j]
             keep = (i < j) & (c > CORRELATED)
-            found.append((i[keep], j[keep], c[keep]))
-        return _joined(found)
+            parts.append((i[keep], j[keep], c[keep]))
+        return _joined(parts)
 
     def within(self, label: np.ndarray, use: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(i, j, cosine) of different latents of one label where `use` (bool [m]) holds. The means are in it."""
+        """(i, j, cosine) of different latents with the same label, where `use` (bool [m]) holds. Not centred."""
         latents = np.flatnonzero(use)
-        found = []
+        parts = []
         for i, j, c in self._of(self.by_latent[latents], self.rows[:, latents], latents):
             keep = (label[i] == label[j]) & (i != j)
-            found.append((i[keep], j[keep], c[keep]))
-        return _joined(found)
+            parts.append((i[keep], j[keep], c[keep]))
+        return _joined(parts)
 
     def _of(
         self, left: scipy.sparse.csr_matrix, right: scipy.sparse.csr_matrix, latents: np.ndarray
@@ -241,7 +244,7 @@ def _joined(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.
 
 
 def _grouped(i: np.ndarray, j: np.ndarray, correlation: np.ndarray, m: int) -> np.ndarray:
-    """Label of each latent [m]: the most correlated pairs are joined first, as long as a group stays small enough."""
+    """Group label of each latent, [m]: joins the most correlated pairs first, up to GROUP latents in a group."""
     parent, size = list(range(m)), [1] * m
 
     def root(latent: int) -> int:

@@ -1,9 +1,9 @@
-"""Ridge regression of activations on the code: decoders without training, and how sure each of their rows is.
+"""Ridge regression of activations on the code: decoders without training, with the uncertainty of each row.
 
     X~ ~ F D + 1 b,     D = (F' F + ridge)^-1 F' X~
 
-No sparsity term acts on D, so nothing shrinks towards "exclusive" features (Minder et al. 2025). What one fold of
-documents g contributes to the error of D is, to first order,
+No sparsity term acts on D, so nothing shrinks towards "exclusive" features (Minder et al. 2025). To first order, the
+fold of documents g contributes to the error of D
 
     e_g = (F' F + ridge)^-1 F_g' (X~_g - F_g D - 1 b) / (1 - h_g),    h_g = share of the feature's energy in fold g
 
@@ -26,19 +26,20 @@ Reader = Callable[[Tensor], Tensor]
 """Rows (sorted int64 [b]) -> activations [b, D] of any float type."""
 
 CHOLESKY_UP_TO = 8192
-"""Latents up to which the Gram is formed. There, at 60,000 positions x 256, both ways take as long for an extension,
-and the Gram's way four times the memory (28 bytes m^2); `python -m benchmarks.scale` measures it."""
+"""Maximum latents for which the Gram matrix is formed. At this size and 60,000 positions x 256, both methods take
+equally long for an extension, and the Gram matrix four times the memory (28 bytes m^2); see `python -m
+benchmarks.scale`."""
 GRAM_ROWS = 2048
 
 LEAST_ROOM = 0.05
-"""Least 1 - h_g that is divided by: of a feature that fires in one fold alone nothing is left without it."""
+"""Lower limit of the divisor 1 - h_g: without its only fold, nothing is left of a feature."""
 
 
 def weighted_median(values: Tensor, weight: Tensor) -> float:
-    """The value that half of the weight lies below; 1 where there is none. Both [m].
+    """Weighted median of values [m]; 1 if the weights are empty or all zero.
 
-    What a checkpoint's features share is reckoned by what they write, not by how many they are: most latents of a wide
-    dictionary write next to nothing, and that may be one tokenizer's alone.
+    Properties shared by a checkpoint's features are weighted by what the features write: most latents of a wide
+    dictionary write next to nothing, and that may be specific to one tokenizer.
     """
     if not len(values) or not float(weight.sum()) > 0:
         return 1.0
@@ -49,7 +50,7 @@ def weighted_median(values: Tensor, weight: Tensor) -> float:
 
 
 def transposed_product(code: Code, x: Tensor) -> Tensor:
-    """`F' X`: [m, D]. Touches active entries only."""
+    """`F' X`: [m, D], from active entries only."""
     return ByLatent(code).sum_rows(x, code.values.to(x.dtype))
 
 
@@ -63,13 +64,13 @@ def gram(code: Code) -> Tensor:
         return total
     matrix = code.to_scipy().astype(np.float64)
     by_latent, filled = matrix.T.tocsr(), np.empty((code.m, code.m))
-    for start in range(0, code.m, GRAM_ROWS):  # a sparse product of all would take as much again
+    for start in range(0, code.m, GRAM_ROWS):  # one product of everything would double the memory
         filled[start : start + GRAM_ROWS] = (by_latent[start : start + GRAM_ROWS] @ matrix).toarray()
     return torch.from_numpy(filled)
 
 
 def dense_rows(code: Code) -> Tensor:
-    """The code as a dense [n, m] matrix; for blocks of rows."""
+    """The code as a dense [n, m] matrix, for blocks of rows."""
     dense = torch.zeros(code.n, code.m, device=code.values.device)
     rows = torch.arange(code.n, device=dense.device).repeat_interleave(code.indptr.diff())
     dense[rows, code.latents] = code.values
@@ -77,7 +78,7 @@ def dense_rows(code: Code) -> Tensor:
 
 
 def take_rows(code: Code, rows: Tensor) -> Code:
-    """Some rows of a code, in the order given."""
+    """Rows of a code, in the given order."""
     counts = code.indptr.diff()[rows]
     indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     entries = torch.arange(int(indptr[-1]), device=rows.device)
@@ -86,15 +87,15 @@ def take_rows(code: Code, rows: Tensor) -> Code:
 
 
 def select(code: Code, keep: Tensor) -> Code:
-    """The latents where `keep` (bool [m]) holds, numbered anew."""
+    """The latents where `keep` (bool [m]) holds, renumbered."""
     place = keep.cumsum(0) - 1
     entries = keep[code.latents]
-    kept = torch.cat([entries.new_zeros(1, dtype=torch.int64), entries.cumsum(0)])
-    return Code(kept[code.indptr], place[code.latents[entries]], code.values[entries], int(keep.sum()))
+    before = torch.cat([entries.new_zeros(1, dtype=torch.int64), entries.cumsum(0)])
+    return Code(before[code.indptr], place[code.latents[entries]], code.values[entries], int(keep.sum()))
 
 
 def columns(code: Code, start: int, stop: int) -> Code:
-    """Latents start..stop of a code, numbered from 0."""
+    """Latents start to stop of a code, renumbered from 0."""
     entries = ((code.latents >= start) & (code.latents < stop)).nonzero().squeeze(1)
     return Code(
         torch.searchsorted(entries, code.indptr), code.latents[entries] - start, code.values[entries], stop - start
@@ -103,18 +104,18 @@ def columns(code: Code, start: int, stop: int) -> Code:
 
 @dataclass
 class Solution:
-    """Decoder of one set of sources that stand beside each other."""
+    """The decoder of a set of concatenated sources."""
 
     decoder: Tensor
     """float32 [m, D]"""
     bias: Tensor
     """float32 [D]"""
     right: Tensor
-    """float64 [m + 1, D]: the right side it was solved from, kept so that more columns cost only themselves"""
+    """float64 [m + 1, D]: the right side of the equations, so that adding columns costs only those columns"""
 
 
 class Block:
-    """Some positions of one fold, with their code by position and by latent."""
+    """Positions of one fold, with their code by position and by latent."""
 
     def __init__(self, code: Code, rows: Tensor, fold: int) -> None:
         self.rows, self.fold = rows, fold
@@ -130,9 +131,9 @@ class Block:
 
 
 class Cholesky:
-    """Left side of the regression, factorised. square: `[F 1]' [F 1]` float64, without the ridge.
+    """The factorised left side of the regression. square: `[F 1]' [F 1]` float64, without the ridge.
 
-    Latents that never fire have decoders of zeros, and take no time.
+    Latents that never fire get zero decoders and are left out of the factorisation.
     """
 
     def __init__(self, square: Tensor, ridge: float) -> None:
@@ -143,26 +144,26 @@ class Cholesky:
         self.factor = torch.linalg.cholesky(ridged, out=ridged)
 
     def solve(self, right: Tensor, start: Tensor | None = None) -> Tensor:
-        """[m + 1, D] float64, the intercept's last -> decoder and bias. It needs no start."""
+        """[m + 1, D] float64, the intercept's last -> decoder and bias. `start` is ignored."""
         return torch.zeros_like(right).index_copy_(0, self.live, torch.cholesky_solve(right[self.live], self.factor))
 
     @cached_property
     def inverse(self) -> Tensor:
-        """(F' F + ridge)^-1 of the latents that fire and the intercept, float32. Errors need no more digits."""
+        """(F' F + ridge)^-1 of the latents that fire and the intercept; float32 is enough for errors."""
         return torch.cholesky_inverse(self.factor).float()
 
     def errors(self, score: Tensor) -> Tensor:
-        """[m + 1, D] float32 -> what it changes in the decoder, [m, D]."""
+        """[m + 1, D] float32 -> the change of the decoder, [m, D]."""
         errors = torch.zeros_like(score).index_copy_(0, self.live, self.inverse @ score[self.live])
         return errors[:-1]
 
 
 class Regression:
-    """The left side of the regression, made ready once for any number of right sides.
+    """The left side of the regression, prepared once for any number of right sides.
 
-    `rows`: int64 [r] positions that count (valid in every source compared), ascending. `folds`: int64 [r], the fold
-    of each of them; all positions of a document are in one fold. The intercept is one more column of the code.
-    `dense_up_to`: latents up to which the Gram is formed and factorised; more are solved by conjugate gradient.
+    rows: int64 [r] positions to use (valid in every source compared), ascending. folds: int64 [r] the fold of each; all
+    positions of a document share a fold. The intercept is one more column of the code. dense_up_to: maximum latents for
+    which the Gram matrix is formed and factorised; conjugate gradient solves larger systems.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class Regression:
         self._set_left(None if self.m > dense_up_to else gram(code if len(rows) == code.n else take_rows(code, rows)))
 
     def extended(self, wide: Code) -> "Regression":
-        """The same positions and folds for a code that has more columns after the old ones."""
+        """The same positions and folds, for a code with further columns appended."""
         fresh = object.__new__(Regression)
         fresh.ridge, fresh.dense_up_to, fresh.n_folds = self.ridge, self.dense_up_to, self.n_folds
         fresh._begin(wide, [(block.rows, block.fold) for block in self.parts])
@@ -195,7 +196,7 @@ class Regression:
         return fresh
 
     def _begin(self, code: Code, parts: list[tuple[Tensor, int]]) -> None:
-        """Sums over positions: of f [m], and of f^2 by fold [K, m], float64."""
+        """Accumulate the sums of f [m], and of f^2 by fold [K, m], float64."""
         self.code, self.m, device = code, code.m, code.values.device
         self.parts = [Block(code, rows, fold) for rows, fold in parts]
         self.count = sum(len(rows) for rows, _ in parts)
@@ -206,10 +207,10 @@ class Regression:
             self.sums.index_add_(0, latents, values)
             self.energy[block.fold].index_add_(0, latents, values.square())
         self.leverage = self.energy / self.energy.sum(0).clamp_min(1e-30)
-        """h: [K, m], the share of each feature's energy in each fold"""
+        """h: [K, m] share of each feature's energy in each fold"""
 
     def _set_left(self, square: Tensor | None) -> None:
-        """square: `F' F` float64 [m, m]. None: it is not formed."""
+        """square: `F' F` float64 [m, m]; None to solve by conjugate gradient."""
         energy = self.energy.sum(0)
         ridge = self.ridge * float(energy[energy > 0].mean()) if bool((energy > 0).any()) else 1.0
         self.left: Cholesky | ConjugateGradient
@@ -221,7 +222,7 @@ class Regression:
             self.left = Cholesky(bordered, ridge)
             return
         sample: list[Code] = []
-        for block in self.parts:  # folds are a shuffle of the documents, so the first ones stand for all
+        for block in self.parts:  # folds are shuffled documents, so the first ones are representative
             sample.append(block.code)
             if sum(part.n for part in sample) >= SAMPLE:
                 break
@@ -229,7 +230,7 @@ class Regression:
         self.left = ConjugateGradient(self.product, rows, energy, self.sums, self.count, ridge)
 
     def blocks(self) -> Iterator[Tensor]:
-        """Rows in blocks, each of one fold."""
+        """Rows in blocks, each within one fold."""
         return (block.rows for block in self.parts)
 
     def product(self, v: Tensor) -> Tensor:
@@ -240,12 +241,12 @@ class Regression:
         return total
 
     def solve(self, read: Reader, known: Solution | None = None) -> Solution:
-        """Decoder and bias for activations [., D]; one pass over them.
+        """Decoder and bias for activations [., D], in one pass over them.
 
-        known: the solution on the first columns of this code, whose right side is not computed again.
+        known: the solution for the first columns of this code, whose right side is reused.
         """
         if not self.parts:
-            raise ValueError("no positions to solve a decoder on")
+            raise ValueError("cannot solve a decoder without positions")
         right = self._right(read) if known is None else self._more(read, known.right)
         solved = self.left.solve(right, None if known is None else known.decoder).float()
         return Solution(solved[: self.m].contiguous(), solved[self.m].contiguous(), right)
@@ -263,7 +264,8 @@ class Regression:
         return right
 
     def _more(self, read: Reader, known: Tensor) -> Tensor:
-        """The same where the first rows and the last are known: reads positions where one of the others fires."""
+        """The right side when its first rows and its last are known: reads only positions where another latent
+        fires."""
         first = len(known) - 1
         right = torch.cat([known[:-1], known.new_zeros(self.m - first, known.shape[1]), known[-1:]])
         for block in self.parts:
@@ -274,7 +276,7 @@ class Regression:
         return right
 
     def influences(self, read: Reader, solution: Solution) -> Iterator[Tensor]:
-        """e_g [m, D] of each fold. One more pass."""
+        """e_g [m, D] of each fold, in one more pass."""
         for g in range(self.n_folds):
             score = torch.zeros(self.m + 1, solution.decoder.shape[1], device=solution.decoder.device)
             for block in self.parts:
@@ -288,12 +290,12 @@ class Regression:
 
 
 def spread_rows(rows: Tensor, most: int) -> Tensor:
-    """At most `most` rows, evenly spread over all of them."""
+    """At most `most` rows, evenly spaced."""
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).long()]
 
 
 def assign_folds(document: Tensor, n_folds: int) -> Tensor:
-    """Fold of each position, [n] int64: documents dealt to folds by a fixed shuffle, so folds are alike."""
+    """Fold of each position, int64 [n]: a fixed shuffle assigns documents to folds of similar content."""
     documents, index = document.unique(return_inverse=True)
     n_folds = max(2, min(n_folds, len(documents)))
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,8 @@ from contextlib import suppress
 
 import structlog
 
-from featurewatch.service.calibrations.schemas import CalibrationIn, CalibrationResult, NullName, NullResult, total
+from featurewatch.service.calibrations.kinds import NullName
+from featurewatch.service.calibrations.schemas import CalibrationIn, CalibrationResult, NullResult, total
 from featurewatch.service.kit.db import AWAY
 from featurewatch.service.verdicts import queries as verdict_queries
 from featurewatch.workers.activations.tensorfiles import write_text
@@ -23,7 +24,7 @@ from featurewatch.workers.pipelines.stages.nulls import NullExperiment
 log = structlog.get_logger("featurewatch.worker")
 
 
-def calibrate(execution: Execution) -> None:
+def run(execution: Execution) -> None:
     """Judge every null of a checkpoint that the run asks for."""
     try:
         _calibrate(execution)

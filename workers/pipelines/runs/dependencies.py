@@ -31,14 +31,15 @@ from featurewatch.workers.activations.sources.identity import Reference, Verifie
 from featurewatch.workers.dependencies.attribution import Attribution, Options, attribute
 from featurewatch.workers.dependencies.effects import Answers, Effects, activations, answer_margins, causal_effects
 from featurewatch.workers.dependencies.passages import choose_tokens
-from featurewatch.workers.dependencies.places import Dictionary, Target
+from featurewatch.workers.dependencies.reading import Dictionary, Target
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
 from featurewatch.workers.pipelines.shared.context import artifact_name, device_of
 from featurewatch.workers.pipelines.shared.harvest_task import HarvestTask
 from featurewatch.workers.pipelines.shared.identity import verified_checkpoint
-from featurewatch.workers.pipelines.stages.attribute import FOLDS, TracedModel, trace
+from featurewatch.workers.pipelines.stages.attribute import TracedModel, trace
+from featurewatch.workers.verdicts.folds import FOLDS
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -117,7 +118,7 @@ class DependencyRequest:
         return artifact_name(self.family_id, "dependencies", **inputs)
 
 
-def find_dependencies(execution: Execution) -> None:
+def run(execution: Execution) -> None:
     """Find the dependencies of the features that the run names."""
     request = load(execution)
     missing = [number for number in request.targets if not execution.artifacts.exists(request.artifact(number))]
@@ -332,7 +333,7 @@ def _tensors(
         "constant": torch.tensor(found.constant, dtype=torch.float64),
         "tokens": torch.stack(list(tokens.values()), 1) if tokens else torch.zeros(FOLDS, 0, dtype=torch.float64),
     }
-    for hook, place in found.places.items():
+    for hook, place in found.hook_points.items():
         live = (place.features != 0).any(0)
         tensors[f"numbers.{hook}"] = numbers[live]
         tensors[f"sums.{hook}"] = place.features[:, live]

@@ -43,7 +43,7 @@ class _LabelInputs:
     generation: int
 
 
-def label(execution: Execution) -> None:
+def run(execution: Execution) -> None:
     """Have the features of a run labelled that have no label from it yet."""
     asked = LabelIn.model_validate(execution.params)
     endpoint = Endpoint(execution.settings, execution.check)

@@ -24,7 +24,7 @@ from featurewatch.workers.pipelines.stages.refit import refit_dictionary
 log = structlog.get_logger("featurewatch.worker")
 
 
-def onboard(execution: Execution) -> None:
+def run(execution: Execution) -> None:
     """Read a checkpoint, bring it into the family's dictionary, and judge every feature."""
     context = load_context(execution)
     parent = {"parent": context.parent.name} if context.parent else {}

@@ -47,7 +47,7 @@ class SignatureRequest:
     brought_along: bool
 
 
-def signature(execution: Execution) -> None:
+def run(execution: Execution) -> None:
     """Read the run's signatures in its checkpoint, and say what became of each."""
     request = load(execution, str(execution.checkpoint_id), execution.params["signatures"])
     for name, why in request.missing.items():

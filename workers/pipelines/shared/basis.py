@@ -14,9 +14,8 @@ from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
 from featurewatch.workers.pipelines.shared.context import OnboardingContext, device_of
 from featurewatch.workers.pipelines.shared.sources import Activations
+from featurewatch.workers.verdicts.folds import FOLDS
 from featurewatch.workers.verdicts.measure import procrustes
-
-FOLDS = 20
 
 
 @dataclass

@@ -1,10 +1,11 @@
 """What an onboarding is about: plain copies of the rows it needs, read once at its start."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
+from featurewatch.service.config import Settings
 from featurewatch.service.families.schemas import CrosscoderOptions
 from featurewatch.service.kit.artifacts import content_key
 from featurewatch.service.models import Checkpoint, Family
@@ -266,9 +267,13 @@ def _kept(ancestor: Ancestor, hook_points: list[str]) -> dict[str, Any]:
     }
 
 
-def device_of(execution: Execution) -> torch.device:
-    """The device that the settings ask for; RunError where it is not there."""
-    wanted = execution.settings.device
+class _HasSettings(Protocol):
+    settings: Settings
+
+
+def device_of(worker: _HasSettings) -> torch.device:
+    """The device that the settings of an execution or a helper ask for. RunError `no-device` if it is missing."""
+    wanted = worker.settings.device
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted.startswith("cuda") and not torch.cuda.is_available():

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from featurewatch.service.kit.hook_points import depth
 from featurewatch.workers.activations.models import load_tokenizer, locate_model
 from featurewatch.workers.activations.models.unembedding import promoted, read_unembedding, token_texts
 from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX, locate
@@ -39,7 +40,7 @@ def token_logits(
     """
     if not len(columns):
         return [], {}
-    hook = max(dictionaries, key=_depth)
+    hook = max(dictionaries, key=depth)
     name = context.artifact("promoted", suffix=".json", dictionary=dictionaries[hook], columns=columns.tolist())
     if not execution.artifacts.exists(name):
         try:
@@ -95,8 +96,3 @@ def _rows(path: Path, columns: np.ndarray) -> Tensor:
     with safe_open(str(path), framework="pt") as file:
         decoder: Tensor = file.get_tensor("decoder")
     return decoder[torch.from_numpy(columns)].float()
-
-
-def _depth(hook_point: str) -> tuple[int, int]:
-    kind, _, layer = hook_point.partition(".")
-    return int(layer), ("attn_out", "mlp_out", "resid_post").index(kind)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import structlog
 import torch
@@ -35,7 +35,8 @@ from featurewatch.workers.activations.sources.identity import Reference, Verifie
 from featurewatch.workers.activations.tensorfiles import settle
 from featurewatch.workers.errors import LeaseLostError, RunError, WorkerStoppingError
 from featurewatch.workers.execution import Execution
-from featurewatch.workers.heart import Heart
+from featurewatch.workers.execution.heartbeat import Heartbeat
+from featurewatch.workers.execution.lease import Lease
 from featurewatch.workers.pipelines.shared.context import device_of
 from featurewatch.workers.pipelines.shared.harvest_task import HarvestTask
 
@@ -45,20 +46,20 @@ TASK = "task.json"
 WAIT_SECONDS = 0.25
 LOOK_SECONDS = 1.0
 DECLINED_SECONDS = 300.0
-"""So long a worker leaves a harvest alone that it could not help with."""
+"""How long a worker ignores a harvest that it could not help with."""
 _declined: dict[str, float] = {}
-"""folder -> when, in this process."""
+"""folder -> when this process declined it"""
 
 
 class HarvestLeader:
-    """The run's own worker, and the groups that it shares: a `Sharing`."""
+    """The worker that has the run, and the groups that it shares: a `Sharing`."""
 
     def __init__(self, execution: Execution, task: HarvestTask) -> None:
         self.execution, self.task = execution, task
         self._elsewhere, self._looked = 0, float("-inf")
 
     def groups(self, shards: Shards, missing: list[Group], out: Path, wait: Callable[[], None]) -> Iterator[Group]:
-        """Groups to do oneself; at its end those of the helpers are in `out` too."""
+        """Groups for the leader to read. At the end those of the helpers are in `out` too."""
         folder, worker, left = self._offer(shards, missing, out)
         mine = None
         while left or mine:
@@ -76,7 +77,7 @@ class HarvestLeader:
         self.execution.artifacts.remove(folder)
 
     def elsewhere(self) -> int:
-        """Positions that helpers have read, as of a second ago."""
+        """Positions that helpers have read; at most a second old."""
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             with self.execution.read() as session:
                 self._elsewhere = queries.read_by_helpers(session, self.execution.run_id)
@@ -84,9 +85,9 @@ class HarvestLeader:
         return self._elsewhere
 
     def _offer(self, shards: Shards, missing: list[Group], out: Path) -> tuple[str, str, dict[int, Group]]:
-        """Rows for what is missing: their folder, the name of this worker, and the groups by number.
+        """Offer the missing groups. Returns their folder, the name of this worker, and the groups by number.
 
-        What helpers of an earlier attempt have done is taken over; what is left of other harvests of the family goes.
+        Takes over what helpers of an earlier attempt have read, and removes leftovers of the family's other harvests.
         """
         execution, artifacts, terms = self.execution, self.execution.artifacts, shards.terms()
         folder = f"{execution.family_id}/shards-{content_key(**terms)}"
@@ -106,22 +107,22 @@ class HarvestLeader:
             return folder, str(run.worker), left
 
     def _collect(self, shards: Shards, folder: str, left: dict[int, Group], out: Path) -> None:
-        """Move groups that helpers have done into `out`, and out of `left`."""
+        """Move groups that helpers have read into `out`, and remove them from `left`."""
         with self.execution.read() as session:
             done = queries.done_by_helpers(session, self.execution.run_id, folder)
         for row in done:
             if row.number not in left:
                 continue
-            self._fetch(shards, part(folder, row.number), left[row.number], out)
+            self._fetch(shards, group_artifact(folder, row.number), left[row.number], out)
             if shards.are_whole(left[row.number], out):
                 del left[row.number]
             else:
-                log.warning("a helper's shards are not whole; they are read again", group=row.number, by=row.worker)
+                log.warning("a helper's shards are incomplete; reading them again", group=row.number, by=row.worker)
                 with self.execution.write() as session:
                     queries.reopen(session, row.id)
 
     def _fetch(self, shards: Shards, name: str, group: Group, out: Path) -> None:
-        """Move a helper's shards into `out`, those that are there: the caller looks whether they are whole."""
+        """Move the shards that a helper has stored into `out`. The caller checks that they are complete."""
         artifacts = self.execution.artifacts
         if not artifacts.exists(name):
             return
@@ -129,20 +130,20 @@ class HarvestLeader:
             for file in shards.files(group, artifacts.path(name)).values():
                 if file.is_file():
                     _take(file, out / file.name)
-        except DamagedArtifactError as error:  # or an earlier attempt has moved some of it, and was killed
+        except DamagedArtifactError as error:  # or an earlier attempt was killed while it moved them
             log.warning("a helper's shards are damaged", artifact=name, reason=error.reason)
         except FileNotFoundError:
-            log.warning("a helper's shards are gone", artifact=name)
+            log.warning("a helper's shards are missing", artifact=name)
         artifacts.remove(name)
 
 
-def part(folder: str, number: int) -> str:
+def group_artifact(folder: str, number: int) -> str:
     """Artifact of one group: a folder with a file for each hook point."""
     return f"{folder}/{number:05d}"
 
 
 def _take(file: Path, place: Path) -> None:
-    """Move a file: a rename where both are on one file system, else a copy that is whole or not there."""
+    """Move a file: rename it within a file system, else copy it atomically."""
     try:
         file.replace(place)
     except OSError:
@@ -151,57 +152,57 @@ def _take(file: Path, place: Path) -> None:
         settle(temporary, place)
 
 
-class ShardLease:
-    """A claimed group, held by a heartbeat."""
+class ShardLease(Lease):
+    """A helper's claim of one group, kept by a heartbeat."""
 
     def __init__(self, shard: Shard, settings: Settings, database: Database, stop: Callable[[], bool]) -> None:
+        super().__init__(settings.lease_seconds)
         self.shard, self.run_id, self.settings, self.database = shard, shard.run_id, settings, database
-        self.read = 0
-        self._stop, self._lost = stop, False
-        self._until = time.monotonic() + settings.lease_seconds
+        self.positions_read = 0
+        self._stop = stop
 
     def add(self, positions: int) -> None:
-        """So many more were read."""
-        self.read += positions
+        """Count positions that were read."""
+        self.positions_read += positions
 
     def check(self) -> None:
-        """LeaseLostError where the group or its run is lost or the run is to end; WorkerStoppingError."""
-        if self._lost or self.lease_left() <= 0:
-            raise LeaseLostError(f"group {self.shard.number} of run {self.run_id} is not wanted from here any more")
+        """Raise LeaseLostError if the group, or its run, is no longer wanted from here; WorkerStoppingError."""
+        if self.lost or self.left() <= 0:
+            raise _not_wanted(self.shard)
         if self._stop():
-            raise WorkerStoppingError("the worker was told to end")
+            raise WorkerStoppingError("the worker was asked to stop")
 
     def snapshot(self) -> tuple[Any, ...]:
         """What a beat would write."""
-        return (self.read,)
+        return (self.positions_read,)
 
     def beat(self) -> bool:
-        """Renew the lease and write the progress; False: lost."""
-        began, seconds = time.monotonic(), self.settings.lease_seconds
+        """Renew the lease and write the progress. False if the lease is lost."""
+        began = time.monotonic()
         with self.database.write() as session:
-            held = logic.heartbeat(session, self.shard, read=self.read, lease_seconds=seconds)
-        self._lost = not held
-        self._until = began + seconds
+            held = logic.heartbeat(session, self.shard, read=self.positions_read, lease_seconds=self.seconds)
+        self.lost = not held
+        self.renew(began)
         return held
 
     def lease_left(self) -> float:
-        """Seconds until the lease is over, as far as this worker knows."""
-        return self._until - time.monotonic()
+        """Seconds until the lease ends, as far as this worker knows."""
+        return self.left()
 
-    def lose(self) -> None:
-        """Give the group up: its lease is over."""
-        self._lost = True
+
+def _not_wanted(shard: Shard) -> LeaseLostError:
+    return LeaseLostError(f"group {shard.number} of run {shard.run_id} is no longer wanted from this worker")
 
 
 class HarvestOffer(NamedTuple):
-    """A run with groups that wait."""
+    """A run with groups waiting."""
 
     run_id: str
     folder: str
 
 
 class HarvestHelper:
-    """One worker, while it has nothing else to do."""
+    """A worker that has no run of its own."""
 
     def __init__(
         self, settings: Settings, database: Database, artifacts: ArtifactStore, *, worker: str, stop: Callable[[], bool]
@@ -210,20 +211,20 @@ class HarvestHelper:
         self.worker, self.stop = worker, stop
 
     def help(self) -> int:
-        """Do groups until none waits, or a run does, or this process is to end; how many were done."""
+        """Read groups until none is waiting, or a run is, or this process should end. Returns how many were read."""
         done = 0
         while (offer := self._look()) is not None:
             try:
                 done += self._help(offer)
             except LeaseLostError as error:
-                log.info("helped in vain", run=offer.run_id, reason=str(error))
+                log.info("the group was not needed", run=offer.run_id, reason=str(error))
             except WorkerStoppingError:
                 break
             except AWAY as error:
-                log.warning("helps no more: the database is away", run=offer.run_id, error=str(error.orig))
+                log.warning("stopped helping: the database is unavailable", run=offer.run_id, error=str(error.orig))
                 break
             except Exception as error:
-                log.exception("cannot help", run=offer.run_id, worker=self.worker, reason=str(error))
+                log.exception("cannot help with a harvest", run=offer.run_id, worker=self.worker, reason=str(error))
                 _declined[offer.folder] = time.monotonic()
         return done
 
@@ -238,7 +239,7 @@ class HarvestHelper:
         return next((o for o in offers if now - _declined.get(o.folder, float("-inf")) > DECLINED_SECONDS), None)
 
     def _help(self, offer: HarvestOffer) -> int:
-        """Do groups of one harvest while it is the first that waits; how many were done."""
+        """Read groups of one harvest while it is the first one waiting. Returns how many were read."""
         task = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))["task"]
         done, check = 0, self._watch(offer)
         with verified(Reference(**task["reference"]), self.settings, lambda _done, _total: check()) as checkpoint:
@@ -248,44 +249,50 @@ class HarvestHelper:
         return done
 
     def _watch(self, offer: HarvestOffer) -> Callable[[], None]:
-        """A check for what takes long before the first claim. WorkerStoppingError; LeaseLostError every so often."""
+        """A check for the long steps before the first claim: WorkerStoppingError, or LeaseLostError if outdated."""
         looked = time.monotonic()
 
         def check() -> None:
             nonlocal looked
             if self.stop():
-                raise WorkerStoppingError("the worker was told to end")
+                raise WorkerStoppingError("the worker was asked to stop")
             if time.monotonic() - looked > LOOK_SECONDS:
                 looked = time.monotonic()
                 if self._look() != offer:
-                    raise LeaseLostError("its groups are done, or a run waits")
+                    raise LeaseLostError("its groups are read, or a run is waiting")
 
         return check
 
     def _load(self, offer: HarvestOffer, checkpoint: Verified, check: Callable[[], None]) -> Shards:
-        """The model and the corpus as the run's own worker has them; RunError where they are others here."""
-        told = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))
+        """Open the model and the corpus. RunError `other-terms` if they are not what the leader reads."""
+        stored = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
-        log.info("helps", run=offer.run_id, worker=self.worker)
-        task = HarvestTask(**told["task"])
-        device = device_of(cast(Any, self))  # it looks at the settings alone
+        log.info("helping", run=offer.run_id, worker=self.worker)
+        task = HarvestTask(**stored["task"])
+        device = device_of(self)
         shards = open_shards(task.spec(self.settings, self.artifacts, str(device), checkpoint), check)
         terms = shards.terms()
         if not offer.folder.endswith(content_key(**terms)):
-            differ = [name for name in terms if json.dumps(terms[name]) != json.dumps(told["terms"].get(name))]
-            raise RunError("other-terms", f"this worker reads with other {', '.join(differ)} than the run's own")
+            differ = [name for name in terms if json.dumps(terms[name]) != json.dumps(stored["terms"].get(name))]
+            raise RunError(
+                "other-terms",
+                f"this worker's {', '.join(differ)} differ from those of the worker that leads the harvest",
+            )
         return shards
 
     def _do_one(self, offer: HarvestOffer, shards: Shards, checkpoint: Verified) -> int:
-        """Claim a group, read it, put it into the store; 0 where none waits any more."""
+        """Claim a group, read it and store it. Returns 1, or 0 if no group is waiting."""
         with self.database.write() as session:
             shard = logic.claim(session, offer.run_id, worker=self.worker, lease_seconds=self.settings.lease_seconds)
         if shard is None:
             return 0
-        name, lease = part(offer.folder, shard.number), ShardLease(shard, self.settings, self.database, self.stop)
-        heart = Heart(lease)
-        heart.start()
+        name, lease = (
+            group_artifact(offer.folder, shard.number),
+            ShardLease(shard, self.settings, self.database, self.stop),
+        )
+        heartbeat = Heartbeat(lease)
+        heartbeat.start()
 
         def check() -> None:
             lease.check()
@@ -296,16 +303,16 @@ class HarvestHelper:
                 place.mkdir()
                 shards.write(shards.groups[shard.number], place, check=check, read=lease.add)
             self.artifacts.forget(name)
-            heart.stop()
+            heartbeat.stop()
             with self.database.write() as session:
                 held = logic.finish(session, shard)
         except BaseException:
-            heart.stop()
+            heartbeat.stop()
             with suppress(*AWAY), self.database.write() as session:
                 logic.release(session, shard)
             raise
         if not held:
-            self.artifacts.remove(name)  # nobody knows of it
-            raise LeaseLostError(f"group {shard.number} of run {offer.run_id} is not wanted from here any more")
-        log.info("did a group", run=offer.run_id, group=shard.number)
+            self.artifacts.remove(name)  # the leader does not know about it
+            raise _not_wanted(shard)
+        log.info("read a group", run=offer.run_id, group=shard.number)
         return 1

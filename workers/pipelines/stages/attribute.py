@@ -14,12 +14,10 @@ from featurewatch.workers.activations.models.heads import load_whole
 from featurewatch.workers.activations.models.hooks import HookPoint, choose_hook_points, in_order, layer_stack
 from featurewatch.workers.activations.positions import Reader
 from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.dependencies.attribution import Reading
 from featurewatch.workers.dependencies.passages import deal_folds
-from featurewatch.workers.dependencies.places import Dictionary, Passage
+from featurewatch.workers.dependencies.reading import Dictionary, Passage, Reading
 from featurewatch.workers.errors import RunError
-
-FOLDS = 20
+from featurewatch.workers.verdicts.folds import FOLDS
 
 
 class TracedModel(NamedTuple):
@@ -27,7 +25,7 @@ class TracedModel(NamedTuple):
 
     reading: Reading
     points: list[HookPoint]
-    """`reading.places` as hook points"""
+    """`reading.hook_points`, with their layers"""
     head: Callable[[Tensor], Tensor] | None
     tokenizer: Any
     valid: Tensor
@@ -63,7 +61,7 @@ def trace(
         there &= torch.from_numpy(valid)
     passages = _passages(corpus, [document.id for document in spec.corpus], there)
     layers = layer_stack(whole.body)[2]
-    skippable = {p.name: list(layers[: p.layer + 1]) for p in points if p.name.startswith("resid_post")}
+    skippable = {p.name: list(layers[: p.layer + 1]) for p in points if p.kind.is_residual}
     reading = Reading(whole.body, list(points), dictionaries, code, passages, skippable)
     return TracedModel(reading, points, whole.head, whole.tokenizer, there)
 

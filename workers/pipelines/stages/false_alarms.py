@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from sqlalchemy.orm import Session
 
-from featurewatch.service.alerts import logic as alerts
+from featurewatch.service.alerts import evaluation as alerts
+from featurewatch.service.calibrations.kinds import NullName
 from featurewatch.service.calibrations.schemas import (
     GridRow,
-    NullName,
     NullResult,
     Rate,
     Thresholds,

@@ -24,7 +24,6 @@ from featurewatch.workers.pipelines.shared.contrast_reader import (
     typical_size,
 )
 from featurewatch.workers.verdicts.contrast import (
-    FOLDS,
     Chosen,
     Estimate,
     Rows,
@@ -37,6 +36,7 @@ from featurewatch.workers.verdicts.contrast import (
     strengths,
     take,
 )
+from featurewatch.workers.verdicts.folds import FOLDS
 
 LEAST_AUROC = 0.6
 """of a feature that is chosen, by itself"""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featurewatch.service.calibrations.schemas import CalibrationIn, NullName
+from featurewatch.service.calibrations.kinds import NullName
+from featurewatch.service.calibrations.schemas import CalibrationIn
 from featurewatch.service.verdicts import logic as verdicts
 from featurewatch.workers.activations import harvest, load_documents
 from featurewatch.workers.activations.models.finetune import Training, fine_tune
@@ -20,7 +21,7 @@ from featurewatch.workers.crosscoder.regress import Regression, assign_folds
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
-from featurewatch.workers.pipelines.shared.basis import FOLDS, Basis
+from featurewatch.workers.pipelines.shared.basis import Basis
 from featurewatch.workers.pipelines.shared.context import OnboardingContext, device_of
 from featurewatch.workers.pipelines.shared.identity import verified_checkpoint, watched
 from featurewatch.workers.pipelines.shared.pairing import pair_with_parent
@@ -30,6 +31,7 @@ from featurewatch.workers.pipelines.stages.extend import extend_dictionary
 from featurewatch.workers.pipelines.stages.harvest import corpus_copy, harvest_spec, open_earlier
 from featurewatch.workers.pipelines.stages.judge import ParentComparison, judge_pair
 from featurewatch.workers.pipelines.stages.measure import Measurements
+from featurewatch.workers.verdicts.folds import FOLDS
 from featurewatch.workers.verdicts.halves import Half, products_of_halves
 from featurewatch.workers.verdicts.measure import Side, over_noise, ratios
 

@@ -1,9 +1,8 @@
-"""A report or a comparison in words, on the terminal: a line and an example for each finding, aligned."""
+"""A report or a comparison as text: one aligned line per finding, with an example."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.cells import cell_len
 from rich.text import Text
 
@@ -12,35 +11,27 @@ from featurewatch.service.features.schemas import Example, FeatureRow
 from featurewatch.service.features.words import about, between, passage, plain, share
 from featurewatch.service.verdicts.statuses import Status
 
-MinChange = Annotated[
-    float | None, typer.Option(help="Least size of the change, in factors of two: 1 is halved or doubled.", min=0)
-]
-MaxQ = Annotated[
-    float | None,
-    typer.Option("--max-q", help="Largest q-value; new features have none, and are left out.", min=0, max=1),
-]
-
 _NAMED_SUCCESSORS = 3
 
 
-def show(answer: Mapping[str, Any], title: str) -> None:
-    """Print what the API says of two checkpoints, what to look at first before the rest."""
+def show(report: Mapping[str, Any], title: str) -> None:
+    """Print a report or a comparison of the API, the most important findings first."""
     _say(title, style="bold")
-    _say(plain(answer["headline"], most=4000))
-    for caveat in answer["caveats"]:
+    _say(plain(report["headline"], most=4000))
+    for caveat in report["caveats"]:
         _say(f"! {plain(caveat, most=4000)}", style="yellow")
-    findings = answer["findings"]
+    findings = report["findings"]
     if findings:
         _say("")
         _show_findings(findings)
-    if answer["changed"] > len(findings):
-        _say(f"and {answer['changed'] - len(findings):,} more: featurewatch features")
-    _show_not_judged(answer["not_judged"])
-    for one in answer.get("signatures", []):
-        _say(f"signature {plain(one['name'])} is {one['status']}: {plain(one['what'], most=400)}")
-    for one in answer.get("circuits", []):
-        _say(plain(one["what"], most=400), style="magenta")
-    for alert in answer.get("alerts", []):
+    if report["changed"] > len(findings):
+        _say(f"and {report['changed'] - len(findings):,} more: featurewatch features")
+    _show_not_judged(report["not_judged"])
+    for signature in report.get("signatures", []):
+        _say(f"signature {plain(signature['name'])} is {signature['status']}: {plain(signature['what'], most=400)}")
+    for circuit in report.get("circuits", []):
+        _say(plain(circuit["what"], most=400), style="magenta")
+    for alert in report.get("alerts", []):
         _say(f"alert {plain(alert['rule'])} ({alert['state']}): {plain(alert['summary'], most=400)}", style="red")
 
 
@@ -56,9 +47,9 @@ def _show_findings(findings: list[Mapping[str, Any]]) -> None:
         text.append(line[4])
         _line(text)
         for example in finding["examples"][:1]:
-            place_of = passage(Example.model_validate(example))
-            if place_of:
-                before, token, after = place_of
+            parts = passage(Example.model_validate(example))
+            if parts:
+                before, token, after = parts
                 _line(Text.assemble(" " * (widths[0] + 2), (before, "dim"), f"⟦{token}⟧", (after, "dim")))
 
 
@@ -71,10 +62,10 @@ def _show_not_judged(unjudged: Mapping[str, Any]) -> None:
     width = max(len(f"{reason['features']:,}") for reason in unjudged["reasons"])
     for reason in unjudged["reasons"]:
         _say(f"{reason['features']:>{width},}  {reason['text']}")
-    for one in unjudged["named"]:
-        row = FeatureRow.model_validate(one["feature"])
+    for named in unjudged["named"]:
+        row = FeatureRow.model_validate(named["feature"])
         mark = " (watched)" if row.watched else ""
-        why = f"{plain(one['why'], most=400)}. {one['detectable']}"
+        why = f"{plain(named['why'], most=400)}. {named['detectable']}"
         _say(f"{row.id}{mark} {about(row.label, row.auto_label)}".rstrip() + f": {why}")
 
 
@@ -95,7 +86,7 @@ def _q(row: FeatureRow) -> str:
 
 
 def _what(row: FeatureRow) -> str:
-    """Whether somebody watches it, what took its place, what it is about."""
+    """Whether the feature is watched, what replaced it, and its label."""
     parts = ["watched"] if row.watched else []
     if row.status == Status.REPLACED and row.successors:
         names = [successor.id for successor in row.successors]
@@ -104,12 +95,12 @@ def _what(row: FeatureRow) -> str:
 
 
 def _say(text: str, style: str = "") -> None:
-    """A sentence: wrapped on a terminal, one line elsewhere."""
+    """Print a sentence, wrapped on a terminal and as one line elsewhere."""
     base.out.print(Text(text, style=style), soft_wrap=not base.out.is_terminal)
 
 
 def _line(text: Text) -> None:
-    """A line of a table: cut to the terminal's width, whole elsewhere."""
+    """Print a line of a table, cut to the width of the terminal."""
     if base.out.is_terminal:
         base.out.print(text, no_wrap=True, overflow="ellipsis")
     else:

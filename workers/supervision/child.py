@@ -1,7 +1,7 @@
-"""`workers.child`: the process that does the work. Its supervisor hands it jobs and may kill it at any time.
+"""The process that does the work. Its supervisor sends it jobs, and may kill it at any time.
 
-Jobs are JSON lines on stdin, and what it has to say are JSON lines in a pipe: that it is ready, the run that it has
-claimed, that it lives, and how the job ended. Between jobs it keeps what is dear to load.
+Jobs arrive as JSON lines on stdin. It reports as JSON lines in a pipe: that it is ready, the run it claimed, that it is
+alive, and how the job ended. It stays between jobs, so that torch is imported once.
 """
 
 import argparse
@@ -33,12 +33,12 @@ log = structlog.get_logger("featurewatch.worker")
 TICK_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
 
-Tell = Callable[..., None]
+Report = Callable[..., None]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do jobs until stdin ends, or the job during which SIGTERM came."""
-    parser = argparse.ArgumentParser(prog="python -m featurewatch.workers.child")
+    """Work until stdin ends, or until the end of the job during which SIGTERM came."""
+    parser = argparse.ArgumentParser(prog="python -m featurewatch.workers.supervision.child")
     parser.add_argument("--parent", metavar="PID", type=int, required=True)
     parser.add_argument("--messages", metavar="DESCRIPTOR", type=int, required=True)
     parser.add_argument("--pipelines", metavar="MODULE:NAME")
@@ -46,16 +46,16 @@ def main(arguments: list[str] | None = None) -> int:
     _die_with(options.parent)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt at the terminal is for the supervisor
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     settings = Settings()
     configure_logging(settings)
-    os.set_inheritable(options.messages, False)  # the supervisor is to see the end of this process, not of a helper's
-    tell = partial(_tell, options.messages)
+    os.set_inheritable(options.messages, False)  # it closes when this process ends, not its children
+    report = partial(_report, options.messages)
     database = Database(settings.resolved_database_url)
     telemetry.trace_database(database)
     work = partial(
         _work,
-        tell=tell,
+        report=report,
         settings=settings,
         database=database,
         artifacts=open_store(settings, database, adopts=True),
@@ -63,17 +63,17 @@ def main(arguments: list[str] | None = None) -> int:
         pipelines=_load(options.pipelines) if options.pipelines else None,
         stop=stop.is_set,
     )
-    tell(ready=True)
+    report(ready=True)
     for line in sys.stdin:
-        with _ticking(tell, options.parent):
+        with _ticking(report, options.parent):
             job = json.loads(line)
             try:
                 with telemetry.within_trace(job["trace"]):
-                    answer: dict[str, Any] = {"done": work(job)}
+                    outcome: dict[str, Any] = {"done": work(job)}
             except Exception as error:
                 log.exception("a job failed")
-                answer = {"failed": f"{type(error).__name__}: {error}"[:1000]}
-        tell(**answer)
+                outcome = {"failed": f"{type(error).__name__}: {error}"[:1000]}
+        report(**outcome)
         if stop.is_set():
             break
     database.close()
@@ -81,27 +81,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _work(
-    job: dict[str, Any], *, tell: Tell, pipelines: Mapping[str, Pipeline] | None, **options: Any
+    job: dict[str, Any], *, report: Report, pipelines: Mapping[str, Pipeline] | None, **options: Any
 ) -> str | int | None:
     if job["do"] == "help":
         return runner.help_others(**options)
 
     def claimed(run: Run) -> None:
-        tell(run=run.id, attempt=run.attempt)
+        report(run=run.id, attempt=run.attempt)
 
     return runner.run_next(run_id=job["run"], pipelines=pipelines, claimed=claimed, **options)
 
 
 @contextmanager
-def _ticking(tell: Tell, parent: int) -> Iterator[None]:
-    """Say twice a second that the interpreter still gives other threads their turn."""
+def _ticking(report: Report, parent: int) -> Iterator[None]:
+    """Report twice a second that the interpreter still lets other threads run."""
     stopped = threading.Event()
 
     def tick() -> None:
         while not stopped.wait(TICK_SECONDS):
-            if os.getppid() != parent:  # where the kernel does not end this process with its parent
+            if os.getppid() != parent:  # on systems without PR_SET_PDEATHSIG
                 os._exit(1)
-            tell(tick=True)
+            report(tick=True)
 
     thread = threading.Thread(target=tick, name="tick", daemon=True)
     thread.start()
@@ -112,16 +112,16 @@ def _ticking(tell: Tell, parent: int) -> Iterator[None]:
         thread.join()
 
 
-def _tell(descriptor: int, **message: Any) -> None:
-    # So short a write is whole: lines of two threads do not mix.
+def _report(descriptor: int, **message: Any) -> None:
+    # A write this short is atomic, so lines of two threads do not mix.
     os.write(descriptor, json.dumps(message).encode() + b"\n")
 
 
 def _die_with(parent: int) -> None:
-    """End with the supervisor, also where this process holds the GIL and could not see that it has ended."""
+    """End with the supervisor, even while a library holds the GIL and no Python code runs here."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:  # it ended before the line above
         os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""The process that does the work, as the one that supervises it sees it: jobs in, messages out, both JSON lines."""
+"""The working process as its supervisor sees it: jobs in, messages out, both as JSON lines."""
 
 import json
 import os
@@ -10,19 +10,19 @@ from contextlib import suppress
 from typing import Any
 
 KILLED_SECONDS = 5.0
-"""A killed process is gone at once, unless a driver holds it."""
+"""A killed process ends at once, unless a driver keeps it."""
 
 
 class WorkingProcess:
-    """`workers.child` in a process group of its own, which has the processes of a shared fit in it too."""
+    """`child` in a process group of its own, together with the processes of a fit on several GPUs."""
 
     def __init__(self, pipelines: str | None = None) -> None:
-        """`pipelines`: MODULE:NAME of a mapping kind -> pipeline; None: the real ones."""
+        """`pipelines`: MODULE:NAME of a mapping from run kind to pipeline; None: the real ones."""
         self._receiver, sender = os.pipe()
         command = [
             sys.executable,
             "-m",
-            "featurewatch.workers.child",
+            "featurewatch.workers.supervision.child",
             "--parent",
             str(os.getpid()),
             "--messages",
@@ -39,26 +39,26 @@ class WorkingProcess:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._receiver, selectors.EVENT_READ)
         self.ready = False
-        """Whether it has imported what it needs and waits for jobs."""
+        """Whether it has imported everything and waits for jobs."""
 
     @property
     def pid(self) -> int:
-        """Its process id, which is that of its group."""
+        """Its process id, and that of its group."""
         return self._process.pid
 
     def ended(self) -> bool:
-        """Whether it has ended by itself."""
+        """Whether it has ended."""
         return self._process.poll() is not None
 
     def send(self, job: dict[str, Any]) -> None:
-        """Hand it a job. One that has ended gets nothing: `messages` says so."""
+        """Send it a job. If it has ended, `messages` raises EOFError."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(job).encode() + b"\n")
             self._process.stdin.flush()
 
     def messages(self, seconds: float) -> list[dict[str, Any]]:
-        """What it has told, waiting so long for the first of it. EOFError: it has ended."""
+        """New messages; waits for the first for up to `seconds`. EOFError if the process ended."""
         if not self._selector.select(seconds):
             return []
         data = os.read(self._receiver, 65536)
@@ -70,11 +70,11 @@ class WorkingProcess:
         return messages
 
     def terminate(self) -> None:
-        """Ask it to put its run back into the queue, and to end."""
+        """Ask it to put its run back into the queue and end."""
         self._process.terminate()
 
     def end(self, seconds: float) -> int | None:
-        """Let an idle one end by itself, or kill it. Its exit status; None: the kernel has not let it go yet."""
+        """Let an idle process end, or kill it. Its exit status; None if the kernel has not released it yet."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -83,8 +83,8 @@ class WorkingProcess:
         return self.kill()
 
     def kill(self) -> int | None:
-        """End it and all processes of its group at once. Exit status as of `end`."""
-        # Before it is waited for: then its number cannot be another's yet.
+        """Kill all processes of its group. Returns the exit status as `end` does."""
+        # Before waiting for it: until then no other process can get its id.
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):

@@ -1,0 +1,44 @@
+"""What raises an alert, as JSON: a row for each feature, signature or run, the most important first."""
+
+from typing import TYPE_CHECKING, Any
+
+from featurewatch.service.kit.ids import feature_id
+
+if TYPE_CHECKING:
+    from featurewatch.service.models import Feature, Reading, Run, Signature, Verdict
+
+Evidence = list[dict[str, Any]]
+MOST_ROWS = 100
+"""Rows that an alert keeps."""
+
+
+def verdict_row(verdict: "Verdict", feature: "Feature") -> dict[str, Any]:
+    low, high = verdict.projection_ratio_lo, verdict.projection_ratio_hi
+    return {
+        "feature": feature_id(verdict.feature),
+        "label": feature.label,
+        "auto_label": feature.auto_label,
+        "top_tokens": feature.top_tokens,
+        "status": verdict.status,
+        "previous_status": verdict.previous_status,
+        "change": verdict.change,
+        "projection_ratio": verdict.projection_ratio,
+        "projection_ratio_ci": None if low is None or high is None else [low, high],
+        "q_value": verdict.q_value,
+        "successors": verdict.successors,
+    }
+
+
+def reading_row(reading: "Reading", signature: "Signature") -> dict[str, Any]:
+    names = ("strength_ratio", "strength_ratio_ci", "auroc", "auroc_ci", "reselected_auroc", "reselected_auroc_ci")
+    return {
+        "signature": signature.name,
+        "status": reading.status,
+        "previous_status": reading.previous_status,
+        **{name: reading.figures[name] for name in names},
+        "carriers": [carrier["feature"] for carrier in reading.carriers],
+    }
+
+
+def failure_row(run: "Run", checkpoint: str | None) -> dict[str, Any]:
+    return {"run": run.id, "attempt": run.attempt, "checkpoint": checkpoint, "error": run.error}

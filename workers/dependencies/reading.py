@@ -1,0 +1,195 @@
+"""A model with its dictionaries and the texts it reads, and hooks that observe or replace its activations."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from featurewatch.workers.crosscoder.code import Code
+
+
+class HookPoint(Protocol):
+    """A hook point of a model: the output of `module` times `factor`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def module(self) -> nn.Module: ...
+    @property
+    def factor(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """A family's features at one source. Normalised activations are (x - mean) / scale."""
+
+    mean: Tensor
+    """[d]"""
+    scale: float
+    """rms / sqrt(d)"""
+    decoder: Tensor
+    """[m, d] in raw units of the stream"""
+    bias: Tensor
+    """[d] in raw units, added to the mean"""
+    readout: Tensor
+    """[d, m] on normalised activations"""
+    readout_bias: Tensor
+    """[m]"""
+
+    @staticmethod
+    def of(tensors: dict[str, Tensor]) -> "Dictionary":
+        """Build from the tensors of a dictionary artifact, which are in normalised units."""
+        scale = float(tensors["rms"]) / len(tensors["mean"]) ** 0.5
+        return Dictionary(
+            tensors["mean"],
+            scale,
+            tensors["decoder"] * scale,
+            tensors["bias"] * scale,
+            tensors["readout"],
+            tensors["readout_bias"],
+        )
+
+    def read(self, x: Tensor, column: int) -> Tensor:
+        """Pre-activations of a feature from raw activations: [n, d] -> [n]."""
+        return (x - self.mean) @ (self.readout[:, column] / self.scale) + self.readout_bias[column]
+
+    def constant(self, column: int) -> float:
+        """The read-out of a feature for an all-zero activation."""
+        weight = self.readout[:, column] / self.scale
+        return float(self.readout_bias[column] - self.mean @ weight)
+
+
+class Passage(NamedTuple):
+    """One document as the model reads it."""
+
+    ids: Tensor
+    """int64 [t]"""
+    rows: Tensor
+    """int64 [r] rows of the code for the document's positions at which one of the model's tokens ends, ascending"""
+    tokens: Tensor
+    """int64 [r] index in `ids` of each row"""
+    fold: int
+    """Fold of the document, for the statistics"""
+
+
+class Target(NamedTuple):
+    """A feature, the hook point where it is read, and its tokens in each passage (possibly none)."""
+
+    hook_point: str
+    column: int
+    tokens: Sequence[Tensor]
+
+
+class Batch(NamedTuple):
+    """A batch of passages, padded on the right."""
+
+    members: list[int]
+    """Index of each passage"""
+    ids: Tensor
+    """int64 [b, t]"""
+    mask: Tensor
+    """int64 [b, t]"""
+
+
+@dataclass
+class Reading:
+    """A model's body with its hook points, in the order of the forward pass, and their dictionaries."""
+
+    model: Any
+    hook_points: list[HookPoint]
+    dictionaries: dict[str, Dictionary]
+    code: Code
+    """Code of the family's positions, on the model's device"""
+    passages: Sequence[Passage]
+    skippable: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+    """Hook point -> layers that can be skipped when the hook point's activations are known"""
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
+        return next(iter(self.model.parameters())).device
+
+    def earlier(self, name: str) -> list[HookPoint]:
+        """The hook points before this one."""
+        names = [hook_point.name for hook_point in self.hook_points]
+        return self.hook_points[: names.index(name)]
+
+    def hook_point(self, name: str) -> HookPoint:
+        """The hook point with this name."""
+        return next(hook_point for hook_point in self.hook_points if hook_point.name == name)
+
+    def forward(self, batch: Batch) -> Any:
+        """Run one forward pass, which triggers the hooks, and return the body's output."""
+        return self.model(
+            input_ids=batch.ids.to(self.device), attention_mask=batch.mask.to(self.device), use_cache=False
+        )
+
+
+def batches(passages: Sequence[Passage], wanted: Sequence[int], batch_tokens: int) -> Iterator[Batch]:
+    """Batches of up to `batch_tokens` tokens, padding included, longest passages first."""
+    order = sorted(wanted, key=lambda i: (-len(passages[i].ids), i))
+    while order:
+        longest = len(passages[order[0]].ids)
+        members = order[: max(1, batch_tokens // longest)]
+        order = order[len(members) :]
+        ids = torch.zeros(len(members), longest, dtype=torch.int64)
+        mask = torch.zeros(len(members), longest, dtype=torch.int64)
+        for row, i in enumerate(members):
+            ids[row, : len(passages[i].ids)] = passages[i].ids
+            mask[row, : len(passages[i].ids)] = 1
+        yield Batch(members, ids, mask)
+
+
+def first_of(output: Any) -> Tensor:
+    """The activations in a module's output."""
+    activations: Tensor = output[0] if isinstance(output, tuple) else output
+    return activations
+
+
+@contextmanager
+def watching(hook_points: Sequence[HookPoint]) -> Iterator[dict[str, Tensor]]:
+    """While open, every forward stores the modules' outputs (with gradient, without factor) in the yielded dict."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            seen[name] = first_of(output)
+
+        return hook
+
+    handles = [hook_point.module.register_forward_hook(keep(hook_point.name)) for hook_point in hook_points]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def skipping(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """While open, these layers return their input. Used when a hook supplies their output."""
+    for layer in layers:
+        layer.forward = lambda x, *_positional, **_named: x
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+@contextmanager
+def replacing(module: nn.Module, make: Any) -> Iterator[None]:
+    """While open, the module's output is replaced by `make(output)`."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        new = make(first_of(output))
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
