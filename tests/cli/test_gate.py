@@ -195,7 +195,7 @@ def test_the_default_gate_asks_whether_it_could_be_judged(service: Up, planted: 
     assert re.match(r"(\d+) of \1 features that were there before cannot be judged \(100%; at least 9\d%, 95% CI\), "
                     "over 30%", failed["shares.indeterminate"]["failure"])  # fmt: skip
     assert any(
-        "not found by the checkpoint's own encoder" in text for text in failed["shares.indeterminate"]["evidence"]
+        "not readable by the checkpoint's own encoder" in text for text in failed["shares.indeterminate"]["evidence"]
     )
     assert "A re-fit is advised." in failed["dictionary.refit_advised"]["evidence"][0]
     page = (releases / "untrained.md").read_text(encoding="utf-8")
