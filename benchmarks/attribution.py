@@ -1,10 +1,10 @@
-"""Do attributions say what happens when a feature is taken out? `python -m benchmarks.attribution --seed 1 --json`.
+"""Attributions against activation patching: `python -m benchmarks.attribution --seed 1 --json`.
 
-SmolLM2-135M-Instruct is fitted at two hook points. For targets drawn by seed at the later one, every method's edges
-are held against activation patching: a feature is subtracted wherever it fires at the earlier hook point, and the mean
-change of the target's read-out at its positions is what an edge should be. Edges are all pairs of the targets with the
-sources that any method ranks among the first of any target, so that no method chooses its own exam. Reported are the
-Pearson and the rank correlation over all edges, the completeness, and the seconds of one target over 2,000 positions.
+SmolLM2-135M-Instruct is fitted at two hook points. For random targets at the later one, each method's edges are
+compared with activation patching: a feature is subtracted wherever it fires at the earlier hook point, and the edge
+should equal the mean change of the target's read-out at its positions. The edges are all pairs of a target with any
+source that any method ranks among the largest for any target, so that no method chooses its own test set. Reported are
+the Pearson and rank correlations over all edges, the completeness, and the seconds for one target over 2,000 positions.
 """
 
 import argparse
@@ -41,9 +41,9 @@ from featurewatch.workers.pipelines.stages.attribute import TracedModel, trace
 
 FAMILY = "attribution"
 FIRST = 4
-"""Sources of each target and method, by size, that become edges"""
+"""Largest sources per target and method that become edges"""
 STEPS = 4
-"""of integrated gradients"""
+"""Steps of integrated gradients"""
 COST_POSITIONS = 2000
 
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def fit(base: Path, folder: Path, roots: list[Path], options: Any) -> None:
-    """A family with the base model judged."""
+    """A family with the base model onboarded."""
     corpus = {"uri": "builtin:python-docs", "max_documents": options.documents, "context_length": 128}
     crosscoder = {"n_features": 2048, "k": 32, "steps": options.steps, "batch_size": 2048, "seed": options.seed}
     with Installation(folder, roots) as installation, Client(installation.url) as client:
@@ -143,7 +143,7 @@ def measure(traced: TracedModel, options: Any, log: Any) -> dict[str, Any]:
 
 
 def choose_targets(traced: TracedModel, place: str, options: Any) -> list[Target]:
-    """Features that fire at least 10 times in a few documents, and not nearly everywhere, both drawn by seed."""
+    """Random features that fire at least 10 times in a few random documents, but not nearly everywhere."""
     reading, rng = traced.reading, np.random.default_rng(options.seed)
     some = set(rng.permutation(len(reading.passages))[: options.patched].tolist())
     inside = torch.zeros(reading.code.n, dtype=torch.bool)
@@ -166,7 +166,7 @@ def per_position(found: Attribution, place: str) -> np.ndarray:
 
 
 def agree(edges: np.ndarray, truth: np.ndarray, own: np.ndarray) -> dict[str, Any]:
-    """Correlations of edges [targets, sources] with what patching gave.
+    """Correlations of edges [targets, sources] with the effects of patching.
 
     own: bool, edges of a feature to itself. The stream carries those along, so they are large and any method has them
     right: what a method is worth is told by the others.
@@ -186,7 +186,7 @@ def agree(edges: np.ndarray, truth: np.ndarray, own: np.ndarray) -> dict[str, An
 
 
 def completeness(found: list[Attribution], place: str) -> dict[str, Any]:
-    """Medians over targets: the total over the target, and features over the total."""
+    """Medians over targets: total contribution over the target's value, and the features' share of the total."""
     totals, shares = [], []
     for one in found:
         value = float((one.value - one.constant * one.count).sum())
@@ -197,7 +197,7 @@ def completeness(found: list[Attribution], place: str) -> dict[str, Any]:
 
 
 def seconds(traced: TracedModel, place: str, seed: int) -> dict[str, Any]:
-    """Of one target over COST_POSITIONS positions, by the default method."""
+    """Seconds of one target over COST_POSITIONS positions, with the default method."""
     code = traced.reading.code
     firings = torch.bincount(code.latents, minlength=code.m)
     column = int((firings - 1.2 * COST_POSITIONS).abs().argmin())

@@ -1,16 +1,16 @@
 """Verdicts on a real model with known edits: `python -m benchmarks.edits --seed 1 --json`.
 
-SmolLM2-135M-Instruct is fitted with the demo's options. Then it is tampered with in several versions, few edits in
-each, so that the model stays a model, and each version is registered as a child of the base:
+SmolLM2-135M-Instruct is fitted with the demo's options. Several edited versions, each with few edits so that the model
+still works, are registered as children of the base:
 
-- *ablated*: 25, 50, 75 or all of a feature's direction is taken out of every matrix that writes to the stream;
+- *ablated*: 25, 50, 75 or 100% of a feature's direction is removed from every matrix that writes to the stream;
 - *amplified*: 2.5 or 3 times as much is written along it;
 - *moved*: what is written along it is written along a random direction instead, at the same strength.
 
-Features are drawn by seed among those about which an answer can be checked (`workers.demo.selection.Rules`). Reported
-are the rank correlation of the projection ratio with what was left, how near it came, and the verdicts; and each
-version's loss on the probe corpus beside the base's. `--adapters FOLDER` registers PEFT adapters of the model as well,
-a real fine-tune, in the order of their names, and counts the verdicts of each.
+Features are drawn at random among those with a checkable answer (`workers.demo.selection.Rules`). Reported are the rank
+correlation of the projection ratio with the remaining share, its error, and the verdicts; and each version's loss on
+the probe corpus next to the base's. `--adapters FOLDER` also registers PEFT adapters of the model, a real fine-tune,
+sorted by name, and counts the verdicts of each.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from featurewatch.workers.demo.selection import ALPHAS, Edit, choose
 
 FAMILY = "edits"
 AMPLIFIED = (-1.5, -2.0)
-"""Of two directions at a time: layers read what was amplified and write more of it, and four break the model."""
+"""Two directions at a time: layers read the amplified directions and amplify them further; four break the model."""
 MOVED = (1.0, 1.0, 1.0, 1.0)
 LOSS_DOCUMENTS = 24
 
@@ -72,7 +72,7 @@ class Bench:
         self.seed, self.log, self.plan = seed, log, Plan()
 
     def run(self, versions: int, adapters: list[Path]) -> dict[str, Any]:
-        """Fit the base, register every version, and look at the verdicts."""
+        """Fit the base, register every version, and collect the verdicts."""
         self.client.create_family(
             FAMILY,
             [self.plan.hook_point],
@@ -160,7 +160,7 @@ def next_token_loss(folder: Path) -> float:
 
 
 def score(edits: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of all edits by kind. Errors are measured ratio less what was left."""
+    """Figures of all edits by kind. The error is the measured ratio minus the remaining share."""
     result: dict[str, Any] = {}
     for kind in dict.fromkeys(edit["kind"] for edit in edits):
         own = [edit for edit in edits if edit["kind"] == kind]

@@ -2,24 +2,24 @@
 
 A dictionary is fitted on the parent. Then, on the same positions:
 
-- *extension*: all that the stages extend and measure compute for the new checkpoint (regressions, new features,
+- *extension*: everything that the stages extend and measure compute for the new checkpoint (regressions, new features,
   products with the errors of all folds, read-out);
-- *re-fit*: a fit of parent and new checkpoint together with the same options, and what is measured after it. *Cold* it
-  starts from nothing, as the parent's own fit did; *warm*, as the service makes it, from what the parent's features
-  write: that is one more training of a trained dictionary. What it is held against is an extension of a dictionary that
-  was trained as long in all, on the parent alone.
+- *re-fit*: a joint fit of parent and new checkpoint with the same options, and the measurements after it. A *cold*
+re-fit
+  starts from scratch, as the parent's fit did. A *warm* one, as in the service, starts from the parent's features, so
+  its dictionary is trained twice; it is compared with an extension of a dictionary that was trained equally long on the
+  parent alone.
 
-FVU of the new checkpoint, the share of its variance that is not reconstructed, at all positions:
+FVU of the new checkpoint, at all positions:
 
-- *read anew*, of both: active latents and activations read from the new checkpoint alone (`measure.unexplained`): what
-  the service reports of every checkpoint;
-- *as trained*, of the re-fit: the code of its joint encoder, which sees both checkpoints, and the decoder that it
-  trained.
+- *own code*, of both: active latents and activations read from the new checkpoint alone (`measure.unexplained`), as the
+  service reports for every checkpoint;
+- *as trained*, of the re-fit: the code of the joint encoder, which sees both checkpoints, and the trained decoder.
 
 The data are two planted checkpoints (`planted_data`), and with `--model` also SmolLM2-135M-Instruct, the demo's model
-(fetched once), with three new versions of it: fine-tuned on half of the corpus; tampered with as the demo does it, with
-eight directions taken out in part of features that fit its rules; and broken, with eight taken out that nobody chose,
-some of which carry much of the stream. What a version is as a model, its loss says.
+(fetched once), with three new versions: fine-tuned on half of the corpus; edited as in the demo, with eight directions
+of suitable features partly removed; and broken, with eight arbitrary directions removed, some of which carry much of
+the stream. The loss of each version shows how good a model it still is.
 """
 
 import argparse
@@ -92,7 +92,7 @@ ROWS = {
     "the same after as much training": "{long_fvu_ratio_to_warm:.3f}",
     "the version's loss per token": "{loss:.2f}",
 }
-"""Words of a row of the table -> how it is written."""
+"""Row of the table -> its label."""
 BEGIN, END = "<!-- extension -->", "<!-- /extension -->"
 
 
@@ -157,12 +157,12 @@ def planted(seed: int, n: int) -> Pair:
 
 
 def longer(config: FitConfig) -> FitConfig:
-    """Twice the training: what a warm re-fit has behind it, that of the dictionary that it starts from and its own."""
+    """Twice the training: that of the dictionary that a warm re-fit starts from, and its own."""
     return replace(config, steps=2 * config.steps)
 
 
 def smollm(config: FitConfig, log: Any) -> Iterator[tuple[str, float, Pair, tuple[Crosscoder, Crosscoder]]]:
-    """The demo's model and two dictionaries of it, beside each of three new versions; and the loss of each of those."""
+    """The demo's model and two dictionaries of it, with each of three new versions, and their losses."""
     plan, cache = Plan(), Path.home() / ".cache" / "featurewatch"
 
     def say(text: str) -> None:
@@ -221,7 +221,7 @@ def _normalised(x: Tensor) -> Checkpoint:
 
 
 def fitted(checkpoints: list[Checkpoint], config: FitConfig, state: FitState | None = None) -> Crosscoder:
-    """A crosscoder of all of them together."""
+    """A crosscoder over all of them."""
     n, dtype = len(checkpoints[0].x), compute_dtype("cpu")  # as in the service
     return fit(
         lambda rows: _beside(checkpoints, rows), n, _layout(checkpoints), config, state=state, compute_dtype=dtype
@@ -229,7 +229,7 @@ def fitted(checkpoints: list[Checkpoint], config: FitConfig, state: FitState | N
 
 
 def warm(pair: Pair, code: Code, config: FitConfig) -> Crosscoder:
-    """A crosscoder of both that starts from the features of the parent's code, as a re-fit of the service does."""
+    """A crosscoder of both that starts from the features of the parent's code, as the service's re-fit does."""
     both = [pair.parent, pair.now]
     known = written_rows(code, torch.arange(code.n), both, Policy().min_firings)
     return fitted(both, config, start_from(known, config, _layout(both)))
@@ -252,7 +252,7 @@ def encoded(checkpoints: list[Checkpoint], model: Crosscoder) -> Code:
 def compare(
     pair: Pair, models: tuple[Crosscoder, Crosscoder], config: FitConfig, log: Any, name: str
 ) -> dict[str, Any]:
-    """Seconds and FVU of both ways. models: the parent's crosscoder, and one that was trained for twice as long."""
+    """Seconds and FVU of both methods. models: the parent's crosscoder, and one trained for twice as long."""
     code, long_code = (encoded([pair.parent], model) for model in models)
     extend(pair, code)  # what is slow once only (libraries, memory) is no part of either
     runs = [timed(lambda: extend(pair, code)) for _ in range(3)]
@@ -324,7 +324,7 @@ def measure(pair: Pair, regression: Regression, now: Solution, before: Solution,
 
 
 def everywhere(regression: Regression, now: Checkpoint) -> float:
-    """FVU of a checkpoint with active latents and activations read anew, at all positions."""
+    """FVU of a checkpoint at all positions, with its own active latents and activations."""
     return float(unexplained(regression, Side(now, regression.solve(now)), now.widths, most=regression.count))
 
 
@@ -343,14 +343,14 @@ def _blocks(code: Code) -> list[tuple[Tensor, Code]]:
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Seconds, and what it gives."""
+    """Seconds, and the result."""
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result
 
 
 def write_page(result: dict[str, Any]) -> None:
-    """Put the table of a run into docs/benchmarks.md."""
+    """Write the table of a run to docs/benchmarks.md."""
     data = {name: found for name, found in result.items() if isinstance(found, dict)}
     lines = [["", *data], ["---", *["---:"] * len(data)]]
     for words, form in ROWS.items():

@@ -1,8 +1,8 @@
-"""Our trainer against public ones, interleaved: `python -m benchmarks.fit`, see docs/benchmarks.md.
+"""The trainer against public ones, interleaved: `python -m benchmarks.fit`, see docs/benchmarks.md.
 
-All take the same steps on the same synthetic activations, in turns: round after round each trainer takes a few steps,
-so that whatever else the machine does meets all of them. Writes docs/benchmarks.md with a plot and the raw figures;
-`--quick` shows in a minute that everything runs, and writes nothing.
+All trainers run the same steps on the same synthetic activations and take turns of a few steps, so that other load on
+the machine affects all of them. Writes docs/benchmarks.md with a plot and the raw figures. `--quick` is a smoke test of
+a minute and writes nothing.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def make_job(options: argparse.Namespace, folder: str) -> Job:
-    """What every trainer is told."""
+    """The job of every trainer."""
     return Job(
         folder=folder,
         widths=(options.width,) * options.sources,
@@ -109,12 +109,12 @@ def make_job(options: argparse.Namespace, folder: str) -> Job:
 
 
 def planted_for(options: argparse.Namespace) -> Planted:
-    """As many planted features as latents, of which fewer are active at a position than may be: 20 where k is 32."""
+    """As many planted features as latents, with fewer active per position than k allows: 20 for k = 32."""
     return Planted((options.width,) * options.sources, options.latents, options.k * 5 / 8, options.seed)
 
 
 def configuration(job: Job, planted: Planted, options: argparse.Namespace) -> dict[str, Any]:
-    """What the figures hold for."""
+    """The configuration behind the figures."""
     names = ("latents", "k", "batch", "steps", "positions", "seed", "threads", "device", "precision", "dead_after")
     data = {"features": planted.features, "active": planted.active, "noise": planted.noise, "spread": planted.spread}
     return {
@@ -124,7 +124,7 @@ def configuration(job: Job, planted: Planted, options: argparse.Namespace) -> di
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures were measured."""
+    """The machine behind the figures."""
     processor = platform.processor() or platform.machine()
     described = Path("/proc/cpuinfo")
     if described.exists():
@@ -135,7 +135,7 @@ def machine() -> dict[str, Any]:
 
 
 def figures(results: Results, job: Job) -> dict[str, Any]:
-    """Medians over rounds, and ratios within rounds: a round's trainers met the same machine."""
+    """Medians over rounds, and ratios within rounds, whose trainers ran under the same load."""
     floor, ours = results.seconds[FLOOR], results.seconds[OURS]
     trainers = {}
     for name, quality in results.quality.items():
@@ -158,7 +158,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def say(text: str) -> None:
-    """Progress, apart from the results."""
+    """Print progress, separate from the results."""
     print(text, file=sys.stderr, flush=True)
 
 

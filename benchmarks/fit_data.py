@@ -2,9 +2,9 @@
 
     x_s(p) = sum_i c_i(p) v_i^s + noise
 
-Planted feature i fires at a rate of its own, log-uniform over two decades, with strength c_i log-normal: a heavy tail.
-Each source writes it in a direction of its own, v_i^s. There are as many features as latents and far more than columns:
-they are superposed.
+Planted feature i has a firing rate that is log-uniform over two decades, and a log-normal strength c_i with a heavy
+tail. Each source writes it along its own direction v_i^s. There are as many features as latents and far more than
+columns, so features are superposed.
 """
 
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ import torch
 from featurewatch.workers.crosscoder.model import Moments
 
 BLOCK = 8192
-"""Positions that are made at once."""
+"""Positions generated at a time."""
 
 
 @dataclass(frozen=True)
 class Planted:
-    """What the data is drawn from."""
+    """The distribution of the data."""
 
     widths: tuple[int, ...]
     features: int
     active: float
-    """Features that fire at a position, on average"""
+    """Mean number of features that fire at a position"""
     seed: int = 0
     spread: float = 0.5
     """Standard deviation of the logarithm of a strength"""
     noise: float = 0.03
-    """Power of the noise over that of the signal, in each source: no dictionary has a smaller FVU by much"""
+    """Noise power over signal power in each source, which about bounds the FVU of any dictionary"""
 
 
 def write_activations(planted: Planted, n: int, path: Path) -> None:
@@ -67,6 +67,6 @@ def draw_code(planted: Planted, n: int, random: np.random.Generator) -> scipy.sp
 
 
 def _directions(planted: Planted, random: np.random.Generator) -> np.ndarray:
-    """Unit vectors in every source, beside each other: [features, D], float32."""
+    """Unit vectors in every source, concatenated: [features, D], float32."""
     parts = [random.standard_normal((planted.features, d), np.float32) for d in planted.widths]
     return np.concatenate([part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts], 1)

@@ -1,4 +1,4 @@
-"""What `benchmarks.fit` found: a table, a plot and the goals, for the terminal and for docs/benchmarks.md."""
+"""Reports of `benchmarks.fit`: a table, a plot and the goals, for the terminal and docs/benchmarks.md."""
 
 import json
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from benchmarks.fit_rounds import OURS, OURS_FLOAT32
 
 BEGIN, END = "<!-- fit -->", "<!-- /fit -->"
 FASTER = {"dictionary-learning": 5.0, "eai-sparsify": 2.5, "sae-lens": 6.0}
-"""Positions per second of ours over the peer's, at least"""
+"""Minimum ratio of our positions per second to the peer's"""
 STEP_OVER_PRODUCT, FVU, DEAD = 1.6, 0.15, 0.01
 DEFAULT = {"widths": [256, 256], "latents": 2048, "k": 32, "batch": 2048, "steps": 500, "positions": 200_000}
-"""The configuration that the goal for FVU is of"""
+"""The configuration of the goal for FVU"""
 
 Result = dict[str, Any]
 
@@ -27,7 +27,7 @@ class Goal(NamedTuple):
 
 
 def goals(result: Result) -> Iterator[Goal]:
-    """What a run was to show. On a GPU nothing is promised yet."""
+    """The goals of a run. There are none for GPUs yet."""
     trainers, configuration = result["trainers"], result["configuration"]
     ours = trainers[OURS]
     if configuration["device"] == "cpu":
@@ -51,7 +51,7 @@ def goals(result: Result) -> Iterator[Goal]:
 
 
 def rows(result: Result) -> list[list[str]]:
-    """The table, its head first; the fastest trainer on top."""
+    """The rows of the table, header first and fastest trainer on top."""
     head = ["trainer", "ms per step", "positions/s", "ours is faster", "step / product", "FVU per source", "L0", "dead"]
     table = [[*head, "peak memory"]]
     for name, trainer in sorted(result["trainers"].items(), key=lambda item: item[1]["ms"]):
@@ -74,7 +74,7 @@ def rows(result: Result) -> list[list[str]]:
 
 
 def markdown(table: list[list[str]]) -> str:
-    """A Markdown table with aligned columns; all but the first to the right."""
+    """A Markdown table with aligned columns; all but the first are right-aligned."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = []
     for first, *others in table:
@@ -115,7 +115,7 @@ def key(result: Result) -> str:
 
 
 def write_page(result: Result, docs: Path) -> None:
-    """Write raw figures and plot of a run, and the page's part on all runs whose figures are there."""
+    """Write the raw figures and plot of a run, and the page's section on all runs with figures."""
     folder = docs / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{key(result)}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -131,7 +131,7 @@ def write_page(result: Result, docs: Path) -> None:
 
 
 def section(result: Result) -> str:
-    """A run's part of the page."""
+    """The page's section on a run."""
     c, m = result["configuration"], result["machine"]
     where = m["gpu"] if c["device"] != "cpu" else f"{m['processor']}, {c['threads']} of {m['cores']} cores"
     facts = f"{c['steps']} steps each, {c['rounds']} rounds, seed {c['seed']}; {where}, torch {m['torch']}."

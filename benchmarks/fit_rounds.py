@@ -1,4 +1,4 @@
-"""Runs the trainers of `benchmarks.fit`: the environment of the public ones, one process each, turns and rounds."""
+"""Runs the trainers of `benchmarks.fit`: their environment, one process per trainer, and the rounds."""
 
 import json
 import os
@@ -31,15 +31,15 @@ class Results(NamedTuple):
     """Of a run, by trainer."""
 
     seconds: dict[str, list[float]]
-    """of one step, in every round"""
+    """Seconds per step in every round"""
     quality: dict[str, dict[str, Any]]
-    """what the trainers answered at the end; none of the floor"""
+    """The trainers' final answers; none for the floor"""
 
 
 def peers_environment(
     folder: Path, requirements: Sequence[Path] = (REQUIREMENTS,), alone: Path = LONE_REQUIREMENTS
 ) -> Path:
-    """The Python of an environment with the public trainers, made where there is none or another one.
+    """The Python of an environment with the public trainers, created if it is missing or outdated.
 
     It sees this environment's packages, so that all trainers run on one build of torch; what it adds or needs in
     another version comes first. requirements: files with what is installed; alone: a file with what is installed
@@ -82,7 +82,8 @@ class Runner:
         )  # fmt: skip
 
     def ask(self, **command: Any) -> dict[str, Any]:
-        """Send a command and wait for the answer. RuntimeError with the end of its log: the trainer has ended."""
+        """Send a command and wait for the answer. Raises RuntimeError with the end of the log if the trainer has
+        exited."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -112,7 +113,7 @@ def run_rounds(
     rates: dict[str, float] | None = None,
     encode: str | None = None,
 ) -> Results:
-    """All trainers take their steps in turns: in every round each of them, the first of a round last in the next.
+    """Run all trainers in turns, in every round, rotating the order.
 
     The first step of each is not timed: it makes what all later ones use. rates: learning rates that are not the
     trainers' own. encode: precision of our encoder's product; where it is not the job's, ours takes part once more

@@ -1,8 +1,8 @@
-"""What verification costs: `python -m benchmarks.identity`.
+"""The cost of verification: `python -m benchmarks.identity`.
 
-1. Hashing a checkpoint's files beside the hash alone, on data in memory.
-2. Onboardings of SmolLM2-135M, a first fit and an extension each, with and without verification, in turns: identity of
-   the checkpoint, digests of artifacts when they are made and when they are opened. The last line is one JSON object.
+1. Hashing a checkpoint's files, compared with hashing data in memory.
+2. Onboardings of SmolLM2-135M, a first fit and an extension, alternately with and without verification of the
+   checkpoint's identity and of artifacts when they are written and opened. The last line is one JSON object.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def hashing(folder: Path, files: int) -> dict[str, float]:
 
 @contextmanager
 def unverified() -> Iterator[None]:
-    """No file is hashed; everything else is as it is."""
+    """Disable hashing and nothing else."""
 
     def pretend(paths: Sequence[Path], progress: Any = None) -> list[str]:
         return [ZERO for _ in paths]

@@ -2,9 +2,9 @@
 
     python -m benchmarks.layouts --seed 0 --json
 
-A planted family is fitted and its dictionary exported in both layouts; the tools themselves load the folders, in an
-environment of their own, and say what they read in activations that were not fitted on. Compared with that: what the
-service's own formulas give, and how well the source's own read-out stands in for the family's code.
+A planted family is fitted and its dictionary exported in both layouts. The tools load the folders in a separate
+environment and encode held-out activations. Their output is compared with the service's own formulas, and the source's
+read-out with the family's code.
 """
 
 import argparse
@@ -32,7 +32,7 @@ OPTIONS = {"n_features": 160, "k": 6, "steps": 2000, "batch_size": 512, "learnin
 
 
 def main() -> None:
-    """Print what came out; exit code 1 where a tool reads something else."""
+    """Print the results; exit with code 1 if a tool reads something else."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--python", type=Path, help="Python of an environment that has both tools.")
@@ -96,7 +96,7 @@ def _fvu(x: Floats, back: Floats) -> float:
 
 
 def _correlations(a: Floats, b: Floats) -> Floats:
-    """Of the columns that vary in both."""
+    """Mean correlation of the columns that vary in both."""
     a, b = a - a.mean(0), b - b.mean(0)
     norms = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
     return (a * b).sum(0)[norms > 0] / norms[norms > 0]

@@ -1,12 +1,13 @@
-"""Nulls through the real service: `python -m benchmarks.nulls --seed 1 --json`. Nothing changed; what is said?
+"""Nulls through the real service: `python -m benchmarks.nulls --seed 1 --json`. What is reported if nothing changed?
 
-- **Calibration** of a planted family, its last checkpoint (some features suppressed, removed and born by then), by the
-  default policy: what `featurewatch calibrate` finds. With `--model` also of SmolLM2-135M-Instruct, fitted with the
-  demo's options: read again, in bfloat16, in int8, halves of the corpus, a short fine-tune.
-- **Chains** of `--chain` checkpoints registered one after the other, each a child of the last: *identical*, the same
-  activations every time; *noisy*, the same features at the same strengths, with noise of its own in every checkpoint,
-  directions that turn by a mean of 4 degrees each time, and a scale that wanders. Rules on every alarming status are
-  set; counted are the alerts, and the verdicts other than present and indeterminate.
+- **Calibration** of the last checkpoint of a planted family, after some features were suppressed, removed and born,
+with
+  the default policy: the result of `featurewatch calibrate`. `--model` also calibrates SmolLM2-135M-Instruct, fitted
+  with the demo's options: read again, in bfloat16, in int8, halves of the corpus, a short fine-tune.
+- **Chains** of `--chain` checkpoints, each a child of the previous one. *identical*: the same activations every time.
+  *noisy*: the same features at the same strengths, with new noise, directions that turn by 4 degrees on average, and a
+  drifting scale. Rules on every alarming status are set. Reported are the alerts, and the verdicts other than present
+  and indeterminate.
 
 The last line of output is one JSON object.
 """
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 class Nulls:
-    """Families of one installation, in which nothing changes."""
+    """Families of one installation in which nothing changes."""
 
     def __init__(self, client: Client, releases: Path, seed: int, splits: int, log: Any) -> None:
         self.client, self.releases, self.seed, self.splits, self.log = client, releases, seed, splits, log
@@ -90,7 +91,7 @@ class Nulls:
         return self.calibrate("smollm2")
 
     def calibrate(self, family: str) -> dict[str, Any]:
-        """What the family's thresholds say of the nulls, without the grid of each."""
+        """The family's thresholds and their nulls, without the grids."""
         self.rules(family)
         made = self.client.calibrate(family, splits=self.splits, seed=self.seed)
         run = self.client.wait(made["id"], timeout=7200, interval=0.5)
@@ -103,13 +104,13 @@ class Nulls:
         return result | {"nulls": nulls, "seconds": run["seconds"]}
 
     def rules(self, family: str) -> None:
-        """An alert for every kind of change, of one feature already."""
+        """A rule for every kind of change, from a single feature on."""
         for status in (*ALARMING, "emerged"):
             condition = {"kind": "status_count", "status": status, "at_least": 1}
             self.client.create_alert_rule(status, condition, family=family)
 
     def chain(self, kind: str, length: int) -> dict[str, Any]:
-        """Register checkpoints that differ by nothing, or by noise, and count what is said of them."""
+        """Register checkpoints that are identical or differ by noise, and count their verdicts and alerts."""
         began = time.monotonic()
         lineage = make_lineage(self.seed, n_checkpoints=1 if kind == "identical" else length, **CHAIN_SHAPE)
         self.client.create_family(kind, [HOOK_POINT], crosscoder=CHAIN_CROSSCODER | {"seed": self.seed})

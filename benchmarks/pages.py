@@ -1,13 +1,14 @@
 """The pages of a large family in a browser: `python -m benchmarks.pages --write-docs` writes docs/benchmarks.md.
 
-A family of many checkpoints (`service_data`) on SQLite, the API as `featurewatch up` starts it, and Chromium without a
-window or a graphics card, all on this machine. Then:
+A family of many checkpoints (`service_data`) on SQLite, the API as `featurewatch up` starts it, and headless Chromium
+without a GPU, all on this machine.
 
-- *pages*: each page is opened anew several times, of other checkpoints and features each time, in a browser that has
-  seen nothing yet and in one that has its style sheets and scripts; the time is from the request to the end of the
-  `load` event, and the API has read every checkpoint once;
-- *scrolling*: the list of all features is scrolled at a steady speed, rows coming as it goes, beside an empty page of
-  the same height: how many frames a second the browser draws, and how long the 95th percentile of them take.
+- *pages*: each page is loaded several times with different checkpoints and features, in a fresh browser and in one with
+  cached style sheets and scripts. The time runs from the request to the end of the `load` event; the API has read every
+  checkpoint once.
+- *scrolling*: the list of all features is scrolled at a steady speed while rows load, compared with an empty page of
+the
+  same height: frames per second, and the 95th percentile of their durations.
 """
 
 import argparse
@@ -27,7 +28,7 @@ GOAL_MS = 300
 BEGIN, END = "<!-- pages -->", "<!-- /pages -->"
 SIZE: Any = {"width": 1280, "height": 900}
 SPEEDS = (1800, 3600)
-"""Pixels a second: two and four screens."""
+"""Pixels per second: two and four screens."""
 SCROLL_S, IDLE_MS = 8.0, 500
 TOLD = ("features", "checkpoints", "hook_points", "visits", "seed")
 
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def drawn(rng: random.Random, options: argparse.Namespace) -> dict[str, str]:
-    """Page -> where it is, of some checkpoints and a feature."""
+    """Page -> its paths for several checkpoints and a feature."""
     one, other = rng.sample(range(1, options.checkpoints), 2)
     family, feature = f"/families/{FAMILY}", rng.randrange(options.features // 2)
     return {
@@ -95,7 +96,7 @@ def drawn(rng: random.Random, options: argparse.Namespace) -> dict[str, str]:
 
 
 def visited(opened: Browser, base: str, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Page -> milliseconds of its visits by a new browser (`first`) and by one that was there (`again`)."""
+    """Page -> milliseconds of visits with a new browser (`first`) and with a warm cache (`again`)."""
     rng, took = random.Random(options.seed), dict[str, dict[str, list[float]]]()
     for _ in range(options.visits):
         for name, path in drawn(rng, options).items():
@@ -114,7 +115,7 @@ def visited(opened: Browser, base: str, options: argparse.Namespace) -> dict[str
 
 
 def scrolled(opened: Browser, base: str) -> list[dict[str, Any]]:
-    """Frames of a page that holds nothing, of the list of features, and of one that begins with 500 of them."""
+    """Frames of an empty page, of the list of features, and of the list with 500 rows loaded."""
     features, found = f"/families/{FAMILY}/features?sort=id", []
     for name, path in (("nothing", None), ("features", features), ("500 at once", f"{features}&limit=500")):
         for speed in SPEEDS:
@@ -133,7 +134,7 @@ def scrolled(opened: Browser, base: str) -> list[dict[str, Any]]:
 
 
 def write_page(result: dict[str, Any]) -> None:
-    """Put the tables of a run into docs/benchmarks.md."""
+    """Write the tables of a run to docs/benchmarks.md."""
     rows = []
     for name, took in result["pages"].items():
         cells = [f"{figure(took[kind]):.0f}" for kind in ("first", "again") for figure in (np.median, np.max)]

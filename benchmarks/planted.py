@@ -1,14 +1,14 @@
 """Verdicts on planted lineages through the real service: `python -m benchmarks.planted --scenario all --seed 1 --json`.
 
-Writes a planted lineage, starts an embedded installation in a temporary folder, registers the checkpoints one after the
-other over REST, and scores the verdicts (`planted_score` has the rules). The last line of output is one JSON object: of
-the lineage, or, where there are several (`--seeds`, several scenarios), `{"lineages": [...], "means": {...}}`.
+Writes a planted lineage, starts an embedded installation in a temporary folder, registers the checkpoints one by one
+over REST, and scores the verdicts (rules in `planted_score`). The last line of output is one JSON object: the
+lineage's, or with several lineages (`--seeds`, several scenarios) `{"lineages": [...], "means": {...}}`.
 
-`--baselines` scores the methods of the literature on the same lineages. `--results FILE` keeps what was found, an entry
-for each scenario and seed, and `--write-docs` makes docs/planted.md of docs/benchmarks/planted.json, running nothing.
+`--baselines` scores methods from the literature on the same lineages. `--results FILE` stores the results, one entry
+per scenario and seed. `--write-docs` writes docs/planted.md from docs/benchmarks/planted.json without running anything.
 
-Time is that of the runs' stages without `harvest` (checking and copying what was brought along): the first checkpoint's
-for the fit, each later one's for an extension.
+Times are those of the runs' stages except `harvest`, which only checks and copies precomputed activations: the first
+checkpoint's for the fit, each later one's for an extension.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One lineage through an installation of its own; the baselines where they are asked for."""
+    """Run one lineage through a separate installation, and the baselines if requested."""
     log = sys.stderr if options.json else sys.stdout
     print(f"{name}, seed {seed}", file=log, flush=True)
     sizes = {"n_checkpoints": options.checkpoints} | ({"n_positions": options.positions} if options.positions else {})
@@ -86,7 +86,7 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def keep(result: dict[str, Any], path: Path) -> None:
-    """Put a result into a file of results, in the place of an earlier one of the same scenario and seed."""
+    """Add a result to a file of results, replacing an earlier one of the same scenario and seed."""
     known = json.loads(path.read_text()) if path.exists() else []
     others = [r for r in known if (r["scenario"], r["seed"]) != (result["scenario"], result["seed"])]
     short = {key: value for key, value in result.items() if key not in ("quality", "seconds")}
@@ -94,7 +94,7 @@ def keep(result: dict[str, Any], path: Path) -> None:
 
 
 def measure(lineage: Lineage, releases: Path, client: Client, *, log: Any) -> dict[str, Any]:
-    """Register every checkpoint of a lineage and score what the service says."""
+    """Register every checkpoint of a lineage and score the verdicts."""
     seconds: dict[int, dict[str, float]] = {}
     quality: dict[int, Any] = {}
     first: Matching | None = None
@@ -147,7 +147,7 @@ def register(lineage: Lineage, checkpoint: int, releases: Path, client: Client) 
 
 
 def match_codes(lineage: Lineage, client: Client, folder: Path) -> Matching:
-    """Match planted features to the latents of the service's code as it is now."""
+    """Match planted features to the latents of the service's current code."""
     path = client.download_codes(FAMILY, folder / f"codes-{time.monotonic_ns()}.npz")
     numbers = [int(feature[1:]) for feature in client.code_ids(FAMILY)]
     return match(lineage.codes, sparse.csr_array(sparse.load_npz(path)), numbers)

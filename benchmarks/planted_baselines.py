@@ -1,17 +1,17 @@
-"""What the literature's methods say of a planted lineage: the same latents, active latents and steps, the same scores.
+"""Methods from the literature on a planted lineage, with the same latents, active latents, steps and scores.
 
-Each step, parent -> checkpoint, is judged by itself, with a dictionary of its own. Where a method leaves something open
-it is decided in its favour:
+Each step, parent -> checkpoint, is judged separately with its own dictionary. Open choices favour the method:
 
-- attention sinks (norms over four medians) are masked; every source is normalised: scale and offset are no change;
-- the planted features are matched to the latents anew at each step, so that identity over steps costs nothing;
-- what neither of the two checkpoints writes has no latent: its absence is taken as said;
-- a latent that fires on fewer than 30 positions is not judged, as in the product;
-- a latent whose two decoder rows are alike in length (to a factor of 2) but have a cosine under 0.5 is `relocated`.
-  Where the two bases do not agree the rows are compared after the same orthogonal map as in the product
-  (`workers.verdicts.measure.procrustes`).
+- attention sinks (norms over four medians) are masked and every source is normalised, so scale and offset do not count
+as
+  changes;
+- planted features are matched to latents again at each step, so identity across steps costs nothing; - a feature that
+neither checkpoint writes has no latent, and counts as correctly absent; - a latent that fires on fewer than 30
+positions is not judged, as in the product; - a latent whose two decoder rows have similar lengths (within a factor of
+2) but a cosine under 0.5 is `relocated`. If the
+  bases differ, rows are compared after the product's orthogonal map (`workers.verdicts.measure.procrustes`).
 
-None of the methods says that a feature was *replaced*: `macro_f1_simple` leaves that distinction (and relocation) out.
+No method reports that a feature was *replaced*; `macro_f1_simple` ignores that distinction (and relocation).
 """
 
 import time

@@ -1,7 +1,7 @@
-"""How far the figures behind the verdicts can be trusted: intervals and q-values against the planted truth.
+"""Calibration of the figures behind the verdicts: intervals and q-values against the planted truth.
 
-The true ratio of a planted feature is `Lineage.ratios` against the parent, over its median over the features that are
-present: the service takes global changes out by the median too.
+The true ratio of a planted feature is `Lineage.ratios` against the parent, divided by its median over the features that
+are present, because the service removes global changes by the median too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ def cases(lineage: Lineage, rows: Rows, matching: Matching) -> Iterator[Case]:
 
 
 def coverage(lineage: Lineage, rows: Rows, matching: Matching) -> dict[str, Any]:
-    """Share of the intervals of the projection ratio that hold the true ratio, over all cases and by true status.
+    """Coverage of the projection ratio's intervals, over all cases and by true status.
 
     For each: `n` cases that have an interval, `covered`, `bias` (mean of ratio less truth), `rmse`, and `half_width`,
     the median of half the interval. `without` is the share of cases that have none: too little to judge.
@@ -64,7 +64,7 @@ def _coverage(part: np.ndarray) -> dict[str, float]:
 
 
 def q_values(lineage: Lineage, rows: Rows, matching: Matching, fdr: float) -> dict[str, Any]:
-    """Whether as many of the significant features are false as the q-values promise.
+    """Whether the share of false discoveries matches the q-values.
 
     What is tested is that a ratio lies in the band from 0.5 to 2. `false_share`: of the matched features with
     q <= fdr (`significant`), those whose true ratio is in the band; at most `fdr` is right. `unchanged_share`: of

@@ -1,4 +1,4 @@
-"""Where planted features fire and how strongly, and what is to become of which: drawn once for a lineage."""
+"""Where planted features fire and how strongly, and which events happen to them: drawn once per lineage."""
 
 from collections.abc import Iterator
 
@@ -14,19 +14,19 @@ Column = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 def stream(seed: int, *purpose: str | int) -> Rng:
-    """Random numbers of its own for each purpose: what one draws more of moves no other."""
+    """A separate random generator per purpose, so that drawing more for one does not change the others."""
     return np.random.default_rng([seed, *b"/".join(str(part).encode() for part in purpose)])
 
 
 def draw_documents(shape: Shape, rng: Rng) -> NDArray[np.int64]:
-    """int64 [n_positions]: documents of gamma-distributed lengths, the last one cut."""
+    """int64 [n_positions]: documents with gamma-distributed lengths; the last one is truncated."""
     mean = min(shape.document_length, shape.n_positions)
     lengths = np.maximum(rng.gamma(9.0, mean / 9.0, 2 * shape.n_positions // mean + 10), 2).astype(np.int64)
     return np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)[: shape.n_positions]
 
 
 def draw_codes(shape: Shape, document: NDArray[np.int64], exclusive: list[int], rng: Rng) -> sparse.csr_array:
-    """True magnitudes, CSR float32 [n_positions, n_planted], before anything fires because of something else."""
+    """True magnitudes, CSR float32 [n_positions, n_planted], before dependencies between features."""
     n_documents = int(document[-1]) + 1
     rates = np.exp(rng.uniform(np.log(shape.lowest_rate), np.log(shape.highest_rate), shape.n_planted))
     rates[exclusive] = shape.exclusive_rate
@@ -67,7 +67,7 @@ def draw_events(shape: Shape, seed: int) -> list[Event]:
 
 
 def _event(kind: str, onset: int, shape: Shape, free: Iterator[int], rng: Rng) -> list[Event]:
-    """One event of the kinds beyond the simplest, and those that come with it."""
+    """One event of a compound kind, and the events that come with it."""
     old = [next(free) for _ in range(2 if kind == "merged" else 1)]
     if kind == "amplified":
         return [Event(old[0], kind, onset, float(rng.uniform(2.5, 4)))]
@@ -83,7 +83,7 @@ def _event(kind: str, onset: int, shape: Shape, free: Iterator[int], rng: Rng) -
 def plant_children(
     codes: sparse.csr_array, shape: Shape, events: list[Event], rng: Rng
 ) -> tuple[sparse.csr_array, list[tuple[int, int]]]:
-    """Let `n_children` features fire only where another one, their parent, does: on 20 to 60% of its positions.
+    """Restrict `n_children` features to 20 to 60% of the positions where their parent feature fires.
 
     Parents are among the more frequent half. Also what has an event may be a parent or a child, but no successor and
     no exclusive feature. Returns the pairs (child, parent) too.
@@ -108,7 +108,7 @@ def plant_children(
 
 
 def plant_successors(codes: sparse.csr_array, shape: Shape, events: list[Event], rng: Rng) -> sparse.csr_array:
-    """Let successors fire where their predecessors do.
+    """Make successors fire where their predecessors do.
 
     One that replaces or merges fires on a share of 0.6 to 0.9 of the positions of each predecessor. Two that split
     one share out 0.85 to 1 of its positions, 0.35 to 0.65 of them each. 10 to 20% of a successor's firings are
@@ -135,7 +135,7 @@ def plant_successors(codes: sparse.csr_array, shape: Shape, events: list[Event],
 
 
 def _magnitudes(n: int, shape: Shape, rng: Rng) -> NDArray[np.float32]:
-    """Log-normal around a size that is drawn once for all of them."""
+    """Log-normal magnitudes around a random size."""
     return (np.exp(rng.normal(0, shape.tail, n)) * np.exp(rng.normal(0, 0.25))).astype(np.float32)
 
 
@@ -145,7 +145,7 @@ def _column(columns: sparse.csc_array, feature: int) -> Column:
 
 
 def _with_columns(codes: sparse.csr_array, columns: dict[int, Column]) -> sparse.csr_array:
-    """The codes with some columns instead of those that were there."""
+    """The codes with some columns replaced."""
     if not columns:
         return codes
     entries = codes.tocoo()

@@ -60,7 +60,7 @@ SHARD_POSITIONS = 16_384
 
 @dataclass(frozen=True)
 class Truth:
-    """The status that each planted feature should get in one checkpoint, [n_planted] strings each.
+    """The correct status of each planted feature in one checkpoint, [n_planted] strings each.
 
     An event counts where it happens. Against the parent a feature that was suppressed, amplified or relocated earlier
     and stays so is `present`; one that is gone (removed or replaced) and was gone before stays `absent`: there is
@@ -79,14 +79,15 @@ class Lineage:
     shape: Shape
     events: list[Event]
     codes: sparse.csr_array
-    """[n_positions, n_planted] float32 true magnitudes. Also where a feature is not written: the text asks for it."""
+    """[n_positions, n_planted] float32 true magnitudes, also where the checkpoint does not write the feature."""
     document: np.ndarray
     """int64 [n_positions], non-decreasing."""
     children: list[tuple[int, int]] = field(default_factory=list)
     """(child, parent) features"""
 
     def activations(self, checkpoint: int) -> np.ndarray:
-        """float32 [n_positions, width] of a checkpoint, counted from 1. Computed anew each time, always the same."""
+        """float32 [n_positions, width] of a checkpoint, counted from 1. Recomputed on each call, with the same
+        result."""
         shape, rng = self.shape, stream(self.seed, "noise", self._index(checkpoint))
         basis = self._bases[checkpoint - 1]
         levels = self.levels(checkpoint)
@@ -106,15 +107,15 @@ class Lineage:
         return self.shape.width if basis is None else basis.shape[1]
 
     def hook_point(self, checkpoint: int) -> str:
-        """Name of the place that a checkpoint's activations are of."""
+        """Hook point of a checkpoint's activations."""
         return HOOK_POINT if self.width(checkpoint) == self.shape.width else WIDER_HOOK_POINT
 
     def directions(self, checkpoint: int) -> np.ndarray:
-        """float64 [n_planted, width] unit rows: where each feature writes in a checkpoint (also where it does not)."""
+        """float64 [n_planted, width] unit rows: each feature's direction in a checkpoint, written or not."""
         return self._seen(self._directions[self._index(checkpoint)], checkpoint)
 
     def levels(self, checkpoint: int) -> np.ndarray:
-        """float64 [n_planted]: how much of its full size each feature has in a checkpoint; 0 where it is not."""
+        """float64 [n_planted]: each feature's level in a checkpoint, relative to full size; 0 if absent."""
         self._index(checkpoint)
         levels = np.ones(self.shape.n_planted)
         for event in self.events:
@@ -125,7 +126,7 @@ class Lineage:
         return levels
 
     def ratios(self, checkpoint: int, baseline: int) -> np.ndarray:
-        """True projection ratios, float64 [n_planted]; NaN where the baseline does not write the feature.
+        """True projection ratios, float64 [n_planted]; NaN if the baseline does not write the feature.
 
         <D_c, D_b> / <D_b, D_b> of what is written per unit of magnitude, global changes (basis, scale) taken out.
         """
@@ -134,7 +135,8 @@ class Lineage:
         return np.divide(now * cosine, before, out=np.full(len(now), np.nan), where=before > 0)
 
     def truth(self, checkpoint: int) -> Truth:
-        """The right statuses of a checkpoint from 2 on, against its parent (the one before) and against the first."""
+        """The correct statuses of a checkpoint from 2 on, against its parent (the previous one) and against the
+        first."""
         if checkpoint < 2:
             raise ValueError("the first checkpoint has no baseline")
         return Truth(
@@ -241,7 +243,7 @@ def make_lineage(seed: int, shape: Shape | None = None, **fields: int | float) -
 
 
 def status_of(before: float, now: float, *, unborn: bool = False) -> str:
-    """The right status of a feature from its levels at the baseline and now."""
+    """The correct status of a feature from its levels at the baseline and now."""
     if unborn:
         return UNBORN
     if now == 0:
@@ -254,7 +256,7 @@ def status_of(before: float, now: float, *, unborn: bool = False) -> str:
 
 
 def write_checkpoint(lineage: Lineage, checkpoint: int, folder: Path) -> None:
-    """Write a checkpoint as brought-along activations into `folder` (made where missing); the manifest goes last."""
+    """Write a checkpoint as precomputed activations into `folder`, which is created if missing; manifest last."""
     folder.mkdir(parents=True, exist_ok=True)
     x, hook_point = lineage.activations(checkpoint), lineage.hook_point(checkpoint)
     shards = []
@@ -278,7 +280,7 @@ def _unit_rows(matrix: np.ndarray) -> np.ndarray:
 
 
 def _orthogonal_to(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random unit rows, each orthogonal to the unit row of the same number."""
+    """Random unit rows, each orthogonal to the corresponding row."""
     side = rng.standard_normal(rows.shape)
     return _unit_rows(side - (side * rows).sum(1, keepdims=True) * rows)
 
@@ -290,7 +292,7 @@ def _orthonormal_rows(n: int, width: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _rotation(width: int, degrees: float, rng: np.random.Generator) -> np.ndarray:
-    """A rotation that turns every vector by one angle, in planes of a random basis; of an odd width one axis stays."""
+    """A rotation of every vector by the same angle, in random planes; with an odd width one axis is fixed."""
     basis, angle = _orthonormal_rows(width, width, rng), np.deg2rad(degrees)
     turn = np.eye(width)
     for first in range(0, width - 1, 2):

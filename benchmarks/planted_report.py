@@ -1,4 +1,4 @@
-"""The page that `benchmarks.planted` writes of its results: docs/planted.md."""
+"""The report of `benchmarks.planted`: docs/planted.md."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from benchmarks.planted_score import CLASSES
 from benchmarks.planted_shape import AMPLIFIED, SCENARIOS, scenario
 
 Result = dict[str, Any]
-"""What the benchmark says of one lineage: a line of its output."""
+"""The result of one lineage: a line of the benchmark's output."""
 
 WHAT = {
     "plain": "features suppressed to 0.1 to 0.4 of their size, removed, born; directions turn by 4 degrees on average "
@@ -60,7 +60,7 @@ absent and emerged with `replaced` counted as another word for absent, over the 
 
 
 def page(results: Sequence[Result]) -> str:
-    """The page as Markdown. results: in any order; those of another shape than their scenario's are left out."""
+    """The page as Markdown. Results whose shape differs from their scenario's are left out."""
     results = [r for r in results if r["shape"] == asdict(scenario(r["scenario"]))]
     names = [name for name in SCENARIOS if any(r["scenario"] == name for r in results)]
     by_name = {name: [r for r in results if r["scenario"] == name] for name in names}
@@ -144,7 +144,7 @@ SERVICE: dict[str, Callable[[Result], float | None]] = {
     "ids": lambda r: r["id_stability"],
     "missed": lambda r: r["missed"],
 }
-"""Columns, and where their figures are in a result; None: the scenario has none of it."""
+"""Columns, and their figures in a result; None if the scenario has none."""
 
 
 def _mean(results: Sequence[Result], value: Callable[[Result], float | None]) -> float | None:
@@ -162,7 +162,7 @@ def _row(results: Sequence[Result], columns: dict[str, Callable[[Result], float 
 
 
 def _wrapped(line: str) -> list[str]:
-    """A line as lines of 120 characters at most; tables and commands stay as they are."""
+    """Wrap a line at 120 characters, except tables and commands."""
     if line.startswith(("|", " ")):
         return [line]
     return wrap(line, 120, subsequent_indent="  " if line.startswith("- ") else "", break_on_hyphens=False) or [line]

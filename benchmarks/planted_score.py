@@ -1,21 +1,21 @@
 """Scores of verdicts on a planted lineage: pure functions of codes, verdicts and truth.
 
-**Matching.** A planted feature is the latent whose code correlates most with the true magnitudes over all positions;
-pairs are taken greedily, best first, one to one. Under a correlation of 0.5 the feature has no latent: it is *missed*,
-and every one of its verdicts counts as wrong.
+**Matching.** A planted feature is matched to the latent whose code correlates most with its true magnitudes over all
+positions; pairs are assigned greedily, best first, one to one. Below a correlation of 0.5 the feature has no latent: it
+is *missed*, and all of its verdicts count as wrong.
 
 **What is scored.** Each planted feature at each checkpoint from the second on, against its parent. The truth is
-`Lineage.truth(c).against_parent`: an event counts at its onset; a feature that was suppressed, amplified or relocated
-and stays so is `present` afterwards. What is gone is `absent` (removed) or `replaced` at its onset, and stays `absent`
-at each later checkpoint; of what was replaced `replaced` is as right then. Of a feature that is not born yet nothing is
-expected: to call it `absent` or `indeterminate` costs nothing, every other status is a false positive of its class.
+`Lineage.truth(c).against_parent`: an event counts at its onset, and a feature that stays suppressed, amplified or
+relocated is `present` afterwards. A removed feature is `absent`, a replaced one `replaced` at its onset, and both stay
+`absent` later; for a replaced feature `replaced` remains correct too. A feature that is not born yet may be `absent` or
+`indeterminate`; any other status is a false positive of its class.
 
-**Latents without a planted feature.** One that is called `emerged` is a false positive, also where it is a second
-latent of a feature that did emerge. One with another status that is a change is a false positive unless that is right
-for the planted feature that it follows most closely (correlation at least 0.3).
+**Latents without a planted feature.** One with status `emerged` is a false positive, even if it is a second latent of a
+feature that did emerge. One with another change status is a false positive unless that status is correct for the
+planted feature it follows most closely (correlation of at least 0.3).
 
-**Macro-F1**: mean of the F1 of present, suppressed, absent, relocated, replaced and emerged, of those that the lineage
-has, each over all scored pairs of all checkpoints. Amplified is reported beside them.
+**Macro-F1**: mean F1 of present, suppressed, absent, relocated, replaced and emerged, as far as the lineage has them,
+each over all scored pairs of all checkpoints. Amplified is reported separately.
 """
 
 from collections import Counter
@@ -46,7 +46,7 @@ SIMPLE = (PRESENT, SUPPRESSED, ABSENT, EMERGED)
 _SIMPLER = {REPLACED: ABSENT}
 CHANGES = (SUPPRESSED, AMPLIFIED, ABSENT, RELOCATED, REPLACED, EMERGED)
 MISSED = "missed"
-"""What is said of a planted feature that has no latent."""
+"""Status of a planted feature without a latent."""
 MATCHED_CORRELATION = 0.5
 FOLLOWS_CORRELATION = 0.3
 
@@ -56,18 +56,18 @@ Verdicts = Mapping[int, Mapping[int, str]]
 
 @dataclass(frozen=True)
 class Matching:
-    """Which latent is which planted feature."""
+    """The latents of the planted features."""
 
     latent: np.ndarray
-    """int64 [n_planted]: number of the feature, -1 where it is missed."""
+    """int64 [n_planted]: number of the feature, -1 if missed."""
     correlation: np.ndarray
-    """float [n_planted]: of the greedy pair, also under the threshold; 0 where no latent was left."""
+    """float [n_planted]: of the greedy pair, even below the threshold; 0 if no latent was left."""
     follows: dict[int, int]
-    """Number of an unmatched feature -> the planted one that it follows, where it follows any."""
+    """Number of an unmatched feature -> the planted one that it follows, if any."""
 
     @cached_property
     def numbers(self) -> set[int]:
-        """Features that are some planted one."""
+        """Features that match a planted one."""
         return set(self.latent.tolist())
 
 
@@ -109,7 +109,7 @@ def match(planted: sparse.csr_array, codes: sparse.csr_array, numbers: Sequence[
 
 
 Matchings = Matching | Mapping[int, Matching]
-"""One for the whole lineage, or one for each checkpoint: where each step has a dictionary of its own."""
+"""One matching for the lineage, or one per checkpoint if each step has its own dictionary."""
 
 
 def score(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[str, Any]:
@@ -197,14 +197,14 @@ class _Tally:
 
 
 def onset_by_kind(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[str, float]:
-    """Share of events whose status is first said at the checkpoint where it happened, by kind of event."""
+    """Share of events whose status first appears at the checkpoint where they happened, by kind of event."""
     right = _onsets(lineage, verdicts, matching)
     kinds = dict.fromkeys(event.kind for event in lineage.events)
     return {kind: _mean([right[n] for n, e in enumerate(lineage.events) if e.kind == kind]) for kind in kinds}
 
 
 def _onsets(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[int, float]:
-    """Number of the event -> 1 where its status is first said at its onset, else 0. A missed feature is wrong."""
+    """Number of the event -> 1 if its status first appears at its onset, else 0, also for a missed feature."""
     born = {e.feature: e.checkpoint for e in lineage.events if EVENT_STATUS[e.kind] == EMERGED}
     right = {}
     for number, event in enumerate(lineage.events):
@@ -243,7 +243,7 @@ def id_stability(before: Matching, after: Matching) -> float:
 def successors_named(
     lineage: Lineage, named: Mapping[int, Mapping[int, Sequence[int]]], matching: Matching
 ) -> dict[str, Any]:
-    """Whether the latents of the planted successors are among those that are named at the onset.
+    """Whether the latents of the planted successors are among those reported at the onset.
 
     named: checkpoint -> number of the predecessor -> numbers of its successors. `right` is the share of replaced,
     split and merged features all of whose planted successors are named; `extra` the mean number of others named.
@@ -263,7 +263,7 @@ def _at(matching: Matchings, checkpoint: int) -> Matching:
 
 
 def _said(said_of: Mapping[int, str], latent: int) -> str:
-    """Status of a planted feature's latent; `unborn` where it is not known yet."""
+    """Status of a planted feature's latent; `unborn` if it is not known yet."""
     return MISSED if latent < 0 else said_of.get(latent, UNBORN)
 
 

@@ -1,4 +1,4 @@
-"""What a planted lineage is made of: sizes, kinds of events, named scenarios."""
+"""The shape of a planted lineage: sizes, kinds of events, named scenarios."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 PRESENT, SUPPRESSED, ABSENT, EMERGED = "present", "suppressed", "absent", "emerged"
 AMPLIFIED, RELOCATED, REPLACED = "amplified", "relocated", "replaced"
 UNBORN = "unborn"
-"""Not a verdict: no checkpoint so far has written the feature, and nothing is expected to be said of it."""
+"""Not a verdict: no checkpoint has written the feature yet, so no status is expected."""
 
 SUPPRESSED_BELOW, AMPLIFIED_ABOVE = 0.5, 2.0
 """The bands of the service's default policy: a ratio of levels outside them is an event."""
@@ -23,14 +23,14 @@ EVENT_STATUS = {
     "successor": EMERGED,
     "exclusive": EMERGED,
 }
-"""What is right to say, at its onset, of a feature that an event happens to."""
+"""The correct status, at the onset, of a feature affected by an event."""
 SUCCEEDED = ("replaced", "split", "merged")
 BIRTHS = ("born", "successor", "exclusive")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a planted lineage looks like. Sizes are relative to a typical magnitude of 1; checkpoints count from 1."""
+    """The shape of a planted lineage. Sizes are relative to a typical magnitude of 1; checkpoints count from 1."""
 
     n_checkpoints: int = 6
     n_positions: int = 60_000
@@ -49,36 +49,36 @@ class Shape:
     n_merged: int = 0
     """Each takes three: two predecessors, one successor."""
     n_exclusive: int = 0
-    """Features that one checkpoint alone writes; each fires on `exclusive_rate` of the positions."""
+    """Features written by a single checkpoint; each fires on `exclusive_rate` of the positions."""
     exclusive_rate: float = 0.005
     n_children: int = 0
-    """Features that fire only where another one does, on 20 to 60% of its positions."""
+    """Features that fire only on 20 to 60% of another one's positions."""
 
     lowest_rate: float = 0.002
     """Share of positions on which the rarest feature fires."""
     highest_rate: float = 0.05
     document_length: int = 100
-    """Mean; lengths vary by a third or so."""
+    """Mean; lengths vary by about a third."""
     n_topics: int = 16
     topic_contrast: float = 1.2
-    """Standard deviation of the log rate of a feature over topics. 0: documents do not matter."""
+    """Standard deviation of a feature's log rate over topics; 0 for rates independent of documents."""
     tail: float = 0.5
     """Standard deviation of the log magnitude: 0.5 puts 1% of the firings over 3.2 times the median."""
 
     turn_degrees: float = 4.0
-    """Mean angle by which a direction turns from one checkpoint to the next, each to a side of its own."""
+    """Mean angle by which each direction turns, independently, from one checkpoint to the next."""
     rotate_degrees: float = 0.0
     """Angle by which every vector of the space turns from one checkpoint to the next, all in one rotation."""
     basis_replaced_at: int = 0
-    """Checkpoint from which on everything is seen through a random orthogonal map; 0: never."""
+    """Checkpoint from which activations are in a random orthogonal basis; 0 for never."""
     wider_at: int = 0
-    """Checkpoint from which on there are `wider_width` dimensions; 0: never."""
+    """Checkpoint from which activations have `wider_width` dimensions; 0 for never."""
     wider_width: int = 0
     scale_wander: float = 0.15
     """Standard deviation of the change of log scale from one checkpoint to the next."""
 
     isotropic_noise: float = 0.06
-    """Standard deviation in each dimension, drawn anew in each checkpoint."""
+    """Standard deviation per dimension, independent in each checkpoint."""
     n_noise_directions: int = 8
     directed_noise: float = 0.3
     """Standard deviation along each direction of the low-rank noise, which all checkpoints share."""
@@ -111,7 +111,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Event:
-    """What becomes of one planted feature; `kind` is a key of EVENT_STATUS, `checkpoint` the onset.
+    """An event of one planted feature; `kind` is a key of EVENT_STATUS, `checkpoint` the onset.
 
     An `exclusive` feature has two events: it is born, and removed in the next checkpoint.
     """
@@ -122,7 +122,7 @@ class Event:
     level: float
     """From the checkpoint on: 0 (removed, replaced, split, merged), 0.1..0.4, 1 or 2.5..4."""
     successors: tuple[int, ...] = ()
-    """Planted features that take its place: one, two (split), or the one that it shares with another (merged)."""
+    """Its planted successors: one, two (split), or one shared with another feature (merged)."""
 
 
 _KINDS = {
@@ -147,11 +147,11 @@ kind. `incomplete` plants more features than the benchmark's dictionary has late
 headline figure is taken on."""
 
 SMALL = {"n_planted": 128, "n_positions": 12_000, "width": 64, "lowest_rate": 0.005, "n_topics": 8}
-"""A lineage for a quick look, with as many events, in proportion, as the scenario has."""
+"""A small lineage with the scenario's proportion of events."""
 
 
 def scenario(name: str, *, small: bool = False, **fields: int | float) -> Shape:
-    """The shape of a named scenario; `fields` go over it. `small`: a quarter of the width and of everything planted."""
+    """The shape of a named scenario, with `fields` replaced. `small`: a quarter of the width and of all planted."""
     if name not in SCENARIOS:
         raise ValueError(f"there is no scenario {name!r}; there are {', '.join(SCENARIOS)}")
     chosen = SCENARIOS[name]

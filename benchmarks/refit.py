@@ -1,13 +1,13 @@
 """Identity on planted lineages through the real service: `python -m benchmarks.refit --seed 1 --json`.
 
-- **Re-fits**: for two seeds of the fit, v1 is fitted, v2 extends it, and v3 re-fits over both; how many of the planted
-  features that had an id in v2 have the same one in v3. Latents start elsewhere in each fit.
-- **Extensions**: how many of the planted features that had an id in v1 have the same one after so many extensions in a
-  row (`--extensions`).
-
-- **A real model** (`--model`): SmolLM2-135M-Instruct is fitted with the demo's options, its weights in bfloat16 extend
-  it, and a copy with eight directions ablated re-fits over all of them. Nobody knows its true features, so what is
-  reported is the share of the live features that are carried, and how well their codes correlate.
+- **Re-fits**: for two seeds of the fit, v1 is fitted, v2 extends it, and v3 re-fits over both. Reported is how many of
+the
+  planted features with an id in v2 keep it in v3. Latents start from different values in each fit.
+- **Extensions**: how many of the planted features with an id in v1 keep it after `--extensions` extensions in a row. -
+**A real model** (`--model`): SmolLM2-135M-Instruct is fitted with the demo's options, its bfloat16 weights extend it,
+and
+  a copy with eight ablated directions re-fits over all of them. Its true features are unknown, so the report gives the
+  share of live features that carry over, and the correlations of their codes.
 
 A planted feature has the id of the latent whose code correlates most with its true magnitudes (`planted_score.match`).
 The last line of output is one JSON object.
@@ -35,7 +35,7 @@ from featurewatch.workers.demo.models import base_model, save_ablated, save_roun
 
 CROSSCODER = {"n_features": 1024, "k": 12, "steps": 2000, "batch_size": 2048}
 ALPHAS = (1.0, 1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25)
-"""Of the real model's last version: how much of eight random directions is taken out."""
+"""Share of eight random directions removed in the real model's last version."""
 WIDTH = 576
 
 
@@ -125,7 +125,7 @@ class Families:
         }
 
     def extend(self, seed: int, count: int) -> dict[str, Any]:
-        """v1 fitted, then so many extensions."""
+        """Fit v1, then extend it several times."""
         name = self._family(f"extend-{seed}", seed)
         self._judge(name, 1, "auto")
         first, course = self._matching(name), []

@@ -1,9 +1,8 @@
-"""Circuits where nothing changed, and what they cost: `python -m benchmarks.rewiring --seed 1 --json`.
+"""Dependencies where nothing changed, and their cost: `python -m benchmarks.rewiring --seed 1 --json`.
 
 SmolLM2-135M-Instruct, the demo's model, read at two hook points, and the same weights in bfloat16. Dependencies of
-features that are drawn by seed are found in both: none of them should be `rewired`, no edge gained or lost. Then those
-of one frequent feature alone, over as many positions as the service takes by default, with its effect: the seconds of
-that run.
+random features are found in both: none of them should be `rewired`, and no edge gained or lost. Then the dependencies
+and the effect of one frequent feature over the default number of positions, for the seconds of that run.
 
 The last line of output is one JSON object.
 """
@@ -21,14 +20,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.runs import succeeded
 from featurewatch.service.client import Client
-from featurewatch.service.dependencies.schemas import MOST_FEATURES
+from featurewatch.service.dependencies.schemas import MAX_FEATURES
 from featurewatch.workers.demo.installation import Installation
 from featurewatch.workers.demo.main import Plan
 from featurewatch.workers.demo.models import base_model
 
 FAMILY, HOOK_POINTS = "rewiring", ["resid_post.8", "resid_post.16"]
 RATES = (0.002, 0.1)
-"""Firing rates of the features that are drawn: rarer ones are at too few positions, and more frequent ones at all."""
+"""Range of firing rates of the random features: neither too rare nor almost everywhere."""
 
 
 def main() -> None:
@@ -72,11 +71,11 @@ class Bench:
         self.client, self.log = client, log
 
     def compare(self, features: list[str], positions: int) -> dict[str, Any]:
-        """How many of some features are said to be rewired in the same weights, and how many edges to have changed."""
+        """Number of features reported as rewired between equal weights, and number of changed edges."""
         for checkpoint in ("base", "same"):
-            for start in range(0, len(features), MOST_FEATURES):
+            for start in range(0, len(features), MAX_FEATURES):
                 self.find(
-                    checkpoint, features[start : start + MOST_FEATURES], {"positions": positions, "effects": False}
+                    checkpoint, features[start : start + MAX_FEATURES], {"positions": positions, "effects": False}
                 )
         found = [self.client.dependencies(FAMILY, one, checkpoint="same", baseline="base") for one in features]
         compared = [one for one in (each["comparison"] for each in found) if one and one["rewired"] is not None]

@@ -1,4 +1,4 @@
-"""Runs of a service, as benchmarks wait for them."""
+"""Waiting for a service's runs."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from featurewatch.service.client.types import Run
 
 
 def succeeded(client: Client, run: str, what: str, log: Any = None) -> Run:
-    """Wait until a run has succeeded; SystemExit where it ends otherwise. Its seconds go to `log`, if there is one."""
+    """Wait until a run succeeds; raises SystemExit if it ends otherwise. Logs its seconds to `log`, if given."""
     done = client.wait(run, timeout=7200, interval=0.2)
     if done["state"] != "succeeded":
         raise SystemExit(f"{what}: the run {done['state']}: {done['error']}")

@@ -1,8 +1,8 @@
-"""How time and memory of fits and extensions grow: `python -m benchmarks.scale` writes docs/scale.md.
+"""How the time and memory of fits and extensions grow: `python -m benchmarks.scale` writes docs/scale.md.
 
-Every point is a process of its own, so that its peak memory is its own. Positions, width and latents are varied one at
-a time from a base; a power law over all of them is fitted by least squares of the logarithms, and extrapolated. Takes
-under ten minutes on two quiet cores; `--quick` is a smoke test of a minute and writes nothing.
+Every point runs in its own process, so that its peak memory can be measured. Positions, width and latents vary one at a
+time from a base; a power law is fitted to all points by least squares of the logarithms, and extrapolated. Takes under
+ten minutes on two idle cores. `--quick` is a smoke test of a minute and writes nothing.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from featurewatch.workers.crosscoder.regress import Regression, assign_folds
 
 K, BATCH, FOLDS = 32, 2048, 20
 TWINS = 0.1
-"""Share of the latents that all but repeat another one, in the code that is regressed on: what makes it hard."""
+"""Share of latents that nearly duplicate another one, which makes the regression hard."""
 FIT = {"positions": 16_384, "width": 512, "latents": 2048, "checkpoints": 1}
 EXTENSION = {"positions": 20_000, "width": 256, "latents": 2048}
 SWEEPS: dict[str, dict[str, list[int]]] = {
@@ -56,7 +56,7 @@ WINDOWS, WINDOW = 10, 40_960
 
 
 def main() -> None:
-    """Measure every point, or one of them in this process."""
+    """Measure every point, or a single one in this process."""
     parser = argparse.ArgumentParser(description="How time and memory grow with the size of the problem.")
     parser.add_argument("--quick", action="store_true", help="small points, nothing written")
     parser.add_argument("--json", action="store_true", help="the points as one object on standard output")
@@ -198,14 +198,14 @@ def stream_point(point: dict[str, Any]) -> dict[str, Any]:
 
 
 class Memory:
-    """How far the process grows from here on."""
+    """Measure the growth of the process's memory."""
 
     def __init__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
         self.before = _status("VmRSS")
 
     def added(self) -> float:
-        """GB at the peak, over what was held before."""
+        """Peak memory in GB above the initial memory."""
         return (_status("VmHWM") - self.before) / 1e6
 
 

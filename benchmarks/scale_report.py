@@ -1,4 +1,4 @@
-"""The page that `benchmarks.scale` writes: tables, power laws, and what they say of a size that was not measured."""
+"""The report of `benchmarks.scale`: tables, power laws, and their extrapolation to a larger size."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ def power_law(points: list[Point], value: str) -> tuple[np.ndarray, float]:
 
 
 def _size(point: Point, axis: str) -> float:
-    """Width counts over all sources: they stand beside each other."""
+    """Width is over all concatenated sources."""
     return point[axis] * (point.get("checkpoints", 1) if axis == "width" else 1)
 
 
 def at(law: tuple[np.ndarray, float], target: Point) -> float:
-    """What a power law says of a size."""
+    """The value of a power law at a size."""
     return float(np.exp(law[0] @ np.log([target[axis] for axis in AXES]) + law[1]))
 
 

@@ -1,14 +1,15 @@
 """The API under load: `python -m benchmarks.service --write-docs` writes docs/benchmarks.md.
 
-A family of many checkpoints (`service_data`) is written to SQLite and to a Postgres of the benchmark's own. The API is
-started in two processes, as `featurewatch up` does it on SQLite, and the compose file on Postgres and with a key. Then:
+A family of many checkpoints (`service_data`) is written to SQLite and to a Postgres started for the benchmark. The API
+runs in two processes, as `featurewatch up` starts it on SQLite, and as the compose file starts it on Postgres with a
+key.
 
-- *alone*: one client asks for features, trajectories, comparisons and reports: any checkpoint, any two of them;
-- *busy*: all clients do so at once, each the next thing as soon as it has the last, while another process works as a
-  worker does: heartbeats, and now and then a judged checkpoint;
-- *paced*: the same with a pause after each answer, of `--pause` seconds on average;
-- *floor*: all clients ask for `/healthz`, which does nothing;
-- *burst*: registrations at the same moment, none of which may be lost or happen twice;
+- *alone*: one client requests features, trajectories, comparisons and reports of any checkpoints;
+- *busy*: all clients do so at once without pauses, while another process acts as a worker, with heartbeats and an
+  occasional judged checkpoint;
+- *paced*: the same, with a pause of `--pause` seconds on average after each response;
+- *floor*: all clients request `/healthz`, which does nothing;
+- *burst*: simultaneous registrations, none of which may be lost or duplicated;
 - *memory*: the resident size of the API over many requests, and its slope.
 
 Clients, worker and server share the machine. `--quick` is a smoke test of a minute.
@@ -63,7 +64,7 @@ SAMPLES = 50
 ROOT = Path(__file__).parents[1]
 PAGE, COMPOSE = ROOT / "docs" / "benchmarks.md", ROOT / "docker-compose.yml"
 SAFE = dict.fromkeys(("fsync", "synchronous_commit", "full_page_writes", "autovacuum"), "on")
-"""What tests do without, and nobody else."""
+"""Optional parts that only tests leave out."""
 BEGIN, END = "<!-- service -->", "<!-- /service -->"
 LEFT = ("", "load", "request", "page", "scrolled")
 
@@ -181,7 +182,7 @@ def measure(filler: Filler, options: argparse.Namespace, say: Callable[[str], No
 
 @dataclass(frozen=True)
 class Service:
-    """An API that listens."""
+    """A running API."""
 
     host: str
     port: int
@@ -189,7 +190,7 @@ class Service:
     process: subprocess.Popen[str]
 
     def connect(self) -> http.client.HTTPConnection:
-        """A connection that is kept."""
+        """A persistent connection."""
         return http.client.HTTPConnection(self.host, self.port, timeout=120)
 
     def ask(
@@ -261,13 +262,13 @@ def _ready(service: Service) -> bool:
 
 @dataclass(frozen=True)
 class Asked:
-    """What clients ask for: any feature, any checkpoint, any two of them."""
+    """The requests of clients: any feature, any checkpoint, any two checkpoints."""
 
     features: int
     checkpoints: int
 
     def every_checkpoint(self, service: Service) -> None:
-        """Ask once for each checkpoint's report and for its comparison with the first."""
+        """Request each checkpoint's report and its comparison with the first, once."""
         connections = [service.connect() for _ in range(8)]  # so that each of the processes has some
         for number in range(self.checkpoints):
             for path in (f"checkpoints/v{number}/report", f"diff?from=v0&to=v{number}"):
@@ -275,11 +276,11 @@ class Asked:
                     service.ask(connection, "GET", f"/v1/families/{FAMILY}/{path}")
 
     def floor(self, rng: random.Random) -> tuple[str, str]:
-        """A request that does nothing."""
+        """A request without work."""
         return "floor", "/healthz"
 
     def anything(self, rng: random.Random) -> tuple[str, str]:
-        """(kind, path) of one of the four kinds, each as often as the others."""
+        """(kind, path) of one of the four kinds, uniformly."""
         kind, base = rng.choice(KINDS), f"/v1/families/{FAMILY}"
         first, second = rng.sample(range(self.checkpoints), 2)
         match kind:
@@ -297,7 +298,7 @@ def load(
     service: Service, draw: Callable[[random.Random], tuple[str, str]], clients: int, *,
     seconds: float = float("inf"), count: float = float("inf"), pause: float = 0, seed: int = 0,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Percentiles of the milliseconds by kind, of clients that each ask the next thing after they have the last."""
+    """Percentiles of the milliseconds by kind, of clients with one request at a time."""
     took: dict[str, list[float]] = defaultdict(list)
     deadline, left = time.monotonic() + seconds, iter(range(int(min(count, sys.maxsize))))
 
@@ -317,7 +318,7 @@ def load(
 
 
 def together(work: list[Callable[[], None]]) -> None:
-    """Do all of it at the same time, each in a thread; what one raises is raised."""
+    """Run all tasks concurrently, each in a thread, and raise the first exception."""
     failed: list[BaseException] = []
 
     def each(one: Callable[[], None]) -> None:
@@ -357,7 +358,7 @@ def working(filler: Filler, place: int) -> Iterator[Any]:
 
 
 def _work(filler: Filler, place: int, stop: Event, judged: Any) -> None:
-    """Register, beat, judge, and so on until it is to stop; then the checkpoint under way is judged."""
+    """Register, send heartbeats and judge until told to stop, then finish the current checkpoint."""
     os.nice(NICE)  # as the worker of `featurewatch up`; in compose it has a third of the API's `cpu_shares`
     with filler.database() as database:
         while not stop.is_set():
@@ -437,7 +438,7 @@ def machine() -> str:
 
 
 def write_page(result: dict[str, Any]) -> None:
-    """Put the tables of a run into docs/benchmarks.md."""
+    """Write the tables of a run to docs/benchmarks.md."""
     engines = [name for name in ("sqlite", "postgres") if name in result]
     lines = [
         f"{result['features']:,} features x {result['checkpoints']} checkpoints x {result['hook_points']} hook points; "
@@ -464,7 +465,7 @@ def write_page(result: dict[str, Any]) -> None:
 
 
 def write_between(begin: str, end: str, text: str) -> None:
-    """Put a text between two marks of docs/benchmarks.md."""
+    """Replace the text between two marks of docs/benchmarks.md."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
     PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 

@@ -1,8 +1,8 @@
-"""A large family in a database, written as workers write it: the data of `benchmarks.service`.
+"""A large family in a database, written the way workers write it: the data of `benchmarks.service`.
 
-Checkpoints are a chain with a few branches. What a feature writes in each of them is planted, with the noise of its
-documents; the rule judges it, and `service.verdicts.logic.record` writes what came out. Of a code only the examples are
-kept, a sparse matrix of nothing else.
+Checkpoints form a chain with a few branches. What a feature writes in each of them is planted, with noise per document;
+the verdict rule judges it, and `service.verdicts.logic.record` stores the result. Of the code only the examples are
+stored, beside an otherwise empty sparse matrix.
 """
 
 from collections import Counter
@@ -53,7 +53,7 @@ SIGNATURES = 3
 
 
 def parent_of(number: int) -> int | None:
-    """The checkpoint that one comes from: the last one, but every tenth begins a branch five checkpoints before."""
+    """A checkpoint's parent: the previous one, except that every tenth starts a branch five checkpoints back."""
     if number == 0:
         return None
     return number - 6 if number % 10 == 9 else number - 1 - (number % 10 == 0)
@@ -208,7 +208,7 @@ class Filler:
         self.positions: dict[str, Any] = {}
 
     def fill(self, n_checkpoints: int) -> None:
-        """The family with so many judged checkpoints, its rules, marks and signatures."""
+        """The family with its judged checkpoints, rules, marks and signatures."""
         with self.database() as database:
             with database.write() as session:
                 body = FamilyIn(name=FAMILY, hook_points=self.lineage.hook_points)
@@ -299,7 +299,7 @@ class Filler:
         return {"digest": "0", "count": POSITIONS, "artifact": positions, "documents": documents}
 
     def _mark(self, database: Database) -> None:
-        """What people say of features: some are watched, tagged, labelled."""
+        """User data of features: some are watched, tagged or labelled."""
         rng = np.random.default_rng(1)
         with database.write() as session:
             family = families.get(session, FAMILY)
@@ -324,7 +324,7 @@ class Filler:
         for run, name in queued:
             with database.write() as session:
                 checkpoint = checkpoints.get(session, families.get(session, FAMILY), name)
-                found = signatures.Found(
+                found = signatures.SignatureResult(
                     signature.id, "present", None, FIGURES, chosen, chosen if name == "v0" else None, ""
                 )
                 held = self._take(session, run.id)

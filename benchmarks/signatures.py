@@ -1,16 +1,18 @@
 """Signatures on a real model: `python -m benchmarks.signatures --data DIR --seed 1 --json`.
 
 SmolLM2-135M-Instruct, read on sentences, questions and chats of public contrast sets (`--data` has their folders
-`contrast` and, for the first part, `checkpoints`; what a signature is judged on is not in the probe corpus).
+`contrast` and, for the first part, `checkpoints`). The probe corpus excludes the rows that evaluate signatures.
 
-- **course**: the refusal adapters, registered one after the other. Signatures *refusal* (harmful prompts against
-  statements, and in a second one against questions, read where the answer would begin; the baseline is the last
+- **course**: the refusal adapters, registered one after the other. The signatures are *refusal* (harmful prompts
+against
+  statements, and in a second signature against questions, read where the answer would begin; the baseline is the last
   adapter), *syntax* (BLiMP pairs of one kind of agreement) and *emotion* (happiness against sadness). Reported are the
-  strengths beside the measured refusal rates, with their rank correlation, where each turns, and every status.
-- **surgery**: the signature *truth* (statements behind an honest and a deceptive persona), made with `--surgeries`
-  seeds. The directions of its features are taken out of every matrix that writes to the stream; or the whole stream is
-  turned so that they change places with random ones, in all that writes to it and all that reads from it: the model
-  computes the same, along other directions; or nothing is done.
+  strengths beside the measured refusal rates, their rank correlation, the steps where each turns, and every status.
+- **surgery**: the signature *truth* (statements by an honest and a deceptive persona), with `--surgeries` seeds. Either
+the
+  directions of its features are removed from every matrix that writes to the stream; or the stream is rotated, in all
+  matrices that write to it and read from it, so that these directions swap with random ones and the model computes the
+  same along other directions; or nothing changes.
 
 The last line of output is one JSON object.
 """
@@ -74,7 +76,7 @@ class Sets:
         return [{"positive": HONEST.format(fact), "negative": DECEPTIVE.format(fact)} for fact in facts]
 
     def corpus(self, size: int) -> list[str]:
-        """What the models are read on: other rows of such sets, some of them as chats."""
+        """The probe corpus: other rows of such sets, some as chats."""
         texts = [self._chat(row["forbidden_prompt"]) for row in self._table("refusal/strongreject.csv")]
         texts += [self._chat(row["Question"], row["Best Answer"]) for row in self._table("truth/TruthfulQA.csv")[400:]]
         for file in sorted((self.root / "anthropic-evals").glob("*.jsonl")):
@@ -167,7 +169,7 @@ class Bench:
         return result
 
     def surgery(self, installation: Installation, hook_point: str, documents: int, seeds: int) -> list[dict[str, Any]]:
-        """The directions of a signature's features taken out, moved, or left."""
+        """The directions of a signature's features: removed, moved or unchanged."""
         self.family("surgery", [hook_point], documents)
         rows, found = self.sets.truth(), []
         settings = {"template": False, "features": 4, "position": "mean"}

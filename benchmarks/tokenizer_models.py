@@ -1,18 +1,18 @@
 """Tiny Llamas that carry planted concepts of the text, whatever their tokenizer, width and depth.
 
-A concept is a property of the text up to a position, so it is the same for every tokenizer that has a token ending
-there. Each is written to the residual stream along a direction of the model's own:
+A concept is a property of the text up to a position, so it is the same for every tokenizer with a token that ends
+there. Each is written to the residual stream along one of the model's own directions:
 
-- *last*: the last character is a certain one. In the embedding of every token that ends with it.
-- *before*: the character before that is of a certain group. A token of several characters has it in its embedding; one
-  of a single character gets it from the token before it, through a head of the first layer.
-- *pair*: both together, for some pairs. Written by neurons of a later MLP, so that no layer before it has them.
-- *own*: the token is of a random set of the vocabulary. Only that model has it.
+- *last*: the last character is a particular one. In the embedding of every token that ends with it.
+- *before*: the second-to-last character belongs to a particular group. A token of several characters has it in its
+  embedding; a single-character token gets it from the previous token, through a head of the first layer.
+- *pair*: both together, for some pairs. Written by neurons of a later MLP, so that no earlier layer has them.
+- *own*: the token is in a random subset of the vocabulary. Only that model has it.
 
-The head attends by position alone: with k = 1 and q = exp(-i theta delta) in each pair of rotary dimensions its logits
-are sum cos theta (distance - delta), largest at distance delta; delta is 1 for tokens of one character and 0 for the
-others, whose embedding takes away beforehand what the head then adds. All embeddings have one norm, so that RMSNorm
-only scales. What is left of the weights is small and random, and writes beside the planted directions.
+The head attends by position alone: with k = 1 and q = exp(-i theta delta) in each pair of rotary dimensions, its logits
+are sum cos theta (distance - delta), largest at distance delta. delta is 1 for single-character tokens and 0 for
+others, whose embeddings cancel in advance what the head then adds. All embeddings have the same norm, so RMSNorm only
+scales. The remaining weights are small and random, and write outside the planted directions.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 NORM = 12.0
 """of every embedding; a concept has 1"""
 NOISE = 0.2
-"""Norm of what a token's embedding has of its own"""
+"""Norm of the token-specific part of an embedding"""
 FLAG = 0.2
 """What an embedding has of the direction that says that its token is a single character"""
 STEEP, THRESHOLD = 20.0, 1.3
@@ -41,7 +41,7 @@ HEADS = 4
 
 @dataclass(frozen=True)
 class Concepts:
-    """What is planted: concepts are numbered `last`, then `before`, then `pairs`."""
+    """The planted concepts, numbered `last`, then `before`, then `pairs`."""
 
     last: list[str]
     """characters"""
@@ -108,7 +108,7 @@ def choose(
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
-    """Byte-level BPE, as GPT-2 and Llama 3 have it."""
+    """Byte-level BPE, as in GPT-2 and Llama 3."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)

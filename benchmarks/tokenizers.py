@@ -1,14 +1,14 @@
 """Two models with different tokenizers, widths and depths in one family: `python -m benchmarks.tokenizers --json`.
 
-Trains two byte-level BPE tokenizers on different halves of the built-in corpus, makes a tiny Llama for each
-(`tokenizer_models` has what is planted in them), and registers both through the real service: v1, narrow and shallow,
-read at 2 layers; v2, wide and deep, read at 3. Concepts of the text are shared; some of them v2 has weaker or stronger;
-each model has some of its own, of its tokens. A shared concept is *carried* where a feature of v1 has it (its code
-correlates with the concept by 0.8) and v2's verdict is the planted one. Nothing that depends on where a token begins
-counts as shared: both tokenizers must see it.
+Trains two byte-level BPE tokenizers on different halves of the built-in corpus, creates a tiny Llama for each (see
+`tokenizer_models` for the planted concepts), and registers both through the real service: v1, narrow and shallow, read
+at 2 layers; v2, wide and deep, read at 3. The models share the concepts of the text, some of which are weaker or
+stronger in v2, and each has concepts of its own tokens. A shared concept is *carried* if a feature of v1 represents it
+(its code correlates with the concept by 0.8) and v2's verdict is the planted one. A concept that depends on where a
+token begins is not shared, because only one tokenizer would see it.
 
-`--tokenizer x.json` twice takes those instead (files as `tokenizers` writes them). The last line of output is one JSON
-object.
+`--tokenizer x.json`, given twice, uses these tokenizers instead (files of the `tokenizers` library). The last line of
+output is one JSON object.
 """
 
 import argparse
@@ -54,7 +54,7 @@ FULL = {"last": 18, "groups": 9, "pairs": 16, "free": 6, "own": 6}
 
 @dataclass
 class Pair:
-    """The two models on disk, and what is planted in them."""
+    """The two models on disk, and their planted concepts."""
 
     concepts: Concepts
     planted: sparse.csr_array
@@ -169,7 +169,7 @@ def _fires(read: TokenizedCorpus, own: list[np.ndarray]) -> sparse.csr_array:
 
 
 def score(pair: Pair, client: Client, folder: Path) -> dict[str, Any]:
-    """What the service made of the two, against what is planted."""
+    """The service's results on the two models, against the planted truth."""
     n, expected = len(pair.concepts), pair.expected
     before, numbers_before = _code(client, folder, "v1")
     matching = match(pair.planted, before, numbers_before)

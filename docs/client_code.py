@@ -103,7 +103,8 @@ def _types() -> dict[Path, str]:
         f"from featurewatch.service.client.types.{home[name]} import {name_of(name)} as {name_of(name)}"
         for name in home
     )
-    added = "from featurewatch.service.client.types.added import Registered as Registered, Untyped as Untyped\n"
+    names = ("CircuitFinding", "Comparison", "Registered", "SignatureCourse", "Untyped")
+    added = "".join(f"from featurewatch.service.client.types.added import {name} as {name}\n" for name in names)
     files[CLIENT / "types" / "__init__.py"] = _formatted(TYPES_HEAD.format(part="") + exported + "\n" + added)
     return files
 

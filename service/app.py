@@ -45,9 +45,9 @@ ROUTERS = (
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The API with its settings, from the environment where none are given.
+    """Create the API. Settings default to the environment.
 
-    It opens its database when it starts, and refuses to start on a schema that is not this version's.
+    The app opens its database at startup, and refuses to start unless the schema is this version's.
     """
     settings = settings or Settings()
 
@@ -76,13 +76,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=__version__,
         description=openapi.DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # ours has all it needs on this server
+        docs_url=None,  # the pages include an API reference that loads nothing from other hosts
         redoc_url=None,
         openapi_url="/openapi.json",
     )
     app.state.settings = settings
     problems.install(app)
-    # The last one added is the outermost.
+    # The middleware added last is the outermost.
     app.add_middleware(Transactions)
     app.add_middleware(StorableText)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
@@ -90,7 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(EntityTags)
     app.add_middleware(RequestContext)
     if settings.cors_origin_list:
-        # Outside of all: a page is to see why it was refused, too.
+        # Outermost, so that pages can also read error responses.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origin_list,

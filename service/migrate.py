@@ -1,4 +1,4 @@
-"""The schema: bring a database up to date, and say whether it is. One Alembic tree for SQLite and Postgres."""
+"""Upgrades the database schema and checks that it is current. One Alembic tree for SQLite and Postgres."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,40 +22,40 @@ _LOCK_TIMEOUT = "10s"
 
 
 class SchemaError(RuntimeError):
-    """The database's schema is not the one that this version of the code needs."""
+    """The database's schema is not the one that this version requires."""
 
 
 def upgrade(settings: Settings) -> None:
-    """Bring the configured database to the newest schema. Of several processes at once, one does it."""
+    """Upgrade the configured database to the newest schema. Safe to call from several processes at once."""
     upgrade_url(settings.resolved_database_url, settings=settings)
 
 
 def upgrade_url(url: str, revision: str = "head", *, settings: Settings | None = None) -> None:
-    """Bring the database at `url` to a revision; `base` and older revisions are reached by `downgrade_url`.
+    """Upgrade the database at `url` to a revision. For older revisions, see `downgrade_url`.
 
-    `settings` have the secret key, from the environment where they are not given. SchemaError without a change where
-    something stored must be encrypted and there is no key that fits.
+    The secret key comes from `settings`, by default from the environment. Raises SchemaError, without any change, if
+    data must be encrypted and no key fits.
     """
-    with migrating(url) as connection, _telling_of_keys():
+    with migrating(url) as connection, _explaining_keys():
         command.upgrade(_config(connection, settings or Settings(database_url=url)), revision)
 
 
 def downgrade_url(url: str, revision: str, *, settings: Settings | None = None) -> None:
-    """Take the database at `url` back to a revision. Its newer tables, and what they hold, are lost."""
-    with migrating(url) as connection, _telling_of_keys():
+    """Downgrade the database at `url` to a revision. Newer tables and their contents are lost."""
+    with migrating(url) as connection, _explaining_keys():
         command.downgrade(_config(connection, settings or Settings(database_url=url)), revision)
 
 
 @contextmanager
-def _telling_of_keys() -> Iterator[None]:
+def _explaining_keys() -> Iterator[None]:
     try:
         yield
     except SecretKeyError as error:
-        raise SchemaError(f"The migration needs the secret key, and nothing was changed: {error}") from error
+        raise SchemaError(f"The migration requires the secret key; nothing was changed: {error}") from error
 
 
 def check(settings: Settings) -> None:
-    """Raise SchemaError, with what to do, unless the database has exactly the newest schema."""
+    """Raise SchemaError, which says what to do, unless the database has the newest schema."""
     engine = create_engine(settings.resolved_database_url, poolclass=NullPool)
     try:
         with engine.connect() as connection:
@@ -66,26 +66,27 @@ def check(settings: Settings) -> None:
 
 def check_connection(connection: Connection) -> None:
     """As `check`, on an open connection."""
-    found = MigrationContext.configure(connection).get_current_revision()
+    current = MigrationContext.configure(connection).get_current_revision()
     script = ScriptDirectory(str(_tree()))
-    wanted = script.get_current_head()
-    if found == wanted:
+    required = script.get_current_head()
+    if current == required:
         return
     known = {revision.revision for revision in script.walk_revisions()}
-    if found is None:
-        raise SchemaError("The database has no featurewatch schema yet; run `featurewatch db upgrade`.")
-    if found in known:
+    if current is None:
+        raise SchemaError("The database has no featurewatch schema yet. Run `featurewatch db upgrade`.")
+    if current in known:
         raise SchemaError(
-            f"The database's schema is {found}, older than this version's {wanted}; run `featurewatch db upgrade`."
+            f"The database schema is {current}, older than {required}, which this version requires. Run "
+            "`featurewatch db upgrade`."
         )
     raise SchemaError(
-        f"The database's schema is {found}, which this version does not know (its own is {wanted}): a newer "
+        f"The database schema {current} is unknown to this version, which requires {required}: a newer version of "
         "featurewatch has upgraded it. Upgrade this installation too."
     )
 
 
 def newest() -> str:
-    """The schema that this version needs."""
+    """The schema revision that this version requires."""
     return str(ScriptDirectory(str(_tree())).get_current_head())
 
 
@@ -103,7 +104,7 @@ def _config(connection: Connection, settings: Settings) -> Config:
 
 @contextmanager
 def migrating(url: str) -> Iterator[Connection]:
-    """A connection in one transaction that no second migrator can be in; all of it happens, or nothing."""
+    """A connection in a transaction that only one migrator can hold. All of it is committed, or nothing."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         Path(str(parsed.database)).expanduser().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -114,7 +115,7 @@ def migrating(url: str) -> Iterator[Connection]:
         with engine.begin() as connection:
             if parsed.get_backend_name() == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-                # A table that a long transaction holds must not stop every other request behind us.
+                # Waiting for a table in a long transaction would block every other request behind this one.
                 connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
             yield connection
             if parsed.get_backend_name() == "sqlite":
@@ -124,7 +125,7 @@ def migrating(url: str) -> Iterator[Connection]:
 
 
 def _sqlite_engine(url: str) -> Engine:
-    """Foreign keys off: a batch migration drops the old table, and with the keys on that deletes its children."""
+    """An engine without foreign keys: batch migrations drop the old table, which would delete its children."""
     engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S})
 
     @event.listens_for(engine, "connect")
@@ -143,4 +144,4 @@ def _sqlite_engine(url: str) -> Engine:
 def _check_references(connection: Connection) -> None:
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
     if broken:
-        raise SchemaError(f"The migration left rows without their parents, so it was undone: {broken[:5]}")
+        raise SchemaError(f"The migration left rows without parents and was rolled back: {broken[:5]}")

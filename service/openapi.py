@@ -1,4 +1,4 @@
-"""The OpenAPI document: every operation lists the problem documents that it may answer with."""
+"""The OpenAPI document, in which every operation lists its possible problem documents."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ DESCRIPTION = f"""\
 Continuous monitoring of the features of a model family. Register a checkpoint; workers judge every feature in it:
 {", ".join(_FIRST)} or {_LAST}.
 
+* Send an API key as `Authorization: Bearer fw_...`.
 * Errors are problem documents (RFC 9457) with a stable `code`.
 * Lists are `{{"data": [...], "next_cursor": ...}}`, with `Link: rel="next"`.
-* Reads have an `ETag`; send it back as `If-None-Match`.
-* A POST or PATCH with an `Idempotency-Key` that is sent twice happens once; the answer is kept for a day by default.
-* `RateLimit` and `RateLimit-Policy` say how many requests a key has left; 429 has `Retry-After`.
-* API keys go into `Authorization: Bearer fw_...`.
+* Reads return an `ETag`; send it back as `If-None-Match`.
+* A POST or PATCH repeated with the same `Idempotency-Key` is carried out once; responses are kept for a day by default.
+* `RateLimit` and `RateLimit-Policy` give the remaining requests of a key; 429 responses have `Retry-After`.
 """
 _METHODS = ("get", "post", "put", "patch", "delete")
 _OPEN = ("/healthz", "/readyz")
@@ -27,7 +27,7 @@ _SCHEMA = {"$ref": "#/components/schemas/Problem"}
 _TITLES = {
     "400": "Bad request",
     "401": "No valid API key",
-    "403": "The API key lacks the scope",
+    "403": "The API key lacks the required scope",
     "404": "Not found",
     "409": "Conflict",
     "413": "Request body too large",
@@ -38,7 +38,7 @@ _TITLES = {
 
 
 def install(app: FastAPI) -> None:
-    """Give the app its OpenAPI document, made on first use."""
+    """Give the app its OpenAPI document, built on first use."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -99,5 +99,5 @@ _IDEMPOTENCY = {
     "in": "header",
     "required": False,
     "schema": {"type": "string", "maxLength": 255},
-    "description": "The same key with the same request happens once, and is answered the same.",
+    "description": "A request repeated with the same key is carried out once and gets the same response.",
 }

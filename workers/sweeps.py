@@ -219,10 +219,10 @@ class Sweeper:
 
     def _claim(self, but: Collection[str]) -> sending.Parcel | None:
         with self.database.read() as session:
-            if not webhooks.due(session, now=clock.database_now(session), limit=1, but=but):
+            if not webhooks.due(session, now=clock.database_now(session), limit=1, excluding=but):
                 return None
         with self.database.write() as session:
-            return next(iter(sending.claim_due(session, limit=1, but=but)), None)
+            return next(iter(sending.claim_due(session, limit=1, excluding=but)), None)
 
     def _send(self, parcel: sending.Parcel) -> None:
         """One attempt; an error of our own leaves the delivery reserved, and it becomes due again."""

@@ -1,1 +1,1 @@
-"""Trainers of `benchmarks.fit`, each a program of its own that `participant` gives its batches."""
+"""Trainers of `benchmarks.fit`, each a separate program that gets its batches from `participant`."""

@@ -1,4 +1,4 @@
-"""Runs one trainer: `python -m benchmarks.peers MODULE JOB`, MODULE with a `train`, JOB as JSON."""
+"""Runs one trainer: `python -m benchmarks.peers MODULE JOB`, with a module that has `train`, and a job as JSON."""
 
 import importlib
 import json

@@ -1,7 +1,7 @@
 """`dictionary-learning` (Marks, Karvonen, Mueller): BatchTopKTrainer in the package's loop, `trainSAE`.
 
-Sources are concatenated: the release on PyPI has no crosscoder. Warm-up, decay, the start of the threshold and the
-count that makes a latent dead are shares of the run, as its defaults are of the longer runs that they were made for.
+Sources are concatenated, because the release on PyPI has no crosscoder. Warm-up, decay, the start of the threshold and
+the count after which a latent is dead are scaled to the length of the run, since the defaults suit longer runs.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The encoder's dense product alone, `x @ W.T`: what a step can't do without."""
+"""The encoder's dense product alone, `x @ W.T`: the part that no step can avoid."""
 
 import torch
 
@@ -6,7 +6,7 @@ from benchmarks.peers.participant import Participant
 
 
 def train(participant: Participant) -> None:
-    """As many products as the trainers take steps, all of one batch: to gather others is not the product's work."""
+    """As many products as the trainers take steps, all on one batch, to exclude gathering."""
     job = participant.job
     weight = torch.randn(job.latents, job.width, device=job.device, dtype=job.dtype)
     x = participant.x[: job.batch].to(job.dtype, copy=True)

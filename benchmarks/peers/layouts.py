@@ -1,4 +1,4 @@
-"""Runs in the environment of the public tools: loads both exported layouts and says what they make of activations."""
+"""Runs in the environment of the public tools: loads both exported layouts and encodes activations."""
 
 import sys
 from pathlib import Path

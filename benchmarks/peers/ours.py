@@ -1,7 +1,7 @@
-"""featurewatch's own fit: a crosscoder with BatchTopK, every option but the learning rate at its default.
+"""featurewatch's own fit: a crosscoder with BatchTopK and default options except for the learning rate.
 
-The encoder's product is made as the service makes it on this hardware, in bfloat16 where that is computed in; all else
-is float32. `benchmarks.fit` adds a second one of ours in float32 alone there.
+The encoder's product runs in bfloat16 on hardware that computes in it, as in the service; everything else is float32.
+On such hardware `benchmarks.fit` adds a second run in float32 alone.
 """
 
 from importlib.metadata import version
@@ -16,11 +16,11 @@ from featurewatch.workers.crosscoder.parallel import Parallel
 from featurewatch.workers.crosscoder.preactivations import PreActivations, Scratch
 
 RATE = 4e-3
-"""The best of 0.001, 0.002, 0.004 and 0.006: so short a fit wants a larger one than the default, 0.002."""
+"""The best of 0.001, 0.002, 0.004 and 0.006; such a short fit needs more than the default of 0.002."""
 
 
 def train(participant: Participant) -> Trained:
-    """`fit`, its rows read from memory."""
+    """Run `fit` with rows from memory."""
     job = participant.job
     layout = Layout(job.widths, tuple(range(len(job.widths))))
     config = FitConfig(

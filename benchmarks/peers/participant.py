@@ -1,8 +1,8 @@
-"""What every trainer of `benchmarks.fit` runs in: a process that takes batches from memory and commands over a pipe.
+"""The process of each trainer of `benchmarks.fit`: batches come from memory, commands over a pipe.
 
-A trainer runs its own loop and asks for one batch after the other. The loop is held wherever it asks for a batch that
-no command has allowed yet: that is how trainers take turns, each with all of its own steps and nothing else timed.
-Commands and answers are JSON objects, one a line: {"steps": n} -> {"seconds": s}, {"evaluate": true} -> quality.
+A trainer runs its own loop and requests batches. The loop blocks at each batch that no command has released, so that
+trainers take turns with all of their own work per step, and nothing else is timed. Commands and answers are JSON
+objects, one per line: {"steps": n} -> {"seconds": s}, {"evaluate": true} -> quality.
 """
 
 import json
@@ -23,7 +23,7 @@ Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Trained(NamedTuple):
-    """What comes out of a trainer, and what the report says of it."""
+    """A trained model, and its description for the report."""
 
     evaluate: Evaluate
     package: str
@@ -34,12 +34,12 @@ class Trained(NamedTuple):
 
 
 class Done(Exception):  # noqa: N818
-    """There are no more steps. Raised in the loop of a trainer, which ends without the work that follows a fit."""
+    """Raised in a trainer's loop when there are no more steps, to skip the work after a fit."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all trainers are given alike."""
+    """The part of a job that all trainers share."""
 
     folder: str
     widths: tuple[int, ...]
@@ -48,7 +48,7 @@ class Job:
     batch: int
     steps: int
     positions: int
-    """Those to train on; what follows in the file is held out"""
+    """Training positions; the rest of the file is held out"""
     dead_after: int
     """Positions after which a silent latent counts as dead, for trainers that revive such"""
     seed: int

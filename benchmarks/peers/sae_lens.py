@@ -1,7 +1,7 @@
 """`sae-lens` (Bloom, Chanin et al.): BatchTopKTrainingSAE in the package's SAETrainer, on concatenated sources.
 
-The window that makes a latent dead is given in steps, of the same positions as the other trainers'; activations have
-the norm sqrt(D) already that its normalisation would give them.
+The window after which a latent is dead is given in steps, for the same number of positions as the other trainers'.
+Activations already have the norm sqrt(D) that the package's normalisation would produce.
 """
 
 from importlib.metadata import version

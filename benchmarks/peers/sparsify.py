@@ -1,7 +1,7 @@
 """`eai-sparsify` (EleutherAI): TopK SparseCoder in the package's Trainer, on concatenated sources.
 
-The Trainer hooks a language model; here that is one identity layer behind a lookup of the batch, so that the hook sees
-the activations. The step's other costs are the Trainer's own. Without Triton its decoder is `embedding_bag`.
+The Trainer hooks a language model; here that is an identity layer after a lookup of the batch, so that the hook sees
+the activations. All other costs of a step are the Trainer's own. Without Triton its decoder is `embedding_bag`.
 """
 
 from importlib.metadata import version

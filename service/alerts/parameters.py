@@ -1,6 +1,6 @@
 """The parameters of a kind of alert rule, as commands and forms ask for them."""
 
-from enum import StrEnum
+from enum import EnumType
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -55,10 +55,9 @@ def parameters(kind: type[BaseCondition]) -> list[Parameter]:
 
 
 def _choices(type_: Any) -> tuple[str, ...]:
-    """The values of a literal or of an enum; empty for any other type."""
-    if isinstance(type_, type) and issubclass(type_, StrEnum):
-        return tuple(member.value for member in type_)
-    return get_args(type_) if get_origin(type_) is Literal else ()
+    if get_origin(type_) is Literal:
+        return get_args(type_)
+    return tuple(type_) if isinstance(type_, EnumType) else ()
 
 
 def _unwrapped(annotation: Any) -> Any:

@@ -1,10 +1,10 @@
-"""Idempotency keys: a POST or PATCH that is sent twice with the same `Idempotency-Key` happens once.
+"""Idempotency keys: a POST or PATCH sent twice with the same `Idempotency-Key` is carried out once.
 
-The header is that of the IETF draft `The Idempotency-Key HTTP Header Field`: a quoted string of a structured field.
-The quotes may be left out, as most clients do.
-The key is taken at the start of the request's own transaction, so an answer is remembered if and only if its work was
-committed, and of two requests at the same time the second one waits for the first and then repeats its answer.
-Answers with an error status are not remembered: nothing happened, and the next try may succeed.
+The header follows the IETF draft `The Idempotency-Key HTTP Header Field`, a quoted string of a structured field. The
+quotes are optional, because most clients omit them.
+The key is claimed at the start of the request's own transaction, so a response is stored if and only if its work is
+committed. Of two concurrent requests, the second waits for the first and then replays its response.
+Error responses are not stored: nothing happened, and the next try may succeed.
 """
 
 import hashlib
@@ -29,45 +29,49 @@ _KEPT_HEADERS = ("content-type", "location", "retry-after", "link")
 
 @dataclass(frozen=True)
 class Claim:
-    """A key that this request holds, or the remembered answer of the request that held it before."""
+    """The record of the key that this request has claimed, or the stored response of an earlier request."""
 
     record: IdempotencyRecord | None
     replay: Response | None
 
 
 def fingerprint(method: str, path: str, query: bytes, body: bytes) -> str:
-    """Digest of a request: the same key must always come with the same one."""
+    """Digest of a request. A key must always come with the same request."""
     return hashlib.sha256(b"\0".join([method.encode(), path.encode(), query, body])).hexdigest()
 
 
 def claim(session: Session, *, caller: str, header: str, request: str, hours: float) -> Claim:
-    """Take the key for this request. `request` is its fingerprint; answers are remembered for so many `hours`.
+    """Claim the key for this request. `request` is its fingerprint; responses are stored for `hours`.
 
-    Raises 400 for a header that is no key, 422 where the key came with another request, 409 where the answer held a
-    secret that is shown once only.
+    Raises 400 for an invalid header, 422 if the key was used for another request, 409 if the response contained a
+    secret, which is shown only once.
     """
     quoted = _QUOTED.fullmatch(header)
     name = quoted[1] if quoted else header
     if not 1 <= len(name) <= 255 or not name.isascii() or not name.isprintable():
-        raise BadRequestError("An Idempotency-Key has 1 to 255 printable characters.", code="bad-idempotency-key")
+        raise BadRequestError(
+            "An Idempotency-Key must have 1 to 255 printable ASCII characters.", code="bad-idempotency-key"
+        )
     key = f"{caller}:{name}"
     queries.drop_records_before(session, utcnow() - timedelta(hours=hours))
-    found = queries.find_record(session, key)
-    if found is None:
+    existing = queries.find_record(session, key)
+    if existing is None:
         record = IdempotencyRecord(key=key, fingerprint=request, status=_IN_PROGRESS, headers={}, body="")
         try:
             queries.add_record(session, record)
             return Claim(record, None)
         except IntegrityError:
             session.rollback()
-            found = queries.find_record(session, key)
-    if found is None:
-        raise ConflictError("A request with this Idempotency-Key is under way; try again.", code="idempotency-busy")
-    return Claim(None, _replay(found, request))
+            existing = queries.find_record(session, key)
+    if existing is None:
+        raise ConflictError(
+            "A request with this Idempotency-Key is in progress. Try again later.", code="idempotency-busy"
+        )
+    return Claim(None, _replay(existing, request))
 
 
 def remember(record: IdempotencyRecord, status: int, headers: dict[str, str], body: bytes) -> None:
-    """Keep the answer, in the transaction that did the work. Secrets (`no-store`) are not kept."""
+    """Store the response in the transaction that did the work. Secrets (`no-store`) are not stored."""
     record.status = status
     record.headers = {name: headers[name] for name in _KEPT_HEADERS if name in headers}
     secret = "no-store" in headers.get("cache-control", "")
@@ -78,13 +82,13 @@ def remember(record: IdempotencyRecord, status: int, headers: dict[str, str], bo
 def _replay(record: IdempotencyRecord, request: str) -> Response:
     if record.fingerprint != request:
         raise UnprocessableError(
-            "This Idempotency-Key came with another request before; take a new key for a new request.",
+            "This Idempotency-Key was already used for a different request. Use a new key for a new request.",
             code="idempotency-key-reused",
-            title="Idempotency key used for another request",
+            title="Idempotency key reused",
         )
     if "x-secret" in record.headers:
         raise ConflictError(
-            "This request was carried out before. Its answer held a secret, which is shown once only.",
+            "This request was already carried out. Its response contained a secret, which is shown only once.",
             code="secret-shown-once",
         )
     headers = {**record.headers, "Idempotency-Replayed": "true"}

@@ -1,6 +1,6 @@
-"""One transaction per writing request, committed before the answer is sent; with its audit entry.
+"""One transaction per writing request, with its audit entry, committed before the response is sent.
 
-The answer is held back until the commit has succeeded. A status of 400 or more rolls back.
+The response is held back until the commit has succeeded. A status of 400 or more rolls back.
 """
 
 import structlog
@@ -20,7 +20,7 @@ log = structlog.get_logger("featurewatch.audit")
 
 
 class Transactions:
-    """Gives each writing request `request.state.write_session` and ends its transaction."""
+    """Gives each writing request a `request.state.write_session` and ends its transaction."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -36,11 +36,11 @@ class Transactions:
             await self._within(session, turn, scope, receive, send)
         except IntegrityError as error:
             log.warning("write conflict", error=str(error.orig))
-            raise ConflictError("Another request changed the same thing at the same time; try again.") from error
+            raise ConflictError("A concurrent request changed the same resource. Try again.") from error
         except OperationalError as error:
             log.exception("database not available")
             raise UnavailableError(
-                "The database does not take this write now.", headers={"Retry-After": "5"}
+                "The database cannot accept writes right now. Try again later.", headers={"Retry-After": "5"}
             ) from error
         finally:
             try:
@@ -53,7 +53,7 @@ class Transactions:
         method = scope["method"]
         key = Headers(scope=scope).get("idempotency-key") if method in idempotency.METHODS else None
         principal = scope["state"].get("principal")
-        # Without a caller or a route it is refused in a moment; a key must not open another caller's answers.
+        # Requests without a caller or a route are refused anyway, and keys belong to a caller.
         if key is not None and principal is not None and methods_at(scope, [method]):
             request = idempotency.fingerprint(
                 method, scope["path"], scope.get("query_string", b""), scope["state"]["body"]
@@ -67,17 +67,17 @@ class Transactions:
                 await claim.replay(scope, receive, send)
                 return
             record = claim.record
-        answer = _Held()
-        await self.app(scope, receive, answer.hold)
-        if answer.status < 400:
+        response = _HeldResponse()
+        await self.app(scope, receive, response.hold)
+        if response.status < 400:
             await turn.take()
-            await run_in_threadpool(_settle, session, scope, answer, record)
-        for message in answer.messages:
+            await run_in_threadpool(_commit, session, scope, response, record)
+        for message in response.messages:
             await send(message)
 
 
-class _Held:
-    """An answer that waits for the commit."""
+class _HeldResponse:
+    """A response that waits for the commit."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -95,17 +95,17 @@ class _Held:
         return b"".join(message.get("body", b"") for message in self.messages[1:])
 
 
-def _settle(session: Session, scope: Scope, answer: _Held, record: IdempotencyRecord | None) -> None:
-    """Audit entry, remembered answer, commit."""
+def _commit(session: Session, scope: Scope, response: _HeldResponse, record: IdempotencyRecord | None) -> None:
+    """Add the audit entry, store the response for replay, and commit."""
     principal = scope["state"].get("principal")
     entry = AuditEntry(
         actor=principal.id if principal else "-",
         method=scope["method"],
         path=scope["path"],
-        status=answer.status,
+        status=response.status,
         request_id=scope["state"]["request_id"],
     )
     queries.add_entry(session, entry)
     if record is not None:
-        idempotency.remember(record, answer.status, answer.headers(), answer.body())
+        idempotency.remember(record, response.status, response.headers(), response.body())
     session.commit()

@@ -1,4 +1,4 @@
-"""SQL of the audit log and of remembered answers."""
+"""SQL of the audit log and of stored idempotent responses."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,14 +12,14 @@ from featurewatch.service.models import AuditEntry, IdempotencyRecord
 
 
 def add_entry(session: Session, entry: AuditEntry) -> None:
-    """Note one write."""
+    """Add an entry to the audit log."""
     session.add(entry)
 
 
 def page_of_entries(
     session: Session, *, actor: str | None, after: Sequence[Any] | None, limit: int
 ) -> Sequence[AuditEntry]:
-    """The audit log, of one actor or of all, newest first; a row more than `limit` where there are more."""
+    """The audit log, optionally of one actor, newest first; one row more than `limit` if there are more."""
     statement = select(AuditEntry)
     if actor:
         statement = statement.where(AuditEntry.actor == actor)
@@ -28,21 +28,21 @@ def page_of_entries(
 
 
 def find_record(session: Session, key: str) -> IdempotencyRecord | None:
-    """The remembered answer of a key."""
+    """The record of an idempotency key."""
     return session.get(IdempotencyRecord, key)
 
 
 def add_record(session: Session, record: IdempotencyRecord) -> None:
-    """Take a key; IntegrityError where another request took it first."""
+    """Claim a key. Raises IntegrityError if another request claimed it first."""
     session.add(record)
     session.flush()
 
 
 def drop_entries_before(session: Session, moment: datetime) -> None:
-    """Forget writes that were carried out before `moment`."""
+    """Delete audit entries from before `moment`."""
     session.execute(delete(AuditEntry).where(AuditEntry.at < moment))
 
 
 def drop_records_before(session: Session, moment: datetime) -> None:
-    """Forget answers that are older than `moment`."""
+    """Delete stored responses from before `moment`."""
     session.execute(delete(IdempotencyRecord).where(IdempotencyRecord.created_at < moment))

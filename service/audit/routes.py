@@ -13,11 +13,11 @@ from featurewatch.service.kit.sessions import ReadSession
 router = APIRouter(prefix="/v1/audit", tags=["audit"], dependencies=[ADMIN])
 
 
-@router.get("", summary="The audit log, newest first")
+@router.get("", summary="List the audit log, newest first")
 def list_entries(
     session: ReadSession, paging: Paging, actor: Annotated[str | None, Query(description="Id of an API key.")] = None
 ) -> Page[AuditEntryOut]:
     order = f"audit:{actor}"
-    found = queries.page_of_entries(session, actor=actor, after=paging.after(order), limit=paging.limit)
-    rows, cursor = paging.page(found, order, lambda row: (row.at, row.id))
+    fetched = queries.page_of_entries(session, actor=actor, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(fetched, order, lambda row: (row.at, row.id))
     return Page(data=[AuditEntryOut.model_validate(row) for row in rows], next_cursor=cursor)

@@ -6,13 +6,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class AuditEntryOut(BaseModel):
-    """One write that was carried out."""
+    """One successful write."""
 
     model_config = ConfigDict(from_attributes=True)
 
     id: str
     at: datetime
-    actor: str = Field(description="Id of the API key; `anonymous`: none is needed; `server`: a command there.")
+    actor: str = Field(
+        description="Id of the API key, `anonymous` if no keys are required, or `server` for a command on the server."
+    )
     method: str
     path: str
     status: int

@@ -1,9 +1,8 @@
-"""Browsers: a sealed cookie names the session, and holds the token that every form of the page sends back.
+"""Browser sessions: an encrypted cookie with the session id and the CSRF token that every form sends back.
 
-The cookie holds the id of a row of `web_session`, not the key, under AES-GCM: nobody who sees the cookie jar has a
-key. Signing out removes the row, so no copy of the cookie opens anything any more; a key that is revoked or expires
-ends its sessions at once. The cookie opens the pages alone: `/v1` takes none, so no other site's page can write there
-in a reader's name (docs/adr/0034).
+The cookie contains the id of a `web_session` row under AES-GCM, never the key itself. Signing out deletes the row, so
+copies of the cookie become useless; revoking or expiring a key ends its sessions at once. The cookie works for the
+pages only: `/v1` ignores it, so no other site can write there in a user's name (docs/adr/0034).
 """
 
 import base64
@@ -21,29 +20,29 @@ from featurewatch.service.kit.crypto import SecretBox, SecretKeyError
 from featurewatch.service.kit.problems import UnavailableError
 
 COOKIE = "fw_visit"
-"""Over https it has the prefix `__Host-`: no other host of the domain can set it."""
+"""Over https it has the prefix `__Host-`, so that no other host of the domain can set it."""
 SECONDS = int(SESSION_LENGTH.total_seconds())
 _CONTEXT = "visit of a browser"
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What a cookie holds."""
+    """The contents of a cookie."""
 
     session_id: str | None
-    """None: nobody signed in (yet)."""
+    """None if nobody has signed in."""
     token: str
-    """Comes back with every form: a page of another site cannot know it."""
+    """CSRF token, sent back with every form. Pages of other sites cannot know it."""
     until: float
     """Unix time."""
 
     def knows(self, token: str) -> bool:
-        """Whether a form's token is this visit's, in constant time."""
+        """Whether a form's token matches, in constant time."""
         return hmac.compare_digest(self.token.encode(), token.encode())
 
 
 def begin(session_id: str | None = None) -> Visit:
-    """A visit that begins now."""
+    """Start a visit now."""
     return Visit(session_id, secrets.token_urlsafe(24), time.time() + SECONDS)
 
 
@@ -53,7 +52,7 @@ def cookie_name(scheme: str) -> str:
 
 
 class Visits:
-    """Seals visits into cookies and opens them, with the installation's SECRET_KEY."""
+    """Encrypts visits into cookies and decrypts them with the installation's SECRET_KEY."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -66,12 +65,12 @@ class Visits:
             raise UnavailableError(str(error), code="secret-key-missing") from error
 
     def seal(self, visit: Visit) -> str:
-        """The cookie of a visit. Raises 503 where the installation has no SECRET_KEY."""
+        """The cookie of a visit. Raises 503 if the installation has no SECRET_KEY."""
         plain = json.dumps([visit.session_id, visit.token, visit.until]).encode()
         return base64.urlsafe_b64encode(self._box.encrypt(plain, context=_CONTEXT)).decode().rstrip("=")
 
     def open(self, cookie: str) -> Visit | None:
-        """The visit of a cookie; None for one that is not ours, or is over."""
+        """The visit in a cookie; None if it is invalid or expired."""
         try:
             sealed = base64.urlsafe_b64decode(cookie + "=" * (-len(cookie) % 4))
             session_id, token, until = json.loads(self._box.decrypt(sealed, context=_CONTEXT))

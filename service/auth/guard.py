@@ -1,4 +1,4 @@
-"""What a route requires: `dependencies=[READ]`, `[WRITE]`, `[ADMIN]`, or `BY_METHOD` (reading or writing)."""
+"""Scope checks for routes: `dependencies=[READ]`, `[WRITE]`, `[ADMIN]`, or `[BY_METHOD]` (read or write)."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ _ADMIN_PATHS = ("/v1/keys", "/v1/audit")
 
 
 def check_early(principal: Principal | None, method: str, path: str) -> None:
-    """What the routes below `/v1` ask for, before a body is parsed or a transaction begins."""
+    """Check the scope of routes below `/v1` before a body is parsed or a transaction starts."""
     if path.startswith(_ADMIN_PATHS):
         _check(principal, "admin")
     elif path.startswith("/v1/"):
@@ -22,9 +22,9 @@ def check_early(principal: Principal | None, method: str, path: str) -> None:
 
 def _check(principal: Principal | None, scope: str) -> Principal:
     if principal is None:
-        raise UnauthenticatedError("This needs an API key: send `Authorization: Bearer fw_...`.")
+        raise UnauthenticatedError("An API key is required. Send `Authorization: Bearer fw_...`.")
     if scope not in principal.scopes:
-        raise ForbiddenError(f"This needs an API key with the scope `{scope}`.", code="missing-scope", scope=scope)
+        raise ForbiddenError(f"An API key with the scope `{scope}` is required.", code="missing-scope", scope=scope)
     return principal
 
 

@@ -1,6 +1,6 @@
-"""The format of API keys: `fw_` + 8 characters to look up by + 32 random ones + a checksum of 6.
+"""The format of API keys: `fw_`, 8 lookup characters, 32 random characters and a 6-character checksum.
 
-The checksum lets a typing error, or a scanner for leaked keys, be told from a key without the database.
+The checksum detects typing errors without the database, and lets secret scanners recognise keys.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ def make_key() -> str:
 
 
 def well_formed(key: str) -> bool:
-    """Whether a text has the form and the checksum of a key."""
+    """Whether a string has the format and checksum of a key."""
     return (
         len(key) == KEY_LENGTH
         and key.isascii()
@@ -30,17 +30,17 @@ def well_formed(key: str) -> bool:
 
 
 def lookup_prefix(key: str) -> str:
-    """The part that is stored in the clear, shown in lists and looked up by."""
+    """The part that is stored in plaintext, used for lookup and shown in lists."""
     return key[: 3 + _PREFIX]
 
 
 def hash_key(key: str) -> str:
-    """What is stored of a key."""
+    """The stored hash of a key."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def matches(key: str, stored: str) -> bool:
-    """Whether a key is the stored one, in constant time."""
+    """Whether a key matches a stored hash, in constant time."""
     return hmac.compare_digest(hash_key(key), stored)
 
 

@@ -1,7 +1,7 @@
-"""Rate limits: how many requests a key, or an address without a valid one, may make in a minute.
+"""Rate limits: requests per minute for each key, or for each address without a valid key.
 
-Counts are in the memory of this process, so several API processes allow as many times as much. The headers are those
-of the IETF draft `RateLimit header fields for HTTP`.
+Counts are kept in memory, so every API process has its own. The headers follow the IETF draft `RateLimit header fields
+for HTTP`.
 """
 
 import ipaddress
@@ -16,9 +16,9 @@ from featurewatch.service.kit.problems import TooManyRequestsError
 
 
 class RateLimits:
-    """Requests by who made them, in minutes that begin with the first one. `per_minute` 0: no limit.
+    """Counts requests per caller in one-minute windows. `per_minute` 0 means no limit.
 
-    A moving window would let through less at once, but could not say when to come back.
+    The windows are fixed, starting with the first request: a moving window could not say when to retry.
     """
 
     def __init__(self, per_minute: int) -> None:
@@ -26,7 +26,7 @@ class RateLimits:
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
 
     async def spend(self, who: str) -> dict[str, str]:
-        """Count one request. Returns what the answer's headers say of it; raises 429 where there was one too many."""
+        """Count one request. Returns the rate-limit headers of the response; raises 429 over the limit."""
         if self._limit is None:
             return {}
         allowed = await self._limiter.hit(self._limit, who)
@@ -38,16 +38,16 @@ class RateLimits:
         }
         if not allowed:
             raise TooManyRequestsError(
-                f"More than {self._limit.amount} requests in a minute; try again in {seconds} s.",
+                f"Rate limit of {self._limit.amount} requests per minute exceeded. Try again in {seconds} s.",
                 headers={**headers, "Retry-After": str(seconds)},
             )
         return headers
 
 
 def network_of(address: str) -> str:
-    """Who an address stands for: itself, or the /64 that one IPv6 host can take all addresses of."""
+    """The network that counts as one caller: an IPv4 address, or an IPv6 /64, all of which one host may own."""
     try:
-        found = ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(address)
     except ValueError:  # a socket file, or a test
         return address
-    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else address
+    return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else address

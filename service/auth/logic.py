@@ -1,4 +1,4 @@
-"""API keys: making, checking and revoking them, and the sessions of browsers that signed in with one."""
+"""Creates, checks and revokes API keys, and the browser sessions that were started with them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ USE_NOTED_EVERY = timedelta(minutes=1)
 
 @dataclass(frozen=True)
 class Principal:
-    """Who makes a request, and what they may do."""
+    """The caller of a request, and their scopes."""
 
     id: str
     scopes: frozenset[str]
     note_use: bool = False
     session_id: str | None = None
-    """Of a browser that signed in; None: the request came with the key itself."""
+    """Session of a signed-in browser. None if the request came with the key itself."""
 
 
 ANONYMOUS = Principal("anonymous", frozenset(SCOPES))
-"""Everybody, where no keys are required (the embedded service on a loopback address)."""
+"""Every caller if no keys are required (the embedded service on a loopback address)."""
 
 
 def create(
     session: Session, *, name: str, scopes: Sequence[str], expires_at: datetime | None = None
 ) -> tuple[ApiKey, str]:
-    """Store a new key. Returns its row and the key itself, which is not kept."""
+    """Create a key. Returns its row and the key itself, which is not stored."""
     key = keys.make_key()
     row = ApiKey(
         name=name,
@@ -53,31 +53,31 @@ def create(
 
 
 def authenticate(session: Session, key: str) -> Principal:
-    """Who a key belongs to. Raises 401 for one that is malformed, unknown, expired or revoked."""
+    """The principal of a key. Raises 401 if it is malformed, unknown, expired or revoked."""
     row = queries.find_by_prefix(session, keys.lookup_prefix(key)) if keys.well_formed(key) else None
-    # One message for all: nobody learns which prefixes exist.
+    # The same message in all cases, so that nobody learns which prefixes exist.
     if row is None or not keys.matches(key, row.hash) or row.revoked_at is not None:
-        raise UnauthenticatedError("This API key is not valid.", code="invalid-key")
+        raise UnauthenticatedError("Invalid API key.", code="invalid-key")
     if not alive(row):
         raise UnauthenticatedError("This API key has expired.", code="expired-key")
     return _principal(row)
 
 
 def sign_in(session: Session, principal: Principal) -> WebSession:
-    """Begin a browser's session with the key that it gave."""
+    """Start a browser session for a key."""
     row = WebSession(key_id=principal.id, expires_at=utcnow() + SESSION_LENGTH)
-    queries.add_session(session, row)
+    queries.add(session, row)
     return row
 
 
 def returning(session: Session, session_id: str) -> Principal | None:
-    """Who signed in before; None where the session or its key has ended since."""
+    """The principal of a browser session; None if the session or its key has ended."""
     row = queries.key_of_session(session, session_id, utcnow())
     return _principal(row, session_id) if row is not None and alive(row) else None
 
 
 def still_valid(session: Session, principal: Principal) -> bool:
-    """Whether the key of a caller, and a browser's session, have not ended since the request began."""
+    """Whether a caller's key and browser session are still valid, for long-running requests."""
     if principal is ANONYMOUS:
         return True
     if principal.session_id is not None:
@@ -99,13 +99,13 @@ def alive(row: ApiKey) -> bool:
 
 def page(session: Session, paging: Pager) -> Page[KeyOut]:
     """A page of API keys, newest first."""
-    found = queries.page_of_keys(session, after=paging.after("keys"), limit=paging.limit)
-    rows, cursor = paging.page(found, "keys", lambda row: (row.created_at, row.id))
+    fetched = queries.page_of_keys(session, after=paging.after("keys"), limit=paging.limit)
+    rows, cursor = paging.page(fetched, "keys", lambda row: (row.created_at, row.id))
     return Page(data=[KeyOut.model_validate(row) for row in rows], next_cursor=cursor)
 
 
 def get(session: Session, key_id: str) -> ApiKey:
-    """The key with this id, or 404."""
+    """The API key with this id, or 404."""
     row = queries.find(session, key_id)
     if row is None:
         raise NotFoundError(f"There is no API key {key_id}.")
@@ -113,6 +113,6 @@ def get(session: Session, key_id: str) -> ApiKey:
 
 
 def revoke(session: Session, key_id: str) -> None:
-    """End a key; one that has ended stays so."""
+    """Revoke a key. Revoking it again changes nothing."""
     row = get(session, key_id)
     row.revoked_at = row.revoked_at or utcnow()

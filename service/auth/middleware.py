@@ -1,8 +1,8 @@
-"""Who is asking: reads the bearer key of a request, or a browser's cookie, into `request.state.principal`.
+"""Authentication: reads a request's bearer key or a browser's cookie into `request.state.principal`.
 
-Where no keys are required, everybody on the loopback address is an administrator. A browser on that machine is there
-too, on behalf of any page it shows; so such a service answers only to names that no foreign page can have (no DNS
-names with a dot: rebinding) and takes no write that another site's page started.
+If no keys are required, every caller on the loopback address is an administrator. That includes any web page open in a
+browser on that machine, so such a service responds only to host names that no other site can have (against DNS
+rebinding) and refuses writes started by other sites' pages.
 """
 
 import ipaddress
@@ -29,14 +29,11 @@ from featurewatch.service.kit.routing import READING
 log = structlog.get_logger("featurewatch.auth")
 
 _UNLIMITED = ("/healthz", "/readyz")
-"""A probe that is told 429 takes a healthy service for a sick one."""
+"""Health checks are never limited: a probe would mistake 429 for a failing service."""
 
 
 class Authentication:
-    """Sets `state.principal`, None for a caller without a key; routes say what they require.
-
-    Also counts the requests of each key and address against the rate limit.
-    """
+    """Sets `state.principal` (None without a key; routes declare what they require) and applies the rate limit."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings, self.visits = app, settings, Visits(settings)
@@ -55,14 +52,14 @@ class Authentication:
             await self.limits.spend(address)
             raise
         scope.setdefault("state", {}).update(principal=principal, visit=visit, visits=self.visits)
-        told: dict[str, str] = {}
+        limit_headers: dict[str, str] = {}
         if scope["path"] not in _UNLIMITED:
-            told = await self.limits.spend(principal.id if principal else address)
+            limit_headers = await self.limits.spend(principal.id if principal else address)
         check_early(principal, scope["method"], scope["path"])
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(told)
+                MutableHeaders(scope=message).update(limit_headers)
             await send(message)
 
         await self.app(scope, receive, send_with_limits)
@@ -71,7 +68,7 @@ class Authentication:
                 await run_in_threadpool(_note_use, database, principal.id)
 
     def _visit(self, scope: Scope) -> Visit | None:
-        """That of a browser's cookie; the API takes none."""
+        """The visit in a browser's cookie. The API ignores cookies."""
         if scope["path"].startswith("/v1"):
             return None
         cookie = cookie_parser(Headers(scope=scope).get("cookie", "")).get(cookie_name(scope["scheme"]))
@@ -112,15 +109,15 @@ def _note_use(database: Database, key_id: str) -> None:
         with database.write() as session:
             queries.note_use(session, key_id, utcnow())
     except SQLAlchemyError:
-        log.warning("the use of a key could not be noted", key=key_id, exc_info=True)
+        log.warning("could not record the use of an API key", key=key_id, exc_info=True)
 
 
 def _refuse_foreign_pages(headers: Headers, method: str) -> None:
     host = headers.get("host", "")
     if not _is_local_name(host):
         raise BadRequestError(
-            "This service runs without API keys, so it answers only requests to localhost or a loopback address, not "
-            f"to {host!r}. Use http://127.0.0.1 with its port, or require keys (FEATUREWATCH_REQUIRE_KEYS=true).",
+            "This service runs without API keys, so it responds only to requests for localhost or a loopback address, "
+            f"not for {host!r}. Use http://127.0.0.1 with its port, or require keys (FEATUREWATCH_REQUIRE_KEYS=true).",
             code="foreign-host",
         )
     if method in READING:
@@ -128,13 +125,13 @@ def _refuse_foreign_pages(headers: Headers, method: str) -> None:
     origin = headers.get("origin")
     crossed = headers.get("sec-fetch-site") in ("cross-site", "same-site")
     if crossed or (origin is not None and urlsplit(origin).netloc != host):
-        raise ForbiddenError("A page of another site may not write here.", code="foreign-origin")
+        raise ForbiddenError("Pages of other sites are not allowed to write.", code="foreign-origin")
 
 
 def _is_local_name(host: str) -> bool:
-    """Whether a Host header names this machine itself: `localhost`, a name below it, or a loopback address.
+    """Whether a Host header names this machine: `localhost`, a subdomain of it, or a loopback address.
 
-    Any other name or address may be one that a page of another site was loaded from (DNS rebinding).
+    Any other name may belong to another site (DNS rebinding).
     """
     try:
         parts = urlsplit(f"//{host}")

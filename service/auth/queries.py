@@ -1,4 +1,4 @@
-"""SQL of API keys, and of the sessions that browsers began with them."""
+"""SQL of API keys and browser sessions."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,11 +11,11 @@ from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import ApiKey, WebSession
 
 _BY_PREFIX = select(*ApiKey.__table__.c).where(ApiKey.prefix == bindparam("prefix"))
-"""Built once: every request asks it, and only looks at the row."""
+"""Built once, and selects plain columns: every request runs it."""
 
 
 def find_by_prefix(session: Session, prefix: str) -> Any:
-    """The key with this prefix, a plain row with the attributes of an `ApiKey`, or None."""
+    """The key with this prefix, as a plain row with the attributes of an `ApiKey`, or None."""
     return session.execute(_BY_PREFIX, {"prefix": prefix}).one_or_none()
 
 
@@ -25,19 +25,19 @@ def find(session: Session, key_id: str) -> ApiKey | None:
 
 
 def page_of_keys(session: Session, *, after: Sequence[Any] | None, limit: int) -> Sequence[ApiKey]:
-    """Keys, revoked ones too, newest first; a row more than `limit` where there are more."""
+    """Keys, including revoked ones, newest first; one row more than `limit` if there are more."""
     keys = [SortKey(ApiKey.created_at, descending=True), SortKey(ApiKey.id, descending=True)]
     return session.scalars(keyset(select(ApiKey), keys, after, limit)).all()
 
 
-def add(session: Session, key: ApiKey) -> None:
-    """Store a key; it has its id and its time afterwards."""
-    session.add(key)
+def add(session: Session, row: ApiKey | WebSession) -> None:
+    """Store a new key or browser session, which sets its id."""
+    session.add(row)
     session.flush()
 
 
 def key_of_session(session: Session, session_id: str, now: datetime) -> ApiKey | None:
-    """The key that a browser signed in with, which may have ended since; None where the session has."""
+    """The key of an unexpired browser session, which may itself be revoked or expired."""
     return session.scalars(
         select(ApiKey)
         .join(WebSession, WebSession.key_id == ApiKey.id)
@@ -45,22 +45,16 @@ def key_of_session(session: Session, session_id: str, now: datetime) -> ApiKey |
     ).one_or_none()
 
 
-def add_session(session: Session, row: WebSession) -> None:
-    """Store a browser's session; it has its id afterwards."""
-    session.add(row)
-    session.flush()
-
-
 def end_session(session: Session, session_id: str) -> None:
-    """Remove a browser's session; one that is not there is no error."""
+    """Delete a browser session, if it exists."""
     session.execute(delete(WebSession).where(WebSession.id == session_id))
 
 
 def drop_sessions_before(session: Session, moment: datetime) -> None:
-    """Forget sessions that expired before `moment`."""
+    """Delete sessions that expired before `moment`."""
     session.execute(delete(WebSession).where(WebSession.expires_at < moment))
 
 
 def note_use(session: Session, key_id: str, moment: datetime) -> None:
-    """Remember when a key was used last."""
+    """Record when a key was last used."""
     session.execute(update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=moment))

@@ -11,7 +11,7 @@ from featurewatch.service.kit.sessions import ReadSession, WriteSession
 router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[ADMIN])
 
 
-@router.post("", status_code=201, summary="Make a key; the answer is the only one that shows it")
+@router.post("", status_code=201, summary="Create an API key; it is shown only in this response")
 def create_key(body: KeyIn, session: WriteSession, response: Response) -> NewKeyOut:
     row, key = logic.create(session, name=body.name, scopes=body.scopes, expires_at=body.expires_at)
     response.headers["Location"] = f"/v1/keys/{row.id}"
@@ -19,17 +19,17 @@ def create_key(body: KeyIn, session: WriteSession, response: Response) -> NewKey
     return NewKeyOut(**KeyOut.model_validate(row).model_dump(), key=key)
 
 
-@router.get("", summary="All keys, newest first")
+@router.get("", summary="List API keys, newest first")
 def list_keys(session: ReadSession, paging: Paging) -> Page[KeyOut]:
     return logic.page(session, paging)
 
 
-@router.get("/{key_id}", summary="One key")
+@router.get("/{key_id}", summary="Get an API key")
 def get_key(key_id: str, session: ReadSession) -> KeyOut:
     return KeyOut.model_validate(logic.get(session, key_id))
 
 
-@router.delete("/{key_id}", status_code=204, summary="Revoke a key")
+@router.delete("/{key_id}", status_code=204, summary="Revoke an API key")
 def revoke_key(key_id: str, session: WriteSession) -> Response:
     logic.revoke(session, key_id)
     return Response(status_code=204)

@@ -11,24 +11,24 @@ Scope = Literal["read", "write", "admin"]
 
 
 class KeyIn(BaseModel):
-    """A key to be made."""
+    """An API key to create."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1, max_length=100, description="What it is for.")
-    scopes: list[Scope] = Field(["read"], min_length=1, description="`write` includes `read`, `admin` both.")
-    expires_at: AwareDatetime | None = Field(None, description="Null: never.")
+    name: str = Field(min_length=1, max_length=100, description="What the key is for.")
+    scopes: list[Scope] = Field(["read"], min_length=1, description="`write` includes `read`; `admin` includes both.")
+    expires_at: AwareDatetime | None = Field(None, description="Default: never.")
 
     @field_validator("expires_at")
     @classmethod
     def _in_future(cls, value: datetime | None) -> datetime | None:
         if value is not None and value <= utcnow():
-            raise ValueError("lies in the past")
+            raise ValueError("must be in the future")
         return value
 
 
 class KeyOut(BaseModel):
-    """A key, without its secret part."""
+    """An API key without its secret part."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -43,6 +43,6 @@ class KeyOut(BaseModel):
 
 
 class NewKeyOut(KeyOut):
-    """A key that was just made: the only answer that shows it."""
+    """A new API key. Only this response contains the key itself."""
 
     key: str

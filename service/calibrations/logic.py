@@ -1,4 +1,4 @@
-"""Calibrations: asking for one and finding them. A worker does the rest (`workers.pipelines.runs.calibrate`)."""
+"""Requests calibrations and looks them up. Workers run them (`workers.pipelines.runs.calibrate`)."""
 
 from collections.abc import Sequence
 
@@ -16,14 +16,14 @@ from featurewatch.service.verdicts import queries as verdicts
 
 
 def create(session: Session, family: Family, body: CalibrationIn) -> tuple[Run, str]:
-    """Queue a calibration; its run and the name of the checkpoint.
+    """Queue a calibration. Returns its run and the name of the checkpoint.
 
-    Raises 404 for the checkpoint, 409 where that is not judged or its activations are not kept.
+    Raises 404 for an unknown checkpoint, 409 if it is not judged or its activations were removed.
     """
     checkpoint = checkpoints.get_judged(session, family, body.checkpoint)
     if any(source.activations is None for source in verdicts.sources(session, checkpoint.id).values()):
         raise ConflictError(
-            f"The activations of {checkpoint.name} were removed; name a checkpoint that has them.",
+            f"The activations of {checkpoint.name} were removed. Name a checkpoint that still has them.",
             code="activations-gone",
         )
     params = body.model_copy(update={"checkpoint": checkpoint.name}).model_dump(mode="json")
@@ -32,11 +32,11 @@ def create(session: Session, family: Family, body: CalibrationIn) -> tuple[Run, 
 
 
 def get(session: Session, family: Family, run_id: str) -> tuple[Run, str, str | None]:
-    """A calibration of a family with the names of family and checkpoint, or 404."""
-    found = queries.one(session, family.name, run_id)
-    if found is None:
-        raise NotFoundError(f"The family {family.name} has no calibration {run_id}.", code="unknown-calibration")
-    return found
+    """(run, family, checkpoint) of a calibration, or 404."""
+    calibration = queries.one(session, family.name, run_id)
+    if calibration is None:
+        raise NotFoundError(f"Family {family.name} has no calibration {run_id}.", code="unknown-calibration")
+    return calibration
 
 
 def with_latest(session: Session, families: Sequence[Family]) -> list[FamilyOut]:

@@ -13,22 +13,22 @@ from featurewatch.service.kit.sessions import ReadSession, WriteSession
 router = APIRouter(prefix="/v1/families/{family}/calibrations", tags=["calibrations"], dependencies=[BY_METHOD])
 
 
-@router.post("", status_code=202, summary="How often do the family's thresholds raise a false alarm?")
+@router.post("", status_code=202, summary="Measure how often the family's thresholds raise a false alarm")
 def calibrate(family: WriteFamily, body: CalibrationIn, session: WriteSession, response: Response) -> CalibrationView:
-    """Judges versions of a checkpoint in which nothing changed. Nothing of the family changes, no alert is raised."""
+    """Judges versions of a checkpoint in which nothing changed. The family stays as it is, and no alert is raised."""
     run, checkpoint = logic.create(session, family, body)
     accepted(response, f"/v1/families/{family.name}/calibrations/{run.id}")
     return view(run, family.name, checkpoint)
 
 
-@router.get("", summary="Calibrations of a family, newest first")
+@router.get("", summary="List the calibrations of a family, newest first")
 def list_calibrations(family: ReadFamily, session: ReadSession, paging: Paging) -> Page[CalibrationView]:
     order = f"calibrations:{family.id}"
-    rows = queries.page(session, family.name, after=paging.after(order), limit=paging.limit)
-    kept, cursor = paging.page(rows, order, lambda row: (row[0].created_at, row[0].id))
-    return Page(data=[view(*row) for row in kept], next_cursor=cursor)
+    fetched = queries.page(session, family.name, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(fetched, order, lambda row: (row[0].created_at, row[0].id))
+    return Page(data=[view(*row) for row in rows], next_cursor=cursor)
 
 
-@router.get("/{calibration}", summary="One calibration")
+@router.get("/{calibration}", summary="Get a calibration")
 def get_calibration(family: ReadFamily, calibration: str, session: ReadSession) -> CalibrationView:
     return view(*logic.get(session, family, calibration))

@@ -1,6 +1,6 @@
-"""JSON of calibrations: what a family's thresholds say where nothing has changed.
+"""JSON of calibrations: how a family's thresholds behave when nothing has changed.
 
-A *null* is a second version of a checkpoint in which no feature changed. Whatever is said of one is a false alarm.
+A *null* is a second version of a checkpoint in which no feature changed. Every change reported for it is a false alarm.
 """
 
 from datetime import datetime
@@ -16,7 +16,7 @@ from featurewatch.service.runs.states import RunState
 from featurewatch.service.verdicts.policy import Policy
 
 BOUND = 0.95
-"""Confidence of the upper bounds of rates."""
+"""Confidence level of the upper bounds."""
 
 
 def _in_order(names: list[NullName]) -> list[NullName]:
@@ -24,13 +24,13 @@ def _in_order(names: list[NullName]) -> list[NullName]:
 
 
 class FineTune(BaseModel):
-    """The null `finetune`: a short training on half of the probe corpus (AdamW, no weight decay, no dropout)."""
+    """The null `finetune`: a short training run on half of the probe corpus (AdamW, no weight decay, no dropout)."""
 
     model_config = ConfigDict(extra="forbid")
 
     steps: int = Field(24, ge=1, le=100_000)
     learning_rate: float = Field(1e-5, gt=0, le=1, allow_inf_nan=False)
-    batch_documents: int = Field(4, ge=1, le=4096, description="Documents of one step.")
+    batch_documents: int = Field(4, ge=1, le=4096, description="Documents per step.")
 
 
 class CalibrationIn(BaseModel):
@@ -38,29 +38,29 @@ class CalibrationIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    checkpoint: str | None = Field(None, max_length=100, description="Null: the newest judged one.")
+    checkpoint: str | None = Field(None, max_length=100, description="Default: the newest judged one.")
     nulls: Annotated[list[NullName], Field(min_length=1), AfterValidator(_in_order)] = Field(
         list(NULLS),
-        description="`repeat`: read once more. `bfloat16`, `int8`: weights rounded (int8 by output channel); of "
-        "activations that were brought along, the activations (int8 by position). `halves`: one half of the documents "
-        "against the other. `finetune`: a short training on half of the corpus.",
+        description="`repeat`: read the checkpoint again. `bfloat16`, `int8`: round the weights (int8 per output "
+        "channel), or for precomputed activations the activations (int8 per position). `halves`: compare one half of "
+        "the documents with the other. `finetune`: train briefly on half of the corpus.",
     )
-    splits: int = Field(4, ge=1, le=64, description="How often `halves` deals the documents anew.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Of `halves` and `finetune`.")
+    splits: int = Field(4, ge=1, le=64, description="Number of random splits for `halves`.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Random seed of `halves` and `finetune`.")
     finetune: FineTune = Field(default_factory=FineTune)
 
 
 class Rate(BaseModel):
-    """A share, and the largest one that the count does not contradict."""
+    """A false-alarm rate with an upper bound."""
 
     alarms: int
     of: int
-    rate: float | None = Field(description="Null where there was nothing to count.")
-    upper: float = Field(description="One-sided 95% bound (Clopper and Pearson 1934): none of n is no rate of zero.")
+    rate: float | None = Field(description="Null if there was nothing to count.")
+    upper: float = Field(description="One-sided 95% upper bound (Clopper and Pearson 1934).")
 
 
 class Thresholds(BaseModel):
-    """The part of a policy that false alarms depend on most."""
+    """The policy settings that affect false alarms most."""
 
     suppressed_below: float
     amplified_above: float
@@ -68,73 +68,71 @@ class Thresholds(BaseModel):
 
 
 class GridRow(Thresholds):
-    """What these thresholds would have given on the same measurements."""
+    """The false-alarm rates of other thresholds on the same measurements."""
 
-    current: bool = Field(description="These are the family's own.")
-    checkpoints: Rate = Field(description="Comparisons in which anything was called changed.")
-    features: Rate = Field(description="Features that were called changed, of those judged, over all comparisons.")
+    current: bool = Field(description="Whether these are the family's own thresholds.")
+    checkpoints: Rate = Field(description="Comparisons in which any feature was reported as changed.")
+    features: Rate = Field(description="Features reported as changed, of all judged, over all comparisons.")
 
 
 class WouldAlert(BaseModel):
-    """An alert rule of the family that a null meets. Nothing was raised."""
+    """An alert rule of the family that a null would trigger. No alert was raised."""
 
     rule: str
     name: str
-    comparisons: int = Field(description="In how many comparisons of this null.")
-    features: int = Field(description="Over all of them.")
+    comparisons: int = Field(description="Number of comparisons of this null that trigger it.")
+    features: int = Field(description="Number of features over all of them.")
 
 
 class Unavailable(BaseModel):
-    """Why a null could not be had."""
+    """Why a null could not be created."""
 
     code: str
     detail: str
 
 
 class NullResult(BaseModel):
-    """What was said of one null. Where it could not be had, `unavailable` says why, and all counts are 0."""
+    """The result of one null. If it could not be created, `unavailable` says why and all counts are 0."""
 
     null: NullName
     unavailable: Unavailable | None = None
     settings: dict[str, Any] = Field(
-        default_factory=dict, description="How it was made; of `finetune` also the loss before and after."
+        default_factory=dict, description="How it was created; for `finetune` also the loss before and after."
     )
     checkpoints: Rate = Field(description="Comparisons with a false alarm.")
-    features: Rate = Field(
-        description="Features whose verdict is neither `present` nor `indeterminate`, of those judged."
-    )
-    significant: int = Field(0, description="Features with q at most the level, and a ratio outside the band.")
-    emerged: int = Field(0, description="New features that were called emerged.")
-    discovered: int = Field(0, description="New features that the baseline holds as well: no alarm.")
+    features: Rate = Field(description="Features that are neither `present` nor `indeterminate`, of all judged.")
+    significant: int = Field(0, description="Features with a significant q-value and a ratio outside the band.")
+    emerged: int = Field(0, description="New features reported as emerged.")
+    discovered: int = Field(0, description="New features that the baseline has as well. These are not alarms.")
     statuses: dict[str, int] = Field(default_factory=dict)
     alerts: list[WouldAlert] = Field(default_factory=list)
     ratio_quantiles: dict[str, float] = Field(
-        default_factory=dict, description="Of the projection ratio, by percent: 0.1, 1, 5, 50, 95, 99, 99.9."
+        default_factory=dict, description="Percentiles of the projection ratio: 0.1, 1, 5, 50, 95, 99, 99.9."
     )
-    coverage: float | None = Field(None, description="Share of the intervals of the projection ratio that hold 1.")
+    coverage: float | None = Field(None, description="Share of the projection-ratio intervals that contain 1.")
     grid: list[GridRow] = Field(default_factory=list)
 
 
 class CalibrationResult(BaseModel):
-    """The nulls, and their sum. Features of one comparison are not independent: bounds over features are optimistic."""
+    """The nulls and their totals. Features of one comparison are correlated, so bounds over features are optimistic."""
 
     checkpoint: str
-    policy: Policy = Field(description="The family's, by which was judged.")
+    policy: Policy = Field(description="The family's policy that was used.")
     checkpoints: Rate
     features: Rate
     alerts: int = Field(description="Alerts that the family's rules would have raised, over all comparisons.")
     nulls: list[NullResult]
-    grid: list[GridRow] = Field(description="Over all nulls.")
+    grid: list[GridRow] = Field(description="Totals over all nulls.")
 
 
 class CalibrationView(BaseModel):
-    """A calibration. It is a run (`/v1/runs/{id}`): it can be followed, cancelled and retried as one."""
+    """A calibration. It is a run (`/v1/runs/{id}`) and can be followed, cancelled and retried like any other."""
 
     id: str
     family: str
     checkpoint: str | None
     state: RunState
-    stage: str | None = Field(description="The null that the worker is at.")
+    stage: str | None = Field(description="The null that is being processed.")
     progress: float
     asked: CalibrationIn
     result: CalibrationResult | None
@@ -144,7 +142,7 @@ class CalibrationView(BaseModel):
 
 
 class CalibrationSummary(BaseModel):
-    """The family's last calibration in short."""
+    """Summary of the family's latest calibration."""
 
     id: str
     checkpoint: str
@@ -152,22 +150,22 @@ class CalibrationSummary(BaseModel):
     checkpoints: Rate
     features: Rate
     alerts: int
-    unavailable: list[NullName] = Field(description="Nulls that were asked for and could not be had.")
+    unavailable: list[NullName] = Field(description="Requested nulls that could not be created.")
 
 
 def rate(alarms: int, of: int) -> Rate:
-    """A rate with its bound."""
+    """A rate with its upper bound."""
     upper = 1.0 if alarms >= of else float(betaincinv(alarms + 1, of - alarms, BOUND))
     return Rate(alarms=alarms, of=of, rate=alarms / of if of else None, upper=upper)
 
 
 def total(rates: list[Rate]) -> Rate:
-    """The rate of all counts together."""
-    return rate(sum(one.alarms for one in rates), sum(one.of for one in rates))
+    """The rate over all counts together."""
+    return rate(sum(each.alarms for each in rates), sum(each.of for each in rates))
 
 
 def view(run: Run, family: str, checkpoint: str | None) -> CalibrationView:
-    """A calibration as the API shows it."""
+    """A calibration for the API."""
     return CalibrationView(
         id=run.id,
         family=family,
@@ -184,7 +182,7 @@ def view(run: Run, family: str, checkpoint: str | None) -> CalibrationView:
 
 
 def summary(run: Run) -> CalibrationSummary:
-    """A calibration that has succeeded, in short."""
+    """Summary of a successful calibration."""
     result = CalibrationResult.model_validate(run.result)
     return CalibrationSummary(
         id=run.id,
@@ -193,5 +191,5 @@ def summary(run: Run) -> CalibrationSummary:
         checkpoints=result.checkpoints,
         features=result.features,
         alerts=result.alerts,
-        unavailable=[one.null for one in result.nulls if one.unavailable],
+        unavailable=[null.null for null in result.nulls if null.unavailable],
     )

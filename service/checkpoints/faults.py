@@ -1,34 +1,34 @@
-"""What is wrong with a checkpoint's files, as one error class with a code that workers use too."""
+"""Errors in a checkpoint's files: one class for the API and the workers, with a stable code."""
 
 from featurewatch.service.kit.problems import UnprocessableError
 
 TITLES = {
-    "uri-unsupported": "No such kind of URI",
-    "path-refused": "Path outside the roots",
-    "content-changed": "The files changed",
+    "uri-unsupported": "Unsupported URI",
+    "path-refused": "Path outside the allowed roots",
+    "content-changed": "Files changed",
     "store-refused": "Store not allowed",
-    "model-missing": "Nothing to read there",
-    "unsafe-format": "Pickles are not opened",
-    "weights-missing": "No weights",
-    "truncated-file": "Truncated or damaged file",
-    "too-large": "Larger than is read",
-    "config-mismatch": "The config does not fit the weights",
-    "adapter-missing": "No adapter",
+    "model-missing": "Model not found",
+    "unsafe-format": "Unsafe file format",
+    "weights-missing": "Weights not found",
+    "truncated-file": "Truncated or corrupt file",
+    "too-large": "File too large",
+    "config-mismatch": "Config does not match the weights",
+    "adapter-missing": "Adapter not found",
     "adapter-unsupported": "Unsupported adapter",
-    "adapter-mismatch": "The adapter does not fit",
-    "shard-missing": "A file is missing",
-    "path-escapes": "A file name leads out of the folder",
-    "manifest-missing": "No manifest",
-    "manifest-invalid": "Unusable manifest",
+    "adapter-mismatch": "Adapter config does not match its weights",
+    "shard-missing": "File not found",
+    "path-escapes": "Reference outside the folder",
+    "manifest-missing": "Manifest not found",
+    "manifest-invalid": "Invalid manifest",
     "wrong-dtype": "Wrong data type",
     "wrong-width": "Wrong width",
-    "wrong-positions": "Other positions than the family's",
-    "unknown-hook-point": "No such hook point",
+    "wrong-positions": "Positions do not match the family's",
+    "unknown-hook-point": "Unknown hook point",
 }
 
 
 class UnusableError(UnprocessableError):
-    """Files that cannot be a checkpoint. `code` is one of TITLES; `detail` names file and reason."""
+    """The files are not a usable checkpoint. `code` is a key of TITLES; `detail` names the file and the reason."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail, code=code, title=TITLES[code])

@@ -1,7 +1,8 @@
-"""Headers of GGUF files (versions 2 and 3), read without torch and without reading the data.
+"""Reads the headers of GGUF files (versions 2 and 3) without torch and without reading the data.
 
-A file is the magic, version and two counts; the metadata (key, type, value); a description of each tensor (name, shape,
-type, offset); padding; and the data. Every length is checked against the file and a cap before anything follows it.
+A file consists of the magic, version and two counts; the metadata (key, type, value); a description of each tensor
+(name, shape, type, offset); padding; and the data. Every length is checked against the file size and a limit before
+it is used.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -13,10 +14,10 @@ from typing import Any, BinaryIO, NamedTuple
 from featurewatch.service.checkpoints.faults import UnusableError
 from featurewatch.service.checkpoints.sizes import Census, check_config
 
-# Almost all metadata are the tokenizer's: 262,144 tokens and 500,000 merges (Gemma 3) take 15 MB.
+# Nearly all metadata belong to the tokenizer: 262,144 tokens and 500,000 merges (Gemma 3) take 15 MB.
 MAX_HEADER_BYTES = 100_000_000
 MAX_STRINGS = 1_000_000
-# Files of the hub have some 60 keys of some 40 characters, and at most 2,000 tensors: experts are stacked.
+# Files on the hub have about 60 keys of about 40 characters, and at most 2,000 tensors: experts are stacked.
 MAX_KEYS = 2_000
 MAX_TENSORS = 20_000
 _MAX_KEY_BYTES = 1_024
@@ -30,7 +31,7 @@ _CHUNK_BYTES = 256 * 1024
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _UINT32 = 4
-# Type of a tensor -> elements and bytes of a block.
+# Tensor type -> elements and bytes per block.
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40), 10: (256, 84),
     11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74),
@@ -41,7 +42,7 @@ _BLOCKS = {
 
 
 class GgufTensor(NamedTuple):
-    """One tensor of a file: its shape, and its first and last byte counted from the start of the data."""
+    """One tensor of a file: its shape, and its byte range [begin, end) from the start of the data."""
 
     shape: tuple[int, ...]
     begin: int
@@ -49,28 +50,28 @@ class GgufTensor(NamedTuple):
 
 
 class GgufHeader(NamedTuple):
-    """What a file says of itself. Of arrays and long texts `metadata` has the length alone."""
+    """A parsed header. `metadata` holds only the length of arrays and long strings."""
 
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
 
 
 class OverBudgetError(Exception):
-    """The header is longer than the caller wants to read."""
+    """The header has more strings than the caller's budget."""
 
 
 def check_gguf(path: Path, *, budget: int | None = None) -> GgufHeader:
-    """A file's header, checked against the file's size and its tensors.
+    """Read a file's header and check it against the file's size and its tensors.
 
-    UnusableError `truncated-file`, `too-large`, and `config-mismatch` where its metadata describe another model.
-    OverBudgetError where the metadata have more than `budget` texts (tokens and merges).
+    Raises UnusableError `truncated-file`, `too-large`, or `config-mismatch` if the metadata do not match the tensors;
+    OverBudgetError if the metadata have more than `budget` strings (tokens and merges).
     """
     header = read_header(path, budget)
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
-        raise UnusableError("truncated-file", f"{path.name} is damaged: it has no general.architecture.")
+        raise UnusableError("truncated-file", f"{path.name} is corrupt: general.architecture is missing.")
     if not header.tensors:
-        raise UnusableError("weights-missing", f"{path.name} holds no tensors.")
+        raise UnusableError("weights-missing", f"{path.name} contains no tensors.")
     census = Census()
     for name, tensor in header.tensors.items():
         census.add(name, tensor.shape)
@@ -81,30 +82,30 @@ def check_gguf(path: Path, *, budget: int | None = None) -> GgufHeader:
 
 
 def layer_count(header: GgufHeader) -> int | None:
-    """Layers of the model, as far as its metadata say."""
+    """Number of layers of the model; None if the metadata do not give it."""
     count = header.metadata.get(f"{header.metadata.get('general.architecture')}.block_count")
     return count if type(count) is int else None
 
 
 def read_header(path: Path, budget: int | None = None) -> GgufHeader:
-    """Metadata and tensors of a file. UnusableError `truncated-file`, `too-large`."""
+    """Read the metadata and tensors of a file. Raises UnusableError `truncated-file` or `too-large`."""
     size = path.stat().st_size
     with path.open("rb") as file:
         try:
             return _Reader(file, size, budget).header()
         except (ValueError, struct.error) as error:
-            raise UnusableError("truncated-file", f"{path.name} is damaged: {error}.") from error
+            raise UnusableError("truncated-file", f"{path.name} is corrupt: {error}.") from error
         except OverflowError as error:
             raise UnusableError("too-large", f"{path.name}: {error}.") from error
 
 
 class _Reader:
-    """Reads the header in order. ValueError for what makes no sense, OverflowError for what is over a cap."""
+    """Reads the header in order. Raises ValueError for invalid data, OverflowError over a limit."""
 
     def __init__(self, file: BinaryIO, size: int, budget: int | None) -> None:
         self.file, self.size, self.strings, self.budget = file, size, 0, budget
         self.chunk, self.at, self.before = b"", 0, 0
-        """The bytes read last, the place in them, and how many bytes of the file came before them."""
+        """The current chunk, the offset in it, and the number of bytes of the file before it."""
 
     @property
     def position(self) -> int:
@@ -112,21 +113,21 @@ class _Reader:
 
     def header(self) -> GgufHeader:
         if self.take(4) != b"GGUF":
-            raise ValueError("it is no GGUF file")
+            raise ValueError("it is not a GGUF file")
         version = self.number("I")
         if version not in (2, 3):
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-            kind = "big-endian" if swapped in (2, 3) else f"of version {version}"
-            raise ValueError(f"it is {kind}; versions 2 and 3 in little-endian order are read")
+            kind = "big-endian" if swapped in (2, 3) else f"GGUF version {version}"
+            raise ValueError(f"it is {kind}; only little-endian versions 2 and 3 are supported")
         tensors, keys = self.number("Q"), self.number("Q")
-        # A description takes at least 24 bytes, a key 13: counts beyond the file are lies, however small the caps.
+        # A description takes at least 24 bytes and a key 13, so counts that exceed the file are false.
         self.limit(tensors, MAX_TENSORS, 24, "tensors")
         self.limit(keys, MAX_KEYS, 13, "metadata keys")
         metadata: dict[str, Any] = {}
         for _ in range(keys):
             key = self.text(_MAX_KEY_BYTES, "a metadata key")
             if key in metadata:
-                raise ValueError(f"the metadata key {key[:100]!r} is there twice")
+                raise ValueError(f"metadata key {key[:100]!r} is duplicated")
             metadata[key] = self.value(key)
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1) or alignment > _MAX_ALIGNMENT:
@@ -135,7 +136,7 @@ class _Reader:
         for _ in range(tensors):
             name = self.text(_MAX_NAME_BYTES, "a tensor's name")
             if name in described:
-                raise ValueError(f"the tensor {name!r} is there twice")
+                raise ValueError(f"tensor {name!r} is duplicated")
             described[name] = self.tensor(name, alignment)
         self.check_spans(described, alignment)
         return GgufHeader(metadata, described)
@@ -145,10 +146,10 @@ class _Reader:
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
-            raw = self.take(self.length(_MAX_TEXT_BYTES, f"the text of {key[:100]!r}"))
+            raw = self.take(self.length(_MAX_TEXT_BYTES, f"{key[:100]!r}"))
             return raw.decode("utf-8", "replace") if len(raw) <= _KEPT_TEXT_BYTES else _Length(len(raw))
         if kind != _ARRAY:
-            raise ValueError(f"{key[:100]!r} has the unknown type {kind}")
+            raise ValueError(f"{key[:100]!r} has unknown type {kind}")
         item, count = self.number("I"), self.number("Q")
         if item in _SCALARS:
             width = struct.calcsize(f"<{_SCALARS[item]}")
@@ -156,31 +157,31 @@ class _Reader:
             self.skip(count * width)
         elif item == _STRING:
             self.strings += count
-            self.limit(self.strings, MAX_STRINGS, 8, "texts")
+            self.limit(self.strings, MAX_STRINGS, 8, "strings")
             if self.budget is not None and self.strings > self.budget:
                 raise OverBudgetError
             self.skip_strings(count, key)
         else:
-            kind_of_item = "arrays" if item == _ARRAY else f"items of the unknown type {item}"
+            kind_of_item = "arrays" if item == _ARRAY else f"unknown type {item}"
             raise ValueError(f"{key[:100]!r} is an array of {kind_of_item}")
         return _Length(count)
 
     def tensor(self, name: str, alignment: int) -> GgufTensor:
         dimensions = self.number("I")
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
-            raise ValueError(f"the tensor {name!r} has {dimensions} dimensions, not 1 to {_MAX_DIMENSIONS}")
+            raise ValueError(f"tensor {name!r} has {dimensions} dimensions; 1 to {_MAX_DIMENSIONS} are allowed")
         shape = tuple(self.number("Q") for _ in range(dimensions))
         kind, begin = self.number("I"), self.number("Q")
         if kind not in _BLOCKS:
-            raise ValueError(f"the tensor {name!r} has the unknown type {kind}")
+            raise ValueError(f"tensor {name!r} has unknown type {kind}")
         elements, (block, block_bytes) = math.prod(shape), _BLOCKS[kind]
         if not elements or shape[0] % block:
-            raise ValueError(f"the tensor {name!r} has the shape {list(shape)}, which its type cannot have")
+            raise ValueError(f"tensor {name!r} has shape {list(shape)}, which is invalid for its type")
         if begin % alignment:
-            raise ValueError(f"the tensor {name!r} begins at {begin}, which is not aligned to {alignment} bytes")
+            raise ValueError(f"tensor {name!r} starts at byte {begin}, which is not aligned to {alignment} bytes")
         end = begin + elements // block * block_bytes
         if end > self.size:
-            raise ValueError(f"the tensor {name!r} ends beyond the file")
+            raise ValueError(f"tensor {name!r} extends past the end of the file")
         return GgufTensor(shape, begin, end)
 
     def check_spans(self, tensors: dict[str, GgufTensor], alignment: int) -> None:
@@ -188,10 +189,10 @@ class _Reader:
         last = 0
         for name, tensor in sorted(tensors.items(), key=lambda item: item[1].begin):
             if tensor.begin < last:
-                raise ValueError(f"the tensor {name!r} overlaps another")
+                raise ValueError(f"tensor {name!r} overlaps another tensor")
             last = tensor.end
         if start + last > self.size:
-            raise ValueError(f"it is cut off: it has {self.size} of {start + last} bytes")
+            raise ValueError(f"it is truncated: {self.size} of {start + last} bytes")
 
     def text(self, most: int, what: str) -> str:
         raw = self.take(self.length(most, what))
@@ -200,7 +201,7 @@ class _Reader:
         except UnicodeDecodeError:
             text = ""
         if not text:
-            raise ValueError(f"{what} is empty or not UTF-8")
+            raise ValueError(f"{what} is empty or not valid UTF-8")
         return text
 
     def length(self, most: int, what: str) -> int:
@@ -209,11 +210,11 @@ class _Reader:
         return length
 
     def limit(self, count: int, most: int, width: int, what: str) -> None:
-        """`count` things of at least `width` bytes each must fit into the rest of the file, and not be over `most`."""
+        """Check that `count` items of at least `width` bytes fit in the rest of the file and do not exceed `most`."""
         if count * width > self.size - self.position:
-            raise ValueError(f"it should hold {count:,} {what}, and ends before")
+            raise ValueError(f"it declares {count:,} {what} but is too short to hold them")
         if count > most:
-            raise OverflowError(f"it has {count:,} {what}; at most {most:,} are read")
+            raise OverflowError(f"it has {count:,} {what}; the limit is {most:,}")
 
     def number(self, kind: str) -> Any:
         unpacker = _UNPACKERS[kind]
@@ -227,14 +228,14 @@ class _Reader:
         return self.chunk[begin : self.at]
 
     def fill(self, count: int) -> None:
-        """Have at least `count` bytes at hand."""
+        """Read until the chunk holds at least `count` more bytes."""
         rest = self.chunk[self.at :]
         self.before += self.at
         if self.before + count > MAX_HEADER_BYTES:
             raise OverflowError(f"its header is longer than {MAX_HEADER_BYTES:,} bytes")
         self.chunk, self.at = rest + self.file.read(max(count, _CHUNK_BYTES)), 0
         if len(self.chunk) < count:
-            raise ValueError(f"it is cut off within its header, at byte {self.before + len(self.chunk)}")
+            raise ValueError(f"it is truncated in its header, at byte {self.before + len(self.chunk)}")
 
     def skip(self, count: int) -> None:
         while count:
@@ -245,18 +246,18 @@ class _Reader:
     def skip_strings(self, count: int, key: str) -> None:
         unpack = _UNPACKERS["Q"].unpack_from
         while count:
-            # The texts that lie in the chunk as a whole, without a call for each.
+            # Strings that lie entirely in the chunk, without a function call for each.
             chunk, at, most = self.chunk, self.at, len(self.chunk) - 8
             while count and at <= most and (end := at + 8 + unpack(chunk, at)[0]) <= most + 8:
                 at, count = end, count - 1
             self.at = at
             if count:
-                self.take(self.length(_MAX_TEXT_BYTES, f"a text in {key[:100]!r}"))
+                self.take(self.length(_MAX_TEXT_BYTES, f"a string in {key[:100]!r}"))
                 count -= 1
 
 
 class _Length(int):
-    """The length of a value that was not kept. Not a number of the config: its `type` differs from theirs."""
+    """The length of a value that was dropped. A type of its own, so that it is not taken for a config number."""
 
 
 _UNPACKERS: dict[str, struct.Struct] = {kind: struct.Struct(f"<{kind}") for kind in _SCALARS.values()}

@@ -1,8 +1,7 @@
-"""What can be said of a registration before any worker reads it: may it be read, is it whole, what does it refer to.
+"""Checks a registration before any worker reads it: is access allowed, are the files complete, what do they refer to.
 
-Local files are inspected where this host sees them. Where only the workers mount them, they are left to the workers;
-the roots and the allowed stores apply either way. Nothing here takes long, whatever a folder holds: digests of large
-files are left to the worker.
+Local files are inspected if this host can see them; otherwise the workers check them. The roots and the allowed stores
+apply either way. Every check here is fast, whatever a folder holds: large files are hashed by the worker.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,13 @@ from featurewatch.service.kit.digests import ChangedWhileReadError
 from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
 
 HASHED_AT_ONCE = 16 * 1024 * 1024
-"""Bytes of a checkpoint that is hashed while its registration waits: some ten milliseconds."""
+"""Checkpoints up to this many bytes are hashed during registration, which takes about ten milliseconds."""
 RESOLVE_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the family knows of its checkpoints already."""
+    """What the family requires of a new checkpoint. `widths` maps hook points to their width."""
 
     hook_points: Sequence[str]
     positions: int | None = None
@@ -36,37 +35,41 @@ class Examined:
 
     hook_points: list[str]
     uri: str | None
-    """The resolved reference; None: it is left to the worker"""
+    """The resolved reference; None if the worker has to resolve it."""
     adapter: str | None
     files: Mapping[str, Path]
-    """Local files in sight, by their names in `Contents`"""
+    """Local files that this host can see, by their names in `Contents`."""
     contents: Contents
-    """Their states, and their digests where the files are small"""
+    """States of the files, and their digests if the files are small."""
 
 
-def look(uri: str, adapter: str | None, settings: Settings, expected: Expected) -> Examined:
-    """Check a checkpoint and its adapter, and resolve what moves. UnusableError where it cannot be a checkpoint."""
+def inspect(uri: str, adapter: str | None, settings: Settings, expected: Expected) -> Examined:
+    """Check a checkpoint and its adapter and resolve moving references. Raises UnusableError if they are unusable."""
     try:
-        return _look(uri, adapter, settings, expected)
+        return _inspect(uri, adapter, settings, expected)
     except ChangedWhileReadError as error:
-        raise UnusableError("content-changed", f"{error}; register the checkpoint when its files are whole.") from error
+        raise UnusableError(
+            "content-changed", f"{error}. Register the checkpoint again when its files are complete."
+        ) from error
     except OSError as error:
-        raise UnusableError("model-missing", f"A file cannot be read here: {error.strerror}.") from error
+        raise UnusableError("model-missing", f"Cannot read a file: {error.strerror}.") from error
 
 
-def _look(uri: str, adapter: str | None, settings: Settings, expected: Expected) -> Examined:
-    brought_along = uri.startswith(ACTIVATIONS)
-    if adapter is not None and brought_along:
-        raise UnusableError("uri-unsupported", "An adapter goes onto a model; these are activations brought along.")
+def _inspect(uri: str, adapter: str | None, settings: Settings, expected: Expected) -> Examined:
+    precomputed = uri.startswith(ACTIVATIONS)
+    if adapter is not None and precomputed:
+        raise UnusableError(
+            "uri-unsupported", "An adapter needs a model; it cannot be applied to precomputed activations."
+        )
     if adapter is not None and adapter.startswith(ACTIVATIONS):
-        raise UnusableError("uri-unsupported", "An adapter is a PEFT folder, not activations.")
+        raise UnusableError("uri-unsupported", "An adapter must be a PEFT folder, not activations.")
     model, resolved = _locate(uri.removeprefix(ACTIVATIONS), settings)
     folder, resolved_adapter = _locate(adapter, settings) if adapter is not None else (None, None)
-    if brought_along and model is not None and not model.is_dir():
-        raise UnusableError("manifest-missing", f"{model.name} is not a folder with a manifest.json.")
+    if precomputed and model is not None and not model.is_dir():
+        raise UnusableError("manifest-missing", f"{model.name} must be a folder with a manifest.json.")
     files = contents.checkpoint_files(uri, model, folder, expected.hook_points, weights.REQUEST_BYTES)
     contents.check_links(files, settings.root_dirs)
-    if model is not None and brought_along:
+    if model is not None and precomputed:
         manifest.check_activations(
             model, hook_points=expected.hook_points, positions=expected.positions, widths=expected.widths
         )
@@ -74,15 +77,15 @@ def _look(uri: str, adapter: str | None, settings: Settings, expected: Expected)
         weights.check_model(model, expected.hook_points)
     if folder is not None:
         weights.check_adapter(folder)
-    found = contents.states(files)
-    if found.size <= HASHED_AT_ONCE:
-        found = contents.digested(files)
-    prefix = ACTIVATIONS if brought_along and resolved is not None else ""
-    return Examined(list(expected.hook_points), resolved and prefix + resolved, resolved_adapter, files, found)
+    current = contents.states(files)
+    if current.size <= HASHED_AT_ONCE:
+        current = contents.digested(files)
+    prefix = ACTIVATIONS if precomputed and resolved is not None else ""
+    return Examined(list(expected.hook_points), resolved and prefix + resolved, resolved_adapter, files, current)
 
 
 def _locate(uri: str, settings: Settings) -> tuple[Path | None, str | None]:
-    """(local path, resolved reference) of a URI that may be read; None for what this host does not see."""
+    """(local path, resolved reference) of an allowed URI; None for whatever this host cannot see."""
     if uri.startswith("file:"):
         return _local(uri, settings.root_dirs), uri
     references.check(uri, settings.store_prefixes)
@@ -96,10 +99,10 @@ def _local(uri: str, roots: tuple[Path, ...]) -> Path | None:
         raise UnusableError("path-refused", f"{error}.") from error
     if path.exists():
         if path.is_dir():
-            # Before anything in it is opened: a link must not lead to a place that could not be named itself.
+            # Before any file is opened: a link must not lead outside the roots.
             contents.check_links({file.name: file for file in path.iterdir() if file.is_symlink()}, roots)
         return path
-    # A root that exists here is mounted here, so what it lacks is not there; else only the workers can know.
+    # A root that exists here is mounted here, so the path is missing. Otherwise only the workers can tell.
     if any(path.is_relative_to(root) and root.is_dir() for root in roots):
         raise UnusableError("model-missing", f"{path} does not exist.")
     return None

@@ -1,4 +1,4 @@
-"""Checkpoints: registering and finding them."""
+"""Registers checkpoints and looks them up."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from featurewatch.service.checkpoints import contents, queries
 from featurewatch.service.checkpoints.contents import Contents
 from featurewatch.service.checkpoints.faults import UnusableError
-from featurewatch.service.checkpoints.inspect import Examined, Expected, look
+from featurewatch.service.checkpoints.inspect import Examined, Expected, inspect
 from featurewatch.service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointState, view
 from featurewatch.service.config import Settings
 from featurewatch.service.kit.clock import utcnow
@@ -23,9 +23,9 @@ from featurewatch.service.runs.schemas import view as run_view
 from featurewatch.service.verdicts.generations import kinds
 
 COMPARE_SECONDS = 0.15
-"""How long a registration waits for digests that tell whether it is one that is there."""
+"""How long a registration waits for digests that decide whether the checkpoint is already registered."""
 HASHED_PER_SECOND = 300_000_000
-"""Bytes, at least: what a slow disk gives. For telling when to ask again."""
+"""Bytes per second on a slow disk, for `Retry-After`."""
 _USABLE = ("registered", "harvested", "judged")
 
 
@@ -33,32 +33,34 @@ def get(session: Session, family: Family, name: str) -> Checkpoint:
     """The checkpoint of a family with this name, or 404."""
     checkpoint = queries.by_name(session, family.id, name)
     if checkpoint is None:
-        raise NotFoundError(f"The family {family.name} has no checkpoint {name}.", code="unknown-checkpoint")
+        raise NotFoundError(f"Family {family.name} has no checkpoint {name}.", code="unknown-checkpoint")
     return checkpoint
 
 
 def get_judged(session: Session, family: Family, name: str | None) -> Checkpoint:
-    """A judged checkpoint by name, or the newest one; 404 where there is none, 409 where it is not judged yet."""
+    """A judged checkpoint by name, or the newest one. Raises 404 if there is none, 409 if it is not judged yet."""
     if name is None:
-        found = queries.newest(session, family.id, ["judged"])
-        if not found:
+        judged = queries.newest(session, family.id, ["judged"])
+        if not judged:
             raise NotFoundError(f"No checkpoint of {family.name} has been judged yet.", code="nothing-judged")
-        return found[0]
+        return judged[0]
     return check_judged(get(session, family, name))
 
 
 def check_judged(checkpoint: Checkpoint) -> Checkpoint:
-    """The same checkpoint; 409 where it is not judged yet."""
+    """Return the checkpoint if it is judged; raise 409 otherwise."""
     if checkpoint.state != "judged":
-        raise ConflictError(f"The checkpoint {checkpoint.name} is {checkpoint.state}, not judged.", code="not-judged")
+        raise ConflictError(
+            f"Checkpoint {checkpoint.name} has not been judged (its state is {checkpoint.state}).", code="not-judged"
+        )
     return checkpoint
 
 
 def page(session: Session, family: Family, paging: Pager, state: CheckpointState | None = None) -> Page[CheckpointOut]:
     """A page of a family's checkpoints, oldest first."""
     order = f"checkpoints:{family.id}:{state}"
-    found = queries.page(session, family.id, state=state, after=paging.after(order), limit=paging.limit)
-    rows, cursor = paging.page(found, order, lambda row: (row.created_at, row.id))
+    fetched = queries.page(session, family.id, state=state, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(fetched, order, lambda row: (row.created_at, row.id))
     return Page(data=views(session, family, rows), next_cursor=cursor)
 
 
@@ -84,31 +86,32 @@ def all_views(session: Session, family: Family) -> list[CheckpointOut]:
 
 
 def examine(session: Session, settings: Settings, family: Family, body: CheckpointIn) -> Examined:
-    """Look at a registration's files, and resolve what moves. Reads only.
+    """Inspect a registration's files and resolve moving references. Reads only.
 
-    Large files are hashed where only that can tell whether they are those that have the name already. Raises 422
-    (UnusableError) for URIs and files that cannot be a checkpoint, and 503 `content-pending` while the
-    hashing goes on.
+    Large files are hashed only if nothing else can tell whether they equal those registered under the same name.
+    Raises 422 (UnusableError) for unusable URIs and files, and 503 `content-pending` while hashing is in progress.
     """
     expected = Expected(
         hook_points=_hook_points(family, body),
         positions=(family.positions or {}).get("count"),
         widths=queries.widths(session, family.id),
     )
-    examined = look(body.uri, body.adapter, settings, expected)
-    found = queries.by_name(session, family.id, body.name)
-    before = Contents.from_json(found.contents or {}) if found else None
-    if found is None or before is None or not contents.undecided(before, examined.contents):
+    examined = inspect(body.uri, body.adapter, settings, expected)
+    existing = queries.by_name(session, family.id, body.name)
+    before = Contents.from_json(existing.contents or {}) if existing else None
+    if existing is None or before is None or not contents.undecided(before, examined.contents):
         return examined
     try:
         hashed = contents.digested_within(examined.files, COMPARE_SECONDS)
     except OSError as error:
-        raise UnusableError("content-changed", f"{error}; register the checkpoint when its files are whole.") from error
+        raise UnusableError(
+            "content-changed", f"{error}. Register the checkpoint again when its files are complete."
+        ) from error
     if hashed is None:
         raise UnavailableError(
-            f"The files are being compared with those of {found.name}; ask again in a moment.",
+            f"The files are being compared with those of {existing.name}. Try again in a moment.",
             code="content-pending",
-            title="Content is being compared",
+            title="Comparison in progress",
             headers={"Retry-After": str(math.ceil(1 + examined.contents.size / HASHED_PER_SECOND))},
         )
     return replace(examined, contents=hashed)
@@ -117,43 +120,42 @@ def examine(session: Session, settings: Settings, family: Family, body: Checkpoi
 def register(
     session: Session, settings: Settings, family: Family, body: CheckpointIn, examined: Examined | None = None
 ) -> tuple[Checkpoint, Run | None, bool]:
-    """Register a checkpoint: its row, its run and the run's bell. `examined` is what `examine` returned.
+    """Register a checkpoint and queue its run. `examined` is the result of `examine`.
 
-    Returns the checkpoint, its run and whether anything is new: the same content under the same name gives what is
-    there, without a run where that was deleted. A failed checkpoint's name may be taken by other content; the row is
-    used again, with a new run.
-    Raises 409 (name used for other content), 422 (parent, hook points, files); then nothing is written.
+    Returns the checkpoint, its run and whether either is new. Registering the same content under the same name returns
+    the existing checkpoint, and None for a run that was deleted. The name of a failed checkpoint may be reused for
+    other content; the row is kept and gets a new run.
+    Raises 409 (name used for other content) or 422 (parent, hook points, files), with nothing written.
     """
     examined = examined or examine(session, settings, family, body)
-    found = queries.by_name(session, family.id, body.name)
-    if found is None:
+    existing = queries.by_name(session, family.id, body.name)
+    if existing is None:
         checkpoint = Checkpoint(family_id=family.id, name=body.name)
         parent = _parent(session, family, body, None)
         _fill(checkpoint, body, parent, examined)
         try:
             with session.begin_nested():
                 queries.add(session, checkpoint)
-        except IntegrityError:  # another request took the name between our look and our write
-            found = get(session, family, body.name)
+        except IntegrityError:  # another request took the name since the lookup
+            existing = get(session, family, body.name)
         else:
             return checkpoint, _queue(session, checkpoint, body.priority), True
-    parent_id = found.parent_id if body.parent is None else _parent_id(session, family, body.parent)
-    if _same_terms(found, body, parent_id, examined) and _same_content(found, body, examined):
-        run = queries.newest_runs(session, [found.id]).get(found.id)
-        if run is not None or found.state != "failed":
-            return found, run, False
-    if found.state != "failed":
+    parent_id = existing.parent_id if body.parent is None else _parent_id(session, family, body.parent)
+    if _same_terms(existing, body, parent_id, examined) and _same_content(existing, body, examined):
+        run = queries.newest_runs(session, [existing.id]).get(existing.id)
+        if run is not None or existing.state != "failed":
+            return existing, run, False
+    if existing.state != "failed":
         raise ConflictError(
-            f"The name {body.name} is used by another checkpoint of {family.name}: other content, parent, hook points "
-            "or fit.",
+            f"{family.name} already has a checkpoint {body.name} with different content, parent, hook points or fit.",
             code="name-used",
         )
-    _fill(found, body, _parent(session, family, body, found), examined)
-    return found, _queue(session, found, body.priority), True
+    _fill(existing, body, _parent(session, family, body, existing), examined)
+    return existing, _queue(session, existing, body.priority), True
 
 
 def _queue(session: Session, checkpoint: Checkpoint, priority: int) -> Run:
-    # A checkpoint is judged after its parent: those that wait may not be overtaken.
+    # A checkpoint is judged after its parent, so the waiting ones need at least this priority.
     runs.raise_priority(session, family_id=checkpoint.family_id, kind=RunKind.ONBOARD, priority=priority)
     return runs.create(
         session,
@@ -191,87 +193,88 @@ def _hook_points(family: Family, body: CheckpointIn) -> list[str]:
     as_many = len(body.hook_points) == len(family.hook_points)
     if not as_many and not kinds(body.hook_points) & kinds(family.hook_points):
         raise UnprocessableError(
-            f"{', '.join(body.hook_points)}: none of a kind that the family has, {', '.join(family.hook_points)}. A "
-            "model of another size names hook points of the family's kinds, or as many as the family has, which are "
-            "compared by their place.",
+            f"None of {', '.join(body.hook_points)} is of a kind that the family has ({', '.join(family.hook_points)})."
+            " For a model of another size, name hook points of the family's kinds, or exactly as many as the family "
+            "has; these are compared in order.",
             code="hook-point-not-in-family",
-            title="Hook point that the family has not",
+            title="Hook point not in the family",
         )
     return body.hook_points
 
 
-def _same_terms(found: Checkpoint, body: CheckpointIn, parent_id: str | None, examined: Examined) -> bool:
-    """Whether a registration asks for what is there. `metadata` is left out: a CI job that runs again has another."""
-    deleted = {parent["name"] for parent in found.deleted_parents}
-    same_parent = parent_id == found.parent_id or (not parent_id and body.parent in deleted)
-    return same_parent and (list(found.hook_points), found.fit) == (examined.hook_points, body.fit)
+def _same_terms(existing: Checkpoint, body: CheckpointIn, parent_id: str | None, examined: Examined) -> bool:
+    """Whether parent, hook points and fit are the same. `metadata` may differ: it does when a CI job runs again."""
+    deleted = {parent["name"] for parent in existing.deleted_parents}
+    same_parent = parent_id == existing.parent_id or (not parent_id and body.parent in deleted)
+    return same_parent and (list(existing.hook_points), existing.fit) == (examined.hook_points, body.fit)
 
 
-def _same_content(found: Checkpoint, body: CheckpointIn, examined: Examined) -> bool:
-    """Whether a registration names the same bytes as a checkpoint's, or the same commit or listing."""
-    model = (found.uri, found.resolved_uri), (body.uri, examined.uri)
-    adapter = (found.adapter, found.resolved_adapter), (body.adapter, examined.adapter)
-    there = Contents.from_json(found.contents or {})
+def _same_content(existing: Checkpoint, body: CheckpointIn, examined: Examined) -> bool:
+    """Whether a registration names the same bytes as an existing checkpoint, or the same commit or listing."""
+    model = (existing.uri, existing.resolved_uri), (body.uri, examined.uri)
+    adapter = (existing.adapter, existing.resolved_adapter), (body.adapter, examined.adapter)
+    stored = Contents.from_json(existing.contents or {})
     return all(
-        _same_part(there.part(part), examined.contents.part(part), *references)
+        _same_part(stored.part(part), examined.contents.part(part), *references)
         for part, references in ((contents.MODEL, model), (contents.ADAPTER, adapter))
     )
 
 
 def _same_part(
-    before: Contents, now: Contents, there: tuple[str | None, str | None], here: tuple[str | None, str | None]
+    before: Contents, now: Contents, old: tuple[str | None, str | None], new: tuple[str | None, str | None]
 ) -> bool:
-    """Whether a model, or an adapter, is the same: by its files or, where they are not in sight, by its references."""
+    """Whether a model or adapter is the same: by its files if they are visible, else by (URI, resolved URI)."""
     if before.files and now.files:
         return contents.difference(before, now) is None
-    return there[1] == here[1] if there[1] and here[1] else there[0] == here[0]
+    return old[1] == new[1] if old[1] and new[1] else old[0] == new[0]
 
 
 def resolve(session: Session, checkpoint_id: str, *, uri: str, adapter: str | None) -> None:
-    """Write what a checkpoint's moving references stand for, where its registration could not tell."""
+    """Record what a checkpoint's moving references resolved to, if registration could not tell."""
     checkpoint = session.get_one(Checkpoint, checkpoint_id)
     checkpoint.resolved_uri, checkpoint.resolved_adapter = uri, adapter
 
 
 def identify(session: Session, checkpoint_id: str, read: Contents) -> None:
-    """Write what a worker has read of a checkpoint: every file with its digest."""
+    """Record what a worker has read of a checkpoint: every file with its digest."""
     checkpoint = session.get_one(Checkpoint, checkpoint_id)
     checkpoint.contents, checkpoint.content_digest = read.to_json(), read.digest
 
 
 def _parent_id(session: Session, family: Family, name: str) -> str:
-    """Id of the named parent, whatever its state; no id of any where it is unknown."""
-    found = queries.by_name(session, family.id, name)
-    return found.id if found else ""
+    """Id of the named parent in any state; an empty string if it is unknown."""
+    parent = queries.by_name(session, family.id, name)
+    return parent.id if parent else ""
 
 
 def _parent(session: Session, family: Family, body: CheckpointIn, row: Checkpoint | None) -> Checkpoint | None:
-    """The parent of a new registration. `row` is the failed checkpoint whose name is taken again."""
+    """The parent of a new registration. `row` is the failed checkpoint whose name is being reused."""
     if body.parent is None:
         lineage = queries.lineage(session, family.id) if row else {}
         candidates = queries.newest(session, family.id, _USABLE)
-        return next((one for one in candidates if row is None or not _descends(lineage, one.id, row.id)), None)
+        return next((each for each in candidates if row is None or not _descends(lineage, each.id, row.id)), None)
     parent = queries.by_name(session, family.id, body.parent)
     if parent is None or parent.name == body.name:
         raise UnprocessableError(
-            f"The parent {body.parent} is no other checkpoint of {family.name}.",
+            f"{body.parent} is not another checkpoint of {family.name}.",
             code="unknown-parent",
             title="Unknown parent",
         )
     if parent.state not in _USABLE:
         raise UnprocessableError(
-            f"The parent {parent.name} has {parent.state}; nothing can be compared with it.",
+            f"Parent {parent.name} has {parent.state}, so nothing can be compared with it. Retry its run or name "
+            "another parent.",
             code="parent-failed",
-            title="Failed parent",
+            title="Parent failed",
         )
     if queries.activations_kept(session, [parent.id]).get(parent.id) is False:
         raise ConflictError(
-            f"The activations of {parent.name} were removed, so nothing can be compared with it; name a later "
-            "checkpoint, or register its files once more under another name.",
+            f"The activations of {parent.name} were removed, so nothing can be compared with it. Name a later "
+            "checkpoint, or register its files again under another name.",
             code="activations-gone",
         )
     if row is not None and _descends(queries.lineage(session, family.id), parent.id, row.id):
-        raise UnprocessableError(f"{parent.name} comes from {row.name} itself.", code="parent-cycle")
+        raise UnprocessableError(f"{parent.name} is a descendant of {row.name} itself.", code="parent-cycle")
     return parent
 
 

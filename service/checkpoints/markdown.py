@@ -1,4 +1,4 @@
-"""Text from outside as Markdown: labels, tokens and messages that must not become marks, HTML, links or mentions."""
+"""Escapes untrusted text for Markdown: labels, tokens and messages must not become markup, HTML, links or mentions."""
 
 import re
 
@@ -6,22 +6,22 @@ from featurewatch.service.features import words
 from featurewatch.service.features.schemas import Example
 
 _MOST_LETTERS = 4000
-"""Of one text in a document: far more than any sentence has."""
+"""Limit for one text in a document, far longer than any sentence."""
 
 
 def cell(text: str) -> str:
-    """Text for Markdown, also in a table: no line breaks, no marks, nothing that becomes HTML, a mention or a link."""
+    """Text for Markdown, table cells included: no line breaks, markup, HTML, mentions or links."""
     flat = words.plain(text, most=_MOST_LETTERS)
     for mark in "\\`*_{}[]<>|#&~$":
         flat = flat.replace(mark, "\\" + mark)
-    # GitHub looks for these in the rendered text, where an escape does not help: a space of no width does.
+    # GitHub looks for these in the rendered text, where escapes do not help but a zero-width space does.
     for word in ("@", "://", "www."):
         flat = flat.replace(word, word[0] + "\u200b" + word[1:])
     return flat
 
 
 def code(example: Example) -> str:
-    """An example as Markdown code, in which nothing else is a mark; its token stands in ⟦ ⟧."""
+    """An example as Markdown code, which escapes everything else; its token is in ⟦ ⟧."""
     place = words.passage(example)
     if place is None:
         return f"document {example.document}, position {example.position}"

@@ -10,7 +10,7 @@ from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Alert, AlertRule, Checkpoint, Run, Source
 from featurewatch.service.runs.kinds import RunKind
 
-# Built once: nearly every request asks it, and it takes longer to build than to run.
+# Built once: nearly every request runs it, and it takes longer to build than to run.
 _BY_NAME = select(Checkpoint).where(Checkpoint.family_id == bindparam("family"), Checkpoint.name == bindparam("name"))
 
 
@@ -25,7 +25,7 @@ def get(session: Session, checkpoint_id: str) -> Checkpoint | None:
 
 
 def add(session: Session, checkpoint: Checkpoint) -> None:
-    """Store a checkpoint; IntegrityError where its name was taken meanwhile."""
+    """Store a checkpoint. Raises IntegrityError if its name is taken."""
     session.add(checkpoint)
     session.flush()
 
@@ -46,12 +46,12 @@ def newest_judged(session: Session, family_ids: Sequence[str]) -> dict[str, Chec
         .where(Checkpoint.family_id.in_(family_ids), Checkpoint.state == "judged")
         .subquery()
     )
-    found = session.scalars(select(Checkpoint).join(ranked, (ranked.c.id == Checkpoint.id) & (ranked.c.place == 1)))
-    return {one.family_id: one for one in found}
+    newest = session.scalars(select(Checkpoint).join(ranked, (ranked.c.id == Checkpoint.id) & (ranked.c.place == 1)))
+    return {checkpoint.family_id: checkpoint for checkpoint in newest}
 
 
 def judged(session: Session, family_id: str) -> dict[str, str | None]:
-    """Name -> name of its parent, of the judged checkpoints of a family, oldest first."""
+    """Name -> name of its parent, for the judged checkpoints of a family, oldest first."""
     parent = aliased(Checkpoint)
     statement = (
         select(Checkpoint.name, parent.name)
@@ -63,7 +63,7 @@ def judged(session: Session, family_id: str) -> dict[str, str | None]:
 
 
 def lineage(session: Session, family_id: str) -> dict[str, str | None]:
-    """Checkpoint id -> id of its parent, of a whole family."""
+    """Checkpoint id -> id of its parent, for a whole family."""
     statement = select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.family_id == family_id)
     return {row[0]: row[1] for row in session.execute(statement)}
 
@@ -77,7 +77,7 @@ def names(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, str]:
 def page(
     session: Session, family_id: str, *, state: str | None, after: Sequence[Any] | None, limit: int
 ) -> Sequence[Checkpoint]:
-    """Checkpoints of a family, oldest first; a row more than `limit` where there are more."""
+    """Checkpoints of a family, oldest first; one row more than `limit` if there are more."""
     statement = select(Checkpoint).where(Checkpoint.family_id == family_id)
     if state is not None:
         statement = statement.where(Checkpoint.state == state)
@@ -92,7 +92,7 @@ def of_family(session: Session, family_id: str) -> Sequence[Checkpoint]:
 
 
 def newest_runs(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, Run]:
-    """Checkpoint id -> its newest run that reads and judges it."""
+    """Checkpoint id -> its newest onboarding run."""
     order = func.row_number().over(partition_by=Run.checkpoint_id, order_by=(Run.created_at.desc(), Run.id.desc()))
     ranked = (
         select(Run.id, order.label("place"))
@@ -104,7 +104,7 @@ def newest_runs(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, Ru
 
 
 def activations_kept(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, bool]:
-    """Checkpoint id -> whether the activations at all its hook points are kept, of those that were read."""
+    """Checkpoint id -> whether the activations at all its hook points are kept. Unread checkpoints are left out."""
     statement = (
         select(Source.checkpoint_id, func.count() == func.count(Source.activations))
         .where(Source.checkpoint_id.in_(checkpoint_ids))
@@ -114,7 +114,7 @@ def activations_kept(session: Session, checkpoint_ids: Sequence[str]) -> dict[st
 
 
 def widths(session: Session, family_id: str) -> dict[str, int]:
-    """Hook point -> width, as the family's newest judged checkpoint has them."""
+    """Hook point -> width, from the family's newest judged checkpoint."""
     statement = (
         select(Source.hook_point, Source.d_model)
         .join(Checkpoint, Checkpoint.id == Source.checkpoint_id)
@@ -129,7 +129,7 @@ def alerts(session: Session, checkpoint_id: str) -> Sequence[Any]:
     return session.execute(_ALERTS, {"checkpoint": checkpoint_id}).all()
 
 
-# Built once: every report asks it.
+# Built once: every report runs it.
 _ALERTS = (
     select(Alert.id, AlertRule.name.label("rule"), Alert.state, Alert.summary, Alert.created_at)
     .join(AlertRule, AlertRule.id == Alert.rule_id)

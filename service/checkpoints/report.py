@@ -1,4 +1,4 @@
-"""The report of one checkpoint: what changed, how good the dictionary is on it, which alerts it raised."""
+"""The report on one checkpoint: what changed, the quality of the dictionary on it, and the alerts it raised."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from featurewatch.service.checkpoints import markdown, queries
-from featurewatch.service.dependencies import words as circuits
-from featurewatch.service.dependencies.words import CircuitFinding
+from featurewatch.service.dependencies import describe as dependencies
+from featurewatch.service.dependencies.describe import DependencyFinding
 from featurewatch.service.features import findings, words
 from featurewatch.service.features import logic as features
 from featurewatch.service.features.queries import Filter
@@ -23,7 +23,7 @@ from featurewatch.service.lineage import logic as lineage
 from featurewatch.service.lineage.schemas import LINK_KINDS, Refit
 from featurewatch.service.models import Checkpoint, Family
 from featurewatch.service.signatures import logic as signatures
-from featurewatch.service.signatures.words import sentence
+from featurewatch.service.signatures.describe import sentence
 from featurewatch.service.verdicts.generations import reference_fvu
 from featurewatch.service.verdicts.statuses import CHANGED, Status
 
@@ -43,40 +43,46 @@ class ReportAlert(BaseModel):
 
 
 class ReportSignature(BaseModel):
-    """A signature in the checkpoint, against its own baseline."""
+    """A signature in the checkpoint, compared with its own baseline."""
 
     name: str
     status: str
-    previous_status: str | None = Field(description="At the nearest ancestor that was read.")
-    what: str
+    previous_status: str | None = Field(description="Status at the nearest ancestor in which it was read.")
+    what: str = Field(description="The reading in words.")
     strength_ratio: float | None
     strength_ratio_ci: list[float] | None
     auroc: float
-    carriers: list[str] = Field(description="Features that separate its classes here.")
+    carriers: list[str] = Field(description="Features that separate its classes in this checkpoint.")
 
 
 class Report(Summary):
-    """What changed in one checkpoint against a baseline."""
+    """What changed in one checkpoint compared with a baseline."""
 
     family: str
     checkpoint: str
-    baseline: str | None = Field(description="Null at the first of a lineage: there is nothing to compare with.")
+    baseline: str | None = Field(description="Null for the first checkpoint of a lineage.")
     judged_at: datetime | None
     generation: int | None
-    features: int = Field(description="How many were judged.")
-    counts: dict[Status, int]
+    features: int = Field(description="Number of features judged.")
+    counts: dict[Status, int] = Field(description="Features by status.")
     new_counts: dict[Status, int] = Field(
-        description="How many came to a status here; `counts` has those too that have been gone since an earlier one."
+        description="Features that entered the status in this checkpoint. `counts` also includes those that had it "
+        "before."
     )
-    changes: list[FeatureRow] = Field(description=f"The largest, at most {LARGEST}; `findings` has them in words.")
-    refit: Refit | None = Field(description="What became of the features, where its run fitted a new generation.")
-    quality: dict[str, Any]
+    changes: list[FeatureRow] = Field(
+        description=f"The largest changes, at most {LARGEST}. `findings` describes them in words."
+    )
+    refit: Refit | None = Field(description="What became of the features, if this run fitted a new generation.")
+    quality: dict[str, Any] = Field(description="Quality of the dictionary on this checkpoint, e.g. FVU and L0.")
     fitted_fvu: float | None = Field(
-        description="FVU of the dictionary on the checkpoint that it was fitted on last; null where that is this one."
+        description="FVU on the checkpoint that the dictionary was last fitted on. Null if that is this checkpoint."
     )
-    signatures: list[ReportSignature] = Field(description="Those that were read here; each against its own baseline.")
-    circuits: list[CircuitFinding] = Field(
-        description="Features that are written, but computed from others than at the baseline, or without effect."
+    signatures: list[ReportSignature] = Field(
+        description="Signatures read in this checkpoint, each compared with its own baseline."
+    )
+    circuits: list[DependencyFinding] = Field(
+        description="Features that are written but computed from different features than at the baseline, or that "
+        "have no effect."
     )
     alerts: list[ReportAlert]
 
@@ -89,38 +95,40 @@ def report(
     baseline: str | None,
     wanted: Filter | None = None,
 ) -> Report:
-    """The report of a judged checkpoint against its parent or any other judged one. Raises 404 and 409.
+    """The report on a judged checkpoint against its parent or any other judged checkpoint. Raises 404 and 409.
 
-    `wanted` chooses among the changes and findings; counts are of all features.
+    `wanted` filters the changes and findings; counts cover all features.
     """
-    asked = features.comparison(session, family, checkpoint, baseline)
+    comparison = features.comparison(session, family, checkpoint, baseline)
     wanted = wanted or Filter()
-    counts = features.counts(session, asked)
-    places = features.chosen(session, asked, findings.changed(wanted))
-    largest = asked.table.numbers[order_of("change", None).first(asked.table, places, None, LARGEST)].tolist()
-    told = findings.summary(session, artifacts, asked, counts, wanted, also=largest)
+    counts = features.counts(session, comparison)
+    places = features.chosen(session, comparison, findings.changed(wanted))
+    order = order_of("change", None).first(comparison.table, places, None, LARGEST)
+    largest = comparison.table.numbers[order].tolist()
+    summary = findings.summary(session, artifacts, comparison, counts, wanted, also=largest)
+    row = comparison.checkpoint
     return Report(
-        **dict(told),
+        **dict(summary),
         family=family.name,
-        checkpoint=asked.checkpoint.name,
-        baseline=asked.baseline.name if asked.baseline else None,
-        judged_at=asked.checkpoint.judged_at,
-        generation=asked.checkpoint.generation,
+        checkpoint=row.name,
+        baseline=comparison.baseline.name if comparison.baseline else None,
+        judged_at=row.judged_at,
+        generation=row.generation,
         features=sum(counts.values()),
         counts={status: counts.get(status, 0) for status in Status},
-        new_counts=_new_counts(session, asked),
-        changes=[asked.shown[number] for number in largest],
-        refit=lineage.refit(session, asked.checkpoint),
-        quality=asked.checkpoint.quality or {},
-        fitted_fvu=reference_fvu(session, asked.checkpoint),
-        signatures=_signatures(session, asked.checkpoint),
-        circuits=circuits.findings(session, artifacts, family, asked.checkpoint, asked.baseline),
-        alerts=[ReportAlert(**row._mapping) for row in queries.alerts(session, asked.checkpoint.id)],
+        new_counts=_new_counts(session, comparison),
+        changes=[comparison.shown[number] for number in largest],
+        refit=lineage.refit(session, row),
+        quality=row.quality or {},
+        fitted_fvu=reference_fvu(session, row),
+        signatures=_signatures(session, row),
+        circuits=dependencies.findings(session, artifacts, family, row, comparison.baseline),
+        alerts=[ReportAlert(**alert._mapping) for alert in queries.alerts(session, row.id)],
     )
 
 
-def _new_counts(session: Session, asked: features.Comparison) -> dict[Status, int]:
-    counts = features.counts(session, asked, findings.changed(Filter()))
+def _new_counts(session: Session, comparison: features.Comparison) -> dict[Status, int]:
+    counts = features.counts(session, comparison, findings.changed(Filter()))
     return {status: counts.get(status, 0) for status in CHANGED}
 
 
@@ -134,31 +142,31 @@ def _signatures(session: Session, checkpoint: Checkpoint) -> list[ReportSignatur
             strength_ratio=reading.figures.strength_ratio,
             strength_ratio_ci=reading.figures.strength_ratio_ci,
             auroc=reading.figures.auroc,
-            carriers=[one.feature for one in reading.carriers],
+            carriers=[carrier.feature for carrier in reading.carriers],
         )
         for name, baseline, reading in signatures.at_checkpoint(session, checkpoint)
     ]
 
 
-def choose_format(asked: str | None, accept: str) -> Format:
-    """The format of `?format=`, else the first of the Accept header that there is; 406 where there is none."""
-    if asked is not None:
+def choose_format(parameter: str | None, accept: str) -> Format:
+    """The format that `?format=` names, else the best match of the Accept header. Raises 406 if there is none."""
+    if parameter is not None:
         for name, media_type in MEDIA_TYPES.items():
-            if asked in (name, media_type) or (asked == "md" and name == "markdown"):
+            if parameter in (name, media_type) or (parameter == "md" and name == "markdown"):
                 return name
-        raise NotAcceptableError(f"There is no format {asked!r}; there are {', '.join(MEDIA_TYPES)}.")
+        raise NotAcceptableError(f"Unknown format {parameter!r}. Available formats: {', '.join(MEDIA_TYPES)}.")
     wanted = _by_preference(accept)
     for item in wanted:
         for name, media_type in MEDIA_TYPES.items():
             if item in (media_type, "*/*", f"{media_type.partition('/')[0]}/*"):
                 return name
     if wanted:
-        raise NotAcceptableError(f"The report comes as {', '.join(MEDIA_TYPES.values())}.")
+        raise NotAcceptableError(f"The report is available as {', '.join(MEDIA_TYPES.values())}.")
     return "json"
 
 
 def render(document: Report, form: Format) -> str:
-    """The report as Markdown or as an HTML page that needs nothing else."""
+    """The report as Markdown or as a self-contained HTML page."""
     template = "report.md" if form == "markdown" else "report.html"
     return _templates.get_template(template).render(
         report=document,
@@ -169,11 +177,11 @@ def render(document: Report, form: Format) -> str:
 
 
 def _refit_counts(refit: Refit | None) -> str:
-    """Of the last generation's features and of this one's, for people."""
+    """The features of both generations, counted by kind of link, in words."""
     if refit is None:
         return ""
-    counted = ", ".join(f"{getattr(refit, kind):,} {kind}" for kind in LINK_KINDS)
-    return f"Re-fit: {counted}"
+    counts = ", ".join(f"{getattr(refit, kind):,} {kind}" for kind in LINK_KINDS)
+    return f"Re-fit: {counts}"
 
 
 def _by_preference(accept: str) -> list[str]:
@@ -191,7 +199,7 @@ def _by_preference(accept: str) -> list[str]:
 
 
 def _figures(quality: dict[str, Any]) -> list[tuple[str, str]]:
-    """The plain numbers of a quality record, for people."""
+    """(label, formatted value) of the numbers in a quality record."""
     return [
         (name.replace("_", " "), _number(value))
         for name, value in quality.items()

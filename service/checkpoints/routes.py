@@ -24,9 +24,9 @@ router = APIRouter(prefix="/v1/families/{family}/checkpoints", tags=["checkpoint
 
 
 def _examined(family: str, body: CheckpointIn, database: AppDatabase, settings: AppSettings) -> Examined:
-    """What a registration refers to: looked at before its turn to write.
+    """Inspect the registration before the request queues for its turn to write.
 
-    The session ends with it: a request that waits for its turn must not keep a connection from the others.
+    The session ends here, so that a request in the queue does not hold a connection.
     """
     with database.read() as session:
         return logic.examine(session, settings, families.get(session, family), body)
@@ -35,8 +35,8 @@ def _examined(family: str, body: CheckpointIn, database: AppDatabase, settings: 
 @router.post(
     "",
     status_code=202,
-    summary="Register a checkpoint: workers will read and judge it",
-    responses={200: {"description": "It is registered already, with the same content.", "model": Registration}},
+    summary="Register a checkpoint for workers to read and judge",
+    responses={200: {"description": "Already registered with the same content.", "model": Registration}},
 )
 def register_checkpoint(
     body: CheckpointIn,
@@ -48,22 +48,22 @@ def register_checkpoint(
 ) -> Registration:
     checkpoint, run, created = logic.register(session, settings, family, body, examined)
     response.status_code = 202 if created else 200
-    shown = logic.views(session, family, [checkpoint])[0]
+    checkpoint_view = logic.views(session, family, [checkpoint])[0]
     if run is None:
         response.headers["Location"] = f"/v1/families/{family.name}/checkpoints/{checkpoint.name}"
-        return Registration(checkpoint=shown, run=None)
+        return Registration(checkpoint=checkpoint_view, run=None)
     accepted(response, f"/v1/runs/{run.id}", retry_after=2)
-    return Registration(checkpoint=shown, run=run_view(run, family.name, checkpoint.name))
+    return Registration(checkpoint=checkpoint_view, run=run_view(run, family.name, checkpoint.name))
 
 
-@router.get("", summary="Checkpoints of a family, oldest first")
+@router.get("", summary="List the checkpoints of a family, oldest first")
 def list_checkpoints(
     family: ReadFamily, session: ReadSession, paging: Paging, state: Annotated[CheckpointState | None, Query()] = None
 ) -> Page[CheckpointOut]:
     return logic.page(session, family, paging, state)
 
 
-@router.get("/{name}", summary="One checkpoint")
+@router.get("/{name}", summary="Get a checkpoint")
 def get_checkpoint(family: ReadFamily, checkpoint: ReadCheckpoint, session: ReadSession) -> CheckpointOut:
     return logic.views(session, family, [checkpoint])[0]
 
@@ -74,19 +74,20 @@ def delete_checkpoint(
     checkpoint: WriteCheckpoint,
     session: WriteSession,
     reparent: Annotated[
-        bool, Query(description="Hand its children to its parent. Left out: a checkpoint with children is kept (409).")
+        bool,
+        Query(description="Attach its children to its parent. Without it, deleting a checkpoint with children is 409."),
     ] = False,
 ) -> None:
-    """With its runs, verdicts and alerts. Reparented children are re-judged against their new parent, from
-    what is stored. Artifacts that nothing else refers to are removed later, as retention says."""
+    """Deletes the checkpoint with its runs, verdicts and alerts. Reparented children are re-judged against their new
+    parent from stored measurements. Artifacts that nothing else refers to are removed later, per retention."""
     deletion.delete(session, family, checkpoint, reparent=reparent)
 
 
 @router.get(
     "/{name}/report",
-    summary="What changed in a checkpoint",
+    summary="Get the report on a checkpoint",
     response_model=Report,
-    responses={200: {"content": {"text/markdown": {}, "text/html": {}}}, 406: {"description": "No such format"}},
+    responses={200: {"content": {"text/markdown": {}, "text/html": {}}}, 406: {"description": "Unsupported format"}},
     dependencies=[IN_TURN],
 )
 def get_report(
@@ -94,17 +95,17 @@ def get_report(
     name: str,
     session: ReadSession,
     artifacts: AppArtifacts,
-    baseline: Annotated[str | None, Query(description="Left out: the checkpoint's parent.")] = None,
+    baseline: Annotated[str | None, Query(description="Name of the baseline. Default: the parent.")] = None,
     min_change: Annotated[
-        float | None, Query(ge=0, description="Only findings of at least this `change`: 1 is halved or doubled.")
+        float | None, Query(ge=0, description="Only findings with at least this `change`; 1 is halved or doubled.")
     ] = None,
     max_q: Annotated[
         float | None,
-        Query(ge=0, le=1, description="Only findings with a `q_value` up to this; what is new has none."),
+        Query(ge=0, le=1, description="Only findings with at most this `q_value`. New features have none."),
     ] = None,
     form: Annotated[
         str | None,
-        Query(alias="format", description="Left out: as `Accept` says.", json_schema_extra={"enum": [*MEDIA_TYPES]}),
+        Query(alias="format", description="Default: chosen by `Accept`.", json_schema_extra={"enum": [*MEDIA_TYPES]}),
     ] = None,
     accept: Annotated[str, Header()] = "*/*",
 ) -> Response:

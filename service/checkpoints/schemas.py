@@ -14,45 +14,51 @@ CheckpointState = Literal["registered", "harvested", "judged", "failed"]
 
 
 def _check_json(value: dict[str, Any]) -> dict[str, Any]:
-    """JSON as every reader knows it: Python's own reads NaN and halves of characters too."""
+    """Standard JSON only: Python's parser also accepts NaN and lone surrogates."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
-        raise ValueError("holds a number or a character that JSON has not") from None
+        raise ValueError("contains a value that JSON cannot represent") from None
     return value
 
 
 class CheckpointIn(BaseModel):
-    """A checkpoint to be registered."""
+    """A checkpoint to register."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Name = Field(description="Unique in the family.")
+    name: Name = Field(description="Unique within the family.")
     uri: str = Field(
         min_length=1,
         max_length=2000,
         description="`hf://org/name@revision`, `file:///folder`, `file:///model.gguf`, an object store such as "
-        "`s3://bucket/folder`, or `activations+file:///folder` for activations brought along.",
+        "`s3://bucket/folder`, or `activations+file:///folder` for precomputed activations.",
     )
-    adapter: str | None = Field(None, min_length=1, max_length=2000, description="URI of a PEFT adapter to put on it.")
+    adapter: str | None = Field(
+        None, min_length=1, max_length=2000, description="URI of a PEFT adapter to apply to the model."
+    )
     parent: str | None = Field(
-        None, description="Name of the checkpoint that it comes from. Left out: the newest one of the family."
+        None, description="Name of the checkpoint it was trained from. Default: the newest one of the family."
     )
     hook_points: HookPoints | None = Field(
         None,
-        description="For a model of another size, or to read more or less of it. As many as the parent's are compared "
-        "by name, or else by their place in the list; of another number, those most alike. Left out: the family's.",
+        description="For a model of another size, or to read more or fewer hook points. If there are as many as the "
+        "parent has, they are compared by name, or else in list order; otherwise the most similar ones are. Default: "
+        "the family's.",
     )
     fit: Literal["auto", "extend", "refit", "later"] = Field(
         "auto",
-        description="`auto`: the family's policy decides. `later`, before a family's first fit: only read it; the "
-        "first fit is made over it and those that follow, and judges them all.",
+        description="`auto`: the family's policy decides. `later`, only before a family's first fit: read the "
+        "checkpoint without fitting. The first fit then covers it and the checkpoints after it, and judges them all.",
     )
     metadata: Annotated[dict[str, Any], AfterValidator(_check_json)] = Field(
-        default_factory=dict, description="Kept as it comes, e.g. commit and CI job."
+        default_factory=dict, description="Stored unchanged, e.g. commit and CI job."
     )
     priority: int = Field(
-        0, ge=0, le=100, description="Of its run: larger ones go first. Checkpoints of the family that wait go with it."
+        0,
+        ge=0,
+        le=100,
+        description="Priority of its run; higher runs first. Waiting checkpoints of the family are raised with it.",
     )
 
 
@@ -65,27 +71,27 @@ class CheckpointOut(BaseModel):
     uri: str
     adapter: str | None
     resolved_uri: str | None = Field(
-        description="What is read: of `hf://org/name@main` the commit, of an object store's folder a digest of its "
-        "listing behind `#`. Null until a worker has resolved it."
+        description="The exact version that is read: the commit of `hf://org/name@main`, or for a folder in an object "
+        "store a digest of its listing after `#`. Null until resolved."
     )
     resolved_adapter: str | None = Field(description="The same for the adapter.")
     content_digest: str | None = Field(
-        description="SHA-256 over all files that were read, each of them in full; null until then."
+        description="SHA-256 over the full content of all files that were read. Null until they have been read."
     )
     parent: str | None
     deleted_parents: list[str] = Field(
-        description="Parents that were deleted and handed it to their own, the one it was registered with first. Its "
-        "verdicts were then re-judged against `parent` from stored measurements."
+        description="Former parents that were deleted, the original one first. Its verdicts were re-judged against "
+        "`parent` from stored measurements."
     )
     hook_points: list[str]
     fit: str
     metadata: dict[str, Any]
     state: CheckpointState
-    generation: int | None = Field(description="Of the dictionary that it was judged with.")
-    quality: dict[str, Any] | None = Field(description="FVU, L0, share of valid positions, ...; null until judged.")
+    generation: int | None = Field(description="Generation of the dictionary that it was judged with.")
+    quality: dict[str, Any] | None = Field(description="FVU, L0, share of valid positions, etc. Null until judged.")
     activations_kept: bool | None = Field(
-        description="False: retention removed them, so no checkpoint can be registered as its child, nor a calibration "
-        "made on it; all verdicts stay. Null until it was read."
+        description="False if retention removed the activations: the checkpoint can no longer be a parent or be "
+        "calibrated, but all verdicts remain. Null until it has been read."
     )
     created_at: datetime
     judged_at: datetime | None
@@ -93,10 +99,10 @@ class CheckpointOut(BaseModel):
 
 
 class Registration(BaseModel):
-    """Answer to a registration."""
+    """The registered checkpoint and its run."""
 
     checkpoint: CheckpointOut
-    run: RunView | None = Field(description="Null where the checkpoint was registered before and its run was deleted.")
+    run: RunView | None = Field(description="Null if the checkpoint was already registered and its run was deleted.")
 
 
 def view(
@@ -113,7 +119,7 @@ def view(
         resolved_adapter=row.resolved_adapter,
         content_digest=row.content_digest,
         parent=parent,
-        deleted_parents=[one["name"] for one in row.deleted_parents],
+        deleted_parents=[parent["name"] for parent in row.deleted_parents],
         hook_points=row.hook_points,
         fit=row.fit,
         metadata=row.details,

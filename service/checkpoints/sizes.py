@@ -1,7 +1,7 @@
-"""A model's config against the tensors that are there, before anything builds the model that the config describes.
+"""Checks a model's config against its tensors before anything builds the model that the config describes.
 
-Only what every architecture has in common is compared: the number of layers with the numbers in the tensors' names,
-width and vocabulary with their shapes. All other sizes must be ones that such tensors could have.
+Only what all architectures have in common is compared: the number of layers with the numbers in the tensor names, and
+width and vocabulary with the shapes. All other sizes must be plausible for such tensors.
 """
 
 import re
@@ -11,19 +11,19 @@ from typing import Any
 
 from featurewatch.service.checkpoints.faults import UnusableError
 
-# The largest models of the hub have about 100,000 tensors.
+# The largest models on the hub have about 100,000 tensors.
 MAX_MODEL_TENSORS = 500_000
-# Smaller numbers cost next to nothing, whatever they count, and configs carry many that their model never uses.
+# Smaller numbers are cheap whatever they count, and configs carry many that their model never uses.
 _HARMLESS = 65_536
 _HARMLESS_LAYERS = 1_024
-# Longer than any context that models offer (Llama 4 Scout: 10,485,760).
+# Longer than any model's context (Llama 4 Scout: 10,485,760).
 _MOST_POSITIONS = 2**24
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "block_count")
-# Layers for the prediction of further tokens, which files hold behind the others and models leave out.
+# Multi-token prediction layers: stored after the others in the files, but not part of the model.
 _FURTHER_LAYERS = ("num_nextn_predict_layers", "nextn_predict_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model", "dim", "embedding_length")
-# ALBERT and models that loop go through the same layers so many times, and count each time as a layer.
+# ALBERT and looped models apply the same layers up to this many times and count each pass as a layer.
 _MOST_ROUNDS = 16
 _NUMBER = re.compile(r"(?:^|\.)(\d{1,9})(?=\.)")
 _LAYER_COUNT = re.compile(r"(layers?|blocks?|block_count|stages)$")
@@ -36,16 +36,16 @@ _POSITIONS = re.compile(r"(^|_)(positions|position_embeddings|ctx|seq_len|seq_le
 
 @dataclass
 class Census:
-    """What the headers of a model's files say: tensors, dimensions, and the numbered layers of each stack."""
+    """Totals over the headers of a model's files: tensors, dimensions, and the numbered layers of each stack."""
 
     tensors: int = 0
     elements: int = 0
     dimensions: set[int] = field(default_factory=set)
     layers: dict[str, set[int]] = field(default_factory=dict)
-    """`model.layers` -> {0, 1, ...}: the first number in a tensor's name says which layer it belongs to."""
+    """`model.layers` -> {0, 1, ...}: the first number in a tensor's name is its layer."""
 
     def add(self, name: str, shape: Iterable[int]) -> None:
-        """Count one tensor. UnusableError `too-large` where there are too many."""
+        """Count one tensor. Raises UnusableError `too-large` if there are too many."""
         self.tensors += 1
         if self.tensors > MAX_MODEL_TENSORS:
             raise UnusableError("too-large", f"The model has more than {MAX_MODEL_TENSORS:,} tensors.")
@@ -64,7 +64,7 @@ class Census:
 
 
 def layer_count(config: dict[str, Any]) -> int | None:
-    """Layers of the model; multimodal ones keep the number in a part of their config. None: it does not say."""
+    """Number of layers; multimodal models have it in `text_config`. None if the config does not give it."""
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and (count := _first(part, _LAYERS)) is not None and count > 0:
             return count
@@ -72,9 +72,9 @@ def layer_count(config: dict[str, Any]) -> int | None:
 
 
 def check_config(config: dict[str, Any], census: Census, name: str) -> None:
-    """UnusableError `config-mismatch` where a config describes another model than the tensors. `name`: the file's."""
+    """Raise UnusableError `config-mismatch` if the config in file `name` does not describe these tensors."""
     _check_layers(config, census, name)
-    # Quantised weights are packed: what they hold shows in no shape.
+    # Quantised weights are packed, so their shapes do not show the model's sizes.
     if "quantization_config" not in config:
         text = config.get("text_config")
         _check_widths(text if isinstance(text, dict) else config, census, name)
@@ -90,8 +90,8 @@ def check_config(config: dict[str, Any], census: Census, name: str) -> None:
         if value > limit:
             raise UnusableError(
                 "config-mismatch",
-                f"{name} says that {key} is {value}; the {census.tensors} tensors, of which no dimension is larger "
-                f"than {census.largest}, cannot be of such a model.",
+                f"{name}: {key} is {value}, which is impossible for {census.tensors} tensors with dimensions up to "
+                f"{census.largest}.",
             )
 
 
@@ -103,10 +103,8 @@ def _check_layers(config: dict[str, Any], census: Census, name: str) -> None:
     counts = {len(numbers) for numbers in census.layers.values()}
     fits = any(count * _MOST_ROUNDS >= expected and expected % count == 0 for count in counts)
     if not fits and expected + further not in counts:
-        there = f"have {max(counts)}" if counts else "belong to no numbered layers"
-        raise UnusableError(
-            "config-mismatch", f"{name} says that the model has {expected} layers; its tensors {there}."
-        )
+        actual = f"have {max(counts)}" if counts else "have no numbered layers"
+        raise UnusableError("config-mismatch", f"{name} specifies {expected} layers, but the tensors {actual}.")
 
 
 def _check_widths(part: dict[str, Any], census: Census, name: str) -> None:
@@ -114,14 +112,14 @@ def _check_widths(part: dict[str, Any], census: Census, name: str) -> None:
         value = part.get(key)
         if type(value) is int and value > 0 and value not in census.dimensions:
             raise UnusableError(
-                "config-mismatch", f"{name} says that {key} is {value}; no tensor has such a dimension."
+                "config-mismatch", f"{name}: {key} is {value}, but no tensor has a dimension of that size."
             )
     vocabulary = part.get("vocab_size")
     # Embeddings may hold more than the vocabulary, e.g. rows for images.
     if type(vocabulary) is int and vocabulary > census.largest:
         raise UnusableError(
             "config-mismatch",
-            f"{name} says that vocab_size is {vocabulary}; no dimension of any tensor is larger than {census.largest}.",
+            f"{name}: vocab_size is {vocabulary}, but the largest dimension of any tensor is {census.largest}.",
         )
 
 
@@ -136,7 +134,7 @@ def _first(part: dict[str, Any], keys: Iterable[str]) -> int | None:
 
 
 def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """Every whole number of a config with the name of the member that it is in, or of the list's."""
+    """Every integer in a config with the name of its member, or of the list that contains it."""
     stack: list[tuple[str, Any]] = [("", config)]
     while stack:
         key, value = stack.pop()

@@ -1,10 +1,10 @@
-"""Headers of safetensors files, read without torch and without reading the data. API and workers use this reader.
+"""Reads the headers of safetensors files, without torch and without reading the data, for the API and the workers.
 
-A file is 8 bytes (little endian: length of the header), the header (JSON: name -> dtype, shape, data_offsets), and the
-data, to the last byte. Format: https://huggingface.co/docs/safetensors
+A file consists of 8 bytes (the header's length, little-endian), the header (JSON: name -> dtype, shape, data_offsets)
+and the data, which ends exactly at the end of the file. Format: https://huggingface.co/docs/safetensors
 
-The header is parsed here, member by member, instead of by `json.loads`: ten megabytes of nested brackets would become
-hundreds of megabytes of objects, and the parser would hold the interpreter's lock all the while.
+The header is parsed member by member instead of with `json.loads`, which would turn ten megabytes of nested brackets
+into hundreds of megabytes of objects while it holds the interpreter's lock.
 """
 
 import json
@@ -18,11 +18,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 from featurewatch.service.checkpoints.faults import UnusableError
 
-# A tensor takes about 100 bytes of header, and the largest models of the hub have fewer than 1,000 tensors in a file.
+# A tensor takes about 100 bytes of header, and the largest models on the hub have fewer than 1,000 tensors per file.
 MAX_HEADER_BYTES = 10_000_000
-# The shortest possible entries would fit 200,000 times into such a header; each costs about 500 bytes of memory.
+# 200,000 of the shortest entries would fit in such a header; each takes about 500 bytes of memory.
 MAX_TENSORS = 100_000
-# How the files begin that only pretend to be safetensors: zip archives (torch.save) and bare pickles.
+# First bytes of files that only pretend to be safetensors: zip archives (torch.save) and bare pickles.
 _PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -48,7 +48,7 @@ _SEPARATOR = re.compile(_SPACE + rb"([,}])")
 
 
 class Tensor(NamedTuple):
-    """One tensor of a file. `dtype` as safetensors names it; `begin` and `end` count bytes from the file's start."""
+    """One tensor of a file: its safetensors dtype, its shape, and its byte range [begin, end) in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -57,10 +57,10 @@ class Tensor(NamedTuple):
 
 
 def read_header(path: Path, *, max_bytes: int = MAX_HEADER_BYTES) -> dict[str, Tensor]:
-    """The tensors of a file, checked against its size. The data are not read.
+    """Read the tensors of a file, checked against its size. The data are not read.
 
-    UnusableError `unsafe-format` for a pickle in disguise, `too-large` for a header over `max_bytes` or with too many
-    tensors, `truncated-file` for any other header that does not describe exactly the bytes that follow it.
+    Raises UnusableError `unsafe-format` for a renamed pickle, `too-large` for a header over `max_bytes` or with too
+    many tensors, and `truncated-file` for any other header that does not describe exactly the bytes that follow.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -69,25 +69,25 @@ def read_header(path: Path, *, max_bytes: int = MAX_HEADER_BYTES) -> dict[str, T
     try:
         tensors = dict(_tensors(raw, 8 + length))
     except (ValueError, TypeError, KeyError) as error:
-        raise UnusableError("truncated-file", f"{path.name} has a damaged header: {error}.") from error
+        raise UnusableError("truncated-file", f"{path.name} has an invalid header: {error}.") from error
     if len(tensors) > MAX_TENSORS:
         raise UnusableError("too-large", f"{path.name} has more than {MAX_TENSORS:,} tensors.")
     spans = sorted((tensor.begin, tensor.end) for tensor in tensors.values())
     edges = [(0, 8 + length), *spans]
     needed = edges[-1][1]
     if size < needed:
-        raise UnusableError("truncated-file", f"{path.name} is cut off: it has {size} of {needed} bytes.")
+        raise UnusableError("truncated-file", f"{path.name} is truncated: {size} of {needed} bytes.")
     if any(end != begin for (_, end), (begin, _) in pairwise(edges)):
-        raise UnusableError("truncated-file", f"{path.name} has a damaged header: tensors overlap or leave gaps.")
+        raise UnusableError("truncated-file", f"{path.name} has an invalid header: tensors overlap or leave gaps.")
     if size > needed:
         raise UnusableError(
-            "truncated-file", f"{path.name} is damaged: it has {size - needed} bytes that belong to no tensor."
+            "truncated-file", f"{path.name} has extra data after its last tensor ({size - needed} bytes)."
         )
     return tensors
 
 
 def header_length(path: Path) -> int:
-    """Bytes of a file's header, which is not read. UnusableErrors of `read_header` for a length that cannot be."""
+    """Length of a file's header in bytes, without reading it. Raises as `read_header` for an invalid length."""
     with path.open("rb") as file:
         return _length(file, path.name, path.stat().st_size, MAX_HEADER_BYTES)
 
@@ -97,58 +97,60 @@ def _length(file: BinaryIO, name: str, size: int, max_bytes: int) -> int:
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if 2 <= length <= min(size - 8, max_bytes):
         return int(length)
-    # Only now: a header of 640 bytes begins like a pickle.
+    # Checked last, because the length of a 640-byte header looks like the start of a pickle.
     if start.startswith(_PICKLE_STARTS):
-        raise UnusableError("unsafe-format", f"{name} is a pickle or zip file under a safetensors name.")
+        raise UnusableError("unsafe-format", f"{name} is a pickle or zip file, not safetensors.")
     if 2 <= length <= size - 8:
-        raise UnusableError("too-large", f"{name} has a header of {length:,} bytes; at most {max_bytes:,} are read.")
-    raise UnusableError("truncated-file", f"{name} ({size} bytes) ends within its header, or is no safetensors file.")
+        raise UnusableError("too-large", f"{name} has a header of {length:,} bytes; the limit is {max_bytes:,}.")
+    raise UnusableError(
+        "truncated-file", f"{name} ({size} bytes) is truncated in its header or is not a safetensors file."
+    )
 
 
 def _tensors(raw: bytes, start: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of each member. `start`: where the data begin in the file. ValueError, TypeError, KeyError."""
+    """Name and tensor of each member; the data start at byte `start`. Raises ValueError, TypeError, KeyError."""
     seen = set()
     for name, entry in _members(raw):
         if name in seen:
-            raise ValueError(f"{name[:100]!r} is there twice")
+            raise ValueError(f"{name[:100]!r} is duplicated")
         seen.add(name)
         if len(seen) > MAX_TENSORS + 1:
-            return  # the caller counts them, and refuses
+            return  # the caller checks the count
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         bits = _BITS.get(dtype)
         if bits is None:
-            raise ValueError(f"{name[:100]!r} has the unknown data type {str(dtype)[:20]!r}")
+            raise ValueError(f"{name[:100]!r} has unknown data type {str(dtype)[:20]!r}")
         if not isinstance(shape, list) or not all(_is_size(number) for number in (begin, end, *shape)):
-            raise ValueError(f"shape or offsets of {name[:100]!r} are not lists of sizes")
+            raise ValueError(f"the shape and offsets of {name[:100]!r} must be lists of sizes")
         if (end - begin) * 8 != math.prod(shape) * bits:
-            raise ValueError(f"{name[:100]!r} has offsets that do not fit its shape")
+            raise ValueError(f"the offsets of {name[:100]!r} do not match its shape")
         yield name, Tensor(dtype, tuple(shape), start + begin, start + end)
 
 
 def _members(raw: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Members of the header, less `__metadata__`, whose strings are checked and not kept."""
+    """Members of the header except `__metadata__`, which is checked and dropped."""
     opening = _OPENING.match(raw)
     if not opening:
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     at, more = opening.end(), raw[opening.end() : opening.end() + 1] != b"}"
     if not more:
         at += 1
     while more:
         key = _NAME.match(raw, at)
         if not key:
-            raise ValueError(f"no name at byte {at}")
+            raise ValueError(f"expected a name at byte {at}")
         name = json.loads(key[1].decode())
         value = (_METADATA if name == "__metadata__" else _ENTRY).match(raw, key.end())
         if not value:
-            raise ValueError(f"{name[:100]!r} is not described as a tensor is")
+            raise ValueError(f"{name[:100]!r} is malformed")
         separator = _SEPARATOR.match(raw, value.end())
         if not separator:
-            raise ValueError(f"it ends, or goes wrong, after {name[:100]!r}")
+            raise ValueError(f"invalid JSON after {name[:100]!r}")
         at, more = separator.end(), separator[1] == b","
         if name != "__metadata__":
             yield name, json.loads(value[0].decode())
     if raw[at:].strip(b" \t\r\n"):
-        raise ValueError("something follows its last brace")
+        raise ValueError("unexpected data after the closing brace")
 
 
 def _is_size(value: Any) -> bool:

@@ -1,6 +1,6 @@
-"""A structural look at a model on disk: Hugging Face folders, GGUF files, PEFT adapters. Nothing is loaded.
+"""Checks the structure of a model on disk without loading it: Hugging Face folders, GGUF files, PEFT adapters.
 
-The API looks when a checkpoint is registered, within a budget; the worker looks before it loads, without one.
+The API checks at registration, within a budget; the worker checks before loading, without one.
 """
 
 import re
@@ -20,24 +20,24 @@ from featurewatch.service.kit.digests import FileState
 from featurewatch.service.kit.hook_points import KINDS, layer_of, ranges
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-# What a request may have parsed: 6,000 tensors in 50 ms. A model of 70 billion weights has 70 kB of headers; those of
-# the largest mixtures of experts are left to the worker.
+# Header bytes parsed during a request: 6,000 tensors in 50 ms. A model of 70 billion weights has 70 kB of headers; the
+# headers of the largest mixtures of experts are left to the worker.
 REQUEST_BYTES = 500_000
-# Of a GGUF file's vocabulary: 0.1 s. Larger vocabularies are left to the worker.
+# Strings of a GGUF vocabulary parsed during a request: 0.1 s. Larger vocabularies are left to the worker.
 REQUEST_TEXTS = 150_000
-# Configs have some kilobytes; with names of quantised modules a megabyte, which are left to the worker.
+# Configs have a few kilobytes, or a megabyte with names of quantised modules; the latter are left to the worker.
 REQUEST_CONFIG_BYTES = 300_000
-# The longest index of the hub has 9 MB (DeepSeek V3: 91,991 tensors in 163 files).
+# The longest index on the hub has 9 MB (DeepSeek V3: 91,991 tensors in 163 files).
 MAX_INDEX_BYTES = 20_000_000
 MAX_FILES = 1_000
 _NAMED = re.compile(rb'"([\x20-\x21\x23-\x5b\x5d-\x7e]+\.safetensors)"')
-# Of all requests that look at files, so many at a time: what they parse takes up to 20 MB each. Two, so that one file
-# system that hangs does not hold up all.
+# Limits the requests that parse files at the same time: each takes up to 20 MB. Two, so that a hanging file system
+# does not block all registrations.
 looks = threading.BoundedSemaphore(2)
 
 
 def check_model(path: Path, hook_points: Sequence[str]) -> None:
-    """A request's look at a model folder or .gguf file; UnusableError says what is wrong with it."""
+    """Check a model folder or .gguf file during a request. Raises UnusableError."""
     with looks:
         if path.is_dir():
             check_folder(path, hook_points, budget=REQUEST_BYTES)
@@ -49,28 +49,27 @@ def check_model(path: Path, hook_points: Sequence[str]) -> None:
         else:
             raise UnusableError(
                 "model-missing",
-                f"{path.name} is no model: give a folder with config.json and safetensors, or a .gguf file.",
+                f"{path.name} is not a model. Name a folder with config.json and safetensors files, or a .gguf file.",
             )
 
 
 def check_folder(folder: Path, hook_points: Sequence[str] = (), *, budget: int | None = None) -> Census:
-    """A Hugging Face folder has a config, whole safetensors files that fit it, and refers to nothing elsewhere.
+    """Check a Hugging Face folder: config, complete safetensors files that match it, no references to other places.
 
-    Returns what the headers say. `budget`: bytes of headers up to which they are parsed, else the census is empty.
-    None: they always are.
+    Returns the totals of the headers. Headers of more than `budget` bytes are not parsed, and the census is empty.
     """
     if (folder / adapters.CONFIG).is_file():
-        # transformers would put it on, and look for the base model where it says.
+        # transformers would apply it and load the base model that it names.
         raise UnusableError(
             "adapter-unsupported",
-            f"{folder.name} has an {adapters.CONFIG}: name a folder without one as the model, and the adapter's own "
-            "folder as the checkpoint's adapter.",
+            f"{folder.name} contains an {adapters.CONFIG}. Name a folder without one as the model, and the adapter's "
+            "own folder as the checkpoint's adapter.",
         )
     if not (folder / "config.json").is_file():
         gguf_files = sorted(file.name for file in folder.glob("*.gguf"))
-        hint = f" Name the file itself: file://.../{gguf_files[0]}" if gguf_files else ""
+        hint = f" To use a GGUF file, name the file itself: file://.../{gguf_files[0]}" if gguf_files else ""
         raise UnusableError(
-            "model-missing", f"{folder.name} has no config.json; it is not a Hugging Face model folder.{hint}"
+            "model-missing", f"{folder.name} is not a Hugging Face model folder: it has no config.json.{hint}"
         )
     files = weight_files(folder, budget)
     if budget is not None and REQUEST_CONFIG_BYTES < (folder / "config.json").stat().st_size <= MAX_JSON_BYTES:
@@ -89,17 +88,15 @@ def check_folder(folder: Path, hook_points: Sequence[str] = (), *, budget: int |
 
 
 def check_adapter(folder: Path) -> None:
-    """A request's look at a PEFT adapter: adapter_config.json and adapter_model.safetensors, of a kind that is read."""
+    """Check the config and weights of a PEFT adapter during a request. Raises UnusableError."""
     with looks:
         read_adapter(folder, budget=REQUEST_BYTES)
 
 
 def read_adapter(folder: Path, *, budget: int | None = None) -> adapters.AdapterConfig:
-    """The checked config of an adapter whose weights are whole and fit it. `budget`: as in `check_folder`."""
-    if not folder.is_dir() or not (folder / adapters.CONFIG).is_file():
-        raise UnusableError("adapter-missing", f"{folder.name} has no {adapters.CONFIG}; it is not a PEFT adapter.")
+    """Check a PEFT adapter and return its config. `budget`: see `check_folder`."""
     weights = folder / adapters.WEIGHTS
-    if not weights.is_file():
+    if (folder / adapters.CONFIG).is_file() and not weights.is_file():
         _refuse_pickles(folder)
         raise UnusableError("adapter-missing", f"{folder.name} has no {weights.name}.")
     config = adapters.read_config(folder)
@@ -109,19 +106,19 @@ def read_adapter(folder: Path, *, budget: int | None = None) -> adapters.Adapter
 
 
 def check_layers(config: dict[str, Any], hook_points: Sequence[str]) -> None:
-    """Hook points lie within the model's layers, where its config says how many it has."""
+    """Check that hook points lie within the model's layers, if its config gives their number."""
     _check_layers(layer_count(config), hook_points)
 
 
 def member(folder: Path, name: str) -> Path:
-    """A safetensors file that a manifest or index names. It may not lead out of the folder."""
+    """Path of a safetensors file that a manifest or index names. It must be inside the folder."""
     if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UnusableError("path-escapes", f"{name!r} leads out of the folder {folder.name}.")
+        raise UnusableError("path-escapes", f"{name!r} is outside the folder {folder.name}.")
     if not name.endswith(".safetensors"):
-        raise UnusableError("unsafe-format", f"{name!r} is no safetensors file; nothing else is opened.")
+        raise UnusableError("unsafe-format", f"{name!r} is not a safetensors file; no other format is opened.")
     file = folder / name
     if not file.is_file():
-        raise UnusableError("shard-missing", f"{name!r} is named in {folder.name}, but is not there.")
+        raise UnusableError("shard-missing", f"{folder.name} refers to {name!r}, which does not exist.")
     return file
 
 
@@ -130,20 +127,20 @@ def _check_layers(layers: int | None, hook_points: Sequence[str]) -> None:
         return
     beyond = [name for name in hook_points if layer_of(name) >= layers]
     if beyond:
-        there = ranges(f"{kind}.{layer}" for kind in KINDS for layer in (0, layers - 1))
+        available = ranges(f"{kind}.{layer}" for kind in KINDS for layer in (0, layers - 1))
         raise UnusableError(
             "unknown-hook-point",
-            f"{', '.join(beyond)}: the model has {layers} layers, counted from 0. Its hook points: {there}.",
+            f"Unknown hook point {', '.join(beyond)}: the model has {layers} layers. Available: {available}.",
         )
 
 
 def _within(files: Sequence[Path], budget: int | None) -> bool:
-    """Whether the headers of some files may be parsed. Their lengths are checked either way."""
+    """Whether the headers of the files fit the budget. Their lengths are checked either way."""
     return sum(map(header_length, files)) <= budget if budget is not None else True
 
 
 def weight_files(folder: Path, budget: int | None = None) -> list[Path]:
-    """Files with a model's weights. An index of more bytes than the budget is searched for their names, not parsed."""
+    """Files with a model's weights. An index larger than `budget` is searched for file names instead of parsed."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -152,43 +149,43 @@ def weight_files(folder: Path, budget: int | None = None) -> list[Path]:
             return _members(folder, index, _names_in(index, FileState.of(index)))
         return _indexed(folder, index)
     _refuse_pickles(folder)
-    raise UnusableError("weights-missing", f"{folder.name} has no model.safetensors.")
+    raise UnusableError("weights-missing", f"{folder.name} contains no model.safetensors.")
 
 
 @lru_cache(maxsize=16)
 def _names_in(index: Path, state: FileState) -> frozenset[str]:
-    """Files that an index in this state names. A request asks twice, to check the files and to list them."""
+    """File names in an index. Cached, because a request checks the files and then lists them."""
     return frozenset(name.decode() for name in _NAMED.findall(index.read_bytes()))
 
 
 def _indexed(folder: Path, index: Path) -> list[Path]:
     shards = read_json(index, max_bytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise UnusableError("truncated-file", f"{index.name} has no weight_map.")
+        raise UnusableError("truncated-file", f"{index.name} has no valid weight_map.")
     return _members(folder, index, frozenset(shards.values()))
 
 
 def _members(folder: Path, index: Path, names: frozenset[str]) -> list[Path]:
     if len(names) > MAX_FILES:
-        raise UnusableError("too-large", f"{index.name} names {len(names):,} files; at most {MAX_FILES:,} are read.")
+        raise UnusableError("too-large", f"{index.name} lists {len(names):,} files; the limit is {MAX_FILES:,}.")
     return [member(folder, name) for name in sorted(names)]
 
 
 def _check_references(config: dict[str, Any]) -> None:
-    """Configs can name code and models of the hub, which transformers would fetch: attention kernels and backbones."""
+    """Refuse kernels and backbones on the hub, which transformers would download because a config names them."""
     for part in _objects(config):
         for key in ("attn_implementation", "_attn_implementation", "experts_implementation", "backbone"):
-            named = part.get(key)
-            choices = named.values() if isinstance(named, dict) else [named]
+            value = part.get(key)
+            choices = value.values() if isinstance(value, dict) else [value]
             for name in choices:
                 if isinstance(name, str) and (key == "backbone" or "/" in name):
                     raise UnusableError(
-                        "path-escapes", f"config.json: {key} is {name[:100]!r}, which is not in the folder."
+                        "path-escapes", f"config.json sets {key} to {name[:100]!r}, which is outside the folder."
                     )
 
 
 def _objects(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A JSON object and those in it, at any depth."""
+    """A JSON object and all objects nested in it."""
     stack: list[Any] = [config]
     while stack:
         part = stack.pop()
@@ -206,6 +203,6 @@ def _refuse_pickles(folder: Path) -> None:
 
 def _pickle_text(names: Sequence[str]) -> str:
     return (
-        f"{', '.join(names[:3])}: opening a pickle can run any code, so it is refused. "
-        "Save the model with safe serialization (safetensors)."
+        f"{', '.join(names[:3])}: pickle files can execute arbitrary code and are never loaded. "
+        "Save the model as safetensors."
     )

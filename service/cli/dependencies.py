@@ -9,7 +9,7 @@ from featurewatch.service.cli.arguments import Family, FeatureId, Timeout
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table
 from featurewatch.service.client import ApiError
-from featurewatch.service.client.types import AnswerEffect, Comparison, Dependencies
+from featurewatch.service.client.types import AnswerEffect, Dependencies, DependencyComparison
 
 Method = Annotated[
     str | None,
@@ -115,7 +115,7 @@ def _show(document: Dependencies) -> None:
         _show_comparison(document["comparison"])
 
 
-def _show_comparison(comparison: Comparison) -> None:
+def _show_comparison(comparison: DependencyComparison) -> None:
     base.out.print()
     verdict = {True: "rewired", False: "not rewired", None: f"no verdict: {comparison['why_not']}"}
     text = f"against {comparison['baseline']}: {verdict[comparison['rewired']]}"

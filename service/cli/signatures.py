@@ -96,10 +96,10 @@ deletes(
 )
 
 
-def _show(course: types.SignatureCourse) -> None:
+def _show(course: types.SignatureTrajectory) -> None:
     # Imported here: the schemas import FastAPI, without which the other commands start in half the time.
+    from featurewatch.service.signatures.describe import sentence  # noqa: PLC0415
     from featurewatch.service.signatures.schemas import ReadingView  # noqa: PLC0415
-    from featurewatch.service.signatures.words import sentence  # noqa: PLC0415
 
     points = [ReadingView.model_validate(point) for point in course["points"]]
     columns = [

@@ -1,6 +1,6 @@
-"""Deleting a checkpoint, in one transaction, so that what remains is never judged against something that is gone.
+"""Deletes a checkpoint in one transaction, so that nothing is ever judged against a deleted checkpoint.
 
-Its artifacts are left to the vacuum: others may refer to them, and a copy of the store may be under way.
+Its artifacts are left to the vacuum: others may refer to them, and a backup of the store may be in progress.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from featurewatch.service.webhooks import logic as webhooks
 
 
 def delete(session: Session, family: Family, checkpoint: Checkpoint, *, reparent: bool = False) -> None:
-    """Delete a checkpoint with its runs, verdicts, alerts and features that no other checkpoint has.
+    """Delete a checkpoint with its runs, verdicts, alerts, and the features that no other checkpoint has.
 
-    reparent: hand its children to its parent. They are judged anew against that, from what is stored. ConflictError
-    where a worker has a run of the family, where there are children and they may not be handed on, and where other
-    things are built on the checkpoint.
+    With `reparent`, its children are attached to its parent and re-judged against it from stored measurements. Raises
+    ConflictError if a worker has a run of the family, if there are children and `reparent` is False, or if something
+    else depends on the checkpoint.
     """
     runs.require_idle(session, family.id)
     children = queries.children(session, checkpoint.id)
@@ -43,18 +43,19 @@ def delete(session: Session, family: Family, checkpoint: Checkpoint, *, reparent
     judged = [child for child in children if child.state == "judged"]
     if parent is not None:
         for child, rows in [(child, _rows(session, family, child, parent)) for child in judged]:
-            _judge_anew(session, family, child, rows)
+            _replace_verdicts(session, family, child, rows)
     for child in children:
         child.parent_id = checkpoint.parent_id
         child.deleted_parents = [*child.deleted_parents, {"id": checkpoint.id, "name": checkpoint.name}]
     session.flush()
-    _hand_on_alerts(session, checkpoint, judged[0] if judged else None)
-    _take_back_features(session, checkpoint, judged[0] if judged else None)
+    heir = judged[0] if judged else None
+    _move_alerts(session, checkpoint, heir)
+    _move_features(session, checkpoint, heir)
     run_queries.remove(session, Run.checkpoint_id == checkpoint.id)
     queries.drop_readings(session, checkpoint.id)
     session.flush()
     queries.drop_checkpoint(session, checkpoint)
-    _follow_readings(session, family, {child.id for child in children})
+    _update_previous_readings(session, family, {child.id for child in children})
     webhooks.emit(session, type="checkpoint.deleted", family_id=family.id, data=data, key=checkpoint.id)
 
 
@@ -70,10 +71,10 @@ def _check(
     names = [child.name for child in children]
     if names and not reparent:
         raise ConflictError(
-            f"{checkpoint.name} has children: {', '.join(names)}. Delete them first, or hand them to the parent of "
+            f"{checkpoint.name} has children: {', '.join(names)}. Delete them first, or attach them to the parent of "
             f"{checkpoint.name} with `reparent=true`.",
             code="checkpoint-has-children",
-            title="The checkpoint has children",
+            title="Checkpoint has children",
             children=names,
         )
     judged = any(child.state == "judged" for child in children)
@@ -82,31 +83,31 @@ def _check(
         reason = f"it is the baseline of {', '.join(signatures)}. Delete these signatures first"
     elif names and parent is None:
         reason = (
-            f"it is the first of its lineage, so there is no parent to hand {', '.join(names)} to. Delete them first, "
-            f"or the family {family.name}"
+            f"it is the first of its lineage, so {', '.join(names)} cannot be attached to its parent. Delete them "
+            f"first, or delete the family {family.name}"
         )
     elif generation is not None:
-        reason = f"its run fitted generation {generation}, with which {', '.join(names)} are judged. Delete them first"
+        reason = f"its run fitted generation {generation}, which {', '.join(names)} use. Delete them first"
     else:
         return
     raise ConflictError(
-        f"{checkpoint.name} cannot be deleted: {reason}.", code="checkpoint-in-use", title="The checkpoint is in use"
+        f"{checkpoint.name} cannot be deleted: {reason}.", code="checkpoint-in-use", title="Checkpoint in use"
     )
 
 
 def _rows(session: Session, family: Family, child: Checkpoint, baseline: Checkpoint) -> list[VerdictRow]:
-    """A child's verdicts against its parent to be, as a request for that comparison gets them."""
+    """A child's verdicts against its new parent, as a request for that comparison would return them."""
     depth = len(verdicts.ancestors(session, child)) - 1
     return compare(session, family, child, baseline, comparison=max(1, depth))
 
 
-def _judge_anew(session: Session, family: Family, child: Checkpoint, rows: Sequence[VerdictRow]) -> None:
-    """Replace a child's verdicts, and drop what was measured against the parent that goes."""
+def _replace_verdicts(session: Session, family: Family, child: Checkpoint, rows: Sequence[VerdictRow]) -> None:
+    """Replace a child's verdicts, and drop measurements against the deleted parent."""
     columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
     columns |= {"checkpoint_id": [child.id] * len(rows), "family_id": [family.id] * len(rows)}
     queries.drop_verdicts(session, child.id)
     verdicts.add_verdicts(session, columns)
-    queries.drop_measurements(session, child.id, RATIOS, but_at=verdicts.ALL_HOOKS)
+    queries.drop_measurements(session, child.id, RATIOS, excluding=verdicts.ALL_HOOKS)
     queries.unpair(session, child.id)
     counts: dict[str, int] = {}
     for row in rows:
@@ -117,13 +118,13 @@ def _judge_anew(session: Session, family: Family, child: Checkpoint, rows: Seque
     stored.pack(session, child.id)
     for below in queries.children(session, child.id):
         if below.state == "judged":
-            queries.follow_statuses(session, below.id, child.id)
+            queries.update_previous_statuses(session, below.id, child.id)
             verdicts.revise(session, below)
             stored.pack(session, below.id)
 
 
-def _hand_on_alerts(session: Session, checkpoint: Checkpoint, heir: Checkpoint | None) -> None:
-    """What holds still holds at the first child; without one it is over. Alerts that were resolved go."""
+def _move_alerts(session: Session, checkpoint: Checkpoint, heir: Checkpoint | None) -> None:
+    """Move unresolved alerts to the first child, or resolve them if there is none. Delete resolved ones."""
     for alert in queries.unresolved_alerts(session, checkpoint.id):
         key = alert.key.replace(checkpoint.id, heir.id) if heir else ""
         if heir is None or queries.has_unresolved(session, key):
@@ -134,10 +135,10 @@ def _hand_on_alerts(session: Session, checkpoint: Checkpoint, heir: Checkpoint |
     queries.drop_alerts(session, checkpoint.id)
 
 
-def _take_back_features(session: Session, checkpoint: Checkpoint, heir: Checkpoint | None) -> None:
+def _move_features(session: Session, checkpoint: Checkpoint, heir: Checkpoint | None) -> None:
     """Attribute the features that a checkpoint introduced to others that have them, and remove the rest.
 
-    The past that a discovered feature has in its ancestors was measured by the run that discovered it, and goes too.
+    A discovered feature's verdicts in ancestors were measured by the run that discovered it, and are removed with it.
     """
     family_id = checkpoint.family_id
     if heir is not None:
@@ -158,16 +159,15 @@ def _take_back_features(session: Session, checkpoint: Checkpoint, heir: Checkpoi
         stored.pack(session, other.id)
 
 
-def _follow_readings(session: Session, family: Family, handed_on: set[str]) -> None:
-    """Set `previous_status` of readings in checkpoints that were handed on, and below, to that of the nearest ancestor
-    that was read."""
+def _update_previous_readings(session: Session, family: Family, reparented: set[str]) -> None:
+    """Set `previous_status` of readings in and below reparented checkpoints, from the nearest ancestor with one."""
     parents = verdicts.parents(session, family.id)
     readings = {(row.signature_id, row.checkpoint_id): row for row in queries.readings(session, family.id)}
     for (signature_id, checkpoint_id), row in readings.items():
         above: str | None = checkpoint_id
         passed = False
         while above is not None and (above == checkpoint_id or (signature_id, above) not in readings):
-            passed |= above in handed_on
+            passed |= above in reparented
             above = parents.get(above)
         if passed:
             row.previous_status = readings[signature_id, above].status if above is not None else None

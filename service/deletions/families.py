@@ -1,7 +1,7 @@
-"""Deleting a family: hidden at once, then removed in short transactions, which a sweep goes on with after a crash.
+"""Deletes a family: it is hidden at once and then removed in short transactions, which a sweep resumes after a crash.
 
-What is hidden has no name, no runs and no alerts, and is in no list. Its rows go first, then its artifacts, then the
-row of the family, which is what makes the next sweep go on until then.
+A hidden family has no name, runs or alerts, and appears in no list. Its rows are removed first, then its artifacts, and
+the family's own row last, so that sweeps continue until then.
 """
 
 import shutil
@@ -21,16 +21,16 @@ from featurewatch.service.store import queries as store
 from featurewatch.service.webhooks import logic as webhooks
 
 ROWS = 5000
-"""Rows that one transaction removes: on SQLite nobody else can write meanwhile."""
+"""Rows removed per transaction, because nobody else can write to SQLite meanwhile."""
 ROWS_WITH_ARRAYS = 100
 LATE = timedelta(days=7)
-"""For so long after a deletion sweeps look whether a worker that was cut off has written anything since."""
+"""How long after a deletion sweeps check whether a disconnected worker has written anything since."""
 PREFIX = "fam_"
-"""Begins the id of every family, and the name of its folder in the artifact store."""
+"""Prefix of every family id, and so of its folder in the artifact store."""
 
 
 def delete(session: Session, family: Family) -> None:
-    """Delete a family with all that belongs to it. ConflictError where a worker has a run of it."""
+    """Delete a family with everything that belongs to it. Raises ConflictError if a worker has a run of it."""
     runs.require_idle(session, family.id)
     runs.cancel_all(session, run_queries.unfinished(session, family.id))
     queries.drop_alerts_and_rules(session, family.id)
@@ -39,9 +39,9 @@ def delete(session: Session, family: Family) -> None:
 
 
 def step(session: Session, family_id: str) -> Literal["left", "empty", "busy"]:
-    """Remove some rows of a family that was deleted. `left`: there are more; `empty`: only the family's own is left.
+    """Remove some rows of a deleted family. `left`: there are more. `empty`: only the family's own row remains.
 
-    `busy`: another sweep is at it, or a worker has a run that was queued in the moment of the deletion.
+    `busy`: another sweep holds the deletion, or a worker has a run that was queued during the deletion.
     """
     if not queries.take(session, family_id):
         return "busy"
@@ -61,7 +61,7 @@ def step(session: Session, family_id: str) -> Literal["left", "empty", "busy"]:
 
 
 def clear(settings: Settings, artifacts: ArtifactStore, family_id: str) -> None:
-    """Remove the artifacts of a family that was deleted, and what this machine keeps of it beside them."""
+    """Remove the artifacts of a deleted family, and its files on this machine."""
     for name in artifacts.listing(family_id):
         artifacts.remove(name)
     artifacts.clear(family_id)
@@ -70,7 +70,7 @@ def clear(settings: Settings, artifacts: ArtifactStore, family_id: str) -> None:
 
 
 def clear_machine(settings: Settings, artifacts: ArtifactStore, family_id: str) -> None:
-    """Remove this machine's copies of artifacts, and unfinished harvests and fits."""
+    """Remove a family's files on this machine: copies of artifacts, unfinished harvests and fits."""
     artifacts.forget(family_id)
     for path in (settings.data_dir / "partial").glob(f"{family_id}-*"):
         if path.is_dir():
@@ -80,27 +80,27 @@ def clear_machine(settings: Settings, artifacts: ArtifactStore, family_id: str) 
 
 
 def clear_deleted(session: Session, settings: Settings, artifacts: ArtifactStore) -> None:
-    """Remove what this machine keeps of all families that were deleted; in a local store there is nothing beside it."""
+    """Remove the files of all deleted families on this machine. With a local store there are none."""
     if not artifacts.is_local:
         for family_id in queries.finished(session):
             clear_machine(settings, artifacts, family_id)
 
 
 def finish(session: Session, family_id: str) -> None:
-    """Remove the row of a family of which nothing else is left."""
+    """Remove the family's own row, the last of its rows."""
     queries.finish(session, family_id, clock.utcnow())
 
 
 def finished_lately(session: Session) -> list[str]:
-    """Ids of families whose deletion ended so lately that a worker that was cut off may still write of them."""
+    """Ids of families deleted so recently that a disconnected worker may still write files of them."""
     return queries.finished(session, since=clock.utcnow() - LATE)
 
 
 def inspect(session: Session, artifacts: ArtifactStore) -> dict[str, Any]:
-    """What the deletions of an installation have left: ids of families, and folders of the artifact store.
+    """Unfinished deletions and leftover folders in the artifact store.
 
-    `under_way`: families that are being deleted; `left_behind`: folders of families that were deleted; `unknown`:
-    folders of families that the database does not have, for example because it was restored from a backup.
+    `under_way`: ids of families that are being deleted. `left_behind`: folders of deleted families. `unknown`: folders
+    of families that are not in the database, for example because it was restored from a backup.
     """
     under_way, finished = queries.under_way(session), queries.finished(session)
     names = (str(path).rstrip("/").rpartition("/")[2] for path in _top(artifacts))

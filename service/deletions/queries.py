@@ -1,4 +1,4 @@
-"""SQL of deletions: which rows belong to a family or a checkpoint, and removing them."""
+"""SQL of deletions: finds and removes the rows that belong to a family or checkpoint."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -39,42 +39,42 @@ from featurewatch.service.models import (
 )
 
 HIDDEN = "~"
-"""Begins the name of a family that is being deleted. No family can be given such a name."""
+"""Prefix of the name of a family that is being deleted. It is not allowed in other names."""
 OF_NO_FAMILY = frozenset(
     {"api_key", "audit_entry", "deletion", "idempotency_record", "web_session", "webhook", "worker"}
 )
 """Tables whose rows do not belong to a family."""
 NAMED_BY_ARTIFACT = (Unreferenced.artifact, Artifact.name)
-"""Key columns that hold names of artifacts: of a family those that begin with its id."""
+"""Key columns with artifact names, which start with the family's id."""
 
 
 def hide(session: Session, family: Family) -> None:
-    """Free the name of a family, and list it as one that is being deleted."""
+    """Free the name of a family and mark it as being deleted."""
     family.name = HIDDEN + family.id
     session.add(Deletion(family_id=family.id))
     session.flush()
 
 
 def under_way(session: Session) -> list[str]:
-    """Ids of the families that are being deleted, the first one first."""
+    """Ids of the families that are being deleted, in order of request."""
     statement = select(Deletion.family_id).where(Deletion.finished_at.is_(None))
     return list(session.scalars(statement.order_by(Deletion.requested_at, Deletion.family_id)))
 
 
 def finished(session: Session, *, since: datetime | None = None) -> list[str]:
-    """Ids of the families of which nothing is left; only those whose deletion ended after a time, where given."""
+    """Ids of completely deleted families; with `since`, only those finished after it."""
     statement = select(Deletion.family_id).where(Deletion.finished_at.is_not(None))
     return list(session.scalars(statement if since is None else statement.where(Deletion.finished_at >= since)))
 
 
 def take(session: Session, family_id: str) -> bool:
-    """Hold a deletion that is under way until the transaction ends; False where another sweep does, or it is done."""
+    """Lock an unfinished deletion until the transaction ends. False if another sweep has it, or it is finished."""
     statement = select(Deletion).where(Deletion.family_id == family_id, Deletion.finished_at.is_(None))
     return session.scalar(statement.with_for_update(skip_locked=True)) is not None
 
 
 def finish(session: Session, family_id: str, now: datetime) -> None:
-    """Remove the family's own row, the last one, and note when."""
+    """Remove the family's own row and mark the deletion as finished."""
     for column in NAMED_BY_ARTIFACT:
         session.execute(delete(column.class_).where(column.startswith(f"{family_id}/", autoescape=True)))
     session.execute(delete(Family).where(Family.id == family_id))
@@ -82,9 +82,9 @@ def finish(session: Session, family_id: str, now: datetime) -> None:
 
 
 def owned(family_id: str) -> list[tuple[Table, ColumnElement[bool]]]:
-    """The tables that hold rows of families, but for `family`: children before parents, with what is of this family.
+    """(table, condition for this family's rows) of all tables except `family`, children before parents.
 
-    Found by foreign keys, so that a new table cannot be forgotten.
+    Derived from foreign keys, so that a new table cannot be forgotten.
     """
     conditions: dict[str, ColumnElement[bool]] = {"family": Family.id == family_id}
     tables = [table for table in Base.metadata.sorted_tables if table.name != "family"]
@@ -103,16 +103,16 @@ def owned(family_id: str) -> list[tuple[Table, ColumnElement[bool]]]:
 
 
 def has_arrays(table: Table) -> bool:
-    """Whether a row may have megabytes."""
+    """Whether rows can take megabytes."""
     return any(isinstance(column.type, LargeBinary) for column in table.columns)
 
 
 def remove_some(session: Session, table: Table, condition: ColumnElement[bool], most: int) -> int:
-    """Remove at most so many rows that meet a condition; how many it removed."""
+    """Remove at most `most` rows that meet a condition. Returns the number removed."""
     keys = list(table.primary_key.columns)
     key: Any = tuple_(*keys) if len(keys) > 1 else keys[0]
     if any(foreign.column.table is table for foreign in table.foreign_keys):
-        # Rows that refer to each other go in any order.
+        # Rows that refer to each other can then be removed in any order.
         session.execute(update(table).where(condition).values(parent_id=None))
     result = session.execute(delete(table).where(key.in_(select(*keys).where(condition).limit(most))))
     return result.rowcount if isinstance(result, CursorResult) else 0
@@ -125,7 +125,7 @@ def drop_alerts_and_rules(session: Session, family_id: str) -> None:
 
 
 def children(session: Session, checkpoint_id: str) -> Sequence[Checkpoint]:
-    """The checkpoints that come directly from one, oldest first."""
+    """The direct children of a checkpoint, oldest first."""
     statement = select(Checkpoint).where(Checkpoint.parent_id == checkpoint_id)
     return session.scalars(statement.order_by(Checkpoint.created_at, Checkpoint.id)).all()
 
@@ -136,7 +136,7 @@ def signatures_from(session: Session, checkpoint_id: str) -> list[str]:
 
 
 def fitted_generation(session: Session, checkpoint_id: str) -> int | None:
-    """The generation that the run of a checkpoint re-fitted; None: it did not."""
+    """The generation that a checkpoint's run fitted; None if it did not re-fit."""
     return session.scalar(select(Lineage.generation).where(Lineage.checkpoint_id == checkpoint_id).limit(1))
 
 
@@ -145,26 +145,26 @@ def drop_verdicts(session: Session, checkpoint_id: str) -> None:
     session.execute(delete(Verdict).where(Verdict.checkpoint_id == checkpoint_id))
 
 
-def drop_measurements(session: Session, checkpoint_id: str, metrics: Sequence[str], *, but_at: str) -> None:
-    """Remove arrays of a checkpoint at all hook points but one."""
+def drop_measurements(session: Session, checkpoint_id: str, metrics: Sequence[str], *, excluding: str) -> None:
+    """Remove arrays of a checkpoint at all hook points except one."""
     session.execute(
         delete(Measurement).where(
             Measurement.checkpoint_id == checkpoint_id,
             Measurement.metric.in_(metrics),
-            Measurement.hook_point != but_at,
+            Measurement.hook_point != excluding,
         )
     )
 
 
 def unpair(session: Session, checkpoint_id: str) -> None:
-    """Say of a checkpoint's sources that they are held against no hook point of the parent."""
+    """Mark a checkpoint's sources as not paired with any hook point of the parent."""
     for source in session.scalars(select(Source).where(Source.checkpoint_id == checkpoint_id)):
         source.stats = source.stats | {"paired_with": None}
     graphs = update(DependencyGraph).where(DependencyGraph.checkpoint_id == checkpoint_id)
     session.execute(graphs.values(rewired=None))
 
 
-def follow_statuses(session: Session, checkpoint_id: str, parent_id: str) -> None:
+def update_previous_statuses(session: Session, checkpoint_id: str, parent_id: str) -> None:
     """Set the `previous_status` of a checkpoint's verdicts to the status at its parent."""
     above = aliased(Verdict)
     status = select(above.status).where(above.checkpoint_id == parent_id, above.feature == Verdict.feature)
@@ -183,17 +183,17 @@ def readings(session: Session, family_id: str) -> Sequence[Reading]:
 
 
 def drop_readings(session: Session, checkpoint_id: str) -> None:
-    """Remove what was read of signatures in a checkpoint."""
+    """Remove the signature readings of a checkpoint."""
     session.execute(delete(Reading).where(Reading.checkpoint_id == checkpoint_id))
 
 
 def unresolved_alerts(session: Session, checkpoint_id: str) -> Sequence[Alert]:
-    """Alerts of a checkpoint that are not resolved."""
+    """Unresolved alerts of a checkpoint."""
     return session.scalars(select(Alert).where(Alert.checkpoint_id == checkpoint_id, Alert.state != "resolved")).all()
 
 
 def has_unresolved(session: Session, key: str) -> bool:
-    """Whether an alert with this key is not resolved."""
+    """Whether there is an unresolved alert with this key."""
     return session.scalar(select(Alert.id).where(Alert.key == key, Alert.state != "resolved")) is not None
 
 
@@ -203,7 +203,7 @@ def drop_alerts(session: Session, checkpoint_id: str) -> None:
 
 
 def unretire(session: Session, family_id: str, checkpoint_id: str) -> None:
-    """Take back what the re-fit of a checkpoint has retired; what another one retired too stays so from there on."""
+    """Undo retirements by a checkpoint's re-fit. Features that another re-fit retired too stay retired from then on."""
     ended = or_(Lineage.new.is_(None), Lineage.new != Lineage.old)
     here = select(Lineage.old).where(Lineage.checkpoint_id == checkpoint_id, Lineage.old.is_not(None), ended)
     others = (
@@ -221,7 +221,7 @@ def unretire(session: Session, family_id: str, checkpoint_id: str) -> None:
 
 
 def attribute(session: Session, family_id: str, born_in: str, to: str, numbers: Sequence[int] | None = None) -> None:
-    """Attribute the features that one checkpoint introduced to another one; all of them, or a few."""
+    """Attribute features introduced by one checkpoint to another one: all of them, or only `numbers`."""
     statement = update(Feature).where(Feature.family_id == family_id, Feature.born_in == born_in)
     if numbers is not None:
         statement = statement.where(one_of(Feature.number, values=numbers))
@@ -229,7 +229,7 @@ def attribute(session: Session, family_id: str, born_in: str, to: str, numbers: 
 
 
 def judged_elsewhere(session: Session, checkpoint: Checkpoint, *, origins: Sequence[str]) -> dict[int, str]:
-    """Number -> id of the oldest other checkpoint with a verdict, of the features of an origin that one introduced."""
+    """Feature number -> id of the oldest other checkpoint with a verdict, for features introduced by a checkpoint."""
     rows = session.execute(
         select(Verdict.feature, Verdict.checkpoint_id)
         .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
@@ -242,7 +242,7 @@ def judged_elsewhere(session: Session, checkpoint: Checkpoint, *, origins: Seque
 
 
 def with_verdicts_of(session: Session, checkpoint: Checkpoint) -> Sequence[Checkpoint]:
-    """Other checkpoints that have verdicts of features that one introduced."""
+    """Other checkpoints with verdicts on features that a checkpoint introduced."""
     ids = (
         select(Verdict.checkpoint_id)
         .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
@@ -253,7 +253,7 @@ def with_verdicts_of(session: Session, checkpoint: Checkpoint) -> Sequence[Check
 
 
 def drop_features(session: Session, checkpoint: Checkpoint) -> None:
-    """Remove the features that a checkpoint introduced, with their verdicts in other checkpoints."""
+    """Remove the features that a checkpoint introduced, with their verdicts everywhere."""
     born = select(Feature.number).where(Feature.family_id == checkpoint.family_id, Feature.born_in == checkpoint.id)
     for table in (Verdict, DependencyGraph):
         session.execute(delete(table).where(table.family_id == checkpoint.family_id, table.feature.in_(born)))
@@ -261,6 +261,6 @@ def drop_features(session: Session, checkpoint: Checkpoint) -> None:
 
 
 def drop_checkpoint(session: Session, checkpoint: Checkpoint) -> None:
-    """Remove the row of a checkpoint to which nothing refers any more."""
+    """Remove the row of a checkpoint that nothing refers to."""
     session.delete(checkpoint)
     session.flush()

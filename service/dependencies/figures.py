@@ -1,4 +1,4 @@
-"""From sums by fold to what is shown: edges with their intervals, what a place leaves unexplained, effects."""
+"""Turns sums by fold into figures for display: edges with intervals, unexplained rest, effects."""
 
 from collections.abc import Sequence
 
@@ -32,14 +32,14 @@ def graph(
     logits: Sequence[tuple[str, float]],
     policy: Policy,
 ) -> Graph:
-    """The graph of one target. tokens: (strings, sums [K, tokens]), equal strings summed already."""
+    """The graph of one target. `tokens` is (strings, sums [K, tokens]) with equal strings already summed."""
     keys = [(hook, int(number)) for hook, place in profile.places.items() for number in place.numbers]
-    shown, rest = [], 0.0
+    strongest, rest = [], 0.0
     if keys:
         judged = edges(np.concatenate([place.sums for place in profile.places.values()], 1), profile.counts, policy)
         order = np.argsort(-np.abs(judged.weight))
         kept = [int(i) for i in order if judged.kept[i]][:MOST_EDGES]
-        shown = [
+        strongest = [
             Edge(
                 feature=feature_id(keys[i][1]), hook_point=keys[i][0], weight=_round(judged.weight[i]),
                 ci=(_round(judged.lo[i]), _round(judged.hi[i])), q=float(judged.q[i]),
@@ -47,15 +47,15 @@ def graph(
             for i in kept
         ]  # fmt: skip
         rest = float(judged.weight.sum() - judged.weight[kept].sum())
-    words, other = _tokens(*tokens, profile.counts, policy)
+    token_edges, other = _tokens(*tokens, profile.counts, policy)
     return Graph(
         value=_mean(profile.values, profile.counts),
         constant=_round(constant),
         documents=int((profile.counts > 0).sum()),
         sources=[_place(hook, profile, constant) for hook in profile.places],
-        edges=shown,
+        edges=strongest,
         other_features=_round(rest),
-        tokens=words,
+        tokens=token_edges,
         other_tokens=other,
         logits=[LogitEdge(token=token, change=_round(change)) for token, change in logits],
     )
@@ -64,10 +64,10 @@ def graph(
 def effect(
     counts: Doubles, ablate: Doubles, amplify: Doubles, random: Doubles, answers: dict[str, Doubles], policy: Policy
 ) -> Effect | None:
-    """Effects from sums by fold: [K], [K], [K], [directions, K]; None where there are too few folds to tell.
+    """Effects from sums by fold: [K], [K], [K], [directions, K]. None if there are fewer than three folds.
 
-    answers: signature -> margins [3 + directions, texts]: plain, ablated, amplified, along random directions. One text
-    alone has no interval, and is not reported.
+    `answers` maps signatures to margins [3 + directions, texts]: unchanged, ablated, amplified, along random
+    directions. A signature with a single text has no interval and is left out.
     """
     if (counts > 0).sum() < 3:
         return None
@@ -87,12 +87,12 @@ def effect(
         amplify_ci=ends[1], random=_round(both[2][0]), random_most=_round(most), directions=len(random),
         effective=effective,
         answers=[answer(name, margins, policy) for name, margins in answers.items() if margins.shape[1] > 1],
-        text=_in_words(float(both[0][0]), float(both[2][0]), effective),
+        text=_describe(float(both[0][0]), float(both[2][0]), effective),
     )  # fmt: skip
 
 
 def answer(signature: str, margins: Doubles, policy: Policy) -> AnswerEffect:
-    """What became of a signature's answers to two texts or more."""
+    """The effect on a signature's answers, from at least two texts."""
     changes = margins[1:] - margins[0]
     texts, means = changes.shape[1], changes.mean(1)
     reach = stdtrit(texts - 1, 0.5 + policy.confidence / 2) * changes[:2].std(1, ddof=1) / texts**0.5
@@ -106,11 +106,11 @@ def answer(signature: str, margins: Doubles, policy: Policy) -> AnswerEffect:
     )  # fmt: skip
 
 
-def _in_words(ablate: float, random: float, effective: bool) -> str:
-    times = f"{ablate / random:.1f} times" if random > 0 else "more than"
-    if effective:
-        return f"Taking it out moves the next token {times} as much as random directions of its length do."
-    return "It is written, but taking it out moves the next token no more than random directions of its length do."
+def _describe(ablate: float, random: float, effective: bool) -> str:
+    if not effective:
+        return "It is written, but ablating it changes the next token no more than random directions of its norm do."
+    factor = f"{ablate / random:.1f} times as much as" if random > 0 else "more than"
+    return f"Ablating it changes the next token {factor} random directions of its norm do."
 
 
 def _place(hook: str, profile: Profile, constant: float) -> SourcePlace:
@@ -130,11 +130,11 @@ def _tokens(names: Sequence[str], sums: Doubles, counts: Doubles, policy: Policy
     judged = edges(sums, counts, policy)
     order = np.argsort(-np.abs(judged.weight))
     kept = [int(i) for i in order if judged.kept[i]][:MOST_TOKENS]
-    shown = [
+    strongest = [
         TokenEdge(token=names[i], weight=_round(judged.weight[i]), ci=(_round(judged.lo[i]), _round(judged.hi[i])))
         for i in kept
     ]
-    return shown, _round(judged.weight.sum() - judged.weight[kept].sum())
+    return strongest, _round(judged.weight.sum() - judged.weight[kept].sum())
 
 
 def _mean(sums: Doubles, counts: Doubles) -> float:

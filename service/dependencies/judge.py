@@ -1,15 +1,15 @@
-"""The rule that turns attributions into edges, and two checkpoints' edges into gained, lost, changed and rewired.
+"""Rules that turn attributions into edges, and the edges of two checkpoints into gained, lost, changed and rewired.
 
-Pure numpy. Attributions come as sums over a target's positions by fold of documents, so every figure has a jackknife
-error, and two checkpoints are compared fold by fold: what documents vary by is common to both and falls out.
+Pure numpy. Attributions are sums over a target's positions by fold of documents, so every figure has a jackknife
+error. Two checkpoints are compared fold by fold, which cancels the variation between documents.
 
-How alike two profiles of edges are is told by a cosine that noise does not lower: its products are taken between
-different folds only,
+The similarity of two profiles of edges is a cosine that noise does not lower, because its products are taken between
+different folds only:
 
     U(A, B) = sum_{k != l} <S_k^A, S_l^B> / sum_{k != l} n_k^A n_l^B        agreement = U(A, B) / sqrt(U(A, A) U(B, B))
 
-so U(A, A) is what two samples of documents of one checkpoint have in common, and an agreement under 1 means that two
-checkpoints have less in common than two samples of either: the null of resampled documents.
+U(A, A) is what two samples of documents from one checkpoint have in common. An agreement below 1 means that two
+checkpoints have less in common than two samples of the same one.
 """
 
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from featurewatch.service.verdicts.policy import Policy
 Doubles = NDArray[np.float64]
 Change = Literal["gained", "lost", "changed"]
 
-LEAST_SHARE = 0.01
-"""An edge that gives less than so much of all that features give, in size, is no edge however sure its sign is."""
+MIN_SHARE = 0.01
+"""Smallest share of the summed absolute weights for an edge to count, however significant it is."""
 SLIGHT = 0.25
-"""An edge that has less than so much of the other checkpoint's size is gained or lost rather than changed; one that
-moved by less than this share of the larger has not changed."""
+"""An edge below this share of its size in the other checkpoint is gained or lost instead of changed. An edge that
+moved by less than this share of the larger size is unchanged."""
 ALIKE = 0.9
-"""`rewired` is an agreement that is significantly under it: a fine-tune turns everything a little."""
+"""`rewired` needs an agreement significantly below this, because a fine-tune shifts every edge slightly."""
 ROUNDING = 1e-6
-"""Errors smaller than this share of a figure are those of float32."""
+"""Relative rounding error of float32; no error is taken to be smaller."""
 
 
 @dataclass
@@ -41,12 +41,12 @@ class Edges:
     """Edges of one target, [E] each."""
 
     weight: Doubles
-    """Mean contribution to the target's pre-activation at a position where it fires"""
+    """Mean contribution to the target's pre-activation at positions where it fires."""
     lo: Doubles
     hi: Doubles
     q: Doubles
     kept: NDArray[np.bool_]
-    """above what resampled documents of the checkpoint vary by"""
+    """Whether the edge is large enough and above the variation between documents."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class EdgeChange:
     before: float
     after: float
     lo: float
-    """of the interval of after - before"""
+    """Lower end of the interval of after - before."""
     hi: float
     q: float
 
@@ -69,14 +69,14 @@ class Rewiring:
 
     changes: list[EdgeChange]
     agreement: float | None
-    """1: the same profile. None: too noisy to say"""
+    """1 for identical profiles. None if too noisy to tell."""
     agreement_ci: tuple[float, float] | None
     p_value: float | None
     rewired: bool | None
 
 
 def replicates(sums: Doubles, counts: Doubles) -> Doubles:
-    """Jackknife replicates of sum over count: [K, ...] -> [K + 1, ...], the estimate first; empty folds left out."""
+    """Jackknife replicates of sum over count, [K, ...] -> [K + 1, ...], the estimate first. Empty folds are dropped."""
     used = counts > 0
     sums, counts = sums[used], counts[used]
     total, n = sums.sum(0), counts.sum()
@@ -86,12 +86,12 @@ def replicates(sums: Doubles, counts: Doubles) -> Doubles:
 
 
 def enough(counts: Doubles) -> bool:
-    """Whether there are folds to take an error from."""
+    """Whether there are enough folds for an error estimate."""
     return int((counts > 0).sum()) >= 3
 
 
 def edges(sums: Doubles, counts: Doubles, policy: Policy) -> Edges:
-    """Edges of a target from sums [K, E] and counts [K]; which of them are above the noise."""
+    """Edges of a target from sums [K, E] and counts [K], and which of them are above the noise."""
     values = replicates(sums, counts)
     weight, error = values[0], _errors(values)
     k = len(values) - 1
@@ -99,7 +99,7 @@ def edges(sums: Doubles, counts: Doubles, policy: Policy) -> Edges:
     live = (sums != 0).any(0)
     p = np.where(live, 2 * stdtr(k - 1, -np.abs(weight) / error), np.nan)
     q = benjamini_hochberg(p)
-    large = np.abs(weight) >= LEAST_SHARE * np.abs(weight).sum()
+    large = np.abs(weight) >= MIN_SHARE * np.abs(weight).sum()
     kept = live & large & (np.nan_to_num(q, nan=1.0) <= policy.fdr)
     return Edges(weight, weight - reach * error, weight + reach * error, q, kept)
 
@@ -109,9 +109,9 @@ def compare(
 ) -> Rewiring:
     """Compare a target's edges in two checkpoints, each (sums [K, E], counts [K]) over the same sources.
 
-    targets: how many are compared at this time; the false discovery rate of `rewired` is shared among them.
+    `targets` is the number of comparisons made together; the false discovery rate of `rewired` is divided among them.
     """
-    used = (before[1] > 0) & (after[1] > 0)  # a fold that only one could be read in pairs with nothing
+    used = (before[1] > 0) & (after[1] > 0)  # folds with positions in both checkpoints
     a, b = (before[0][used], before[1][used]), (after[0][used], after[1][used])
     agreement, interval, p = _agreement(a, b, policy)
     rewired = None if p is None else p <= policy.fdr / max(targets, 1)
@@ -127,19 +127,19 @@ def _changes(a: tuple[Doubles, Doubles], b: tuple[Doubles, Doubles], policy: Pol
     error, k = _errors(difference), len(difference) - 1
     q = benjamini_hochberg(2 * stdtr(k - 1, -np.abs(difference[0]) / error))
     reach = float(stdtrit(k - 1, 0.5 + policy.confidence / 2))
-    found = []
-    for place, index in enumerate(candidates.tolist()):
-        was, now, moved = old.weight[index], new.weight[index], difference[0, place]
-        if q[place] > policy.fdr or abs(moved) < SLIGHT * max(abs(was), abs(now)):
+    changes = []
+    for i, index in enumerate(candidates.tolist()):
+        was, now, moved = old.weight[index], new.weight[index], difference[0, i]
+        if q[i] > policy.fdr or abs(moved) < SLIGHT * max(abs(was), abs(now)):
             continue
         kind: Change = "changed"
         if new.kept[index] and abs(was) < SLIGHT * abs(now):
             kind = "gained"
         elif old.kept[index] and abs(now) < SLIGHT * abs(was):
             kind = "lost"
-        ends = (float(moved - reach * error[place]), float(moved + reach * error[place]))
-        found.append(EdgeChange(index, kind, float(was), float(now), *ends, float(q[place])))
-    return sorted(found, key=lambda change: -abs(change.after - change.before))
+        ends = (float(moved - reach * error[i]), float(moved + reach * error[i]))
+        changes.append(EdgeChange(index, kind, float(was), float(now), *ends, float(q[i])))
+    return sorted(changes, key=lambda change: -abs(change.after - change.before))
 
 
 def _agreement(
@@ -152,7 +152,7 @@ def _agreement(
     rows = [np.arange(folds), *(np.delete(np.arange(folds), g) for g in range(folds))]
     products = np.array([[_product(x, y, part) for x, y in ((a, a), (b, b), (a, b))] for part in rows])
     own = products[:, :2]
-    # What a checkpoint has in common with itself must stand out of its own noise, or there is no profile to compare.
+    # Each checkpoint's similarity with itself must exceed its noise, or there is no profile to compare.
     if (own <= 0).any() or (own[0] < 3 * standard_error(own)).any():
         return None, None, None
     values = products[:, 2] / np.sqrt(own[:, 0] * own[:, 1])
@@ -163,14 +163,14 @@ def _agreement(
 
 
 def _product(a: tuple[Doubles, Doubles], b: tuple[Doubles, Doubles], rows: NDArray[np.int64]) -> float:
-    """U(A, B) over some folds."""
+    """U(A, B) over the folds in `rows`."""
     (s, n), (t, m) = (a[0][rows], a[1][rows]), (b[0][rows], b[1][rows])
     joint = float(s.sum(0) @ t.sum(0) - (s * t).sum())
     return joint / float(n.sum() * m.sum() - n @ m)
 
 
 def _errors(values: Doubles) -> Doubles:
-    """Jackknife errors of replicates [K + 1, E], never less than rounding."""
+    """Jackknife errors of replicates [K + 1, E], at least the rounding error."""
     error = standard_error(values).astype(np.float64)
     largest = float(np.abs(values[0]).max(initial=0.0))
     return np.maximum(error, max(ROUNDING * largest, 1e-30))

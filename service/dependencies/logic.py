@@ -1,4 +1,4 @@
-"""Dependencies: asking for them, reading them, and comparing two checkpoints."""
+"""Requests, reads and compares the dependencies of features."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,14 @@ from featurewatch.service.alerts import evaluation as alerts
 from featurewatch.service.alerts.events import ComparedFeature
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.checkpoints import queries as checkpoint_queries
+from featurewatch.service.checkpoints.contents import ACTIVATIONS
 from featurewatch.service.dependencies import judge, queries, store
 from featurewatch.service.dependencies.schemas import (
-    MOST_FEATURES,
+    MAX_FEATURES,
     ChangedEdge,
-    Comparison,
     Dependencies,
     DependenciesIn,
+    DependencyComparison,
     view,
 )
 from featurewatch.service.features import logic as features
@@ -30,18 +31,16 @@ from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.statuses import GONE, Status
 
-BROUGHT = "activations+"
-"""URIs of checkpoints whose activations were brought along."""
-AFTER_OTHERS = -1
-"""Priority of what nobody asked for: a checkpoint that waits for its verdicts goes first."""
-OF_A_SIGNATURE = 3
-"""Features, the strongest ones, that are looked at unasked: each costs a minute or two."""
+AUTOMATIC_PRIORITY = -1
+"""Priority of automatic runs: checkpoints that wait for their verdicts go first."""
+FEATURES_PER_SIGNATURE = 3
+"""How many of a signature's strongest features are examined automatically. Each takes a minute or two."""
 
 
 def create(session: Session, family: Family, checkpoint: Checkpoint, body: DependenciesIn) -> Run:
     """Queue a run that finds the dependencies of some features in a checkpoint.
 
-    Raises 404 for features, 409 where the checkpoint is not judged or has no model.
+    Raises 404 for an unknown feature, 409 if the checkpoint is not judged or has no model.
     """
     checkpoints.check_judged(checkpoint)
     _require_model(family, checkpoint)
@@ -55,44 +54,43 @@ def create(session: Session, family: Family, checkpoint: Checkpoint, body: Depen
     missing = [feature_id(number) for number in numbers if number not in known]
     if missing:
         raise UnprocessableError(
-            f"{checkpoint.name} was judged without {', '.join(missing)}: the dictionary did not have it then, or has "
-            "it no longer.",
+            f"{checkpoint.name} was judged with a dictionary that does not contain {', '.join(missing)}.",
             code="feature-not-in-checkpoint",
         )
     return _queue(session, checkpoint, numbers, body)
 
 
 def queue_watched(session: Session, checkpoint_id: str) -> list[Run]:
-    """Queue runs for the features of a checkpoint that are watched or carry a signature, if the policy says so.
+    """Queue runs for the features of a checkpoint that are watched or carry a signature, if the policy asks for it.
 
-    Its parent comes first, with those that were not looked at there: one that is watched since, say, would have nothing
-    to be compared with. No run where there are no such features, or no model to read.
+    The parent comes first, with the features not yet examined there, so that there is something to compare with.
+    No run is queued without such features or without a model.
     """
     checkpoint = verdicts.checkpoint(session, checkpoint_id)
     family = verdicts.family(session, checkpoint.family_id)
     if not Policy.model_validate(family.policy).dependencies:
         return []
-    wanted = [*queries.watched(session, family.id), *signatures.carriers(session, family.id, OF_A_SIGNATURE)]
+    wanted = [*queries.watched(session, family.id), *signatures.carriers(session, family.id, FEATURES_PER_SIGNATURE)]
     wanted = list(dict.fromkeys(wanted))
     parent = verdicts.checkpoint(session, checkpoint.parent_id) if checkpoint.parent_id else None
-    found = []
+    queued = []
     if parent is not None:
         known = {graph.feature for graph in queries.at_checkpoint(session, parent.id)}
-        found.append(_queue_present(session, family, parent, [number for number in wanted if number not in known]))
-    found.append(_queue_present(session, family, checkpoint, wanted))
-    return [run for run in found if run is not None]
+        queued.append(_queue_present(session, family, parent, [number for number in wanted if number not in known]))
+    queued.append(_queue_present(session, family, checkpoint, wanted))
+    return [run for run in queued if run is not None]
 
 
 def _queue_present(session: Session, family: Family, checkpoint: Checkpoint, wanted: Sequence[int]) -> Run | None:
-    """A run for those of some features that a checkpoint has."""
+    """Queue a run for the `wanted` features that the checkpoint has. None if there are none, or no model."""
     if _lacks_model(family, checkpoint) or queries.waiting(session, checkpoint.id):
         return None
-    there = {number for number, status in verdicts.statuses(session, checkpoint.id).items() if status not in GONE}
-    numbers = [number for number in wanted if number in there][:MOST_FEATURES]
+    statuses = verdicts.statuses(session, checkpoint.id)
+    numbers = [number for number in wanted if statuses.get(number, Status.ABSENT) not in GONE][:MAX_FEATURES]
     if not numbers:
         return None
     body = DependenciesIn(features=[feature_id(number) for number in numbers])
-    return _queue(session, checkpoint, numbers, body, AFTER_OTHERS)
+    return _queue(session, checkpoint, numbers, body, AUTOMATIC_PRIORITY)
 
 
 def get(
@@ -105,9 +103,9 @@ def get(
     baseline: str | None,
     method: str | None,
 ) -> Dependencies:
-    """A feature's dependencies in a checkpoint (the one looked at last), compared with a baseline where one is named.
+    """A feature's dependencies in a checkpoint (by default the one examined last), compared with a baseline if named.
 
-    Raises 404 where nobody has looked.
+    Raises 404 if they have not been examined.
     """
     if checkpoint is None:
         newest = queries.newest_checkpoint(session, family.id, number)
@@ -119,43 +117,45 @@ def get(
     row = queries.one(session, chosen.id, number, method)
     if row is None:
         raise _unknown(family, number, chosen.name)
-    compared = None
+    comparison = None
     if baseline is not None:
         other = checkpoints.get(session, family, baseline)
-        found = queries.one(session, other.id, number, row.method)
-        if found is None:
+        before = queries.one(session, other.id, number, row.method)
+        if before is None:
             raise _unknown(family, number, other.name)
-        compared = compare(session, artifacts, family, row, found)
-    return view(row, chosen.name, compared)
+        comparison = compare(session, artifacts, family, row, before)
+    return view(row, chosen.name, comparison)
 
 
 def compare(
     session: Session, artifacts: ArtifactStore, family: Family, row: DependencyGraph, baseline: DependencyGraph
-) -> Comparison:
-    """A graph against the baseline's, over the source features that are present in both checkpoints."""
+) -> DependencyComparison:
+    """Compare a graph with the baseline's, over the source features that are present in both checkpoints."""
     name = checkpoint_queries.names(session, [baseline.checkpoint_id])[baseline.checkpoint_id]
-    present = [_present(session, one.checkpoint_id) for one in (row, baseline)]
-    if row.feature not in present[0] & present[1]:
-        return _nothing(name, "the feature is not present in both checkpoints")
+    present = _present(session, row.checkpoint_id) & _present(session, baseline.checkpoint_id)
+    if row.feature not in present:
+        return _not_compared(name, "the feature is not present in both checkpoints")
     if row.hook_point != baseline.hook_point:
-        return _nothing(
-            name, f"it was read at {row.hook_point} here and at {baseline.hook_point} there; ask for one hook point"
+        return _not_compared(
+            name,
+            f"it was read at {row.hook_point} in this checkpoint and at {baseline.hook_point} in {name}; request both "
+            "at the same hook point",
         )
     try:
-        after, before = (store.load(artifacts, one.artifact) for one in (row, baseline))
+        after, before = (store.load(artifacts, graph.artifact) for graph in (row, baseline))
     except FileNotFoundError:
-        return _nothing(name, "the sums of one of the checkpoints are not kept any more; ask for them again")
-    new, old = (profile.select(present[0] & present[1]) for profile in (after, before))
+        return _not_compared(name, "the data of one of the checkpoints were removed; request its dependencies again")
+    new, old = (profile.select(present) for profile in (after, before))
     keys = sorted(set(new) | set(old))
     if not keys:
-        return _nothing(name, "no feature at an earlier hook point leads to it in either checkpoint")
+        return _not_compared(name, "no feature at an earlier hook point contributes to it in either checkpoint")
     silent = np.zeros(len(after.counts))
-    sums = [np.stack([one.get(key, silent) for key in keys], 1) if keys else silent[:, None] for one in (old, new)]
+    sums = [np.stack([profile.get(key, silent) for key in keys], 1) for profile in (old, new)]
     policy = Policy.model_validate(family.policy)
     targets = queries.in_both(session, row.checkpoint_id, baseline.checkpoint_id, row.method)
-    found = judge.compare((sums[0], before.counts), (sums[1], after.counts), policy, max(targets, 1))
+    rewiring = judge.compare((sums[0], before.counts), (sums[1], after.counts), policy, max(targets, 1))
     kinds: dict[str, list[ChangedEdge]] = {"gained": [], "lost": [], "changed": []}
-    for change in found.changes:
+    for change in rewiring.changes:
         hook, number = keys[change.index]
         kinds[change.kind].append(
             ChangedEdge(
@@ -167,47 +167,52 @@ def compare(
                 q=change.q,
             )
         )
-    return Comparison(
-        baseline=name, compared=len(keys), gained=kinds["gained"], lost=kinds["lost"], changed=kinds["changed"],
-        agreement=found.agreement, agreement_ci=found.agreement_ci, p_value=found.p_value, rewired=found.rewired,
-        why_not="too few positions or too much noise to tell two profiles apart" if found.rewired is None else None,
-    )  # fmt: skip
+    return DependencyComparison(
+        baseline=name,
+        compared=len(keys),
+        **kinds,
+        agreement=rewiring.agreement,
+        agreement_ci=rewiring.agreement_ci,
+        p_value=rewiring.p_value,
+        rewired=rewiring.rewired,
+        why_not="too few positions or too much noise to compare" if rewiring.rewired is None else None,
+    )
 
 
 def record(
     session: Session, artifacts: ArtifactStore, *, checkpoint_id: str, run_id: str, rows: Sequence[dict[str, object]]
 ) -> dict[str, object]:
-    """Write graphs of a checkpoint, and whether they are rewired against the parent's. Returns the run's result."""
+    """Write graphs of a checkpoint and whether they are rewired since the parent. Returns the run's result."""
     checkpoint = verdicts.checkpoint(session, checkpoint_id)
     family = verdicts.family(session, checkpoint.family_id)
     shared = {"checkpoint_id": checkpoint_id, "family_id": family.id, "run_id": run_id, "rewired": None}
     queries.put(session, [{**row, **shared} for row in rows])
-    features, told = [], []
+    compared, results = [], []
     for row in rows:
         graph = queries.one(session, checkpoint_id, int(str(row["feature"])), str(row["method"]))
         assert graph is not None
-        before = compared = None
+        before = comparison = None
         if checkpoint.parent_id is not None:
             before = queries.one(session, checkpoint.parent_id, graph.feature, graph.method)
         if before is not None:
-            compared = compare(session, artifacts, family, graph, before)
-            graph.rewired = compared.rewired
-        features.append(_compared(graph, compared))
-        told.append({"id": feature_id(graph.feature), "rewired": graph.rewired, "edges": len(graph.graph["edges"])})
-    raised = alerts.dependencies_compared(session, family=family, checkpoint=checkpoint, compared=features)
-    return {"family": family.name, "checkpoint": checkpoint.name, "features": told, "alerts": len(raised)}
+            comparison = compare(session, artifacts, family, graph, before)
+            graph.rewired = comparison.rewired
+        compared.append(_compared(graph, comparison))
+        results.append({"id": feature_id(graph.feature), "rewired": graph.rewired, "edges": len(graph.graph["edges"])})
+    raised = alerts.dependencies_compared(session, family=family, checkpoint=checkpoint, compared=compared)
+    return {"family": family.name, "checkpoint": checkpoint.name, "features": results, "alerts": len(raised)}
 
 
-def _compared(graph: DependencyGraph, compared: Comparison | None) -> ComparedFeature:
+def _compared(graph: DependencyGraph, comparison: DependencyComparison | None) -> ComparedFeature:
     name = feature_id(graph.feature)
-    if compared is None:
+    if comparison is None:
         return ComparedFeature(name, None, None, [], [])
-    gained, lost = ([edge.feature for edge in some] for some in (compared.gained, compared.lost))
-    return ComparedFeature(name, compared.rewired, compared.agreement, gained, lost)
+    gained, lost = ([edge.feature for edge in edges] for edges in (comparison.gained, comparison.lost))
+    return ComparedFeature(name, comparison.rewired, comparison.agreement, gained, lost)
 
 
 def _present(session: Session, checkpoint_id: str) -> set[int]:
-    """Features that are written in a checkpoint, as far as that is known."""
+    """Features that are known to be written in a checkpoint."""
     absent = {*GONE, Status.INDETERMINATE}
     return {number for number, status in verdicts.statuses(session, checkpoint_id).items() if status not in absent}
 
@@ -227,20 +232,20 @@ def _queue(
 
 
 def _lacks_model(family: Family, checkpoint: Checkpoint) -> bool:
-    return checkpoint.uri.startswith(BROUGHT) or not (family.positions or {}).get("documents")
+    return checkpoint.uri.startswith(ACTIVATIONS) or not (family.positions or {}).get("documents")
 
 
 def _require_model(family: Family, checkpoint: Checkpoint) -> None:
     if _lacks_model(family, checkpoint):
         raise ConflictError(
-            f"Dependencies go through the model itself, and of {checkpoint.name} there are only activations, or the "
-            "family has no text to read it on.",
+            f"Finding dependencies requires running the model. {checkpoint.name} has only activations, or the family "
+            "has no text.",
             code="model-needed",
         )
 
 
-def _nothing(baseline: str, why: str) -> Comparison:
-    return Comparison(
+def _not_compared(baseline: str, why: str) -> DependencyComparison:
+    return DependencyComparison(
         baseline=baseline, compared=0, gained=[], lost=[], changed=[], agreement=None, agreement_ci=None,
         p_value=None, rewired=None, why_not=why,
     )  # fmt: skip
@@ -248,7 +253,7 @@ def _nothing(baseline: str, why: str) -> Comparison:
 
 def _unknown(family: Family, number: int, where: str) -> NotFoundError:
     return NotFoundError(
-        f"The dependencies of {feature_id(number)} in {where} of {family.name} are not known (yet); POST "
-        f"/v1/families/{family.name}/checkpoints/{{name}}/dependencies finds them.",
+        f"The dependencies of {feature_id(number)} in {where} of {family.name} have not been examined. Request them "
+        f"with POST /v1/families/{family.name}/checkpoints/{{name}}/dependencies.",
         code="no-dependencies",
     )

@@ -13,7 +13,7 @@ from featurewatch.service.runs.states import RunState
 
 
 def one(session: Session, checkpoint_id: str, number: int, method: str | None) -> DependencyGraph | None:
-    """The graph of a feature in a checkpoint; the newest one where no method is named."""
+    """The graph of a feature in a checkpoint; the newest one if no method is given."""
     if method is not None:
         return session.get(DependencyGraph, (checkpoint_id, number, method))
     statement = select(DependencyGraph).where(
@@ -29,7 +29,7 @@ def at_checkpoint(session: Session, checkpoint_id: str) -> list[DependencyGraph]
 
 
 def newest_checkpoint(session: Session, family_id: str, number: int) -> str | None:
-    """Id of the checkpoint whose graph of a feature was made last."""
+    """Id of the checkpoint with the newest graph of a feature."""
     statement = (
         select(DependencyGraph.checkpoint_id)
         .where(DependencyGraph.family_id == family_id, DependencyGraph.feature == number)
@@ -38,8 +38,8 @@ def newest_checkpoint(session: Session, family_id: str, number: int) -> str | No
     return session.scalars(statement).first()
 
 
-def looked_at(session: Session, family_id: str, number: int) -> set[tuple[str, str]]:
-    """(checkpoint's name, method) of each graph of a feature."""
+def examined(session: Session, family_id: str, number: int) -> set[tuple[str, str]]:
+    """(checkpoint name, method) of each graph of a feature."""
     statement = (
         select(Checkpoint.name, DependencyGraph.method)
         .join(Checkpoint, Checkpoint.id == DependencyGraph.checkpoint_id)
@@ -49,7 +49,7 @@ def looked_at(session: Session, family_id: str, number: int) -> set[tuple[str, s
 
 
 def in_both(session: Session, first: str, second: str, method: str) -> int:
-    """How many features have a graph by this method in both checkpoints."""
+    """Number of features with a graph by this method in both checkpoints."""
     ours, theirs = (
         select(DependencyGraph.feature).where(
             DependencyGraph.checkpoint_id == checkpoint_id, DependencyGraph.method == method
@@ -60,7 +60,7 @@ def in_both(session: Session, first: str, second: str, method: str) -> int:
 
 
 def put(session: Session, rows: Sequence[dict[str, Any]]) -> None:
-    """Write graphs, in place of older ones of the same feature, checkpoint and method."""
+    """Write graphs, replacing older ones of the same feature, checkpoint and method."""
     for row in rows:
         session.execute(
             delete(DependencyGraph).where(
@@ -76,7 +76,7 @@ def put(session: Session, rows: Sequence[dict[str, Any]]) -> None:
 def rewired(
     session: Session, checkpoint_ids: Sequence[str], numbers: Sequence[int] | None = None
 ) -> dict[tuple[str, int], bool]:
-    """(checkpoint id, feature number) -> whether its dependencies changed against the parent, where that was said."""
+    """(checkpoint id, feature number) -> whether its dependencies changed since the parent, where known."""
     if numbers is None:
         rows = session.execute(_REWIRED, {"checkpoints": checkpoint_ids})
     else:
@@ -84,7 +84,7 @@ def rewired(
     return {(checkpoint_id, number): bool(value) for checkpoint_id, number, value in rows}
 
 
-# Built once: every report asks the first, and every list of features the others, of up to 500 of them.
+# Built once: every report runs the first, and every list of up to 500 features the others.
 _AT_CHECKPOINT = (
     select(DependencyGraph)
     .where(DependencyGraph.checkpoint_id == bindparam("checkpoint"))
@@ -102,7 +102,7 @@ _REWIRED_OF = _REWIRED.where(one_of(DependencyGraph.feature, "numbers"))
 
 
 def watched(session: Session, family_id: str) -> list[int]:
-    """Numbers of a family's watched features that are still carried, ascending."""
+    """Numbers of a family's watched features that are not retired, ascending."""
     statement = select(Feature.number).where(
         Feature.family_id == family_id, Feature.watched.is_(True), Feature.retired_in.is_(None)
     )
@@ -110,7 +110,7 @@ def watched(session: Session, family_id: str) -> list[int]:
 
 
 def waiting(session: Session, checkpoint_id: str) -> bool:
-    """Whether a run of this kind is queued for a checkpoint."""
+    """Whether a dependencies run is queued for a checkpoint."""
     statement = select(Run.id).where(
         Run.checkpoint_id == checkpoint_id, Run.kind == RunKind.DEPENDENCIES, Run.state == RunState.QUEUED
     )

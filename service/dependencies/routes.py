@@ -19,27 +19,27 @@ router = APIRouter(prefix="/v1/families/{family}", tags=["dependencies"], depend
 
 
 @router.post(
-    "/checkpoints/{name}/dependencies", status_code=202, summary="Find out what features are computed from here"
+    "/checkpoints/{name}/dependencies", status_code=202, summary="Find the dependencies of features in a checkpoint"
 )
 def find(
     family: WriteFamily, checkpoint: WriteCheckpoint, body: DependenciesIn, session: WriteSession, response: Response
 ) -> RunView:
-    """A run that reads the model: edges from earlier features and tokens, to the next token, and the effect of each
-    feature. Compared with the parent where its dependencies are known."""
+    """Queues a run that finds edges from earlier features and tokens, edges to the next token, and the effect of each
+    feature. They are compared with the parent's dependencies if those are known."""
     run = logic.create(session, family, checkpoint, body)
     accepted(response, f"/v1/runs/{run.id}")
     return run_view(run, family.name, checkpoint.name)
 
 
-@router.get("/features/{feature}/dependencies", summary="What a feature is computed from, and whether that changed")
+@router.get("/features/{feature}/dependencies", summary="Get the dependencies of a feature and whether they changed")
 def show(
     family: ReadFamily,
     feature: str,
     session: ReadSession,
     artifacts: AppArtifacts,
-    checkpoint: Annotated[str | None, Query(description="Left out: the one that was looked at last.")] = None,
-    baseline: Annotated[str | None, Query(description="Compare with this one.")] = None,
-    method: Annotated[Method | None, Query(description="Left out: the one that was used last.")] = None,
+    checkpoint: Annotated[str | None, Query(description="Default: the one examined last.")] = None,
+    baseline: Annotated[str | None, Query(description="Checkpoint to compare with.")] = None,
+    method: Annotated[Method | None, Query(description="Default: the one used last.")] = None,
 ) -> Dependencies:
     number = features.get(session, family, feature).number
     return logic.get(session, artifacts, family, number, checkpoint=checkpoint, baseline=baseline, method=method)

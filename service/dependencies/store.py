@@ -1,4 +1,4 @@
-"""The sums that dependencies are made from, as they are kept in the artifact store."""
+"""Loads the sums behind dependencies from the artifact store."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,24 +11,24 @@ from featurewatch.service.kit.artifacts import ArtifactStore
 
 
 class PlaceProfile(NamedTuple):
-    """What an earlier hook point gives, by fold."""
+    """Contributions from an earlier hook point, by fold."""
 
     numbers: NDArray[np.int64]
-    """[E] of the source features"""
+    """[E] numbers of the source features."""
     sums: NDArray[np.float64]
     """[K, E]"""
     rest: NDArray[np.float64]
-    """[K, 3] bias, error, tokens without a code"""
+    """[K, 3] bias, error, tokens without a code."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """All that goes into one target, by fold."""
+    """All contributions to one target, by fold."""
 
     counts: NDArray[np.float64]
-    """[K] positions"""
+    """[K] number of positions."""
     values: NDArray[np.float64]
-    """[K] pre-activation"""
+    """[K] sums of the pre-activation."""
     places: dict[str, PlaceProfile]
 
     def select(self, allowed: set[int]) -> dict[tuple[str, int], NDArray[np.float64]]:
@@ -42,7 +42,7 @@ class Profile:
 
 
 def load(artifacts: ArtifactStore, name: str) -> Profile:
-    """Read what a worker kept. FileNotFoundError where it is not there any more."""
+    """Read the profile that a worker stored. Raises FileNotFoundError if it was removed."""
     with safe_open(str(artifacts.path(name)), framework="numpy") as file:
         keys = set(file.keys())
         hooks = [key.removeprefix("numbers.") for key in keys if key.startswith("numbers.")]

@@ -1,1 +1,1 @@
-"""Dictionaries of sources: what a checkpoint writes and reads for each feature at one hook point."""
+"""Dictionaries: the decoder and read-out of each feature in a checkpoint at one hook point."""

@@ -1,7 +1,7 @@
-"""A source's dictionary as a sparse autoencoder on raw activations. Pure numpy, no I/O.
+"""Folds a source's dictionary into a sparse autoencoder on raw activations. Pure numpy, no I/O.
 
-The service works on x~ = (x - mean) g, with g = sqrt(d) / rms of the source (docs/verdicts.md, section 1). A source is
-read by its own read-out and written by its decoder,
+The service works on x~ = (x - mean) g, with g = sqrt(d) / rms of the source (docs/verdicts.md, section 1). A source has
+its own read-out and decoder,
 
     f = relu(x~ R + c) / slope          x~hat = f D + b
 
@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-LEAST_SLOPE = 0.25
-"""of a read-out on its code that is put right; of one under it hardly more than noise would be magnified"""
+MIN_SLOPE = 0.25
+"""Smallest slope of a read-out that is corrected. Dividing by less would mostly amplify noise."""
 
 
 class Autoencoder(NamedTuple):
-    """f = relu(x W_enc + b_enc), xhat = f W_dec + b_dec, in the model's own units; float32."""
+    """f = relu(x W_enc + b_enc), xhat = f W_dec + b_dec, in the model's own units. float32."""
 
     W_enc: Floats
     """[d, m]"""
@@ -44,10 +44,10 @@ class Autoencoder(NamedTuple):
 
 
 def fold(tensors: Mapping[str, Floats]) -> Autoencoder:
-    """The autoencoder of a dictionary file's tensors (`GET .../checkpoints/{name}/dictionary`)."""
+    """The autoencoder from the tensors of a dictionary file (`GET .../checkpoints/{name}/dictionary`)."""
     mean, rms = tensors["mean"].astype(np.float64), float(tensors["rms"])
     g = len(mean) ** 0.5 / rms
-    slope = np.maximum(tensors.get("readout_slope", np.ones_like(tensors["readout_bias"])), LEAST_SLOPE)
+    slope = np.maximum(tensors.get("readout_slope", np.ones_like(tensors["readout_bias"])), MIN_SLOPE)
     shift = g * (mean @ tensors["readout"])
     parts = (
         g * tensors["readout"] / slope,
@@ -59,14 +59,12 @@ def fold(tensors: Mapping[str, Floats]) -> Autoencoder:
 
 
 def unit_rows(folded: Autoencoder) -> Autoencoder:
-    """The same reconstruction with decoder rows of norm 1: each feature is then measured by what it writes.
+    """The same reconstruction with decoder rows of unit norm, so that activations measure what a feature writes.
 
-    A feature with a row of zeros writes nothing; it gets some direction, and is never active.
+    A feature with a zero row gets an arbitrary direction and is never active.
     """
     norms = np.linalg.norm(folded.W_dec.astype(np.float64), axis=1)
-    there = norms > 0
-    scale = np.where(there, norms, 0.0)
-    rows = folded.W_dec / np.where(there, norms, 1.0)[:, None]
-    rows[~there, 0] = 1.0
-    parts = folded.W_enc * scale, folded.b_enc * scale, rows, folded.b_dec
+    rows = folded.W_dec / np.where(norms > 0, norms, 1.0)[:, None]
+    rows[norms == 0, 0] = 1.0
+    parts = folded.W_enc * norms, folded.b_enc * norms, rows, folded.b_dec
     return Autoencoder(*(np.ascontiguousarray(part, np.float32) for part in parts))

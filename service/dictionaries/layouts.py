@@ -1,9 +1,9 @@
-"""A source's dictionary as a folder that other tools load: SAELens and dictionary_learning.
+"""Writes a source's dictionary as a folder for other tools: SAELens and dictionary_learning.
 
 saelens: `cfg.json` and `sae_weights.safetensors` of its `standard` architecture, for `SAE.load_from_disk`.
-dictionary-learning: `config.json` and `ae.pt` of its `AutoEncoder`, for `load_dictionary`. That scales decoder rows to
-norm 1 when it loads them, so they are written so: its activations are ours times the norm of each row.
-Both have `feature_ids.txt` beside them: the features' ids, in the order of columns, one a line.
+dictionary-learning: `config.json` and `ae.pt` of its `AutoEncoder`, for `load_dictionary`. It scales decoder rows to
+unit norm on loading, so they are written that way; its activations are ours times the norm of each row.
+Both also contain `feature_ids.txt`: the feature ids in column order, one per line.
 """
 
 import importlib.util
@@ -21,28 +21,28 @@ from featurewatch.service.dictionaries.folding import Autoencoder, Floats, unit_
 from featurewatch.service.kit.hook_points import KINDS, kind_of, layer_of
 
 LAYOUTS = ("saelens", "dictionary-learning")
-# The service has no torch, and `ae.pt` is torch's own format; a worker's environment has it.
+# `ae.pt` is torch's own format. The service does not depend on torch; worker environments have it.
 _AS_PICKLE = (
     "import sys, torch; from safetensors.torch import load_file; torch.save(load_file(sys.argv[1]), sys.argv[2])"
 )
 
 
 class NeedsTorchError(Exception):
-    """The layout is written by torch, which is not installed here."""
+    """The layout requires torch, which is not installed."""
 
 
 def write(
     folder: Path, layout: str, folded: Autoencoder, feature_ids: Sequence[str], about: Mapping[str, Any]
 ) -> list[Path]:
-    """Write a dictionary; the files. about: `model`, `hook_point`, and what else is to be remembered.
+    """Write a dictionary and return its files. `about` contains `model`, `hook_point` and any other metadata.
 
     Raises NeedsTorchError, OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = folder / "feature_ids.txt"
     names.write_text("".join(f"{name}\n" for name in feature_ids), encoding="utf-8")
-    made = _saelens(folder, folded, about) if layout == "saelens" else _dictionary_learning(folder, folded, about)
-    return [*made, names]
+    files = _saelens(folder, folded, about) if layout == "saelens" else _dictionary_learning(folder, folded, about)
+    return [*files, names]
 
 
 def _saelens(folder: Path, folded: Autoencoder, about: Mapping[str, Any]) -> list[Path]:
@@ -76,7 +76,7 @@ def _dictionary_learning(folder: Path, folded: Autoencoder, about: Mapping[str, 
     tensors: dict[str, Floats] = {
         "bias": unit.b_dec,
         "encoder.weight": unit.W_enc.T.copy(),
-        # It takes its decoder's bias off before it encodes.
+        # It subtracts the decoder bias before encoding.
         "encoder.bias": unit.b_enc + unit.b_dec @ unit.W_enc,
         "decoder.weight": unit.W_dec.T.copy(),
     }

@@ -1,4 +1,4 @@
-"""Dictionaries: finding the one of a source."""
+"""Finds the dictionary of a source."""
 
 from pathlib import Path
 
@@ -12,27 +12,27 @@ from featurewatch.service.models import Checkpoint, Source
 
 
 def of_source(session: Session, checkpoint: Checkpoint, hook_point: str | None) -> Source:
-    """The source whose dictionary is asked for; a checkpoint of one hook point needs no name of it.
+    """The source with the requested dictionary. `hook_point` may be None if there is only one.
 
-    Raises 404 where there is none, 409 where the checkpoint is not judged, 422 where several could be meant.
+    Raises 404 if there is no such dictionary, 409 if the checkpoint is not judged, 422 if `hook_point` is needed.
     """
-    found = {
+    sources = {
         source.hook_point: source for source in queries.of_checkpoint(session, checkpoints.check_judged(checkpoint).id)
     }
-    if hook_point is None and len(found) > 1:
-        raise UnprocessableError(f"Name one of the hook points: {', '.join(found)}.", code="hook-point-missing")
-    source = next(iter(found.values()), None) if hook_point is None else found.get(hook_point)
+    if hook_point is None and len(sources) > 1:
+        raise UnprocessableError(f"Specify a hook point: {', '.join(sources)}.", code="hook-point-missing")
+    source = next(iter(sources.values()), None) if hook_point is None else sources.get(hook_point)
     if source is None:
-        there = f"it has those at {', '.join(found)}" if found else "it has none"
-        raise NotFoundError(f"{checkpoint.name} has no dictionary at {hook_point or 'a hook point'}; {there}.",
-                            code="no-dictionary")  # fmt: skip
+        where = f" at {hook_point}; it has {', '.join(sources)}" if sources else ""
+        raise NotFoundError(f"{checkpoint.name} has no dictionary{where}.", code="no-dictionary")
     return source
 
 
 def file_of(artifacts: ArtifactStore, source: Source) -> Path:
-    """The safetensors file of a source's dictionary; 404 where the artifact store has lost it."""
+    """The safetensors file of a source's dictionary. Raises 404 if it is missing from the artifact store."""
     try:
         return artifacts.path(str(source.dictionary))
     except FileNotFoundError as error:
-        raise NotFoundError(f"The dictionary at {source.hook_point} is not in the artifact store.",
-                            code="no-dictionary") from error  # fmt: skip
+        raise NotFoundError(
+            f"The dictionary at {source.hook_point} is missing from the artifact store.", code="no-dictionary"
+        ) from error

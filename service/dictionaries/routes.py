@@ -16,7 +16,7 @@ router = APIRouter(prefix="/v1/families/{family}/checkpoints/{name}", tags=["dic
 
 @router.get(
     "/dictionary",
-    summary="What a checkpoint writes and reads for each feature at one hook point, as safetensors",
+    summary="Get the decoder and read-out of every feature at one hook point, as safetensors",
     response_class=FileResponse,
     responses={200: {"content": {"application/octet-stream": {}}, "description": "A safetensors file."}},
 )
@@ -27,14 +27,14 @@ def get_dictionary(
     session: ReadSession,
     artifacts: AppArtifacts,
     hook_point: Annotated[
-        str | None, Query(max_length=100, description="Left out: the only one; 422 where there are several.")
+        str | None, Query(max_length=100, description="May be omitted if there is only one; otherwise 422.")
     ] = None,
 ) -> Response:
-    """Of m features and d dimensions, float32, on activations x~ = (x - `mean`) sqrt(d) / `rms`:
+    """For m features and d dimensions, in float32, on normalised activations x~ = (x - `mean`) sqrt(d) / `rms`:
 
-    `decoder` [m, d] and `bias` [d] give x~ from the family's code; `readout` [d, m], `readout_bias` [m] and
+    `decoder` [m, d] and `bias` [d] reconstruct x~ from the family's code; `readout` [d, m], `readout_bias` [m] and
     `readout_slope` [m] read the code from x~: relu(x~ `readout` + `readout_bias`) / max(`readout_slope`, 0.25).
-    `reference` [m, d] is what the checkpoint was compared with. Columns are those of `/codes/ids?checkpoint={name}`.
+    `reference` [m, d] is the decoder it was compared with. Columns are those of `/codes/ids?checkpoint={name}`.
     """
     source = logic.of_source(session, checkpoint, hook_point)
     tag = f'"{str(source.dictionary).rpartition("/")[2]}"'

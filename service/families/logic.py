@@ -1,4 +1,4 @@
-"""Families: making and finding them."""
+"""Creates families and looks them up."""
 
 from typing import Any
 
@@ -17,25 +17,25 @@ _CORPUS_FILES = (".txt", ".jsonl")
 
 
 def create(session: Session, settings: Settings, body: FamilyIn) -> tuple[Family, bool]:
-    """Make a family. Returns it and whether it is new: the same content again gives the same family.
+    """Create a family. Returns it and whether it is new; the same content again returns the existing family.
 
-    Raises 409 where the name is used with other content, 422 for a corpus that may not be read.
+    Raises 409 if the name is used with different content, 422 for a corpus that is not allowed.
     """
-    found = queries.by_name(session, body.name)
+    existing = queries.by_name(session, body.name)
     content = {
         "hook_points": body.hook_points,
         "corpus": body.corpus.model_dump(mode="json"),
         "crosscoder": body.crosscoder.model_dump(mode="json"),
         "policy": body.policy.model_dump(mode="json"),
     }
-    if found is not None:
-        there = FamilyIn.model_validate({"name": found.name} | {name: getattr(found, name) for name in content})
-        other = [name for name in content if getattr(there, name) != getattr(body, name)]
-        if other:
+    if existing is not None:
+        stored = FamilyIn.model_validate({"name": existing.name} | {name: getattr(existing, name) for name in content})
+        different = [name for name in content if getattr(stored, name) != getattr(body, name)]
+        if different:
             raise ConflictError(
-                f"The name {body.name} is used by a family with other {', '.join(other)}.", code="name-used"
+                f"A family {body.name} with different {', '.join(different)} already exists.", code="name-used"
             )
-        return found, False
+        return existing, False
     _check_corpus(body.corpus.uri, settings)
     family = Family(name=body.name, positions=None, documents=None, **content)
     queries.add(session, family)
@@ -57,7 +57,7 @@ def page(session: Session, paging: Pager) -> tuple[list[Family], str | None]:
 
 
 def keep_documents(session: Session, family_id: str, copy: dict[str, Any]) -> dict[str, Any]:
-    """Write which copy of its corpus a family is read on, unless that is known; the copy that counts."""
+    """Record the copy of its corpus that a family uses, unless one is recorded. Returns the copy in use."""
     family = session.get_one(Family, family_id)
     family.documents = family.documents or copy
     return family.documents
@@ -68,13 +68,13 @@ def _check_corpus(uri: str, settings: Settings) -> None:
         return
     if not uri.startswith("file:"):
         raise UnprocessableError(
-            f"A corpus is {' or '.join(BUILTIN_CORPORA)}, or a file:// URI; {uri!r} is neither.",
+            f"Unsupported corpus {uri!r}. Use {' or '.join(BUILTIN_CORPORA)}, or a file:// URI.",
             code="uri-unsupported",
         )
     try:
         path = resolve_under_roots(uri, settings.root_dirs)
     except PathRefusedError as error:
-        raise UnprocessableError(str(error), code="path-refused", title="Path outside the roots") from error
-    # A path that is not in sight may still be in the workers' sight, and they say what is wrong with it.
+        raise UnprocessableError(str(error), code="path-refused", title="Path outside the allowed roots") from error
+    # Workers may see paths that this host cannot; they report what is wrong with them.
     if path.is_file() and path.suffix not in _CORPUS_FILES:
-        raise UnprocessableError(f"A corpus file is .txt or .jsonl, not {path.suffix!r}.", code="corpus-invalid")
+        raise UnprocessableError(f"A corpus file must be .txt or .jsonl, not {path.suffix!r}.", code="corpus-invalid")

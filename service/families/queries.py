@@ -10,8 +10,8 @@ from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Deletion, Family
 
 LISTED = ~exists().where(Deletion.family_id == Family.id)
-"""Families that are not being deleted. Every query that shows families, or what belongs to several, has it."""
-# Built once: nearly every request asks it, and it takes longer to build than to run.
+"""Families that are not being deleted. Used by every query that lists families or rows of several families."""
+# Built once: nearly every request runs it, and it takes longer to build than to run.
 _BY_NAME = select(Family).where(Family.name == bindparam("name"), LISTED)
 
 
@@ -21,11 +21,11 @@ def by_name(session: Session, name: str) -> Family | None:
 
 
 def add(session: Session, family: Family) -> None:
-    """Store a family; IntegrityError where its name was taken meanwhile."""
+    """Store a family. Raises IntegrityError if its name is taken."""
     session.add(family)
     session.flush()
 
 
 def page(session: Session, *, after: Sequence[Any] | None, limit: int) -> Sequence[Family]:
-    """Families by name; a row more than `limit` where there are more."""
+    """Families by name; one row more than `limit` if there are more."""
     return session.scalars(keyset(select(Family).where(LISTED), [SortKey(Family.name)], after, limit)).all()

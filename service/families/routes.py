@@ -17,8 +17,8 @@ router = APIRouter(prefix="/v1/families", tags=["families"], dependencies=[BY_ME
 @router.post(
     "",
     status_code=201,
-    summary="Make a family",
-    responses={200: {"description": "It is there already.", "model": FamilyOut}},
+    summary="Create a family",
+    responses={200: {"description": "An identical family already exists.", "model": FamilyOut}},
 )
 def create_family(body: FamilyIn, session: WriteSession, settings: AppSettings, response: Response) -> FamilyOut:
     family, created = logic.create(session, settings, body)
@@ -28,19 +28,19 @@ def create_family(body: FamilyIn, session: WriteSession, settings: AppSettings, 
     return calibrations.with_latest(session, [family])[0]
 
 
-@router.get("", summary="All families, by name")
+@router.get("", summary="List families by name")
 def list_families(session: ReadSession, paging: Paging) -> Page[FamilyOut]:
     rows, cursor = logic.page(session, paging)
     return Page(data=calibrations.with_latest(session, rows), next_cursor=cursor)
 
 
-@router.get("/{family}", summary="One family")
+@router.get("/{family}", summary="Get a family")
 def get_family(family: ReadFamily, session: ReadSession) -> FamilyOut:
     return calibrations.with_latest(session, [family])[0]
 
 
 @router.delete("/{family}", status_code=204, summary="Delete a family", dependencies=[ADMIN])
 def delete_family(family: WriteFamily, session: WriteSession) -> None:
-    """With its checkpoints, features, runs, alerts and artifacts, its copy of the corpus too. It is gone at once, and
-    its name is free; rows and artifacts are removed within minutes. Needs the scope `admin`."""
+    """Deletes the family with its checkpoints, features, runs, alerts, artifacts and copy of the corpus. It disappears
+    at once and its name is free; rows and artifacts are removed within minutes. Requires the scope `admin`."""
     deletion.delete(session, family)

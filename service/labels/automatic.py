@@ -1,6 +1,6 @@
-"""The automatic label of a feature: what the tokens it fires on have in common, and those it promotes.
+"""Automatic labels: what the tokens that a feature fires on, and those it promotes, have in common.
 
-A rule, not a judgement: it says no more than the tokens show. `“stop”, “halt”`, `numbers, before “%”`, `“…ing”`.
+The labels state only what the tokens show: `“stop”, “halt”`, `numbers, before “%”`, `“…ing”`.
 """
 
 import unicodedata
@@ -10,21 +10,21 @@ from functools import lru_cache
 from featurewatch.service.features.words import plain
 
 _FEW = 5
-"""Tokens that are looked at, the first ones. Where there are so many, one of them may be of another kind."""
+"""Number of first tokens to examine. With this many, one may be an exception."""
 _NAMED = 3
-_LETTERS = 24
-_SHORTEST = 3
-"""Letters of a beginning or an end that words share."""
+_MAX_LETTERS = 24
+_MIN_SHARED = 3
+"""Shortest shared prefix or suffix, in letters."""
 _LATIN = "LATIN"
-_REMEMBERED = 32_768
-"""Words whose nature is remembered: a first fit asks of ten tokens of each of tens of thousands of features."""
+_CACHED = 32_768
+"""Cached words: a first fit labels tens of thousands of features from ten tokens each."""
 
 
 def auto_label(top_tokens: Sequence[str], promoted_tokens: Sequence[str]) -> str | None:
-    """The label, or None where there is no token to go by.
+    """The label, or None without tokens.
 
-    top_tokens: on which it fires most; where these share nothing, the first of them are named. promoted_tokens: whose
-    logits it raises most; they are named only where they share something, for most features' do not.
+    `top_tokens`, on which the feature fires most, are listed if they have nothing in common. `promoted_tokens`, whose
+    logits it raises most, are mentioned only if they have something in common, because most have not.
     """
     fires = shared(top_tokens[:_FEW]) or _listed(top_tokens)
     follows = shared(promoted_tokens[:_FEW])
@@ -33,20 +33,19 @@ def auto_label(top_tokens: Sequence[str], promoted_tokens: Sequence[str]) -> str
 
 
 def shared(tokens: Sequence[str]) -> str | None:
-    """What tokens have in common: a word, a kind of characters, a beginning, an end, a script; None: nothing."""
+    """What tokens have in common: a word, a kind of character, a prefix, a suffix or a script. None if nothing."""
     if not tokens:
         return None
     words = [_word(token) for token in tokens]
-    # A single token is itself, whatever it is made of; blanks have no other name.
     if not any(words):
         return "line breaks" if all("\n" in token for token in tokens) else "white space"
     subsets = [words]
     if len(words) >= _FEW:
         subsets += [words[:place] + words[place + 1 :] for place in range(len(words))]
-    for ask in (_same, _kind, _beginning, _end, _script):
-        found = next(filter(None, map(ask, subsets)), None)
-        if found:
-            return found
+    for rule in (_same, _kind, _prefix, _suffix, _script):
+        label = next(filter(None, map(rule, subsets)), None)
+        if label:
+            return label
     return None
 
 
@@ -68,30 +67,30 @@ _KINDS: dict[str, Callable[[str], bool]] = {
 }
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=_CACHED)
 def _kinds(word: str) -> frozenset[str]:
     return frozenset(kind for kind, fits in _KINDS.items() if word and fits(word))
 
 
-def _beginning(words: list[str]) -> str | None:
-    found = _common([word.casefold() for word in words])
-    return _quoted(f"{found}…") if found else None
+def _prefix(words: list[str]) -> str | None:
+    prefix = _common([word.casefold() for word in words])
+    return _quoted(f"{prefix}…") if prefix else None
 
 
-def _end(words: list[str]) -> str | None:
-    found = _common([word.casefold()[::-1] for word in words])[::-1]
-    return _quoted(f"…{found}") if found else None
+def _suffix(words: list[str]) -> str | None:
+    suffix = _common([word.casefold()[::-1] for word in words])[::-1]
+    return _quoted(f"…{suffix}") if suffix else None
 
 
 def _common(words: list[str]) -> str:
-    """The letters that all words begin with; empty where these are too few to say anything."""
-    first, last = min(words), max(words)  # in order, these two differ soonest
+    """The letters that all words start with; empty if there are fewer than _MIN_SHARED."""
+    first, last = min(words), max(words)  # these two share the shortest prefix
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[:length] if length >= _SHORTEST and first[:length].isalpha() else ""
+    return first[:length] if length >= _MIN_SHARED and first[:length].isalpha() else ""
 
 
 def _script(words: list[str]) -> str | None:
-    """The script of words that are not Latin, by the names of their characters."""
+    """The script of non-Latin words, from the Unicode names of their characters."""
     each = [_scripts(word) for word in words]
     scripts = set[str]().union(*each)
     if len(scripts) != 1 or not all(each):
@@ -102,20 +101,20 @@ def _script(words: list[str]) -> str | None:
     return f"{script if script == 'CJK' else script.title()} characters"
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=_CACHED)
 def _scripts(word: str) -> frozenset[str]:
     return frozenset(unicodedata.name(c, "?").split()[0] for c in word if c.isalpha())
 
 
 def _listed(tokens: Sequence[str]) -> str:
-    """The first few different tokens."""
+    """The first few distinct tokens."""
     words = {word.casefold(): word for word in map(_word, reversed(tokens)) if word}
     return ", ".join(_quoted(word) for word in list(words.values())[::-1][:_NAMED])
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=_CACHED)
 def _word(token: str) -> str:
-    return plain(token, _LETTERS)
+    return plain(token, _MAX_LETTERS)
 
 
 def _quoted(word: str) -> str:

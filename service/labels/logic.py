@@ -1,4 +1,4 @@
-"""Labels from an endpoint: asking for them, and writing what a worker was told. They are no part of any verdict."""
+"""Requests and records labels from a model endpoint. Labels never influence a verdict."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from featurewatch.service.runs.kinds import RunKind
 
 @dataclass(frozen=True)
 class ModelLabel:
-    """What a model said of a feature; `score` is (balanced accuracy, low, high), None where there is none."""
+    """A label by a model. `score` is (balanced accuracy, low, high), or None."""
 
     label: str
     model: str
@@ -25,35 +25,38 @@ class ModelLabel:
 
 
 def create(session: Session, family: Family, body: LabelIn) -> tuple[Run, str]:
-    """Queue a run that labels features; it and the name of the checkpoint.
+    """Queue a run that labels features. Returns the run and the name of the checkpoint.
 
-    Raises 404 for checkpoint and features, 409 where the family has no text or no feature is left to label.
+    Raises 404 for an unknown checkpoint or feature, 409 if the family has no text or nothing is left to label.
     """
     checkpoint = checkpoints.get_judged(session, family, body.checkpoint)
     if not (family.positions or {}).get("documents"):
         raise ConflictError(
-            f"{family.name} has no text to show: its activations were brought along without it.", code="no-text"
+            f"{family.name} has no text to label features from: it was created from activations without text.",
+            code="no-text",
         )
     if body.features is None:
-        named = [feature_id(n) for n in queries.wanting(session, family.id, checkpoint.id, DEFAULT)]
+        numbers = queries.unlabelled(session, family.id, checkpoint.id, DEFAULT)
     else:
-        named = [feature_id(features.get(session, family, one).number) for one in dict.fromkeys(body.features)]
-    if not named:
+        numbers = [features.get(session, family, name).number for name in dict.fromkeys(body.features)]
+    if not numbers:
         raise ConflictError(
-            f"Every feature that is watched or changed in {checkpoint.name} has a label of a model; name others.",
+            f"All features that are watched or changed in {checkpoint.name} already have a model label. Name the "
+            "features to label.",
             code="nothing-to-label",
         )
-    params = LabelIn(features=named, checkpoint=checkpoint.name).model_dump(mode="json")
+    ids = [feature_id(number) for number in numbers]
+    params = LabelIn(features=ids, checkpoint=checkpoint.name).model_dump(mode="json")
     run = runs.create(session, family_id=family.id, checkpoint_id=checkpoint.id, kind=RunKind.LABEL, params=params)
     return run, checkpoint.name
 
 
-def record(session: Session, *, family_id: str, number: int, run_id: str, found: ModelLabel) -> None:
-    """Write a model's label in place of an earlier one; a person's label stays."""
-    value, low, high = found.score or (None, None, None)
+def record(session: Session, *, family_id: str, number: int, run_id: str, label: ModelLabel) -> None:
+    """Write a model's label, replacing an earlier one. A person's label stays."""
+    value, low, high = label.score or (None, None, None)
     values = {
-        "model_label": found.label,
-        "model_label_by": found.model,
+        "model_label": label.label,
+        "model_label_by": label.model,
         "model_label_score": value,
         "model_label_score_lo": low,
         "model_label_score_hi": high,

@@ -1,7 +1,7 @@
-"""A feature as the JSON that Neuronpedia-style viewers read: the fields of Neuronpedia's own feature API.
+"""Features as JSON for Neuronpedia-style viewers, with the fields of Neuronpedia's own feature API.
 
-`modelId` is the checkpoint, `layer` the source (`12-resid_post-assistant`), `index` the number of the feature's id.
-Only what is known is filled in; there are no histograms and no correlated neurons.
+`modelId` is the checkpoint, `layer` the source (`12-resid_post-assistant`), `index` the number in the feature's id.
+Histograms and correlated neurons are left out.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from featurewatch.service.verdicts import queries as verdicts
 
 
 class Explanation(BaseModel):
-    """A label, and whose it is: a person's, a model's, or the automatic one."""
+    """A label by a person, by a model, or an automatic one."""
 
     description: str
     type_name: str = Field(serialization_alias="typeName")
@@ -32,28 +32,30 @@ class Explanation(BaseModel):
 
 
 class NeuronpediaFeature(BaseModel):
-    """A feature as Neuronpedia-style viewers read it."""
+    """A feature in the format of Neuronpedia-style viewers."""
 
     model_id: str = Field(serialization_alias="modelId", description="The checkpoint.")
     layer: str = Field(
         description="The source: layer, kind of hook point, family.", examples=["12-resid_post-assistant"]
     )
     source_set_name: str = Field(serialization_alias="sourceSetName")
-    index: str = Field(description="Number of the feature's id.", examples=["42"])
+    index: str = Field(description="The number in the feature's id.", examples=["42"])
     pos_str: list[str] = Field(description="Tokens whose logits it raises most.")
-    pos_values: list[float] = Field(description="By how much: logit lens at unit norm, less the vocabulary's mean.")
+    pos_values: list[float] = Field(
+        description="Increase of their logits: logit lens at unit norm, minus the mean over the vocabulary."
+    )
     neg_str: list[str]
     neg_values: list[float]
-    frac_nonzero: float = Field(description="Share of the positions on which it fires.")
+    frac_nonzero: float = Field(description="Fraction of the positions at which it fires.")
     max_act_approx: float = Field(serialization_alias="maxActApprox")
-    activations: list[Activation] = Field(description="Strongest first; none where the family has no text.")
+    activations: list[Activation] = Field(description="Strongest first. Empty if the family has no text.")
     explanations: list[Explanation] = Field(
-        description="A person's label first, then a model's, then the automatic one."
+        description="The label by a person first, then by a model, then the automatic one."
     )
 
 
 class Exporter:
-    """Features of one checkpoint's code. Opens its files once, for many features. 404 where there is no code."""
+    """Exports features of one checkpoint's code, opening its files only once. Raises 404 if there is no code."""
 
     def __init__(self, session: Session, artifacts: ArtifactStore, family: Family, checkpoint: str | None) -> None:
         self.session, self.artifacts, self.family = session, artifacts, family
@@ -65,16 +67,16 @@ class Exporter:
         self.hook_point = _deepest([hook for hook in self.checkpoint.hook_points if hook in sources])
 
     def features(self, numbers: Sequence[int], limit: int) -> list[NeuronpediaFeature]:
-        """Some of `columns`, in the order given, with up to `limit` passages each. 404 where one is not there."""
+        """The features with these numbers, in order, with up to `limit` passages each. Raises 404 for unknown ones."""
         for number in numbers:
             if number not in self.columns:
                 raise NotFoundError(
                     f"The code of {self.checkpoint.name} has no feature {feature_id(number)}.", code="no-code"
                 )
-        found = queries.with_logits(self.session, self.family.id, numbers)
+        features = queries.with_logits(self.session, self.family.id, numbers)
         rows = verdicts.standing(self.session, self.checkpoint.id, ["firing_rate"])
         rates = {number: rate for number, _, rate in rows}
-        return [self._feature(found[number], rates.get(number, 0.0), limit) for number in numbers]
+        return [self._feature(features[number], rates.get(number, 0.0), limit) for number in numbers]
 
     def _feature(self, feature: Feature, rate: float, limit: int) -> NeuronpediaFeature:
         kind, _, layer = self.hook_point.partition(".")
@@ -112,5 +114,5 @@ def _explanations(feature: Feature) -> list[Explanation]:
 
 
 def _deepest(hook_points: Sequence[str]) -> str:
-    """The hook point that promoted tokens are taken at."""
+    """The deepest hook point, at which promoted tokens are computed."""
     return max(hook_points, key=depth)

@@ -10,7 +10,7 @@ from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.models import Code, Family
 
 AROUND = 32
-"""Tokens on each side of the one on which the feature fires most."""
+"""Tokens on each side of the one where the feature fires most."""
 
 
 class Activation(BaseModel):
@@ -24,7 +24,7 @@ class Activation(BaseModel):
 
 
 class Passages:
-    """Passages of a code's examples. Its files are mapped, not read: one feature costs as much as it shows."""
+    """Passages around the examples of a code. Files are memory-mapped, so only what is used is read."""
 
     def __init__(self, artifacts: ArtifactStore, family: Family, code: Code) -> None:
         self.code = codes.tensors(artifacts, code.artifact)
@@ -34,20 +34,20 @@ class Passages:
         self.documents: Path | None = None
         if positions.get("documents"):
             self.documents = artifacts.path(positions["documents"])
-            found = codes.tensors(artifacts, positions["artifact"])
-            self.document, self.start, self.end = (found[name] for name in ("document", "start", "end"))
+            tensors = codes.tensors(artifacts, positions["artifact"])
+            self.document, self.start, self.end = (tensors[name] for name in ("document", "start", "end"))
 
     def column(self, number: int) -> int | None:
-        """The column of a feature; None where the code has it not."""
-        found = np.flatnonzero(self.code["feature_numbers"] == number)
-        return int(found[0]) if len(found) else None
+        """The column of a feature; None if the code does not contain it."""
+        columns = np.flatnonzero(self.code["feature_numbers"] == number)
+        return int(columns[0]) if len(columns) else None
 
     def largest(self, column: int) -> float:
         """The largest activation of a column."""
         return float(self.values[column].max(initial=0.0))
 
     def activations(self, column: int, limit: int) -> list[Activation]:
-        """Passages around the places where a column fires most, strongest first, one for each place."""
+        """Passages around the positions where a column fires most, strongest first."""
         if self.documents is None:
             return []
         rows = [int(row) for row in self.places[column] if row >= 0][:limit]
@@ -58,7 +58,7 @@ class Passages:
         same = first + np.flatnonzero(self.document[first:last] == self.document[row])
         first, last = int(same[0]), int(same[-1]) + 1
         text = codes.document_text(documents, int(self.document[row])) or ""
-        # From one token's end to the next one's: together the passage as it stands, blanks included.
+        # Each token starts where the previous one ends, so that the tokens include all white space.
         begins = [int(self.start[first]), *self.end[first : last - 1].tolist()]
         tokens = [text[begin:end] for begin, end in zip(begins, self.end[first:last].tolist(), strict=True)]
         values = self._values(column, first, last)
@@ -68,11 +68,11 @@ class Passages:
         )
 
     def _values(self, column: int, first: int, last: int) -> list[float]:
-        """Activations of a column at the positions `first` to `last`."""
+        """Activations of a column at the positions [first, last)."""
         ends = self.code["indptr"][first : last + 1]
         part = slice(int(ends[0]), int(ends[-1]))
         latents, values = self.code["indices"][part], self.code["values"][part]
         row = np.repeat(np.arange(last - first), np.diff(ends))
-        found = np.zeros(last - first)
-        found[row[latents == column]] = values[latents == column]
-        return [round(float(value), 4) for value in found]
+        dense = np.zeros(last - first)
+        dense[row[latents == column]] = values[latents == column]
+        return [round(float(value), 4) for value in dense]

@@ -11,10 +11,10 @@ from featurewatch.service.models import Feature, Verdict
 from featurewatch.service.verdicts.statuses import CHANGED
 
 
-def wanting(session: Session, family_id: str, checkpoint_id: str, limit: int) -> list[int]:
-    """Numbers of features without a label of a model that are watched or changed in a checkpoint, most changed first.
+def unlabelled(session: Session, family_id: str, checkpoint_id: str, limit: int) -> list[int]:
+    """Numbers of features without a model label that are watched or changed in a checkpoint.
 
-    Those that are watched come before the others.
+    Watched features come first, then the most changed.
     """
     statement = (
         select(Feature.number)
@@ -32,19 +32,19 @@ def wanting(session: Session, family_id: str, checkpoint_id: str, limit: int) ->
 
 
 def set_label(session: Session, family_id: str, number: int, values: dict[str, Any]) -> None:
-    """Write what a model says of a feature."""
+    """Write the columns of a feature's model label."""
     chosen = (Feature.family_id == family_id) & (Feature.number == number)
     session.execute(update(Feature).where(chosen).values(**values))
 
 
 def with_logits(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Feature]:
-    """Number -> feature, of those that there are, with what is left out of lists."""
+    """Number -> feature with its logits, which lists do not load."""
     chosen = (Feature.family_id == family_id, one_of(Feature.number, values=numbers))
     rows = session.scalars(select(Feature).where(*chosen).options(undefer(Feature.logits)))
     return {feature.number: feature for feature in rows}
 
 
 def labelled_by(session: Session, family_id: str, numbers: Sequence[int], run_id: str) -> set[int]:
-    """Those of the features whose label a run has written already."""
+    """The features that a run has already labelled."""
     chosen = (Feature.family_id == family_id, one_of(Feature.number, values=numbers))
     return set(session.scalars(select(Feature.number).where(*chosen, Feature.model_label_run == run_id)))

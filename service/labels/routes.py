@@ -19,20 +19,22 @@ from featurewatch.service.runs.schemas import RunView, view
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
 
 
-CheckpointQuery = Annotated[str | None, Query(description="By its code. Left out: the newest judged one.")]
-PassagesQuery = Annotated[int, Query(ge=0, le=16, description="Passages of each feature.")]
+CheckpointQuery = Annotated[
+    str | None, Query(description="Checkpoint whose code is used. Default: the newest judged one.")
+]
+PassagesQuery = Annotated[int, Query(ge=0, le=16, description="Number of passages per feature.")]
 
 
-@router.post("/features/labels", status_code=202, summary="Have features labelled by the model that the settings name")
+@router.post("/features/labels", status_code=202, summary="Label features with the configured model")
 def label(family: WriteFamily, body: LabelIn, session: WriteSession, response: Response) -> RunView:
-    """A run of the kind `label`. Passages of the probe corpus go to the endpoint of FEATUREWATCH_LABEL_URL. Labels are
-    text for people: no verdict uses them."""
+    """Queues a run of the kind `label`, which sends passages of the probe corpus to FEATUREWATCH_LABEL_URL. Labels are
+    for readers only; no verdict uses them."""
     run, checkpoint = logic.create(session, family, body)
     accepted(response, f"/v1/runs/{run.id}")
     return view(run, family.name, checkpoint)
 
 
-@router.get("/features/{feature}/neuronpedia", summary="One feature as Neuronpedia-style viewers read it")
+@router.get("/features/{feature}/neuronpedia", summary="Get a feature for Neuronpedia-style viewers")
 def one_for_viewers(
     family: ReadFamily,
     feature: str,
@@ -45,7 +47,7 @@ def one_for_viewers(
     return Exporter(session, artifacts, family, checkpoint).features([number], passages)[0]
 
 
-@router.get("/neuronpedia", summary="All features of a checkpoint as Neuronpedia-style viewers read them")
+@router.get("/neuronpedia", summary="List the features of a checkpoint for Neuronpedia-style viewers")
 def all_for_viewers(
     family: ReadFamily,
     session: ReadSession,
@@ -60,5 +62,5 @@ def all_for_viewers(
     if after is not None:
         check([SortKey(Feature.number)], after)
     numbers = sorted(number for number in exporter.columns if after is None or number > after[0])
-    kept, cursor = paging.page(numbers[: paging.limit + 1], order, lambda number: (number,))
-    return Page(data=exporter.features(kept, passages), next_cursor=cursor)
+    page, cursor = paging.page(numbers[: paging.limit + 1], order, lambda number: (number,))
+    return Page(data=exporter.features(page, passages), next_cursor=cursor)

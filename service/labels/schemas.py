@@ -1,14 +1,14 @@
-"""JSON of labels from an endpoint."""
+"""JSON of labels from a model endpoint."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
 MOST = 500
 DEFAULT = 100
-"""Features of a run that names none: each costs requests."""
+"""Number of features that a run labels by default. Each costs several requests."""
 
 
 class LabelIn(BaseModel):
-    """Which features to label, by the code of which checkpoint."""
+    """Which features to label, and the checkpoint whose code is used."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -16,14 +16,14 @@ class LabelIn(BaseModel):
         None,
         min_length=1,
         max_length=MOST,
-        description=f"Ids. Null: those that are watched or changed in the checkpoint and have no label of a model yet, "
-        f"the {DEFAULT} that changed most.",
+        description=f"Feature ids. Default: up to {DEFAULT} features that are watched or changed in the checkpoint and "
+        "have no model label yet, the most changed first.",
     )
-    checkpoint: str | None = Field(None, max_length=100, description="Null: the newest judged one.")
+    checkpoint: str | None = Field(None, max_length=100, description="Default: the newest judged one.")
 
 
 class NotLabelled(BaseModel):
-    """A feature that got no label, and why."""
+    """A feature that could not be labelled, and why."""
 
     feature: str
     code: str
@@ -36,5 +36,7 @@ class LabelResult(BaseModel):
     checkpoint: str
     model: str
     labelled: int
-    scored: int = Field(description="Of them. A feature that fires in one document alone has no held-out examples.")
+    scored: int = Field(
+        description="How many of them have a score. A feature that fires in a single document has no held-out examples."
+    )
     failed: list[NotLabelled]

@@ -1,4 +1,4 @@
-"""The lineage of features: what re-fits made of them."""
+"""The lineage of features across re-fits."""
 
 from sqlalchemy.orm import Session
 
@@ -8,12 +8,12 @@ from featurewatch.service.models import Checkpoint, Feature
 
 
 def of_feature(session: Session, feature: Feature) -> list[LineageLink]:
-    """Where a feature came from and where it went, over all generations."""
+    """All links of a feature to its predecessors and successors, over all generations."""
     return [link(row, name) for row, name in queries.of_feature(session, feature.family_id, feature.number)]
 
 
 def refit(session: Session, checkpoint: Checkpoint) -> Refit | None:
-    """What the re-fit of a checkpoint's run did; None where it was none."""
+    """The re-fit made by a checkpoint's run; None if it did not re-fit."""
     counts = queries.counts(session, checkpoint.id)
     if not counts:
         return None

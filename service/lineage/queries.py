@@ -19,7 +19,7 @@ def page(
     after: Sequence[Any] | None,
     limit: int,
 ) -> Sequence[tuple[Lineage, str]]:
-    """(link, checkpoint) of a family's re-fits, oldest first; a row more than `limit` where there are more."""
+    """(link, checkpoint) of a family's re-fits, oldest first; one row more than `limit` if there are more."""
     statement = _links(family_id)
     if generation is not None:
         statement = statement.where(Lineage.generation == generation)
@@ -30,17 +30,17 @@ def page(
 
 
 def of_feature(session: Session, family_id: str, number: int) -> Sequence[tuple[Lineage, str]]:
-    """(link, checkpoint) of all re-fits that one feature went through, came from or went into; oldest first."""
+    """(link, checkpoint) of all links from or to a feature, oldest first."""
     statement = _links(family_id).where(or_(Lineage.old == number, Lineage.new == number))
     return [(row[0], row[1]) for row in session.execute(statement.order_by(Lineage.generation, Lineage.id))]
 
 
 def counts(session: Session, checkpoint_id: str) -> dict[str, int]:
-    """Kind -> how many features of the last generation a checkpoint's re-fit made that of; of `new`: how many new."""
+    """Link kind -> number of old features in a checkpoint's re-fit; for `new`, the number of new features."""
     return {row[0]: row[1] for row in session.execute(_COUNTS, {"checkpoint": checkpoint_id})}
 
 
-# Built once: every report asks it.
+# Built once: every report runs it.
 _COUNTS = (
     select(Lineage.kind, func.count(func.distinct(func.coalesce(Lineage.old, Lineage.new))))
     .where(Lineage.checkpoint_id == bindparam("checkpoint"))

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from featurewatch.service.kit.ids import feature_id
 
 if TYPE_CHECKING:
-    # The command shows features by these shapes, and starts without the database's tables.
+    # The CLI uses these schemas and must start without SQLAlchemy.
     from featurewatch.service.models import Lineage
 
 LinkKind = Literal["carried", "retired", "split", "merged", "new"]
@@ -15,18 +15,19 @@ LINK_KINDS: tuple[LinkKind, ...] = get_args(LinkKind)
 
 
 class LineageLink(BaseModel):
-    """What a re-fit made of a feature. One that is split, or merged out of several, has several links."""
+    """What became of a feature in a re-fit. A split or merged feature has several links."""
 
-    generation: int = Field(description="The new one.")
-    checkpoint: str = Field(description="Whose run fitted it.")
+    generation: int = Field(description="The new generation.")
+    checkpoint: str = Field(description="The checkpoint whose run fitted it.")
     kind: LinkKind = Field(
-        description="`carried`: the id goes on. `retired`: it does not. `split`: `new` is one of those that carry "
-        "`old` together. `merged`: `new` carries `old` with others. `new`: no old feature leads to it."
+        description="`carried`: the id continues. `retired`: it ends. `split`: `new` is one of several features that "
+        "replace `old`. `merged`: `new` replaces `old` and others. `new`: no old feature corresponds to it."
     )
     old: str | None = Field(examples=["F42318"])
     new: str | None
     score: float = Field(
-        description="Correlation of the two codes on the probe corpus; of a retired or new one with what comes nearest."
+        description="Correlation of the two codes on the probe corpus. For a retired or new feature, the correlation "
+        "with the most similar one."
     )
 
 
@@ -36,13 +37,13 @@ class Refit(BaseModel):
     why: str
     carried: int
     retired: int
-    split: int = Field(description="Old features that several new ones carry.")
-    merged: int = Field(description="Old features that went into one with others.")
-    new: int = Field(description="New features that none of the old leads to.")
+    split: int = Field(description="Old features replaced by several new ones.")
+    merged: int = Field(description="Old features replaced by one new feature together with others.")
+    new: int = Field(description="New features that correspond to no old one.")
 
 
 def link(row: "Lineage", checkpoint: str) -> LineageLink:
-    """A link as the API shows it."""
+    """A link for the API."""
     return LineageLink(
         generation=row.generation,
         checkpoint=checkpoint,

@@ -1,4 +1,4 @@
-"""API keys, sessions of browsers, the audit log, and remembered answers to idempotent requests."""
+"""API keys, browser sessions, the audit log, and stored responses of idempotent requests."""
 
 from datetime import datetime
 from typing import Any
@@ -17,9 +17,9 @@ class ApiKey(Base):
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("key"))
     name: Mapped[str]
     prefix: Mapped[str] = mapped_column(unique=True)
-    """The part that is shown in lists and looked up by."""
+    """The part that is used for lookup and shown in lists."""
     hash: Mapped[str]
-    """SHA-256 of the whole key: it has 160 random bits, so a slow hash would add nothing."""
+    """SHA-256 of the whole key. It has 160 random bits, so a slow hash would add nothing."""
     scopes: Mapped[list[str]]
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     expires_at: Mapped[datetime | None]
@@ -28,7 +28,7 @@ class ApiKey(Base):
 
 
 class WebSession(Base):
-    """A browser that signed in to the pages with a key. Signing out removes it."""
+    """A browser signed in to the pages with a key. Signing out deletes it."""
 
     __tablename__ = "web_session"
 
@@ -53,12 +53,12 @@ class AuditEntry(Base):
 
 
 class IdempotencyRecord(Base):
-    """The answer to a POST that came with an Idempotency-Key."""
+    """The response to a POST or PATCH with an Idempotency-Key."""
 
     __tablename__ = "idempotency_record"
 
     key: Mapped[str] = mapped_column(primary_key=True)
-    """Caller and header value together, so that two callers cannot meet."""
+    """Caller and header value, so that callers cannot collide."""
     fingerprint: Mapped[str]
     status: Mapped[int]
     headers: Mapped[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Artifacts of the store: what each must hold."""
+"""The ledger of the artifact store: the expected content of every artifact."""
 
 from datetime import datetime
 from typing import Any
@@ -11,15 +11,15 @@ from featurewatch.service.kit.db import Base
 
 
 class Artifact(Base):
-    """Written when an artifact is made, compared with what is there when it is opened."""
+    """Written when an artifact is created, and compared with its files when it is opened."""
 
     __tablename__ = "artifact"
 
     name: Mapped[str] = mapped_column(primary_key=True)
     size: Mapped[int] = mapped_column(BigInteger)
-    """Bytes of all its files."""
+    """Total bytes of its files."""
     digest: Mapped[str]
-    """Of a file its SHA-256, of a folder that over names, sizes and digests of its files."""
+    """SHA-256 of a file, or over the names, sizes and digests of a folder's files."""
     files: Mapped[dict[str, Any]]
-    """`{name: [size, sha256]}`; a file's only name is empty."""
+    """`{name: [size, sha256]}`. A single file has the empty name."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)

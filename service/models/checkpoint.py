@@ -1,4 +1,4 @@
-"""A checkpoint: one set of weights of a family; and its sources, one for each hook point."""
+"""Checkpoints, and their sources, one for each hook point."""
 
 from datetime import datetime
 from typing import Any
@@ -22,35 +22,35 @@ class Checkpoint(Base):
     adapter: Mapped[str | None]
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoint.id"))
     deleted_parents: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")
-    """`[{id, name}]`, first the one it was registered with: parents that were deleted and handed it to their own."""
+    """`[{id, name}]` of former parents that were deleted, the original one first."""
     hook_points: Mapped[list[str]]
     """The family's, unless the registration named others."""
     fit: Mapped[str]
-    """As asked for: auto, extend, refit or later."""
+    """As requested: auto, extend, refit or later."""
     details: Mapped[dict[str, Any]]
-    """`metadata` of the registration, kept as it came."""
+    """`metadata` of the registration, unchanged."""
     resolved_uri: Mapped[str | None]
-    """What `uri` stood for when it was registered: a commit, a listing; None: nobody could tell yet."""
+    """What `uri` referred to at registration: a commit or a listing. None until resolved."""
     resolved_adapter: Mapped[str | None]
     contents: Mapped[dict[str, Any] | None]
-    """Its files as `service.checkpoints.contents.Contents`; None: it was read by a version that did not keep them."""
+    """Its files as `service.checkpoints.contents.Contents`. None if an older version read it."""
     content_digest: Mapped[str | None]
     """SHA-256 over names, sizes and digests of all its files, once a worker has read them."""
     state: Mapped[str] = mapped_column(default="registered")
-    """registered, harvested (it waits for the family's first fit), judged or failed. Only a judged one can be a
-    baseline."""
+    """registered, harvested (waiting for the family's first fit), judged or failed. Only judged checkpoints can be
+    baselines."""
     generation: Mapped[int | None]
     """Generation of the dictionary that it was judged with."""
     quality: Mapped[dict[str, Any] | None]
     """`{fvu, l0, dead_share, valid_share, size_factor, positions_per_second, ...}` and the same per hook point."""
     revision: Mapped[int] = mapped_column(default=0, server_default="0")
-    """How often its verdicts and measurements were written: what is kept of them in memory goes by it."""
+    """Incremented when its verdicts or measurements are written. In-memory caches are keyed by it."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     judged_at: Mapped[datetime | None]
 
 
 class Source(Base):
-    """What the workers keep of one (checkpoint, hook point); every artifact is a name in the artifact store."""
+    """The artifacts of one (checkpoint, hook point), by their names in the artifact store."""
 
     __tablename__ = "source"
 
@@ -58,9 +58,9 @@ class Source(Base):
     hook_point: Mapped[str] = mapped_column(primary_key=True)
     d_model: Mapped[int]
     stats: Mapped[dict[str, Any]]
-    """`{rms, fvu}`: floats; `paired_with`: the parent's hook point that it was held against, None: none."""
+    """`{rms, fvu}` as floats, and `paired_with`: the parent's hook point that it was compared with, or None."""
     dictionary: Mapped[str | None] = mapped_column(info=ARTIFACT)
     """safetensors with `mean` [d], `rms` [], `decoder` [m, d], `bias` [d], `readout` [d, m], `readout_bias` [m],
     `readout_slope` [m], `reference` [m, d]."""
     activations: Mapped[str | None] = mapped_column(info=ARTIFACT)
-    """Folder of the activations; None after retention removed them."""
+    """Folder of the activations. None after retention has removed them."""

@@ -1,4 +1,4 @@
-"""Dependency graphs: what a feature is computed from in a checkpoint, and what it does there."""
+"""Dependency graphs: what a feature is computed from in a checkpoint, and its effect there."""
 
 from datetime import datetime
 from typing import Any
@@ -28,13 +28,13 @@ class DependencyGraph(Base):
     """Where the feature is read."""
     n_positions: Mapped[int]
     artifact: Mapped[str] = mapped_column(info=ARTIFACT)
-    """safetensors with the sums by fold that everything is made from: `counts` [K], `values` [K]; for each earlier hook
-    point `numbers.H` [E], `sums.H` [K, E] and `rest.H` [K, 3] (bias, error, tokens without a code)."""
+    """safetensors with the sums by fold: `counts` [K], `values` [K], and for each earlier hook point H `numbers.H` [E],
+    `sums.H` [K, E] and `rest.H` [K, 3] (bias, error, tokens without a code)."""
     graph: Mapped[dict[str, Any]]
-    """As the API shows it: see service.dependencies.schemas.Graph."""
+    """See service.dependencies.schemas.Graph."""
     effect: Mapped[dict[str, Any] | None]
-    """What the feature's direction does to the next token; None where the model has no head."""
+    """Effect of the feature's direction on the next token. None if the model has no head."""
     rewired: Mapped[bool | None]
-    """Against the parent; None where that cannot be said."""
+    """Compared with the parent; None if unknown."""
     run_id: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=utcnow)

@@ -1,4 +1,4 @@
-"""A family: the models that are tracked together in one feature space."""
+"""Families: models that are tracked together in one feature space."""
 
 from datetime import datetime
 from typing import Any
@@ -17,17 +17,17 @@ class Family(Base):
     name: Mapped[str] = mapped_column(unique=True)
     hook_points: Mapped[list[str]]
     corpus: Mapped[dict[str, Any]]
-    """`{uri, max_documents, context_length}`; what the models of the family are read on."""
+    """`{uri, max_documents, context_length}`, as registered."""
     documents: Mapped[dict[str, Any] | None]
-    """The corpus as its first run copied it, `{artifact, digest, count}`: what every checkpoint is read on."""
+    """The copy of the corpus made by the first run, `{artifact, digest, count}`. Every checkpoint is run on it."""
     crosscoder: Mapped[dict[str, Any]]
     """`{n_features, k, sparsity, decoder, steps, batch_size, learning_rate, seed}`, defaults filled in."""
     policy: Mapped[dict[str, Any]]
     """Thresholds of the verdicts and of re-fits, defaults filled in."""
     generation: Mapped[int] = mapped_column(default=0)
-    """Full fits so far. 0: nothing was fitted yet."""
+    """Number of full fits so far."""
     n_features: Mapped[int] = mapped_column(default=0)
-    """Ids handed out so far; the next new feature takes this number."""
+    """Number of feature ids assigned so far, and the number of the next one."""
     positions: Mapped[dict[str, Any] | None]
     """Digest, count and artifact of the family's positions, set by its first checkpoint."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)

@@ -1,4 +1,4 @@
-"""A feature: a latent with an id that is stable in the family for ever."""
+"""Features: latents with ids that are permanent within the family."""
 
 from datetime import datetime
 from typing import Any
@@ -20,38 +20,38 @@ class Feature(Base):
     family_id: Mapped[str] = mapped_column(ForeignKey("family.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     label: Mapped[str | None]
-    """A person's text for people, never evidence. None: show the automatic one."""
+    """By a person, for readers only, never evidence. If None, the automatic label is shown."""
     auto_label: Mapped[str | None]
-    """Made from the tokens below by `service.labels.automatic`; None where there are none."""
+    """By `service.labels.automatic` from the tokens below. None without tokens."""
     model_label: Mapped[str | None]
-    """By a model behind an endpoint, `model_label_by`, in the run `model_label_run`."""
+    """By the model `model_label_by` in the run `model_label_run`."""
     model_label_by: Mapped[str | None]
     model_label_score: Mapped[float | None]
-    """Balanced accuracy on held-out passages, with its 95% interval; None where there were none."""
+    """Balanced accuracy on held-out passages, with its 95% interval. None if there were none."""
     model_label_score_lo: Mapped[float | None]
     model_label_score_hi: Mapped[float | None]
     model_label_run: Mapped[str | None]
     top_tokens: Mapped[list[str]]
-    """On which it fires most, by summed activation; empty where the family has no text."""
+    """Tokens with the largest summed activation. Empty if the family has no text."""
     promoted_tokens: Mapped[list[str]] = mapped_column(default=list)
-    """Whose logits its decoder row raises most, in the checkpoint it was born in; empty where that has no head. The
-    checkpoint's `quality["logit_lens"]` says why."""
+    """Tokens whose logits its decoder row raises most, in the checkpoint it was born in. Empty without a head; the
+    checkpoint's `quality["logit_lens"]` gives the reason."""
     logits: Mapped[dict[str, Any]] = mapped_column(default=dict, deferred=True)
-    """`{"promoted": [[token, value], ...], "demoted": ...}`: for the row at unit norm, less the vocabulary's mean."""
+    """`{"promoted": [[token, value], ...], "demoted": ...}` at unit norm, minus the mean over the vocabulary."""
     tags: Mapped[list[str]]
     watched: Mapped[bool] = mapped_column(default=False)
     origin: Mapped[str]
-    """fitted (in a generation's fit), emerged (new in born_in) or discovered (there before, found in born_in)."""
+    """fitted (by a generation's fit), emerged (new in born_in) or discovered (older, but first found in born_in)."""
     born_in: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"))
-    """The checkpoint whose run gave it its id."""
+    """The checkpoint whose run assigned its id."""
     generation: Mapped[int]
     retired_in: Mapped[int | None]
-    """Generation that carries it no longer; None while it lives. `Lineage` says what became of it."""
+    """The generation in which it was retired; None while it is alive. `Lineage` has its successors."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 
 class Code(Base):
-    """The sparse code of one generation up to one checkpoint: columns are the features in order of ids."""
+    """The sparse code of one generation up to one checkpoint. Columns are features in order of their ids."""
 
     __tablename__ = "code"
 
@@ -61,8 +61,8 @@ class Code(Base):
     artifact: Mapped[str] = mapped_column(info=ARTIFACT)
     """safetensors CSR: `indptr` int64, `indices` int32, `values` float32, `feature_numbers` int64 [columns]."""
     examples: Mapped[str] = mapped_column(info=ARTIFACT)
-    """safetensors: `positions` int64 [columns, n], -1 where fewer; `values` float32, largest first."""
+    """safetensors: `positions` int64 [columns, n], padded with -1, and `values` float32, largest first."""
     n_positions: Mapped[int]
     n_features: Mapped[int]
     extra: Mapped[dict[str, Any]]
-    """`{fitted: true}` where the dictionary was fitted on this checkpoint, not extended onto it."""
+    """`{fitted: true}` if the dictionary was fitted on this checkpoint instead of extended to it."""

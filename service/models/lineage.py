@@ -1,4 +1,4 @@
-"""The lineage of features: what a re-fit made of the last generation's."""
+"""The lineage of features: links between the features of consecutive generations."""
 
 from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index
 from sqlalchemy.orm import Mapped, mapped_column
@@ -7,7 +7,7 @@ from featurewatch.service.kit.db import Base
 
 
 class Lineage(Base):
-    """One link between two generations. A feature that is split, or merged out of several, has several."""
+    """One link between two generations. A split or merged feature has several."""
 
     __tablename__ = "lineage"
     __table_args__ = (
@@ -23,13 +23,13 @@ class Lineage(Base):
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), index=True)
     """The checkpoint whose run fitted the generation."""
     generation: Mapped[int]
-    """The new one."""
+    """The new generation."""
     old: Mapped[int | None]
-    """Number of a feature of the last generation; None: none led to `new`."""
+    """Feature number in the old generation; None if `new` has no predecessor."""
     new: Mapped[int | None]
-    """Number of a feature of this generation, the same as `old` where it was carried; None: `old` was retired."""
+    """Feature number in the new generation, the same as `old` if carried; None if `old` was retired."""
     kind: Mapped[str]
-    """carried, retired, split (old ended, new is one of several that carry it), merged (new carries it and others) or
-    new."""
+    """carried, retired, split (`new` is one of several successors of `old`), merged (`new` succeeds `old` and others)
+    or new."""
     score: Mapped[float]
-    """Correlation of the two codes on the probe corpus; of a retired or new one with what comes nearest."""
+    """Correlation of the two codes on the probe corpus; for retired and new features, with the most similar one."""

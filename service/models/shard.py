@@ -1,4 +1,4 @@
-"""A group of documents of a harvest that several workers share: who reads it, and until when."""
+"""Shards: groups of documents of a harvest that several workers share, with their leases."""
 
 from datetime import datetime
 
@@ -14,20 +14,20 @@ class Shard(Base):
     __table_args__ = (UniqueConstraint("run_id", "number"),)
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("shd"))
-    """New with each attempt of the run: what was claimed in an earlier one matches nothing any more."""
+    """New in each attempt of the run, so that claims of earlier attempts match nothing."""
     run_id: Mapped[str] = mapped_column(ForeignKey("run.id"))
     run_attempt: Mapped[int]
     number: Mapped[int]
     folder: Mapped[str]
-    """Artifact that holds the harvest's terms and what helpers have read; its name has a digest of the terms."""
+    """Artifact with the harvest's settings and what helpers have read. Its name contains a digest of the settings."""
     size: Mapped[int]
-    """Positions."""
+    """Number of positions."""
     read: Mapped[int] = mapped_column(default=0)
     """Positions read so far."""
     attempt: Mapped[int] = mapped_column(default=0)
-    """The fence, as that of a run."""
+    """Fencing number, as for runs."""
     worker: Mapped[str | None]
-    """Who reads it, or has read it."""
+    """The worker that reads it or has read it."""
     lease_until: Mapped[datetime | None]
-    """None with a worker: it is the run's own, which has the run's lease."""
+    """None for the run's own worker, which has the run's lease."""
     done_at: Mapped[datetime | None]

@@ -1,4 +1,4 @@
-"""A signature: a named concept that a contrast set shows; and how it was read in each checkpoint."""
+"""Signatures: named concepts defined by a contrast set, and their reading in each checkpoint."""
 
 from datetime import datetime
 from typing import Any
@@ -22,12 +22,12 @@ class Signature(Base):
     settings: Mapped[dict[str, Any]]
     """`{position, template, hook_points, features, seed}`, defaults filled in."""
     contrast: Mapped[str] = mapped_column(info=ARTIFACT)
-    """Artifact: JSONL, a row `{text, answer, label, group}` each."""
+    """Artifact: JSONL with one row `{text, answer, label, group}` per line."""
     n_rows: Mapped[int]
     n_positive: Mapped[int]
     baseline_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"))
     chosen: Mapped[list[Any] | None]
-    """Features that were chosen at the baseline: `[{feature, hook_point, weight, auroc, q_value}]`; None: not yet."""
+    """Features chosen at the baseline, `[{feature, hook_point, weight, auroc, q_value}]`. None until it is read."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 
@@ -41,13 +41,13 @@ class Reading(Base):
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
     status: Mapped[str]
     previous_status: Mapped[str | None]
-    """At the nearest ancestor that was read; None: there is none."""
+    """Status at the nearest ancestor with a reading; None if there is none."""
     figures: Mapped[dict[str, Any]]
     """See service.signatures.schemas.Figures."""
     carriers: Mapped[list[Any]]
-    """Features that separate the classes here, chosen anew."""
+    """Features that separate the classes in this checkpoint."""
     reason: Mapped[str | None]
-    """Of `indeterminate`: why nothing can be said."""
+    """Why the status is `indeterminate`."""
     activations: Mapped[str] = mapped_column(info=ARTIFACT)
     """Artifact: safetensors, hook point -> [rows, d_model]."""
     judged_at: Mapped[datetime] = mapped_column(default=utcnow)

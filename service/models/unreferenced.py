@@ -1,4 +1,4 @@
-"""Artifacts that nothing refers to any more, and since when that was seen."""
+"""Artifacts that nothing refers to any more, and since when."""
 
 from datetime import datetime
 
@@ -8,9 +8,9 @@ from featurewatch.service.kit.db import Base
 
 
 class Unreferenced(Base):
-    """An artifact is removed some hours after it was first seen without a reference, and not before.
+    """An artifact is removed only hours after it was first seen without a reference.
 
-    So a copy of the store that is begun after a backup of the database has all that the backup refers to.
+    A copy of the store that is started after a database backup therefore has everything that the backup refers to.
     """
 
     __tablename__ = "unreferenced"

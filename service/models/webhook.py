@@ -1,4 +1,4 @@
-"""Webhooks: where to send, what happened, and each attempt to deliver it."""
+"""Webhooks, events and deliveries."""
 
 from datetime import datetime
 from typing import Any
@@ -16,39 +16,39 @@ class Webhook(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("whk"))
     url: Mapped[str]
-    """As it is shown: scheme and host."""
+    """Scheme and host, for display."""
     sealed_url: Mapped[bytes]
-    """The whole URL, encrypted with the installation's SECRET_KEY: its path and query are often a token."""
+    """The full URL, encrypted with the installation's SECRET_KEY, because path or query often contain a token."""
     event_types: Mapped[list[str]]
-    """Empty: all."""
+    """Empty for all."""
     format: Mapped[str] = mapped_column(default="standard")
     """standard or slack."""
     secret: Mapped[bytes]
     """The whsec_ secret, encrypted with the installation's SECRET_KEY."""
     old_secret: Mapped[bytes | None]
-    """The one before the last rotation; it signs too until `old_secret_until`."""
+    """The secret before the last rotation, which also signs until `old_secret_until`."""
     old_secret_until: Mapped[datetime | None]
     enabled: Mapped[bool] = mapped_column(default=True)
     disabled_reason: Mapped[str | None]
     failing_since: Mapped[datetime | None]
-    """The first failure after the last success; None: the last attempt was one."""
+    """First failure since the last success; None if the last attempt succeeded."""
     paused_at: Mapped[datetime | None]
-    """Set where it is not enabled because it failed for days: deliveries wait until somebody enables it."""
+    """Set if it was disabled because it failed for days. Deliveries wait until it is enabled."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 
 def url_context(webhook_id: str) -> str:
-    """What a webhook's URL is encrypted for: nothing else of the row opens in its place."""
+    """Encryption context of a webhook's URL, so that no other column can be decrypted in its place."""
     return f"{webhook_id} url"
 
 
 class Event(Base):
-    """Something that happened. Its id is the `webhook-id` of every delivery of it."""
+    """Something that happened. Its id is the `webhook-id` of all its deliveries."""
 
     __tablename__ = "event"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    """`msg_` and a digest of what it is about, so that a repeated transaction makes no second event."""
+    """`msg_` and a digest of type and key, so that a repeated transaction stores it only once."""
     type: Mapped[str]
     family_id: Mapped[str | None] = mapped_column(ForeignKey("family.id"), index=True)
     data: Mapped[dict[str, Any]]
@@ -56,7 +56,7 @@ class Event(Base):
 
 
 class Delivery(Base):
-    """One event on its way to one webhook."""
+    """The delivery of one event to one webhook."""
 
     __tablename__ = "delivery"
     __table_args__ = (
@@ -68,7 +68,7 @@ class Delivery(Base):
     webhook_id: Mapped[str] = mapped_column(ForeignKey("webhook.id", ondelete="CASCADE"), index=True)
     event_id: Mapped[str] = mapped_column(ForeignKey("event.id"), index=True)
     state: Mapped[str] = mapped_column(default="pending")
-    """pending, delivered or failed (given up)."""
+    """pending, delivered or failed (after the last attempt)."""
     attempts: Mapped[int] = mapped_column(default=0)
     next_attempt_at: Mapped[datetime | None] = mapped_column(default=utcnow)
     log: Mapped[list[Any]] = mapped_column(default=list)

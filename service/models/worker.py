@@ -1,4 +1,4 @@
-"""Workers that run, whether they have work or not."""
+"""Running workers, busy or idle."""
 
 from datetime import datetime
 
@@ -8,13 +8,13 @@ from featurewatch.service.kit.db import Base
 
 
 class Worker(Base):
-    """A process that takes runs. It says every few seconds that it is there; one that was killed says nothing more."""
+    """A worker process, which updates `seen_at` every few seconds while it is alive."""
 
     __tablename__ = "worker"
 
     name: Mapped[str] = mapped_column(primary_key=True)
-    """Host, process and a random part."""
+    """Host name, process id and a random part."""
     stuck: Mapped[bool] = mapped_column(default=False)
-    """Its run gives no sign of life, or does not stop as it should; it will be killed for it."""
+    """Its run shows no progress or does not stop when asked, and will be killed."""
     seen_at: Mapped[datetime]
     """By the database's clock."""

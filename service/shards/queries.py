@@ -1,4 +1,4 @@
-"""SQL of shards. Each change is one conditional UPDATE, so of two that want the same exactly one wins."""
+"""SQL of shards. Each change is one conditional UPDATE, so exactly one of two competing workers wins."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,11 +12,11 @@ from featurewatch.service.models import Run, Shard
 from featurewatch.service.runs.states import RunState
 
 
-def _led() -> ColumnElement[bool]:
-    """The run goes on, in the attempt that the shard belongs to."""
+def _run_active() -> ColumnElement[bool]:
+    """The run is still in the attempt that the shard belongs to."""
     run = aliased(Run)
-    led = select(run.id).where(run.id == Shard.run_id, run.state == RunState.RUNNING, run.attempt == Shard.run_attempt)
-    return exists(led.correlate(Shard))
+    same = select(run.id).where(run.id == Shard.run_id, run.state == RunState.RUNNING, run.attempt == Shard.run_attempt)
+    return exists(same.correlate(Shard))
 
 
 def _free(now: datetime) -> ColumnElement[bool]:
@@ -24,8 +24,8 @@ def _free(now: datetime) -> ColumnElement[bool]:
 
 
 def any_free(session: Session, now: datetime) -> bool:
-    """Whether a shard of any run waits for a worker."""
-    return session.scalar(select(exists().where(_free(now), _led()))) or False
+    """Whether a shard of any run is free."""
+    return session.scalar(select(exists().where(_free(now), _run_active()))) or False
 
 
 def any_leased(session: Session, now: datetime) -> bool:
@@ -34,11 +34,11 @@ def any_leased(session: Session, now: datetime) -> bool:
 
 
 def offers(session: Session, now: datetime) -> Sequence[tuple[str, str]]:
-    """(run id, folder) of runs with shards that wait, the run first that is first in line."""
+    """(run id, folder) of runs with free shards, by priority."""
     rows = session.execute(
         select(Run.id, Shard.folder)
         .join(Shard, Shard.run_id == Run.id)
-        .where(_free(now), _led())
+        .where(_free(now), _run_active())
         .group_by(Run.id, Shard.folder)
         .order_by(Run.priority.desc(), Run.created_at)
     )
@@ -46,30 +46,29 @@ def offers(session: Session, now: datetime) -> Sequence[tuple[str, str]]:
 
 
 def free(session: Session, run_id: str, now: datetime, limit: int) -> Sequence[str]:
-    """Ids of shards of a run that wait, in order."""
-    return session.scalars(
-        select(Shard.id).where(Shard.run_id == run_id, _free(now), _led()).order_by(Shard.number).limit(limit)
-    ).all()
+    """Ids of a run's free shards, in order."""
+    statement = select(Shard.id).where(Shard.run_id == run_id, _free(now), _run_active())
+    return session.scalars(statement.order_by(Shard.number).limit(limit)).all()
 
 
 def take(session: Session, shard_id: str, *, worker: str, lease_until: datetime | None, now: datetime) -> bool:
-    """Give a shard that waits to a worker."""
+    """Give a free shard to a worker. False if it is not free any more."""
     return changes_one_row(
         session,
         update(Shard)
-        .where(Shard.id == shard_id, _free(now), _led())
+        .where(Shard.id == shard_id, _free(now), _run_active())
         .values(attempt=Shard.attempt + 1, worker=worker, lease_until=lease_until, read=0),
     )
 
 
 def change(session: Session, shard_id: str, attempt: int, **values: Any) -> bool:
-    """Write the holder's values; False where the caller does not hold it, or its run does not go on."""
-    held = update(Shard).where(Shard.id == shard_id, Shard.attempt == attempt, Shard.done_at.is_(None), _led())
-    return changes_one_row(session, held.values(**values))
+    """Write values as the holder. False if the caller does not hold the shard, or its run has ended."""
+    statement = update(Shard).where(Shard.id == shard_id, Shard.attempt == attempt, Shard.done_at.is_(None))
+    return changes_one_row(session, statement.where(_run_active()).values(**values))
 
 
 class Done(NamedTuple):
-    """A group that a helper has put into the store."""
+    """A group that a helper has stored."""
 
     id: str
     number: int
@@ -77,7 +76,7 @@ class Done(NamedTuple):
 
 
 def done_by_helpers(session: Session, run_id: str, folder: str) -> Sequence[Done]:
-    """What other workers than the run's own have done in a folder, in order."""
+    """Shards in a folder that helpers have finished, in order."""
     rows = session.execute(
         select(Shard.id, Shard.number, Shard.worker)
         .where(Shard.run_id == run_id, Shard.folder == folder)
@@ -88,13 +87,13 @@ def done_by_helpers(session: Session, run_id: str, folder: str) -> Sequence[Done
 
 
 def read_by_helpers(session: Session, run_id: str) -> int:
-    """Positions of a run that were read by other workers than its own."""
+    """Number of a run's positions that helpers have read."""
     helpers = (Shard.run_id == run_id, Shard.lease_until.is_not(None))
     return int(session.scalar(select(func.coalesce(func.sum(Shard.read), 0)).where(*helpers)) or 0)
 
 
 def folders(session: Session, family_id: str) -> Sequence[str]:
-    """Folders that shards of any run of a family were read into."""
+    """Folders of the shards of all runs of a family."""
     runs = select(Run.id).where(Run.family_id == family_id)
     return session.scalars(select(Shard.folder).where(Shard.run_id.in_(runs)).distinct()).all()
 
@@ -105,7 +104,7 @@ def drop(session: Session, family_id: str) -> None:
 
 
 def reopen(session: Session, shard_id: str) -> None:
-    """Put a shard back that was called done."""
+    """Make a finished shard free again."""
     session.execute(
         update(Shard).where(Shard.id == shard_id).values(worker=None, lease_until=None, read=0, done_at=None)
     )

@@ -1,1 +1,1 @@
-"""Signatures: named concepts that a contrast set shows, read in every checkpoint."""
+"""Signatures: named concepts defined by a contrast set and read in every checkpoint."""

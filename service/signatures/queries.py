@@ -29,7 +29,7 @@ def by_name(session: Session, family_id: str, name: str) -> Signature | None:
 
 
 def by_ids(session: Session, ids: Collection[str]) -> Sequence[Signature]:
-    """Signatures that are still there, oldest first."""
+    """The signatures with these ids that still exist, oldest first."""
     return session.scalars(
         select(Signature).where(Signature.id.in_(ids)).order_by(Signature.created_at, Signature.id)
     ).all()
@@ -43,13 +43,13 @@ def of_family(session: Session, family_id: str) -> Sequence[Signature]:
 
 
 def page(session: Session, family_id: str, *, after: Sequence[Any] | None, limit: int) -> Sequence[Signature]:
-    """Signatures by name; a row more than `limit` where there are more."""
+    """Signatures by name; one row more than `limit` if there are more."""
     statement = select(Signature).where(Signature.family_id == family_id)
     return session.scalars(keyset(statement, [SortKey(Signature.name)], after, limit)).all()
 
 
 def reading(session: Session, signature_id: str, checkpoint_id: str) -> Reading | None:
-    """One reading."""
+    """The reading of a signature in a checkpoint."""
     return session.get(Reading, (signature_id, checkpoint_id))
 
 
@@ -65,7 +65,7 @@ def readings(session: Session, signature_id: str) -> Sequence[tuple[Reading, Che
 
 
 def newest(session: Session, signature_id: str) -> tuple[Reading, Checkpoint] | None:
-    """The reading in the checkpoint that was registered last."""
+    """The reading in the most recently registered checkpoint."""
     row = session.execute(
         select(Reading, Checkpoint)
         .join(Checkpoint, Checkpoint.id == Reading.checkpoint_id)
@@ -81,7 +81,7 @@ def at_checkpoint(session: Session, checkpoint_id: str) -> Sequence[tuple[Readin
     return [(row[0], row[1], row[2]) for row in session.execute(_AT_CHECKPOINT, {"checkpoint": checkpoint_id})]
 
 
-# Built once: every report asks it.
+# Built once: every report runs it.
 _AT_CHECKPOINT = (
     select(Reading, Signature.name, Checkpoint.name)
     .join(Signature, Signature.id == Reading.signature_id)
@@ -92,18 +92,13 @@ _AT_CHECKPOINT = (
 
 
 def carriers(session: Session, family_id: str, most: int) -> list[int]:
-    """Numbers of the features that carry the family's signatures, the `most` strongest of each."""
+    """Numbers of the features that carry the family's signatures, the `most` strongest of each signature."""
     rows = session.scalars(select(Signature.chosen).where(Signature.family_id == family_id).order_by(Signature.name))
-    found = [number for chosen in rows for number in carried(_first(chosen or [], most))]
-    return list(dict.fromkeys(found))
+    # A signature may list a feature at several hook points.
+    numbers = [number for chosen in rows for number in list(dict.fromkeys(carried(chosen)))[:most]]
+    return list(dict.fromkeys(numbers))
 
 
-def carried(chosen: list[Any] | None) -> list[int]:
+def carried(chosen: Sequence[Any] | None) -> list[int]:
     """Numbers of the features that a signature chose."""
-    return [parse_feature_id(one["feature"]) for one in chosen or []]
-
-
-def _first(chosen: list[Any], most: int) -> list[Any]:
-    """The first entries of so many different features: one may be there at several hook points."""
-    first = {one["feature"]: one for one in reversed(chosen)}
-    return [one for one in chosen if first[one["feature"]] is one][:most]
+    return [parse_feature_id(feature["feature"]) for feature in chosen or []]

@@ -9,12 +9,12 @@ from featurewatch.service.kit.routing import accepted
 from featurewatch.service.kit.sessions import AppArtifacts, AppSettings, ReadSession, WriteSession
 from featurewatch.service.runs.schemas import view as run_view
 from featurewatch.service.signatures import logic
-from featurewatch.service.signatures.schemas import SignatureCourse, SignatureCreated, SignatureIn, SignatureView
+from featurewatch.service.signatures.schemas import SignatureCreated, SignatureIn, SignatureTrajectory, SignatureView
 
 router = APIRouter(prefix="/v1/families/{family}/signatures", tags=["signatures"], dependencies=[BY_METHOD])
 
 
-@router.post("", status_code=202, summary="Watch a concept that a contrast set shows")
+@router.post("", status_code=202, summary="Create a signature from a contrast set")
 def create_signature(
     family: WriteFamily,
     body: SignatureIn,
@@ -23,7 +23,7 @@ def create_signature(
     settings: AppSettings,
     response: Response,
 ) -> SignatureCreated:
-    """Reads it in every judged checkpoint, the baseline first, and from now on in each new one."""
+    """The signature is read in every judged checkpoint, the baseline first, and in each new one from now on."""
     row, queued = logic.create(session, settings, artifacts, family, body)
     accepted(response, f"/v1/families/{family.name}/signatures/{row.name}")
     return SignatureCreated(
@@ -31,21 +31,21 @@ def create_signature(
     )
 
 
-@router.get("", summary="Signatures of a family, by name")
+@router.get("", summary="List the signatures of a family by name")
 def list_signatures(family: ReadFamily, session: ReadSession, paging: Paging) -> Page[SignatureView]:
     return logic.page(session, family, paging)
 
 
-@router.get("/{signature}", summary="One signature, with its newest reading")
+@router.get("/{signature}", summary="Get a signature with its newest reading")
 def get_signature(family: ReadFamily, signature: str, session: ReadSession) -> SignatureView:
     return logic.view(session, family, logic.get(session, family, signature))
 
 
-@router.get("/{signature}/trajectory", summary="One signature over all checkpoints")
-def trajectory(family: ReadFamily, signature: str, session: ReadSession) -> SignatureCourse:
-    return logic.course(session, logic.get(session, family, signature))
+@router.get("/{signature}/trajectory", summary="Get a signature over all checkpoints")
+def trajectory(family: ReadFamily, signature: str, session: ReadSession) -> SignatureTrajectory:
+    return logic.trajectory(session, logic.get(session, family, signature))
 
 
-@router.delete("/{signature}", status_code=204, summary="Forget a signature and its readings")
+@router.delete("/{signature}", status_code=204, summary="Delete a signature and its readings")
 def delete_signature(family: WriteFamily, signature: str, session: WriteSession) -> None:
     logic.delete(session, family, logic.get(session, family, signature))

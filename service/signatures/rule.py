@@ -1,4 +1,4 @@
-"""The rule that says what became of a signature. Pure Python: the worker measures, this decides."""
+"""The rule that decides a signature's status from a worker's measurements. Pure Python."""
 
 from typing import Literal, NamedTuple
 
@@ -6,12 +6,12 @@ from featurewatch.service.verdicts.policy import Policy
 
 Status = Literal["present", "suppressed", "amplified", "replaced", "absent", "indeterminate"]
 
-HELD = 0.5
-"""Share of what the baseline's AUROC has over chance that must be left of it."""
+RETAINED = 0.5
+"""Share of the baseline's AUROC above chance that must remain."""
 
 
 class Interval(NamedTuple):
-    """A figure with its interval."""
+    """A figure with its confidence interval."""
 
     value: float
     low: float
@@ -19,27 +19,28 @@ class Interval(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What the rule goes by."""
+    """The measurements that the rule uses."""
 
     strength: Interval | None
-    """What the signature's features write of the difference, over what they wrote at the baseline; None: nothing that
-    could be held against anything"""
+    """How much of the difference the signature's features write, relative to the baseline. None if they write no
+    difference at the baseline."""
     auroc: Interval
-    """of the signature's own features"""
+    """AUROC of the signature's own features."""
     reselected: Interval
-    """of features chosen anew"""
+    """AUROC of features chosen again in this checkpoint."""
     reselected_strength: float
-    """What those write of the difference, over the signature's strength at the baseline"""
+    """How much of the difference the reselected features write, relative to the signature's strength at the
+    baseline."""
     reselected_before: float
-    """What the same ones wrote at the baseline, over that"""
+    """The same for the reselected features at the baseline."""
     baseline_auroc: float
 
 
 def judge(e: Evidence, policy: Policy) -> tuple[Status, str | None]:
-    """The status, and of `indeterminate` the reason."""
+    """The status, and the reason if it is `indeterminate`."""
     if e.strength is None:
         return "indeterminate", "the signature's features do not write a difference at the baseline"
-    least = 0.5 + HELD * (e.baseline_auroc - 0.5)
+    least = 0.5 + RETAINED * (e.baseline_auroc - 0.5)
     weak, strong = e.strength.high < policy.suppressed_below, e.strength.low > policy.amplified_above
     inside = e.strength.low >= policy.suppressed_below and e.strength.high <= policy.amplified_above
     falls, others_fall = e.auroc.high < least, e.reselected.high < least
@@ -52,7 +53,7 @@ def judge(e: Evidence, policy: Policy) -> tuple[Status, str | None]:
         (strong, "amplified"),
         (inside and e.auroc.low >= least, "present"),
     ]
-    found = next((status for holds, status in cases if holds), None)
-    if found is None:
-        return "indeterminate", "the intervals leave more than one answer, and more rows narrow them"
-    return found, None
+    status = next((status for holds, status in cases if holds), None)
+    if status is None:
+        return "indeterminate", "the intervals are too wide to decide; more rows would narrow them"
+    return status, None

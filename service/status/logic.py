@@ -1,4 +1,4 @@
-"""Whether the service can serve."""
+"""Readiness of the service."""
 
 from collections.abc import Callable
 
@@ -15,16 +15,16 @@ log = structlog.get_logger("featurewatch.status")
 
 
 def readiness(database: Database, artifacts: ArtifactStore) -> dict[str, str]:
-    """`ok`, or what is wrong, for each thing that the service needs."""
+    """Check -> `ok`, or what is wrong."""
     return {
-        "database": _try(lambda: _ping(database)),
-        "schema": _try(lambda: _schema(database)),
-        "artifacts": _try(lambda: _artifacts(artifacts)),
+        "database": _run(lambda: _ping(database)),
+        "schema": _run(lambda: _schema(database)),
+        "artifacts": _run(lambda: _artifacts(artifacts)),
     }
 
 
 def workers(database: Database) -> tuple[int, int] | None:
-    """How many workers are there, and how many of them are stuck; None where the database does not say."""
+    """Number of workers and of stuck workers; None if the database cannot be reached."""
     try:
         with database.read() as session:
             return queries.workers(session, database_now(session))
@@ -33,13 +33,13 @@ def workers(database: Database) -> tuple[int, int] | None:
         return None
 
 
-def _try(check: Callable[[], None]) -> str:
+def _run(check: Callable[[], None]) -> str:
     try:
         check()
     except SchemaError as error:
         return str(error)
     except (SQLAlchemyError, OSError) as error:
-        # The message may hold addresses and user names; it belongs into the log.
+        # The message may contain addresses and user names, so it goes only to the log.
         log.warning("not ready", error=str(error))
         return f"not reachable ({type(error).__name__})"
     return "ok"

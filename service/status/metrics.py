@@ -1,7 +1,6 @@
-"""Figures for Prometheus: which there are, and how each is read. All come from the database, so that every API process
-tells the same, whatever process did the work.
+"""Prometheus metrics. All are read from the database, so every API process reports the same values.
 
-Names follow Prometheus' conventions: base units, `_total` for what only grows, `_info` for facts in labels.
+Names follow the Prometheus conventions: base units, `_total` for counters, `_info` for facts in labels.
 """
 
 import platform
@@ -21,12 +20,12 @@ from featurewatch.service.status import queries
 
 DELIVERY_STATES = ("pending", "delivered", "failed")
 Sample = tuple[tuple[str, ...], float]
-"""Values of the labels, and the figure."""
+"""Label values, and the metric's value."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One name with its labels; `read` gives its samples."""
+    """A metric with its labels. `read` returns its samples."""
 
     name: str
     text: str
@@ -35,7 +34,7 @@ class Metric:
 
 
 def scrape(session: Session) -> bytes:
-    """The text that Prometheus reads."""
+    """All metrics in the Prometheus text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(session))
     return generate_latest(registry)
@@ -47,8 +46,8 @@ class _Collector:
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         for metric in METRICS:
-            made = CounterMetricFamily if metric.name.endswith("_total") else GaugeMetricFamily
-            family = made(metric.name, metric.text, labels=metric.labels)
+            kind = CounterMetricFamily if metric.name.endswith("_total") else GaugeMetricFamily
+            family = kind(metric.name, metric.text, labels=metric.labels)
             for labels, value in metric.read(self.session):
                 family.add_metric(labels, value)
             yield family
@@ -114,44 +113,49 @@ METRICS = (
     Metric("featurewatch_runs", "Runs by kind and state.", ("kind", "state"), _runs),
     Metric(
         "featurewatch_oldest_queued_seconds",
-        "How long the oldest queued run has waited; 0: none waits.",
+        "Age of the oldest queued run; 0 if the queue is empty.",
         (),
         _oldest(queries.oldest_queued),
     ),
     Metric(
         "featurewatch_compute_seconds_total",
-        "Time that runs took, over all stages and attempts, by the device that computed.",
+        "Compute time of runs over all stages and attempts, by device.",
         ("kind", "device"),
         _compute,
     ),
     Metric("featurewatch_deliveries", "Webhook deliveries by state.", ("state",), _deliveries),
     Metric(
         "featurewatch_oldest_pending_delivery_seconds",
-        "How long the oldest pending delivery has waited; 0: none is pending.",
+        "Age of the oldest pending delivery; 0 if none is pending.",
         (),
         _oldest(queries.oldest_pending),
     ),
     Metric(
         "featurewatch_workers",
-        "Workers that take runs, by state; stuck: their run gives no sign of life, or does not stop.",
+        "Workers by state; a worker is stuck if its run shows no progress or does not stop.",
         ("state",),
         _workers,
     ),
-    Metric("featurewatch_open_alerts", "Alerts that nobody has seen to; empty: of no family.", ("family",), _alerts),
+    Metric(
+        "featurewatch_open_alerts", "Open alerts by family; empty for alerts without a family.", ("family",), _alerts
+    ),
     Metric(
         "featurewatch_fvu_ratio",
-        "Fraction of variance unexplained of the family's checkpoint that was judged last.",
+        "Fraction of variance unexplained on the family's most recently judged checkpoint.",
         ("family", "checkpoint"),
         _fvu,
     ),
     Metric(
         "featurewatch_last_judged_timestamp_seconds",
-        "When a checkpoint of the family was judged last, in Unix time.",
+        "Unix time at which a checkpoint of the family was last judged.",
         ("family",),
         _judged,
     ),
-    Metric("featurewatch_schema_info", "1, with the revision of the database's schema.", ("revision",), _schema),
+    Metric("featurewatch_schema_info", "Always 1; labelled with the schema revision.", ("revision",), _schema),
     Metric(
-        "featurewatch_build_info", "1, with the versions of featurewatch and Python.", ("version", "python"), _build
+        "featurewatch_build_info",
+        "Always 1; labelled with the versions of featurewatch and Python.",
+        ("version", "python"),
+        _build,
     ),
 )

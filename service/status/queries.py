@@ -1,4 +1,4 @@
-"""SQL of the service's own state."""
+"""SQL of health checks, workers and metrics."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -13,46 +13,46 @@ from featurewatch.service.models import Alert, Checkpoint, Delivery, Family, Run
 UNKNOWN_DEVICE = "unknown"
 SEEN_EVERY = timedelta(seconds=15)
 GONE_AFTER = 3 * SEEN_EVERY
-"""A worker that was not seen for so long has ended, or cannot reach the database."""
+"""A worker that has not been seen for this long has ended or cannot reach the database."""
 
 
 def ping(session: Session) -> None:
-    """Ask the database anything."""
+    """Run a trivial query."""
     session.execute(text("SELECT 1"))
 
 
 def note_worker(session: Session, name: str, *, stuck: bool, now: datetime) -> None:
-    """A worker is there. Those of which nothing was seen for a day are forgotten."""
+    """Record a sign of life of a worker. Workers not seen for a day are deleted."""
     session.execute(delete(Worker).where(Worker.seen_at < now - timedelta(days=1)))
     session.merge(Worker(name=name, stuck=stuck, seen_at=now))
 
 
 def forget_worker(session: Session, name: str) -> None:
-    """A worker has ended."""
+    """Delete a worker that has ended."""
     session.execute(delete(Worker).where(Worker.name == name))
 
 
 def workers(session: Session, now: datetime) -> tuple[int, int]:
-    """How many workers are there, and how many of them are stuck."""
+    """Number of workers, and of stuck workers."""
     statement = select(Worker.stuck, func.count()).where(Worker.seen_at > now - GONE_AFTER).group_by(Worker.stuck)
     counts: dict[bool, int] = {row[0]: row[1] for row in session.execute(statement)}
     return sum(counts.values()), counts.get(True, 0)
 
 
 def runs_by_kind_and_state(session: Session) -> dict[tuple[str, str], int]:
-    """How many runs of each kind are in each state."""
+    """(kind, state) -> number of runs."""
     statement = select(Run.kind, Run.state, func.count()).group_by(Run.kind, Run.state)
     return {(kind, state): count for kind, state, count in session.execute(statement)}
 
 
 def oldest_queued(session: Session) -> datetime | None:
-    """When the longest waiting run was queued."""
+    """When the oldest queued run was created."""
     return session.scalar(select(func.min(Run.created_at)).where(Run.state == "queued"))
 
 
 def compute_seconds(session: Session) -> Sequence[tuple[str, str, float]]:
-    """(kind, device of the last attempt, seconds) of runs, summed over their stages by the database."""
-    # Both engines know the function, under their own names.
+    """(kind, device of the last attempt, seconds) of runs, summed over their stages."""
+    # Both databases have this function, under different names.
     each = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_each_text
     stage = each(Run.seconds).table_valued("value")
     device = func.coalesce(Run.usage["device"].as_string(), UNKNOWN_DEVICE).label("device")
@@ -62,18 +62,18 @@ def compute_seconds(session: Session) -> Sequence[tuple[str, str, float]]:
 
 
 def deliveries_by_state(session: Session) -> dict[str, int]:
-    """How many webhook deliveries are in each state."""
+    """State -> number of webhook deliveries."""
     statement = select(Delivery.state, func.count()).group_by(Delivery.state)
     return {row[0]: row[1] for row in session.execute(statement)}
 
 
 def oldest_pending(session: Session) -> datetime | None:
-    """When the longest waiting delivery was made."""
+    """When the oldest pending delivery was created."""
     return session.scalar(select(func.min(Delivery.created_at)).where(Delivery.state == "pending"))
 
 
 def open_alerts(session: Session) -> Sequence[tuple[str, int]]:
-    """(family, how many alerts are open) of each family, and of none: an empty name."""
+    """(family, number of open alerts); the empty name stands for alerts without a family."""
     statement = (
         select(Family.name, func.count(Alert.id))
         .outerjoin(Alert, (Alert.family_id == Family.id) & (Alert.state == "open"))
@@ -86,7 +86,7 @@ def open_alerts(session: Session) -> Sequence[tuple[str, int]]:
 
 
 def newest_judged(session: Session) -> Sequence[tuple[str, str, datetime, dict[str, Any]]]:
-    """(family, checkpoint, when, quality) of the checkpoint of each family that was judged last."""
+    """(family, checkpoint, judged at, quality) of each family's most recently judged checkpoint."""
     last = (
         select(Checkpoint.family_id, func.max(Checkpoint.judged_at).label("at"))
         .where(Checkpoint.state == "judged")

@@ -14,39 +14,39 @@ router = APIRouter(tags=["status"])
 
 
 class Health(BaseModel):
-    """The process answers."""
+    """The process is responding."""
 
     status: str = "ok"
 
 
 class Workers(BaseModel):
-    """Workers that take runs, seen within the last 45 seconds. Without one the API still serves, and runs wait."""
+    """Workers seen within the last 45 seconds. Without workers the API still responds, and runs wait."""
 
     running: int
     stuck: int = Field(
-        description="Those whose run gives no sign of life, or does not stop as it should; they end it by themselves."
+        description="Workers whose run shows no progress or does not stop when asked. They end the run by themselves."
     )
 
 
 class Readiness(BaseModel):
-    """The service can serve."""
+    """The service is ready."""
 
     status: str = "ready"
-    checks: dict[str, str] = Field(description="`ok` for each thing that the service needs.")
-    workers: Workers | None = Field(description="Null where the database cannot say.")
+    checks: dict[str, str] = Field(description="Each check and its result, `ok`.")
+    workers: Workers | None = Field(description="Null if the database cannot be reached.")
 
 
-@router.get("/healthz", summary="Whether the process answers")
+@router.get("/healthz", summary="Check that the process responds")
 async def healthz() -> Health:
     return Health()
 
 
-@router.get("/readyz", summary="Whether the service can serve; 503 says what is missing")
+@router.get("/readyz", summary="Check that the service is ready; 503 names the failed checks")
 def readyz(database: AppDatabase, artifacts: AppArtifacts) -> Readiness:
     checks = logic.readiness(database, artifacts)
-    missing = [name for name, state in checks.items() if state != "ok"]
-    if missing:
-        detail = " ".join(f"{name}: {checks[name]}" for name in missing)
+    failed = [name for name, state in checks.items() if state != "ok"]
+    if failed:
+        detail = " ".join(f"{name}: {checks[name]}" for name in failed)
         raise UnavailableError(detail, code="not-ready", headers={"Retry-After": "5"}, checks=checks)
     counts = logic.workers(database)
     return Readiness(checks=checks, workers=None if counts is None else Workers(running=counts[0], stuck=counts[1]))
@@ -54,7 +54,7 @@ def readyz(database: AppDatabase, artifacts: AppArtifacts) -> Readiness:
 
 @router.get(
     "/metrics",
-    summary="Figures for Prometheus",
+    summary="Get the Prometheus metrics",
     dependencies=[READ],
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}}},

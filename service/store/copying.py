@@ -1,7 +1,7 @@
-"""One database into another, of the same kind or the other one: every row, read back and compared.
+"""Copies one database into another, of the same kind or not, then reads back and compares every row.
 
-Rows go as they are stored: SQL's NULL and JSON's null stay two things, times stay to the microsecond, floats and arrays
-to the bit.
+Rows are copied exactly: SQL NULL and JSON null stay distinct, times keep their microseconds, floats and arrays every
+bit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,46 +18,47 @@ from featurewatch.service.store import queries
 
 BATCH = 2000
 BATCH_OF_ARRAYS = 16
-"""An array has megabytes."""
+"""Arrays take megabytes each."""
 
 
 class CopyError(RuntimeError):
-    """The copy is not made, or was undone; the message says why and what to do."""
+    """The copy was refused or rolled back; the message says why and what to do."""
 
 
 class Copied(NamedTuple):
-    """A table that was copied."""
+    """A copied table."""
 
     table: str
     rows: int
     bytes: int
-    """of binary columns"""
+    """Bytes in binary columns."""
 
 
 def copy(source: Session, target: Session) -> list[Copied]:
-    """Copy all tables, parents before children, and compare every row. CopyError; then nothing counts.
+    """Copy all tables, parents before children, and compare every row. After a CopyError, roll back.
 
-    In the caller's transactions, in which nothing was done yet.
+    Uses the caller's transactions, which must be fresh.
     """
     if source.get_bind().dialect.name == "postgresql":
         source.connection(execution_options={"isolation_level": "REPEATABLE READ"})
     if runs.any_active(source) or shards.any_leased(source, database_now(source)):
         raise CopyError(
-            "A worker has a run there. Stop the service and let its workers end; a run that a dead worker left behind "
-            "is put back into the queue when `featurewatch up` is started once more, or can be cancelled."
+            "A worker has a run in the source database. Stop the service and wait for its workers to end. A run "
+            "left behind by a dead worker can be cancelled; starting `featurewatch up` again also puts it back into "
+            "the queue."
         )
-    if held := [name for name, rows in queries.row_counts(target).items() if rows]:
-        raise CopyError(f"The target holds rows already ({', '.join(held)}); a copy is made into an empty database.")
-    found = []
+    if occupied := [name for name, rows in queries.row_counts(target).items() if rows]:
+        raise CopyError(f"The target database is not empty (it has rows in {', '.join(occupied)}). Use an empty one.")
+    copied = []
     for table in _exact_tables():
-        found.append(_copy_table(table, source.connection(), target.connection()))
+        copied.append(_copy_table(table, source.connection(), target.connection()))
         _compare(table, source.connection(), target.connection())
         _set_sequence(table, target.connection())
-    return found
+    return copied
 
 
 def _exact_tables() -> list[Table]:
-    """The tables with JSON columns that tell NULL from null."""
+    """The tables with JSON columns that distinguish NULL from null."""
     metadata = MetaData()
     copies = [table.to_metadata(metadata) for table in queries.tables()]
     for column in (column for table in copies for column in table.columns):
@@ -77,13 +78,13 @@ def _copy_table(table: Table, source: Connection, target: Connection) -> Copied:
 
 
 def _batches(table: Table, connection: Connection) -> Iterator[Sequence[dict[str, Any]]]:
-    """Rows as dictionaries, by their keys; those of a table that refers to itself parents first."""
+    """Rows as dictionaries, ordered by primary key. In a table that refers to itself, parents come first."""
     arrays = any(isinstance(column.type, LargeBinary) for column in table.columns)
     size = BATCH_OF_ARRAYS if arrays else BATCH
     documents = [column for column in table.columns if isinstance(column.type, JSON)]
     flags = [column.is_(None).label(f"{column.name} is null") for column in documents]
     postgres = connection.dialect.name == "postgresql"
-    # The same order on both sides, whatever collation a database has.
+    # The same order on both sides, whatever their collations.
     keys = [
         column.collate("C") if postgres and isinstance(column.type, String) else column
         for column in table.primary_key.columns
@@ -117,13 +118,13 @@ def _parents_first(rows: list[dict[str, Any]], child: str, parent: str) -> list[
 
 
 def _compare(table: Table, source: Connection, target: Connection) -> None:
-    """CopyError unless both hold the same rows, in every column."""
+    """Raise CopyError unless both have the same rows, in every column."""
     pairs = zip_longest(_rows(table, source), _rows(table, target))
     for ours, theirs in pairs:
         if ours != theirs:
             wrong = [name for name in ours or theirs if (ours or {}).get(name) != (theirs or {}).get(name)]
             key = {column.name: (ours or theirs)[column.name] for column in table.primary_key.columns}
-            raise CopyError(f"The copy of {table.name} {key} differs in {', '.join(wrong)}; it was undone.")
+            raise CopyError(f"The copy of {table.name} {key} differs in {', '.join(wrong)}. It was rolled back.")
 
 
 def _rows(table: Table, connection: Connection) -> Iterator[dict[str, Any]]:
@@ -132,7 +133,7 @@ def _rows(table: Table, connection: Connection) -> Iterator[dict[str, Any]]:
 
 
 def _set_sequence(table: Table, target: Connection) -> None:
-    """Postgres hands out numbers after those that were copied; SQLite goes by the largest one itself."""
+    """Advance Postgres' sequence past the copied keys. SQLite continues from the largest key by itself."""
     (key, *more) = table.primary_key.columns
     if target.dialect.name == "postgresql" and not more and isinstance(key.type, Integer):
         target.execute(

@@ -1,4 +1,4 @@
-"""Damaged and missing artifacts: what depends on one, how to get it back, and what a retry makes anew by itself."""
+"""Damaged and missing artifacts: what depends on them, how to restore them, and which ones a retry rebuilds."""
 
 import re
 from collections.abc import Iterable
@@ -10,33 +10,33 @@ from featurewatch.service.kit.artifacts import ArtifactStore, DamagedArtifactErr
 from featurewatch.service.store import queries
 
 REMADE = ("documents", "positions", "dictionary", "contrast-activations", "examples")
-"""Kinds that a run of the family makes again before it begins, those that others are made of first."""
+"""Kinds that a run of the family rebuilds before it starts, prerequisites first."""
 _READ_AGAIN = "activations"
-"""The kind that a run makes again when it needs it."""
+"""The kind that a run rebuilds when it needs it."""
 _BACKUP = "Restore it from a backup of the artifact store"
 _FIT = (
-    f"{_BACKUP}. Without one the dictionary is lost: make a new family and register the checkpoints again; "
-    "`fit: refit` on the family's next checkpoint needs the old dictionary too"
+    f"{_BACKUP}. Without a backup the dictionary is lost: create a new family and register the checkpoints again. "
+    "`fit: refit` on the next checkpoint does not help, because it needs the old dictionary"
 )
-_ELSE = "if it is what it was; else restore it from a backup"
-_AGAIN = "Retry the run: it is made again"
-# Kind of an artifact -> how to get it back.
+_UNCHANGED = "if the file is unchanged; otherwise restore it from a backup"
+_AGAIN = "Retry the run to rebuild it"
+# Kind of artifact -> how to restore it.
 REBUILD = {
-    "activations": "Retry the run: the checkpoint is read again, if its files are where they were",
+    "activations": "Retry the run to read the checkpoint again; its files must still be in place",
     "code": _FIT,
     "contrast": f"{_BACKUP}, or delete the signature and create it again from its rows",
-    "contrast-activations": f"Retry the run: the rows are read again, {_ELSE}",
-    "dependencies": "Start `featurewatch dependencies` for the feature again",
+    "contrast-activations": f"Retry the run to read the rows again, {_UNCHANGED}",
+    "dependencies": "Run `featurewatch dependencies` for the feature again",
     "dictionary": (
-        "Retry the run: it is solved again, if the activations of the checkpoint and of its parent are kept or can be "
-        "read again; else restore it from a backup"
+        "Retry the run to solve it again, if the activations of the checkpoint and its parent are kept or can be read "
+        "again; otherwise restore it from a backup"
     ),
-    "documents": f"Retry the run: the corpus is copied again, {_ELSE}",
-    "examples": "Any run of the family makes it again where it is missing; the verdicts do not depend on it",
+    "documents": f"Retry the run to copy the corpus again, {_UNCHANGED}",
+    "examples": "Any run of the family rebuilds it if it is missing; no verdict depends on it",
     "lineage": _AGAIN,
     "measures": _AGAIN,
     "positions": (
-        "Retry the run: they are copied again, if the activations of the family's first checkpoint are kept; else "
+        "Retry the run to copy it again, if the activations of the family's first checkpoint are kept; otherwise "
         "restore it from a backup"
     ),
     "promoted": _AGAIN,
@@ -46,58 +46,58 @@ REBUILD = {
 
 
 def kind_of(name: str) -> str:
-    """Kind of an artifact: `activations` of `fam_1/activations-0a1b...`."""
+    """The kind of an artifact: `activations` for `fam_1/activations-0a1b...`."""
     inner = name.partition("/")[2]
     match = re.match(r"([a-z-]+?)-[0-9a-f]{20}", inner)
     return match[1] if match else inner.partition("/")[0]
 
 
 def is_remade(name: str) -> bool:
-    """Whether a retry tries to make an artifact again although rows refer to it."""
+    """Whether a retry tries to rebuild an artifact that rows refer to."""
     return kind_of(name) in (_READ_AGAIN, *REMADE)
 
 
 def advice(name: str) -> str:
-    """How to get a damaged or missing artifact back."""
+    """How to restore a damaged or missing artifact."""
     return REBUILD.get(kind_of(name), _BACKUP)
 
 
 def lost(session: Session, artifacts: ArtifactStore, family_id: str) -> list[str]:
-    """Artifacts of a family that are not in the store, of the kinds REMADE, in the order to make them again."""
+    """A family's missing artifacts of the kinds REMADE, in the order in which to rebuild them."""
     names = [name for name in queries.references(session, family_id) if kind_of(name) in REMADE]
-    there = artifacts.listing(family_id)
-    found = [name for name in names if name not in there]
-    return sorted(found, key=lambda name: REMADE.index(kind_of(name)))
+    stored = artifacts.listing(family_id)
+    missing = [name for name in names if name not in stored]
+    return sorted(missing, key=lambda name: REMADE.index(kind_of(name)))
 
 
 def set_aside(session: Session, artifacts: ArtifactStore, error: DamagedArtifactError) -> str:
-    """What a run says of a damaged artifact. One that a retry makes again is removed, so that it does.
+    """Remove a damaged artifact that a retry rebuilds, and return the error message for the run.
 
-    If rows refer to it, it is put aside instead, and stays in the ledger: the retry may find that it cannot make it.
-    session: reads. It is not the transaction that the ledger is changed in: moving files may take long.
+    If rows refer to it, it is put aside and stays in the ledger, because the retry may be unable to rebuild it.
+    `session` is used for reading only; the ledger changes in a transaction of its own, because moving files is slow.
     """
     assert artifacts.ledger is not None
     name = error.name
-    referred = queries.dependents(session, name)
-    what = _AGAIN if not referred else advice(name)
-    if not referred:
+    dependents = queries.dependents(session, name)
+    remedy = _AGAIN if not dependents else advice(name)
+    if not dependents:
         artifacts.remove(name, entry=False)
-        artifacts.ledger.erase(name)  # last: what is damaged must not be taken for what has no entry yet
+        artifacts.ledger.erase(name)  # last, or the damaged artifact could be adopted as one without an entry
     elif is_remade(name):
         artifacts.put_aside(name)
-        what += ". The damaged files are kept until then"
-    needs = f" It is needed by {', '.join(referred[:5])}." if referred else ""
-    return f"The artifact {name} is damaged: {error.reason}.{needs} {what}."
+        remedy += ". The damaged files are kept until then"
+    needs = f" It is needed by {', '.join(dependents[:5])}." if dependents else ""
+    return f"The artifact {name} is damaged: {error.reason}.{needs} {remedy}."
 
 
 def verify_all(artifacts: ArtifactStore, names: Iterable[str]) -> dict[str, Any]:
-    """Read artifacts that rows refer to, each in full: what is damaged, and how much was verified.
+    """Read artifacts in full and verify their digests. Returns the damaged ones and totals.
 
-    Artifacts without an entry in the ledger are entered into it as they are. Copies of a remote store are removed as
-    soon as they are read. Those that are not there are left out.
+    Artifacts without a ledger entry get one for their current content. Local copies from a remote store are removed
+    after reading. Missing artifacts are skipped.
     """
     assert artifacts.ledger is not None
-    found: dict[str, Any] = {"damaged": [], "verified": 0, "verified_bytes": 0, "adopted": 0}
+    result: dict[str, Any] = {"damaged": [], "verified": 0, "verified_bytes": 0, "adopted": 0}
     for name in sorted(names):
         known = artifacts.ledger.find(name)
         try:
@@ -107,11 +107,11 @@ def verify_all(artifacts: ArtifactStore, names: Iterable[str]) -> dict[str, Any]
         except MissingArtifactError:
             continue
         except DamagedArtifactError as error:
-            found["damaged"].append({"artifact": name, "reason": error.reason})
+            result["damaged"].append({"artifact": name, "reason": error.reason})
             continue
         finally:
             artifacts.forget(name)
-        found["adopted" if known is None else "verified"] += 1
+        result["adopted" if known is None else "verified"] += 1
         entry = known or artifacts.ledger.find(name)
-        found["verified_bytes"] += entry.size if entry else 0
-    return found
+        result["verified_bytes"] += entry.size if entry else 0
+    return result

@@ -1,4 +1,4 @@
-"""The artifact store of an installation, with its ledger in the database."""
+"""Opens an installation's artifact store, whose ledger is in the database."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +15,10 @@ from featurewatch.service.store import queries
 def open_store(
     settings: Settings, database: Database, *, adopts: bool = False, cache: Path | None = None
 ) -> ArtifactStore:
-    """The artifact store of an installation. What it opens is verified.
+    """Open an installation's artifact store, which verifies what it opens.
 
-    adopts: what has no digest yet gets one when it is opened. cache: another folder for copies of a remote store.
+    With `adopts`, artifacts without a digest get one when opened. `cache` is another folder for copies of a remote
+    store.
     """
     cache = cache or settings.cache_dir / "artifacts"
     return ArtifactStore(settings.artifacts_uri, cache, DatabaseLedger(database), adopts=adopts)
@@ -41,12 +42,12 @@ class DatabaseLedger:
 
     @contextmanager
     def recording(self, name: str, entry: Entry) -> Iterator[None]:
-        """As `record`, in a transaction that lasts as long as the context. Other writers of the name wait for it."""
+        """As `record`, in a transaction as long as the context. Other writers of the name wait for it."""
         with self.database.write() as session, SessionLedger(session).recording(name, entry):
             yield
 
     def adopt(self, name: str, entry: Entry) -> bool:
-        """Write an entry unless there is one. False inside a transaction of this thread, which may hold the lock."""
+        """Write an entry unless there is one. False within a transaction of this thread, which may hold the lock."""
         if self.database.is_writing:
             return False
         with self.database.write() as session:
@@ -59,7 +60,7 @@ class DatabaseLedger:
 
 
 class SessionLedger:
-    """A `Ledger` within a transaction that is open."""
+    """A `Ledger` within an open transaction."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -74,7 +75,7 @@ class SessionLedger:
 
     @contextmanager
     def recording(self, name: str, entry: Entry) -> Iterator[None]:
-        """As `record`. Other writers of the name wait for the end of the transaction."""
+        """As `record`. Other writers of the name wait until the transaction ends."""
         self.record(name, entry)
         yield
 

@@ -1,4 +1,4 @@
-"""Which activations of a family are kept: those that something may still have to read."""
+"""Which activations of a family are kept: those that may still be needed."""
 
 from sqlalchemy.orm import Session
 
@@ -10,10 +10,10 @@ from featurewatch.service.verdicts.policy import Policy
 
 
 def surplus(session: Session, family: Family, newest: int) -> set[str]:
-    """Ids of the judged checkpoints whose activations are let go; none where `newest` is 0.
+    """Ids of the judged checkpoints whose activations can be released. None if `newest` is 0.
 
-    Kept are those of the `newest` judged ones, of what unfinished runs are about and its parents, and of the anchors
-    that a re-fit of a child of any of these trains on. Checkpoints that wait for the first fit are not judged.
+    Activations are kept for the `newest` judged checkpoints, for the checkpoints of unfinished runs and their parents,
+    and for the anchors that a re-fit of a child of any of these would train on.
     """
     if not newest:
         return set()
@@ -23,7 +23,7 @@ def surplus(session: Session, family: Family, newest: int) -> set[str]:
     kept = set(wanted)
     inner = {row.parent_id for row in judged if row.id in wanted}
     for row in judged:
-        if row.id in wanted - inner:  # the ends of its lines: what comes before them has anchors among theirs
+        if row.id in wanted - inner:  # the last of its line; its anchors include those of its ancestors
             line = [itself(session, row), *ancestry(session, row)]
-            kept |= {one.checkpoint.id for one in anchors(line, row.hook_points, most)}
+            kept |= {anchor.checkpoint.id for anchor in anchors(line, row.hook_points, most)}
     return {id_ for id_, _ in queries.activations(session, family.id)} & {row.id for row in judged} - kept

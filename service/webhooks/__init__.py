@@ -1,1 +1,1 @@
-"""Webhooks: where events are sent, and each attempt to send them."""
+"""Webhooks: the receivers of events, and the delivery of events to them."""

@@ -1,7 +1,7 @@
-"""Webhooks, and the events that they are told of.
+"""Manages webhooks and stores events.
 
-An event is stored in the transaction that it tells of, with one delivery for each webhook that wants it; `sending` has
-what comes after.
+An event is stored in the transaction that it reports, with one delivery for each subscribed webhook. `sending` delivers
+them.
 """
 
 import base64
@@ -39,7 +39,7 @@ from featurewatch.service.webhooks.schemas import (
 
 
 class Unsealed(NamedTuple):
-    """An encrypted column of a webhook, opened."""
+    """An encrypted column of a webhook and its plaintext."""
 
     webhook: Webhook
     column: str
@@ -50,8 +50,8 @@ class Unsealed(NamedTuple):
 def emit(session: Session, *, type: str, family_id: str | None, data: dict[str, Any], key: str) -> Event:
     """Store an event and its deliveries in the caller's transaction.
 
-    `key` says what happened: the event's id is a digest of type and key, and a second emit of the same is no second
-    event. Numbers that JSON lacks (NaN, infinities) become null.
+    The event's id is a digest of `type` and `key`, so emitting the same event twice stores it once. Numbers that JSON
+    cannot represent (NaN, infinities) become null.
     """
     event_id = "msg_" + hashlib.sha256(f"{type}\0{key}".encode()).hexdigest()[:32]
     known = session.get(Event, event_id)
@@ -61,7 +61,7 @@ def emit(session: Session, *, type: str, family_id: str | None, data: dict[str, 
     try:
         with session.begin_nested():
             session.add(event)
-    except IntegrityError:  # another transaction told the same in this moment
+    except IntegrityError:  # a concurrent transaction stored the same event
         return session.get_one(Event, event_id)
     for webhook in queries.listening(session):
         if not webhook.event_types or type in webhook.event_types:
@@ -71,7 +71,7 @@ def emit(session: Session, *, type: str, family_id: str | None, data: dict[str, 
 
 
 def create(session: Session, settings: Settings, body: WebhookCreate) -> tuple[Webhook, str]:
-    """A new webhook and its secret. URL and secret are stored encrypted; neither is ever shown again."""
+    """Create a webhook. Returns it and its secret. URL and secret are stored encrypted and never shown again."""
     _check_literal(settings, body.url)
     secret = body.secret or _new_secret()
     webhook_id, box = new_id("whk"), _box(session, settings)
@@ -90,7 +90,7 @@ def create(session: Session, settings: Settings, body: WebhookCreate) -> tuple[W
 
 
 def get(session: Session, webhook_id: str) -> Webhook:
-    """A webhook; NotFoundError."""
+    """The webhook with this id. Raises NotFoundError."""
     webhook = session.get(Webhook, webhook_id)
     if webhook is None:
         raise NotFoundError(f"There is no webhook {webhook_id}.", code="unknown-webhook")
@@ -99,21 +99,21 @@ def get(session: Session, webhook_id: str) -> Webhook:
 
 def page(session: Session, paging: Pager) -> Page[WebhookView]:
     """A page of webhooks, newest first."""
-    found = queries.page(session, after=paging.after("webhooks"), limit=paging.limit)
-    rows, cursor = paging.page(found, "webhooks", lambda row: (row.created_at, row.id))
+    fetched = queries.page(session, after=paging.after("webhooks"), limit=paging.limit)
+    rows, cursor = paging.page(fetched, "webhooks", lambda row: (row.created_at, row.id))
     return Page(data=[view(row) for row in rows], next_cursor=cursor)
 
 
 def deliveries(session: Session, paging: Pager, webhook: Webhook, state: str | None = None) -> Page[DeliveryView]:
     """A page of a webhook's deliveries, newest first."""
     order = f"deliveries {webhook.id} {state}"
-    found = queries.deliveries_page(session, webhook.id, state=state, after=paging.after(order), limit=paging.limit)
-    rows, cursor = paging.page(found, order, lambda row: (row[0].created_at, row[0].id))
+    fetched = queries.deliveries_page(session, webhook.id, state=state, after=paging.after(order), limit=paging.limit)
+    rows, cursor = paging.page(fetched, order, lambda row: (row[0].created_at, row[0].id))
     return Page(data=[delivery_view(*row) for row in rows], next_cursor=cursor)
 
 
 def change(session: Session, settings: Settings, webhook: Webhook, body: WebhookUpdate) -> None:
-    """Change what the body names. Enabling forgets why it was disabled or paused, and sends what waited."""
+    """Apply the fields that are set. Enabling clears the reason for a pause and sends the waiting deliveries."""
     if body.url is not None:
         _check_literal(settings, body.url)
         webhook.url = masked(body.url)
@@ -131,7 +131,7 @@ def change(session: Session, settings: Settings, webhook: Webhook, body: Webhook
 
 
 def rotate(session: Session, settings: Settings, webhook: Webhook, body: RotateBody) -> str:
-    """Give a webhook another secret, and return it. The one before signs beside it for so many hours."""
+    """Set a new secret and return it. The old secret keeps signing as well for `body.hours`."""
     secret = body.secret or _new_secret()
     webhook.old_secret, webhook.old_secret_until = None, None
     if body.hours > 0:
@@ -143,13 +143,13 @@ def rotate(session: Session, settings: Settings, webhook: Webhook, body: RotateB
 
 
 def test(session: Session, webhook: Webhook) -> tuple[Delivery, Event]:
-    """Queue a test event to this webhook alone."""
+    """Queue a test event for this webhook only."""
     _require_enabled(webhook)
     event = Event(
         id=f"msg_{secrets.token_hex(16)}",
         type=TEST_EVENT,
         family_id=None,
-        data={"webhook": webhook.id, "message": "A test, asked for over the API."},
+        data={"webhook": webhook.id, "message": "Test event requested through the API."},
         created_at=clock.database_now(session),
     )
     session.add(event)
@@ -161,7 +161,7 @@ def test(session: Session, webhook: Webhook) -> tuple[Delivery, Event]:
 
 
 def get_delivery(session: Session, webhook: Webhook, delivery_id: str) -> Delivery:
-    """A delivery of a webhook; NotFoundError."""
+    """A delivery of a webhook. Raises NotFoundError."""
     delivery = queries.delivery(session, webhook.id, delivery_id)
     if delivery is None:
         raise NotFoundError(f"Webhook {webhook.id} has no delivery {delivery_id}.", code="unknown-delivery")
@@ -169,7 +169,7 @@ def get_delivery(session: Session, webhook: Webhook, delivery_id: str) -> Delive
 
 
 def redeliver(session: Session, webhook: Webhook, delivery_id: str) -> Delivery:
-    """Send a delivery again, at once and with the whole schedule before it; its log goes on."""
+    """Send a delivery again at once and restart its retry schedule. The log is kept."""
     _require_enabled(webhook)
     delivery = get_delivery(session, webhook, delivery_id)
     delivery.state, delivery.attempts, delivery.next_attempt_at = "pending", 0, clock.database_now(session)
@@ -189,25 +189,26 @@ def _new_secret() -> str:
 
 def _require_enabled(webhook: Webhook) -> None:
     if not webhook.enabled:
-        raise ConflictError(f"Webhook {webhook.id} is disabled; enable it first.", code="webhook-disabled")
+        raise ConflictError(f"Webhook {webhook.id} is disabled. Enable it first.", code="webhook-disabled")
 
 
 def _check_literal(settings: Settings, url: str) -> None:
-    """Refuse early what the guard of the connection would refuse each time. Names are only known when connecting."""
+    """Refuse IP addresses early that every delivery would refuse. Host names can only be checked when connecting."""
     address = literal_address(url)
     if address is not None and not outbound.is_allowed(address, outbound.parse_networks(settings.webhook_allow)):
         raise UnprocessableError(
-            f"Webhooks may not reach {address}; an operator can allow its network with FEATUREWATCH_WEBHOOK_ALLOW.",
+            f"Webhooks are not allowed to reach {address}. An operator can allow its network with "
+            "FEATUREWATCH_WEBHOOK_ALLOW.",
             code="address-not-allowed",
         )
 
 
 def unsealed(session: Session, box: SecretBox) -> list[Unsealed]:
-    """Everything of webhooks that is encrypted, opened, and locked until the transaction ends.
+    """Decrypt all encrypted columns of all webhooks, which stay locked until the transaction ends.
 
-    Raises SecretKeyError that names the webhook where something opens with none of the keys.
+    Raises SecretKeyError, naming the webhook, if none of the keys can decrypt a column.
     """
-    found = []
+    parts = []
     for webhook in queries.locked(session):
         contexts = {"sealed_url": url_context(webhook.id), "secret": webhook.id, "old_secret": webhook.id}
         for column, context in contexts.items():
@@ -215,14 +216,14 @@ def unsealed(session: Session, box: SecretBox) -> list[Unsealed]:
             if sealed is None:
                 continue
             try:
-                found.append(Unsealed(webhook, column, context, box.decrypt(sealed, context=context)))
+                parts.append(Unsealed(webhook, column, context, box.decrypt(sealed, context=context)))
             except SecretKeyError as error:
                 raise SecretKeyError(f"webhook {webhook.id}: {error}, or delete the webhook") from error
-    return found
+    return parts
 
 
 def reseal(session: Session, box: SecretBox, parts: list[Unsealed]) -> int:
-    """Encrypt with the newest key what an earlier one encrypted; how many parts that were."""
+    """Re-encrypt with the newest key everything that an older key encrypted. Returns the number of columns."""
     stale = [part for part in parts if not box.is_current(getattr(part.webhook, part.column), context=part.context)]
     for part in stale:
         setattr(part.webhook, part.column, box.encrypt(part.plain, context=part.context))
@@ -231,7 +232,7 @@ def reseal(session: Session, box: SecretBox, parts: list[Unsealed]) -> int:
 
 
 def _box(session: Session, settings: Settings) -> SecretBox:
-    # SQLite's write lock first: a rotation of the key file, which holds it, comes before or after, never in between.
+    # Takes SQLite's write lock first, which a key rotation holds, so that the key cannot change in between.
     session.connection()
     try:
         return SecretBox(settings)
@@ -240,7 +241,7 @@ def _box(session: Session, settings: Settings) -> SecretBox:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: numpy scalars become Python's, and numbers that JSON lacks become null."""
+    """Convert a value to standard JSON: numpy scalars become Python numbers, NaN and infinities become null."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

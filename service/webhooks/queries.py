@@ -13,23 +13,23 @@ from featurewatch.service.models import Delivery, Event, Webhook
 
 
 def page(session: Session, *, after: Sequence[Any] | None, limit: int) -> Sequence[Webhook]:
-    """Webhooks, newest first; a row more than `limit` where there are more."""
+    """Webhooks, newest first; one row more than `limit` if there are more."""
     keys = [SortKey(Webhook.created_at, descending=True), SortKey(Webhook.id, descending=True)]
     return session.scalars(keyset(select(Webhook), keys, after, limit)).all()
 
 
 def listening(session: Session) -> Sequence[Webhook]:
-    """Webhooks that get deliveries of new events: enabled ones, and paused ones, whose deliveries wait."""
+    """Webhooks that get deliveries of new events: enabled ones, and paused ones, whose deliveries are held."""
     return session.scalars(select(Webhook).where(or_(Webhook.enabled, Webhook.paused_at.is_not(None)))).all()
 
 
 def paused(session: Session) -> Sequence[Webhook]:
-    """Webhooks that were paused because they failed for days."""
+    """Webhooks that were paused because all deliveries failed for days."""
     return session.scalars(select(Webhook).where(Webhook.paused_at.is_not(None)).order_by(Webhook.id)).all()
 
 
 def locked(session: Session) -> Sequence[Webhook]:
-    """All webhooks, which nobody else can change until the transaction ends."""
+    """All webhooks, locked until the transaction ends."""
     return session.scalars(select(Webhook).order_by(Webhook.id).with_for_update()).all()
 
 
@@ -42,7 +42,7 @@ def remove(session: Session, webhook: Webhook) -> None:
 def deliveries_page(
     session: Session, webhook_id: str, *, state: str | None, after: Sequence[Any] | None, limit: int
 ) -> Sequence[tuple[Delivery, str]]:
-    """Deliveries of one webhook with the types of their events, newest first; one more than `limit` where there are."""
+    """(delivery, event type) of one webhook, newest first; one row more than `limit` if there are more."""
     statement: Any = (
         select(Delivery, Event.type).join(Event, Event.id == Delivery.event_id).where(Delivery.webhook_id == webhook_id)
     )
@@ -65,15 +65,15 @@ def delivery(session: Session, webhook_id: str, delivery_id: str) -> Delivery | 
 
 
 def due(
-    session: Session, *, now: datetime, limit: int, but: Collection[str] = ()
+    session: Session, *, now: datetime, limit: int, excluding: Collection[str] = ()
 ) -> Sequence[tuple[Delivery, Webhook, Event]]:
-    """Deliveries whose time has come, longest due first; none of the webhooks `but`."""
+    """Due deliveries, longest due first, without those of the webhooks in `excluding`."""
     rows = session.execute(
         select(Delivery, Webhook, Event)
         .join(Webhook, Webhook.id == Delivery.webhook_id)
         .join(Event, Event.id == Delivery.event_id)
         .where(Delivery.state == "pending", Delivery.next_attempt_at <= now, Webhook.enabled)
-        .where(Webhook.id.not_in(but))
+        .where(Webhook.id.not_in(excluding))
         .order_by(Delivery.next_attempt_at, Delivery.id)
         .limit(limit)
     )
@@ -81,7 +81,7 @@ def due(
 
 
 def reserve(session: Session, delivery_id: str, *, now: datetime, until: datetime) -> bool:
-    """Take a due delivery until a time; False where another sweep was first."""
+    """Reserve a due delivery until a time. False if another sweep took it first."""
     return changes_one_row(
         session,
         update(Delivery)
@@ -91,7 +91,7 @@ def reserve(session: Session, delivery_id: str, *, now: datetime, until: datetim
 
 
 def settle(session: Session, delivery_id: str, *, reserved_until: datetime, **values: Any) -> bool:
-    """Write the outcome of an attempt; False where the reservation ran out and the delivery went another way."""
+    """Write the result of an attempt. False if the reservation expired and the delivery was taken again."""
     return changes_one_row(
         session,
         update(Delivery)
@@ -100,15 +100,15 @@ def settle(session: Session, delivery_id: str, *, reserved_until: datetime, **va
     )
 
 
-def works(session: Session, webhook_id: str) -> None:
-    """Something got through: whatever failed before."""
+def clear_failing(session: Session, webhook_id: str) -> None:
+    """Note a successful delivery."""
     session.execute(
         update(Webhook).where(Webhook.id == webhook_id, Webhook.failing_since.is_not(None)).values(failing_since=None)
     )
 
 
-def fails(session: Session, webhook_id: str, now: datetime) -> datetime | None:
-    """Since when nothing gets through: now, where nothing failed before. None: the webhook is not enabled."""
+def set_failing(session: Session, webhook_id: str, now: datetime) -> datetime | None:
+    """Note a failed delivery. Returns since when all have failed, or None if the webhook is not enabled."""
     return session.scalar(
         update(Webhook)
         .where(Webhook.id == webhook_id, Webhook.enabled)
@@ -119,7 +119,7 @@ def fails(session: Session, webhook_id: str, now: datetime) -> datetime | None:
 
 
 def pause(session: Session, webhook_id: str, now: datetime, reason: str) -> None:
-    """Stop sending to a webhook; what is on its way there waits."""
+    """Stop sending to a webhook and hold its pending deliveries."""
     session.execute(
         update(Webhook)
         .where(Webhook.id == webhook_id, Webhook.enabled)
@@ -128,7 +128,7 @@ def pause(session: Session, webhook_id: str, now: datetime, reason: str) -> None
 
 
 def disable(session: Session, webhook_id: str, reason: str) -> None:
-    """Stop sending to a webhook, and give up what is on its way there."""
+    """Stop sending to a webhook and fail its pending deliveries."""
     session.execute(update(Webhook).where(Webhook.id == webhook_id).values(enabled=False, disabled_reason=reason))
     session.execute(
         update(Delivery)
@@ -138,20 +138,20 @@ def disable(session: Session, webhook_id: str, reason: str) -> None:
 
 
 def drop_old_secrets(session: Session, now: datetime) -> None:
-    """Forget secrets whose time beside the new one is over."""
+    """Delete rotated secrets whose grace period is over."""
     session.execute(
         update(Webhook).where(Webhook.old_secret_until <= now).values(old_secret=None, old_secret_until=None)
     )
 
 
 def drop_events(session: Session, *, before: datetime, limit: int) -> None:
-    """Remove the oldest events of before a time with their deliveries, but none that is still on its way."""
-    under_way = (
+    """Remove the oldest events from before a time with their deliveries, except those with pending deliveries."""
+    pending = (
         select(Delivery.id)
         .join(Webhook, Webhook.id == Delivery.webhook_id)
         .where(Delivery.event_id == Event.id, Delivery.state == "pending", Webhook.enabled)
     )
-    old = select(Event.id).where(Event.created_at < before, ~under_way.exists()).order_by(Event.created_at).limit(limit)
+    old = select(Event.id).where(Event.created_at < before, ~pending.exists()).order_by(Event.created_at).limit(limit)
     ids = session.scalars(old).all()
     session.execute(delete(Delivery).where(Delivery.event_id.in_(ids)))
     session.execute(delete(Event).where(Event.id.in_(ids)))

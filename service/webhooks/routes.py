@@ -1,4 +1,4 @@
-"""`/v1/webhooks`: where events are sent, and what came of it."""
+"""`/v1/webhooks`: webhooks and their deliveries."""
 
 from typing import Annotated, Literal
 
@@ -23,7 +23,7 @@ from featurewatch.service.webhooks.schemas import (
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], dependencies=[BY_METHOD])
 
 
-@router.post("", status_code=201, summary="Register a webhook; the answer is the only one that shows its secret")
+@router.post("", status_code=201, summary="Create a webhook; its secret is shown only in this response")
 def create_webhook(
     body: WebhookCreate, session: WriteSession, settings: AppSettings, response: Response
 ) -> WebhookCreated:
@@ -33,30 +33,30 @@ def create_webhook(
     return created(webhook, secret)
 
 
-@router.get("", summary="Webhooks, newest first")
+@router.get("", summary="List webhooks, newest first")
 def list_webhooks(session: ReadSession, paging: Paging) -> Page[WebhookView]:
     return logic.page(session, paging)
 
 
-@router.get("/{webhook_id}", summary="One webhook")
+@router.get("/{webhook_id}", summary="Get a webhook")
 def get_webhook(webhook_id: str, session: ReadSession) -> WebhookView:
     return view(logic.get(session, webhook_id))
 
 
-@router.patch("/{webhook_id}", summary="Change URL, event types, format or whether it is enabled")
+@router.patch("/{webhook_id}", summary="Update the URL, event types or format of a webhook, or enable or disable it")
 def change_webhook(webhook_id: str, body: WebhookUpdate, session: WriteSession, settings: AppSettings) -> WebhookView:
     webhook = logic.get(session, webhook_id)
     logic.change(session, settings, webhook, body)
     return view(webhook)
 
 
-@router.delete("/{webhook_id}", status_code=204, summary="Remove a webhook with its deliveries")
+@router.delete("/{webhook_id}", status_code=204, summary="Delete a webhook and its deliveries")
 def delete_webhook(webhook_id: str, session: WriteSession) -> Response:
     queries.remove(session, logic.get(session, webhook_id))
     return Response(status_code=204)
 
 
-@router.post("/{webhook_id}/rotate", summary="Change the secret; the answer is the only one that shows the new one")
+@router.post("/{webhook_id}/rotate", summary="Rotate the secret; the new one is shown only in this response")
 def rotate_secret(
     webhook_id: str,
     session: WriteSession,
@@ -64,7 +64,7 @@ def rotate_secret(
     response: Response,
     body: Annotated[RotateBody | None, Body()] = None,
 ) -> WebhookCreated:
-    """Deliveries carry a signature of each secret, new and old, until the old one's time is over."""
+    """Deliveries are signed with both secrets until the old one expires."""
     webhook = logic.get(session, webhook_id)
     secret = logic.rotate(session, settings, webhook, body or RotateBody())
     response.headers["Cache-Control"] = "no-store"
@@ -79,7 +79,7 @@ def test_webhook(webhook_id: str, session: WriteSession, response: Response) -> 
     return delivery_view(delivery, event.type)
 
 
-@router.get("/{webhook_id}/deliveries", summary="Deliveries of a webhook, newest first")
+@router.get("/{webhook_id}/deliveries", summary="List the deliveries of a webhook, newest first")
 def list_deliveries(
     webhook_id: str,
     session: ReadSession,
@@ -89,7 +89,7 @@ def list_deliveries(
     return logic.deliveries(session, paging, logic.get(session, webhook_id), state)
 
 
-@router.get("/{webhook_id}/deliveries/{delivery_id}", summary="One delivery with its attempts")
+@router.get("/{webhook_id}/deliveries/{delivery_id}", summary="Get a delivery with its attempts")
 def get_delivery(webhook_id: str, delivery_id: str, session: ReadSession) -> DeliveryView:
     delivery = logic.get_delivery(session, logic.get(session, webhook_id), delivery_id)
     return delivery_view(delivery, queries.event_type(session, delivery.event_id))
@@ -97,7 +97,7 @@ def get_delivery(webhook_id: str, delivery_id: str, session: ReadSession) -> Del
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202, summary="Send a delivery again")
 def redeliver(webhook_id: str, delivery_id: str, session: WriteSession, response: Response) -> DeliveryView:
-    """The same body under the same `webhook-id`, at once and with the whole schedule of retries before it."""
+    """Sends the same body with the same `webhook-id` at once and restarts the retry schedule."""
     webhook = logic.get(session, webhook_id)
     delivery = logic.redeliver(session, webhook, delivery_id)
     response.headers["Location"] = f"/v1/webhooks/{webhook.id}/deliveries/{delivery.id}"

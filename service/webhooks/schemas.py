@@ -1,4 +1,4 @@
-"""Shapes of webhooks and deliveries in the API, and the types of events."""
+"""JSON of webhooks and deliveries, and the event types."""
 
 import base64
 import binascii
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from featurewatch.service.models import Delivery, Webhook
 
-SECRET_PREFIX = "whsec_"  # noqa: S105 - what secrets begin with
+SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix, not a secret
 
 
 class EventType(StrEnum):
@@ -27,10 +27,10 @@ class EventType(StrEnum):
 Format = Literal["standard", "slack"]
 
 MASK = "/…"
-"""Stands for the path and the query of a webhook's URL."""
+"""Replaces the path and query of a webhook's URL."""
 
 TEST_EVENT = "webhook.test"
-"""Sent on demand to one webhook, whatever types it wants."""
+"""Sent on demand to one webhook, whatever it subscribes to."""
 
 
 def _check_url(url: str) -> str:
@@ -38,20 +38,20 @@ def _check_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("a webhook needs an http or https URL")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("a webhook's URL cannot hold a user or password; put a token into its path")
+        raise ValueError("the URL must not contain a user or password; put a token in its path")
     if parts.fragment:
-        raise ValueError("a webhook's URL cannot have a fragment")
+        raise ValueError("the URL must not have a fragment")
     try:
         _ = parts.port
     except ValueError:
-        raise ValueError("the port of the webhook's URL is none") from None
+        raise ValueError("the URL has an invalid port") from None
     if url.endswith(MASK):
-        raise ValueError("this URL is masked, as webhooks are shown; give the whole one, or leave it out")
+        raise ValueError("this is the masked form of a URL; send the full URL or omit it")
     return url
 
 
 def masked(url: str) -> str:
-    """A URL as it is shown: scheme and host, `https://hooks.slack.com/…`."""
+    """A URL for display: scheme and host only, `https://hooks.slack.com/…`."""
     parts = urlsplit(url)
     hides = bool(parts.path.strip("/") or parts.query)
     return f"{parts.scheme}://{parts.netloc}{MASK if hides else parts.path}"
@@ -63,7 +63,7 @@ def _check_secret(secret: str) -> str:
     except binascii.Error:
         size = 0
     if not secret.startswith(SECRET_PREFIX) or not 24 <= size <= 64:
-        raise ValueError("a secret is `whsec_` and the base64 of 24 to 64 random bytes")
+        raise ValueError("a secret must be `whsec_` followed by the base64 of 24 to 64 random bytes")
     return secret
 
 
@@ -75,12 +75,12 @@ class WebhookCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: WebhookUrl = Field(examples=["https://ci.example.com/featurewatch"])
-    event_types: list[EventType] = Field(default=[], max_length=20, description="Empty: all.")
+    event_types: list[EventType] = Field(default=[], max_length=20, description="Default: all.")
     format: Format = Field(
         "standard",
-        description="Body: Standard Webhooks, or `{text}` as incoming webhooks of Slack and its like take it.",
+        description="Format of the body: Standard Webhooks, or `{text}` for Slack-compatible incoming webhooks.",
     )
-    secret: Secret | None = Field(None, description="Default: a new one.")
+    secret: Secret | None = Field(None, description="Default: a generated secret.")
 
 
 class WebhookUpdate(BaseModel):
@@ -93,47 +93,47 @@ class WebhookUpdate(BaseModel):
 
 
 class RotateBody(BaseModel):
-    """Another secret, and how long the one before signs beside it."""
+    """A new secret, and how long the old one stays valid."""
 
     model_config = ConfigDict(extra="forbid")
 
-    secret: Secret | None = Field(None, description="Default: a new one.")
-    hours: float = Field(24.0, ge=0, le=24 * 30, description="0: the one before is void at once.")
+    secret: Secret | None = Field(None, description="Default: a generated secret.")
+    hours: float = Field(24.0, ge=0, le=24 * 30, description="How long the old secret stays valid. 0: not at all.")
 
 
 class WebhookView(BaseModel):
     id: str
-    url: str = Field(description="Scheme and host; `/…` stands for path and query, which are never shown.")
+    url: str = Field(description="Scheme and host. `/…` replaces path and query, which are never shown.")
     event_types: list[str]
     format: Format
     enabled: bool
     disabled_reason: str | None
-    failing_since: datetime | None = Field(description="The first failure after the last success; null: none.")
+    failing_since: datetime | None = Field(description="Time of the first failure since the last success.")
     paused_at: datetime | None = Field(
-        description="Not null: it failed for days and was paused; deliveries wait until it is enabled."
+        description="When it was paused because all deliveries failed for days. Deliveries wait until it is enabled."
     )
-    old_secret_until: datetime | None = Field(description="Until then the secret before the last rotation signs too.")
+    old_secret_until: datetime | None = Field(description="Until when deliveries are also signed with the old secret.")
     created_at: datetime
 
 
 class WebhookCreated(WebhookView):
-    secret: str = Field(description="Shown this once; the receiver verifies signatures with it.")
+    secret: str = Field(description="Shown only once. The receiver verifies signatures with it.")
 
 
 class AttemptView(BaseModel):
-    """One attempt to deliver."""
+    """One delivery attempt."""
 
     at: datetime
-    status: int | None = Field(description="HTTP status; null: there was no answer.")
+    status: int | None = Field(description="HTTP status. Null if there was no response.")
     error: str | None
     seconds: float
-    response: str = Field(description="The first characters of the answer.")
+    response: str = Field(description="Start of the response body.")
 
 
 class DeliveryView(BaseModel):
     id: str
     webhook: str
-    event: str = Field(description="The `webhook-id` header, the same in every attempt.")
+    event: str = Field(description="The `webhook-id` header, identical in every attempt.")
     type: str
     state: str = Field(description="pending, delivered or failed.")
     attempts: int
@@ -144,7 +144,7 @@ class DeliveryView(BaseModel):
 
 
 def view(webhook: Webhook) -> WebhookView:
-    """A webhook as the API shows it: without its secret, and without path and query of its URL."""
+    """A webhook for the API, without its secret and the path and query of its URL."""
     return WebhookView.model_validate(webhook, from_attributes=True)
 
 
@@ -171,7 +171,7 @@ def delivery_view(delivery: Delivery, type_: str) -> DeliveryView:
 
 
 def literal_address(url: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address where a URL's host is one."""
+    """The IP address in a URL; None if its host is a name."""
     try:
         return ipaddress.ip_address((urlsplit(url).hostname or "").split("%", 1)[0])
     except ValueError:

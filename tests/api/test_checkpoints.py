@@ -290,7 +290,7 @@ def shard_of(array: np.ndarray):
         (lambda folder: (folder / "manifest.json").write_text('{"format": "x"}'), "manifest-invalid", "format"),
         (no_hook_point, "unknown-hook-point", "mlp_out.0"),
         (lambda folder: (folder / "mlp_out.0-1.safetensors").unlink(), "shard-missing", "mlp_out.0-1"),
-        (lambda folder: truncate(folder / "mlp_out.0-1.safetensors"), "truncated-file", "cut off"),
+        (lambda folder: truncate(folder / "mlp_out.0-1.safetensors"), "truncated-file", "truncated"),
         (shard_named("../secret.safetensors"), "path-escapes", "secret"),
         (shard_named("/etc/x.safetensors"), "path-escapes", "/etc"),
         (shard_named("mlp_out.0-1.bin"), "unsafe-format", "mlp_out.0-1.bin"),

@@ -471,7 +471,7 @@ def test_what_others_are_built_on_stays(client: TestClient, database: Database, 
     with database.write() as session:
         session.query(Signature).delete()
     first = check_problem(client.delete(f"{URL}/checkpoints/v0?reparent=true"), 409, "checkpoint-in-use")
-    assert "no parent to hand v1 to" in first["detail"]
+    assert "v1 cannot be attached to its parent" in first["detail"]
     with database.write() as session:
         family = families.get(session, FAMILY)
         link = {"generation": 2, "old": 1, "new": None, "kind": "retired", "score": 0.1}
@@ -482,7 +482,7 @@ def test_what_others_are_built_on_stays(client: TestClient, database: Database, 
         for number, generation in ((1, 2), (2, 3)):
             session.get_one(Feature, (family.id, number)).retired_in = generation
     refit = check_problem(client.delete(f"{URL}/checkpoints/v3?reparent=true"), 409, "checkpoint-in-use")
-    assert "fitted generation 2, with which v4 are judged" in refit["detail"]
+    assert "fitted generation 2, which v4 use" in refit["detail"]
     assert client.delete(f"{URL}/checkpoints/v5").status_code == 204
     with database.write() as session:
         family = families.get(session, FAMILY)

@@ -49,7 +49,7 @@ def test_labels_are_shown_and_found_and_no_evidence(client: TestClient, database
     before = client.get(f"{URL}?checkpoint=v1").json()["data"]
     with database.write() as session:
         found = logic.ModelLabel("words that end a game", "small-1", (0.85, 0.7, 0.93))
-        logic.record(session, family_id=session.query(Family).one().id, number=1, run_id="run_1", found=found)
+        logic.record(session, family_id=session.query(Family).one().id, number=1, run_id="run_1", label=found)
     check_problem(client.post(f"{URL}/labels", json={"features": ["F1", "f9"]}), 404, "unknown-feature")
     row = client.get(f"{URL}/F1").json()
     shown = {

@@ -15,7 +15,7 @@ from featurewatch.service.config import Settings
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Alert, Checkpoint, Reading, Signature
 from featurewatch.service.signatures import logic
-from featurewatch.service.signatures.logic import Found
+from featurewatch.service.signatures.logic import SignatureResult
 from tests import factories
 from tests.api.test_errors import check_problem
 
@@ -57,7 +57,7 @@ def read(session: Session, checkpoint: str, status: str = "present", **values: A
     signature = session.query(Signature).one()
     at = session.query(Checkpoint).filter_by(name=checkpoint).one()
     chosen = [{"feature": "F7", "hook_point": "resid_post.12", "weight": 1.0, "auroc": 0.9, "q_value": 0.001}]
-    found = Found(
+    found = SignatureResult(
         signature_id=signature.id, status=status, reason=None, figures=figures(**values), carriers=chosen,
         chosen=chosen if at.id == signature.baseline_id else None, activations=f"fam/{checkpoint}.safetensors",
     )  # fmt: skip

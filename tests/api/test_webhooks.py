@@ -179,7 +179,7 @@ def test_deliveries_show_their_attempts_and_can_be_sent_again(client, webhook, d
     with database.write() as session:
         parcels = sending.claim_due(session, limit=5)
         sending.record(
-            session, parcels[0], sending.Outcome(410, "status 410", 0.25, "no such hook"), pause_after=timedelta()
+            session, parcels[0], sending.AttemptResult(410, "status 410", 0.25, "no such hook"), pause_after=timedelta()
         )
     rows = client.get(f"{base}?limit=1")
     assert len(rows.json()["data"]) == 1

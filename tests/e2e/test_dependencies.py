@@ -4,7 +4,7 @@ import json
 
 from typer.testing import CliRunner
 
-from benchmarks.circuit_models import make_circuit, save_model, write_text
+from benchmarks.dependency_models import make_circuit, save_model, write_text
 from featurewatch.service.cli import app
 from tests.e2e.parts import ONE_DATABASE, Service
 

@@ -435,7 +435,7 @@ def test_a_stage_that_was_damaged_is_done_again(installation: Installation, chil
     for file in damaged.values():
         in_place(file, zero)
     for _ in ("code", "dictionary"):  # measures are made of the dictionary's run, or are found next
-        failed_by(installation.retry(run_id), "artifact-damaged", "Retry the run: it is made again")
+        failed_by(installation.retry(run_id), "artifact-damaged", "Retry the run to rebuild it")
     assert installation.retry(run_id)["state"] == "succeeded"
     assert installation.checkpoint(name)["quality"]["statuses"] == counts
 
@@ -455,7 +455,7 @@ def test_measures_of_another_code_are_not_used(
         assert installation.work(run_id)["state"] == "failed"
     (code,) = (path for path in set(store.iterdir()) - before if path.name.startswith("code-"))
     in_place(code, zero)
-    failed_by(installation.retry(run_id), "artifact-damaged", "Retry the run: it is made again")
+    failed_by(installation.retry(run_id), "artifact-damaged", "Retry the run to rebuild it")
     save_code = files.save_code
 
     def save_other(place: Path, *arguments: Any) -> None:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from featurewatch import ClientError, Family
-from featurewatch.service.dictionaries.folding import LEAST_SLOPE
+from featurewatch.service.dictionaries.folding import MIN_SLOPE
 from featurewatch.workers.activations import compute_dtype
 from tests.e2e.parts import Service
 from tests.unit.activations.tiny import save_checkpoint
@@ -79,7 +79,7 @@ def test_texts_are_read_as_the_checkpoint_reads_them(family: tuple[Family, Path]
         x = states[1][0].double().numpy()[encoded["special_tokens_mask"][0].numpy() == 0]
         normalised = (x - d["mean"]) * (32**0.5 / float(d["rms"]))
         read = np.maximum(normalised @ d["readout"].astype(np.float64) + d["readout_bias"], 0)
-        expected.append(read / np.maximum(d["readout_slope"], LEAST_SLOPE))
+        expected.append(read / np.maximum(d["readout_slope"], MIN_SLOPE))
     np.testing.assert_allclose(found.codes.toarray(), np.concatenate(expected), rtol=1e-3, atol=1e-3)
     assert found.codes.nnz > 0
 

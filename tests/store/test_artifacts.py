@@ -157,7 +157,7 @@ def test_the_vacuum_removes_what_was_put_aside_and_is_not_needed(
         logic.vacuum(session, store, settings, family, {}, now=utcnow())
         assert store.put_asides(family) == {name: 402}, "the checkpoint needs it"
         if gone:
-            queries.let_go(session, [row.id for row in session.query(factories.Checkpoint)])
+            queries.release_activations(session, [row.id for row in session.query(factories.Checkpoint)])
             logic.vacuum(session, store, settings, family, {}, now=utcnow())
         else:  # it was restored
             logic.vacuum(session, store, settings, family, {name: 402}, now=utcnow())

@@ -61,7 +61,7 @@ def test_check_refuses_another_schema(environment: dict[str, str], filled: Datab
     filled.close()
     migrate.downgrade_url(database_url, "0006")
     done = within("db", "check", env=environment)
-    assert done.returncode == 2 and "older than this version's" in done.stderr
+    assert done.returncode == 2 and "which this version requires" in done.stderr
     assert within("db", "upgrade", env=environment).returncode == 0
     assert within("db", "check", env=environment).returncode == 0
 
@@ -93,14 +93,14 @@ def test_an_embedded_installation_moves_to_postgres(
         assert (copied["family"], copied["checkpoint"], copied["verdict"]) == (1, 1, 0)
         assert answer(environment, "check")["rows"]["checkpoint"] == 1
         again = within("db", "copy", str(file), env=environment)
-        assert again.returncode == 2 and "holds rows already (family, checkpoint)" in again.stderr
+        assert again.returncode == 2 and "is not empty (it has rows in family, checkpoint)" in again.stderr
         missing = within("db", "copy", str(tmp_path / "none.db"), env=environment)
         assert missing.returncode == 2 and "no database at" in missing.stderr
         itself = within("db", "copy", postgres.database_url(name), env=environment)
         assert itself.returncode == 2 and "source and target are the same database" in itself.stderr
         migrate.downgrade_url(f"sqlite:///{file}", "0006")
         old_schema = within("db", "copy", str(file), env=environment)
-        assert old_schema.returncode == 2 and "older than this version's" in old_schema.stderr
+        assert old_schema.returncode == 2 and "which this version requires" in old_schema.stderr
     finally:
         postgres.drop(name)
 
@@ -188,7 +188,7 @@ def test_backup_and_restore(environment: dict[str, str], filled: Database, tmp_p
         return
     assert answer(environment, "backup", str(copy)) == {"file": str(copy), "bytes": copy.stat().st_size}
     again = within("db", "backup", str(copy), env=environment)
-    assert again.returncode == 2 and "is there already" in again.stderr
+    assert again.returncode == 2 and "already exists" in again.stderr
     with filled.write() as session:
         factories.family(session, "later")
     refused = within("db", "restore", str(copy), env=environment)
@@ -216,7 +216,7 @@ def test_a_damaged_backup_is_refused(filled: Database, tmp_path: Path) -> None:
     with pytest.raises(BackupError, match="damaged"):
         backups.restore(tmp_path / "text", tmp_path / "new.db")
     assert not (tmp_path / "new.db").exists()
-    with pytest.raises(BackupError, match="there is no database"):
+    with pytest.raises(BackupError, match="does not exist"):
         backups.restore(tmp_path / "none", tmp_path / "new.db")
     with pytest.raises(base.UsageError):
         local_database.copy("nowhere.db")

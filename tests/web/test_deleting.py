@@ -51,7 +51,7 @@ def test_active_runs_and_children_prevent_deletion(filled: Installation) -> None
     admin = filled.browser("admin")
     assert 'href="/runs/run_running/delete"' not in admin.page("/runs/run_running")
     refused = admin.send("/runs/run_running/delete")
-    assert refused.status_code == 409 and "Cancel it, or wait until it ends" in refused.text
+    assert refused.status_code == 409 and "Cancel it or wait until it ends" in refused.text
     refused = admin.send("/families/live/delete")
     assert refused.status_code == 409 and "run_running" in refused.text
     assert "has no parent to hand over to" in admin.page(f"{HERE}/checkpoints/v0/delete")

@@ -192,7 +192,7 @@ def test_gone_disables_the_webhook_and_gives_up_what_is_on_its_way(receiver, reg
     receiver.answers = [410]
     sweeper.deliver()
     webhook = only(database, Webhook)
-    assert (webhook.enabled, webhook.disabled_reason) == (False, "the receiver answered 410 Gone")
+    assert (webhook.enabled, webhook.disabled_reason) == (False, "the receiver responded with 410 Gone")
     emit(database, key="2")
     assert only(database).state == "failed", "nothing new for a disabled webhook"
     assert sweeper.deliver() == 0

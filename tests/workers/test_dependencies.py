@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from benchmarks.circuit_models import Circuit, make_circuit, save_model, write_text
+from benchmarks.dependency_models import Circuit, make_circuit, save_model, write_text
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.checkpoints.schemas import CheckpointIn
 from featurewatch.service.config import Settings

@@ -223,7 +223,7 @@ def test_which_features_by_default(installation: Installation, model: Model) -> 
     run_id = ask(installation)
     assert installation.run(run_id).params["features"] == ["F2", "F1", "F0"]
     installation.run_next(pipelines=PIPELINES)
-    with pytest.raises(ConflictError, match="name others"), installation.database.write() as session:
+    with pytest.raises(ConflictError, match="Name the features"), installation.database.write() as session:
         session.query(Feature).filter_by(number=2).one().watched = False
         session.flush()
         labels.create(session, families.get(session, "smol"), LabelIn())

@@ -96,7 +96,7 @@ def vacuum(*, dry_run: bool) -> dict[str, Any]:
             stored, step = artifacts.listing(family), logic.Vacuumed(left=not dry_run)
             with database.read() as session:
                 now = database_now(session)
-                plan = logic.look(session, settings, family, stored, now)
+                plan = logic.plan(session, settings, family, stored, now)
                 names = queries.checkpoint_names(session, plan.released)
             while step.left:
                 with database.write() as session:

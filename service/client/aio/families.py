@@ -158,10 +158,10 @@ class AsyncFamilyCalls(AsyncTransport):
         """Get a signature."""
         return cast(types.Signature, await self.json("GET", path_of("families", family, "signatures", name)))
 
-    async def signature_trajectory(self, family: str, name: str) -> types.SignatureCourse:
+    async def signature_trajectory(self, family: str, name: str) -> types.SignatureTrajectory:
         """Show a signature over all checkpoints, and the checkpoint where it turns."""
         path = path_of("families", family, "signatures", name, "trajectory")
-        return cast(types.SignatureCourse, await self.json("GET", path))
+        return cast(types.SignatureTrajectory, await self.json("GET", path))
 
     async def delete_signature(self, family: str, name: str) -> None:
         """Delete a signature with its readings. Queued runs that only read it are cancelled."""

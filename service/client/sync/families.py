@@ -159,10 +159,10 @@ class FamilyCalls(Transport):
         """Get a signature."""
         return cast(types.Signature, self.json("GET", path_of("families", family, "signatures", name)))
 
-    def signature_trajectory(self, family: str, name: str) -> types.SignatureCourse:
+    def signature_trajectory(self, family: str, name: str) -> types.SignatureTrajectory:
         """Show a signature over all checkpoints, and the checkpoint where it turns."""
         path = path_of("families", family, "signatures", name, "trajectory")
-        return cast(types.SignatureCourse, self.json("GET", path))
+        return cast(types.SignatureTrajectory, self.json("GET", path))
 
     def delete_signature(self, family: str, name: str) -> None:
         """Delete a signature with its readings. Queued runs that only read it are cancelled."""

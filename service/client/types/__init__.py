@@ -3,7 +3,10 @@
 Written by `make docs` from the OpenAPI document.
 """
 
+from featurewatch.service.client.types.added import CircuitFinding as CircuitFinding
+from featurewatch.service.client.types.added import Comparison as Comparison
 from featurewatch.service.client.types.added import Registered as Registered
+from featurewatch.service.client.types.added import SignatureCourse as SignatureCourse
 from featurewatch.service.client.types.added import Untyped as Untyped
 from featurewatch.service.client.types.alerts import AbsenceCondition as AbsenceCondition
 from featurewatch.service.client.types.alerts import Alert as Alert
@@ -28,7 +31,7 @@ from featurewatch.service.client.types.calibrations import NullResult as NullRes
 from featurewatch.service.client.types.calibrations import Unavailable as Unavailable
 from featurewatch.service.client.types.calibrations import WouldAlert as WouldAlert
 from featurewatch.service.client.types.checkpoints import Checkpoint as Checkpoint
-from featurewatch.service.client.types.checkpoints import CircuitFinding as CircuitFinding
+from featurewatch.service.client.types.checkpoints import DependencyFinding as DependencyFinding
 from featurewatch.service.client.types.checkpoints import Example as Example
 from featurewatch.service.client.types.checkpoints import FeatureRow as FeatureRow
 from featurewatch.service.client.types.checkpoints import Finding as Finding
@@ -49,8 +52,8 @@ from featurewatch.service.client.types.checkpoints import Unjudged as Unjudged
 from featurewatch.service.client.types.checkpoints import Usage as Usage
 from featurewatch.service.client.types.dependencies import AnswerEffect as AnswerEffect
 from featurewatch.service.client.types.dependencies import ChangedEdge as ChangedEdge
-from featurewatch.service.client.types.dependencies import Comparison as Comparison
 from featurewatch.service.client.types.dependencies import Dependencies as Dependencies
+from featurewatch.service.client.types.dependencies import DependencyComparison as DependencyComparison
 from featurewatch.service.client.types.dependencies import Edge as Edge
 from featurewatch.service.client.types.dependencies import Effect as Effect
 from featurewatch.service.client.types.dependencies import Graph as Graph
@@ -87,9 +90,9 @@ from featurewatch.service.client.types.signatures import Labelled as Labelled
 from featurewatch.service.client.types.signatures import Pair as Pair
 from featurewatch.service.client.types.signatures import Reading as Reading
 from featurewatch.service.client.types.signatures import Signature as Signature
-from featurewatch.service.client.types.signatures import SignatureCourse as SignatureCourse
 from featurewatch.service.client.types.signatures import SignatureCreated as SignatureCreated
 from featurewatch.service.client.types.signatures import SignatureSettings as SignatureSettings
+from featurewatch.service.client.types.signatures import SignatureTrajectory as SignatureTrajectory
 from featurewatch.service.client.types.status import Health as Health
 from featurewatch.service.client.types.status import Readiness as Readiness
 from featurewatch.service.client.types.status import Workers as Workers

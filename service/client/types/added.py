@@ -2,7 +2,9 @@
 
 from typing import Never
 
-from featurewatch.service.client.types.checkpoints import Registration
+from featurewatch.service.client.types.checkpoints import DependencyFinding, Registration
+from featurewatch.service.client.types.dependencies import DependencyComparison
+from featurewatch.service.client.types.signatures import SignatureTrajectory
 
 Untyped = dict[str, Never]
 """`dict[str, Any]`, as JSON from a file is: type checkers let it pass for this, but no dictionary whose values they
@@ -13,3 +15,9 @@ class Registered(Registration):
     """The answer to a registration. `created` is False where the same checkpoint was registered before."""
 
     created: bool
+
+
+# Deprecated names, which go with the next release.
+CircuitFinding = DependencyFinding
+Comparison = DependencyComparison
+SignatureCourse = SignatureTrajectory

@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 
 
 class AuditEntry(TypedDict):
-    """One write that was carried out."""
+    """One successful write."""
 
     id: str
     at: str

@@ -12,7 +12,7 @@ from featurewatch.service.client.types.families import Policy, Rate
 
 
 class FineTune(TypedDict):
-    """The null `finetune`: a short training on half of the probe corpus (AdamW, no weight decay, no dropout)."""
+    """The null `finetune`: a short training run on half of the probe corpus (AdamW, no weight decay, no dropout)."""
 
     steps: NotRequired[int]
     learning_rate: NotRequired[float]
@@ -20,7 +20,7 @@ class FineTune(TypedDict):
 
 
 class GridRow(TypedDict):
-    """What these thresholds would have given on the same measurements."""
+    """The false-alarm rates of other thresholds on the same measurements."""
 
     suppressed_below: float
     amplified_above: float
@@ -31,14 +31,14 @@ class GridRow(TypedDict):
 
 
 class Unavailable(TypedDict):
-    """Why a null could not be had."""
+    """Why a null could not be created."""
 
     code: str
     detail: str
 
 
 class WouldAlert(TypedDict):
-    """An alert rule of the family that a null meets. Nothing was raised."""
+    """An alert rule of the family that a null would trigger. No alert was raised."""
 
     rule: str
     name: str
@@ -57,7 +57,7 @@ class CalibrationIn(TypedDict):
 
 
 class NullResult(TypedDict):
-    """What was said of one null. Where it could not be had, `unavailable` says why, and all counts are 0."""
+    """The result of one null. If it could not be created, `unavailable` says why and all counts are 0."""
 
     null: Literal["repeat", "bfloat16", "int8", "halves", "finetune"]
     unavailable: Unavailable | None
@@ -75,7 +75,7 @@ class NullResult(TypedDict):
 
 
 class CalibrationResult(TypedDict):
-    """The nulls, and their sum. Features of one comparison are not independent: bounds over features are optimistic."""
+    """The nulls and their totals. Features of one comparison are correlated, so bounds over features are optimistic."""
 
     checkpoint: str
     policy: Policy
@@ -87,7 +87,7 @@ class CalibrationResult(TypedDict):
 
 
 class Calibration(TypedDict):
-    """A calibration. It is a run (`/v1/runs/{id}`): it can be followed, cancelled and retried as one."""
+    """A calibration. It is a run (`/v1/runs/{id}`) and can be followed, cancelled and retried like any other."""
 
     id: str
     family: str

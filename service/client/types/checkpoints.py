@@ -29,8 +29,8 @@ class Usage(TypedDict):
     positions_per_second: dict[str, float]
 
 
-class CircuitFinding(TypedDict):
-    """A feature that is written, but made or used otherwise than its strength tells."""
+class DependencyFinding(TypedDict):
+    """A feature that is written, but is computed from different features or has no effect."""
 
     feature: str
     status: str | None
@@ -76,7 +76,7 @@ class ReportAlert(TypedDict):
 
 
 class ReportSignature(TypedDict):
-    """A signature in the checkpoint, against its own baseline."""
+    """A signature in the checkpoint, compared with its own baseline."""
 
     name: str
     status: str
@@ -215,7 +215,7 @@ class Unjudged(TypedDict):
 
 
 class Registration(TypedDict):
-    """Answer to a registration."""
+    """The registered checkpoint and its run."""
 
     checkpoint: Checkpoint
     run: Run | None
@@ -231,7 +231,7 @@ class NotJudged(TypedDict):
 
 
 class Report(TypedDict):
-    """What changed in one checkpoint against a baseline."""
+    """What changed in one checkpoint compared with a baseline."""
 
     headline: str
     changed: int
@@ -251,5 +251,5 @@ class Report(TypedDict):
     quality: dict[str, Any]
     fitted_fvu: float | None
     signatures: list[ReportSignature]
-    circuits: list[CircuitFinding]
+    circuits: list[DependencyFinding]
     alerts: list[ReportAlert]

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 
 class AnswerEffect(TypedDict):
-    """What the same edits do to the answers of a signature's contrast set: the logit of the positive answer's first"""
+    """Effect on the answers in a signature's contrast set. The margin is the logit of the positive answer's first"""
 
     signature: str
     texts: int
@@ -23,7 +23,7 @@ class AnswerEffect(TypedDict):
 
 
 class ChangedEdge(TypedDict):
-    """An edge that is not the same in two checkpoints."""
+    """An edge that differs between two checkpoints."""
 
     feature: str
     hook_point: str
@@ -34,7 +34,7 @@ class ChangedEdge(TypedDict):
 
 
 class Edge(TypedDict):
-    """What one source feature gives to the target's pre-activation, on average where the target fires."""
+    """Mean contribution of one source feature to the target's pre-activation where the target fires."""
 
     feature: str
     hook_point: str
@@ -44,14 +44,14 @@ class Edge(TypedDict):
 
 
 class LogitEdge(TypedDict):
-    """How much the feature moves the logit of a next token, less what it moves all of them."""
+    """Change of a next-token logit by the feature, minus the mean change of all logits."""
 
     token: str
     change: float
 
 
 class SourcePlace(TypedDict):
-    """Everything at one earlier hook point, as means over the target's positions: nothing is left out."""
+    """A complete account of one earlier hook point, as means over the target's positions."""
 
     hook_point: str
     features: float
@@ -63,15 +63,15 @@ class SourcePlace(TypedDict):
 
 
 class TokenEdge(TypedDict):
-    """What an input token gives, wherever it stands before the target."""
+    """Contribution of an input token at any position before the target."""
 
     token: str
     weight: float
     ci: list[float]
 
 
-class Comparison(TypedDict):
-    """The same feature's edges in two checkpoints, of sources that are present in both."""
+class DependencyComparison(TypedDict):
+    """A feature's edges in two checkpoints, from sources that are present in both."""
 
     baseline: str
     compared: int
@@ -86,7 +86,7 @@ class Comparison(TypedDict):
 
 
 class Effect(TypedDict):
-    """What happens to the next token, in nats of KL, at positions where the feature fires."""
+    """Change of the next-token distribution (KL in nats) at positions where the feature fires."""
 
     positions: int
     ablate: float
@@ -102,7 +102,7 @@ class Effect(TypedDict):
 
 
 class Graph(TypedDict):
-    """The edges into one feature that are above the noise of the checkpoint's documents."""
+    """The significant edges into one feature."""
 
     value: float
     constant: float
@@ -125,6 +125,6 @@ class Dependencies(TypedDict):
     positions: int
     graph: Graph
     effect: Effect | None
-    comparison: Comparison | None
+    comparison: DependencyComparison | None
     run: str
     created_at: str

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 
 class Corpus(TypedDict):
-    """The probe corpus: the documents that every checkpoint of the family is read on."""
+    """The probe corpus: the documents that every checkpoint of the family is run on."""
 
     uri: NotRequired[str]
     max_documents: NotRequired[int]
@@ -62,7 +62,7 @@ class Policy(TypedDict):
 
 
 class Rate(TypedDict):
-    """A share, and the largest one that the count does not contradict."""
+    """A false-alarm rate with an upper bound."""
 
     alarms: int
     of: int
@@ -71,7 +71,7 @@ class Rate(TypedDict):
 
 
 class CalibrationSummary(TypedDict):
-    """The family's last calibration in short."""
+    """Summary of the family's latest calibration."""
 
     id: str
     checkpoint: str
@@ -83,7 +83,7 @@ class CalibrationSummary(TypedDict):
 
 
 class Family(TypedDict):
-    """A family, defaults filled in."""
+    """A family with all defaults filled in."""
 
     id: str
     name: str

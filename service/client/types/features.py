@@ -27,7 +27,7 @@ Diff = TypedDict(
 
 
 class LineageLink(TypedDict):
-    """What a re-fit made of a feature. One that is split, or merged out of several, has several links."""
+    """What became of a feature in a re-fit. A split or merged feature has several links."""
 
     generation: int
     checkpoint: str
@@ -101,7 +101,7 @@ class Activation(TypedDict):
 
 
 class Explanation(TypedDict):
-    """A label, and whose it is: a person's, a model's, or the automatic one."""
+    """A label by a person, by a model, or an automatic one."""
 
     description: str
     typeName: str
@@ -151,7 +151,7 @@ class FeatureInCheckpoint(TypedDict):
 
 
 class NeuronpediaFeature(TypedDict):
-    """A feature as Neuronpedia-style viewers read it."""
+    """A feature in the format of Neuronpedia-style viewers."""
 
     modelId: str
     layer: str

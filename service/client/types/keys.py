@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 
 class NewKey(TypedDict):
-    """A key that was just made: the only answer that shows it."""
+    """A new API key. Only this response contains the key itself."""
 
     id: str
     name: str
@@ -23,7 +23,7 @@ class NewKey(TypedDict):
 
 
 class Key(TypedDict):
-    """A key, without its secret part."""
+    """An API key without its secret part."""
 
     id: str
     name: str

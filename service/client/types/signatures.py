@@ -24,7 +24,7 @@ class ChosenFeature(TypedDict):
 
 
 class Figures(TypedDict):
-    """What was measured of a signature in a checkpoint. Judged on the half that did not choose; 95% intervals."""
+    """Measurements of a signature in a checkpoint, on the half of the rows not used to choose features. 95% CIs."""
 
     strength: float | None
     strength_ratio: float | None
@@ -60,7 +60,7 @@ class SignatureSettings(TypedDict):
 
 
 class Labelled(TypedDict):
-    """A row with its class."""
+    """A text with its class."""
 
     text: str
     label: bool
@@ -69,7 +69,7 @@ class Labelled(TypedDict):
 
 
 class Pair(TypedDict):
-    """Two rows that differ in the concept: two texts, or, with a `text`, two answers to it."""
+    """Two texts that differ in the concept, or two answers to the same `text`."""
 
     positive: str
     negative: str
@@ -104,8 +104,8 @@ class Signature(TypedDict):
     created_at: str
 
 
-class SignatureCourse(TypedDict):
-    """A signature over all checkpoints, parents before their children."""
+class SignatureTrajectory(TypedDict):
+    """A signature over all checkpoints, parents before children."""
 
     name: str
     baseline: str
@@ -114,7 +114,7 @@ class SignatureCourse(TypedDict):
 
 
 class SignatureCreated(TypedDict):
-    """Answer to a creation: the signature, and the runs that read it in every judged checkpoint, baseline first."""
+    """The new signature, and the runs that read it in every judged checkpoint, the baseline's first."""
 
     signature: Signature
     runs: list[Run]

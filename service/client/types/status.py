@@ -7,20 +7,20 @@ from typing_extensions import TypedDict
 
 
 class Health(TypedDict):
-    """The process answers."""
+    """The process is responding."""
 
     status: str
 
 
 class Workers(TypedDict):
-    """Workers that take runs, seen within the last 45 seconds. Without one the API still serves, and runs wait."""
+    """Workers seen within the last 45 seconds. Without workers the API still responds, and runs wait."""
 
     running: int
     stuck: int
 
 
 class Readiness(TypedDict):
-    """The service can serve."""
+    """The service is ready."""
 
     status: str
     checks: dict[str, str]

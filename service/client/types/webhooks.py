@@ -40,7 +40,7 @@ class Webhook(TypedDict):
 
 
 class DeliveryAttempt(TypedDict):
-    """One attempt to deliver."""
+    """One delivery attempt."""
 
     at: str
     status: int | None

@@ -208,7 +208,7 @@ def _dependencies(
 
     `now` and `before` name other checkpoints. Empty if no checkpoint was examined.
     """
-    graphs = dependency_queries.looked_at(session, family.id, number)
+    graphs = dependency_queries.examined(session, family.id, number)
     examined = [point.checkpoint for point in course.points if any(name == point.checkpoint for name, _ in graphs)]
     if not examined:
         return {}

@@ -10,8 +10,8 @@ from featurewatch.service.families.lookup import ReadFamily
 from featurewatch.service.kit.pages import Paging
 from featurewatch.service.kit.sessions import ReadSession
 from featurewatch.service.signatures import logic
-from featurewatch.service.signatures.schemas import SignatureCourse
-from featurewatch.service.signatures.words import sentence
+from featurewatch.service.signatures.describe import sentence
+from featurewatch.service.signatures.schemas import SignatureTrajectory
 from featurewatch.service.web.access import pages
 from featurewatch.service.web.plots import Plot, parents
 from featurewatch.service.web.render import address, page
@@ -32,7 +32,7 @@ def list_signatures(request: Request, family: ReadFamily, session: ReadSession, 
 @router.get("/families/{family}/signatures/{signature}")
 def show_signature(request: Request, family: ReadFamily, signature: str, session: ReadSession) -> Response:
     row = logic.get(session, family, signature)
-    course = logic.course(session, row)
+    course = logic.trajectory(session, row)
     parent_of = checkpoint_queries.judged(session, family.id)
     above = parents(
         [[point.checkpoint] for point in course.points], [parent_of[point.checkpoint] for point in course.points]
@@ -45,11 +45,11 @@ def show_signature(request: Request, family: ReadFamily, signature: str, session
     )  # fmt: skip
 
 
-def _links(family: str, course: SignatureCourse) -> list[str]:
+def _links(family: str, course: SignatureTrajectory) -> list[str]:
     return [address("families", family, "checkpoints", point.checkpoint) for point in course.points]
 
 
-def _strength(family: str, course: SignatureCourse, above: list[int | None]) -> Plot:
+def _strength(family: str, course: SignatureTrajectory, above: list[int | None]) -> Plot:
     rows: list[list[Any]] = []
     for point in course.points:
         figures = point.figures
@@ -73,7 +73,7 @@ def _strength(family: str, course: SignatureCourse, above: list[int | None]) -> 
     )  # fmt: skip
 
 
-def _separation(family: str, course: SignatureCourse, above: list[int | None]) -> Plot:
+def _separation(family: str, course: SignatureTrajectory, above: list[int | None]) -> Plot:
     rows: list[list[Any]] = [
         [point.checkpoint, point.figures.auroc, point.figures.reselected_auroc, point.figures.probe_auroc,
          point.figures.random_auroc_95]

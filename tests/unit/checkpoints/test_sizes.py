@@ -55,9 +55,9 @@ def test_models_of_every_architecture_fit_their_own_config(tmp_path: Path, name:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"num_hidden_layers": 2_000_000}, "2000000 layers; its tensors have 4"),
-        ({"num_hidden_layers": 5}, "5 layers; its tensors have 4"),
-        ({"num_hidden_layers": 3}, "3 layers; its tensors have 4"),
+        ({"num_hidden_layers": 2_000_000}, "2000000 layers, but the tensors have 4"),
+        ({"num_hidden_layers": 5}, "5 layers, but the tensors have 4"),
+        ({"num_hidden_layers": 3}, "3 layers, but the tensors have 4"),
         ({"hidden_size": 10**9}, "hidden_size is 1000000000"),
         ({"hidden_size": 33}, "hidden_size is 33"),
         ({"vocab_size": 10**12}, "vocab_size is 1000000000000"),
@@ -71,8 +71,8 @@ def test_models_of_every_architecture_fit_their_own_config(tmp_path: Path, name:
         ({"vision_config": {"num_hidden_layers": 2_000_000}}, "num_hidden_layers is 2000000"),
         ({"vision_config": [{"a": {"hidden_size": 10**9}}]}, "hidden_size is 1000000000"),
         ({"max_position_embeddings": 10**9}, "max_position_embeddings is 1000000000"),
-        ({"text_config": {"vocab_size": 500}}, "vocab_size is 500;"),
-        ({"text_config": {"hidden_size": 8}, "num_hidden_layers": None}, "hidden_size is 8;"),
+        ({"text_config": {"vocab_size": 500}}, "vocab_size is 500,"),
+        ({"text_config": {"hidden_size": 8}, "num_hidden_layers": None}, "hidden_size is 8,"),
     ],
 )
 def test_configs_of_other_models(tmp_path: Path, whole: Path, changes: dict[str, Any], says: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from benchmarks.circuit_models import Circuit, make_circuit, make_model, write_text
+from benchmarks.dependency_models import Circuit, make_circuit, make_model, write_text
 from featurewatch.service.dependencies import judge
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.workers.activations.models.hooks import choose_hook_points

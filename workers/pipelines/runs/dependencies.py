@@ -21,7 +21,7 @@ from featurewatch.service.dependencies.schemas import DependenciesIn
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
 from featurewatch.service.signatures import contrast
 from featurewatch.service.signatures import queries as signature_queries
-from featurewatch.service.signatures.contrast import Kept
+from featurewatch.service.signatures.contrast import StoredRow
 from featurewatch.service.verdicts import queries as verdict_queries
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.workers.activations import open_activations
@@ -62,7 +62,7 @@ class AnswerSignature:
     contrast: str
     template: bool
     features: frozenset[int]
-    pairs: list[tuple[Kept, Kept]]
+    pairs: list[tuple[StoredRow, StoredRow]]
     """(positive, negative): two answers to one text"""
 
     def texts(self, traced: TracedModel) -> list[Answers]:
@@ -187,7 +187,7 @@ def _answer_signatures(
     found = []
     for name, artifact, template, features in signatures:
         if features & targets.keys():
-            groups: dict[int, list[Kept]] = {}
+            groups: dict[int, list[StoredRow]] = {}
             for row in contrast.load(execution.artifacts.path(artifact)):
                 groups.setdefault(row.group, []).append(row)
             if pairs := [pair for rows in groups.values() if (pair := _two_answers(rows)) is not None]:
@@ -195,7 +195,7 @@ def _answer_signatures(
     return found
 
 
-def _two_answers(rows: list[Kept]) -> tuple[Kept, Kept] | None:
+def _two_answers(rows: list[StoredRow]) -> tuple[StoredRow, StoredRow] | None:
     """A positive and a negative answer to the same text, where a group is that."""
     if len(rows) != 2 or {row.label for row in rows} != {True, False}:
         return None

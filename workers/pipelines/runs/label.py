@@ -71,7 +71,7 @@ def run(execution: Execution) -> None:
             streak = 0
             with execution.write() as session:
                 labels.record(
-                    session, family_id=execution.family_id, number=number, run_id=execution.run_id, found=found
+                    session, family_id=execution.family_id, number=number, run_id=execution.run_id, label=found
                 )
             done.add(number)
         log.info("labelled", features=len(done), failed=len(failed))

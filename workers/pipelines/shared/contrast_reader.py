@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from featurewatch.service.dictionaries.folding import LEAST_SLOPE
+from featurewatch.service.dictionaries.folding import MIN_SLOPE
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.workers.crosscoder.regress import weighted_median
 from featurewatch.workers.verdicts.measure import shared_turn
@@ -72,7 +72,7 @@ class ContrastReader:
                 read = x[picked] @ d["readout"][:, at] + d["readout_bias"][at]
                 if not self.means:
                     read.relu_()
-                read /= d["readout_slope"][at].clamp_min(LEAST_SLOPE)
+                read /= d["readout_slope"][at].clamp_min(MIN_SLOPE)
                 found[:, here] = read.double().numpy()
         return found
 

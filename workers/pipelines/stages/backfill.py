@@ -23,8 +23,8 @@ from featurewatch.workers.pipelines.shared.pairing import ParentPair
 from featurewatch.workers.pipelines.shared.sources import Activations, normaliser_of, open_sources
 from featurewatch.workers.pipelines.stages.judge import ParentComparison
 from featurewatch.workers.pipelines.stages.measure import appearance, readability_of
-from featurewatch.workers.verdicts.few import Rows, room, row_products, rows_of, weights
 from featurewatch.workers.verdicts.measure import Ratios, jackknife_error, map_rows, over_noise, ratios
+from featurewatch.workers.verdicts.selected_rows import Rows, room, row_products, rows_of, weights
 
 LEAST_ROWS = 0.5
 """The past ends before an ancestor that is valid at a smaller share of the remaining positions."""

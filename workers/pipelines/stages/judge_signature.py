@@ -12,7 +12,7 @@ from torch import Tensor
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
 from featurewatch.service.signatures import contrast
-from featurewatch.service.signatures.logic import Found
+from featurewatch.service.signatures.logic import SignatureResult
 from featurewatch.service.signatures.rule import Evidence, Interval, judge
 from featurewatch.service.verdicts.judge import benjamini_hochberg
 from featurewatch.service.verdicts.policy import Policy
@@ -77,7 +77,7 @@ def paired(theirs: list[str], own: list[str]) -> dict[str, str]:
 class ContrastExperiment:
     """One contrast set, halved; and how intervals are made of it."""
 
-    rows: list[contrast.Kept]
+    rows: list[contrast.StoredRow]
     settings: dict[str, Any]
     own: frozenset[int] = frozenset()
     """Numbers of the features that are asked about."""
@@ -158,7 +158,7 @@ def _difference(x: Floats, rows: Rows) -> Floats:
 
 def judge_signature(
     artifacts: ArtifactStore, policy: Policy, place: JudgedCheckpoint, question: SignatureQuestion, read: dict[str, str]
-) -> Found:
+) -> SignatureResult:
     """Everything about one signature in one checkpoint."""
     experiment = ContrastExperiment(contrast.load(artifacts.path(question.contrast)), question.settings)
     hooks = _hooks(question, question.baseline, place)
@@ -205,7 +205,7 @@ def judge_signature(
         figures |= _pair(name, estimate)
     figures |= {"reselected_strength": _rounded(held[0]), "reselected_before": _rounded(held[1])}
     figures |= _null(experiment, now, int(known.sum()))
-    return Found(
+    return SignatureResult(
         signature_id=question.id,
         status=status,
         reason=reason,

@@ -1,15 +1,15 @@
-"""Tiny Llamas with a planted circuit: features that a later layer computes from known earlier ones.
+"""Tiny Llamas with planted dependencies: features that a later layer computes from known earlier ones.
 
-Words of a small vocabulary have properties, each written by the embedding along a direction of its own. The last layer
+Words of a small vocabulary have properties, each written by the embedding along its own direction. The last layer
 writes new features:
 
-- a *pair* where a word has two certain properties, by one neuron of the MLP;
-- *before* where the word before has a certain property, by a head that looks one token back.
+- a *pair* if a word has two particular properties, by one neuron of the MLP;
+- *before* if the previous word has a particular property, by a head that looks one token back.
 
-In a rewired version the first pair is computed from two other properties. Those are had together by exactly the same
-words, so the feature fires on the same inputs, as strongly, and only what it is made from has changed.
+In a rewired version the first pair is computed from two other properties, which occur together in exactly the same
+words. The feature then fires on the same inputs with the same strength; only its inputs have changed.
 
-The head attends by position alone, as in `tokenizer_models`. All embeddings have one norm, so that RMSNorm only scales.
+The head attends by position alone, as in `tokenizer_models`. All embeddings have the same norm, so RMSNorm only scales.
 """
 
 from dataclasses import dataclass, field
@@ -34,11 +34,11 @@ class Circuit:
     """Features are numbered: properties, then pairs, then `before`."""
 
     pairs: list[tuple[int, int]]
-    """of properties; the first one can be rewired"""
+    """Pairs of properties; the first one can be rewired"""
     other: tuple[int, int]
-    """properties that the first pair is computed from in the rewired version"""
+    """Properties from which the rewired version computes the first pair"""
     before: int
-    """the property that is looked for in the word before"""
+    """The property of the previous word"""
     has: np.ndarray
     """bool [words, properties]"""
     words: list[str] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Circuit:
 
 
 def make_circuit(seed: int, pairs: int = 5, words: int = 120) -> Circuit:
-    """Pair k is of the properties 2k and 2k + 1; the last two properties are the other way to the first pair."""
+    """Pair k combines properties 2k and 2k + 1; the last two properties are the alternative for the first pair."""
     rng = np.random.default_rng(seed)
     properties = 2 * pairs + 2
     has = np.zeros((words, properties), dtype=bool)
@@ -89,7 +89,7 @@ def write_text(circuit: Circuit, documents: int, length: int, seed: int) -> list
 
 
 def make_tokenizer(circuit: Circuit) -> Tokenizer:
-    """One token a word; token i is word i."""
+    """One token per word; token i is word i."""
     vocabulary = {word: i for i, word in enumerate([*circuit.words, UNKNOWN])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -132,7 +132,7 @@ def save_model(folder: Path, circuit: Circuit, **options: bool | int) -> Path:
 
 
 def _plant_pairs(mlp: torch.nn.Module, circuit: Circuit, written: Tensor, rewired: bool) -> None:
-    """Neuron i is on where both properties of pair i are there, and writes 1."""
+    """Neuron i is active if both properties of pair i are present, and writes 1."""
     unit = NORM / written.shape[1] ** 0.5  # coordinates of a normalised embedding, times this, are the embedding's
     for neuron, pair in enumerate(circuit.pairs):
         a, b = circuit.other if rewired and neuron == 0 else pair
@@ -143,7 +143,7 @@ def _plant_pairs(mlp: torch.nn.Module, circuit: Circuit, written: Tensor, rewire
 
 
 def _plant_head(attention: torch.nn.Module, circuit: Circuit, written: Tensor) -> None:
-    """The first head looks one token back and takes the property over."""
+    """The first head copies the property from the previous token."""
     size, unit = attention.head_dim, NORM / written.shape[1] ** 0.5
     theta = 10.0 ** (-torch.arange(0, size, 2) / size)
     attention.k_proj.bias[: size // 2] = 1

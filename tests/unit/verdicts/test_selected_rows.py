@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from featurewatch.workers.crosscoder.regress import Regression, assign_folds
-from featurewatch.workers.verdicts.few import room, row_products, rows_of, weights
 from featurewatch.workers.verdicts.measure import Side, products
+from featurewatch.workers.verdicts.selected_rows import room, row_products, rows_of, weights
 from tests.unit.crosscoder.planted import Held, code_of, dense_code, directions, documents, held, rotation
 
 N, M, D = 6000, 30, 16

@@ -2,7 +2,7 @@
 
 import pytest
 
-from featurewatch.service.webhooks.words import escaped, text
+from featurewatch.service.webhooks.describe import escaped, text
 
 ALERT = {"family": "smol", "summary": "v2: F0 suppressed", "rule_name": "deception"}
 PAUSE = {"family": None, "summary": "webhook whk_1 (example.com) is paused", "rule_name": None}
@@ -27,19 +27,19 @@ FAILED = {
         (
             "checkpoint.judged",
             JUDGED,
-            "smol: v2 is judged against v1: 3 absent, 1 replaced, 2,046 present, 2 indeterminate; alerts: 1",
+            "smol: v2 was judged against v1: 3 absent, 1 replaced, 2,046 present, 2 indeterminate; alerts: 1",
         ),
         (
             "checkpoint.judged",
             JUDGED | {"parent": None, "statuses": {"present": 5}, "alerts": 0},
-            "smol: v2 is judged: 5 present",
+            "smol: v2 was judged: 5 present",
         ),
         ("alert.raised", {"alert": ALERT}, "Alert: smol: v2: F0 suppressed (rule deception)"),
         ("alert.raised", {"alert": PAUSE}, "Alert: webhook whk_1 (example.com) is paused"),
         (
             "alert.resolved",
             {"alert": ALERT, "resolved_by": "v3"},
-            "Resolved: smol: v2: F0 suppressed (rule deception), as v3 shows",
+            "Resolved: smol: v2: F0 suppressed (rule deception) (by v3)",
         ),
         ("alert.resolved", {"alert": PAUSE, "resolved_by": None}, "Resolved: webhook whk_1 (example.com) is paused"),
         (

@@ -1,4 +1,4 @@
-"""What the circuit of a feature says that its strength does not, in words."""
+"""Describes in words what a feature's dependencies show that its strength does not."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from featurewatch.service.dependencies import logic, queries
-from featurewatch.service.dependencies.schemas import ChangedEdge, Comparison
+from featurewatch.service.dependencies.schemas import ChangedEdge, DependencyComparison
 from featurewatch.service.features import queries as features
 from featurewatch.service.features.words import name_of
 from featurewatch.service.kit.artifacts import ArtifactStore
@@ -17,27 +17,28 @@ from featurewatch.service.verdicts import queries as verdicts
 NAMED = 3
 
 
-class CircuitFinding(BaseModel):
-    """A feature that is written, but made or used otherwise than its strength tells."""
+class DependencyFinding(BaseModel):
+    """A feature that is written, but is computed from different features or has no effect."""
 
     feature: str
-    status: str | None = Field(description="Its verdict in the checkpoint.")
-    rewired: bool = Field(description="Computed from other features than at the baseline.")
-    effective: bool | None = Field(description="False: nothing that follows makes use of it. Null: not asked.")
-    agreement: float | None
-    what: str
+    status: str | None = Field(description="Its status in the checkpoint.")
+    rewired: bool = Field(description="Whether it is computed from different features than at the baseline.")
+    effective: bool | None = Field(description="False if nothing downstream uses it. Null if not examined.")
+    agreement: float | None = Field(description="Agreement of its edges with those at the baseline.")
+    what: str = Field(description="The finding in words.")
 
 
 def findings(
     session: Session, artifacts: ArtifactStore, family: Family, checkpoint: Checkpoint, baseline: Checkpoint | None
-) -> list[CircuitFinding]:
-    """Features of a checkpoint that were rewired since the baseline, or are there without effect."""
+) -> list[DependencyFinding]:
+    """Features of a checkpoint that were rewired since the baseline or have no effect."""
     graphs = queries.at_checkpoint(session, checkpoint.id)
     if not graphs:
         return []
     numbers = [graph.feature for graph in graphs]
-    named, found = features.names(session, family.id, numbers), []
+    rows = features.names(session, family.id, numbers)
     statuses = verdicts.statuses(session, checkpoint.id, numbers)
+    changed = []
     for graph in graphs:
         before = baseline and queries.one(session, baseline.id, graph.feature, graph.method)
         compared = logic.compare(session, artifacts, family, graph, before) if before else None
@@ -45,29 +46,30 @@ def findings(
         effective = None if graph.effect is None else bool(graph.effect["effective"])
         if not rewired and effective is not False:
             continue
-        row = named[graph.feature]
+        row = rows[graph.feature]
         parts = [_rewired(compared)] if compared and rewired else []
-        parts += ["nothing that follows makes use of it"] if effective is False else []
+        parts += ["nothing downstream uses it"] if effective is False else []
         status = statuses.get(graph.feature)
         name = name_of(feature_id(graph.feature), row.label, row.auto_label)
-        found.append(
-            CircuitFinding(
+        changed.append(
+            DependencyFinding(
                 feature=feature_id(graph.feature),
                 status=status,
                 rewired=rewired,
                 effective=effective,
                 agreement=compared.agreement if compared else None,
-                what=f"{name} is {status or 'there'}, but {', and '.join(parts)}",
+                what=f"{name} is {status or 'written'}, but {' and '.join(parts)}",
             )
         )
-    return found
+    return changed
 
 
-def _rewired(compared: Comparison) -> str:
-    edges = [f"{kind} {_names(some)}" for kind, some in (("gained", compared.gained), ("lost", compared.lost)) if some]
-    agreement = f"agreement {compared.agreement:.2f}" if compared.agreement is not None else ""
-    detail = "; ".join(part for part in (*edges, agreement) if part)
-    return f"computed from other features than at {compared.baseline} ({detail})"
+def _rewired(compared: DependencyComparison) -> str:
+    changes = (("gained", compared.gained), ("lost", compared.lost))
+    parts = [f"{kind} {_names(edges)}" for kind, edges in changes if edges]
+    if compared.agreement is not None:
+        parts.append(f"agreement {compared.agreement:.2f}")
+    return f"computed from different features than at {compared.baseline} ({'; '.join(parts)})"
 
 
 def _names(edges: Sequence[ChangedEdge]) -> str:
