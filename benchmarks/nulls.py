@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks.planted_data import HOOK_POINT, Lineage, make_lineage, write_checkpoint
 from benchmarks.runs import succeeded
-from featurewatch.service.alerts.conditions import ALARMING
 from featurewatch.service.client import Client
+from featurewatch.service.verdicts.statuses import ALARMING
 from featurewatch.workers.demo.installation import Installation
 from featurewatch.workers.demo.main import Plan
 from featurewatch.workers.demo.models import base_model

@@ -50,7 +50,7 @@ from featurewatch.service.families import logic as families
 from featurewatch.service.families.schemas import FamilyIn
 from featurewatch.service.models import Checkpoint, Family, Run
 from featurewatch.service.runs import logic as runs
-from featurewatch.service.verdicts.judge import Status
+from featurewatch.service.verdicts.statuses import Status
 from featurewatch.workers.__main__ import NICE
 from tests.services import free_port, postgres_server
 

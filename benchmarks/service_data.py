@@ -34,8 +34,9 @@ from featurewatch.service.runs.states import RunState
 from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.signatures.schemas import SignatureIn
 from featurewatch.service.verdicts import logic as verdicts
-from featurewatch.service.verdicts.judge import GONE, Evidence, Floats, Status, Successor, judge
+from featurewatch.service.verdicts.judge import Evidence, Floats, Successor, judge
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import GONE, Status
 
 FAMILY, WORKER, LEASE_S = "large", "benchmark", 600.0
 FOLDS, EXAMPLES = 20, 16

@@ -18,6 +18,8 @@ from featurewatch.service.alerts.parameters import parameters
 from featurewatch.service.cli import app as cli
 from featurewatch.service.config import ClientSettings, Settings
 from featurewatch.service.status.metrics import METRICS
+from featurewatch.service.verdicts.figures import FIGURES
+from featurewatch.service.verdicts.statuses import Status
 
 DOCS = Path(__file__).parent
 
@@ -39,6 +41,22 @@ def metrics_table() -> str:
     for metric in METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         lines.append(f"| `{metric.name}` | {labels} | {metric.text} |")
+    return "\n".join(lines)
+
+
+def statuses_table() -> str:
+    """A Markdown table of the statuses and their signs."""
+    return "\n".join(
+        [f"| {' | '.join(Status)} |", "|---" * len(Status) + "|", f"| {' | '.join(one.row.sign for one in Status)} |"]
+    )
+
+
+def figures_table() -> str:
+    """A Markdown table of the figures of a verdict."""
+    lines = ["| figure | unit | description |", "|---|---|---|"]
+    for figure in FIGURES:
+        name = f"`{figure.name}`" + (f", `{figure.name}_ci`" if figure.ends else "")
+        lines.append(f"| {name} | {'' if figure.unit == '1' else figure.unit} | {figure.about} |")
     return "\n".join(lines)
 
 
@@ -104,6 +122,8 @@ def pages() -> dict[Path, str]:
         DOCS / "api-reference.md": api_reference.page(),
         DOCS / "cli.md": cli_page(),
         DOCS / "monitoring.md": monitoring,
+        DOCS / "page.md": between((DOCS / "page.md").read_text(encoding="utf-8"), "statuses", statuses_table()),
+        DOCS / "verdicts.md": between((DOCS / "verdicts.md").read_text(encoding="utf-8"), "figures", figures_table()),
         **client_code.pages(),
     }
 

@@ -7,14 +7,16 @@ from fastapi.openapi.utils import get_openapi
 
 from featurewatch.service.audit import idempotency
 from featurewatch.service.kit.problems import MEDIA_TYPE, ProblemDocument
+from featurewatch.service.verdicts.statuses import Status
 
-DESCRIPTION = """\
+*_FIRST, _LAST = Status
+DESCRIPTION = f"""\
 Continuous monitoring of the features of a model family. Register a checkpoint; workers judge every feature in it:
-present, suppressed, amplified, absent, relocated, replaced, emerged or indeterminate.
+{", ".join(_FIRST)} or {_LAST}.
 
 * Send an API key as `Authorization: Bearer fw_...`.
 * Errors are problem documents (RFC 9457) with a stable `code`.
-* Lists are `{"data": [...], "next_cursor": ...}`, with `Link: rel="next"`.
+* Lists are `{{"data": [...], "next_cursor": ...}}`, with `Link: rel="next"`.
 * Reads return an `ETag`; send it back as `If-None-Match`.
 * A POST or PATCH repeated with the same `Idempotency-Key` is carried out once; responses are kept for a day by default.
 * `RateLimit` and `RateLimit-Policy` give the remaining requests of a key; 429 responses have `Retry-After`.

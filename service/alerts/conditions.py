@@ -20,20 +20,21 @@ from featurewatch.service.alerts.events import (
     SignaturesRead,
 )
 from featurewatch.service.alerts.evidence import MOST_ROWS, Evidence, failure_row, reading_row, verdict_row
-from featurewatch.service.features.schemas import Status
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
 from featurewatch.service.signatures.rule import Status as SignatureStatus
+from featurewatch.service.verdicts.statuses import ALARMING, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from featurewatch.service.alerts.events import Transition
 
-ALARMING: list[Status] = ["suppressed", "absent", "replaced", "relocated", "amplified"]
-SIGNATURE_ALARMING: list[SignatureStatus] = ["suppressed", "amplified", "replaced", "absent"]
+SIGNATURE_ALARMING: list[SignatureStatus] = [word for word in get_args(SignatureStatus) if word in ALARMING]
 _NAMED_IN_SUMMARY = 3
 
-Statuses = Annotated[list[Status], Field(min_length=1, max_length=8, description="Statuses that raise the alert.")]
+Statuses = Annotated[
+    list[Status], Field(min_length=1, max_length=len(Status), description="Statuses that raise the alert.")
+]
 FeatureId = Field(title="Feature", examples=["F42318"], description="Id of the feature.")
 
 
@@ -111,7 +112,7 @@ class FeatureCondition(_FeatureStatusCondition):
 
     kind: Literal["feature"]
     feature: str = FeatureId
-    statuses: Statuses = ALARMING
+    statuses: Statuses = [*ALARMING]
 
     @field_validator("feature")
     @classmethod
@@ -127,7 +128,7 @@ class WatchedCondition(_FeatureStatusCondition):
     """A watched feature comes into one of the statuses."""
 
     kind: Literal["watched"]
-    statuses: Statuses = ALARMING
+    statuses: Statuses = [*ALARMING]
 
     def select(self, transitions: "Sequence[Transition]") -> "Sequence[Transition]":
         return [transition for transition in transitions if transition[1].watched]
@@ -138,7 +139,7 @@ class TagCondition(_FeatureStatusCondition):
 
     kind: Literal["tag"]
     tag: str = Field(min_length=1, max_length=100, examples=["deception"], description="Tag of the features.")
-    statuses: Statuses = ALARMING
+    statuses: Statuses = [*ALARMING]
 
     def select(self, transitions: "Sequence[Transition]") -> "Sequence[Transition]":
         return [transition for transition in transitions if self.tag in transition[1].tags]
@@ -341,4 +342,4 @@ else:
 
 def _recovered(names: "Iterable[str]", statuses: "Mapping[str, str]", alarming: "Sequence[str]") -> bool:
     """Whether everything is out of the alarming statuses. No verdict, or an indeterminate one, does not show that."""
-    return all(statuses.get(name, "indeterminate") not in {*alarming, "indeterminate"} for name in names)
+    return all(statuses.get(name, Status.INDETERMINATE) not in {*alarming, Status.INDETERMINATE} for name in names)

@@ -37,6 +37,7 @@ from featurewatch.service.kit import clock
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
 from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Feature, Reading, Signature, Verdict
 from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.service.verdicts.statuses import Status
 from featurewatch.service.webhooks import queries as webhooks
 
 Rule = tuple[AlertRule, BaseCondition]
@@ -95,7 +96,7 @@ def rehearse(
     changes = [
         (Verdict(feature=number, status=now), known.get(number) or Feature(number=number, tags=[], watched=False))
         for number, (before, now) in came.items()
-        if before != now and (before is not None or now != "present")
+        if before != now and (before is not None or now != Status.PRESENT)
     ]
     event = FeaturesJudged(
         family_id=family_id,

@@ -12,6 +12,7 @@ from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Feature, Run, Verdict
 from featurewatch.service.models.alert import UNRESOLVED
 from featurewatch.service.runs.states import FINAL
+from featurewatch.service.verdicts.statuses import Status
 
 Named = tuple[Alert, str | None, str | None, str | None]
 """An alert with the names of its rule, family and checkpoint."""
@@ -164,7 +165,7 @@ def transitions(
         .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
         .where(Verdict.checkpoint_id == checkpoint_id, Verdict.family_id == family_id, Verdict.status.in_(statuses))
         .where(Verdict.previous_status.is_distinct_from(Verdict.status))
-        .where(or_(Verdict.previous_status.is_not(None), Verdict.status != "present"))
+        .where(or_(Verdict.previous_status.is_not(None), Verdict.status != Status.PRESENT))
         .order_by(Verdict.change.desc(), Verdict.feature)
     )
     return [(row[0], row[1]) for row in rows]

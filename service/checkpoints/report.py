@@ -15,7 +15,7 @@ from featurewatch.service.dependencies.describe import DependencyFinding
 from featurewatch.service.features import findings, words
 from featurewatch.service.features import logic as features
 from featurewatch.service.features.queries import Filter
-from featurewatch.service.features.schemas import STATUSES, FeatureRow, Status, Summary
+from featurewatch.service.features.schemas import FeatureRow, Summary
 from featurewatch.service.features.sorting import order_of
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.problems import NotAcceptableError
@@ -25,6 +25,7 @@ from featurewatch.service.models import Checkpoint, Family
 from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.signatures.describe import sentence
 from featurewatch.service.verdicts.generations import reference_fvu
+from featurewatch.service.verdicts.statuses import CHANGED, Status
 
 LARGEST = 50
 Format = Literal["json", "markdown", "html"]
@@ -114,7 +115,7 @@ def report(
         judged_at=row.judged_at,
         generation=row.generation,
         features=sum(counts.values()),
-        counts={status: counts.get(status, 0) for status in STATUSES},
+        counts={status: counts.get(status, 0) for status in Status},
         new_counts=_new_counts(session, comparison),
         changes=[comparison.shown[number] for number in largest],
         refit=lineage.refit(session, row),
@@ -128,7 +129,7 @@ def report(
 
 def _new_counts(session: Session, comparison: features.Comparison) -> dict[Status, int]:
     counts = features.counts(session, comparison, findings.changed(Filter()))
-    return {status: counts.get(status, 0) for status in words.SEVERITY}
+    return {status: counts.get(status, 0) for status in CHANGED}
 
 
 def _signatures(session: Session, checkpoint: Checkpoint) -> list[ReportSignature]:
@@ -224,6 +225,7 @@ _templates = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+_templates.globals["STATUSES"] = tuple(Status)
 _templates.filters |= {
     "number": _number,
     "interval": _interval,

@@ -21,18 +21,15 @@ from featurewatch.service import __version__
 from featurewatch.service.client import Client
 from featurewatch.service.config import ClientSettings
 from featurewatch.service.runs.words import seen
+from featurewatch.service.verdicts.statuses import Colour, Status
 
 OK, FAILED, USAGE, UNAVAILABLE = 0, 1, 2, 3
 
-STATUS_STYLES = {
-    "present": "green",
-    "suppressed": "yellow",
-    "absent": "red",
-    "replaced": "magenta",
-    "relocated": "blue",
-    "amplified": "cyan",
-    "emerged": "bright_green",
-    "indeterminate": "dim",
+_STYLES: dict[Colour, str] = {
+    "green": "green", "amber": "yellow", "red": "red", "magenta": "magenta", "violet": "blue", "blue": "cyan",
+    "teal": "bright_green", "grey": "dim",
+}  # fmt: skip
+STATUS_STYLES: dict[str, str] = {status: _STYLES[status.row.colour] for status in Status} | {
     "succeeded": "green",
     "judged": "green",
     "failed": "red",

@@ -10,8 +10,8 @@ import typer
 
 from featurewatch.service.cli import base
 from featurewatch.service.client import Client, ClientError
-from featurewatch.service.features.schemas import STATUSES
 from featurewatch.service.runs.states import RunState
+from featurewatch.service.verdicts.statuses import Status
 
 SECONDS = 1.0
 """Timeout of a request: a person is waiting at the prompt."""
@@ -51,7 +51,7 @@ def _names(ask: Callable[[Client, str], Iterable[tuple[str, str]]], of: str | No
     return completer
 
 
-statuses = words(*STATUSES)
+statuses = words(*Status)
 states = words(*RunState)
 families = _names(lambda client, _: ((row["name"], "") for row in client.families()))
 checkpoints = _names(

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from featurewatch.service.client.types import Point
+from featurewatch.service.verdicts.statuses import GONE
 
 _BARS = "▁▂▃▄▅▆▇█"
-_GONE = ("absent", "replaced")
 
 
 def sparkline(values: Sequence[float | None], *, full: float = 1.0) -> str:
@@ -28,7 +28,7 @@ def levels(points: Sequence[Point]) -> list[float | None]:
     before: Mapping[str, Point] = {point["checkpoint"]: point for point in points}
     for point in points:
         last = before.get(point["baseline"] or "")
-        while last is not None and last["status"] in _GONE:
+        while last is not None and last["status"] in GONE:
             last = before.get(last["baseline"] or "")
         if last is None:
             by_checkpoint[point["checkpoint"]] = 1.0

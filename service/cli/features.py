@@ -1,6 +1,6 @@
 """`featurewatch features`, `feature`, `diff`, `lineage`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table, command
 from featurewatch.service.client import Client, types
 from featurewatch.service.features.words import plain
+from featurewatch.service.verdicts.figures import Figure, View, shown_in
 
 _PAGE = 500
 """Maximum number of rows in one response of the API."""
@@ -44,14 +45,25 @@ def _where(example: Any) -> str:
     return " ".join(text.split())
 
 
+def _figures(view: View, *, intervals: Sequence[str]) -> dict[str, Callable[[Any], Any]]:
+    """Columns of the figures in a table. intervals: figures that are shown with their intervals."""
+
+    def cell(figure: Figure) -> Callable[[Any], Any]:
+        if not figure.ends:
+            return lambda row: row[figure.name]
+        return lambda row: base.ratio(row[figure.name], row[f"{figure.name}_ci"] if figure.name in intervals else None)
+
+    return {figure.heading: cell(figure) for figure in shown_in(view)}
+
+
+_LISTED = _figures("list", intervals=("projection_ratio",))
+_COURSE = _figures("course", intervals=("projection_ratio", "strength_ratio"))
 FEATURES = Table(
-    ("feature", "status", "was", "projection", "strength", "q", "firings", "successors", "what"),
+    ("feature", "status", "was", *_LISTED, "successors", "what"),
     {
         "feature": "id",
         "was": "previous_status",
-        "projection": lambda row: base.ratio(row["projection_ratio"], row["projection_ratio_ci"]),
-        "strength": lambda row: base.ratio(row["strength_ratio"], None),
-        "q": "q_value",
+        **_LISTED,
         "successors": lambda row: [successor["id"] for successor in row["successors"]],
         "what": what,
     },
@@ -60,10 +72,9 @@ FEATURES = Table(
     optional=("firings", "strength", "was", "q"),
 )
 TRAJECTORY = Table(
-    ("checkpoint", "status", "projection", "strength", "readability", "firings", "successors"),
+    ("checkpoint", "status", *_COURSE, "successors"),
     {
-        "projection": lambda point: base.ratio(point["projection_ratio"], point["projection_ratio_ci"]),
-        "strength": lambda point: base.ratio(point["strength_ratio"], point["strength_ratio_ci"]),
+        **_COURSE,
         "successors": lambda point: [f"{successor['id']} {successor['kind']}" for successor in point["successors"]],
     },
     empty="No verdicts yet.",

@@ -9,6 +9,7 @@ from rich.text import Text
 from featurewatch.service.cli import base
 from featurewatch.service.features.schemas import Example, FeatureRow
 from featurewatch.service.features.words import about, between, passage, plain, share
+from featurewatch.service.verdicts.statuses import Status
 
 _NAMED_SUCCESSORS = 3
 
@@ -71,7 +72,7 @@ def _show_not_judged(unjudged: Mapping[str, Any]) -> None:
 def _left(row: FeatureRow) -> str:
     """`24% (18 to 31%)`."""
     if row.projection_ratio is None:
-        return "new" if row.status == "emerged" else "-"
+        return "new" if row.status == Status.EMERGED else "-"
     low, high = row.projection_ratio_ci or (None, None)
     if low is None or high is None:
         return share(row.projection_ratio)
@@ -87,7 +88,7 @@ def _q(row: FeatureRow) -> str:
 def _what(row: FeatureRow) -> str:
     """Whether the feature is watched, what replaced it, and its label."""
     parts = ["watched"] if row.watched else []
-    if row.status == "replaced" and row.successors:
+    if row.status == Status.REPLACED and row.successors:
         names = [successor.id for successor in row.successors]
         parts.append("by " + ", ".join(names[:_NAMED_SUCCESSORS]) + (" ..." if len(names) > _NAMED_SUCCESSORS else ""))
     return "  ".join([*parts, about(row.label, row.auto_label)]).rstrip()

@@ -16,8 +16,9 @@ from featurewatch.service.runs import queries as run_queries
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts import stored
 from featurewatch.service.verdicts.compare import compare
+from featurewatch.service.verdicts.figures import COLUMNS
 from featurewatch.service.verdicts.past import RATIOS
-from featurewatch.service.verdicts.table import Row
+from featurewatch.service.verdicts.table import VerdictRow
 from featurewatch.service.webhooks import logic as webhooks
 
 
@@ -94,15 +95,15 @@ def _check(
     )
 
 
-def _rows(session: Session, family: Family, child: Checkpoint, baseline: Checkpoint) -> list[Row]:
+def _rows(session: Session, family: Family, child: Checkpoint, baseline: Checkpoint) -> list[VerdictRow]:
     """A child's verdicts against its new parent, as a request for that comparison would return them."""
     depth = len(verdicts.ancestors(session, child)) - 1
     return compare(session, family, child, baseline, comparison=max(1, depth))
 
 
-def _replace_verdicts(session: Session, family: Family, child: Checkpoint, rows: Sequence[Row]) -> None:
+def _replace_verdicts(session: Session, family: Family, child: Checkpoint, rows: Sequence[VerdictRow]) -> None:
     """Replace a child's verdicts, and drop measurements against the deleted parent."""
-    columns = {name: [getattr(row, name) for row in rows] for name in Row.__slots__}
+    columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
     columns |= {"checkpoint_id": [child.id] * len(rows), "family_id": [family.id] * len(rows)}
     queries.drop_verdicts(session, child.id)
     verdicts.add_verdicts(session, columns)

@@ -28,8 +28,8 @@ from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.signatures import queries as signatures
 from featurewatch.service.verdicts import queries as verdicts
-from featurewatch.service.verdicts.judge import GONE, Status
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import GONE, Status
 
 AUTOMATIC_PRIORITY = -1
 """Priority of automatic runs: checkpoints that wait for their verdicts go first."""

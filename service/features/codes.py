@@ -1,4 +1,4 @@
-"""The sparse code and its examples, read from the artifact store without torch and without holding all of it."""
+"""The sparse code and its examples, read from the artifact store without torch and without loading all of it."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from featurewatch.service.kit.cache import SizedCache
 from featurewatch.service.kit.digests import FileState
 from featurewatch.service.kit.problems import NotFoundError
 from featurewatch.service.models import Code, Family, Feature
-from featurewatch.service.verdicts.arrays import places_of
+from featurewatch.service.verdicts.arrays import positions_of
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CONTEXT_CHARACTERS = 120
@@ -29,20 +29,20 @@ _DTYPES = {"I64": "<i8", "I32": "<i4", "F32": "<f4"}
 
 
 def code_of(session: Session, family: Family, checkpoint: str | None) -> tuple[Code, str]:
-    """The code of a checkpoint, or the newest one, with the checkpoint's name; 404 where there is none."""
+    """The code of a checkpoint, by default the newest, with the checkpoint's name. 404 if there is none."""
     for code, name in queries.codes(session, family.id):
         if checkpoint is None or name == checkpoint:
             return code, name
-    raise NotFoundError(f"There is no code of {checkpoint or family.name} (yet).", code="no-code")
+    raise NotFoundError(f"{checkpoint or family.name} has no code yet.", code="no-code")
 
 
 def feature_numbers(artifacts: ArtifactStore, code: Code) -> np.ndarray:
-    """Numbers of the features, in the order of the code's columns: int64 [columns]."""
+    """Feature numbers of the code's columns: int64 [columns]."""
     return tensors(artifacts, code.artifact)["feature_numbers"]
 
 
 def stream_npz(path: Path, n_positions: int, n_features: int) -> Iterator[bytes]:
-    """A CSR code as `scipy.sparse.save_npz` writes it, in pieces: rows are positions, columns features.
+    """A CSR code in the format of `scipy.sparse.save_npz`, in chunks. Rows are positions, columns are features.
 
     `path` is the code artifact (`indptr`, `indices`, `values`). Not compressed: floats hardly shrink.
     """
@@ -72,62 +72,63 @@ def stream_npz(path: Path, n_positions: int, n_features: int) -> Iterator[bytes]
 
 
 class Outlet(io.RawIOBase):
-    """A file that can only be written on; what was written is taken away piece by piece."""
+    """A write-only file whose content is taken away in chunks."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = bytearray()
-        self.taken = 0
+        self.buffer = bytearray()
+        self.drained = 0
 
     def tell(self) -> int:
-        return self.taken + len(self.held)
+        return self.drained + len(self.buffer)
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        self.held += data
+        self.buffer += data
         return len(data)
 
     def drain(self) -> bytes:
-        piece = bytes(self.held)
-        self.taken += len(piece)
-        self.held.clear()
-        return piece
+        """What was written since the last call."""
+        chunk = bytes(self.buffer)
+        self.drained += len(chunk)
+        self.buffer.clear()
+        return chunk
 
 
 def examples(
     session: Session, artifacts: ArtifactStore, family: Family, feature: Feature, limit: int
 ) -> tuple[str, list[Example]]:
     """(checkpoint, top activating examples) of a feature, strongest first, from the newest code that has it."""
-    for code, kept, checkpoint in queries.example_files(session, family.id):
-        columns = _held(artifacts, code).columns_of([feature.number])
+    for code, file, checkpoint in queries.example_files(session, family.id):
+        columns = _columns(artifacts, code).columns_of([feature.number])
         if columns:
-            return checkpoint, _examples(artifacts, family, kept, columns, limit)[feature.number]
-    raise NotFoundError(f"No code holds the feature F{feature.number} (yet).", code="no-code")
+            return checkpoint, _examples(artifacts, family, file, columns, limit)[feature.number]
+    raise NotFoundError(f"No code has the feature F{feature.number} yet.", code="no-code")
 
 
 def examples_of(
     session: Session, artifacts: ArtifactStore, family: Family, numbers: Sequence[int], limit: int
 ) -> dict[int, list[Example]]:
-    """Feature number -> its top examples, of many features at once; empty where nothing is kept of them (any more)."""
-    found: dict[int, list[Example]] = {number: [] for number in numbers}
+    """Feature number -> top examples, for many features at once; empty if none are stored."""
+    examples_by_number: dict[int, list[Example]] = {number: [] for number in numbers}
     wanted = set(numbers)
-    for code, kept, _ in queries.example_files(session, family.id):
+    for code, file, _ in queries.example_files(session, family.id):
         if not wanted:
             break
         try:
-            here = _held(artifacts, code).columns_of(list(wanted))
-            found |= _examples(artifacts, family, kept, here, limit) if here else {}
+            here = _columns(artifacts, code).columns_of(list(wanted))
+            examples_by_number |= _examples(artifacts, family, file, here, limit) if here else {}
         except (FileNotFoundError, NotFoundError):
-            continue  # a report is worth having without them
+            continue  # a report is useful without them
         wanted -= set(here)
-    return found
+    return examples_by_number
 
 
 @dataclass(frozen=True)
-class _Held:
-    """Which features a code holds, and where."""
+class _Columns:
+    """The features of a code and their columns."""
 
     numbers: NDArray[np.int32]
     """ascending"""
@@ -138,38 +139,38 @@ class _Held:
         return self.numbers.nbytes + self.columns.nbytes
 
     def columns_of(self, numbers: Sequence[int]) -> dict[int, int]:
-        """Feature number -> its column, of those of some features that the code has."""
-        places = places_of(self.numbers, numbers)
-        there = np.flatnonzero(places >= 0)
-        columns = self.columns[places[there]].tolist()
-        return {numbers[one]: column for one, column in zip(there.tolist(), columns, strict=True)}
+        """Feature number -> column, of the features that the code has."""
+        positions = positions_of(self.numbers, numbers)
+        known = np.flatnonzero(positions >= 0)
+        columns = self.columns[positions[known]].tolist()
+        return {numbers[index]: column for index, column in zip(known.tolist(), columns, strict=True)}
 
 
-_HELD: SizedCache[_Held] = SizedCache(32 * 2**20)
-"""Of a code of 32,768 features a quarter of a megabyte. A feature of another branch is in none of the newest codes."""
+_COLUMNS: SizedCache[_Columns] = SizedCache(32 * 2**20)
+"""A quarter of a megabyte for a code of 32,768 features. Features of another branch are looked up in many codes."""
 
 
-def _held(artifacts: ArtifactStore, code: str) -> _Held:
-    place = artifacts.path(code)
+def _columns(artifacts: ArtifactStore, code: str) -> _Columns:
+    path = artifacts.path(code)
 
-    def read() -> _Held:
-        numbers = _mapped(place)["feature_numbers"]
-        order = np.argsort(numbers, kind="stable")  # a re-fit leaves them in another order
-        return _Held(numbers[order].astype(np.int32), order.astype(np.int32))
+    def read() -> _Columns:
+        numbers = _mapped(path)["feature_numbers"]
+        order = np.argsort(numbers, kind="stable")  # a re-fit reorders them
+        return _Columns(numbers[order].astype(np.int32), order.astype(np.int32))
 
-    return _HELD.get((place, FileState.of(place)), read)
+    return _COLUMNS.get((path, FileState.of(path)), read)
 
 
 def _examples(
-    artifacts: ArtifactStore, family: Family, kept: str, columns: dict[int, int], limit: int
+    artifacts: ArtifactStore, family: Family, file: str, columns: dict[int, int], limit: int
 ) -> dict[int, list[Example]]:
     described = family.positions or {}
     if "artifact" not in described:
-        raise NotFoundError(f"The positions of {family.name} are not known (yet).", code="no-code")
-    tops, places = artifacts.path(kept), artifacts.path(described["artifact"])
+        raise NotFoundError(f"The positions of {family.name} are not known yet.", code="no-code")
+    tops, places = artifacts.path(file), artifacts.path(described["artifact"])
     texts = artifacts.path(described["documents"]) if described.get("documents") else None
 
-    files = tuple((file, FileState.of(file)) for file in (tops, places, texts) if file)
+    files = tuple((path, FileState.of(path)) for path in (tops, places, texts) if path)
 
     def of(column: int) -> list[Example]:
         key = (files, column, limit)
@@ -186,25 +187,25 @@ class _Top:
 
     @property
     def nbytes(self) -> int:
-        """About what they take in memory."""
+        """Approximate memory use."""
         return 500 + 1500 * len(self.examples)
 
 
 _TOP: SizedCache[_Top] = SizedCache(8 * 2**20)
-"""Of some 1,600 features: what a report tells of is told of again by the next ones."""
+"""Some 1,600 features: successive reports mention the same ones."""
 
 
 def _top(tops: Path, places: Path, texts: Path | None, column: int, limit: int) -> _Top:
-    kept, positions = _mapped(tops), _mapped(places)
+    examples, positions = _mapped(tops), _mapped(places)
     texts = texts if {"start", "end"} <= set(positions) else None
-    top = kept["positions"][column]
+    top = examples["positions"][column]
     there = np.flatnonzero(top >= 0)[:limit]
-    pairs = zip(top[there].tolist(), kept["values"][column][there].tolist(), strict=True)
+    pairs = zip(top[there].tolist(), examples["values"][column][there].tolist(), strict=True)
     return _Top([_example(positions, texts, place, value) for place, value in pairs])
 
 
 def _example(places: dict[str, np.ndarray], texts: Path | None, place: int, value: float) -> Example:
-    """texts: the probe corpus as it was read, where its offsets are known."""
+    """texts: the probe corpus, if the offsets of its tokens are known."""
     document = int(places["document"][place])
     start, end = (int(places[name][place]) for name in ("start", "end")) if texts else (0, 0)
     before, token, after = _passage(texts, document, start, end) if texts else (None, None, None)
@@ -222,12 +223,12 @@ def _passage(path: Path, document: int, start: int, end: int) -> tuple[str | Non
 
 
 def tensors(artifacts: ArtifactStore, name: str) -> dict[str, np.ndarray]:
-    """The tensors of an artifact, mapped, not read; FileNotFoundError where it is kept no more."""
+    """The tensors of an artifact, memory-mapped. FileNotFoundError if it is no longer stored."""
     return _mapped(artifacts.path(name))
 
 
 def document_text(path: Path, document: int) -> str | None:
-    """The text of a document of the probe corpus, JSON lines of `{"id", "text"}`; None where it is not there."""
+    """The text of a document of the probe corpus, JSON lines of `{"id", "text"}`. None if there is no such document."""
     where = _line_offsets(path, FileState.of(path)).get(document)
     if where is None:
         return None
@@ -237,11 +238,11 @@ def document_text(path: Path, document: int) -> str | None:
         return text
 
 
-# An artifact never changes, but a damaged one may be restored under its name: what is kept is of one state of the file.
+# Artifacts never change, but a damaged one may be restored under the same name: caches are keyed by the file's state.
 
 
 def _mapped(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, mapped, not read."""
+    """The tensors of a safetensors file, memory-mapped."""
     return _tensors(path, FileState.of(path))
 
 
@@ -257,7 +258,7 @@ def _tensors(path: Path, _state: FileState) -> dict[str, np.ndarray]:
 
 @lru_cache(maxsize=8)
 def _line_offsets(path: Path, _state: FileState) -> dict[int, int]:
-    """Document id -> where its line begins."""
+    """Document id -> offset of its line."""
     offsets, at = {}, 0
     with path.open("rb") as file:
         for line in file:

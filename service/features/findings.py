@@ -1,6 +1,6 @@
-"""What changed between two checkpoints, in plain words: which findings come first, and what could not be judged.
+"""What changed between two checkpoints: which findings come first, which features could not be judged, and caveats.
 
-One place for `report` and `diff`. The words are in `service.features.words`; here it is chosen what they are said of.
+Used by both `report` and `diff`. This module chooses the features; `service.features.words` has the sentences.
 """
 
 from collections import Counter
@@ -24,21 +24,20 @@ from featurewatch.service.features.schemas import (
     Unjudged,
 )
 from featurewatch.service.features.sorting import Order, least_changes, order_of
-from featurewatch.service.features.words import SEVERITY
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
 from featurewatch.service.kit.pages import Pager
 from featurewatch.service.models import Checkpoint
 from featurewatch.service.verdicts.arrays import among
 from featurewatch.service.verdicts.generations import ancestry, fitted_fvu
-from featurewatch.service.verdicts.judge import STATUSES, Status
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.reasons import Figures, Reason, reasons
+from featurewatch.service.verdicts.statuses import BY_CODE, CHANGED, Status
 from featurewatch.service.verdicts.table import Table
 
 FINDINGS = 20
-PLACES = 3
-"""Findings that each status has for sure, so that hundreds of one do not hide the only one of another."""
+GUARANTEED = 3
+"""Findings reserved for each status, so that hundreds of one do not hide the only one of another."""
 EXAMPLES = 3
 NAMED = 5
 _IN_HEADLINE = 3
@@ -57,7 +56,7 @@ def diff(
     return Diff(
         **dict(findings),
         **{"from": comparison.baseline.name, "to": comparison.checkpoint.name},
-        counts={str(status): counts.get(status, 0) for status in STATUSES},
+        counts={status: counts.get(status, 0) for status in Status},
         data=[comparison.shown[number] for number in numbers],
         next_cursor=cursor,
     )
@@ -66,22 +65,22 @@ def diff(
 def summary(
     session: Session,
     artifacts: ArtifactStore,
-    asked: Comparison,
+    comparison: Comparison,
     counts: dict[str, int],
     wanted: Filter | None = None,
     also: Sequence[int] = (),
 ) -> Summary:
-    """What a comparison found, in words. counts: of all its features by status; `wanted` chooses among the findings.
+    """A comparison in words. counts: status -> number of features, of all. wanted: which findings to include.
 
-    also: numbers of other features that will be shown, and are looked up with the rest, into `asked.shown`.
+    also: numbers of other features that the caller shows; they are looked up together, into `comparison.shown`.
     """
-    policy = Policy.model_validate(asked.family.policy)
+    policy = Policy.model_validate(comparison.family.policy)
     wanted = wanted or Filter()
-    chosen, unsure = _choose(session, asked, wanted), _unsure(session, asked, wanted, policy)
-    shown = logic.shown(session, asked, [*chosen, *also, *unsure.first])
+    chosen, unsure = _choose(session, comparison, wanted), _unsure(session, comparison, wanted, policy)
+    shown = logic.shown(session, comparison, [*chosen, *also, *unsure.first])
     rows = [shown[number] for number in chosen]
-    names = _names(session, asked, rows)
-    examples = codes.examples_of(session, artifacts, asked.family, chosen, EXAMPLES)
+    names = _names(session, comparison, rows)
+    examples = codes.examples_of(session, artifacts, comparison.family, chosen, EXAMPLES)
     findings = [
         Finding(
             feature=row,
@@ -91,74 +90,74 @@ def summary(
         )
         for row in rows
     ]
-    fitting = sum(logic.counts(session, asked, changed(wanted)).values())
+    fitting = sum(logic.counts(session, comparison, changed(wanted)).values())
     short = [words.in_short(row, names, policy) for row in rows[:_IN_HEADLINE]]
     return Summary(
-        headline=_headline(session, asked, counts, fitting, short),
+        headline=_headline(session, comparison, counts, fitting, short),
         changed=fitting,
         findings=findings,
         not_judged=_not_judged(unsure, shown, policy),
-        caveats=_caveats(session, asked, policy),
+        caveats=_caveats(session, comparison, policy),
     )
 
 
 def changed(wanted: Filter) -> Filter:
-    """The filter, of features that changed alone."""
-    statuses = [status for status in SEVERITY if not wanted.statuses or status in wanted.statuses]
+    """The filter, restricted to features that changed."""
+    statuses = [status for status in CHANGED if not wanted.statuses or status in wanted.statuses]
     return replace(wanted, statuses=tuple(statuses), changed=True)
 
 
-def _choose(session: Session, asked: Comparison, wanted: Filter) -> list[int]:
-    """Numbers of the features that are told of, what to look at first before the others."""
-    every, table = changed(wanted), asked.table
+def _choose(session: Session, comparison: Comparison, wanted: Filter) -> list[int]:
+    """Numbers of the features to report, most important first."""
+    every, table = changed(wanted), comparison.table
     order = order_of("least_change", None)
 
     def first(part: Filter) -> list[int]:
-        return order.first(table, logic.chosen(session, asked, part), None, FINDINGS).tolist()
+        return order.first(table, logic.chosen(session, comparison, part), None, FINDINGS).tolist()
 
     if not every.statuses:
         return []
     watched = [] if wanted.watched is False else first(replace(every, watched=True))
     groups = [first(replace(every, statuses=(status,))) for status in every.statuses]
-    certain = [place for group in groups for place in group[:PLACES]]
-    others = [place for group in groups for place in group[PLACES:]]
-    taken = dict.fromkeys([*watched, *certain, *others][::-1])
+    reserved = [place for group in groups for place in group[:GUARANTEED]]
+    others = [place for group in groups for place in group[GUARANTEED:]]
+    taken = dict.fromkeys([*watched, *reserved, *others][::-1])
     ranked = np.array(list(reversed(taken))[:FINDINGS], dtype=np.int64)
     numbers = table.numbers[ranked]
-    severity = np.array([SEVERITY.index(STATUSES[status]) for status in table.statuses[ranked].tolist()])
-    keys = (numbers, -least_changes(table, ranked), severity, ~among(numbers, asked.watched))
+    severity = np.array([BY_CODE[code].row.severity for code in table.statuses[ranked].tolist()])
+    keys = (numbers, -least_changes(table, ranked), severity, ~among(numbers, comparison.watched))
     return numbers[np.lexsort(keys)].tolist()
 
 
-def _names(session: Session, asked: Comparison, rows: Sequence[FeatureRow]) -> dict[str, str]:
-    """Feature id -> how sentences name it, of these features and their successors."""
+def _names(session: Session, comparison: Comparison, rows: Sequence[FeatureRow]) -> dict[str, str]:
+    """Feature id -> its name in sentences, for these features and their successors."""
     own = {row.id: words.name_of(row.id, row.label, row.auto_label) for row in rows}
     others = {successor.id for row in rows for successor in row.successors} - set(own)
-    found = queries.names(session, asked.family.id, [parse_feature_id(one) for one in others])
+    successors = queries.names(session, comparison.family.id, [parse_feature_id(id_) for id_ in others])
     return own | {
         feature_id(number): words.name_of(feature_id(number), feature.label, feature.auto_label)
-        for number, feature in found.items()
+        for number, feature in successors.items()
     }
 
 
 class _Unsure(NamedTuple):
-    """The features that could not be judged."""
+    """Features that could not be judged."""
 
     why: list[Reason]
     watched: int
     first: dict[int, tuple[Reason, float]]
-    """number -> why, and in how many documents it fires: of those that are named"""
+    """number -> (reason, documents in which it fires), for the features that are named"""
 
 
-def _unsure(session: Session, asked: Comparison, wanted: Filter, policy: Policy) -> _Unsure:
+def _unsure(session: Session, comparison: Comparison, wanted: Filter, policy: Policy) -> _Unsure:
     part = Filter(("indeterminate",), wanted.q, wanted.tag, wanted.watched)
-    table, places = asked.table, logic.chosen(session, asked, part)
-    numbers, firings = table.numbers[places], table.firings[places]
+    table, places = comparison.table, logic.chosen(session, comparison, part)
+    numbers, firings = table.numbers[places], table.figures["firings"][places]
     low, high, documents = (
-        table.floats[name][places] for name in ("projection_ratio_lo", "projection_ratio_hi", "documents")
+        table.figures[name][places] for name in ("projection_ratio_lo", "projection_ratio_hi", "documents")
     )
     why = reasons(Figures(firings, documents, low, high), policy)
-    watched = among(numbers, asked.watched)
+    watched = among(numbers, comparison.watched)
     order = np.lexsort((numbers, -firings, ~watched))[:NAMED].tolist()
     first = {int(numbers[place]): (why[place], float(documents[place])) for place in order}
     return _Unsure(why, int(watched.sum()), first)
@@ -188,91 +187,92 @@ def _unjudged(row: FeatureRow, reason: Reason, documents: float, policy: Policy)
     )
 
 
-def _headline(session: Session, asked: Comparison, counts: dict[str, int], fitting: int, shown: Sequence[str]) -> str:
+def _headline(
+    session: Session, comparison: Comparison, counts: dict[str, int], fitting: int, shown: Sequence[str]
+) -> str:
     total, present, unsure = sum(counts.values()), counts.get("present", 0), counts.get("indeterminate", 0)
     rest = f"{present:,} {'is' if present == 1 else 'are'} present"
     rest += f", {unsure:,} could not be judged" if unsure else ""
-    if asked.baseline is None:
-        first = f"{asked.checkpoint.name} is the first of its lineage: there is nothing to compare it with"
-        return f"{first}. Of {total:,} features {rest}."
-    news = sum(logic.counts(session, asked, changed(Filter())).values())
-    before = sum(counts.get(status, 0) for status in SEVERITY) - news
-    rest += f", {before:,} {'was' if before == 1 else 'were'} gone before" if before else ""
+    if comparison.baseline is None:
+        first = f"{comparison.checkpoint.name} is the first of its lineage and has no baseline"
+        return f"{first}. Of {total:,} features, {rest}."
+    news = sum(logic.counts(session, comparison, changed(Filter())).values())
+    before = sum(counts.get(status, 0) for status in CHANGED) - news
+    rest += f", {before:,} {'was' if before == 1 else 'were'} already gone" if before else ""
     if not news:
-        against = f"of {total:,} features, against {asked.baseline.name}"
-        return f"Nothing changed that can be told: {against}, {rest}."
-    said = f"{news:,} of {total:,} features changed against {asked.baseline.name}"
+        return f"No change detected since {comparison.baseline.name}. Of {total:,} features, {rest}."
+    changes = f"{news:,} of {total:,} features changed since {comparison.baseline.name}"
     if fitting != news:
-        said += f", of which {fitting:,} {'fits' if fitting == 1 else 'fit'} what was asked for"
+        changes += f", of which {fitting:,} {'matches' if fitting == 1 else 'match'} the filter"
     more = f" and {fitting - len(shown):,} more" if fitting > len(shown) > 0 else ""
     listed = f": {'; '.join(shown)}{more}" if shown else ""
-    return f"{said}{listed}. {rest[0].upper()}{rest[1:]}.{_watched(session, asked)}"
+    return f"{changes}{listed}. {rest[0].upper()}{rest[1:]}.{_watched(session, comparison)}"
 
 
-def _watched(session: Session, asked: Comparison) -> str:
-    """A sentence about the watched features, where there are any."""
-    every = logic.counts(session, asked, Filter(watched=True))
+def _watched(session: Session, comparison: Comparison) -> str:
+    """A sentence about the watched features; empty if there are none."""
+    every = logic.counts(session, comparison, Filter(watched=True))
     total, unsure = sum(every.values()), every.get("indeterminate", 0)
     if not total:
         return ""
-    news = sum(logic.counts(session, asked, changed(Filter(watched=True))).values())
-    said = f" Of {total:,} watched {'feature' if total == 1 else 'features'} {news:,} changed"
-    return said + (f", {unsure:,} could not be judged." if unsure else ".")
+    news = sum(logic.counts(session, comparison, changed(Filter(watched=True))).values())
+    changes = f" Of {total:,} watched {'feature' if total == 1 else 'features'}, {news:,} changed"
+    return changes + (f" and {unsure:,} could not be judged." if unsure else ".")
 
 
-def _caveats(session: Session, asked: Comparison, policy: Policy) -> list[str]:
-    """What stands against relying on the verdicts, a sentence each."""
-    here = asked.checkpoint
-    found = _of_dictionary(session, here, policy)
-    for one in filter(None, (here, asked.baseline)):
-        share = (one.quality or {}).get("valid_share")
+def _caveats(session: Session, comparison: Comparison, policy: Policy) -> list[str]:
+    """Reasons to distrust the verdicts, a sentence each."""
+    here = comparison.checkpoint
+    caveats = _of_dictionary(session, here, policy)
+    for checkpoint in filter(None, (here, comparison.baseline)):
+        share = (checkpoint.quality or {}).get("valid_share")
         if share is not None and share < _LOW_VALID_SHARE:
-            found.append(
-                f"Only {share:.0%} of the positions can be compared at {one.name}: its tokens end elsewhere, or "
-                "attention sinks were masked out. Verdicts are about these positions alone."
+            caveats.append(
+                f"Only {share:.0%} of the positions can be compared at {checkpoint.name}: its tokens end elsewhere, or "
+                "attention sinks were masked. The verdicts describe only these positions."
             )
-    if asked.baseline is None:
-        return found
-    if asked.stored and here.deleted_parents:
+    if comparison.baseline is None:
+        return caveats
+    if comparison.stored and here.deleted_parents:
         names = ", ".join(one["name"] for one in here.deleted_parents)
-        found.append(
-            f"{here.name} was first judged against {names}, since deleted. It was judged anew against "
-            f"{asked.baseline.name}, from stored measurements."
+        caveats.append(
+            f"{here.name} was first judged against {names}, which has since been deleted. It was judged again against "
+            f"{comparison.baseline.name} from stored measurements."
         )
-    if asked.stored:
-        cosine, size = _mean_cosine(asked.table), (here.quality or {}).get("size_factor")
+    if comparison.stored:
+        cosine, size = _mean_cosine(comparison.table), (here.quality or {}).get("size_factor")
         if cosine is not None and cosine < _TURNED:
-            found.append(
-                f"Directions turned on the whole (mean cosine {cosine:.2f} over the features that are there in both): "
-                "a change of basis, or training that reached all of the model. Ratios of single features are less sure."
+            caveats.append(
+                f"Most directions turned (mean cosine {cosine:.2f} over the features present in both): a change of "
+                "basis, or training that affected the whole model. Ratios of single features are less certain."
             )
         if size and not 1 / _SCALE <= size <= _SCALE:
-            found.append(
-                f"Everything is written at {words.share(size)} of the former scale; ratios are relative to that."
+            caveats.append(
+                f"All features are written at {words.share(size)} of the former scale. Ratios are relative to that."
             )
-    if here.generation != asked.baseline.generation:
-        found.append(
-            f"{here.name} and {asked.baseline.name} were judged with dictionaries of different generations "
-            f"({here.generation} and {asked.baseline.generation}): they are compared over the features that both have."
+    if here.generation != comparison.baseline.generation:
+        caveats.append(
+            f"{here.name} and {comparison.baseline.name} were judged with dictionaries of different generations "
+            f"({here.generation} and {comparison.baseline.generation}). They are compared over their common features."
         )
-    return found
+    return caveats
 
 
 def _mean_cosine(table: Table) -> float | None:
-    """Of the directions with the parent's, over the features that are there in both."""
-    cosines = table.floats["direction_cosine"][table.having([Status.PRESENT, Status.AMPLIFIED])]
+    """Mean cosine of the directions with the parent's, over the features present in both."""
+    cosines = table.figures["direction_cosine"][table.having([Status.PRESENT, Status.AMPLIFIED])]
     cosines = cosines[~np.isnan(cosines)]
     return float(cosines.mean()) if len(cosines) else None
 
 
 def _of_dictionary(session: Session, here: Checkpoint, policy: Policy) -> list[str]:
-    """Whether the dictionary describes the checkpoint about as well as what it was fitted on."""
+    """A caveat if the dictionary describes the checkpoint much worse than the one it was fitted on."""
     quality = here.quality or {}
     if not quality.get("refit_advised"):
         return []
     first, fvu = fitted_fvu(ancestry(session, here)), quality.get("fvu")
     figures = f" (FVU {fvu:.3g}, {first:.3g} where it was fitted)" if fvu is not None and first else ""
     return [
-        f"The dictionary leaves more than {policy.max_fvu_ratio:g} times as much of {here.name} unexplained as of what "
-        f"it was fitted on{figures}: what it misses cannot be judged. A re-fit is advised."
+        f"The dictionary leaves more than {policy.max_fvu_ratio:g} times as much of {here.name} unexplained as of the "
+        f"checkpoint it was fitted on{figures}. What it misses cannot be judged. A re-fit is advised."
     ]

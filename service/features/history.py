@@ -1,4 +1,4 @@
-"""What changed over the checkpoints of a family: how many features in each, and which ones most."""
+"""Changes over the checkpoints of a family: how many features changed in each, and which changed most."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from sqlalchemy.orm import Session
 
 from featurewatch.service.features import queries
 from featurewatch.service.features.schemas import FeatureFields
-from featurewatch.service.features.words import SEVERITY
 from featurewatch.service.kit.cache import SizedCache
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.models import Family
 from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.service.verdicts.statuses import CHANGED, Status
 
 
 @dataclass(frozen=True)
@@ -26,51 +26,54 @@ class Course:
 
 @dataclass(frozen=True)
 class Predecessor:
-    """A feature that another one replaced in a checkpoint."""
+    """A feature that was replaced in a checkpoint."""
 
     feature: FeatureFields
     checkpoint: str
     kind: str
     """replaced, split or merged."""
     cofiring: float | None
-    """Share of the predecessor's activation that the successor carries."""
+    """Share of the predecessor's activation that the successor carries"""
 
 
 @dataclass(frozen=True)
-class _Came:
-    """What came about in one checkpoint, against its parent."""
+class _Transitions:
+    """Features that came into a status in one checkpoint."""
 
     counts: dict[str, int]
     changes: dict[int, float]
-    """Feature number -> change, of those that changed; to emerge is no change."""
+    """Feature number -> size of its change. Features that emerged are not included."""
 
     @property
     def nbytes(self) -> int:
-        """About what it takes in memory."""
+        """Approximate memory use."""
         return 1000 + 100 * len(self.changes)
 
 
-# By checkpoint and revision, as all that is kept of verdicts (docs/adr/0025).
-_CAME: SizedCache[_Came] = SizedCache(16 * 2**20)
-_CHANGES = [status for status in SEVERITY if status != "emerged"]
+# Cached by checkpoint and revision (docs/adr/0025).
+_CACHE: SizedCache[_Transitions] = SizedCache(16 * 2**20)
+_MOVED = [status for status in CHANGED if status != Status.EMERGED]
 
 
 def changes(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Checkpoint id -> status -> how many features came into it there, as reports count them; and those not judged.
+    """Checkpoint id -> status -> number of features that came into it there; also of those that could not be judged.
 
-    What was gone at the parent already is left out. For sessions that only read.
+    Excludes features that were already gone at the parent. Only for read-only sessions.
     """
-    return {one: came.counts for one, came in _came(session, checkpoint_ids).items()}
+    return {
+        checkpoint_id: transitions.counts
+        for checkpoint_id, transitions in _transitions(session, checkpoint_ids).items()
+    }
 
 
 def most_changed(session: Session, family_id: str, checkpoint_ids: Sequence[str], most: int) -> list[Course]:
-    """The features that changed most in any of the checkpoints, watched ones first. To emerge alone is no change.
+    """The features that changed most in any of the checkpoints, watched ones first. Emerging does not count.
 
-    For sessions that only read.
+    Only for read-only sessions.
     """
     largest: dict[int, float] = {}
-    for came in _came(session, checkpoint_ids).values():
-        for number, change in came.changes.items():
+    for transitions in _transitions(session, checkpoint_ids).values():
+        for number, change in transitions.changes.items():
             largest[number] = max(change, largest.get(number, 0.0))
     watched = set(queries.watched(session, family_id))
     ranked = sorted(largest, key=lambda number: (number not in watched, -largest[number], number))[:most]
@@ -81,30 +84,30 @@ def most_changed(session: Session, family_id: str, checkpoint_ids: Sequence[str]
     return [Course(features[number], statuses[number]) for number in ranked]
 
 
-def _came(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, _Came]:
+def _transitions(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, _Transitions]:
     revisions = verdicts.revisions(session, checkpoint_ids)
-    found = _CAME.get_all([(one, revisions[one]) for one in checkpoint_ids], partial(_read, session))
-    return {one: came for (one, _), came in found.items()}
+    keys = [(checkpoint_id, revisions[checkpoint_id]) for checkpoint_id in checkpoint_ids]
+    return {key[0]: transitions for key, transitions in _CACHE.get_all(keys, partial(_read, session)).items()}
 
 
-def _read(session: Session, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], _Came]:
-    ids = [one for one, _ in keys]
-    read = {one: _Came({}, {}) for one in ids}
-    for one, status, count in queries.counts(session, ids, (*SEVERITY, "indeterminate")):
-        read[one].counts[status] = count
-    for one, number, change in queries.changes(session, ids, _CHANGES):
-        read[one].changes[number] = change
-    return {key: read[key[0]] for key in keys}
+def _read(session: Session, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], _Transitions]:
+    transitions = {checkpoint_id: _Transitions({}, {}) for checkpoint_id, _ in keys}
+    ids = [*transitions]
+    for checkpoint_id, status, count in queries.counts(session, ids, (*CHANGED, Status.INDETERMINATE)):
+        transitions[checkpoint_id].counts[status] = count
+    for checkpoint_id, number, change in queries.changes(session, ids, _MOVED):
+        transitions[checkpoint_id].changes[number] = change
+    return {key: transitions[key[0]] for key in keys}
 
 
 def predecessors(session: Session, family: Family, number: int) -> list[Predecessor]:
-    """What a feature has replaced, in every checkpoint, oldest first."""
+    """The features that a feature has replaced, oldest first."""
     own = feature_id(number)
-    found = queries.replaced_by(session, family.id, own)
-    features = queries.by_numbers(session, family.id, [row[0] for row in found])
+    replaced = queries.replaced_by(session, family.id, own)
+    features = queries.by_numbers(session, family.id, [row[0] for row in replaced])
     return [
-        Predecessor(features[old], checkpoint, one["kind"], one.get("cofiring"))
-        for old, checkpoint, successors in found
-        for one in successors
-        if one["id"] == own
+        Predecessor(features[old], checkpoint, successor["kind"], successor.get("cofiring"))
+        for old, checkpoint, successors in replaced
+        for successor in successors
+        if successor["id"] == own
     ]

@@ -1,4 +1,4 @@
-"""Features: lists for a checkpoint and a baseline, single ones, and what people say of them."""
+"""Features: lists for a checkpoint and a baseline, single features, and what people set on them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,6 @@ from featurewatch.service.features.schemas import (
     FeatureRow,
     Point,
     Trajectory,
-    VerdictRow,
     feature_detail,
     feature_row,
     point,
@@ -34,18 +33,19 @@ from featurewatch.service.models import Checkpoint, Family, Feature
 from featurewatch.service.verdicts import stored
 from featurewatch.service.verdicts.arrays import among
 from featurewatch.service.verdicts.compare import compared
-from featurewatch.service.verdicts.judge import PLACE, STATUSES, Status
-from featurewatch.service.verdicts.table import Table
+from featurewatch.service.verdicts.statuses import N_CODES, Status
+from featurewatch.service.verdicts.table import Table, VerdictRow
 
 
 @dataclass
 class Comparison:
-    """A checkpoint and what it is compared with, and what is known of that. `stored`: the verdict table answers it."""
+    """A checkpoint, its baseline, and what has been looked up so far."""
 
     family: Family
     checkpoint: Checkpoint
     baseline: Checkpoint | None
     stored: bool
+    """Whether the baseline is the parent, so that the stored verdicts answer it"""
     session: Session
     chosen: dict[Filter, NDArray[np.int64]] = field(default_factory=dict)
     verdicts: dict[int, VerdictRow] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Comparison:
 
     @cached_property
     def table(self) -> Table:
-        """The verdicts of all features as columns; of stored ones those alone that lists are chosen by."""
+        """The verdicts of all features as columns. Stored verdicts have only the packed figures."""
         if self.stored:
             return stored.standing(self.session, self.checkpoint)
         assert self.baseline is not None
@@ -66,9 +66,9 @@ class Comparison:
 
 
 def comparison(session: Session, family: Family, checkpoint: str | None, baseline: str | None) -> Comparison:
-    """What a request asks for: the newest judged checkpoint against its parent, unless it names others.
+    """The comparison that a request asks for. Default: the newest judged checkpoint against its parent.
 
-    Raises 404 for unknown ones, 409 for ones that are not judged.
+    Raises 404 for unknown checkpoints and 409 for checkpoints that are not judged.
     """
     chosen = checkpoints.get_judged(session, family, checkpoint)
     if baseline is None:
@@ -81,15 +81,15 @@ def comparison(session: Session, family: Family, checkpoint: str | None, baselin
 
 
 def rows(
-    session: Session, asked: Comparison, *, wanted: Filter, order: Order, after: list[Any] | None, limit: int
+    session: Session, comparison: Comparison, *, wanted: Filter, order: Order, after: list[Any] | None, limit: int
 ) -> Sequence[VerdictRow]:
-    """Verdicts of the features that fit; one more than `limit` where there are more."""
-    found: Sequence[VerdictRow]
-    if asked.stored:
-        found = queries.page(
+    """Verdicts of the features that match; `limit` + 1 if there are more."""
+    verdicts: Sequence[VerdictRow]
+    if comparison.stored:
+        verdicts = queries.page(
             session,
-            family_id=asked.family.id,
-            checkpoint_id=asked.checkpoint.id,
+            family_id=comparison.family.id,
+            checkpoint_id=comparison.checkpoint.id,
             wanted=wanted,
             keys=order.keys(),
             after=after,
@@ -98,10 +98,10 @@ def rows(
     else:
         if after is not None:
             check(order.keys(), after)
-        places = order.first(asked.table, chosen(session, asked, wanted), after, limit + 1)
-        found = asked.table.rows(places.tolist())
-    asked.verdicts |= {row.feature: row for row in found}
-    return found
+        positions = order.first(comparison.table, chosen(session, comparison, wanted), after, limit + 1)
+        verdicts = comparison.table.rows(positions.tolist())
+    comparison.verdicts |= {row.feature: row for row in verdicts}
+    return verdicts
 
 
 def page(session: Session, paging: Pager, comparison: Comparison, wanted: Filter, order: Order) -> Page[FeatureRow]:
@@ -121,67 +121,69 @@ def page_numbers(
     return [verdict.feature for verdict in verdicts], cursor
 
 
-def chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.int64]:
-    """Places of the features in the table that fit the filter, ascending: what `queries.page` selects in SQL."""
-    if wanted not in asked.chosen:
-        asked.chosen[wanted] = _chosen(session, asked, wanted)
-    return asked.chosen[wanted]
+def chosen(session: Session, comparison: Comparison, wanted: Filter) -> NDArray[np.int64]:
+    """Positions in the table of the features that match the filter, ascending. `queries.page` does the same in SQL."""
+    if wanted not in comparison.chosen:
+        comparison.chosen[wanted] = _chosen(session, comparison, wanted)
+    return comparison.chosen[wanted]
 
 
-def _chosen(session: Session, asked: Comparison, wanted: Filter) -> NDArray[np.int64]:
-    table = asked.table
-    places = table.having(wanted.statuses)
+def _chosen(session: Session, comparison: Comparison, wanted: Filter) -> NDArray[np.int64]:
+    table = comparison.table
+    positions = table.having(wanted.statuses)
     if wanted.min_change is not None:
-        places = places[table.floats["change"][places] >= np.float64(wanted.min_change)]  # 1e300 is no float32
+        positions = positions[
+            table.figures["change"][positions] >= np.float64(wanted.min_change)
+        ]  # 1e300 overflows float32
     if wanted.max_q is not None:
-        places = places[table.floats["q_value"][places] <= wanted.max_q]
+        positions = positions[table.figures["q_value"][positions] <= wanted.max_q]
     if wanted.changed:
-        gone = table.statuses[places] == PLACE[Status.ABSENT]
-        places = places[~gone | (table.floats["change"][places] > 0)]
+        gone = table.statuses[positions] == Status.ABSENT.code
+        positions = positions[~gone | (table.figures["change"][positions] > 0)]
     if wanted.by_feature:
         alone = (wanted.q, wanted.tag, wanted.watched) == (None, None, True)
-        numbers = asked.watched if alone else queries.matching(session, asked.family.id, wanted)
-        places = places[among(table.numbers[places], numbers)]
-    return places
+        numbers = comparison.watched if alone else queries.matching(session, comparison.family.id, wanted)
+        positions = positions[among(table.numbers[positions], numbers)]
+    return positions
 
 
-def counts(session: Session, asked: Comparison, wanted: Filter | None = None) -> dict[str, int]:
-    """Status -> how many features have it; of those that fit the filter."""
+def counts(session: Session, comparison: Comparison, wanted: Filter | None = None) -> dict[str, int]:
+    """Status -> number of features that have it and match the filter."""
     if wanted is None:
-        return asked.table.counts
-    found = np.bincount(asked.table.statuses[chosen(session, asked, wanted)], minlength=len(STATUSES))
-    return {str(status): count for status, count in zip(STATUSES, found.tolist(), strict=True) if count}
+        return comparison.table.counts
+    sizes = np.bincount(comparison.table.statuses[chosen(session, comparison, wanted)], minlength=N_CODES)
+    return {status.value: int(sizes[status.code]) for status in Status if sizes[status.code]}
 
 
-def shown(session: Session, asked: Comparison, numbers: Iterable[int]) -> dict[int, FeatureRow]:
-    """Features by number, as the API shows them, those that have a verdict; what is known is not looked up again."""
-    missing = [number for number in dict.fromkeys(numbers) if number not in asked.shown]
+def shown(session: Session, comparison: Comparison, numbers: Iterable[int]) -> dict[int, FeatureRow]:
+    """Feature number -> the feature as the API shows it, if it has a verdict. Nothing is looked up twice."""
+    missing = [number for number in dict.fromkeys(numbers) if number not in comparison.shown]
     if missing:
-        _show(session, asked, missing)
-    return asked.shown
+        _show(session, comparison, missing)
+    return comparison.shown
 
 
-def _show(session: Session, asked: Comparison, numbers: Sequence[int]) -> None:
-    unknown = [number for number in numbers if number not in asked.verdicts]
-    asked.verdicts |= {row.feature: row for row in _verdicts(session, asked, unknown)}
-    features = queries.by_numbers(session, asked.family.id, numbers)
-    # Against another baseline than the parent the flag would say something else.
-    rewired = dependencies.rewired(session, [asked.checkpoint.id], numbers) if asked.stored else {}
-    checkpoint, baseline = asked.checkpoint.name, asked.baseline.name if asked.baseline else None
+def _show(session: Session, comparison: Comparison, numbers: Sequence[int]) -> None:
+    unknown = [number for number in numbers if number not in comparison.verdicts]
+    comparison.verdicts |= {row.feature: row for row in _verdicts(session, comparison, unknown)}
+    features = queries.by_numbers(session, comparison.family.id, numbers)
+    # Against any other baseline than the parent the flag would mean something else.
+    rewired = dependencies.rewired(session, [comparison.checkpoint.id], numbers) if comparison.stored else {}
+    checkpoint, baseline = comparison.checkpoint.name, comparison.baseline.name if comparison.baseline else None
     for number in numbers:
-        if number in asked.verdicts:
-            row = feature_row(asked.verdicts[number], features[number], checkpoint, baseline)
-            row.rewired = rewired.get((asked.checkpoint.id, number))
-            asked.shown[number] = row
+        if number in comparison.verdicts:
+            row = feature_row(comparison.verdicts[number], features[number], checkpoint, baseline)
+            row.rewired = rewired.get((comparison.checkpoint.id, number))
+            comparison.shown[number] = row
 
 
-def _verdicts(session: Session, asked: Comparison, numbers: Sequence[int]) -> Sequence[VerdictRow]:
-    """Verdicts of a few features, of those that have one."""
-    if asked.stored:
-        found: Sequence[VerdictRow] = queries.of_numbers(session, asked.checkpoint.id, numbers) if numbers else []
-        return found
-    places = asked.table.find(numbers)
-    return asked.table.rows(places[places >= 0].tolist())
+def _verdicts(session: Session, comparison: Comparison, numbers: Sequence[int]) -> Sequence[VerdictRow]:
+    """Verdicts of a few features, where they have one."""
+    if comparison.stored:
+        rows: Sequence[VerdictRow] = queries.of_numbers(session, comparison.checkpoint.id, numbers) if numbers else []
+        return rows
+    positions = comparison.table.find(numbers)
+    return comparison.table.rows(positions[positions >= 0].tolist())
 
 
 def get(session: Session, family: Family, name: str) -> Feature:
@@ -190,7 +192,7 @@ def get(session: Session, family: Family, name: str) -> Feature:
         number = parse_feature_id(name)
     except ValueError as error:
         raise NotFoundError(f"{error}.", code="unknown-feature") from None
-    # Larger ones than the column holds would be an error of the database.
+    # The database refuses numbers that its column cannot hold.
     feature = queries.get(session, family.id, number) if number <= queries.MAX_NUMBER else None
     if feature is None:
         raise NotFoundError(f"The family {family.name} has no feature {name}.", code="unknown-feature")
@@ -198,7 +200,7 @@ def get(session: Session, family: Family, name: str) -> Feature:
 
 
 def trajectory(session: Session, family: Family, feature: Feature) -> list[Point]:
-    """A feature's verdicts, parents before their children, each against the parent."""
+    """A feature's verdicts, each against the parent; parents before children."""
     course = queries.course(session, family.id, feature.number)
     rewired = dependencies.rewired(session, [row.checkpoint_id for row in course], [feature.number])
     points = []
@@ -214,14 +216,14 @@ def trajectory_of(feature: Feature, points: list[Point]) -> Trajectory:
 
 
 def detail(session: Session, family: Family, feature: Feature, points: Sequence[Point] | None = None) -> FeatureDetail:
-    """A feature with its newest verdict. points: its trajectory, where the caller has it."""
+    """A feature with its newest verdict. points: its trajectory, if the caller has it."""
     points = trajectory(session, family, feature) if points is None else points
     born = checkpoint_queries.names(session, [feature.born_in])[feature.born_in]
     return feature_detail(feature, born, points[-1] if points else None, lineage.of_feature(session, feature))
 
 
 def patch(feature: Feature, body: FeaturePatch) -> None:
-    """Set what the request names; a label of null removes it."""
+    """Set the fields that the request contains. A null label removes the label."""
     if "label" in body.model_fields_set:
         feature.label = body.label or None
     if body.tags is not None:

@@ -6,8 +6,9 @@ from typing import Annotated
 from fastapi import Depends, Query
 
 from featurewatch.service.features.queries import Filter
-from featurewatch.service.features.schemas import Status
-from featurewatch.service.features.sorting import Direction, Order, SortName, order_of
+from featurewatch.service.features.sorting import Order, SortName, order_of
+from featurewatch.service.verdicts.figures import Direction
+from featurewatch.service.verdicts.statuses import Status
 
 StatusQuery = Annotated[list[Status] | None, Query(description="Can be repeated.")]
 TextQuery = Annotated[

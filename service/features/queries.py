@@ -1,10 +1,8 @@
 """SQL of features, their verdicts and codes."""
 
 import json
-from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Executable, Select, Text, bindparam, cast, func, or_, select
@@ -14,15 +12,18 @@ from featurewatch.service.kit.ids import parse_feature_id
 from featurewatch.service.kit.listed import one_of
 from featurewatch.service.kit.pages import SortKey, Statement, keyset
 from featurewatch.service.models import Checkpoint, Code, Feature, Verdict
+from featurewatch.service.verdicts.figures import COLUMNS
+from featurewatch.service.verdicts.statuses import Status
+from featurewatch.service.verdicts.table import row_type
 
 MAX_NUMBER = 2**31 - 1
-"""The largest feature number that the column holds."""
+"""The largest feature number that the column can hold."""
 _FEW = 500
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which features of a list are wanted; None: whatever it is."""
+    """Conditions on the features of a list. None: no condition."""
 
     statuses: tuple[str, ...] = ()
     q: str | None = None
@@ -30,13 +31,13 @@ class Filter:
     watched: bool | None = None
     min_change: float | None = None
     max_q: float | None = None
-    """Features without a q-value are left out."""
+    """Excludes features without a q-value."""
     changed: bool = False
-    """Without those that were gone at the baseline already and still are."""
+    """Excludes features that were already gone at the baseline and still are."""
 
     @property
     def by_feature(self) -> bool:
-        """Whether it asks for anything that stands in the feature table."""
+        """Whether any condition needs the feature table."""
         return self.q is not None or self.tag is not None or self.watched is not None
 
 
@@ -50,13 +51,13 @@ def page(
     after: Sequence[Any] | None,
     limit: int,
 ) -> Sequence[Any]:
-    """Stored verdicts of a checkpoint, plain rows; one more than `limit` where there are more."""
+    """Stored verdicts of a checkpoint as plain rows; `limit` + 1 if there are more."""
     statement = select(*_VERDICT).where(Verdict.checkpoint_id == checkpoint_id, *_by_verdict(wanted))
     if wanted.by_feature:
-        # In the order of changes, a rare tag would be looked for in every row; few features are looked up one by one.
-        found = matching(session, family_id, wanted, limit=_FEW + 1)
-        if len(found) <= _FEW:
-            statement = statement.where(Verdict.feature.in_(found))
+        # Scanning in the order of changes for a rare tag would visit every row. Few features are looked up by number.
+        numbers = matching(session, family_id, wanted, limit=_FEW + 1)
+        if len(numbers) <= _FEW:
+            statement = statement.where(Verdict.feature.in_(numbers))
         else:
             same = (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature)
             statement = _narrow(statement.join(Feature, same), wanted)
@@ -64,7 +65,7 @@ def page(
 
 
 def matching(session: Session, family_id: str, wanted: Filter, limit: int | None = None) -> set[int]:
-    """Numbers of the features of a family that fit the filter's questions about features."""
+    """Numbers of the features of a family that meet the filter's conditions on features."""
     return set(session.scalars(_narrow(_numbers(family_id), wanted).limit(limit)))
 
 
@@ -74,12 +75,12 @@ def watched(session: Session, family_id: str) -> Sequence[int]:
 
 
 def by_numbers(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Any]:
-    """Number -> feature, of those that there are: a plain row, with the name of `born_in` as `born_in_name`."""
+    """Number -> feature as a plain row, with the name of `born_in` as `born_in_name`. Unknown numbers are skipped."""
     return _by_number(session, _BY_NUMBERS, family_id, numbers)
 
 
 def names(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int, Any]:
-    """Number -> `label`, `auto_label` and `top_tokens` of the feature, of those that there are: a plain row."""
+    """Number -> `label`, `auto_label` and `top_tokens` as a plain row. Unknown numbers are skipped."""
     return _by_number(session, _NAMES, family_id, numbers)
 
 
@@ -88,17 +89,9 @@ def get(session: Session, family_id: str, number: int) -> Feature | None:
     return session.get(Feature, (family_id, number))
 
 
-STORED = (
-    "feature", "status", "previous_status", "change", "projection_ratio", "projection_ratio_lo", "projection_ratio_hi",
-    "strength_ratio", "strength_ratio_lo", "strength_ratio_hi", "orthogonal_ratio", "q_value", "strength",
-    "direction_cosine", "readability", "firing_rate", "firings", "minimum_detectable_ratio", "successors",
-)  # fmt: skip
-"""Columns of a stored verdict."""
-
-
 def stored(session: Session, checkpoint_id: str) -> Sequence[Sequence[Any]]:
-    """All stored verdicts of a checkpoint as plain rows of STORED, in the order of features."""
-    statement = select(*(getattr(Verdict, name) for name in STORED)).where(Verdict.checkpoint_id == checkpoint_id)
+    """All stored verdicts of a checkpoint as plain rows of COLUMNS, in the order of features."""
+    statement = select(*(getattr(Verdict, name) for name in COLUMNS)).where(Verdict.checkpoint_id == checkpoint_id)
     return session.execute(statement.order_by(Verdict.feature)).all()
 
 
@@ -109,28 +102,28 @@ def following(session: Session, family_id: str, after: int, limit: int) -> Seque
 
 
 def of_numbers(session: Session, checkpoint_id: str, numbers: Sequence[int]) -> Sequence[Any]:
-    """Stored verdicts of a few features, plain rows."""
+    """Stored verdicts of a few features as plain rows."""
     return _plain(session, _OF_NUMBERS, checkpoint=checkpoint_id, numbers=numbers)
 
 
 def course(session: Session, family_id: str, number: int) -> Sequence[Any]:
-    """Verdicts of one feature, plain rows with `checkpoint_name` and `parent_name`; parents before their children."""
+    """Verdicts of one feature as plain rows, with `checkpoint_name` and `parent_name`; parents before children."""
     return _plain(session, _COURSE, family=family_id, number=number)
 
 
 def counts(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]) -> Sequence[tuple[str, str, int]]:
-    """(checkpoint id, status, how many features came into it there), of some checkpoints and statuses."""
+    """(checkpoint id, status, number of features that came into it there)."""
     key = (Verdict.checkpoint_id, Verdict.status)
-    came = _by_verdict(Filter(tuple(statuses), changed=True))
+    changed = _by_verdict(Filter(tuple(statuses), changed=True))
     here = one_of(Verdict.checkpoint_id, values=checkpoint_ids)
-    found = session.execute(select(*key, func.count()).where(here, *came).group_by(*key))
-    return [(row[0], row[1], row[2]) for row in found]
+    rows = session.execute(select(*key, func.count()).where(here, *changed).group_by(*key))
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 def changes(
     session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[str]
 ) -> Sequence[tuple[str, int, float]]:
-    """(checkpoint id, feature number, change) of the features that came into one of the statuses there."""
+    """(checkpoint id, feature number, change) of the features that came into one of the statuses."""
     statement = select(Verdict.checkpoint_id, Verdict.feature, Verdict.change).where(
         one_of(Verdict.checkpoint_id, values=checkpoint_ids), Verdict.status.in_(statuses), Verdict.change > 0
     )
@@ -138,19 +131,19 @@ def changes(
 
 
 def statuses(session: Session, family_id: str, numbers: Sequence[int]) -> Sequence[tuple[int, str, str]]:
-    """(number, checkpoint id, status) of a few features wherever they have a verdict."""
+    """(number, checkpoint id, status) of a few features in all checkpoints that have a verdict."""
     columns = (Verdict.feature, Verdict.checkpoint_id, Verdict.status)
     statement = select(*columns).where(Verdict.family_id == family_id, one_of(Verdict.feature, values=numbers))
     return [(row[0], row[1], row[2]) for row in session.execute(statement)]
 
 
 def replaced_by(session: Session, family_id: str, feature: str) -> Sequence[tuple[int, str, list[Any]]]:
-    """(number, checkpoint, successors) of the features that one, `F7`, succeeded, parents before their children."""
+    """(number, checkpoint, successors) of the features that `feature`, such as `F7`, succeeded; parents first."""
     statement = (
         select(Verdict.feature, Checkpoint.name, Verdict.successors)
-        # Through the checkpoints: an index finds the few that were replaced in each.
+        # Joined through the checkpoints: an index finds the few replaced features of each.
         .join(Checkpoint, Checkpoint.id == Verdict.checkpoint_id)
-        .where(Checkpoint.family_id == family_id, Verdict.status == "replaced")
+        .where(Checkpoint.family_id == family_id, Verdict.status == Status.REPLACED)
         .where(cast(Verdict.successors, Text).contains(json.dumps(feature), autoescape=True))
         .order_by(Checkpoint.created_at, Checkpoint.id, Verdict.feature)
     )
@@ -173,8 +166,8 @@ def example_files(session: Session, family_id: str) -> Sequence[tuple[str, str, 
     return [(row[0], row[1], row[2]) for row in session.execute(_EXAMPLE_FILES, {"family": family_id})]
 
 
-# Built once: to build such a statement, and to look up how it is compiled, takes longer than to run it.
-_VERDICT = [Verdict.checkpoint_id, *(getattr(Verdict, name) for name in STORED)]
+# Built once: building such a statement and looking up its compiled form takes longer than running it.
+_VERDICT = [Verdict.checkpoint_id, *(getattr(Verdict, name) for name in COLUMNS)]
 _FEATURE = [column for column in Feature.__table__.c if column.name not in ("logits", "created_at")]
 _BY_NUMBERS = (
     select(*_FEATURE, Checkpoint.name.label("born_in_name"))
@@ -210,15 +203,9 @@ def _by_number(session: Session, statement: Executable, family_id: str, numbers:
 
 
 def _plain(session: Session, statement: Executable, **values: Any) -> Sequence[Any]:
-    """Rows past the ORM: of a page of rows that are shown and forgotten, it takes most of the time."""
-    found = session.connection().execute(statement, values)
-    # Attributes of SQLAlchemy's own rows are looked up by name, several microseconds each.
-    return list(map(_row_type(tuple(found.keys()))._make, found.all()))
-
-
-@lru_cache(maxsize=16)
-def _row_type(names: tuple[str, ...]) -> Any:
-    return namedtuple("Row", names)
+    """Rows without the ORM, which would take most of the time of a page that is only shown."""
+    result = session.connection().execute(statement, values)
+    return list(map(row_type(tuple(result.keys()))._make, result.all()))
 
 
 def _numbers(family_id: str) -> Select[int]:
@@ -235,7 +222,7 @@ def _by_verdict(wanted: Filter) -> list[ColumnElement[bool]]:
     if wanted.max_q is not None:
         conditions.append(Verdict.q_value <= wanted.max_q)
     if wanted.changed:
-        conditions.append(or_(Verdict.status != "absent", Verdict.change > 0))
+        conditions.append(or_(Verdict.status != Status.ABSENT, Verdict.change > 0))
     return conditions
 
 
@@ -243,10 +230,10 @@ def _narrow(statement: Statement, wanted: Filter) -> Statement:
     if wanted.watched is not None:
         statement = statement.where(Feature.watched.is_(wanted.watched))
     if wanted.tag is not None:
-        # Tags are lower case and without characters that JSON escapes, so the text of the column tells.
+        # Tags are lower case and have no characters that JSON escapes, so the column's text can be searched.
         statement = statement.where(cast(Feature.tags, Text).contains(json.dumps(wanted.tag), autoescape=True))
     if wanted.q is not None:
-        # Columns are asked in the form in which they are stored: JSON escapes what is not ASCII.
+        # JSON columns are searched as they are stored: non-ASCII characters are escaped.
         stored = json.dumps(wanted.q)[1:-1]
         conditions = [
             Feature.label.icontains(wanted.q, autoescape=True),
@@ -262,7 +249,7 @@ def _narrow(statement: Statement, wanted: Filter) -> Statement:
 
 
 def _number(text: str) -> int | None:
-    """The number of a feature id, where a text is one that can exist."""
+    """The number of a feature id; None if the text is not a possible one."""
     try:
         number = parse_feature_id(text)
     except ValueError:

@@ -1,52 +1,27 @@
-"""JSON of features and their verdicts."""
+"""Shapes of features and their verdicts in the API."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.lineage.schemas import LineageLink
+from featurewatch.service.verdicts.figures import FIGURE, FIGURES
 from featurewatch.service.verdicts.reasons import Reason
+from featurewatch.service.verdicts.statuses import CHANGED, Status
 
 if TYPE_CHECKING:
-    # The command shows features by these shapes, and starts without the database's tables.
+    # The command line uses these shapes, and must start without importing the database models.
     from featurewatch.service.models import Feature
+    from featurewatch.service.verdicts.table import VerdictRow
 
-Status = Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-STATUSES: tuple[Status, ...] = (
-    "present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate",
-)  # fmt: skip
 Interval = tuple[float | None, float | None]
 Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._:/-]*$")]
 
 
-class VerdictRow(Protocol):
-    """What a verdict is read from: a row of service.models.Verdict, or of a comparison of two other checkpoints."""
-
-    feature: Any
-    status: Any
-    previous_status: Any
-    change: Any
-    projection_ratio: Any
-    projection_ratio_lo: Any
-    projection_ratio_hi: Any
-    strength_ratio: Any
-    strength_ratio_lo: Any
-    strength_ratio_hi: Any
-    orthogonal_ratio: Any
-    q_value: Any
-    strength: Any
-    direction_cosine: Any
-    readability: Any
-    firing_rate: Any
-    firings: Any
-    minimum_detectable_ratio: Any
-    successors: Any
-
-
 class FeatureFields(Protocol):
-    """What a feature is read from: a row of service.models.Feature, with the name of the checkpoint it was born in."""
+    """A row of `service.models.Feature`, with the name of the checkpoint that introduced it."""
 
     number: Any
     label: Any
@@ -67,7 +42,7 @@ class FeatureFields(Protocol):
 
 
 class Successor(BaseModel):
-    """A feature that fires where another one weakened."""
+    """A feature that is active where another one weakened."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -77,58 +52,57 @@ class Successor(BaseModel):
 
 
 class Point(BaseModel):
-    """The verdict on one feature in one checkpoint, against a baseline, and its evidence."""
+    """The verdict on a feature in one checkpoint against a baseline, with its figures."""
 
     checkpoint: str
-    baseline: str | None = Field(description="What it was compared with; null at the first of a lineage.")
+    baseline: str | None = Field(description="Checkpoint it was compared with; null for the first of a lineage.")
     status: Status
     previous_status: Status | None
-    change: float = Field(description="Size of the change; 0: nothing significant.")
-    projection_ratio: float | None = Field(description="How much of its own direction is still written.")
+    change: float = Field(description=FIGURE["change"].about)
+    projection_ratio: float | None = Field(description=FIGURE["projection_ratio"].about)
     projection_ratio_ci: Interval | None
-    strength_ratio: float | None = Field(description="How strongly the source still moves where it fires.")
+    strength_ratio: float | None = Field(description=FIGURE["strength_ratio"].about)
     strength_ratio_ci: Interval | None
-    orthogonal_ratio: float | None = Field(description="What is written along other directions.")
-    q_value: float | None
-    strength: float | None
-    direction_cosine: float | None
-    readability: float | None = Field(description="Correlation of the source's own read-out with the code.")
-    firing_rate: float
-    firings: int
-    minimum_detectable_ratio: float | None
+    orthogonal_ratio: float | None = Field(description=FIGURE["orthogonal_ratio"].about)
+    q_value: float | None = Field(description=FIGURE["q_value"].about)
+    strength: float | None = Field(description=FIGURE["strength"].about)
+    direction_cosine: float | None = Field(description=FIGURE["direction_cosine"].about)
+    readability: float | None = Field(description=FIGURE["readability"].about)
+    firing_rate: float = Field(description=FIGURE["firing_rate"].about)
+    firings: int = Field(description=FIGURE["firings"].about)
+    minimum_detectable_ratio: float | None = Field(description=FIGURE["minimum_detectable_ratio"].about)
     successors: list[Successor]
     rewired: bool | None = Field(
         None,
-        description="Whether what it is computed from changed against the parent; null where nobody looked, or it "
-        "cannot be said.",
+        description="Whether what it is computed from changed since the parent; null if not examined or unclear.",
     )
 
 
 class FeatureOut(BaseModel):
-    """A feature, apart from any checkpoint."""
+    """A feature, independent of any checkpoint."""
 
     id: str = Field(examples=["F42318"])
-    label: str | None = Field(description="A person's. It goes before all others.")
+    label: str | None = Field(description="Set by a person. Takes precedence over the other labels.")
     auto_label: str | None = Field(
-        description="What its top tokens and its promoted tokens have in common; null where there are none."
+        description="What its top tokens and promoted tokens have in common; null if it has none."
     )
-    model_label: str | None = Field(description="By a model that was asked; see `POST .../features/labels`.")
+    model_label: str | None = Field(description="Written by a model; see `POST .../features/labels`.")
     model_label_by: str | None = Field(description="The model.")
     model_label_score: float | None = Field(
-        description="Balanced accuracy of telling, by the label, held-out passages in which the feature fires from "
-        "others: 0.5 is chance. Null where it fires in too few documents."
+        description="Balanced accuracy of predicting from the label on which held-out passages the feature is active: "
+        "0.5 is chance. Null if it is active in too few documents."
     )
     model_label_score_ci: Interval | None
     tags: list[str]
     watched: bool
-    born_in: str = Field(description="The checkpoint whose run gave it its id.")
+    born_in: str = Field(description="Checkpoint whose run introduced the feature.")
     origin: str = Field(description="fitted, emerged or discovered.")
-    top_tokens: list[str] = Field(description="On which it fires most.")
+    top_tokens: list[str] = Field(description="Tokens on which it is most active.")
     promoted_tokens: list[str] = Field(
-        description="Whose logits its decoder row raises most (logit lens); empty where the checkpoint has no head."
+        description="Tokens whose logits its decoder row raises most (logit lens); empty if the checkpoint has no head."
     )
     generation: int
-    retired_in: int | None = Field(description="Generation that carries it no longer; its `lineage` says why.")
+    retired_in: int | None = Field(description="First generation without it; `lineage` says why.")
 
 
 class FeatureRow(FeatureOut, Point):
@@ -139,17 +113,17 @@ class FeatureDetail(FeatureOut):
     """A feature with its newest verdict."""
 
     created_at: datetime
-    last: Point | None = Field(description="The verdict of the newest checkpoint that has one.")
-    lineage: list[LineageLink] = Field(description="What re-fits made of it, oldest first.")
+    last: Point | None = Field(description="Verdict of the newest checkpoint that has one.")
+    lineage: list[LineageLink] = Field(description="What became of it at each re-fit, oldest first.")
 
 
 class FeaturePatch(BaseModel):
-    """What people may say of a feature."""
+    """What people can set on a feature."""
 
     model_config = ConfigDict(extra="forbid")
 
     label: str | None = Field(None, max_length=500, description="Null removes it.")
-    tags: list[Tag] | None = Field(None, max_length=50, description="All of them: these replace what is there.")
+    tags: list[Tag] | None = Field(None, max_length=50, description="Replaces all tags.")
     watched: bool | None = None
 
 
@@ -163,7 +137,7 @@ class Trajectory(BaseModel):
 
 
 class Example(BaseModel):
-    """A place where the feature fires strongly. Text is null where a family has none (activations brought along)."""
+    """A position on which the feature is strongly active. Text is null for families that were registered without it."""
 
     document: int
     position: int
@@ -177,7 +151,7 @@ class Examples(BaseModel):
     """Top activating examples, strongest first."""
 
     id: str
-    checkpoint: str = Field(description="Whose code they come from.")
+    checkpoint: str = Field(description="Checkpoint whose code they come from.")
     data: list[Example]
 
 
@@ -190,16 +164,16 @@ class CodeColumns(BaseModel):
 
 
 class Finding(BaseModel):
-    """One change, in plain words, with the figures and places behind it."""
+    """One change in words, with its figures and examples."""
 
     feature: FeatureRow
-    what: str = Field(description="What happened to it, how much of it is left, and who took over.")
-    how_sure: str = Field(description="The q-value in words, or what else it was judged by.")
-    examples: list[Example] = Field(description="Where it fires most strongly.")
+    what: str = Field(description="What happened to the feature, how much of it is left, and what replaced it.")
+    how_sure: str = Field(description="The q-value in words, or what else the verdict is based on.")
+    examples: list[Example] = Field(description="Positions on which it is most active.")
 
 
 class ReasonCount(BaseModel):
-    """How many features could not be judged for one reason."""
+    """Number of features that could not be judged for one reason."""
 
     reason: Reason
     text: str
@@ -212,47 +186,47 @@ class Unjudged(BaseModel):
     feature: FeatureRow
     reason: Reason
     why: str = Field(description="The reason with its figures.")
-    detectable: str = Field(description="What could have been seen: the minimum detectable ratio in words.")
+    detectable: str = Field(description="The minimum detectable ratio in words.")
 
 
 class NotJudged(BaseModel):
-    """What could not be judged, and why."""
+    """Features that could not be judged, and why."""
 
     features: int
     watched: int
     reasons: list[ReasonCount] = Field(description="Most frequent first.")
-    named: list[Unjudged] = Field(description="Watched ones first, then those that fire most.")
+    named: list[Unjudged] = Field(description="Watched features first, then the most active.")
 
 
 class Summary(BaseModel):
-    """What changed between two checkpoints, in plain words, in the order in which one should look at it."""
+    """What changed between two checkpoints in words, most important first."""
 
     headline: str
-    changed: int = Field(description="How many features changed, of those that fit the filter.")
+    changed: int = Field(description="Number of features that changed and match the filter.")
     findings: list[Finding] = Field(
-        description="The first of them: watched features, then by status (absent, replaced, suppressed, relocated, "
-        "amplified, emerged) and by the smallest change that the interval allows."
+        description=f"Watched features first, then by status ({', '.join(CHANGED)}), then by the smallest change that "
+        "the interval allows."
     )
     not_judged: NotJudged
-    caveats: list[str] = Field(description="What stands against relying on these verdicts.")
+    caveats: list[str] = Field(description="Reasons to distrust these verdicts.")
 
 
 class Diff(Summary):
-    """Any two checkpoints, in words and feature by feature."""
+    """Two checkpoints compared, in words and feature by feature."""
 
     from_: str = Field(serialization_alias="from", validation_alias="from")
     to: str
-    counts: dict[Status, int] = Field(description="Over all features, whatever the filter.")
+    counts: dict[Status, int] = Field(description="Over all features, regardless of the filter.")
     data: list[FeatureRow]
     next_cursor: str | None = None
 
 
-def point(row: VerdictRow, checkpoint: str, baseline: str | None) -> Point:
+def point(row: "VerdictRow", checkpoint: str, baseline: str | None) -> Point:
     """A verdict as the API shows it."""
     return Point(**_point_fields(row, checkpoint, baseline))
 
 
-def feature_row(row: VerdictRow, feature: FeatureFields, checkpoint: str, baseline: str | None) -> FeatureRow:
+def feature_row(row: "VerdictRow", feature: FeatureFields, checkpoint: str, baseline: str | None) -> FeatureRow:
     """A feature with its verdict as the API shows it."""
     shown = feature_fields(feature, feature.born_in_name)
     return FeatureRow(**shown, **_point_fields(row, checkpoint, baseline))
@@ -284,27 +258,19 @@ def feature_fields(feature: "Feature | FeatureFields", born_in: str) -> dict[str
     }
 
 
-def _point_fields(row: VerdictRow, checkpoint: str, baseline: str | None) -> dict[str, Any]:
-    return {
+def _point_fields(row: "VerdictRow", checkpoint: str, baseline: str | None) -> dict[str, Any]:
+    fields = {
         "checkpoint": checkpoint,
         "baseline": baseline,
         "status": row.status,
         "previous_status": row.previous_status,
-        "change": row.change,
-        "projection_ratio": row.projection_ratio,
-        "projection_ratio_ci": _interval(row.projection_ratio_lo, row.projection_ratio_hi),
-        "strength_ratio": row.strength_ratio,
-        "strength_ratio_ci": _interval(row.strength_ratio_lo, row.strength_ratio_hi),
-        "orthogonal_ratio": row.orthogonal_ratio,
-        "q_value": row.q_value,
-        "strength": row.strength,
-        "direction_cosine": row.direction_cosine,
-        "readability": row.readability,
-        "firing_rate": row.firing_rate,
-        "firings": row.firings,
-        "minimum_detectable_ratio": row.minimum_detectable_ratio,
         "successors": row.successors,
     }
+    for figure in FIGURES:
+        fields[figure.name] = getattr(row, figure.name)
+        if figure.ends:
+            fields[f"{figure.name}_ci"] = _interval(*(getattr(row, column) for column in figure.columns[1:]))
+    return fields
 
 
 def _interval(low: float | None, high: float | None) -> Interval | None:

@@ -1,41 +1,46 @@
-"""Orders of feature lists: the same keys for rows of the database and for rows of a comparison."""
+"""Orders of feature lists, for rows of the database and for rows of a comparison."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, and_, case, func
 
-from featurewatch.service.features.schemas import VerdictRow
 from featurewatch.service.kit.pages import SortKey
 from featurewatch.service.models import Verdict
-from featurewatch.service.verdicts.judge import PLACE, Status
-from featurewatch.service.verdicts.table import Table
+from featurewatch.service.verdicts.figures import FIGURES, Direction
+from featurewatch.service.verdicts.statuses import Status
+from featurewatch.service.verdicts.table import Table, VerdictRow
 
-SortName = Literal[
-    "change", "id", "projection_ratio", "strength_ratio", "orthogonal_ratio", "strength", "readability",
-    "direction_cosine", "q_value", "firing_rate", "firings", "least_change", "minimum_detectable_ratio",
-]  # fmt: skip
-Direction = Literal["asc", "desc"]
 
-# What one looks for first: large changes, what shrank, what fires often.
-_NATURAL: dict[SortName, Direction] = {
-    "change": "desc", "id": "asc", "projection_ratio": "asc", "strength_ratio": "asc", "orthogonal_ratio": "desc",
-    "strength": "desc", "readability": "desc", "direction_cosine": "asc", "q_value": "asc", "firing_rate": "desc",
-    "firings": "desc", "least_change": "desc", "minimum_detectable_ratio": "desc",
-}  # fmt: skip
+class _Sort(NamedTuple):
+    natural: Direction
+    """Which end comes first by default."""
+    title: str
+    missing: bool
+    """Whether features can lack the value."""
+
+
+SORTS = {
+    figure.name: _Sort(figure.sort, figure.sort_title or figure.label, not figure.required) for figure in FIGURES
+} | {"id": _Sort("asc", "id", missing=False), "least_change": _Sort("desc", "largest certain change", missing=False)}
+"""Sort name -> how features are sorted by it."""
+if TYPE_CHECKING:
+    SortName = str
+else:
+    SortName = Literal[tuple(SORTS)]
+
 _FARTHEST = 1e308
-"""Stands for a missing value, which goes last in either direction."""
-_NEVER_MISSING = ("change", "id", "firing_rate", "firings", "least_change")
+"""Replaces a missing value, which comes last in either direction."""
 _MOST = 100.0
-"""Factor beyond which changes are alike, as in the judge; what emerged has it too."""
+"""Changes are capped at this factor, as in the judge. Features that emerged have it."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """A sort name and a direction; ties go by the feature's number."""
+    """A sort name and a direction. Ties are broken by the feature's number."""
 
     name: SortName
     direction: Direction
@@ -51,7 +56,7 @@ class Order:
         if self.name == "id":
             return [number]
         column: Any = _least_change_column() if self.name == "least_change" else getattr(Verdict, self.name)
-        if self.name not in _NEVER_MISSING:
+        if SORTS[self.name].missing:
             column = func.coalesce(column, self._missing)
         return [SortKey(column, self.descending), number]
 
@@ -63,28 +68,26 @@ class Order:
         return (self._missing if value is None else value, int(row.feature))
 
     def first(
-        self, table: Table, places: NDArray[np.int64], after: Sequence[Any] | None, limit: int
+        self, table: Table, positions: NDArray[np.int64], after: Sequence[Any] | None, limit: int
     ) -> NDArray[np.int64]:
-        """The first of some rows of a table in this order, after a row's sort values. places: of those, ascending."""
-        numbers, sign = table.numbers[places], -1 if self.descending else 1
-        values = numbers if self.name == "id" else self._values(table, places)
+        """The first `limit` of the rows at `positions`, in this order. after: sort values of the last one."""
+        numbers, sign = table.numbers[positions], -1 if self.descending else 1
+        values = numbers if self.name == "id" else self._values(table, positions)
         if after is not None:
             ahead, ties = sign * values > sign * after[0], values == after[0]
-            kept = ahead if self.name == "id" else ahead | (ties & (numbers > after[1]))
-            places, values = places[kept], values[kept]
+            mask = ahead if self.name == "id" else ahead | (ties & (numbers > after[1]))
+            positions, values = positions[mask], values[mask]
         keys = sign * values
-        if limit < len(keys):  # tens of thousands, of which a page is wanted
-            kept = keys <= np.partition(keys, limit - 1)[limit - 1]
-            places, keys = places[kept], keys[kept]
-        # Rows are in the order of numbers already, by which ties go.
-        return places[np.argsort(keys, kind="stable")[:limit]]
+        if limit < len(keys):  # a page of tens of thousands
+            mask = keys <= np.partition(keys, limit - 1)[limit - 1]
+            positions, keys = positions[mask], keys[mask]
+        # Rows are in the order of feature numbers, which breaks ties.
+        return positions[np.argsort(keys, kind="stable")[:limit]]
 
-    def _values(self, table: Table, places: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _values(self, table: Table, positions: NDArray[np.int64]) -> NDArray[np.float64]:
         if self.name == "least_change":
-            return least_changes(table, places)
-        if self.name == "firings":
-            return table.firings[places].astype(np.float64)
-        return np.nan_to_num(table.floats[self.name][places].astype(np.float64), nan=self._missing)
+            return least_changes(table, positions)
+        return np.nan_to_num(table.figures[self.name][positions].astype(np.float64), nan=self._missing)
 
     @property
     def _missing(self) -> float:
@@ -92,18 +95,18 @@ class Order:
 
 
 def order_of(name: SortName, direction: Direction | None) -> Order:
-    """The order of a request; without a direction the one that is natural for the key."""
-    return Order(name, direction or _NATURAL[name])
+    """The order of a request, in the natural direction if it names none."""
+    return Order(name, direction or SORTS[name].natural)
 
 
 def least_change(row: VerdictRow) -> float:
     """The smallest factor of change that a feature's interval allows, 1 to 100: effect and certainty in one number.
 
-    1: the interval holds "as before". `least_changes` is the same of a table, `_least_change_column` in SQL.
+    1: the interval contains "no change". `least_changes` is the same for a table, `_least_change_column` in SQL.
     """
     low, high = row.projection_ratio_lo, row.projection_ratio_hi
     if low is None or high is None:
-        return _MOST if row.status == "emerged" and row.projection_ratio is None else 1.0
+        return _MOST if row.status == Status.EMERGED and row.projection_ratio is None else 1.0
     if low > 1:
         return float(min(low, _MOST))
     if high < 1:
@@ -111,13 +114,13 @@ def least_change(row: VerdictRow) -> float:
     return 1.0
 
 
-def least_changes(table: Table, places: NDArray[np.int64]) -> NDArray[np.float64]:
-    """`least_change` of some rows of a table."""
-    ratio, low, high = (table.floats[f"projection_ratio{end}"][places] for end in ("", "_lo", "_hi"))
+def least_changes(table: Table, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`least_change` of rows of a table."""
+    ratio, low, high = (table.figures[f"projection_ratio{end}"][positions] for end in ("", "_lo", "_hi"))
     falls = 1 / np.maximum(high, 1 / _MOST)
     known = ~(np.isnan(low) | np.isnan(high))
     least = np.where(known & (low > 1), np.minimum(low, _MOST), np.where(known & (high < 1), falls, 1.0))
-    least[~known & (table.statuses[places] == PLACE[Status.EMERGED]) & np.isnan(ratio)] = _MOST
+    least[~known & (table.statuses[positions] == Status.EMERGED.code) & np.isnan(ratio)] = _MOST
     return least
 
 
@@ -128,6 +131,6 @@ def _least_change_column() -> ColumnElement[float]:
         (low > 1, low),
         (high <= 1 / _MOST, _MOST),
         (high < 1, 1.0 / high),
-        (and_(Verdict.status == "emerged", Verdict.projection_ratio.is_(None)), _MOST),
+        (and_(Verdict.status == Status.EMERGED, Verdict.projection_ratio.is_(None)), _MOST),
         else_=1.0,
     )

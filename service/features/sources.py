@@ -1,4 +1,4 @@
-"""A feature at every place that its family is read at: which layer of which checkpoint carries it, and how well."""
+"""A feature at every hook point of every checkpoint: which layers carry it, and how well."""
 
 import math
 import struct
@@ -22,13 +22,15 @@ class FeatureAtSource(BaseModel):
     hook_point: str
     d_model: int
     paired_with: str | None = Field(
-        description="The parent's hook point that this one is held against; null where it is read only."
+        description="The parent's hook point that this one is compared with; null if there is none."
     )
     readability: float | None = Field(description="Correlation of this source's own read-out with the code.")
     strength: float | None = Field(description="Norm of the decoder row, in units of the source's own scale.")
-    projection_ratio: float | None = Field(description="Against `paired_with`, over the checkpoint's size factor.")
+    projection_ratio: float | None = Field(
+        description="Against `paired_with`, divided by the checkpoint's size factor."
+    )
     projection_ratio_ci: tuple[float, float] | None = Field(
-        description="At this hook point alone; null where it was judged before these were kept."
+        description="At this hook point alone; null for checkpoints judged by versions that did not store it."
     )
     direction_cosine: float | None
 
@@ -38,12 +40,12 @@ class FeatureInCheckpoint(BaseModel):
 
     checkpoint: str
     status: str | None
-    best: str | None = Field(description="The hook point that it is read best at.")
+    best: str | None = Field(description="The hook point at which it is most readable.")
     sources: list[FeatureAtSource]
 
 
 class FeatureSources(BaseModel):
-    """A feature at every source of its family, parents before their children."""
+    """A feature at every source of its family, parents before children."""
 
     id: str
     label: str | None
@@ -52,16 +54,20 @@ class FeatureSources(BaseModel):
 
 
 def of_feature(session: Session, family: Family, feature: Feature) -> FeatureSources:
-    """Every checkpoint whose code has the feature."""
-    found: dict[str, dict[tuple[str, str], float | None]] = {}
+    """The feature in every checkpoint whose code has it."""
+    measured: dict[str, dict[tuple[str, str], float | None]] = {}
     for checkpoint_id, hook, metric, value in queries.at_hooks(session, family.id, feature.number, METRICS):
-        found.setdefault(checkpoint_id, {})[hook, metric] = _number(value)
-    statuses = {one: status for _, one, status in features.statuses(session, family.id, [feature.number])}
+        measured.setdefault(checkpoint_id, {})[hook, metric] = _number(value)
+    statuses = {
+        checkpoint_id: status for _, checkpoint_id, status in features.statuses(session, family.id, [feature.number])
+    }
     described = queries.sources_of_family(session, family.id)
     data = [
-        _in_checkpoint(checkpoint, statuses.get(checkpoint.id), described.get(checkpoint.id, {}), found[checkpoint.id])
+        _in_checkpoint(
+            checkpoint, statuses.get(checkpoint.id), described.get(checkpoint.id, {}), measured[checkpoint.id]
+        )
         for checkpoint in queries.judged(session, family.id)
-        if any(one is not None for one in found.get(checkpoint.id, {}).values())
+        if any(value is not None for value in measured.get(checkpoint.id, {}).values())
     ]
     names = {"label": feature.label, "auto_label": feature.auto_label}
     return FeatureSources(id=feature_id(feature.number), **names, data=data)
@@ -73,7 +79,7 @@ def _in_checkpoint(
     sources: dict[str, tuple[int, dict[str, Any]]],
     values: dict[tuple[str, str], float | None],
 ) -> FeatureInCheckpoint:
-    """sources: hook point -> (width, stats); values: (hook point, metric) -> what was measured."""
+    """sources: hook point -> (width, stats); values: (hook point, metric) -> measurement."""
     size = (checkpoint.quality or {}).get("size_factor")
     rows = []
     for hook in [name for name in checkpoint.hook_points if name in sources]:
@@ -96,27 +102,27 @@ def _in_checkpoint(
 
 
 def over_size(projection: float | None, size_factor: float | None) -> float | None:
-    """A projection ratio over its checkpoint's size factor."""
+    """A projection ratio divided by its checkpoint's size factor."""
     return None if projection is None else round(projection / (size_factor or 1.0), 6)
 
 
 def ends_of(
     projection: float | None, reach: float | None, size_factor: float | None
 ) -> tuple[float | None, float | None]:
-    """The ends of its interval, over the size factor; None where it has none."""
+    """The ends of its interval, divided by the size factor; None if it has no interval."""
     if projection is None or reach is None or not math.isfinite(projection + reach):
         return None, None
     return over_size(projection - reach, size_factor), over_size(projection + reach, size_factor)
 
 
 def _best(rows: Sequence[FeatureAtSource]) -> str | None:
-    """The earliest of those that are read best."""
+    """The first of the hook points with the highest readability."""
     read = [(row.readability, row.hook_point) for row in rows if row.readability is not None]
     return max(read, key=lambda pair: pair[0])[1] if read else None
 
 
 def _number(data: bytes) -> float | None:
-    """One float32 as it lies in a stored array; None beyond its end, and for NaN."""
+    """One float32 of a stored array; None for NaN, and past the end of the array."""
     if len(data) < 4:
         return None
     value = float(struct.unpack("<f", data)[0])

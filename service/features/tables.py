@@ -1,7 +1,7 @@
-"""A family's verdicts, its readings at every hook point, and its features as Parquet, for pandas, DuckDB and the like.
+"""A family's verdicts, its features at every hook point, and its features as Parquet, for pandas or DuckDB.
 
-A row group is made when it is asked for, a checkpoint each, so memory does not grow with the number of checkpoints.
-What a column is and its unit stand in its metadata.
+Each checkpoint is a row group, read when it is sent, so memory does not grow with the number of checkpoints. The
+metadata of a column has its description and unit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,18 +24,19 @@ from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.kit.problems import ConflictError
 from featurewatch.service.models import Checkpoint, Source
 from featurewatch.service.verdicts import queries as verdicts
+from featurewatch.service.verdicts.figures import COLUMNS, FIGURE, FIGURES, Figure
 
 TableName = Literal["verdicts", "sources", "features"]
 MEDIA_TYPE = "application/vnd.apache.parquet"
 _FEATURES_AT_ONCE = 10_000
 
 Reading = Callable[[], AbstractContextManager[Session]]
-"""Opens a session for one row group: whoever reads the answer slowly must not hold a connection."""
+"""Opens a session for one row group: a slow client must not hold a connection."""
 Columns = dict[str, Sequence[Any]]
 
 
 class _Of(NamedTuple):
-    """A column: its type, its unit (`1`: a plain number), and what it is where the API's schema does not say it."""
+    """A column: type, unit (`1`: a plain number), and description, by default that of the API's schema."""
 
     type: str
     unit: str | None = None
@@ -45,32 +46,24 @@ class _Of(NamedTuple):
 _RATIO = _Of("double", "1")
 _END = _Of("double", "1", "End of the ratio's interval, at the confidence of the family's policy.")
 _TEXT = _Of("string")
-_NAMES = _Of("list<string>")
-_SCALE = "scale of the source"
 
-_TABLES: dict[TableName, dict[str, _Of]] = {
+
+def _of(figure: Figure, column: str) -> _Of:
+    about = figure.about if column == figure.name else _END.about
+    return _Of("int64" if figure.whole else "double", figure.unit, about)
+
+
+_NAMES = _Of("list<string>")
+
+COLUMNS_OF: dict[TableName, dict[str, _Of]] = {
     "verdicts": {
-        "checkpoint": _Of("string", None, "What was judged; row groups come parents before their children."),
+        "checkpoint": _Of("string", None, "The judged checkpoint. Row groups are in order, parents before children."),
         "baseline": _TEXT,
         "id": _Of("string", None, "The feature."),
         "status": _TEXT,
         "previous_status": _Of("string", None, "At the baseline."),
-        "change": _Of("double", "factors of 2"),
-        "projection_ratio": _RATIO,
-        "projection_ratio_lo": _END,
-        "projection_ratio_hi": _END,
-        "strength_ratio": _RATIO,
-        "strength_ratio_lo": _END,
-        "strength_ratio_hi": _END,
-        "orthogonal_ratio": _RATIO,
-        "q_value": _Of("double", "1", "After Benjamini and Hochberg, over the features of the checkpoint."),
-        "strength": _Of("double", _SCALE, "Norm of its decoder row over all hook points."),
-        "direction_cosine": _Of("double", "1", "Between its decoder rows here and at the baseline."),
-        "readability": _RATIO,
-        "firing_rate": _Of("double", "share of positions"),
-        "firings": _Of("int64", "positions"),
-        "minimum_detectable_ratio": _Of("double", "1", "The largest ratio that could have been told from 1."),
-        "successors": _Of("list<successor>", None, "Features that fire where it weakened."),
+        **{column: _of(figure, column) for figure in FIGURES for column in figure.columns},
+        "successors": _Of("list<successor>", None, "Features that are active where it weakened."),
         "rewired": _Of("bool"),
     },
     "sources": {
@@ -80,7 +73,7 @@ _TABLES: dict[TableName, dict[str, _Of]] = {
         "d_model": _Of("int64", "dimensions"),
         "paired_with": _TEXT,
         "readability": _RATIO,
-        "strength": _Of("double", _SCALE),
+        "strength": _Of("double", FIGURE["strength"].unit),
         "projection_ratio": _RATIO,
         "projection_ratio_lo": _END,
         "projection_ratio_hi": _END,
@@ -107,10 +100,10 @@ _SCHEMAS: dict[TableName, type[BaseModel]] = {"verdicts": Point, "sources": Feat
 
 
 def stream(read: Reading, family_id: str, table: TableName) -> Iterator[bytes]:
-    """The table as a Parquet file, in pieces. ConflictError, at once, where the server lacks what it takes."""
+    """The table as a Parquet file, in chunks. Raises ConflictError at once if pyarrow is not installed."""
     if find_spec("pyarrow") is None:
         raise ConflictError(
-            f"This server cannot write Parquet. Install it there: `{extras.install('parquet')}`.",
+            f"This server cannot write Parquet files. On the server, run `{extras.install('parquet')}`.",
             code="parquet-not-installed",
         )
     return _stream(read, family_id, table)
@@ -136,7 +129,7 @@ def _schema(table: TableName) -> Any:
     successor = pa.struct([("id", pa.string()), ("kind", pa.string()), ("cofiring", pa.float64())])
     lists = {"list<string>": pa.list_(pa.string()), "list<successor>": pa.list_(successor)}
     fields = []
-    for name, column in _TABLES[table].items():
+    for name, column in COLUMNS_OF[table].items():
         known = _SCHEMAS[table].model_fields.get(name)
         about = {"description": column.about or (known and known.description), "unit": column.unit}
         kind = lists.get(column.type) or pa.type_for_alias(column.type)
@@ -145,16 +138,16 @@ def _schema(table: TableName) -> Any:
 
 
 def _verdicts(read: Reading, family_id: str) -> Iterator[Columns]:
-    """As `features?checkpoint=` and `trajectory` have them, in the order of ids."""
+    """As in `features?checkpoint=` and `trajectory`, in the order of ids."""
     for checkpoint in _judged(read, family_id):
         with read() as session:
             rows = queries.stored(session, checkpoint.id)
             rewired = dependencies.rewired(session, [checkpoint.id])
             parent = checkpoints.get(session, checkpoint.parent_id) if checkpoint.parent_id else None
-        columns: Columns = dict(zip(queries.STORED, zip(*rows, strict=True), strict=True)) if rows else {}
+        columns: Columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)) if rows else {}
         numbers = columns.pop("feature", ())
         yield (
-            dict.fromkeys(queries.STORED, ())
+            dict.fromkeys(COLUMNS, ())
             | columns
             | {
                 "checkpoint": [checkpoint.name] * len(numbers),
@@ -166,13 +159,15 @@ def _verdicts(read: Reading, family_id: str) -> Iterator[Columns]:
 
 
 def _sources(read: Reading, family_id: str) -> Iterator[Columns]:
-    """As `features/{id}/sources` has them: of each checkpoint hook point by hook point, in the order of ids."""
+    """As in `features/{id}/sources`: checkpoint by checkpoint, hook point by hook point, in the order of ids."""
     for checkpoint in _judged(read, family_id):
         with read() as session:
             sources = verdicts.sources(session, checkpoint.id)
             hooks = [hook for hook in checkpoint.hook_points if hook in sources]
-            found = [[verdicts.measurement(session, checkpoint.id, name, hook) for name in METRICS] for hook in hooks]
-        arrays = [[np.zeros(0, np.float32) if array is None else array for array in parts] for parts in found]
+            measured = [
+                [verdicts.measurement(session, checkpoint.id, name, hook) for name in METRICS] for hook in hooks
+            ]
+        arrays = [[np.zeros(0, np.float32) if array is None else array for array in parts] for parts in measured]
         length = max((len(array) for parts in arrays for array in parts), default=0)
         values = np.full((len(hooks), len(METRICS), length), np.nan)
         for rows, parts in zip(values, arrays, strict=True):
@@ -207,15 +202,15 @@ def _at_source(checkpoint: Checkpoint, source: Source, ids: list[str], values: d
 
 
 def _features(read: Reading, family_id: str) -> Iterator[Columns]:
-    """As `features/{id}` has them, without verdicts, in the order of ids."""
+    """As in `features/{id}`, without verdicts, in the order of ids."""
     after: int | None = -1
     while after is not None:
         with read() as session:
-            found = queries.following(session, family_id, after, _FEATURES_AT_ONCE)
-            born = checkpoints.names(session, list({row.born_in for row in found}))
-        rows = [feature_fields(row, born[row.born_in]) for row in found]
-        yield {name: [row[name] for row in rows] for name in _TABLES["features"]}
-        after = found[-1].number if len(found) == _FEATURES_AT_ONCE else None
+            features = queries.following(session, family_id, after, _FEATURES_AT_ONCE)
+            born = checkpoints.names(session, list({row.born_in for row in features}))
+        rows = [feature_fields(row, born[row.born_in]) for row in features]
+        yield {name: [row[name] for row in rows] for name in COLUMNS_OF["features"]}
+        after = features[-1].number if len(features) == _FEATURES_AT_ONCE else None
 
 
 def _judged(read: Reading, family_id: str) -> Sequence[Checkpoint]:

@@ -8,8 +8,7 @@ from sqlalchemy.orm import Session, undefer
 
 from featurewatch.service.kit.listed import one_of
 from featurewatch.service.models import Feature, Verdict
-
-_UNCHANGED = ("present", "indeterminate")
+from featurewatch.service.verdicts.statuses import CHANGED
 
 
 def unlabelled(session: Session, family_id: str, checkpoint_id: str, limit: int) -> list[int]:
@@ -24,7 +23,7 @@ def unlabelled(session: Session, family_id: str, checkpoint_id: str, limit: int)
             Verdict.checkpoint_id == checkpoint_id,
             Feature.family_id == family_id,
             Feature.model_label.is_(None),
-            or_(Feature.watched.is_(True), Verdict.status.not_in(_UNCHANGED) & (Verdict.change > 0)),
+            or_(Feature.watched.is_(True), Verdict.status.in_(CHANGED) & (Verdict.change > 0)),
         )
         .order_by(Feature.watched.desc(), Verdict.change.desc(), Feature.number)
         .limit(limit)

@@ -77,5 +77,7 @@ class Standing(Base):
     __tablename__ = "standing"
 
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
+    layout: Mapped[str]
+    """`service.verdicts.stored.LAYOUT` of the code that wrote it. Another layout is ignored: the rows are read."""
     data: Mapped[bytes]
     """Records of `service.verdicts.stored.RECORD`, in the order of features."""

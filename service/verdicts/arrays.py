@@ -1,4 +1,4 @@
-"""Stored arrays are by feature number, those of a judgement by column of a code: there and back."""
+"""Conversion between stored arrays, indexed by feature number, and those of a judgement, by column of a code."""
 
 from collections.abc import Collection, Sequence
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def by_number(values: NDArray[np.floating], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Values [..., m] of the features `numbers` [m] -> [..., highest number + 1], NaN where there is no feature."""
+    """Values [..., m] of the features `numbers` [m] -> [..., highest number + 1], NaN for other numbers."""
     length = int(numbers.max()) + 1 if len(numbers) else 0
     spread = np.full((*values.shape[:-1], length), np.nan, dtype=np.float32)
     spread[..., numbers] = values
@@ -15,7 +15,7 @@ def by_number(values: NDArray[np.floating], numbers: NDArray[np.int64]) -> NDArr
 
 
 def by_column(stored: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The inverse for any features: [..., l] -> [..., m], NaN for those that the array does not reach."""
+    """The inverse, for any features: [..., l] -> [..., m], NaN for numbers past the end of the array."""
     length = stored.shape[-1]
     if not length:
         return np.full((*stored.shape[:-1], len(numbers)), np.nan, dtype=np.float32)
@@ -24,18 +24,18 @@ def by_column(stored: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArra
     return picked
 
 
-def places_of(ordered: NDArray[np.integer], some: Sequence[int]) -> NDArray[np.int64]:
-    """Where some numbers are in ascending ones, in the order of `some`; -1 for those that are not there."""
+def positions_of(ordered: NDArray[np.integer], some: Sequence[int]) -> NDArray[np.int64]:
+    """Positions of numbers in an ascending array, in the order of `some`; -1 for missing ones."""
     wanted = np.array(some, dtype=np.int64)
     if not len(ordered):
         return np.full(len(wanted), -1)
-    places = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    return np.where(ordered[places] == wanted, places, -1)
+    positions = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return np.where(ordered[positions] == wanted, positions, -1)
 
 
 def among(numbers: NDArray[np.int64], some: Collection[int]) -> NDArray[np.bool_]:
-    """[m] which features are among some. By a flag for each number: `np.isin` sorts all of them."""
+    """[m] whether each feature is in `some`. Uses a flag per number: `np.isin` would sort all of them."""
     flags = np.zeros(int(max(numbers.max(initial=-1), max(some, default=-1))) + 1, dtype=bool)
     flags[list(some)] = True
-    found: NDArray[np.bool_] = flags[numbers]
-    return found
+    members: NDArray[np.bool_] = flags[numbers]
+    return members

@@ -1,4 +1,4 @@
-"""Any two checkpoints, compared in numpy from what is stored: no activations, no decoders, no worker."""
+"""Compares any two checkpoints from stored measurements: no activations, no decoders, no worker."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -11,23 +11,20 @@ from sqlalchemy.orm import Session
 from featurewatch.service.models import Checkpoint, Family
 from featurewatch.service.verdicts import queries, stored
 from featurewatch.service.verdicts.arrays import among, by_column
-from featurewatch.service.verdicts.figures import floats_of
+from featurewatch.service.verdicts.columns import judged_figures
 from featurewatch.service.verdicts.judge import (
-    GONE,
-    PLACE,
-    STATUSES,
     Bools,
     Estimates,
     Evidence,
     Floats,
-    Status,
     estimates,
     estimates_of_ratios,
     judge,
 )
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import BY_CODE, GONE, Status
 from featurewatch.service.verdicts.stored import Course, Event, Measured, Stored
-from featurewatch.service.verdicts.table import Row, Table
+from featurewatch.service.verdicts.table import Table, VerdictRow
 
 
 def compare(
@@ -38,10 +35,10 @@ def compare(
     *,
     emerged: Set[int] = frozenset(),
     comparison: int = 1,
-) -> list[Row]:
-    """Verdicts of a checkpoint against any judged one of its family, features in order of their numbers.
+) -> list[VerdictRow]:
+    """Verdicts of a checkpoint against any judged checkpoint of its family, in the order of feature numbers.
 
-    Relocations and successions that took place between the two are those that were judged when they happened.
+    Relocations and successions between the two are taken from the checkpoints where they were judged.
     emerged: features that the baseline is known not to have; comparison: as in `Evidence`.
     """
     return compared(session, family, checkpoint, baseline, emerged=emerged, comparison=comparison).rows()
@@ -61,77 +58,80 @@ def compared(
     now, then = stored.read(session, checkpoint, keep=keep), stored.read(session, baseline, keep=keep)
     numbers = now.standing.numbers
     lineage = queries.lineage(session, family.id)
-    between = _path({one: parent for one, (parent, _) in lineage.items()}, checkpoint, baseline)
-    courses = [stored.course(session, family.id, one, lineage[one][1], keep=keep) for one in between]
-    # One that was discovered later has no birth on the way, but may have a verdict that says so.
+    between = _path({id_: parent for id_, (parent, _) in lineage.items()}, checkpoint, baseline)
+    courses = [stored.course(session, family.id, id_, lineage[id_][1], keep=keep) for id_ in between]
+    # A feature that was discovered later has no birth on the path, but may have a verdict that it emerged there.
     births = {number: origin for course in courses for number, origin in course.born.items()}
     births |= dict.fromkeys(frozenset(emerged).union(*(course.emerged for course in courses)), "emerged")
-    # Discovered one step after the baseline: that step measured them there, as the level 1 that they start from.
+    # Features discovered one step after the baseline were measured at the baseline, as the level 1 they start from.
     follows = bool(between) and lineage[between[-1]][0] == baseline.id
-    found = set(courses[-1].born) if follows else set()
-    # Where the baseline builds on this checkpoint, it goes on from the directions that features were relocated to here.
+    discovered = set(courses[-1].born) if follows else set()
+    # A baseline that descends from this checkpoint continues with the directions that features were relocated to here.
     previous = _at_baseline(numbers, then.standing)
-    evidence = _evidence(now, then, previous, births, found, ahead=checkpoint.id not in between)
+    evidence = _evidence(now, then, previous, births, discovered, ahead=checkpoint.id not in between)
     evidence.comparison = comparison
     judgement = judge(evidence, Policy.model_validate(family.policy))
-    statuses, change = judgement.places.copy(), judgement.change.astype(np.float64)
+    statuses, change = judgement.codes.copy(), judgement.change.astype(np.float64)
     successors = {}
     happened = _happened(courses)
     for place, event in zip(
         now.standing.find([number for number, _ in happened]).tolist(), happened.values(), strict=True
     ):
-        if place >= 0 and _EVENT_OF.get(STATUSES[judgement.places[place]]) == event.status:
-            statuses[place], successors[place] = PLACE[event.status], event.successors
-            # Its level went on along the new direction, so the ratio does not show it.
+        if place >= 0 and _EVENT_OF.get(BY_CODE[int(judgement.codes[place])]) == event.status:
+            statuses[place], successors[place] = event.status.code, event.successors
+            # Its level continued along the new direction, so the ratio does not show the change.
             change[place] = max(change[place], event.change)
-    floats = floats_of(judgement) | {
+    figures = judged_figures(evidence, judgement) | {
         "change": change,
-        "strength": by_column(now.measured.strength[0], numbers).astype(np.float64),
+        "strength": by_column(now.measured.strength[0], numbers),
         "direction_cosine": np.full(len(numbers), np.nan),
-        "readability": by_column(now.measured.readability, numbers).astype(np.float64),
-        "firing_rate": now.standing.floats["firing_rate"],
-        "documents": now.standing.floats["documents"],
+        "readability": by_column(now.measured.readability, numbers),
+        "firing_rate": now.standing.figures["firing_rate"],
+        "documents": now.standing.figures["documents"],
     }
-    return Table(numbers, statuses, now.standing.firings, floats, previous, successors)
+    for name, values in figures.items():
+        if values.dtype == np.float32:
+            figures[name] = values.astype(np.float64)
+    return Table(numbers, statuses, figures, previous, successors)
 
 
 def _at_baseline(numbers: NDArray[np.int64], then: Table) -> NDArray[np.int8]:
-    """[m] statuses that features have at the baseline, as places; -1: it has not got the feature."""
-    place = np.full(int(max(numbers.max(initial=0), then.numbers.max(initial=0))) + 1, -1, dtype=np.int8)
-    place[then.numbers] = then.statuses
-    return place[numbers]
+    """[m] codes of the features' statuses at the baseline; -1: it does not have the feature."""
+    codes = np.full(int(max(numbers.max(initial=0), then.numbers.max(initial=0))) + 1, -1, dtype=np.int8)
+    codes[then.numbers] = then.statuses
+    return codes[numbers]
 
 
 def _evidence(
-    now: Stored, then: Stored, previous: NDArray[np.int8], births: dict[int, str], found: set[int], *, ahead: bool
+    now: Stored, then: Stored, previous: NDArray[np.int8], births: dict[int, str], new: set[int], *, ahead: bool
 ) -> Evidence:
-    """What two checkpoints hold against each other, columns in the order of `now`.
+    """The evidence for comparing two checkpoints, columns in the order of `now`.
 
-    births: origin of the features that came between them; found: those that start from level 1 at the baseline; ahead:
-    the baseline builds on the checkpoint.
+    births: origins of the features that appeared between them; new: features that start from level 1 at the baseline;
+    ahead: whether the baseline descends from the checkpoint.
     """
-    numbers, held = now.standing.numbers, now.measured
+    numbers, measured = now.standing.numbers, now.measured
     known = previous >= 0
     emerged = [number for number, origin in births.items() if origin == "emerged"]
     born = among(numbers, emerged) & ~known
-    there = np.logical_and.reduce([previous != PLACE[status] for status in GONE])
+    there = np.logical_and.reduce([previous != status.code for status in GONE])
 
     def of(stored: Floats) -> Floats:
         return by_column(stored, numbers)
 
-    discovered = among(numbers, found) & ~known
-    moved = ahead & (now.standing.statuses == PLACE[Status.RELOCATED])
-    # What is gone at the baseline is held against where it was last: its strength there is not at issue.
+    discovered = among(numbers, new) & ~known
+    moved = ahead & (now.standing.statuses == Status.RELOCATED.code)
+    # Features that are gone at the baseline are compared with where they last were: their strength there is irrelevant.
     z = np.where(known, np.where(there, of(then.measured.strength_z), np.inf), np.where(discovered, np.inf, 0.0))
-    pair = _Pair(held, then.measured, numbers, moved, discovered)
+    pair = _Pair(measured, then.measured, numbers, moved, discovered)
     projection, strength = estimated = pair.estimates()
     return _Evidence(
         projection=projection.value[None],
         strength_ratio=strength.value[None],
         orthogonal=_orthogonal(projection.value[None], strength.value[None]),
-        firings=now.standing.firings,
-        documents=now.standing.floats["documents"].astype(np.int64),
-        readability=of(held.readability),
+        firings=now.standing.figures["firings"],
+        documents=now.standing.figures["documents"].astype(np.int64),
+        readability=of(measured.readability),
         readability_before=of(then.measured.readability),
         baseline_z=z.astype(np.float32),
         there_before=there,
@@ -143,23 +143,23 @@ def _evidence(
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two checkpoints, and the features that are compared, [m] each, in the order of their numbers."""
+    """Two checkpoints and the compared features, [m] each, in the order of their numbers."""
 
     now: Measured
     then: Measured
     numbers: NDArray[np.int64]
     moved: Bools
-    """go by their reference now, too"""
+    """compared by their reference level now, too"""
     discovered: Bools
     """start from level 1 at the baseline"""
 
     @cached_property
     def apart(self) -> Bools:
-        """[m] those that go by something else than both levels: few."""
+        """[m] features that are not compared by their levels alone: few."""
         return self.moved | self.discovered | self.then.apart(self.numbers)
 
     def estimates(self) -> tuple[Estimates, Estimates]:
-        """Of projection and strength ratio of all features."""
+        """Projection and strength ratio of all features."""
         projection = estimates_of_ratios(self.now.level, self.then.level, self.numbers)
         few = np.flatnonzero(self.apart)
         for every, apart in zip(projection[:3], estimates(self.of_few(few))[:3], strict=True):
@@ -173,14 +173,14 @@ class _Pair:
             by_column(array[:rows], numbers)
             for array in (self.now.level, self.then.level, self.now.strength, self.then.strength)
         )
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge leaves out what is no number
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the judge ignores non-finite ratios
             projection, strength_ratio = level / before, strength / strength_before
         few = np.flatnonzero(self.apart[columns])
         projection[:, few] = self.of_few(columns[few])
         return projection, strength_ratio
 
     def of_few(self, columns: NDArray[np.int64]) -> Floats:
-        """Replicates of the projection ratio of features that are apart, [K + 1, j]."""
+        """Replicates of the projection ratio of features in `apart`, [K + 1, j]."""
         rows, numbers = self._rows, self.numbers[columns]
         reference = self.then.references(numbers, rows)
         reference[:, self.discovered[columns]] = 1.0
@@ -191,13 +191,13 @@ class _Pair:
 
     @property
     def _rows(self) -> int:
-        """How many replicates both have."""
+        """Number of replicates that both have."""
         return min(len(self.now.level), len(self.then.level))
 
 
 @dataclass
 class _Evidence(Evidence):
-    """Holds the estimates alone; replicates are made again of the features that they are asked of."""
+    """Has only the estimates; replicates are computed for the features that need them."""
 
     pair: _Pair | None = None
     estimated: tuple[Estimates, Estimates] | None = None
@@ -222,20 +222,20 @@ _EVENT_OF = {
     Status.PRESENT: Status.RELOCATED,
     Status.RELOCATED: Status.RELOCATED,
 }
-"""What the levels say of a feature -> what happened to it on the way, if it did. Levels of a relocated feature go on
-with its new direction: it counts as present."""
+"""Status by the levels -> the event on the path that explains it. Levels of a relocated feature continue along its new
+direction, so by them it is present."""
 
 
 def _happened(courses: Sequence[Course]) -> dict[tuple[int, Status], Event]:
-    """(feature, status) -> its last relocation or succession on the way. courses: latest first."""
-    found: dict[tuple[int, Status], Event] = {}
+    """(feature, status) -> its last relocation or succession on the path. courses: latest first."""
+    events: dict[tuple[int, Status], Event] = {}
     for course in reversed(courses):
-        found |= course.events
-    return found
+        events |= course.events
+    return events
 
 
 def _path(parents: dict[str, str | None], checkpoint: Checkpoint, baseline: Checkpoint) -> Sequence[str]:
-    """Checkpoints after the two have parted from their common ancestor, on the side of `checkpoint`, latest first."""
+    """Checkpoints from the common ancestor (exclusive) to `checkpoint`, latest first."""
 
     def ancestry(start: str) -> list[str]:
         chain: list[str] = []
@@ -246,4 +246,4 @@ def _path(parents: dict[str, str | None], checkpoint: Checkpoint, baseline: Chec
         return chain
 
     others = set(ancestry(baseline.id))
-    return [one for one in ancestry(checkpoint.id) if one not in others]
+    return [id_ for id_ in ancestry(checkpoint.id) if id_ not in others]

@@ -1,52 +1,181 @@
-"""What a judgement says of each feature, as columns of the verdict table."""
+"""The figures of a verdict, one row each. Columns, packed records, commands, pages and files derive from this table.
 
-from typing import Any
+To add a figure, add a row here, its column to `service.models.Verdict` with a migration, and its field to
+`service.features.schemas.Point`. Tests hold the three together.
+"""
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from featurewatch.service.kit.ids import feature_id
-from featurewatch.service.verdicts.judge import Evidence, Judgement
+if TYPE_CHECKING:
+    # Commands read this table, and start without numpy.
+    from featurewatch.service.verdicts.judge import Evidence, Judgement
 
-
-def verdict_columns(
-    numbers: NDArray[np.int64], evidence: Evidence, judgement: Judgement, previous: dict[int, str]
-) -> dict[str, list[Any]]:
-    """What a judgement says of each feature: all features' values, by columns of `Verdict`."""
-    successors = [
-        [
-            {"id": feature_id(int(numbers[s.column])), "kind": s.kind, "cofiring": round(s.cofiring, 4)}
-            for s in (evidence.successors.get(column, ()) if weakened else ())
-        ]
-        for column, weakened in enumerate(judgement.weakened.tolist())
-    ]
-    ids = numbers.tolist()
-    return {
-        "feature": ids,
-        "status": [str(status) for status in judgement.status],
-        "previous_status": [previous.get(number) for number in ids],
-        "change": judgement.change.astype(np.float64).tolist(),
-        "firings": evidence.firings.tolist(),
-        "successors": successors,
-    } | {name: numbers_of(values) for name, values in floats_of(judgement).items()}
+Direction = Literal["asc", "desc"]
+Format = Literal["ratio", "q", "number"]
+View = Literal["page", "list", "course"]
+"""`page`: the pages' list of features. `list`: `featurewatch features`. `course`: `featurewatch feature`."""
 
 
-def floats_of(judgement: Judgement) -> dict[str, NDArray[np.float64]]:
-    """Figures of a judgement by the columns of `Verdict` that hold them, [m] each; NaN where there is none."""
-    figures = {
-        "projection_ratio": judgement.projection,
-        "projection_ratio_lo": judgement.projection_lo,
-        "projection_ratio_hi": judgement.projection_hi,
-        "strength_ratio": judgement.strength_ratio,
-        "strength_ratio_lo": judgement.strength_lo,
-        "strength_ratio_hi": judgement.strength_hi,
-        "orthogonal_ratio": judgement.orthogonal,
-        "q_value": judgement.q_value,
-        "minimum_detectable_ratio": judgement.minimum_detectable,
-    }
-    return {name: values.astype(np.float64) for name, values in figures.items()}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One figure of a verdict."""
+
+    name: str
+    """Column of `Verdict` and field of the API."""
+    about: str
+    label: str
+    """On pages and in CSV files."""
+    heading: str = ""
+    """In the tables of commands."""
+    unit: str = "1"
+    """In Parquet files; `1`: a plain number."""
+    whole: bool = False
+    """Whether it is an integer."""
+    required: bool = False
+    """Whether every verdict has it."""
+    ends: tuple[str, str] | None = None
+    """Labels of the ends of its interval: columns `{name}_lo` and `{name}_hi`, in the API `{name}_ci`."""
+    packed: Literal["<f4", "<f8", "<i8"] | None = None
+    """Its type in the packed table of a checkpoint. None: lists are not chosen by it, so it is read from rows."""
+    sort: Direction = "desc"
+    """Which end of a sorted list comes first by default."""
+    sort_title: str = ""
+    """In the menu of orders, where that is not the label."""
+    format: Format = "number"
+    """On pages."""
+    views: tuple[View, ...] = ()
+    """Tables for people that show it. CSV and Parquet files have every figure."""
+    measured: bool = False
+    """Whether the worker measures it. Otherwise the judgement has it, as an attribute of this name, or `of` does."""
+    of: "Callable[[Evidence, Judgement], Any] | None" = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of `Verdict`: the figure and the ends of its interval."""
+        return (self.name, *(f"{self.name}_{end}" for end in ("lo", "hi") if self.ends))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the columns."""
+        return (self.label, *(self.ends or ()))
+
+    @property
+    def title(self) -> str:
+        """The label as the heading of a column: `Readability`, but `q`."""
+        return self.label if len(self.label) == 1 else self.label[0].upper() + self.label[1:]
 
 
-def numbers_of(values: NDArray[np.floating]) -> list[float | None]:
-    """Floats for the database, NaN as None."""
-    return [None if value != value else value for value in values.astype(np.float64).tolist()]  # noqa: PLR0124
+FIGURES = (
+    Figure(
+        name="change",
+        about="Size of the change in factors of two. 0: nothing significant happened.",
+        label="change",
+        unit="factors of 2",
+        required=True,
+        packed="<f4",
+        sort_title="largest change",
+    ),
+    Figure(
+        name="projection_ratio",
+        about="How much of the feature's own direction is still written where it fires.",
+        label="projection ratio",
+        heading="projection",
+        ends=("from", "to"),
+        packed="<f4",
+        sort="asc",
+        format="ratio",
+        views=("page", "list", "course"),
+    ),
+    Figure(
+        name="strength_ratio",
+        about="How strongly the source still moves where the feature fires, in any direction.",
+        label="strength ratio",
+        heading="strength",
+        ends=("strength from", "strength to"),
+        sort="asc",
+        format="ratio",
+        views=("list", "course"),
+    ),
+    Figure(
+        name="orthogonal_ratio",
+        about="How much is written along other directions where the feature fires.",
+        label="orthogonal ratio",
+        format="ratio",
+    ),
+    Figure(
+        name="q_value",
+        about="Benjamini-Hochberg q-value over the features of the comparison. Null for new features.",
+        label="q",
+        heading="q",
+        packed="<f4",
+        sort="asc",
+        sort_title="smallest q-value",
+        format="q",
+        views=("page", "list"),
+    ),
+    Figure(
+        name="minimum_detectable_ratio",
+        about="Largest projection ratio under 1 that the data could have told from 1. Null: none.",
+        label="detectable ratio",
+        format="ratio",
+    ),
+    Figure(
+        name="strength",
+        about="Norm of the feature's decoder row over all hook points.",
+        label="strength",
+        unit="scale of the source",
+        views=("page",),
+        measured=True,
+    ),
+    Figure(
+        name="direction_cosine",
+        about="Cosine between the feature's decoder rows here and at the baseline.",
+        label="cosine",
+        packed="<f4",
+        sort="asc",
+        format="ratio",
+        measured=True,
+    ),
+    Figure(
+        name="readability",
+        about="Correlation of the source's own read-out with the code.",
+        label="readability",
+        heading="readability",
+        format="ratio",
+        views=("page", "course"),
+        measured=True,
+    ),
+    Figure(
+        name="firing_rate",
+        about="Share of the probe corpus's positions on which the feature fires.",
+        label="firing rate",
+        unit="share of positions",
+        required=True,
+        packed="<f8",
+        measured=True,
+    ),
+    Figure(
+        name="firings",
+        about="Positions of the probe corpus on which the feature fires.",
+        label="firings",
+        heading="firings",
+        unit="positions",
+        whole=True,
+        required=True,
+        packed="<i8",
+        views=("page", "list", "course"),
+        of=lambda evidence, _: evidence.firings,
+    ),
+)
+
+FIGURE = {figure.name: figure for figure in FIGURES}
+FLOAT_COLUMNS = tuple(column for figure in FIGURES if not figure.whole for column in figure.columns)
+COLUMNS = ("feature", "status", "previous_status", *(c for figure in FIGURES for c in figure.columns), "successors")
+"""Columns of a verdict, apart from the checkpoint and the family."""
+
+
+def shown_in(view: View) -> list[Figure]:
+    """The figures that a table shows."""
+    return [figure for figure in FIGURES if view in figure.views]

@@ -1,8 +1,8 @@
-"""Generations of a family's dictionary: which checkpoints a re-fit trains on, and when one is due.
+"""Generations of a family's dictionary: which checkpoints a re-fit trains on, and when a re-fit is due.
 
-A checkpoint is *fitted* where a generation's dictionary was trained on it: the first one of a lineage, and those whose
-runs re-fitted. The anchors of the next re-fit are the first of them, where the lineage's features come from, and the
-latest others.
+A checkpoint is *fitted* if a generation's dictionary was trained on it: the first of a lineage, and those whose runs
+re-fitted. The anchors of the next re-fit are the first fitted checkpoint, where the lineage's features come from, and
+the latest others.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from featurewatch.service.verdicts.policy import Policy
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A checkpoint that another one comes from, with what is kept of it."""
+    """An ancestor of a checkpoint, with its stored code and sources."""
 
     checkpoint: Checkpoint
     code: Code | None
@@ -28,10 +28,10 @@ class Ancestor:
     fitted: bool
 
     def hooks(self, hook_points: Sequence[str]) -> list[str] | None:
-        """Its own hook points for those of another checkpoint.
+        """Its hook points that correspond to those of another checkpoint.
 
-        Of as many: the same names where it has them all, else by place. Of another number: all of its own, which a
-        worker pairs when it has read the checkpoint; None where no two are of one kind.
+        For the same number: the same names if it has them all, otherwise in order. For another number: all of its own,
+        which a worker pairs after reading the checkpoint. None if the two have no kind of hook point in common.
         """
         own = self.checkpoint.hook_points
         if len(own) == len(hook_points):
@@ -39,13 +39,13 @@ class Ancestor:
         return list(own) if kinds(own) & kinds(hook_points) else None
 
     def readable(self, hook_points: Sequence[str]) -> bool:
-        """Whether its activations at all these hook points, by name or by place, are kept."""
+        """Whether its activations at the corresponding hook points are stored."""
         own = self.hooks(hook_points)
         return own is not None and all(h in self.sources and self.sources[h].activations is not None for h in own)
 
     @property
     def fvu(self) -> float | None:
-        """Of the dictionary on it."""
+        """FVU of the dictionary on the checkpoint."""
         return (self.checkpoint.quality or {}).get("fvu")
 
 
@@ -55,9 +55,9 @@ def kinds(hook_points: Sequence[str]) -> set[str]:
 
 
 def ancestry(session: Session, checkpoint: Checkpoint) -> list[Ancestor]:
-    """The checkpoints that this one comes from, its parent first."""
+    """The ancestors of a checkpoint, its parent first."""
     ids = queries.ancestors(session, checkpoint)
-    rows = [(queries.checkpoint(session, one), queries.code(session, one)) for one in ids]
+    rows = [(queries.checkpoint(session, id_), queries.code(session, id_)) for id_ in ids]
     generations = [code.generation if code else None for _, code in rows]
     return [
         Ancestor(
@@ -71,30 +71,30 @@ def ancestry(session: Session, checkpoint: Checkpoint) -> list[Ancestor]:
 
 
 def itself(session: Session, checkpoint: Checkpoint) -> Ancestor:
-    """A checkpoint as what a child of it would come from."""
+    """A checkpoint as the ancestor of a future child."""
     code = queries.code(session, checkpoint.id)
     return Ancestor(checkpoint, code, queries.sources(session, checkpoint.id), bool(code and code.extra.get("fitted")))
 
 
 def anchors(ancestors: Sequence[Ancestor], hook_points: Sequence[str], most: int) -> list[Ancestor]:
-    """What a re-fit trains on beside the newest checkpoint, oldest first: at most `most`, activations of all kept.
+    """Checkpoints that a re-fit trains on in addition to the newest, oldest first: at most `most`, with activations.
 
-    Where nothing is kept of those that were fitted on, it is the parent.
+    If no fitted checkpoint has its activations any more, this is the parent.
     """
-    fitted = [one for one in reversed(ancestors) if one.fitted and one.readable(hook_points)]
+    fitted = [ancestor for ancestor in reversed(ancestors) if ancestor.fitted and ancestor.readable(hook_points)]
     latest = fitted[1:][-(most - 1) :] if most > 1 else []
     return fitted[:1] + latest if fitted else list(ancestors[:1])
 
 
 def fitted_fvu(ancestors: Sequence[Ancestor]) -> float | None:
-    """FVU of the parent's generation on the checkpoint that it was fitted on last."""
-    return next((one.fvu for one in _generation(ancestors) if one.fitted), None)
+    """FVU of the parent's generation on the checkpoint on which it was last fitted."""
+    return next((ancestor.fvu for ancestor in _generation(ancestors) if ancestor.fitted), None)
 
 
 def reference_fvu(session: Session, checkpoint: Checkpoint) -> float | None:
-    """FVU where the dictionary that judged a checkpoint was fitted last; None where that is the checkpoint itself.
+    """FVU on the checkpoint on which this one's dictionary was last fitted; None if that is this checkpoint.
 
-    As `fitted_fvu` of its ancestors, in two queries however long the lineage is.
+    The same as `fitted_fvu` of its ancestors, in two queries regardless of the length of the lineage.
     """
     code = queries.code(session, checkpoint.id)
     if code is None or code.extra.get("fitted"):
@@ -105,9 +105,9 @@ def reference_fvu(session: Session, checkpoint: Checkpoint) -> float | None:
 
 
 def why_refit(ancestors: Sequence[Ancestor], policy: Policy) -> str | None:
-    """Why `fit: auto` is to re-fit now, from how well the dictionary does on the parent; None: it is to extend."""
+    """Why `fit: auto` re-fits now, given the dictionary's quality on the parent. None: it extends."""
     ours = _generation(ancestors)
-    extensions = sum(not one.fitted for one in ours)
+    extensions = sum(not ancestor.fitted for ancestor in ours)
     if policy.refit_every and extensions >= policy.refit_every:
         return f"{extensions} extension{'s' * (extensions > 1)}"
     fvu, first = ours[0].fvu if ours else None, fitted_fvu(ancestors)
@@ -117,6 +117,8 @@ def why_refit(ancestors: Sequence[Ancestor], policy: Policy) -> str | None:
 
 
 def _generation(ancestors: Sequence[Ancestor]) -> list[Ancestor]:
-    """Those that were judged with the parent's generation, the parent first."""
+    """The ancestors that were judged with the parent's generation, the parent first."""
     current = ancestors[0].code.generation if ancestors and ancestors[0].code else None
-    return list(takewhile(lambda one: one.code is not None and one.code.generation == current, ancestors))
+    return list(
+        takewhile(lambda ancestor: ancestor.code is not None and ancestor.code.generation == current, ancestors)
+    )

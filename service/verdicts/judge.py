@@ -1,13 +1,12 @@
-"""The rule that turns measurements into verdicts. Pure numpy: the workers and the API judge by the same lines.
+"""The rule that turns measurements into verdicts. Pure numpy, shared by the workers and the API.
 
-Statuses are those of DESIGN section 6. The projection ratio decides first: how much of the feature's own direction is
-still written where the feature fires. Intervals are jackknife intervals over folds of documents; q-values are
-Benjamini-Hochberg over the features of the comparison.
+The projection ratio decides first: how much of the feature's own direction is still written where the feature fires.
+Intervals are jackknife intervals over folds of documents; q-values are Benjamini-Hochberg over the features of the
+comparison. docs/verdicts.md describes the rule.
 """
 
 import math
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -17,47 +16,33 @@ from scipy.special import stdtr
 from featurewatch.service.verdicts.arrays import among, by_column
 from featurewatch.service.verdicts.intervals import error_of, t_of
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import BY_CODE, N_CODES, Status
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 
-class Status(StrEnum):
-    PRESENT = "present"
-    SUPPRESSED = "suppressed"
-    AMPLIFIED = "amplified"
-    ABSENT = "absent"
-    RELOCATED = "relocated"
-    REPLACED = "replaced"
-    EMERGED = "emerged"
-    INDETERMINATE = "indeterminate"
-
-
-STATUSES = tuple(Status)
-"""Arrays hold a status as its place here."""
-PLACE = {status: place for place, status in enumerate(STATUSES)}
-GONE = frozenset({Status.ABSENT, Status.REPLACED})
-"""After these a feature is not there any more: its reference stays where it last was."""
-
-
 BASELINE_Z = 2.0
-"""A baseline strength that is not over its noise by so many standard errors is nothing to take a ratio against."""
+"""Standard errors by which a baseline strength must exceed zero, or there is no ratio to it."""
 LARGEST = 1e6
-"""Nor is one that leaves ratios as large as this, or so large an error."""
+"""Ratios and errors from here on mean that the baseline strength is negligible."""
 SAMPLED = 16
-"""Of so many values one is in a quantile's sample."""
+"""One in this many values is in a quantile's sample."""
 BLOCK = 8192
-"""Features whose replicates are reckoned with at a time: what they need stays in the processor's cache."""
+"""Features whose replicates are computed at a time: their data stay in the processor's cache."""
+_CHANGED = np.zeros(N_CODES, dtype=bool)
+_CHANGED[[status.code for status in Status if status.row.changed]] = True
+"""[code] whether a status is a change"""
 
 
 class Estimates(NamedTuple):
-    """What the rule needs of replicates, [m] each."""
+    """What the rule needs from replicates, [m] each."""
 
     value: Floats
     error: Floats
     """jackknife standard error"""
     sized: Bools
-    """that neither is too large, or no number: what is divided by next to nothing says nothing"""
+    """whether both are finite and under LARGEST; division by almost nothing says nothing"""
     folds: int
 
 
@@ -77,82 +62,82 @@ class Evidence:
     baseline_z: Floats
     """[m] strength^2 at the baseline over its standard error"""
     there_before: Bools
-    """[m] False: gone at the baseline; the ratios are against where it was last"""
+    """[m] False: gone at the baseline, and the ratios are against where the feature last was"""
     born_here: Bools
     """[m] new in this checkpoint and not at the baseline"""
     successors: dict[int, list["Successor"]] = field(default_factory=dict)
-    """Column of a weakened feature -> those that fire in its place"""
+    """Column of a weakened feature -> the features that are active in its place"""
     comparison: int = 1
-    """Which one of its lineage this is: 1 is the second checkpoint against the first. One that was asked for is 1."""
+    """Position in the lineage: 1 is the second checkpoint against the first. Comparisons on request are 1."""
 
     def estimates(self) -> tuple[Estimates, Estimates]:
-        """Of projection and strength ratio."""
+        """Estimates of the projection and strength ratios."""
         return estimates(self.projection), estimates(self.strength_ratio)
 
     def turned(self, columns: NDArray[np.int64]) -> Floats:
-        """The orthogonal ratio of a few features, [K + 1, j]."""
+        """Replicates of the orthogonal ratio of a few features, [K + 1, j]."""
         return self.orthogonal[:, columns]
 
 
 class Successor(NamedTuple):
     column: int
     kind: str
-    """replaced, split (one of several) or merged (it takes the place of several)"""
+    """replaced, split (one of several) or merged (it replaces several)"""
     cofiring: float
-    """Share of the predecessor's activation that falls on positions where this one fires"""
+    """Share of the predecessor's activation on positions where this feature is active"""
     strength: float
-    """What this one writes there over what the predecessor wrote, as a size (not its square)"""
+    """What this feature writes there, divided by what the predecessor wrote; a norm, not its square"""
 
 
 @dataclass
 class Judgement:
-    """Statuses and the figures behind them, [m] each; NaN where there is none."""
+    """Statuses and figures, [m] each; NaN where there is none."""
 
-    places: NDArray[np.int8]
-    """of the statuses in `STATUSES`"""
-    projection: Floats
-    projection_lo: Floats
-    projection_hi: Floats
-    strength_ratio: Floats
-    strength_lo: Floats
-    strength_hi: Floats
-    orthogonal: Floats
-    q_value: Floats
+    codes: NDArray[np.int8]
+    """of the statuses"""
     change: Floats
-    minimum_detectable: Floats
+    projection_ratio: Floats
+    projection_ratio_lo: Floats
+    projection_ratio_hi: Floats
+    strength_ratio: Floats
+    strength_ratio_lo: Floats
+    strength_ratio_hi: Floats
+    orthogonal_ratio: Floats
+    q_value: Floats
+    minimum_detectable_ratio: Floats
     weakened: Bools
-    """Significantly under `suppressed_below` (absent ones too), or gone and still gone"""
+    """Significantly under `suppressed_below`, absent features included"""
     strengthened: Bools
     size_factor: float
     strength_size: float
-    """The same of the strength ratios"""
+    """The size factor of the strength ratios"""
     level: float
-    """q-values up to it count as significant"""
+    """Largest q-value that is significant"""
 
     @property
     def status(self) -> list[Status]:
-        """The statuses by name."""
-        return [STATUSES[place] for place in self.places.tolist()]
+        """The statuses themselves."""
+        return [BY_CODE[code] for code in self.codes.tolist()]
 
 
 def estimates(replicates: NDArray[np.floating]) -> Estimates:
-    """Of replicates [K + 1, m]: row 0 is the estimate, row g + 1 leaves fold g out."""
+    """Estimates from replicates [K + 1, m]: row 0 is the estimate, row g + 1 leaves fold g out."""
     error = np.empty(replicates.shape[1], dtype=np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):  # of what is no number
+    with np.errstate(invalid="ignore", over="ignore"):  # non-finite values
         for start in range(0, len(error), BLOCK):
             error[start : start + BLOCK] = standard_error(replicates[:, start : start + BLOCK])
     return _sized(replicates[0], error, len(replicates) - 1)
 
 
 def estimates_of_ratios(over: Floats, under: Floats, numbers: NDArray[np.int64]) -> Estimates:
-    """The same of the ratios of two stored arrays of replicates, [K + 1, l] by number, for the features `numbers` [m].
+    """The same for the ratios of two stored arrays of replicates, [K + 1, l] by number, of the features `numbers` [m].
 
-    Ratios are never there all at once. Features are picked at the end: to pick them first would copy all replicates.
+    Ratios are computed in blocks, and features are selected last: selecting first would copy all replicates.
     """
     rows, length = min(len(over), len(under)), min(over.shape[1], under.shape[1])
     value, error = np.empty(length, dtype=np.float32), np.empty(length, dtype=np.float32)
     ratios = np.empty((rows, min(BLOCK, length)), dtype=np.float32)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of what is no number
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # non-finite values
         for start in range(0, length, BLOCK):
             block = slice(start, min(start + BLOCK, length))
             part = np.divide(over[:rows, block], under[:rows, block], out=ratios[:, : block.stop - start])
@@ -169,21 +154,21 @@ def _sized(value: Floats, error: Floats, folds: int) -> Estimates:
 
 def standard_error(replicates: NDArray[np.floating]) -> Floats:
     """Jackknife standard error of replicates [K + 1, ...]: row 0 is the estimate, row g + 1 leaves fold g out."""
-    # From the estimate, which they lie close to: single precision loses nothing, and their mean's square is small.
+    # Relative to the estimate, which is close: single precision suffices, and the square of their mean is small.
     return _jackknife(replicates[1:] - replicates[0])
 
 
 def _jackknife(off: NDArray[np.floating]) -> Floats:
-    """Standard error of replicates that are given by their distances from the estimate, [K, ...]."""
+    """Standard error of replicates given as differences from the estimate, [K, ...]."""
     k = len(off)
     squares = np.einsum("k...,k...->...", off, off) - np.add.reduce(off) ** 2 / k
     return np.sqrt((k - 1) / k * np.maximum(squares, 0)).astype(np.float32)
 
 
 def quantile(values: NDArray[np.floating], share: float) -> float:
-    """As `np.quantile`, of numbers. To sort all of them, or to part them, is slow on one processor or another.
+    """`np.quantile` for finite values. Sorting or partitioning all of them is slow on some processors.
 
-    A sorted sample says between which values it lies, most likely; those alone are sorted (Floyd and Rivest 1975).
+    A sorted sample gives likely bounds, and only the values between them are sorted (Floyd and Rivest 1975).
     """
     rank, rest = divmod(share * (len(values) - 1), 1)
     below, near = int(rank), values
@@ -200,16 +185,15 @@ def quantile(values: NDArray[np.floating], share: float) -> float:
 
 
 def weighted_median(values: Floats, weights: NDArray[np.float64], usual: float) -> float:
-    """Where the sum of the weights, in the order of the values, [n] each, passes its half: as a sort would find it.
+    """The value at which the cumulative weight reaches one half. values, weights: [n] each.
 
-    usual: about how large values are. They are counted by parts of that, and those alone are sorted that are in the
-    part where the half is.
+    usual: typical size of the values. They are binned in parts of it, and only the bin with the median is sorted.
     """
     parts = 1024
     scale = np.float32(parts / 4 / max(usual, 1e-30))
     part = np.clip(values * scale + parts / 2, 0, parts - 1).astype(np.intp)
     up_to = np.cumsum(np.bincount(part, weights, parts))
-    # Two neighbours where the half falls between them, as in a median of equal weights.
+    # Two neighbours if the half falls between them, as in a median of equal weights.
     half = up_to[-1] * np.array([0.5 - 1e-9, 0.5 + 1e-9])
     low, high = np.searchsorted(up_to, half)
     near = np.flatnonzero((part >= low) & (part <= high))
@@ -220,9 +204,9 @@ def weighted_median(values: Floats, weights: NDArray[np.float64], usual: float) 
 
 
 def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """q-values of p-values (Benjamini and Hochberg 1995); NaN stays NaN and does not count."""
+    """q-values of p-values (Benjamini and Hochberg 1995). NaN stays NaN and does not count."""
     q = np.where(np.isnan(p), np.nan, 1.0)
-    below = np.flatnonzero(p < 1)  # those of 1, nearly all, come last and stay at 1
+    below = np.flatnonzero(p < 1)  # p-values of 1, nearly all, come last and stay 1
     order = below[np.argsort(p[below])]
     scaled = p[order] * np.count_nonzero(~np.isnan(p)) / np.arange(1, len(order) + 1)
     q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
@@ -232,10 +216,9 @@ def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:
 def spending(comparison: int) -> float:
     """Share of the false discovery rate that the t-th comparison of a lineage may use: 0.59 / (t (1 + ln t)^2).
 
-    The shares of all t >= 1 sum to 1 (alpha spending). Where nothing ever changes, q <= level happens by chance in a
-    comparison with probability of at most its level (Benjamini and Hochberg 1995), so in the whole lineage, however
-    long, with at most the policy's `fdr`. The hundredth comparison still has 1/5,000 of it: what is truly gone has
-    q-values of 1e-10.
+    The shares of all t >= 1 sum to 1 (alpha spending). If nothing ever changes, the probability of q <= level in a
+    comparison is at most its level (Benjamini and Hochberg 1995), so over the whole lineage it is at most the policy's
+    `fdr`. The hundredth comparison still has 1/5,000 of it; features that are really gone have q-values of 1e-10.
     """
     return 0.59 / (comparison * (1 + math.log(comparison)) ** 2)
 
@@ -269,29 +252,29 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     carried = [column for column, successors in e.successors.items() if _carried(successors, policy)]
     replaced = weakened & among(np.arange(len(ratio)), carried)
 
-    status = np.full(len(ratio), PLACE[Status.INDETERMINATE], dtype=np.int8)
+    status = np.full(len(ratio), Status.INDETERMINATE.code, dtype=np.int8)
     inside = (lo >= policy.suppressed_below) & (hi <= policy.amplified_above)
-    status[solid & e.there_before & inside & readable] = PLACE[Status.PRESENT]
-    status[weakened] = PLACE[Status.SUPPRESSED]
-    status[solid & ~e.there_before & ~still_gone] = PLACE[Status.SUPPRESSED]
-    status[strengthened] = PLACE[Status.AMPLIFIED]
-    status[(weakened & absent) | still_gone] = PLACE[Status.ABSENT]
-    status[replaced] = PLACE[Status.REPLACED]
-    status[moved] = PLACE[Status.RELOCATED]
-    status[e.born_here | back] = PLACE[Status.EMERGED]
-    changed = (status != PLACE[Status.PRESENT]) & (status != PLACE[Status.INDETERMINATE]) & ~still_gone
+    status[solid & e.there_before & inside & readable] = Status.PRESENT.code
+    status[weakened] = Status.SUPPRESSED.code
+    status[solid & ~e.there_before & ~still_gone] = Status.SUPPRESSED.code
+    status[strengthened] = Status.AMPLIFIED.code
+    status[(weakened & absent) | still_gone] = Status.ABSENT.code
+    status[replaced] = Status.REPLACED.code
+    status[moved] = Status.RELOCATED.code
+    status[e.born_here | back] = Status.EMERGED.code
+    changed = _CHANGED[status] & ~still_gone
     return Judgement(
-        places=status,
-        projection=_where(solid, ratio),
-        projection_lo=_where(solid, lo),
-        projection_hi=_where(solid, hi),
+        codes=status,
+        projection_ratio=_where(solid, ratio),
+        projection_ratio_lo=_where(solid, lo),
+        projection_ratio_hi=_where(solid, hi),
         strength_ratio=_where(solid, strength),
-        strength_lo=_where(solid, np.maximum(strength - t * strength_se, 0)),
-        strength_hi=_where(solid, strength + t * strength_se),
-        orthogonal=_where(solid, orthogonal),
+        strength_ratio_lo=_where(solid, np.maximum(strength - t * strength_se, 0)),
+        strength_ratio_hi=_where(solid, strength + t * strength_se),
+        orthogonal_ratio=_where(solid, orthogonal),
         q_value=q.astype(np.float32),
         change=_change(ratio, e.born_here, changed),
-        minimum_detectable=_where(solid & (ratio_se > 0) & (2 * t * ratio_se < 1), 1 - 2 * t * ratio_se),
+        minimum_detectable_ratio=_where(solid & (ratio_se > 0) & (2 * t * ratio_se < 1), 1 - 2 * t * ratio_se),
         weakened=weakened,
         strengthened=strengthened,
         size_factor=float(size),
@@ -301,7 +284,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
 
 
 def _change(ratio: Floats, born: Bools, changed: Bools) -> Floats:
-    """[m] factors of two, up or down; 0 of what has not changed."""
+    """[m] factors of two, up or down; 0 for features that have not changed."""
     change = np.zeros(len(ratio), dtype=np.float32)
     factor = np.where(born[changed], 100.0, np.nan_to_num(ratio[changed], nan=1.0))
     change[changed] = np.abs(np.log2(np.clip(factor, 0.01, 100)))
@@ -309,16 +292,16 @@ def _change(ratio: Floats, born: Bools, changed: Bools) -> Floats:
 
 
 def _readable(e: Evidence, policy: Policy) -> Bools:
-    """[m] not lost to the source's read-out. What could not be read at the baseline has not become unreadable."""
-    kept = (e.readability >= policy.min_readability) | (e.readability >= 0.5 * e.readability_before)
-    return kept | np.isnan(e.readability) | (e.readability_before < policy.min_readability)
+    """[m] whether the source's read-out still finds the feature, or did not find it at the baseline either."""
+    still = (e.readability >= policy.min_readability) | (e.readability >= 0.5 * e.readability_before)
+    return still | np.isnan(e.readability) | (e.readability_before < policy.min_readability)
 
 
-def _of(solid: Bools, found: Estimates) -> Estimates:
-    """Of the features that can be reckoned with, NaN for the others, so that no arithmetic meets them."""
-    known = solid & found.sized
-    value, error = (np.where(known, one, np.float32(np.nan)) for one in (found.value, found.error))
-    return Estimates(value, error, known, found.folds)
+def _of(solid: Bools, raw: Estimates) -> Estimates:
+    """The estimates, NaN for features that cannot be judged, so that arithmetic ignores them."""
+    known = solid & raw.sized
+    value, error = (np.where(known, part, np.float32(np.nan)) for part in (raw.value, raw.error))
+    return Estimates(value, error, known, raw.folds)
 
 
 def _significance(
@@ -328,7 +311,7 @@ def _significance(
     se = np.maximum(se, 1e-9)
     outside = np.minimum(ratio - policy.suppressed_below, policy.amplified_above - ratio) / se
     p = np.where(solid, 1.0, np.nan)
-    # Inside the band both sides have a probability of at least a half: most features, and `stdtr` is slow.
+    # Inside the band p is 1. That is most features, and `stdtr` is slow.
     far = solid & (outside < 0)
     p[far] = 2 * stdtr(k - 1, outside[far])
     q = benjamini_hochberg(p)
@@ -337,38 +320,39 @@ def _significance(
 
 
 def _usual(orthogonal: NDArray[np.floating]) -> float:
-    """What nearly all of some unchanged features write along other directions."""
+    """What nearly all unchanged features write along other directions, at most: the 99th percentile."""
     return quantile(np.nan_to_num(orthogonal), 0.99) if len(orthogonal) else 0.0
 
 
 def _moved(
-    e: Evidence, ratio: NDArray[np.floating], asked: Bools, size: float, usual: float, reach: float, least: float
+    e: Evidence, ratio: NDArray[np.floating], candidates: Bools, size: float, usual: float, reach: float, least: float
 ) -> Bools:
-    """Of the features that are asked for, those written along another direction as strongly as if not suppressed.
+    """[m] candidates that are written along another direction, strongly enough not to be suppressed.
 
-    ratio: [m] the orthogonal ratio over the size factor, NaN where there is none. The part of it that exceeds what is
-    usual must, with its whole interval, be at least `least` of the former strength.
+    ratio: [m] orthogonal ratio divided by the size factor, NaN where there is none. The whole interval of its excess
+    over `usual` must be at least `least` of the former strength.
     """
-    moved, excess = np.zeros(len(asked), dtype=bool), np.sqrt(np.maximum(ratio**2 - usual**2, 0))
-    columns = np.flatnonzero(asked & (excess >= least))
+    moved, excess = np.zeros(len(candidates), dtype=bool), np.sqrt(np.maximum(ratio**2 - usual**2, 0))
+    columns = np.flatnonzero(candidates & (excess >= least))
     orthogonal = estimates(e.turned(columns))
     moved[columns] = orthogonal.sized & (excess[columns] - reach * orthogonal.error / size >= least)
     return moved
 
 
 def _carried(successors: list[Successor], policy: Policy) -> bool:
-    """Whether the successors together fire where the predecessor did, and write enough there to stand in for it."""
-    fire = sum(s.cofiring for s in successors) >= policy.successor_cofiring
-    return fire and sum(s.strength**2 for s in successors) >= policy.successor_strength**2
+    """Whether the successors together are active where the predecessor was, and write enough there to replace it."""
+    active = sum(s.cofiring for s in successors) >= policy.successor_cofiring
+    return active and sum(s.strength**2 for s in successors) >= policy.successor_strength**2
 
 
 def _size(ratios: Estimates, typical: Bools, policy: Policy) -> float:
-    """Median of typical features' ratios, weighted by their precision; 1 where there is nothing to take it of.
+    """Median of typical features' ratios, weighted by precision; 1 if there are none.
 
-    Where two models share concepts but no tokenizer, most features of a wide dictionary may hold what one model adds to
-    its tokens. They write next to nothing, and the other model lacks them: with a vote for each, their ratio would be
-    the size, and all that is shared would seem amplified. What a baseline hardly writes has no sure ratio, so precision
-    leaves the word to the features that carry the stream. No ratio is surer than the code is (docs/adr/0017).
+    If two models share concepts but not a tokenizer, most features of a wide dictionary may describe what one model
+    adds to its tokens. They write almost nothing, and the other model lacks them. With equal weights their ratio would
+    be the size, and everything shared would seem amplified. Features that a baseline hardly writes have no precise
+    ratio, so weighting by precision favours the features that carry the stream. No ratio is more precise than the code
+    (docs/adr/0017).
     """
     known = typical & ratios.sized
     values, variance = ratios.value[known], ratios.error[known].astype(np.float64) ** 2

@@ -1,7 +1,7 @@
-"""Verdicts: writing those of a checkpoint, with all that `compare` needs to set any two checkpoints side by side.
+"""Stores the verdicts of a checkpoint, with the measurements that `compare` needs to compare any two checkpoints.
 
-The *level* of a feature is its chain-linked projection: its level where it was last there, times the projection ratio
-against that. It is kept with its jackknife replicates, so the ratio of any two checkpoints, with its interval, is a
+The *level* of a feature is its chain-linked projection: its level where it was last present, times the projection ratio
+against that. It is stored with its jackknife replicates, so the ratio of any two checkpoints, with its interval, is the
 quotient of two stored arrays, and a direction that turns a little in every version is followed all the way.
 """
 
@@ -20,16 +20,17 @@ from featurewatch.service.labels.automatic import auto_label
 from featurewatch.service.models import Checkpoint, Code, Family, Source
 from featurewatch.service.verdicts import past, queries, stored
 from featurewatch.service.verdicts.arrays import by_column, by_number
-from featurewatch.service.verdicts.figures import numbers_of, verdict_columns
+from featurewatch.service.verdicts.columns import verdict_columns
 from featurewatch.service.verdicts.generations import Ancestor, ancestry
-from featurewatch.service.verdicts.judge import GONE, PLACE, Evidence, Floats, Judgement, Status
+from featurewatch.service.verdicts.judge import Evidence, Floats, Judgement
 from featurewatch.service.verdicts.past import Discovered
+from featurewatch.service.verdicts.statuses import GONE, Status
 from featurewatch.service.webhooks import logic as webhooks
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint that is to be judged, with what it builds on."""
+    """A checkpoint to judge, with its ancestors."""
 
     checkpoint: Checkpoint
     family: Family
@@ -48,7 +49,7 @@ class SourceOutcome:
 
 
 class Link(NamedTuple):
-    """What a re-fit made of a feature, as `service.models.Lineage` has it."""
+    """What became of a feature at a re-fit; a row of `service.models.Lineage`."""
 
     old: int | None
     new: int | None
@@ -58,12 +59,12 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a run found out about a checkpoint; columns in the order of `numbers`."""
+    """The results of a run for a checkpoint; columns in the order of `numbers`."""
 
     generation: int
     positions: dict[str, Any]
     first_number: int
-    """The family's `n_features` when the run began: new features have this number or a higher one."""
+    """The family's `n_features` when the run began. New features are numbered from here."""
     numbers: NDArray[np.int64]
     origins: dict[int, str]
     """of the new features"""
@@ -84,33 +85,33 @@ class Outcome:
     """[m]"""
     per_hook: dict[str, dict[str, Floats]]
     fitted: bool = False
-    """Whether the dictionary was fitted on this checkpoint, not extended onto it"""
+    """Whether the dictionary was fitted on this checkpoint rather than extended to it"""
     lineage: Sequence[Link] = ()
-    """from the last generation, where it was re-fitted"""
+    """from the last generation, after a re-fit"""
     past: Discovered | None = None
-    """of the features that were there before and found only now"""
+    """of features that ancestors have but only this run discovered"""
 
 
 def subject(session: Session, checkpoint_id: str) -> Subject:
-    """What judging a checkpoint starts from."""
+    """The input for judging a checkpoint."""
     checkpoint = queries.checkpoint(session, checkpoint_id)
     return Subject(checkpoint, queries.family(session, checkpoint.family_id), ancestry(session, checkpoint))
 
 
 def gone(session: Session, checkpoint_id: str) -> list[int]:
-    """Numbers of the features that are not there any more in a checkpoint."""
+    """Numbers of the features that are gone in a checkpoint."""
     return [number for number, status in stored.statuses(session, checkpoint_id).items() if status in GONE]
 
 
 def readability(session: Session, checkpoint_id: str, numbers: NDArray[np.int64]) -> Floats:
-    """Readability of features in a checkpoint, best hook point: [m], NaN of those that it does not have."""
+    """Readability of features in a checkpoint at their best hook point: [m], NaN for features that it does not have."""
     return by_column(_measurement(session, checkpoint_id, "readability"), numbers)
 
 
 def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcome) -> dict[str, Any]:
-    """Write a judgement: features, verdicts, measurements, alerts, events. Returns the run's result.
+    """Store a judgement: features, verdicts, measurements, alerts, events. Returns the run's result.
 
-    All in the caller's transaction. Doing it again writes the same: old rows are replaced, events keep their ids.
+    Idempotent, in the caller's transaction: old rows are replaced, events keep their ids.
     """
     checkpoint = queries.checkpoint(session, checkpoint_id)
     family = queries.family(session, checkpoint.family_id)
@@ -118,7 +119,7 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
     queries.revise(session, checkpoint)
     _write_features(session, family, checkpoint, outcome)
     if outcome.past is not None:
-        past.record(session, family, outcome.past)  # first: the verdicts here go on from it
+        past.record(session, family, outcome.past)  # first: the verdicts here depend on it
     ended = _write_lineage(session, family, checkpoint, outcome)
     _write_sources(session, checkpoint, outcome.sources)
     _write_code(session, family, checkpoint, outcome)
@@ -143,7 +144,7 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
         "alerts": len(raised),
     }
     if outcome.lineage:
-        # Nothing will be said of them from here on, so whoever watches one must hear of it.
+        # They get no more verdicts, so people who watch one must be notified.
         lost = queries.watched(session, family.id, ended)
         result |= {"ended_features": len(ended), "ended_watched": [feature_id(number) for number in lost]}
     webhooks.emit(
@@ -159,7 +160,7 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
 def keep(
     session: Session, *, checkpoint_id: str, positions: dict[str, Any], sources: Sequence[SourceOutcome]
 ) -> dict[str, Any]:
-    """Write that a checkpoint was harvested and waits for the family's first fit. Returns the run's result."""
+    """Record that a checkpoint was harvested and waits for the family's first fit. Returns the run's result."""
     checkpoint = queries.checkpoint(session, checkpoint_id)
     family = queries.family(session, checkpoint.family_id)
     queries.clear(session, checkpoint_id)
@@ -207,7 +208,7 @@ def _promoted(logits: dict[str, list[list[Any]]]) -> list[str]:
 
 
 def _write_lineage(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> list[int]:
-    """Returns the numbers of the features that do not go on."""
+    """Returns the numbers of the features that end."""
     shared = {"family_id": family.id, "checkpoint_id": checkpoint.id, "generation": outcome.generation}
     queries.add_lineage(session, [shared | link._asdict() for link in outcome.lineage])
     ended = sorted({link.old for link in outcome.lineage if link.old is not None and link.old != link.new})
@@ -251,14 +252,14 @@ def _write_measurements(session: Session, checkpoint: Checkpoint, outcome: Outco
     if checkpoint.parent_id is not None:
         stored = _measurement(session, checkpoint.parent_id, "reference_level")
         if len(stored) == len(base):
-            # What the parent has no level of starts here at 1: it was not in the parent's code.
+            # Features without a level at the parent start at 1: they were not in the parent's code.
             there = np.isin(numbers, list(previous))
             base[:, there] = by_column(stored, numbers[there])
     level = level * base
-    lost = np.isin(judgement.places, [PLACE[status] for status in GONE])
-    moved = judgement.places == PLACE[Status.RELOCATED]
+    lost = np.isin(judgement.codes, [status.code for status in GONE])
+    moved = judgement.codes == Status.RELOCATED.code
     level[:, evidence.born_here] = 1.0
-    # The chain goes on with the direction that a relocated feature has now, at the strength that it has there.
+    # The chain continues with the new direction of a relocated feature, at its strength there.
     reference = np.where(lost, base, level)
     reference[:, moved] = evidence.strength_ratio[:, moved] / judgement.strength_size * base[:, moved]
     arrays = {
@@ -276,19 +277,21 @@ def _write_measurements(session: Session, checkpoint: Checkpoint, outcome: Outco
 
 
 def _measurement(session: Session, checkpoint_id: str, metric: str) -> Floats:
-    found = queries.measurement(session, checkpoint_id, metric)
-    return np.zeros(0, dtype=np.float32) if found is None else found
+    values = queries.measurement(session, checkpoint_id, metric)
+    return np.zeros(0, dtype=np.float32) if values is None else values
 
 
 def _verdict_columns(
     family: Family, checkpoint: Checkpoint, outcome: Outcome, previous: dict[int, str]
-) -> dict[str, Sequence[Any]]:
+) -> dict[str, list[Any]]:
     evidence, m = outcome.evidence, len(outcome.numbers)
-    return verdict_columns(outcome.numbers, evidence, outcome.judgement, previous) | {
+    measured = {
+        "strength": outcome.strength[0],
+        "direction_cosine": outcome.cosine,
+        "readability": evidence.readability,
+        "firing_rate": evidence.firings / max(outcome.n_positions, 1),
+    }
+    return verdict_columns(outcome.numbers, evidence, outcome.judgement, previous, measured) | {
         "checkpoint_id": [checkpoint.id] * m,
         "family_id": [family.id] * m,
-        "strength": numbers_of(outcome.strength[0]),
-        "direction_cosine": numbers_of(outcome.cosine),
-        "readability": numbers_of(evidence.readability),
-        "firing_rate": (evidence.firings / max(outcome.n_positions, 1)).tolist(),
     }

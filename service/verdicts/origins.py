@@ -1,6 +1,6 @@
-"""Whether the baseline holds a feature that is new in the dictionary: then it was there before, and did not emerge.
+"""Whether a feature that is new in the dictionary was already in the baseline. If so, it did not emerge.
 
-The counterpart, for a first appearance, of the rule in `service.verdicts.judge`; pure numpy like that.
+The counterpart of the rule in `service.verdicts.judge` for first appearances. Pure numpy as well.
 """
 
 from typing import NamedTuple
@@ -11,43 +11,42 @@ from featurewatch.service.verdicts.judge import BASELINE_Z, Bools, Floats, stand
 from featurewatch.service.verdicts.policy import Policy
 
 ELSEWHERE = 0.25
-"""Where the baseline surely writes so much of a feature's strength, along any direction, it may hold the feature. Half
-of it would do, as in `suppressed_below`; of what a dictionary missed, its other latents take up to half."""
+"""Share of a feature's strength that the baseline must write, along any direction, to possibly have the feature. Not
+one half, as in `suppressed_below`: other latents take up to half of a feature that the dictionary missed."""
 READ = 0.8
-"""It does hold it where its own read-out finds the code nearly as well as the checkpoint's: at so large a share of the
-correlation. A predecessor that fires at the very same positions, but in sizes of its own (log-normal, sigma 0.5), leads
-to 0.78, at two thirds of the positions to 0.6; a relocated feature to 1."""
+"""Share of the checkpoint's correlation that the baseline's own read-out must reach to have the feature. A predecessor
+that fires at the very same positions with independent sizes (log-normal, sigma 0.5) reaches 0.78, at two thirds of the
+positions 0.6; a relocated feature reaches 1."""
 
 
 class Appearance(NamedTuple):
-    """What a baseline writes where m features fire, against what the checkpoint writes there."""
+    """What a baseline writes where m features fire, relative to the checkpoint."""
 
     along: Floats
     """[m] <D_b, D_c> / <D_c, D_c>, along the feature's own direction; and its standard error"""
     along_se: Floats
     strength: Floats
-    """[K + 1, m] ||D_b|| / ||D_c||, along any direction, with replicates; NaN where one of the two is not over noise"""
+    """[K + 1, m] ||D_b|| / ||D_c|| along any direction, with replicates; NaN if either is within the noise"""
     baseline_z: Floats
     """[m] ||D_b||^2 over its standard error"""
 
 
-def elsewhere(found: Appearance) -> Bools:
-    """[m] features of which the baseline writes a good deal in any direction: only of those does `readable` matter."""
+def elsewhere(appearance: Appearance) -> Bools:
+    """[m] features that the baseline clearly writes in some direction. Readability matters only for these."""
     with np.errstate(invalid="ignore"):
-        low = found.strength[0] - 2 * standard_error(found.strength)
+        low = appearance.strength[0] - 2 * standard_error(appearance.strength)
     return np.nan_to_num(low, nan=0.0) >= ELSEWHERE
 
 
-def held(found: Appearance, readability: Floats, readability_before: Floats, policy: Policy) -> Bools:
-    """[m] features that the baseline holds as well, or may hold.
+def held(appearance: Appearance, readability: Floats, readability_before: Floats, policy: Policy) -> Bools:
+    """[m] features that the baseline has, or may have.
 
-    Along its own direction a feature is not held where the baseline writes as little of it as makes one `absent`, or
-    nothing that is over noise; and less than half of it in any case. Along other directions it is held where the
-    baseline writes a good deal of it and can be read as well: that is a relocation read backwards. Readability: [m]
-    here and at the baseline, NaN where not measured.
+    Along its own direction the baseline has a feature if it writes more than what would make it `absent`, over the
+    noise, or cannot be shown to write less than half. Along other directions it has the feature if it clearly writes it
+    and is as readable: a relocation, seen backwards. readability: [m] here and at the baseline, NaN where not measured.
     """
-    most = np.nan_to_num(found.along) + 2 * np.nan_to_num(found.along_se)
-    own = (most >= policy.absent_below) & (found.baseline_z >= BASELINE_Z)
+    most = np.nan_to_num(appearance.along) + 2 * np.nan_to_num(appearance.along_se)
+    own = (most >= policy.absent_below) & (appearance.baseline_z >= BASELINE_Z)
     with np.errstate(invalid="ignore"):
         read = readability_before >= READ * readability
-    return own | (most >= policy.suppressed_below) | (elsewhere(found) & read)
+    return own | (most >= policy.suppressed_below) | (elsewhere(appearance) & read)

@@ -1,9 +1,9 @@
-"""The past of discovered features: verdicts and measurements of ancestors, for features found only in a descendant.
+"""Backfills verdicts and measurements of ancestors for features that were discovered in a descendant.
 
-A feature that the dictionary missed has no column in the code of the checkpoints before the one that found it. What
-those wrote of it is measured afterwards, and written here as if it had been known: a level that starts at 1 at the
-oldest ancestor that has it and is chain-linked from there on, and a verdict against each ancestor's own parent by the
-rule that everything else is judged by.
+A feature that the dictionary missed has no column in the codes of earlier checkpoints. A worker measures afterwards
+what those checkpoints write of it, and this module stores it as if the feature had been known: a level that starts at
+1 at the oldest ancestor with the feature and is chain-linked from there, and a verdict against each ancestor's own
+parent by the usual rule.
 """
 
 from collections.abc import Sequence
@@ -16,23 +16,25 @@ from sqlalchemy.orm import Session
 
 from featurewatch.service.models import Checkpoint, Family
 from featurewatch.service.verdicts import queries, stored
+from featurewatch.service.verdicts.columns import values_of
 from featurewatch.service.verdicts.compare import compare
-from featurewatch.service.verdicts.figures import numbers_of
-from featurewatch.service.verdicts.judge import Bools, Floats, Status
-from featurewatch.service.verdicts.table import Row
+from featurewatch.service.verdicts.figures import COLUMNS
+from featurewatch.service.verdicts.judge import Bools, Floats
+from featurewatch.service.verdicts.statuses import Status
+from featurewatch.service.verdicts.table import VerdictRow
 
 RATIOS = ("projection", "projection_reach", "strength_ratio", "orthogonal", "cosine")
-"""Stored metrics of a hook point that are against the parent's."""
+"""Stored metrics of a hook point that are relative to the parent."""
 
 
 @dataclass(frozen=True)
 class Past:
-    """j discovered features in one ancestor. Ratios are against the ancestor before it in the list, over their medians;
-    the first one's are against itself."""
+    """j discovered features in one ancestor. Ratios are against the ancestor before it in the list, divided by their
+    medians; those of the first are against itself."""
 
     checkpoint_id: str
     there: Bools
-    """[j] features that the ancestor has; of the others nothing is written"""
+    """[j] features that the ancestor has; nothing is stored for the others"""
     projection: Floats
     """[K + 1, j]"""
     strength_ratio: Floats
@@ -49,28 +51,27 @@ class Past:
 
 @dataclass(frozen=True)
 class Discovered:
-    """Features that a run discovered, with their past."""
+    """Features that a run discovered, measured in their ancestors."""
 
     numbers: NDArray[np.int64]
     """[j], ascending"""
     firings: NDArray[np.int64]
-    """[j] in the code, which is the same for all checkpoints"""
+    """[j] by the code, which is the same for all checkpoints"""
     documents: NDArray[np.int64]
     n_positions: int
     ancestors: Sequence[Past]
-    """The oldest first, those without any of the features too; where activations are gone the ancestor is left out."""
+    """Oldest first, including those without any of the features. Ancestors without activations are left out."""
 
 
-def record(session: Session, family: Family, found: Discovered) -> None:
-    """Write the past into the ancestors' verdicts and measurements. Nothing is raised for it.
+def record(session: Session, family: Family, features: Discovered) -> None:
+    """Store the ancestors' verdicts and measurements. Raises no alerts. Idempotent, in the caller's transaction.
 
-    In the caller's transaction. Doing it again writes the same. An ancestor whose parent is not among them cannot be
-    judged: it is `indeterminate`, with its strength and level. One that has a feature which its measured parent has not
-    is where the feature emerged.
+    A feature is `indeterminate`, with strength and level, in an ancestor whose parent is not among the ancestors. It
+    emerged in an ancestor that has it if the measured parent does not.
     """
-    reference = np.ones_like(found.ancestors[0].strength) if found.ancestors else np.zeros(0, dtype=np.float32)
+    reference = np.ones_like(features.ancestors[0].strength) if features.ancestors else np.zeros(0, dtype=np.float32)
     before: Past | None = None
-    for past in found.ancestors:
+    for past in features.ancestors:
         if not past.there.any():
             before = past
             continue
@@ -79,25 +80,27 @@ def record(session: Session, family: Family, found: Discovered) -> None:
         level = np.where(first, np.float32(1), past.projection * reference)
         judged_before = before is not None and before.checkpoint_id == checkpoint.parent_id
         queries.revise(session, checkpoint)
-        _write_measurements(session, checkpoint, found, past, level, ratios=judged_before or not checkpoint.parent_id)
-        queries.remove_verdicts(session, checkpoint.id, found.numbers.tolist())
-        queries.add_verdicts(session, _columns(_unjudged(family, checkpoint, found, past)))
-        emerged = frozenset(found.numbers[first].tolist()) if judged_before else frozenset()
-        known = set(found.numbers[past.there].tolist())
+        _write_measurements(
+            session, checkpoint, features, past, level, ratios=judged_before or not checkpoint.parent_id
+        )
+        queries.remove_verdicts(session, checkpoint.id, features.numbers.tolist())
+        queries.add_verdicts(session, _columns(_unjudged(family, checkpoint, features, past)))
+        emerged = frozenset(features.numbers[first].tolist()) if judged_before else frozenset()
+        known = set(features.numbers[past.there].tolist())
         chosen = {row.feature: row for row in _judged(session, family, checkpoint, emerged) if row.feature in known}
-        queries.remove_verdicts(session, checkpoint.id, found.numbers.tolist())
-        queries.add_verdicts(session, _columns(_verdict_rows(family, checkpoint, found, past, chosen)))
-        # As of every relocated feature: its level goes on with the direction that it has now, at its strength there.
-        moved = np.array([n in chosen and chosen[n].status == Status.RELOCATED for n in found.numbers.tolist()])
+        queries.remove_verdicts(session, checkpoint.id, features.numbers.tolist())
+        queries.add_verdicts(session, _columns(_verdict_rows(family, checkpoint, features, past, chosen)))
+        # As for every relocated feature, the level continues with its new direction, at its strength there.
+        moved = np.array([n in chosen and chosen[n].status == Status.RELOCATED for n in features.numbers.tolist()])
         reference = np.where(moved, past.strength_ratio * reference, level)
         if moved.any():
-            _write(session, checkpoint, found, past, "reference_level", reference)
+            _write(session, checkpoint, features, past, "reference_level", reference)
         stored.pack(session, checkpoint.id)
         before = past
 
 
-def _judged(session: Session, family: Family, checkpoint: Checkpoint, emerged: frozenset[int]) -> list[Row]:
-    """Verdicts against the parent, as a request for that comparison gets them; the first one's against itself."""
+def _judged(session: Session, family: Family, checkpoint: Checkpoint, emerged: frozenset[int]) -> list[VerdictRow]:
+    """Verdicts against the parent, as in a comparison on request; those of the first checkpoint are against itself."""
     parents, depth, current = queries.parents(session, family.id), 0, checkpoint.parent_id
     while current is not None:
         depth, current = depth + 1, parents.get(current)
@@ -106,33 +109,33 @@ def _judged(session: Session, family: Family, checkpoint: Checkpoint, emerged: f
     return compare(session, family, checkpoint, baseline, emerged=emerged, comparison=max(1, depth))
 
 
-def _unjudged(family: Family, checkpoint: Checkpoint, found: Discovered, past: Past) -> list[dict[str, Any]]:
-    """Rows that let a comparison see the features, until it has judged them."""
-    nothing = dict.fromkeys(Row.__slots__)
+def _unjudged(family: Family, checkpoint: Checkpoint, features: Discovered, past: Past) -> list[dict[str, Any]]:
+    """Placeholder rows, so that the comparison includes the features."""
+    empty: dict[str, Any] = dict.fromkeys(COLUMNS)
     return [
-        nothing
+        empty
         | {"checkpoint_id": checkpoint.id, "family_id": family.id, "feature": number, "successors": []}
         | {"status": str(Status.INDETERMINATE), "change": 0.0, "firings": firings}
-        | {"firing_rate": firings / max(found.n_positions, 1)}
-        for number, firings, there in zip(found.numbers.tolist(), found.firings.tolist(), past.there, strict=True)
+        | {"firing_rate": firings / max(features.n_positions, 1)}
+        for number, firings, there in zip(features.numbers.tolist(), features.firings.tolist(), past.there, strict=True)
         if there
     ]
 
 
 def _verdict_rows(
-    family: Family, checkpoint: Checkpoint, found: Discovered, past: Past, rows: dict[int, Row]
+    family: Family, checkpoint: Checkpoint, features: Discovered, past: Past, rows: dict[int, VerdictRow]
 ) -> list[dict[str, Any]]:
-    cosines = dict(zip(found.numbers.tolist(), numbers_of(past.cosine), strict=True))
-    written = []
+    cosines = dict(zip(features.numbers.tolist(), values_of(past.cosine), strict=True))
+    stored_rows = []
     for number, row in sorted(rows.items()):
-        values: dict[str, Any] = {name: getattr(row, name) for name in Row.__slots__}
+        values: dict[str, Any] = {name: getattr(row, name) for name in COLUMNS}
         values |= {"checkpoint_id": checkpoint.id, "family_id": family.id}
-        # Where there is no ratio there is no cosine either: it was not measured against the parent.
+        # Without a ratio there is no cosine either: the feature was not measured against the parent.
         values["direction_cosine"] = None if row.projection_ratio is None else cosines[number]
         if checkpoint.parent_id is None:
             values["previous_status"] = None
-        written.append(values)
-    return written
+        stored_rows.append(values)
+    return stored_rows
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -140,32 +143,32 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _write_measurements(
-    session: Session, checkpoint: Checkpoint, found: Discovered, past: Past, level: Floats, *, ratios: bool
+    session: Session, checkpoint: Checkpoint, features: Discovered, past: Past, level: Floats, *, ratios: bool
 ) -> None:
-    """ratios: those of the hook points are against the ancestor's own parent."""
+    """ratios: whether those of the hook points are against the ancestor's own parent."""
     arrays: dict[str, NDArray[Any]] = {
         "level": level,
         "reference_level": level,
         "strength": past.strength,
         "readability": past.readability,
-        "documents": found.documents,
+        "documents": features.documents,
     }
     for metric, values in arrays.items():
-        _write(session, checkpoint, found, past, metric, values)
+        _write(session, checkpoint, features, past, metric, values)
     for hook, metrics in past.per_hook.items():
         for metric, values in metrics.items():
             if ratios or metric not in RATIOS:
-                _write(session, checkpoint, found, past, metric, values, hook)
+                _write(session, checkpoint, features, past, metric, values, hook)
 
 
 def _write(
     session: Session,
     checkpoint: Checkpoint,
-    found: Discovered,
+    features: Discovered,
     past: Past,
     metric: str,
     values: NDArray[Any],
     hook_point: str = queries.ALL_HOOKS,
 ) -> None:
     there = np.where(past.there, values, np.nan).astype(np.float32)
-    queries.put_columns(session, checkpoint.id, metric, found.numbers, there, hook_point)
+    queries.put_columns(session, checkpoint.id, metric, features.numbers, there, hook_point)

@@ -4,17 +4,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Policy(BaseModel):
-    """Thresholds of the verdicts, and when to fit again. They are set before looking; none is tuned to data."""
+    """Thresholds of verdicts, and when to fit again. The defaults were chosen in advance, not tuned to data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    suppressed_below: float = Field(0.5, gt=0, lt=1, description="Projection ratio significantly under it: suppressed.")
-    amplified_above: float = Field(2.0, gt=1, description="Projection ratio significantly over it: amplified.")
-    absent_below: float = Field(0.1, gt=0, lt=1, description="Upper end of the interval under it: absent.")
+    suppressed_below: float = Field(
+        0.5, gt=0, lt=1, description="Suppressed: projection ratio significantly under this."
+    )
+    amplified_above: float = Field(2.0, gt=1, description="Amplified: projection ratio significantly over this.")
+    absent_below: float = Field(0.1, gt=0, lt=1, description="Absent: upper end of the interval under this.")
     fdr: float = Field(0.05, gt=0, lt=1, description="False discovery rate (Benjamini-Hochberg) of one comparison.")
     sequential: bool = Field(
         True,
-        description="Spend `fdr` over the checkpoints of a lineage, so that false alarms do not pile up with every "
+        description="Spend `fdr` over the checkpoints of a lineage, so that false alarms do not accumulate with every "
         "version. False: every comparison may use all of it.",
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the reported intervals.")
@@ -22,42 +24,44 @@ class Policy(BaseModel):
         0.02,
         ge=0,
         lt=1,
-        description="Standard error that a ratio has from the code's own errors, as a share of the change that it "
-        "tells of. Intervals hold it beside what documents vary by.",
+        description="Standard error of a ratio from errors of the code, as a share of the change. Intervals include it "
+        "in addition to the variation over documents.",
     )
-    min_firings: int = Field(30, ge=1, description="Fewer firings on the probe corpus: indeterminate.")
-    min_documents: int = Field(5, ge=2, description="Firings in fewer documents: indeterminate.")
+    min_firings: int = Field(30, ge=1, description="Indeterminate: fewer firings on the probe corpus.")
+    min_documents: int = Field(5, ge=2, description="Indeterminate: firings in fewer documents.")
     min_readability: float = Field(
-        0.2, ge=0, le=1, description="A feature whose code cannot be read from the source this well is not `present`."
+        0.2, ge=0, le=1, description="Features that are less readable from the source are not `present`."
     )
     successor_cofiring: float = Field(
-        0.4, gt=0, le=1, description="Share of a weakened feature's activation that successors must carry: replaced."
+        0.4, gt=0, le=1, description="Replaced: share of a weakened feature's activation that successors must carry."
     )
     successor_strength: float = Field(
-        0.5, gt=0, description="What successors must write there together, over what the weakened feature wrote."
+        0.5, gt=0, description="Replaced: what successors must write there, divided by what the feature wrote."
     )
-    new_features: int = Field(64, ge=0, description="Most new features that one extension may append.")
+    new_features: int = Field(64, ge=0, description="Maximum number of new features that an extension adds.")
     max_norm_ratio: float = Field(
-        4.0, gt=1, description="Positions whose norm is over this many medians (attention sinks) are masked out."
+        4.0, gt=1, description="Positions with a norm over this many medians (attention sinks) are masked."
     )
-    skip_tokens: int = Field(1, ge=0, description="Tokens at the start of a document that are masked out.")
+    skip_tokens: int = Field(1, ge=0, description="Tokens at the start of each document that are masked.")
     max_fvu_ratio: float = Field(
         2.0,
         gt=1,
-        description="`fit: auto` re-fits when the parent's FVU is over so many times that of the fit.",
+        description="`fit: auto` re-fits when the parent's FVU exceeds this multiple of that of the fit.",
     )
-    refit_every: int = Field(0, ge=0, description="`fit: auto` re-fits after so many extensions. 0: never by count.")
-    anchors: int = Field(2, ge=1, le=16, description="Earlier checkpoints that a re-fit trains on beside the newest.")
+    refit_every: int = Field(0, ge=0, description="`fit: auto` re-fits after this many extensions. 0: no limit.")
+    anchors: int = Field(
+        2, ge=1, le=16, description="Earlier checkpoints that a re-fit trains on in addition to the newest."
+    )
     warm_start: bool = Field(
         True,
-        description="A re-fit starts from the last generation's features, so that most of them keep their ids. False: "
-        "from random directions, so that nothing is taken over from the last fit.",
+        description="A re-fit starts from the last generation's features, so that most keep their ids. False: it "
+        "starts from random directions, independent of the last fit.",
     )
     match_threshold: float = Field(
-        0.6, gt=0, le=1, description="Correlation of codes that carries an id over a re-fit."
+        0.6, gt=0, le=1, description="Correlation of codes from which a feature keeps its id at a re-fit."
     )
     dependencies: bool = Field(
         True,
-        description="After a checkpoint is judged, find out what its watched features and the strongest ones of each "
-        "signature are computed from, where its weights are at hand.",
+        description="After a checkpoint is judged, find the dependencies of its watched features and of the strongest "
+        "features of each signature, if its weights are available.",
     )

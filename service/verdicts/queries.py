@@ -27,81 +27,81 @@ ALL_HOOKS = "*"
 
 
 def checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
-    """The checkpoint, which must be there."""
+    """A checkpoint that is known to exist."""
     return session.get_one(Checkpoint, checkpoint_id)
 
 
 def family(session: Session, family_id: str) -> Family:
-    """The family, which must be there."""
+    """A family that is known to exist."""
     return session.get_one(Family, family_id)
 
 
 def code(session: Session, checkpoint_id: str) -> Code | None:
-    """The code up to a checkpoint."""
+    """The code of a checkpoint."""
     return session.get(Code, checkpoint_id)
 
 
 def sources(session: Session, checkpoint_id: str) -> dict[str, Source]:
-    """Hook point -> source of a checkpoint."""
+    """Hook point -> source."""
     rows = session.scalars(select(Source).where(Source.checkpoint_id == checkpoint_id))
     return {row.hook_point: row for row in rows}
 
 
 def sources_of_family(session: Session, family_id: str) -> dict[str, dict[str, tuple[int, dict[str, Any]]]]:
-    """Checkpoint id -> hook point -> (width, stats), of a whole family."""
+    """Checkpoint id -> hook point -> (width, stats), for a whole family."""
     columns = (Source.checkpoint_id, Source.hook_point, Source.d_model, Source.stats)
     statement = select(*columns).join(Checkpoint, Checkpoint.id == Source.checkpoint_id)
-    found: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {}
+    sources: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {}
     for checkpoint_id, hook, width, stats in session.execute(statement.where(Checkpoint.family_id == family_id)):
-        found.setdefault(checkpoint_id, {})[hook] = width, stats
-    return found
+        sources.setdefault(checkpoint_id, {})[hook] = width, stats
+    return sources
 
 
 def parents(session: Session, family_id: str) -> dict[str, str | None]:
-    """Checkpoint id -> id of its parent, of a whole family."""
+    """Checkpoint id -> id of its parent, for a whole family."""
     rows = session.execute(select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.family_id == family_id))
     return {row[0]: row[1] for row in rows}
 
 
 def lineage(session: Session, family_id: str) -> dict[str, tuple[str | None, int]]:
-    """Checkpoint id -> (id of its parent, its revision), of a whole family."""
+    """Checkpoint id -> (id of its parent, its revision), for a whole family."""
     rows = session.connection().execute(_LINEAGE, {"family": family_id})
     return {row[0]: (row[1], row[2]) for row in rows}
 
 
 def revisions(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, int]:
-    """Checkpoint id -> revision, of some checkpoints of any families."""
+    """Checkpoint id -> revision, for checkpoints of any families."""
     rows = session.execute(select(Checkpoint.id, Checkpoint.revision).where(Checkpoint.id.in_(checkpoint_ids)))
     return {row[0]: row[1] for row in rows}
 
 
-# Built once: every comparison asks it.
+# Built once: every comparison runs it.
 _LINEAGE = select(Checkpoint.id, Checkpoint.parent_id, Checkpoint.revision).where(
     Checkpoint.family_id == bindparam("family")
 )
 
 
 def ancestors(session: Session, checkpoint: Checkpoint) -> list[str]:
-    """Ids of the checkpoints that one comes from, its parent first."""
-    known, found = parents(session, checkpoint.family_id), list[str]()
+    """Ids of a checkpoint's ancestors, its parent first."""
+    known, ids = parents(session, checkpoint.family_id), list[str]()
     current = checkpoint.parent_id
-    while current is not None and current not in found:
-        found.append(current)
+    while current is not None and current not in ids:
+        ids.append(current)
         current = known.get(current)
-    return found
+    return ids
 
 
 def fits(session: Session, checkpoint_ids: Sequence[str]) -> list[tuple[int, bool, dict[str, Any]]]:
-    """(generation, whether it was fitted on it, quality) of the checkpoints that have a code, in their order."""
+    """(generation, whether fitted, quality) of the checkpoints that have a code, in the given order."""
     columns = (Code.checkpoint_id, Code.generation, Code.extra, Checkpoint.quality)
     statement = select(*columns).join(Checkpoint, Checkpoint.id == Code.checkpoint_id)
     rows = session.execute(statement.where(one_of(Code.checkpoint_id, values=checkpoint_ids)))
     known = {row[0]: (row[1], bool(row[2].get("fitted")), row[3] or {}) for row in rows}
-    return [known[one] for one in checkpoint_ids if one in known]
+    return [known[id_] for id_ in checkpoint_ids if id_ in known]
 
 
 def statuses(session: Session, checkpoint_id: str, numbers: Sequence[int] | None = None) -> dict[int, str]:
-    """Feature number -> status in a checkpoint, of some features or of all."""
+    """Feature number -> status in a checkpoint, for some features or all."""
     statement = select(Verdict.feature, Verdict.status).where(Verdict.checkpoint_id == checkpoint_id)
     if numbers is not None:
         statement = statement.where(one_of(Verdict.feature, values=numbers))
@@ -116,28 +116,30 @@ def events(session: Session, checkpoint_id: str, statuses: Sequence[str]) -> Seq
 
 
 def standing(session: Session, checkpoint_id: str, figures: Sequence[str]) -> Sequence[Any]:
-    """(number, status, firings, each of the figures) of a checkpoint's features, ascending."""
-    columns = (Verdict.feature, Verdict.status, Verdict.firings, *(getattr(Verdict, name) for name in figures))
+    """(number, status, each of the figures) of a checkpoint's features, ascending."""
+    columns = (Verdict.feature, Verdict.status, *(getattr(Verdict, name) for name in figures))
     statement = select(*columns).where(Verdict.checkpoint_id == checkpoint_id).order_by(Verdict.feature)
-    # Tens of thousands of rows of plain values: past the ORM, which would look at each of them.
+    # Tens of thousands of rows of plain values: the ORM would process each of them.
     return session.connection().execute(statement).all()
 
 
-def packed(session: Session, checkpoint_id: str) -> bytes | None:
-    """The verdicts of a checkpoint as `stored.pack` keeps them, or None."""
-    return session.connection().execute(_PACKED, {"checkpoint": checkpoint_id}).scalar()
+def packed(session: Session, checkpoint_id: str, layout: str) -> bytes | None:
+    """The packed verdicts of a checkpoint, or None where there are none of this layout."""
+    return session.connection().execute(_PACKED, {"checkpoint": checkpoint_id, "layout": layout}).scalar()
 
 
-def put_packed(session: Session, checkpoint_id: str, data: bytes) -> None:
-    """Keep the verdicts of a checkpoint that has none kept."""
-    session.execute(insert(Standing), [{"checkpoint_id": checkpoint_id, "data": data}])
+def put_packed(session: Session, checkpoint_id: str, layout: str, data: bytes) -> None:
+    """Store the packed verdicts of a checkpoint that has none."""
+    session.execute(insert(Standing), [{"checkpoint_id": checkpoint_id, "layout": layout, "data": data}])
 
 
-_PACKED = select(Standing.data).where(Standing.checkpoint_id == bindparam("checkpoint"))
+_PACKED = select(Standing.data).where(
+    Standing.checkpoint_id == bindparam("checkpoint"), Standing.layout == bindparam("layout")
+)
 
 
 def born_in(session: Session, family_id: str, checkpoint_id: str) -> dict[int, str]:
-    """Feature number -> origin, of the features that a checkpoint's run gave an id."""
+    """Feature number -> origin, of the features that a checkpoint's run introduced."""
     statement = select(Feature.number, Feature.origin).where(
         Feature.family_id == family_id, Feature.born_in == checkpoint_id
     )
@@ -157,7 +159,7 @@ def at_hooks(
 ) -> Sequence[tuple[str, str, str, bytes]]:
     """(checkpoint id, hook point, metric, float32 as bytes) of one feature at all hook points of a family.
 
-    Only the four bytes of each array leave the database; none where the array ends before the feature.
+    The database returns only four bytes of each array; none if the array ends before the feature.
     """
     value = func.substr(Measurement.data, 4 * number + 1, 4, type_=LargeBinary)
     statement = (
@@ -175,13 +177,13 @@ def judged(session: Session, family_id: str) -> Sequence[Checkpoint]:
 
 
 def clear(session: Session, checkpoint_id: str) -> None:
-    """Remove what an earlier judgement wrote of a checkpoint."""
+    """Remove what an earlier run wrote about a checkpoint."""
     for table in (Verdict, Standing, Measurement, Source, Code, Lineage, DependencyGraph):
         session.execute(delete(table).where(table.checkpoint_id == checkpoint_id))
 
 
 def revise(session: Session, checkpoint: Checkpoint) -> None:
-    """Say that verdicts or measurements of a checkpoint are written in this transaction."""
+    """Announce that this transaction writes verdicts or measurements of a checkpoint."""
     checkpoint.revision = Checkpoint.revision + 1
     session.flush()
     session.execute(delete(Standing).where(Standing.checkpoint_id == checkpoint.id))
@@ -200,19 +202,21 @@ def add_lineage(session: Session, rows: list[dict[str, Any]]) -> None:
 
 
 def retire(session: Session, family_id: str, numbers: Sequence[int], generation: int) -> None:
-    """Mark features as carried no longer from a generation on; those that are marked already stay as they are."""
+    """Mark features as retired from a generation on. Retired features keep their generation."""
     living = (Feature.family_id == family_id, Feature.retired_in.is_(None), one_of(Feature.number, values=numbers))
     session.execute(update(Feature).where(*living).values(retired_in=generation))
 
 
 def watched(session: Session, family_id: str, numbers: Sequence[int]) -> list[int]:
-    """Those of the features that people watch, ascending."""
-    found = session.scalars(select(Feature.number).where(Feature.family_id == family_id, Feature.watched.is_(True)))
-    return sorted(set(found) & set(numbers))
+    """The watched ones of the features, ascending."""
+    watched_numbers = session.scalars(
+        select(Feature.number).where(Feature.family_id == family_id, Feature.watched.is_(True))
+    )
+    return sorted(set(watched_numbers) & set(numbers))
 
 
 def add_verdicts(session: Session, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Insert verdicts of a checkpoint, given column by column."""
+    """Insert verdicts of a checkpoint, given as columns."""
     session.flush()
     insert_columns(session, Verdict, columns)
 
@@ -231,9 +235,9 @@ def put_columns(
     values: NDArray[np.float32],
     hook_point: str = ALL_HOOKS,
 ) -> None:
-    """Set a few features' values, [j] or [K + 1, j], in a stored array, which grows where it ends before them.
+    """Set a few features' values, [j] or [K + 1, j], in a stored array, which grows if necessary.
 
-    Nothing where the checkpoint has no such array.
+    Does nothing if the checkpoint has no such array.
     """
     row = session.get(Measurement, (checkpoint_id, hook_point, metric))
     if row is None:
@@ -242,7 +246,7 @@ def put_columns(
     length = max(stored.shape[-1], int(numbers.max()) + 1)
     grown = np.full((*stored.shape[:-1], length), np.nan, dtype="<f4")
     grown[..., : stored.shape[-1]] = stored
-    # Documents are dealt to the same folds in the whole family; only where there are few may their number differ.
+    # A family's documents have the same folds everywhere; the number of folds differs only if there are few documents.
     if stored.ndim == 1:
         grown[numbers] = values
     else:

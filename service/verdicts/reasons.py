@@ -1,7 +1,7 @@
-"""Why a feature could not be judged, from the figures that are stored with its verdict.
+"""Why a feature could not be judged, from the figures stored with its verdict.
 
-The counterpart of the last line of the rule in `service.verdicts.judge`: a feature is `indeterminate` where nothing
-else holds, and this says what stood in the way. Pure numpy, like the rule.
+In the rule of `service.verdicts.judge`, a feature is `indeterminate` if no other status applies. This finds the
+condition that failed. Pure numpy, like the rule.
 """
 
 from enum import StrEnum
@@ -17,37 +17,37 @@ Floats = NDArray[np.floating]
 
 class Reason(StrEnum):
     FEW_FIRINGS = "few_firings"
-    """fires on fewer positions than `min_firings`"""
+    """active on fewer positions than `min_firings`"""
     FEW_DOCUMENTS = "few_documents"
-    """in fewer documents than `min_documents`: no interval can be trusted"""
+    """active in fewer documents than `min_documents`, too few for an interval"""
     NO_BASELINE = "no_baseline"
-    """its strength at the baseline is not over its noise: there is nothing to take a ratio against"""
+    """strength at the baseline is within the noise, so there is no ratio"""
     WIDE_INTERVAL = "wide_interval"
     """the interval of the projection ratio crosses a threshold"""
     NOT_SIGNIFICANT = "not_significant"
-    """the interval lies outside the band, but so would that of some unchanged feature among so many"""
+    """the interval is outside the band, but among so many features that is not significant"""
     UNREADABLE = "unreadable"
-    """its direction is written, but the checkpoint's own encoder does not find it: readability"""
+    """written, but not readable by the checkpoint's own encoder"""
 
 
 class Figures(NamedTuple):
-    """What is stored of m features that are `indeterminate`, [m] each; NaN where there is none."""
+    """Stored figures of m `indeterminate` features, [m] each; NaN where there is none."""
 
     firings: NDArray[np.int64]
     documents: Floats
     ratio_lo: Floats
-    """of the projection ratio; NaN: none could be taken"""
+    """of the projection ratio; NaN: there is no ratio"""
     ratio_hi: Floats
 
 
 def reasons(figures: Figures, policy: Policy) -> list[Reason]:
-    """Why each feature is `indeterminate`: the first of the conditions of the rule that it fails."""
+    """Why each feature is `indeterminate`: the first condition of the rule that it fails."""
     low, high = figures.ratio_lo, figures.ratio_hi
     crosses = ((low < policy.suppressed_below) & (high >= policy.suppressed_below)) | (
         (low <= policy.amplified_above) & (high > policy.amplified_above)
     )
     outside = (high < policy.suppressed_below) | (low > policy.amplified_above)
-    # Of those that have a ratio the firings sufficed; the first condition that holds is the answer.
+    # Features with a ratio had enough firings. The first condition that holds is the reason.
     conditions: list[tuple[Reason, NDArray[np.bool_]]] = [
         (Reason.FEW_FIRINGS, np.isnan(low) & (figures.firings < policy.min_firings)),
         (Reason.FEW_DOCUMENTS, np.isnan(low) & (figures.documents < policy.min_documents)),
@@ -55,6 +55,6 @@ def reasons(figures: Figures, policy: Policy) -> list[Reason]:
         (Reason.WIDE_INTERVAL, crosses),
         (Reason.NOT_SIGNIFICANT, outside),
     ]
-    chosen = np.select([held for _, held in conditions], list(range(len(conditions))), default=len(conditions))
+    chosen = np.select([mask for _, mask in conditions], list(range(len(conditions))), default=len(conditions))
     order = [reason for reason, _ in conditions] + [Reason.UNREADABLE]
-    return [order[place] for place in chosen.tolist()]
+    return [order[index] for index in chosen.tolist()]

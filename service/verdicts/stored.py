@@ -1,5 +1,6 @@
-"""What the database holds of a checkpoint's verdicts and measurements, as arrays; kept in memory for whoever asks."""
+"""A checkpoint's stored verdicts and measurements as arrays, with an in-memory cache."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,55 +12,55 @@ from featurewatch.service.kit.cache import SizedCache
 from featurewatch.service.models import Checkpoint
 from featurewatch.service.verdicts import queries
 from featurewatch.service.verdicts.arrays import by_column
-from featurewatch.service.verdicts.judge import PLACE, STATUSES, Bools, Floats, Status, standard_error
+from featurewatch.service.verdicts.figures import FIGURES
+from featurewatch.service.verdicts.judge import Bools, Floats, standard_error
+from featurewatch.service.verdicts.statuses import BY_CODE, Status
 from featurewatch.service.verdicts.table import Table
-
-_PLACE: dict[str, int] = {str(status): place for status, place in PLACE.items()}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Arrays are by feature number in the last dimension."""
+    """Measurements of a checkpoint. The last dimension is the feature number."""
 
     level: Floats
     reference: Floats
-    """[K + 1, r] of the features whose reference is not their level"""
+    """[K + 1, r] for the features whose reference is not their level"""
     column: NDArray[np.int32]
-    """[l] of `reference`, -1: it is the level"""
+    """[l] column of `reference`; -1: the reference is the level"""
     strength: Floats
     strength_z: Floats
     readability: Floats
 
     @property
     def nbytes(self) -> int:
-        """What the arrays take in memory."""
+        """Memory use of the arrays."""
         return sum(array.nbytes for array in vars(self).values())
 
     def apart(self, numbers: NDArray[np.int64]) -> Bools:
-        """[m] which of any features have a reference that is not their level."""
-        found, here = np.zeros(len(numbers), dtype=bool), numbers < len(self.column)
-        found[here] = self.column[numbers[here]] >= 0
-        return found
+        """[m] whether each feature has a reference that is not its level."""
+        apart, known = np.zeros(len(numbers), dtype=bool), numbers < len(self.column)
+        apart[known] = self.column[numbers[known]] >= 0
+        return apart
 
     def references(self, numbers: NDArray[np.int64], rows: int) -> Floats:
-        """Reference levels of any features: the first `rows` replicates, [rows, m]."""
-        found = by_column(self.level[:rows], numbers)
-        here = np.flatnonzero(numbers < len(self.column))
-        column = self.column[numbers[here]]
-        found[:, here[column >= 0]] = self.reference[:rows, column[column >= 0]]
-        return found
+        """Reference levels of features, the first `rows` replicates: [rows, m]."""
+        references = by_column(self.level[:rows], numbers)
+        known = np.flatnonzero(numbers < len(self.column))
+        column = self.column[numbers[known]]
+        references[:, known[column >= 0]] = self.reference[:rows, column[column >= 0]]
+        return references
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint: where its features stand, and what was measured of them."""
+    """The stored verdicts and measurements of a checkpoint."""
 
     standing: Table
     measured: Measured
 
 
 class Event(NamedTuple):
-    """What happened to a feature in a checkpoint."""
+    """A change of a feature in a checkpoint."""
 
     feature: int
     status: Status
@@ -69,32 +70,31 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Course:
-    """What happened in a checkpoint, against its parent."""
+    """Changes in a checkpoint against its parent."""
 
     born: dict[int, str]
-    """number -> origin, of the features that its run gave an id"""
+    """number -> origin, of the features that its run introduced"""
     emerged: list[int]
     events: dict[tuple[int, Status], Event]
     """(feature, status) -> a relocation or succession"""
 
     @property
     def nbytes(self) -> int:
-        """About what it takes in memory."""
+        """Approximate memory use."""
         return 100 * len(self.born) + 400 * len(self.events)
 
 
-# Of a checkpoint of 32,768 features 1.6 MB, 5.9 MB and next to nothing: some sixty of them.
+# A checkpoint of 32,768 features takes 1.6 MB, 5.9 MB and almost nothing: room for some sixty.
 _STANDING: SizedCache[Table] = SizedCache(96 * 2**20)
 _MEASURED: SizedCache[Measured] = SizedCache(360 * 2**20)
 _COURSES: SizedCache[Course] = SizedCache(16 * 2**20)
 
 
 def read(session: Session, checkpoint: Checkpoint, *, keep: bool) -> Stored:
-    """What the database holds of a checkpoint. LookupError where a measurement is missing.
+    """The stored verdicts and measurements of a checkpoint. LookupError if a measurement is missing.
 
-    keep: take it out of memory where it was read before, and leave it there. For sessions that only read: one that
-    writes must not leave what may be rolled back. All that writes verdicts or measurements of a checkpoint counts its
-    `revision` up in the same transaction.
+    keep: use the cache. Only for read-only sessions: a writing session could cache what is rolled back later. Whatever
+    writes verdicts or measurements of a checkpoint increments its `revision` in the same transaction.
     """
     key = (checkpoint.id, checkpoint.revision)
     if not keep:
@@ -104,19 +104,19 @@ def read(session: Session, checkpoint: Checkpoint, *, keep: bool) -> Stored:
 
 
 def standing(session: Session, checkpoint: Checkpoint) -> Table:
-    """The stored verdicts of a checkpoint, those columns alone that lists are chosen by; kept as in `read`."""
+    """The stored verdicts of a checkpoint, with the packed figures only. Cached as in `read`."""
     return _STANDING.get((checkpoint.id, checkpoint.revision), lambda: _standing(session, checkpoint.id))
 
 
 def statuses(session: Session, checkpoint_id: str) -> dict[int, str]:
-    """Feature number -> status in a checkpoint, of all its features."""
+    """Feature number -> status in a checkpoint, for all its features."""
     table = _standing(session, checkpoint_id)
-    names = [str(status) for status in STATUSES]
-    return {number: names[place] for number, place in zip(table.numbers.tolist(), table.statuses.tolist(), strict=True)}
+    words = (BY_CODE[code].value for code in table.statuses.tolist())
+    return dict(zip(table.numbers.tolist(), words, strict=True))
 
 
 def course(session: Session, family_id: str, checkpoint_id: str, revision: int, *, keep: bool) -> Course:
-    """What happened in a checkpoint."""
+    """Changes in a checkpoint against its parent. keep: as in `read`."""
     if not keep:
         return _course(session, family_id, checkpoint_id)
     return _COURSES.get((checkpoint_id, revision), lambda: _course(session, family_id, checkpoint_id))
@@ -132,62 +132,62 @@ def _course(session: Session, family_id: str, checkpoint_id: str) -> Course:
     )
 
 
-FLOATS: dict[str, type[np.float32] | type[np.float64]] = dict.fromkeys(
-    ["change", "projection_ratio", "projection_ratio_lo", "projection_ratio_hi", "q_value", "direction_cosine"],
-    np.float32,
-) | {"firing_rate": np.float64}
-"""Figures that a table of stored verdicts has, as precise as they were computed."""
+PACKED = [figure for figure in FIGURES if figure.packed]
+PACKED_COLUMNS = [column for figure in PACKED for column in figure.columns]
+_TYPES = {column: str(figure.packed) for figure in PACKED for column in figure.columns}
+# Integers come first, as they always have: the order of the fields is a part of the layout.
 RECORD = np.dtype(
-    [("number", "<i8"), ("status", "i1"), ("firings", "<i8")]
-    + [(name, np.dtype(kind).newbyteorder("<")) for name, kind in FLOATS.items()]
+    [("number", "<i8"), ("status", "i1")]
+    + [(column, kind) for kind_of in ("i", "f") for column, kind in _TYPES.items() if kind[1] == kind_of]
     + [("documents", "<f4")]
 )
-"""One feature of a packed table. Another layout needs a migration that empties `standing`."""
+"""One feature of a packed table."""
+LAYOUT = hashlib.sha256(repr(RECORD.descr).encode()).hexdigest()[:16]
+"""Names the record's fields and their types. Tables of another layout are not read, but made from the rows."""
 
 
 def pack(session: Session, checkpoint_id: str) -> None:
-    """Keep the verdicts of a checkpoint, all of which are written, as columns."""
+    """Pack the verdicts of a checkpoint, after all of them were written."""
     session.flush()
     table = _from_rows(session, checkpoint_id)
     records = np.empty(len(table.numbers), dtype=RECORD)
-    columns = {"number": table.numbers, "status": table.statuses, "firings": table.firings, **table.floats}
+    columns = {"number": table.numbers, "status": table.statuses, **table.figures}
     for name, values in columns.items():
         records[name] = values
-    queries.put_packed(session, checkpoint_id, records.tobytes())
+    queries.put_packed(session, checkpoint_id, LAYOUT, records.tobytes())
 
 
 def _standing(session: Session, checkpoint_id: str) -> Table:
-    data = queries.packed(session, checkpoint_id)
+    data = queries.packed(session, checkpoint_id, LAYOUT)
     if data is None:
         return _from_rows(session, checkpoint_id)
     records = np.frombuffer(data, dtype=RECORD)
     columns = {name: np.ascontiguousarray(records[name]) for name in RECORD.names or ()}
-    return Table(columns.pop("number"), columns.pop("status"), columns.pop("firings"), columns)
+    return Table(columns.pop("number"), columns.pop("status"), columns)
 
 
 def _from_rows(session: Session, checkpoint_id: str) -> Table:
-    rows = queries.standing(session, checkpoint_id, [*FLOATS])
-    found, statuses, firings, *floats = zip(*rows, strict=True) if rows else ((),) * (3 + len(FLOATS))
-    numbers = np.array(found, dtype=np.int64)
+    rows = queries.standing(session, checkpoint_id, PACKED_COLUMNS)
+    ids, words, *columns = zip(*rows, strict=True) if rows else ((),) * (2 + len(PACKED_COLUMNS))
+    numbers = np.array(ids, dtype=np.int64)
+    figures: dict[str, NDArray[Any]] = {
+        name: np.array(values, dtype=_TYPES[name]) for name, values in zip(PACKED_COLUMNS, columns, strict=True)
+    }
     documents = queries.measurement(session, checkpoint_id, "documents")
     missing = np.full(len(numbers), np.nan, dtype=np.float32)
-    figures: dict[str, NDArray[np.floating]] = {
-        name: np.array(values, dtype=dtype) for (name, dtype), values in zip(FLOATS.items(), floats, strict=True)
-    }
     return Table(
         numbers=numbers,
-        statuses=np.array([_PLACE[status] for status in statuses], dtype=np.int8),
-        firings=np.array(firings, dtype=np.int64),
-        floats=figures | {"documents": missing if documents is None else by_column(documents, numbers)},
+        statuses=np.array([Status(word).code for word in words], dtype=np.int8),
+        figures=figures | {"documents": missing if documents is None else by_column(documents, numbers)},
     )
 
 
 def _measured(session: Session, checkpoint: Checkpoint) -> Measured:
     def array(metric: str) -> Floats:
-        found = queries.measurement(session, checkpoint.id, metric)
-        if found is None:
+        values = queries.measurement(session, checkpoint.id, metric)
+        if values is None:
             raise LookupError(f"the checkpoint {checkpoint.name} has no measurement {metric}")
-        return found
+        return values
 
     level, reference, strength = array("level"), array("reference_level"), array("strength")
     other = np.flatnonzero(((level != reference) & ~(np.isnan(level) & np.isnan(reference))).any(0))

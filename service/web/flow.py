@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from featurewatch.service.features.schemas import STATUSES, FeatureRow, Status
+from featurewatch.service.features.schemas import FeatureRow
+from featurewatch.service.verdicts.statuses import Status
 from featurewatch.service.web.plots import Plot
 
-_WORDS: dict[Status, str] = {
-    "present": "kept", "suppressed": "suppressed", "amplified": "amplified", "absent": "absent",
-    "relocated": "relocated", "replaced": "replaced", "emerged": "emerged", "indeterminate": "not judged",
-}  # fmt: skip
+_NAMES: dict[str, str] = {Status.PRESENT: "kept", Status.INDETERMINATE: "not judged"}
+_NODES = {status: _NAMES.get(status, status.value) for status in Status}
 MOST_SUCCESSORS = 12
 
 
@@ -18,20 +17,19 @@ def flow(
     """counts: features by status. replaced: replaced features with their successors. link: prefix of status filters."""
     rows: list[list[str | int | None]] = []
     links: list[str] = []
-    for status in STATUSES:
+    for status in Status:
         if counts.get(status):
-            start = f"not in {baseline}" if status == "emerged" else baseline
-            rows.append([start, _WORDS[status], counts[status]])
+            start = f"not in {baseline}" if status == Status.EMERGED else baseline
+            rows.append([start, _NODES[status], counts[status]])
             links.append(f"{link}status={status}")
     shown = [row for row in replaced if row.successors][:MOST_SUCCESSORS]
     for row in shown:
         names = " + ".join(successor.id for successor in row.successors)
-        rows.append([_WORDS["replaced"], f"{row.id} by {names}", 1])
+        rows.append([_NODES[Status.REPLACED], f"{row.id} by {names}", 1])
         links.append(f"{link}status=replaced")
-    if shown and counts.get("replaced", 0) > len(shown):
-        rows.append(
-            [_WORDS["replaced"], f"{counts['replaced'] - len(shown):,} others", counts["replaced"] - len(shown)]
-        )
+    others = counts.get(Status.REPLACED, 0) - len(shown)
+    if shown and others > 0:
+        rows.append([_NODES[Status.REPLACED], f"{others:,} others", others])
         links.append(f"{link}status=replaced")
     return Plot(
         "flow",
@@ -42,6 +40,6 @@ def flow(
         note="Widths scale with the square root of the count, so that a few changed features remain visible beside "
         "thousands of unchanged ones.",
         links=links,
-        options={"statuses": {word: status for status, word in _WORDS.items()}},
+        options={"statuses": {word: status for status, word in _NODES.items()}},
         drawn=bool(rows),
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from featurewatch.service.checkpoints.schemas import CheckpointOut
-from featurewatch.service.features.words import SEVERITY
+from featurewatch.service.verdicts.statuses import CHANGED
 
 STEP, LANE, MARGIN = 84, 64, 46
 _LETTERS = 12
@@ -49,8 +49,8 @@ def draw(checkpoints: Sequence[CheckpointOut], changes: Mapping[str, Mapping[str
         if parent:
             paths.append(_path(MARGIN + parent[0] * STEP, MARGIN // 2 + 12 + parent[1] * LANE, x, y))
         found = changes.get(checkpoint.id, {})
-        worst = next((status for status in SEVERITY if found.get(status)), checkpoint.state)
-        changed = sum(found.get(status, 0) for status in SEVERITY)
+        worst = next((status for status in CHANGED if found.get(status)), checkpoint.state)
+        changed = sum(found.get(status, 0) for status in CHANGED)
         short = checkpoint.name if len(checkpoint.name) <= _LETTERS else checkpoint.name[: _LETTERS - 1] + "…"
         nodes.append(Node(checkpoint, x, y, short, changed, worst))
     depth = max((place[0] for place in places.values()), default=0)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from operator import attrgetter
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -12,9 +13,10 @@ from featurewatch.service.families import logic as families
 from featurewatch.service.features import logic
 from featurewatch.service.features.logic import Comparison
 from featurewatch.service.features.parameters import Selection, SelectionQuery
-from featurewatch.service.features.schemas import FeatureRow
+from featurewatch.service.features.schemas import FeatureRow, Point
 from featurewatch.service.kit.sessions import database_of
 from featurewatch.service.kit.turns import Turns
+from featurewatch.service.verdicts.figures import FIGURES, Figure
 from featurewatch.service.web.plots import CSV, Cell, csv_headers, csv_text
 
 
@@ -28,27 +30,25 @@ FormSelection = Annotated[Selection, Depends(_selection)]
 NAME = "features"
 ROWS_PER_PIECE = 1000
 
+
+def _end(figure: Figure, position: int) -> Callable[[Point], Cell]:
+    """One end of a figure's interval."""
+    return lambda point: (getattr(point, f"{figure.name}_ci") or (None, None))[position]
+
+
+FIGURE_COLUMNS: dict[str, Callable[[Point], Cell]] = {
+    label: _end(figure, position - 1) if position else attrgetter(figure.name)
+    for figure in FIGURES
+    for position, label in enumerate(figure.labels)
+}
+"""Label -> cell, of the figures of a verdict and the ends of their intervals."""
 _COLUMNS: dict[str, Callable[[FeatureRow], Cell]] = {
     "feature": lambda row: row.id,
     "checkpoint": lambda row: row.checkpoint,
     "against": lambda row: row.baseline,
     "status": lambda row: row.status,
     "status before": lambda row: row.previous_status,
-    "change": lambda row: row.change,
-    "projection ratio": lambda row: row.projection_ratio,
-    "from": lambda row: (row.projection_ratio_ci or (None, None))[0],
-    "to": lambda row: (row.projection_ratio_ci or (None, None))[1],
-    "strength ratio": lambda row: row.strength_ratio,
-    "strength from": lambda row: (row.strength_ratio_ci or (None, None))[0],
-    "strength to": lambda row: (row.strength_ratio_ci or (None, None))[1],
-    "orthogonal ratio": lambda row: row.orthogonal_ratio,
-    "q": lambda row: row.q_value,
-    "detectable ratio": lambda row: row.minimum_detectable_ratio,
-    "strength": lambda row: row.strength,
-    "cosine": lambda row: row.direction_cosine,
-    "readability": lambda row: row.readability,
-    "firing rate": lambda row: row.firing_rate,
-    "firings": lambda row: row.firings,
+    **FIGURE_COLUMNS,
     "label": lambda row: row.label or row.auto_label,
     "top tokens": lambda row: " ".join(row.top_tokens),
     "tags": lambda row: " ".join(row.tags),

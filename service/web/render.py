@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -18,8 +18,11 @@ from featurewatch.service import __version__
 from featurewatch.service.alerts import queries as alerts
 from featurewatch.service.auth.browser import SECONDS, Visit
 from featurewatch.service.features import words
+from featurewatch.service.features.sorting import SORTS
 from featurewatch.service.kit.sessions import database_of
 from featurewatch.service.runs.words import details, seen
+from featurewatch.service.verdicts.figures import Format, shown_in
+from featurewatch.service.verdicts.statuses import CHANGED, Status
 from featurewatch.service.web import shapes
 from featurewatch.service.web.access import cookie_options, may, visit_of
 from featurewatch.service.web.plots import Plot, csv_response
@@ -184,6 +187,9 @@ def _q(value: float | None) -> str:
     return "<0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
+_FORMATS: dict[Format, Callable[[Any], str]] = {"ratio": _ratio, "q": _q, "number": _number}
+
+
 def _seconds(value: float | None) -> str:
     if value is None:
         return "–"
@@ -220,9 +226,12 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "moment": _moment, "number": _number, "ratio": _ratio, "interval": _interval, "q": _q, "seconds": _seconds,
         "bytes": _bytes, "pretty": _pretty, "evidence": _evidence, "plain": words.plain, "passage": words.passage,
-        "details": details, "seen": seen,
+        "details": details, "seen": seen, "formatted": lambda value, kind: _FORMATS[kind](value),
     }  # fmt: skip
     environment.globals |= {
         "static": static, "address": address, "GLYPHS": shapes.GLYPHS, "bar": shapes.bar, "shade": shapes.shade,
+        "colour": shapes.colour, "STATUSES": tuple(Status), "CHANGED": CHANGED, "SORTS": SORTS,
+        "LISTED_FIGURES": shown_in("page"),
+        "script_statuses": [{"word": one.value, "sign": one.row.sign, "colour": one.row.colour} for one in Status],
     }  # fmt: skip
     return environment

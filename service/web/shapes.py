@@ -4,17 +4,25 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-GLYPHS = {
-    "present": "●", "suppressed": "▼", "amplified": "▲", "absent": "✕", "relocated": "↷", "replaced": "⇄",
-    "emerged": "✦", "indeterminate": "?",
-    "queued": "○", "running": "◐", "cancelling": "◑", "succeeded": "✓", "failed": "✕", "cancelled": "–",
-    "registered": "○", "harvested": "◐", "judged": "✓",
-    "warning": "!", "error": "✕",
-    "open": "!", "acknowledged": "✓", "muted": "◌", "resolved": "✓", "pending": "○", "delivered": "✓",
+from featurewatch.service.verdicts.statuses import Colour, Status
+
+_STATES: dict[str, tuple[str, Colour]] = {status: (status.row.sign, status.row.colour) for status in Status} | {
+    "queued": ("○", "grey"), "running": ("◐", "blue"), "cancelling": ("◑", "amber"), "succeeded": ("✓", "green"),
+    "failed": ("✕", "red"), "cancelled": ("–", "grey"),
+    "registered": ("○", "grey"), "harvested": ("◐", "teal"), "judged": ("✓", "green"),
+    "warning": ("!", "amber"), "error": ("✕", "red"),
+    "open": ("!", "red"), "acknowledged": ("✓", "blue"), "muted": ("◌", "amber"), "resolved": ("✓", "green"),
+    "pending": ("○", "grey"), "delivered": ("✓", "green"),
 }  # fmt: skip
-"""A state is told by colour, shape and word."""
+"""Each state has a sign, a colour and a word."""
+GLYPHS = {state: sign for state, (sign, _) in _STATES.items()}
 _WIDTH, _MARGIN, _MOST = 96, 4, 2.5
 _SHADES = 8
+
+
+def colour(state: str) -> str:
+    """The class that colours a state; empty where it has no colour."""
+    return f"c-{_STATES[state][1]}" if state in _STATES else ""
 
 
 def bar(value: float | None, ends: Sequence[float | None] | None) -> Markup:

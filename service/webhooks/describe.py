@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from featurewatch.service.features.words import SEVERITY, plain
+from featurewatch.service.features.words import plain
+from featurewatch.service.verdicts.statuses import BY_SEVERITY
 
 MAX_LETTERS = 1000
 
@@ -42,8 +43,7 @@ def escaped(line: str) -> str:
 def _judged(data: Mapping[str, Any]) -> str:
     against = f" against {data['parent']}" if data.get("parent") else ""
     statuses = data.get("statuses", {})
-    order = [*SEVERITY, "present", "indeterminate"]
-    counts = ", ".join(f"{statuses[status]:,} {status}" for status in order if statuses.get(status))
+    counts = ", ".join(f"{statuses[status]:,} {status}" for status in BY_SEVERITY if statuses.get(status))
     alerts = f"; alerts: {data['alerts']}" if data.get("alerts") else ""
     return f"{data.get('family')}: {data.get('checkpoint')} was judged{against}: {counts}{alerts}"
 

@@ -442,8 +442,8 @@ def test_children_are_named_and_handed_on(client: TestClient, database: Database
     report = client.get(f"{URL}/checkpoints/v4/report").json()
     assert report["baseline"] == "v2"
     assert (
-        "v4 was first judged against v3, since deleted. It was judged anew against v2, from stored measurements."
-        in (report["caveats"])
+        "v4 was first judged against v3, which has since been deleted. It was judged again against v2 from stored "
+        "measurements." in (report["caveats"])
     )
     assert sum(child["quality"]["statuses"].values()) == report["features"]
     assert {name: n for name, n in report["counts"].items() if n} == child["quality"]["statuses"]

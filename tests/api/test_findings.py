@@ -65,18 +65,19 @@ def test_watched_features_first_then_what_is_gone_then_by_what_the_interval_allo
     first, second, third = report["findings"][:3]
     assert (
         first["what"]
-        == "F0 (“promises”) was suppressed: 24% (95% interval 18 to 31%) of its own direction is still written."
+        == "F0 (“promises”) was suppressed: it is written along its direction at 24% (95% CI 18 to 31%) of its former "
+        "strength."
     )
     assert "at most 2 in 1,000 are expected to be false" in first["how_sure"]
     assert [example["token"] for example in first["examples"]] == ["The", "Stop"]
     assert "\x1b" not in second["what"] and "<img" in second["what"], "JSON is text; whoever shows it escapes it"
-    assert "was replaced by F5 (on “token5”, “é”), which fires on 90% of its activation" in third["what"]
+    assert "was replaced by F5 (on “token5”, “é”), which is active on 90% of its activation" in third["what"]
     assert third["examples"] == [], "no code holds it"
     assert report["changed"] == 7
-    assert report["headline"].startswith("7 of 20 features changed against v1: F0 (“promises”) was suppressed to 24%")
+    assert report["headline"].startswith("7 of 20 features changed since v1: F0 (“promises”) was suppressed to 24%")
     assert report["headline"].endswith(
-        "F10 (on “token10”, “é”) was replaced by F5 and 4 more. 9 are present, 3 could not be judged, 1 was gone "
-        "before. Of 2 watched features 1 changed, 1 could not be judged."
+        "F10 (on “token10”, “é”) was replaced by F5 and 4 more. 9 are present, 3 could not be judged, 1 was "
+        "already gone. Of 2 watched features, 1 changed and 1 could not be judged."
     )
 
 
@@ -88,11 +89,11 @@ def test_what_could_not_be_judged(client: TestClient) -> None:
     }  # fmt: skip
     named = {one["feature"]["id"]: one for one in unjudged["named"]}
     assert list(named) == ["F8", "F9", "F7"], "watched ones first, then those that fire most"
-    assert named["F7"]["why"] == "it fires on 9 positions of the probe corpus; 30 are needed"
-    assert named["F9"]["why"] == "it fires in 2 documents; 5 are needed for an interval"
-    assert named["F8"]["why"] == "60% (95% interval 31 to 96%) is still written: that reaches across 50%"
-    assert named["F8"]["detectable"] == "A fall to 90% or less could have been told from no change."
-    assert "no change of it" in named["F7"]["detectable"]
+    assert named["F7"]["why"] == "active on 9 positions of the probe corpus; at least 30 needed"
+    assert named["F9"]["why"] == "active in 2 documents; an interval needs at least 5"
+    assert named["F8"]["why"] == "ratio 60% (95% CI 31 to 96%): the interval crosses 50%"
+    assert named["F8"]["detectable"] == "A fall to 90% or less would have been detected."
+    assert "cannot show any change" in named["F7"]["detectable"]
 
 
 def test_caveats(client: TestClient) -> None:
@@ -109,9 +110,7 @@ def test_caveats(client: TestClient) -> None:
 
 def test_the_first_of_a_lineage(client: TestClient) -> None:
     report = client.get(f"{URL}/checkpoints/v1/report").json()
-    assert report["headline"] == (
-        "v1 is the first of its lineage: there is nothing to compare it with. Of 19 features 19 are present."
-    )
+    assert report["headline"] == ("v1 is the first of its lineage and has no baseline. Of 19 features, 19 are present.")
     assert report["findings"] == [] and report["not_judged"]["features"] == 0
 
 
@@ -131,7 +130,7 @@ def test_by_effect_and_by_significance(client: TestClient, query: str, expected:
     assert sorted({row["id"] for row in rows} - {"F6"}) == sorted(expected)
     report = client.get(f"{URL}/checkpoints/v2/report{query}").json()
     assert report["changed"] == len(expected) and {row["id"] for row in report["changes"]} == set(expected)
-    assert f"of which {len(expected)} fit what was asked for" in report["headline"]
+    assert f"of which {len(expected)} match the filter" in report["headline"]
 
 
 def test_a_diff_says_the_same_as_the_report(client: TestClient) -> None:

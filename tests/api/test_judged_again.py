@@ -58,13 +58,13 @@ def test_what_is_packed_are_the_rows(database: Database) -> None:
         lineage = lineage_of(session)
         past.record(session, lineage.family, discovered(lineage, ["v1", "v2", "v3"]))
         for name, checkpoint in lineage.checkpoints.items():
-            assert queries.packed(session, checkpoint.id) is not None, name
+            assert queries.packed(session, checkpoint.id, stored.LAYOUT) is not None, name
             packed = stored.read(session, checkpoint, keep=False).standing
             queries.revise(session, checkpoint)
-            assert queries.packed(session, checkpoint.id) is None
+            assert queries.packed(session, checkpoint.id, stored.LAYOUT) is None
             rows = stored.read(session, checkpoint, keep=False).standing
             assert len(rows.numbers) > 20
+            assert packed.figures.keys() == rows.figures.keys()
             for ours, theirs in [(packed.numbers, rows.numbers), (packed.statuses, rows.statuses),
-                                 (packed.firings, rows.firings), *zip(packed.floats.values(), rows.floats.values(),
-                                                                      strict=True)]:  # fmt: skip
+                                 *((packed.figures[name], rows.figures[name]) for name in rows.figures)]:  # fmt: skip
                 np.testing.assert_array_equal(ours, theirs)

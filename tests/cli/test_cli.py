@@ -61,7 +61,7 @@ def _in_words(service: Up, watched: str, absent: set[str]) -> None:
     listed = service.run("diff", "toy", "v1", "v2", "--status", "absent").stdout
     assert "FEATURE" in listed and listed.splitlines()[0] == lines[0]
     strict = service.json("report", "toy", "v2", "--max-q", "0", "--min-change", "6")
-    assert strict["changed"] < report["changed"] and "what was asked for" in strict["headline"]
+    assert strict["changed"] < report["changed"] and "match the filter" in strict["headline"]
     assert "q_value" in service.json("features", "toy", "--sort", "q_value", "--max-q", "0.05")[0]
 
 

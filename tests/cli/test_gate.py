@@ -145,7 +145,7 @@ def test_the_action_gates_a_release(gated: Up, planted: Path, tmp_path: Path, pa
     assert {name for name, case in cases.items() if case.find("failure") is not None} == {"counts.absent"}
     why = cases["counts.absent"].findtext("failure") or ""
     assert len(why.splitlines()) == len(absent) and all(f"{name} is absent: " in why for name in absent)
-    assert "95% interval" in why and "of its own direction is still written" in why and "(q " in why
+    assert "95% CI" in why and "written along its direction" in why and "(q " in why
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("5", "1", "0")
 
 
@@ -195,7 +195,7 @@ def test_the_default_gate_asks_whether_it_could_be_judged(service: Up, planted: 
     assert re.match(r"(\d+) of \1 features that were there before cannot be judged \(100%; at least 9\d%, 95% CI\), "
                     "over 30%", failed["shares.indeterminate"]["failure"])  # fmt: skip
     assert any(
-        "not found by the checkpoint's own encoder" in text for text in failed["shares.indeterminate"]["evidence"]
+        "not readable by the checkpoint's own encoder" in text for text in failed["shares.indeterminate"]["evidence"]
     )
     assert "A re-fit is advised." in failed["dictionary.refit_advised"]["evidence"][0]
     page = (releases / "untrained.md").read_text(encoding="utf-8")

@@ -17,9 +17,9 @@ from featurewatch.service.config import Settings
 from featurewatch.service.kit import clock
 from featurewatch.service.kit.crypto import SecretBox
 from featurewatch.service.kit.db import Database
-from featurewatch.service.models import Alert, AlertRule, Base, IdempotencyRecord, Webhook
+from featurewatch.service.models import Alert, AlertRule, Base, Checkpoint, IdempotencyRecord, Webhook
 from featurewatch.service.models.webhook import url_context
-from featurewatch.service.verdicts import queries
+from featurewatch.service.verdicts import queries, stored
 from featurewatch.service.webhooks import logic as webhooks
 from featurewatch.service.webhooks.schemas import WebhookCreate
 from tests import factories
@@ -143,6 +143,55 @@ def test_alerts_of_before_get_kind_and_key(database: Database) -> None:
         (alert,) = session.query(Alert)
         assert (alert.id, alert.kind, alert.key) == ("alt_watched", "watched", f"watched:rul_watched:{checkpoint.id}")
         assert session.query(Webhook.format).scalar() == "standard"
+
+
+PACKED_AT_0017 = np.dtype(
+    [("number", "<i8"), ("status", "i1"), ("firings", "<i8"), ("change", "<f4"), ("projection_ratio", "<f4"),
+     ("projection_ratio_lo", "<f4"), ("projection_ratio_hi", "<f4"), ("q_value", "<f4"), ("direction_cosine", "<f4"),
+     ("firing_rate", "<f8"), ("documents", "<f4")]
+)  # fmt: skip
+STATUSES_AT_0017 = (
+    "present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"
+)  # fmt: skip
+"""Packed tables had a status as its position here."""
+
+
+def test_packed_verdicts_of_before_keep_their_meaning(database: Database) -> None:
+    url = database.url.render_as_string(hide_password=False)
+    records = np.zeros(len(STATUSES_AT_0017), dtype=PACKED_AT_0017)
+    records["number"] = records["status"] = np.arange(len(records))
+    records["projection_ratio"], records["firing_rate"] = np.arange(len(records)) / 4, 0.01
+    with database.write() as session:
+        family = factories.family(session)
+        checkpoint = factories.checkpoint(session, family, "v1")
+        for number in range(len(records)):
+            # Not what is packed, so that it shows which of the two is read.
+            factories.verdict(session, checkpoint, factories.feature(session, family, number, checkpoint), "present")
+        id_ = checkpoint.id
+    database.close()
+    migrate.downgrade_url(url, "0017")
+    with database.writer.begin() as connection:
+        connection.execute(
+            text("INSERT INTO standing (checkpoint_id, data) VALUES (:id, :data)"),
+            {"id": id_, "data": records.tobytes()},
+        )
+    database.close()
+    migrate.upgrade_url(url)
+    with database.read() as session:
+        statuses = stored.statuses(session, id_)
+        if stored.RECORD == PACKED_AT_0017:
+            assert statuses == dict(enumerate(STATUSES_AT_0017))
+            table = stored.standing(session, session.get_one(Checkpoint, id_))
+            np.testing.assert_array_equal(table.figures["projection_ratio"], records["projection_ratio"])
+        else:
+            assert set(statuses.values()) == {"present"}, "the rows are read"
+    with database.write() as session:
+        session.execute(text("UPDATE standing SET layout = 'another'"))
+        assert set(stored.statuses(session, id_).values()) == {"present"}, "another layout is made from the rows"
+    database.close()
+    migrate.downgrade_url(url, "0017")
+    with database.writer.begin() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM standing")) == 0, "0017 would misread another layout"
 
 
 URL = "https://hooks.example.com/services/T0/B0/token?team=red"

@@ -37,30 +37,45 @@ def successor(name: str, cofiring: float, kind: str = "replaced") -> dict[str, A
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (row("suppressed", 0.24, (0.18, 0.31)), "was suppressed: 24% (95% interval 18 to 31%) of its own direction"),
-        (row("absent", -0.02, (-0.06, 0.03)), "is absent: nothing (95% interval -6 to 3%) of its own direction"),
-        (row("absent", 0.01, (0.0, 0.03)), "No other feature took over."),
+        (
+            row("suppressed", 0.24, (0.18, 0.31)),
+            "was suppressed: it is written along its direction at 24% (95% CI 18",
+        ),
+        (
+            row("absent", -0.02, (-0.06, 0.03)),
+            "no longer written along its direction (ratio -0.02, 95% CI -0.06 to 0.03).",
+        ),
+        (row("absent", 0.01, (0.0, 0.03)), "No other feature replaced it."),
         (
             row("absent", 0.01, (0.0, 0.03), successors=[successor("F20", 0.2)]),
-            "F20 (on “cease”) fires now, but carries",
+            "F20 (on “cease”) is now active in its place, but carries",
         ),
         (
             row("replaced", 0.05, (0.02, 0.08), successors=[successor("F20", 0.92)]),
-            "was replaced by F20 (on “cease”), which fires on 92% of its activation. Of its own direction 5%",
+            "was replaced by F20 (on “cease”), which is active on 92% of its activation. Its own direction: it",
         ),
         (
             row(
                 "replaced", 0.05, (0, 0.1), successors=[successor("F20", 0.6, "split"), successor("F21", 0.3, "split")]
             ),
-            "replaced by F20 (on “cease”) and F21 together, which fire on 60% and 30% of its activation.",
+            "replaced by F20 (on “cease”) and F21 together, which are active on 60% and 30% of its activation.",
         ),
-        (row("replaced", 0, (0, 0), successors=[successor("F20", 0.9, "merged")]), "the place of other features too"),
-        (row("relocated", 0.1, (0.05, 0.15)), "the rest goes along another direction, at 97% of its former strength."),
-        (row("relocated", 1.0, (0.9, 1.1)), "is written along another direction than at v1, and no weaker."),
-        (row("amplified", 3.1, (2.8, 3.4)), "is written at 3.1 times (95% interval 2.8 to 3.4 times) its former"),
-        (row("emerged"), "emerged: v1 does not write it. It fires on 1.2% of the positions (361 firings)."),
-        (row("emerged", 0.8, (0.7, 0.9), previous_status="absent"), "is back: it is written at 80% (95% interval 70"),
-        (row("suppressed", 0.3, (0.2, 0.4), previous_status="replaced"), "is back, but suppressed: it is written at"),
+        (row("replaced", 0, (0, 0), successors=[successor("F20", 0.9, "merged")]), "and replaces other features too"),
+        (
+            row("relocated", 0.1, (0.05, 0.15)),
+            "is written along another direction, at 97% of its former strength.",
+        ),
+        (row("relocated", 1.0, (0.9, 1.1)), "it is as strong as at v1, but along another direction."),
+        (row("amplified", 3.1, (2.8, 3.4)), "at 3.1 times (95% CI 2.8 to 3.4 times) its former"),
+        (row("emerged"), "emerged: v1 does not have it. It is active on 1.2% of the positions (361 firings)."),
+        (
+            row("emerged", 0.8, (0.7, 0.9), previous_status="absent"),
+            "is back: it is written along its",
+        ),
+        (
+            row("suppressed", 0.3, (0.2, 0.4), previous_status="replaced"),
+            "is back, but suppressed: it is",
+        ),
     ],
 )
 def test_what_happened(found: FeatureRow, said: str) -> None:
@@ -75,11 +90,11 @@ def test_what_happened(found: FeatureRow, said: str) -> None:
     [
         (
             0.05,
-            "q = 0.05: of all findings here that are at least this sure, at most 5 in 100 are expected to be false.",
+            "q = 0.05: of all findings here that are at least this certain, at most 5 in 100 are expected to be false.",
         ),
-        (0.011, "q = 0.011: of all findings here that are at least this sure, at most 2 in 100"),
+        (0.011, "q = 0.011: of all findings here that are at least this certain, at most 2 in 100"),
         (0.0016, "at most 2 in 1,000 are"),
-        (0.00002, "q under 0.0001: of all findings here that are at least this sure, fewer than 1 in 1,000"),
+        (0.00002, "q < 0.0001: of all findings here that are at least this certain, fewer than 1 in 1,000"),
     ],
 )
 def test_how_sure_is_said_of_the_findings_and_never_rounded_down(q: float, said: str) -> None:
@@ -88,8 +103,8 @@ def test_how_sure_is_said_of_the_findings_and_never_rounded_down(q: float, said:
 
 def test_how_sure_where_no_q_value_decided() -> None:
     assert "No q-value" in words.how_sure(row("emerged", q_value=None), POLICY)
-    assert "coming back" in words.how_sure(row("emerged", 0.8, (0.7, 0.9), q_value=1.0), POLICY)
-    assert "where it happened" in words.how_sure(row("relocated", 1.0, (0.9, 1.1), q_value=1.0), POLICY)
+    assert "test for a return" in words.how_sure(row("emerged", 0.8, (0.7, 0.9), q_value=1.0), POLICY)
+    assert "where the relocation happened" in words.how_sure(row("relocated", 1.0, (0.9, 1.1), q_value=1.0), POLICY)
 
 
 def test_names() -> None:
@@ -98,7 +113,7 @@ def test_names() -> None:
     assert words.name_of("F1", None, "before “x”") == "F1 (before “x”)"
     assert words.name_of("F1", "\u200b", None) == "F1"
     assert len(words.name_of("F1", "a" * 500, None)) < 100
-    assert words.with_interval(-0.02, (-0.04, 0.004), 0.95) == "nothing (95% interval -4 to 0%)"
+    assert words.with_interval(-0.02, (-0.04, 0.004), 0.95) == "-2% (95% CI -4 to 0%)"
     assert words.between(0.9, 2.5) == "90% to 2.5 times"
 
 

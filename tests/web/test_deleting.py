@@ -80,7 +80,8 @@ def test_forms_delete_everything(installation: Installation) -> None:
     assert count(Checkpoint) == before[Checkpoint] - 1
     report = browser.page(f"{HERE}/checkpoints/v4")
     assert (
-        "v4 was first judged against v3, since deleted." in report and "<dt>deleted parents</dt><dd>v3</dd>" in report
+        "v4 was first judged against v3, which has since been deleted." in report
+        and "<dt>deleted parents</dt><dd>v3</dd>" in report
     )
     for path in (HERE, f"{HERE}/diff?from=v2&to=v5", f"{HERE}/features?checkpoint=v4", f"{HERE}/features/F1"):
         browser.page(path)

@@ -39,8 +39,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featurewatch.service.cli.base import UsageError
-from featurewatch.service.features.schemas import Status
 from featurewatch.service.signatures.rule import Status as SignatureStatus
+from featurewatch.service.verdicts.statuses import Status
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -106,7 +106,7 @@ class Gate(_Table):
 DEFAULT = Gate(
     shares=Shares(absent=0.1, indeterminate=0.3, retired=0.5),
     dictionary=Dictionary(refit_advised=False, fvu_ratio=2.0, valid_share=0.5),
-    watched=Never(never=["suppressed", "absent", "replaced", "relocated"]),
+    watched=Never(never=[Status.SUPPRESSED, Status.ABSENT, Status.REPLACED, Status.RELOCATED]),
     signatures=NeverSignatures(never=["suppressed", "absent", "replaced"]),
     quality={"fvu": 0.8},
     alerts=Alerts(open=0),

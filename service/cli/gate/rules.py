@@ -13,6 +13,7 @@ from featurewatch.service.client.types import Checkpoint, ReportSignature
 from featurewatch.service.features import words
 from featurewatch.service.features.schemas import FeatureRow
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import Status
 
 _NAMED = 20
 """Features of a failure that are told of; a policy that hundreds break is not read to its end."""
@@ -54,7 +55,7 @@ def _outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -
 
 def _absent(client: Client, family: str, checkpoint: str, policy: Policy) -> Iterator[str]:
     """A sentence for each of the first features that became absent; read when somebody asks for them."""
-    rows = client.features(family, checkpoint=checkpoint, status=["absent"], sort="change", order="desc")
+    rows = client.features(family, checkpoint=checkpoint, status=[Status.ABSENT], sort="change", order="desc")
     changed = (row for row in map(FeatureRow.model_validate, rows) if _changed(row))
     yield from (_evidence(row, policy) for row in islice(changed, _NAMED))
 
@@ -66,7 +67,7 @@ def _open_alerts(client: Client, family: str, checkpoint: str) -> Iterable[Any]:
 def _changed(row: FeatureRow) -> bool:
     """Whether it came to its status here: what was suppressed at the parent already is no news."""
     if row.previous_status is None:
-        return row.status == "emerged"
+        return row.status == Status.EMERGED
     return row.status != row.previous_status
 
 

@@ -46,6 +46,7 @@ from featurewatch.service.client.types.checkpoints import ReportSignature as Rep
 from featurewatch.service.client.types.checkpoints import Run as Run
 from featurewatch.service.client.types.checkpoints import RunFault as RunFault
 from featurewatch.service.client.types.checkpoints import RunState as RunState
+from featurewatch.service.client.types.checkpoints import Status as Status
 from featurewatch.service.client.types.checkpoints import Successor as Successor
 from featurewatch.service.client.types.checkpoints import Unjudged as Unjudged
 from featurewatch.service.client.types.checkpoints import Usage as Usage

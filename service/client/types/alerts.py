@@ -7,6 +7,8 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from featurewatch.service.client.types.checkpoints import Status
+
 
 class AbsenceCondition(TypedDict):
     """No checkpoint of a family is judged for a number of days."""
@@ -20,11 +22,7 @@ class FeatureCondition(TypedDict):
 
     kind: Literal["feature"]
     feature: str
-    statuses: NotRequired[
-        list[
-            Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-        ]
-    ]
+    statuses: NotRequired[list[Status]]
 
 
 class QualityCondition(TypedDict):
@@ -62,7 +60,7 @@ class StatusCountCondition(TypedDict):
     """A number of features come into a status at the same checkpoint."""
 
     kind: Literal["status_count"]
-    status: Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
+    status: Status
     at_least: int
 
 
@@ -71,22 +69,14 @@ class TagCondition(TypedDict):
 
     kind: Literal["tag"]
     tag: str
-    statuses: NotRequired[
-        list[
-            Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-        ]
-    ]
+    statuses: NotRequired[list[Status]]
 
 
 class WatchedCondition(TypedDict):
     """A watched feature comes into one of the statuses."""
 
     kind: Literal["watched"]
-    statuses: NotRequired[
-        list[
-            Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-        ]
-    ]
+    statuses: NotRequired[list[Status]]
 
 
 AlertState = Literal["open", "acknowledged", "muted", "resolved"]

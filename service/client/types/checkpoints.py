@@ -41,7 +41,7 @@ class DependencyFinding(TypedDict):
 
 
 class Example(TypedDict):
-    """A place where the feature fires strongly. Text is null where a family has none (activations brought along)."""
+    """A position on which the feature is strongly active. Text is null for families that were registered without it."""
 
     document: int
     position: int
@@ -88,8 +88,11 @@ class ReportSignature(TypedDict):
     carriers: list[str]
 
 
+Status = Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
+
+
 class Successor(TypedDict):
-    """A feature that fires where another one weakened."""
+    """A feature that is active where another one weakened."""
 
     id: str
     kind: str
@@ -126,11 +129,8 @@ class FeatureRow(TypedDict):
 
     checkpoint: str
     baseline: str | None
-    status: Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-    previous_status: (
-        Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-        | None
-    )
+    status: Status
+    previous_status: Status | None
     change: float
     projection_ratio: float | None
     projection_ratio_ci: list[float | None] | None
@@ -164,7 +164,7 @@ class FeatureRow(TypedDict):
 
 
 class ReasonCount(TypedDict):
-    """How many features could not be judged for one reason."""
+    """Number of features that could not be judged for one reason."""
 
     reason: Reason
     text: str
@@ -197,7 +197,7 @@ class Checkpoint(TypedDict):
 
 
 class Finding(TypedDict):
-    """One change, in plain words, with the figures and places behind it."""
+    """One change in words, with its figures and examples."""
 
     feature: FeatureRow
     what: str
@@ -222,7 +222,7 @@ class Registration(TypedDict):
 
 
 class NotJudged(TypedDict):
-    """What could not be judged, and why."""
+    """Features that could not be judged, and why."""
 
     features: int
     watched: int

@@ -36,7 +36,7 @@ class CrosscoderOptions(TypedDict):
 
 
 class Policy(TypedDict):
-    """Thresholds of the verdicts, and when to fit again. They are set before looking; none is tuned to data."""
+    """Thresholds of verdicts, and when to fit again. The defaults were chosen in advance, not tuned to data."""
 
     suppressed_below: NotRequired[float]
     amplified_above: NotRequired[float]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from featurewatch.service.client.types.checkpoints import Example, FeatureRow, Finding, NotJudged, Successor
+from featurewatch.service.client.types.checkpoints import Example, FeatureRow, Finding, NotJudged, Status, Successor
 
 Diff = TypedDict(
     "Diff",
@@ -38,15 +38,12 @@ class LineageLink(TypedDict):
 
 
 class Point(TypedDict):
-    """The verdict on one feature in one checkpoint, against a baseline, and its evidence."""
+    """The verdict on a feature in one checkpoint against a baseline, with its figures."""
 
     checkpoint: str
     baseline: str | None
-    status: Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-    previous_status: (
-        Literal["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"]
-        | None
-    )
+    status: Status
+    previous_status: Status | None
     change: float
     projection_ratio: float | None
     projection_ratio_ci: list[float | None] | None
@@ -171,7 +168,7 @@ class NeuronpediaFeature(TypedDict):
 
 
 class FeatureSources(TypedDict):
-    """A feature at every source of its family, parents before their children."""
+    """A feature at every source of its family, parents before children."""
 
     id: str
     label: str | None

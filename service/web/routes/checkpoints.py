@@ -17,6 +17,7 @@ from featurewatch.service.features.sorting import order_of
 from featurewatch.service.kit.pages import Pager, Paging
 from featurewatch.service.kit.sessions import AppArtifacts, ReadSession
 from featurewatch.service.kit.turns import IN_TURN
+from featurewatch.service.verdicts.statuses import Status
 from featurewatch.service.web import lists
 from featurewatch.service.web.access import pages
 from featurewatch.service.web.flow import MOST_SUCCESSORS, flow
@@ -95,7 +96,7 @@ def show_diff(
         )
     diff = findings.diff(session, artifacts, paging, comparison, wanted, order)
     few = Pager.first_page(request, MOST_SUCCESSORS)
-    replaced = logic.page(session, few, comparison, Filter(("replaced",)), order_of("change", None)).data
+    replaced = logic.page(session, few, comparison, Filter((Status.REPLACED,)), order_of("change", None)).data
     query = urlencode({"checkpoint": names[1], "baseline": names[0]})
     link = f"{address('families', family.name, 'features')}?{query}&"
     plot = flow(names[0], names[1], diff.counts, replaced, link)

@@ -16,12 +16,12 @@ from featurewatch.service.checkpoints.schemas import CheckpointOut
 from featurewatch.service.families import logic
 from featurewatch.service.families.lookup import ReadFamily
 from featurewatch.service.features import history
-from featurewatch.service.features.words import SEVERITY
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.kit.pages import Paging
 from featurewatch.service.kit.sessions import ReadSession
 from featurewatch.service.kit.turns import IN_TURN
 from featurewatch.service.models import Family
+from featurewatch.service.verdicts.statuses import CHANGED, Status
 from featurewatch.service.web.access import pages
 from featurewatch.service.web.lineage import draw
 from featurewatch.service.web.plots import Plot, parents
@@ -80,7 +80,7 @@ def show_family(request: Request, family: ReadFamily, session: ReadSession, olde
 
 def _lineage(every: Sequence[CheckpointOut], changes: dict[str, dict[str, int]]) -> Plot:
     """The data of the lineage graph."""
-    changed = {key: sum(found.get(status, 0) for status in SEVERITY) for key, found in changes.items()}
+    changed = {key: sum(found.get(status, 0) for status in CHANGED) for key, found in changes.items()}
     rows = [
         [row.name, row.parent, row.state, changed.get(row.id), row.generation, row.created_at.isoformat()]
         for row in every
@@ -90,7 +90,7 @@ def _lineage(every: Sequence[CheckpointOut], changes: dict[str, dict[str, int]])
 
 
 def _counts(family: str, judged: Sequence[CheckpointOut], changes: dict[str, dict[str, int]]) -> Plot:
-    statuses = (*SEVERITY, "indeterminate")
+    statuses = (*CHANGED, Status.INDETERMINATE)
     return Plot(
         "changes",
         "counts",

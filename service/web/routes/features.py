@@ -135,21 +135,15 @@ def _passages(session: Session, artifacts: ArtifactStore, family: Family, number
 
 
 def _trajectory(family: str, course: Trajectory) -> Plot:
-    rows: list[list[Any]] = []
-    for point in course.points:
-        low, high = point.projection_ratio_ci or (None, None)
-        strength = point.strength_ratio_ci or (None, None)
-        rows.append(
-            [point.checkpoint, point.baseline, point.status, point.projection_ratio, low, high, point.strength_ratio,
-             *strength, point.orthogonal_ratio, point.q_value, point.direction_cosine, point.readability,
-             point.firing_rate, point.firings]
-        )  # fmt: skip
+    rows: list[list[Any]] = [
+        [point.checkpoint, point.baseline, point.status, *(cell(point) for cell in lists.FIGURE_COLUMNS.values())]
+        for point in course.points
+    ]
     return Plot(
         "trajectory",
         "trajectory",
         "Projection ratio by checkpoint",
-        ["checkpoint", "against", "status", "projection ratio", "from", "to", "strength ratio", "strength from",
-         "strength to", "orthogonal ratio", "q", "cosine", "readability", "firing rate", "firings"],
+        ["checkpoint", "against", "status", *lists.FIGURE_COLUMNS],
         rows,
         note="How much of the feature's direction is still written, compared with the checkpoint's parent, with its "
         "interval. The band marks what counts as present.",

@@ -1,10 +1,12 @@
 // Draws each plot from its table. Colours come from the stylesheet, so they follow the theme.
 "use strict";
 
-const STATUSES = ["present", "suppressed", "amplified", "absent", "relocated", "replaced", "emerged", "indeterminate"];
-const SYMBOLS = { present: "circle", suppressed: "path://M0 0H10L5 9Z", amplified: "path://M0 9H10L5 0Z", absent: "path://M0 2 2 0 5 3 8 0 10 2 7 5 10 8 8 10 5 7 2 10 0 8 3 5Z", relocated: "rect", replaced: "diamond", emerged: "path://M5 0 6.5 3.5 10 5 6.5 6.5 5 10 3.5 6.5 0 5 3.5 3.5Z", indeterminate: "emptyCircle" };
+const STATUSES = JSON.parse(document.currentScript.dataset.statuses); // [{word, sign, colour}]
+const BY_WORD = Object.fromEntries(STATUSES.map((status) => [status.word, status]));
+// How a plot draws the sign of a status. One that is missing here becomes a circle.
+const SYMBOLS = { "▼": "path://M0 0H10L5 9Z", "▲": "path://M0 9H10L5 0Z", "✕": "path://M0 2 2 0 5 3 8 0 10 2 7 5 10 8 8 10 5 7 2 10 0 8 3 5Z", "↷": "rect", "⇄": "diamond", "✦": "path://M5 0 6.5 3.5 10 5 6.5 6.5 5 10 3.5 6.5 0 5 3.5 3.5Z", "?": "emptyCircle" };
 const DASHES = [[], [7, 3], [2, 3], [8, 3, 2, 3]];
-const LINES = ["amplified", "suppressed", "emerged", "replaced", "present", "relocated", "absent", "indeterminate"];
+const LINES = ["blue", "amber", "teal", "magenta", "green", "violet", "red", "grey"];
 
 const library = document.currentScript.dataset.library;
 const probe = document.body.appendChild(document.createElement("span"));
@@ -14,6 +16,7 @@ const colour = (name, alpha = 1) => {
   const [red, green, blue] = getComputedStyle(probe).color.match(/[\d.]+/g);
   return `rgba(${red},${green},${blue},${alpha})`;
 };
+const colourOf = (word, otherwise = "text") => colour(BY_WORD[word]?.colour ?? otherwise);
 const short = (text, most = 14) => (String(text).length > most ? `${String(text).slice(0, most - 1)}…` : String(text));
 const shown = (value) => (value == null ? "–" : typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en") : String(+value.toPrecision(3))) : value);
 
@@ -72,7 +75,7 @@ const draw = {
       series: [{
         type: "heatmap", itemStyle: { borderColor: colour("panel"), borderWidth: 1 },
         label: { show: rows.length <= 30, formatter: (one) => shown(one.data.value[3]), color: colour("text"), fontSize: 11 },
-        data: at.map((value) => ({ value, itemStyle: { color: colour(statuses[value[1]], 0.2 + 0.5 * Math.min(value[2] / 3, 1)) } })),
+        data: at.map((value) => ({ value, itemStyle: { color: colour(BY_WORD[statuses[value[1]]].colour, 0.2 + 0.5 * Math.min(value[2] / 3, 1)) } })),
       }],
       // Each cell has its own colour, but ECharts requires a visual map for heat maps.
       visualMap: { show: false, min: 0, max: 4, dimension: 2, inRange: {}, seriesIndex: [] },
@@ -80,15 +83,15 @@ const draw = {
   },
   statuses({ columns, rows }, _, picture) {
     const names = columns.slice(2);
-    const data = rows.flatMap((row, y) => names.map((_, x) => ({ value: [x, y, STATUSES.indexOf(row[x + 2])] })).filter((one) => one.value[2] >= 0));
+    const data = rows.flatMap((row, y) => names.map((_, x) => ({ value: [x, y, STATUSES.indexOf(BY_WORD[row[x + 2]])] })).filter((one) => one.value[2] >= 0));
     return {
       grid: { left: Math.min(190, innerWidth / 3), right: 10, top: 6, bottom: (names.length > 40 ? 44 : 26) + (picture ? 24 : 0) },
       dataZoom: zoomed(names.length, [0]),
       xAxis: axisOf(names),
       yAxis: axisOf(rows.map((row) => row[0] + (row[1] ? `  ${short(row[1], 22)}` : "")), { inverse: true, axisLabel: { ...label(), color: colour("text"), width: Math.min(180, innerWidth / 3 - 10), overflow: "truncate", interval: 0 } }),
-      tooltip: tooltip((one) => `${rows[one.data.value[1]][0]} ${rows[one.data.value[1]][1]}\n${names[one.data.value[0]]}: ${STATUSES[one.data.value[2]]}`),
+      tooltip: tooltip((one) => `${rows[one.data.value[1]][0]} ${rows[one.data.value[1]][1]}\n${names[one.data.value[0]]}: ${STATUSES[one.data.value[2]].word}`),
       // On the page, the legend is HTML below the drawing, so that it can wrap on a narrow screen.
-      visualMap: { type: "piecewise", dimension: 2, show: picture, bottom: 0, left: "center", orient: "horizontal", itemWidth: 12, itemHeight: 12, textStyle: label(), pieces: STATUSES.map((name, value) => ({ value, label: name, color: name === "present" ? colour("raised") : colour(name) })) },
+      visualMap: { type: "piecewise", dimension: 2, show: picture, bottom: 0, left: "center", orient: "horizontal", itemWidth: 12, itemHeight: 12, textStyle: label(), pieces: STATUSES.map(({ word, colour: token }, value) => ({ value, label: word, color: colour(word === "present" ? "raised" : token) })) },
       series: [{ type: "heatmap", data, itemStyle: { borderColor: colour("panel"), borderWidth: 1 } }],
     };
   },
@@ -135,10 +138,10 @@ const draw = {
       series: [
         between(rows, options.parents, of[value], colour("strong-line"), { z: 1 }),
         { type: "line", data: rows.map((row) => row[of[value]]), symbol: "none", lineStyle: { width: 0 }, z: 1, silent: true,
-          markArea: { silent: true, itemStyle: { color: colour("present"), opacity: 0.07 }, data: [[{ yAxis: band[0] }, { yAxis: band[1] }]] },
+          markArea: { silent: true, itemStyle: { color: colour("green"), opacity: 0.07 }, data: [[{ yAxis: band[0] }, { yAxis: band[1] }]] },
           markLine: { silent: true, symbol: "none", label: { show: false }, lineStyle: { color: colour("strong-line"), type: "dashed", width: 1 }, data: [{ yAxis: 1 }] } },
-        whiskers(rows, [of[from], of[to]], (row) => colour(row[of.status] || "text"), { z: 3 }),
-        { type: "scatter", z: 2, symbolSize: 8, data: rows.map((row) => ({ value: row[of[value]], symbol: SYMBOLS[row[of.status]] || "circle", itemStyle: { color: colour(row[of.status] || "text") } })) },
+        whiskers(rows, [of[from], of[to]], (row) => colourOf(row[of.status]), { z: 3 }),
+        { type: "scatter", z: 2, symbolSize: 8, data: rows.map((row) => ({ value: row[of[value]], symbol: SYMBOLS[BY_WORD[row[of.status]]?.sign] || "circle", itemStyle: { color: colourOf(row[of.status]) } })) },
       ],
     };
   },
@@ -150,8 +153,8 @@ const draw = {
       series: [{
         type: "sankey", left: 8, right: 190, top: 10, bottom: 10, nodeGap: 12, nodeWidth: 10, draggable: false, emphasis: { focus: "adjacency" },
         label: { color: colour("text"), fontSize: 12, formatter: (one) => { const into = rows.find((row) => row[1] === one.name); return status(one.name) && into ? `${one.name}  ${shown(into[2])}` : short(one.name, 32); } },
-        data: names.map((name) => ({ name, label: { position: name === "replaced" && rows.some((row) => row[0] === name) ? "top" : "right" }, itemStyle: { color: colour(status(name) || "quiet"), borderWidth: 0 } })),
-        links: rows.map((row) => ({ source: row[0], target: row[1], value: Math.sqrt(row[2]), features: row[2], lineStyle: { color: colour(status(row[1]) || status(row[0]) || "quiet"), opacity: 0.28, curveness: 0.5 } })),
+        data: names.map((name) => ({ name, label: { position: name === "replaced" && rows.some((row) => row[0] === name) ? "top" : "right" }, itemStyle: { color: colourOf(status(name), "quiet"), borderWidth: 0 } })),
+        links: rows.map((row) => ({ source: row[0], target: row[1], value: Math.sqrt(row[2]), features: row[2], lineStyle: { color: colourOf(status(row[1]) || status(row[0]), "quiet"), opacity: 0.28, curveness: 0.5 } })),
       }],
     };
   },

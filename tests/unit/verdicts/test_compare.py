@@ -14,9 +14,10 @@ from featurewatch.service.models import Alert, AlertRule, Checkpoint, Event, Fam
 from featurewatch.service.models import Lineage as LineageRow
 from featurewatch.service.verdicts import logic, queries, stored
 from featurewatch.service.verdicts.compare import _happened, compare
-from featurewatch.service.verdicts.judge import GONE, Evidence, Status, Successor, judge
+from featurewatch.service.verdicts.judge import Evidence, Successor, judge
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.service.verdicts.table import Row
+from featurewatch.service.verdicts.statuses import GONE, Status
+from featurewatch.service.verdicts.table import VerdictRow
 from tests import factories
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -145,7 +146,7 @@ class Lineage:
             per_hook={"resid_post.12": {"readability": evidence.readability}},
         )
 
-    def compare(self, name: str, baseline: str) -> dict[int, Row]:
+    def compare(self, name: str, baseline: str) -> dict[int, VerdictRow]:
         rows = compare(self.session, self.family, self.checkpoints[name], self.checkpoints[baseline])
         assert [row.feature for row in rows] == sorted(row.feature for row in rows)
         return {row.feature: row for row in rows}

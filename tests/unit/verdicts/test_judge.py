@@ -13,7 +13,6 @@ from scipy.stats import false_discovery_control, t
 from featurewatch.service.verdicts.judge import (
     Evidence,
     Judgement,
-    Status,
     Successor,
     benjamini_hochberg,
     estimates,
@@ -25,6 +24,7 @@ from featurewatch.service.verdicts.judge import (
     weighted_median,
 )
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import Status
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -205,13 +205,15 @@ def test_figures() -> None:
     got = _judge(Case(ratio=0.3, error=0.04, orthogonal=0.1))
     error = np.hypot(0.04, Policy().code_error * 0.7)
     reach = t.ppf(0.975, FOLDS - 1) * error
-    assert got.projection[0] == pytest.approx(0.3)
-    assert (got.projection_lo[0], got.projection_hi[0]) == pytest.approx((0.3 - reach, 0.3 + reach), abs=1e-6)
+    assert got.projection_ratio[0] == pytest.approx(0.3)
+    assert (got.projection_ratio_lo[0], got.projection_ratio_hi[0]) == pytest.approx(
+        (0.3 - reach, 0.3 + reach), abs=1e-6
+    )
     assert got.change[0] == pytest.approx(np.log2(1 / 0.3), rel=1e-5)
-    assert got.minimum_detectable[0] == pytest.approx(1 - 2 * reach, abs=1e-6)
+    assert got.minimum_detectable_ratio[0] == pytest.approx(1 - 2 * reach, abs=1e-6)
     p = 2 * t.cdf((0.3 - 0.5) / error, FOLDS - 1)
     assert got.q_value[0] == pytest.approx(p * (BACKGROUND + 1), rel=1e-3)
-    assert got.orthogonal[0] == pytest.approx(0.1)
+    assert got.orthogonal_ratio[0] == pytest.approx(0.1)
     assert got.size_factor == pytest.approx(1.0)
     assert got.weakened.tolist() == [True] + [False] * BACKGROUND
     assert _judge(Case(ratio=3.0)).strengthened[0]
@@ -221,10 +223,11 @@ def test_figures() -> None:
 def test_nothing_is_said_of_what_is_not_solid() -> None:
     for case in (Case(firings=3), Case(z=0.0), Case(ratio=NAN), Case(born=True)):
         got = _judge(case)
-        for name in ("projection", "projection_lo", "projection_hi", "strength_ratio", "strength_lo", "strength_hi",
-                     "orthogonal", "q_value", "minimum_detectable"):  # fmt: skip
+        for name in ("projection_ratio", "projection_ratio_lo", "projection_ratio_hi", "strength_ratio",
+                     "strength_ratio_lo", "strength_ratio_hi", "orthogonal_ratio", "q_value",
+                     "minimum_detectable_ratio"):  # fmt: skip
             assert np.isnan(getattr(got, name)[0]), name
-    assert np.isnan(_judge(Case(error=0.5)).minimum_detectable[0])  # nothing could have been told from 1
+    assert np.isnan(_judge(Case(error=0.5)).minimum_detectable_ratio[0])  # nothing could have been told from 1
 
 
 def test_change_is_zero_where_nothing_happened_and_orders_the_rest() -> None:
@@ -246,7 +249,7 @@ def test_a_global_change_of_scale_is_no_event(scale: float) -> None:
     assert a.status == b.status
     assert b.size_factor == pytest.approx(scale * a.size_factor, rel=1e-5)
     assert b.strength_size == pytest.approx(scale * a.strength_size, rel=1e-5)
-    np.testing.assert_allclose(a.projection, b.projection, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(a.projection_ratio, b.projection_ratio, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(a.strength_ratio, b.strength_ratio, rtol=1e-5)
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from featurewatch.service.verdicts.judge import Evidence, Judgement, Status, judge, standard_error
+from featurewatch.service.verdicts.judge import Evidence, Judgement, judge, standard_error
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.reasons import Figures, Reason, reasons
+from featurewatch.service.verdicts.statuses import Status
 
 FOLDS, BACKGROUND = 20, 60
 POLICY = Policy()
@@ -57,8 +58,8 @@ def test_the_reason_is_the_condition_that_failed(judged: tuple[Evidence, Judgeme
     figures = Figures(
         evidence.firings[unsure],
         evidence.documents[unsure].astype(np.float32),
-        judgement.projection_lo[unsure],
-        judgement.projection_hi[unsure],
+        judgement.projection_ratio_lo[unsure],
+        judgement.projection_ratio_hi[unsure],
     )
     assert reasons(figures, POLICY) == [reason for _, reason in CASES]
 

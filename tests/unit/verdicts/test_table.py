@@ -3,14 +3,11 @@
 import numpy as np
 import pytest
 
-from featurewatch.service.features.schemas import STATUSES as NAMES
 from featurewatch.service.features.sorting import Order, least_change, order_of
-from featurewatch.service.verdicts.judge import STATUSES
-from featurewatch.service.verdicts.table import Row, Table
+from featurewatch.service.verdicts.figures import FLOAT_COLUMNS
+from featurewatch.service.verdicts.statuses import Status
+from featurewatch.service.verdicts.table import Table
 
-FLOATS = [
-    name for name in Row.__slots__ if name not in ("feature", "status", "previous_status", "firings", "successors")
-]
 M = 200
 
 
@@ -18,14 +15,14 @@ M = 200
 def table() -> Table:
     """Features of every status; many ties, many without figures."""
     rng = np.random.default_rng(0)
-    floats = {
+    figures = {
         name: np.where(rng.random(M) < 0.3, np.nan, rng.choice([0.0, 0.004, 0.3, 1.0, 2.5, 300.0], M))
-        for name in FLOATS
+        for name in FLOAT_COLUMNS
     }
-    floats |= {"change": rng.choice([0.0, 1.0], M), "firing_rate": rng.random(M)}
+    figures |= {"change": rng.choice([0.0, 1.0], M), "firing_rate": rng.random(M), "firings": rng.integers(0, 5, M)}
     numbers = np.sort(rng.choice(1000, M, replace=False))
-    statuses = rng.integers(0, len(STATUSES), M).astype(np.int8)
-    return Table(numbers, statuses, rng.integers(0, 5, M), floats, statuses - 1, {3: [{"id": "F1"}]})
+    statuses = rng.integers(0, len(Status), M).astype(np.int8)
+    return Table(numbers, statuses, figures, statuses - 1, {3: [{"id": "F1"}]})
 
 
 def test_rows(table: Table) -> None:
@@ -33,8 +30,8 @@ def test_rows(table: Table) -> None:
     assert [row.feature for row in rows] == table.numbers.tolist()
     assert rows[3].successors == [{"id": "F1"}] and rows[4].successors == []
     assert {row.previous_status for row in rows if row.status == "present"} == {None}
-    for name in FLOATS:
-        np.testing.assert_array_equal([getattr(row, name) for row in rows], [*map(_none, table.floats[name])])
+    for name in FLOAT_COLUMNS:
+        np.testing.assert_array_equal([getattr(row, name) for row in rows], [*map(_none, table.figures[name])])
     assert table.rows([7, 3]) == [rows[7], rows[3]]
 
 
@@ -42,13 +39,13 @@ def test_find(table: Table) -> None:
     missing = next(number for number in range(1001) if number not in table.numbers)
     found = table.find([int(table.numbers[5]), missing, 5000, int(table.numbers[0])])
     assert found.tolist() == [5, -1, -1, 0]
-    nothing = Table(np.zeros(0, np.int64), np.zeros(0, np.int8), np.zeros(0, np.int64), {})
+    nothing = Table(np.zeros(0, np.int64), np.zeros(0, np.int8), {})
     assert nothing.find([1]).tolist() == [-1]
 
 
 def test_counts_and_groups(table: Table) -> None:
     rows = table.rows()
-    assert table.counts == {name: sum(row.status == name for row in rows) for name in NAMES}
+    assert table.counts == {name: sum(row.status == name for row in rows) for name in Status}
     wanted = {"absent", "emerged"}
     assert table.having(wanted).tolist() == [place for place, row in enumerate(rows) if row.status in wanted]
     assert table.having([]).tolist() == list(range(M))

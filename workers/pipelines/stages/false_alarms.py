@@ -20,8 +20,9 @@ from featurewatch.service.calibrations.schemas import (
     rate,
     total,
 )
-from featurewatch.service.verdicts.judge import Bools, Evidence, Judgement, Status, judge
+from featurewatch.service.verdicts.judge import Bools, Evidence, Judgement, judge
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import Status
 from featurewatch.workers.pipelines.stages.judge import ParentComparison
 
 BANDS = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -42,7 +43,7 @@ def false_alarms(evidence: Evidence, judgement: Judgement) -> Bools:
 
 def judged_features(comparison: ParentComparison, alarms: Bools) -> int:
     """How many features the comparison could judge."""
-    return int((np.isfinite(comparison.judgement.projection) | alarms).sum())
+    return int((np.isfinite(comparison.judgement.projection_ratio) | alarms).sum())
 
 
 def unavailable(null: NullName, code: str, detail: str) -> NullResult:
@@ -62,7 +63,7 @@ def summarize(
     alarms = [false_alarms(comparison.evidence, comparison.judgement) for comparison in comparisons]
     known = [_known(comparison) for comparison in comparisons]
     ratios = np.concatenate(
-        [comparison.judgement.projection[k] for comparison, k in zip(comparisons, known, strict=True)]
+        [comparison.judgement.projection_ratio[k] for comparison, k in zip(comparisons, known, strict=True)]
     )
     covered = np.concatenate(
         [_contains_one(comparison.judgement)[k] for comparison, k in zip(comparisons, known, strict=True)]
@@ -117,15 +118,15 @@ def rehearse_rules(
 
 def _known(comparison: ParentComparison) -> Bools:
     """bool [m] features that existed before and have a ratio."""
-    return np.isfinite(comparison.judgement.projection) & comparison.evidence.there_before & ~comparison.new
+    return np.isfinite(comparison.judgement.projection_ratio) & comparison.evidence.there_before & ~comparison.new
 
 
 def _contains_one(judgement: Judgement) -> Bools:
-    return (judgement.projection_lo <= 1 + SLACK) & (judgement.projection_hi >= 1 - SLACK)
+    return (judgement.projection_ratio_lo <= 1 + SLACK) & (judgement.projection_ratio_hi >= 1 - SLACK)
 
 
 def _significant(comparison: ParentComparison, policy: Policy) -> int:
-    ratio, q = comparison.judgement.projection, np.nan_to_num(comparison.judgement.q_value, nan=1.0)
+    ratio, q = comparison.judgement.projection_ratio, np.nan_to_num(comparison.judgement.q_value, nan=1.0)
     outside = (ratio < policy.suppressed_below) | (ratio > policy.amplified_above)
     return int((_known(comparison) & (q <= comparison.judgement.level) & outside).sum())
 

@@ -8,7 +8,6 @@ import numpy as np
 from featurewatch.service.verdicts import logic as verdicts
 from featurewatch.service.verdicts.judge import (
     BASELINE_Z,
-    GONE,
     Evidence,
     Judgement,
     Successor,
@@ -16,6 +15,7 @@ from featurewatch.service.verdicts.judge import (
     standard_error,
 )
 from featurewatch.service.verdicts.origins import held
+from featurewatch.service.verdicts.statuses import GONE
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.basis import Basis
 from featurewatch.workers.pipelines.shared.pairing import ParentPair
@@ -87,7 +87,7 @@ def judge_pair(execution: Execution, pair: ParentPair, basis: Basis, measurement
         comparison=pair.context.comparison,
     )
     first = judge(evidence, policy)
-    candidates = np.flatnonzero(born | (np.nan_to_num(first.projection) > STRENGTHENED))
+    candidates = np.flatnonzero(born | (np.nan_to_num(first.projection_ratio) > STRENGTHENED))
     strength, ratio = replicates["strength"][0], replicates["strength_ratio"][0]
     strength_before = np.nan_to_num(strength / np.where(ratio > 0, ratio, np.nan))
     weakened = np.flatnonzero(first.weakened)
