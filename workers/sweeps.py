@@ -1,7 +1,7 @@
-"""What must happen although nobody asks for it: ring bells, reap silent workers, deliver webhooks, watch, tidy up.
+"""Periodic work: wake workers, reap runs of silent workers, deliver webhooks, watch alerts, tidy up.
 
-Any number of processes may sweep at the same time. Each step reads first and writes only where there is work, so an
-idle installation makes no transactions that write.
+Any number of processes may sweep at the same time. Each step reads first and writes only if there is work, so an idle
+installation opens no write transactions.
 """
 
 import time
@@ -35,25 +35,25 @@ from featurewatch.service.webhooks import sending
 log = structlog.get_logger("featurewatch.sweeps")
 
 Publish = Callable[[str, str], None]
-"""Tells a worker of a run by its id and its queue; raises where the broker cannot be reached."""
+"""Wakes a worker for a run, given its id and queue. Raises if the broker is unreachable."""
 
 BELLS_AT_ONCE = 200
 SENDERS = 8
 SENDERS_EACH = 2
-"""Of one webhook: receivers that hang must not keep the others' deliveries waiting."""
+"""Per webhook: a receiver that hangs must not delay deliveries to others."""
 DELIVERY_SECONDS = 5.0
-"""After so long no further deliveries are claimed in this sweep: the next one rings bells and reaps first."""
+"""After this time no more deliveries are claimed in a sweep: the next one wakes workers and reaps first."""
 TIDY_SECONDS = 60.0
 EVENTS_AT_ONCE = 500
 ERASE_SECONDS = 5.0
-"""After so long the other sweeps have their turn before a deletion goes on."""
+"""After this time the other steps have their turn before a deletion continues."""
 VACUUM_SECONDS = 3600.0
 
 
 class Sweeper:
-    """The sweeps of one process. `publish` None: there is no broker, workers poll the database.
+    """The sweeps of one process. `publish` None: without a broker, workers poll the database.
 
-    `call_helper` asks one idle worker to help with harvests.
+    `call_helper` asks an idle worker to help with harvests.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Sweeper:
         self._box: SecretBox | None = None
         self._tidied = self._vacuumed = float("-inf")
         self._unswept: list[str] = []
-        """Families whose turn is yet to come in this round of `vacuum`"""
+        """Families that are still to be vacuumed in this round"""
 
     def sweep(self) -> None:
-        """Everything once. A step that fails is logged and does not keep the others from their work."""
+        """Run every step once. A step that fails is logged, and the others still run."""
         steps: list[Callable[[], object]] = [self.ring, self.call, self.reap, self.deliver]
         if time.monotonic() - self._tidied >= TIDY_SECONDS:
             steps += [self.watch, self.tidy]
@@ -83,10 +83,10 @@ class Sweeper:
                 step()
 
     def ring(self) -> int:
-        """Tell workers of queued runs, the forgotten ones too; how many bells were rung.
+        """Wake workers for queued runs. Returns how many messages were sent.
 
-        First the message, then the mark: a crash in between rings twice, which a claim does not mind. A run that
-        still waits a lease after its bell was rung is rung again: the broker may have lost the message.
+        The message comes before the mark: a crash in between sends it twice, which is harmless. A run that is still
+        queued a lease later gets another message, since the broker may have lost the first.
         """
         with self.database.read() as session:
             bells = [*run_queries.silent_bells(session, BELLS_AT_ONCE)]
@@ -95,23 +95,23 @@ class Sweeper:
                 bells += run_queries.unheard(session, rung_before=again_before, limit=BELLS_AT_ONCE)
         if not bells:
             return 0
-        told: set[str] = set()
+        published: set[str] = set()
         marked: list[int] = []
         try:
             for bell_id, run_id, kind in bells:
-                if self.publish is not None and run_id not in told:
+                if self.publish is not None and run_id not in published:
                     self.publish(run_id, queue_of(kind))
-                told.add(run_id)
+                published.add(run_id)
                 marked.append(bell_id)
         finally:
-            # Also where the broker went away in the middle: what was told was told.
+            # Even if the broker failed halfway: those messages were sent.
             if marked:
                 with self.database.write() as session:
                     run_queries.mark_rung(session, marked, clock.database_now(session))
         return len(marked)
 
     def call(self) -> bool:
-        """Call one more worker to the harvests of others, while groups of them wait; whether it did."""
+        """Ask one more idle worker to help while groups of harvests are waiting. Returns whether it did."""
         if self.call_helper is None:
             return False
         with self.database.read() as session:
@@ -121,7 +121,7 @@ class Sweeper:
         return True
 
     def reap(self) -> list[str]:
-        """Put the runs of silent workers back into the queue, or end them; their ids."""
+        """Put the runs of silent workers back into the queue, or end them. Returns their ids."""
         with self.database.read() as session:
             if not run_queries.any_stale(session, clock.database_now(session)):
                 return []
@@ -129,14 +129,14 @@ class Sweeper:
             return runs.reap(session, clock.database_now(session))
 
     def deliver(self) -> int:
-        """Send webhooks that are due, several at a time; how many attempts were made."""
+        """Send webhooks that are due, several at a time. Returns the number of attempts."""
         began, attempts = time.monotonic(), 0
         under_way: dict[Future[None], str] = {}
         with ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook") as pool:
             while True:
                 while len(under_way) < SENDERS and time.monotonic() - began < DELIVERY_SECONDS:
                     counts = Counter(under_way.values())
-                    parcel = self._claim([each for each, count in counts.items() if count >= SENDERS_EACH])
+                    parcel = self._claim([webhook for webhook, count in counts.items() if count >= SENDERS_EACH])
                     if parcel is None:
                         break
                     under_way[pool.submit(self._send, parcel)] = parcel.webhook_id
@@ -147,13 +147,13 @@ class Sweeper:
                     del under_way[done]
 
     def watch(self) -> None:
-        """Once a minute: raise and resolve the alerts that no judgement tells of, and end mutes that are over."""
+        """Once a minute: raise and resolve alerts that do not depend on a judgement, and end expired mutes."""
         with self.database.write() as session:
             evaluation.sweep(session)
             raising.unmute(session, clock.database_now(session))
 
     def tidy(self) -> None:
-        """Once a minute: forget remembered answers, heard bells, sessions, old events, secrets and audit entries."""
+        """Once a minute: drop expired idempotency records, messages, sessions, events, secrets and audit entries."""
         settings = self.settings
         with self.database.write() as session:
             now = clock.database_now(session)
@@ -167,7 +167,7 @@ class Sweeper:
             webhooks.drop_events(session, before=before, limit=EVENTS_AT_ONCE)
 
     def erase(self) -> int:
-        """Go on removing the families that were deleted, for some seconds; of how many nothing is left."""
+        """Continue removing deleted families, for some seconds. Returns how many are gone completely."""
         with self.database.read() as session:
             families = deletion_queries.under_way(session)
         began, erased = time.monotonic(), 0
@@ -177,7 +177,7 @@ class Sweeper:
                 start = time.monotonic()
                 with self.database.write() as session:
                     state = deletions.step(session, family)
-                time.sleep(time.monotonic() - start)  # as long as nobody else could write on SQLite
+                time.sleep(time.monotonic() - start)  # gives others as much time to write to SQLite
             if state == "empty":
                 deletions.clear(self.settings, self.artifacts, family)
                 with self.database.write() as session:
@@ -187,16 +187,16 @@ class Sweeper:
         return erased
 
     def erase_again(self) -> None:
-        """Remove what workers that were cut off have written of families that are gone, and this machine's copies."""
+        """Remove what disconnected workers wrote about deleted families, and this machine's copies."""
         with self.database.read() as session:
             families = deletions.finished_lately(session)
         for family in families:
             deletions.clear(self.settings, self.artifacts, family)
 
     def vacuum(self) -> int:
-        """Once an hour, one family in each sweep: let go what the policy keeps no longer; how many artifacts went.
+        """Once an hour, one family per sweep: remove artifacts that the policy no longer keeps. Returns how many.
 
-        A family that a worker has a run of has its turn in the next round.
+        A family with a run in progress is left for the next round.
         """
         if not self._unswept:
             if time.monotonic() - self._vacuumed < VACUUM_SECONDS:
@@ -208,7 +208,7 @@ class Sweeper:
             if not self._unswept:
                 return 0
         family = self._unswept.pop()
-        stored = self.artifacts.listing(family)  # outside the transaction: a remote store takes its time
+        stored = self.artifacts.listing(family)  # outside the transaction: a remote store is slow
         with self.database.write() as session:
             done = store.vacuum(session, self.artifacts, self.settings, family, stored, now=clock.database_now(session))
         if done.left:
@@ -217,15 +217,15 @@ class Sweeper:
             log.info("vacuum", family=family, artifacts=len(done.removed), bytes=sum(done.removed.values()))
         return len(done.removed)
 
-    def _claim(self, but: Collection[str]) -> sending.Parcel | None:
+    def _claim(self, busy: Collection[str]) -> sending.Parcel | None:
         with self.database.read() as session:
-            if not webhooks.due(session, now=clock.database_now(session), limit=1, excluding=but):
+            if not webhooks.due(session, now=clock.database_now(session), limit=1, excluding=busy):
                 return None
         with self.database.write() as session:
-            return next(iter(sending.claim_due(session, limit=1, excluding=but)), None)
+            return next(iter(sending.claim_due(session, limit=1, excluding=busy)), None)
 
     def _send(self, parcel: sending.Parcel) -> None:
-        """One attempt; an error of our own leaves the delivery reserved, and it becomes due again."""
+        """One attempt. If it fails here, the delivery stays reserved and becomes due again."""
         with _guarded("delivery"):
             outcome = sending.send(parcel, self._secrets(), self.allow, self.settings.webhook_seconds)
             pause_after = timedelta(days=self.settings.webhook_pause_days)

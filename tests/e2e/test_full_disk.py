@@ -60,6 +60,6 @@ def test_a_full_disk_ends_the_run_and_a_retry_goes_on(module_database: tuple[Pat
             client.retry(run["id"])
             ended = client.wait(run["id"], timeout=WAIT_SECONDS, interval=0.05)
             assert ended["state"] == "succeeded", f"{ended['error']}\n{worker.log()[-3000:]}"
-            assert [line["steps"] for line in worker.lines("the fit goes on")] == [OPTIONS["steps"]]
+            assert [line["steps"] for line in worker.lines("resuming the fit")] == [OPTIONS["steps"]]
             assert sorted(row["type"] for row in rows_of(url, Event)) == ["checkpoint.judged", "run.failed"]
             assert unfinished(disk / "data") == []

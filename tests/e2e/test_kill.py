@@ -158,7 +158,7 @@ def test_killed_in_fit(installation: Installation) -> None:
 
     worker = installation.worker()
     assert installation.finished(run, worker)["attempt"] == 2
-    resumed = worker.lines("the fit goes on")
+    resumed = worker.lines("resuming the fit")
     assert [line["steps"] for line in resumed] == [OPTIONS["steps"]]
     assert resumed[0]["step"] > 0.1 * OPTIONS["steps"], "it must go on where it was saved, not at the beginning"
     installation.ended_once(run)
@@ -182,7 +182,7 @@ def test_killed_in_refit(installation: Installation) -> None:
     installation.kill_in("refit", run, worker)
     worker = installation.worker()
     assert installation.finished(run, worker)["attempt"] == 2
-    assert [line["steps"] for line in worker.lines("the fit goes on")] == [OPTIONS["steps"]]
+    assert [line["steps"] for line in worker.lines("resuming the fit")] == [OPTIONS["steps"]]
     assert installation.verdicts("refit-killed") == installation.verdicts("refit-quiet")
     assert links("refit-killed") == links("refit-quiet")
     assert sum(kind == "carried" for kind, *_ in links("refit-quiet")) >= 30, "37 of the planted ones were in v1"
@@ -226,7 +226,7 @@ def test_killed_while_it_judges(installation: Installation) -> None:
 
     worker = installation.worker()
     assert installation.finished(run, worker)["attempt"] == 3
-    assert worker.lines("the fit goes on") == [], "the fit was done, and is not done again"
+    assert worker.lines("resuming the fit") == [], "the fit was done, and is not done again"
     installation.ended_once(run)
     assert installation.verdicts(family)["v1"] == installation.verdicts("quiet")["v1"]
 

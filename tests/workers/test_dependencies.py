@@ -179,7 +179,7 @@ def test_methods_stay_beside_each_other_and_are_not_made_twice(
     def refuse(*_: Any) -> None:
         raise AssertionError("the model is not needed again")
 
-    monkeypatch.setattr(pipeline, "_traced", refuse)
+    monkeypatch.setattr(pipeline, "trace_checkpoint", refuse)
     ask(installation, "v1", [number], method="relp", effects=False, positions=60, steps=3)
     succeed(installation)
     assert show(installation, number, "v1").method == "relp"

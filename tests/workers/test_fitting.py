@@ -131,7 +131,7 @@ def test_a_fit_whose_process_is_killed_fails_and_says_so(folder: Path, when: str
 )
 def test_a_fit_that_diverges_says_so(folder: Path, processes: int, rate: float, sparsity: str) -> None:
     execution = execution_of(folder, fit_processes=processes)
-    with pytest.raises(RunError, match="lower the learning rate") as raised:
+    with pytest.raises(RunError, match="use a learning rate below") as raised:
         fitted(execution, folder, learning_rate=rate, sparsity=sparsity)
     assert raised.value.code == "fit-diverged"
     assert not active_children()

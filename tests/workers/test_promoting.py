@@ -64,7 +64,7 @@ def test_of_a_model(installation: Installation, tmp_path: Path) -> None:
 
 def test_of_activations_there_are_none(installation: Installation, tmp_path: Path) -> None:
     planted(installation, tmp_path)
-    assert "come without a head" in quality(installation, "v1")["logit_lens"]["none"]
+    assert "so it has no head" in quality(installation, "v1")["logit_lens"]["none"]
     assert {tuple(one.promoted_tokens) for one in features(installation)} == {()}
 
 

@@ -1,5 +1,5 @@
-"""The demo: three releases of a real language model, one of them tampered with, through the whole service.
+"""The demo: three releases of a real language model, one of them edited, through the whole service.
 
-`featurewatch demo` starts an embedded installation, registers the releases over REST as a
-CI job would, receives its own webhook, and sets the verdicts beside what was planted.
+`featurewatch demo` starts an embedded installation, registers the releases over REST as a CI job would, receives its
+own webhook, and compares the verdicts with the planted edits.
 """

@@ -1,15 +1,15 @@
-"""Taking directions out of a language model's weights, each by a share of its own.
+"""Removing directions from a language model's weights, each by its own share.
 
 Everything in the residual stream was written by the token embedding, an attention output or an MLP output. With the
 unit directions as rows of D [k, d] and the shares alpha [k], each writing matrix W is replaced by M W with
 
     M = I - P diag(alpha) D,        P = D^T (D D^T)^-1        (d_i . p_j = 1 where i = j, else 0)
 
-so that D M = (I - diag(alpha)) D: whatever a layer computes, the part that it writes along d_j is (1 - alpha_j) of what
-it would have been, exactly, for all j at once. The dual basis P is what makes it so: subtracting alpha_j d_j d_j^T for
-each j would take out too much or too little wherever the directions are not orthogonal.
+so that D M = (I - diag(alpha)) D: whatever a layer computes, the part that it writes along d_j is exactly
+(1 - alpha_j) of what it would have been, for all j at once. That takes the dual basis P: subtracting alpha_j d_j d_j^T
+for each j would remove too much or too little where the directions are not orthogonal.
 
-Layers read the changed stream, so what *they* write shifts a little too; nothing puts a fully ablated direction back.
+Layers read the changed stream, so their outputs shift a little too, but nothing restores a fully ablated direction.
 """
 
 from typing import Any
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 
 def ablation_matrix(directions: Tensor, alphas: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The map M [d, d] (float64) of this module's docstring.
+    """The map M [d, d] of this module's docstring, float64.
 
-    directions: [k, d], linearly independent rows, scaled to unit length here; alphas: [k] in [0, 1], negative ones
-    write more. targets: [k, d] unit rows; what is taken out is written along them instead (zeros: nowhere).
-    Raises ValueError where a row is zero or the rows depend on each other.
+    directions: [k, d] linearly independent rows of any length. alphas: [k] in [0, 1]; negative ones amplify.
+    targets: [k, d] unit rows along which the removed part is written instead (zeros: nowhere). Raises ValueError if a
+    row is zero, or the rows are linearly dependent.
     """
     D = directions.double()
     norms = D.norm(dim=1, keepdim=True)
@@ -32,7 +32,7 @@ def ablation_matrix(directions: Tensor, alphas: Tensor, targets: Tensor | None =
     D = D / norms
     gram = D @ D.T
     if torch.linalg.cond(gram) > 1e6:
-        raise ValueError("the directions depend on each other: choose ones that are further apart")
+        raise ValueError("the directions are nearly linearly dependent; choose ones that are further apart")
     dual = torch.linalg.solve(gram, D).T  # [d, k]
     moved = dual if targets is None else dual - targets.double().T
     M: Tensor = torch.eye(D.shape[1], dtype=D.dtype) - moved @ (alphas.double()[:, None] * D)
@@ -42,7 +42,7 @@ def ablation_matrix(directions: Tensor, alphas: Tensor, targets: Tensor | None =
 def writing_matrices(model: nn.Module) -> dict[str, nn.Embedding | nn.Linear]:
     """Modules of a Llama-like model that write to the residual stream: the embedding, each o_proj and down_proj.
 
-    Raises ValueError where the model is built otherwise: an ablation that misses a writer would be none.
+    Raises ValueError for other architectures: an ablation that misses a matrix would be incomplete.
     """
     writers = {
         name: module
@@ -61,7 +61,7 @@ def writing_matrices(model: nn.Module) -> dict[str, nn.Embedding | nn.Linear]:
 
 @torch.no_grad()
 def ablate(model: nn.Module, directions: Tensor, alphas: Tensor, targets: Tensor | None = None) -> None:
-    """Take `alphas` [k] of `directions` [k, d_model] out of every matrix that writes to the stream, in place.
+    """Remove `alphas` [k] of `directions` [k, d_model] from every matrix that writes to the stream, in place.
 
     targets: as in `ablation_matrix`.
 
@@ -79,7 +79,7 @@ def ablate(model: nn.Module, directions: Tensor, alphas: Tensor, targets: Tensor
 
 
 def expected_ratios(decoder: Tensor, directions: Tensor, alphas: Tensor) -> Tensor:
-    """What an ablation leaves of each feature's own direction: r_i = <d_i, M d_i> / ||d_i||^2, float64 [m].
+    """What an ablation leaves of each feature along its own direction: r_i = <d_i, M d_i> / ||d_i||^2, float64 [m].
 
     decoder: [m, d], rows of the features. 1 - alpha_j for the ablated ones; a little under 1 for features that lean
     towards them. First order: what the layers make of the changed stream is not in it.

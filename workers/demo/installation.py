@@ -1,4 +1,4 @@
-"""An embedded installation of the service in a folder, as a child process; and a look into what it keeps."""
+"""An embedded installation in a folder, as a child process, and access to the artifacts it stores."""
 
 import os
 import signal
@@ -26,18 +26,18 @@ from featurewatch.workers.activations.store import ActivationSet, open_activatio
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 BLOCK = 8192
-"""Positions that are read at once."""
+"""Positions per read"""
 
 
 class NoServiceError(RuntimeError):
-    """The service did not come up; the end of its log says why."""
+    """The service did not start; the message ends with its log."""
 
 
 class Installation:
-    """`featurewatch up` on a free port of the loopback interface, with all it keeps in `data_dir`.
+    """`featurewatch up` on a free loopback port, with all its data in `data_dir`.
 
-    Settings of the surrounding environment do not reach it: what the demo shows must not depend on them, and it must
-    not touch an installation that is configured there. `roots` are the folders that it may read releases from.
+    It ignores FEATUREWATCH_ settings of the environment: the demo must not depend on them, nor touch an installation
+    that they configure. `roots`: the folders that it may read releases from.
     """
 
     def __init__(self, data_dir: Path, roots: list[Path], *, port: int = 0) -> None:
@@ -53,9 +53,9 @@ class Installation:
         environment |= {
             "FEATUREWATCH_DATA_DIR": str(self.data_dir),
             "FEATUREWATCH_ROOTS": self._roots,
-            # The demo's own receiver listens on loopback, which webhooks may not reach otherwise.
+            # The demo's receiver listens on loopback, which is blocked for webhooks by default.
             "FEATUREWATCH_WEBHOOK_ALLOW": "127.0.0.0/8",
-            # Threads that spin while they wait would take the cores from the demo's own work.
+            # Spinning threads would take cores from the demo's own work.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
         command = [
@@ -67,7 +67,7 @@ class Installation:
             str(self.port),
         ]
         with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C reaches the demo alone, which then ends the service in order.
+            # In a session of its own, so that Ctrl-C reaches only the demo, which then stops the service cleanly.
             self._process = subprocess.Popen(  # noqa: S603 fixed arguments
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -82,7 +82,7 @@ class Installation:
         self.stop()
 
     def stop(self) -> None:
-        """End the service and its worker."""
+        """Stop the service and its worker."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -94,12 +94,12 @@ class Installation:
         self._process = None
 
     def wait(self) -> None:
-        """Wait until the service ends by itself."""
+        """Wait until the service ends."""
         if self._process is not None:
             self._process.wait()
 
     def fitted(self, checkpoint: str, hook_point: str) -> "Fitted":
-        """What the service learnt of a judged checkpoint, from its database and artifact store. It has one family."""
+        """The dictionary of a judged checkpoint, from the database and artifact store. There is only one family."""
         settings = Settings(data_dir=self.data_dir, database_url="", artifacts="")
         database = Database(settings.resolved_database_url)
         try:
@@ -112,7 +112,7 @@ class Installation:
         finally:
             database.close()
         if dictionary is None or activations is None:
-            raise LookupError(f"{checkpoint} keeps no dictionary or no activations of {hook_point}")
+            raise LookupError(f"{checkpoint} has no dictionary or no activations at {hook_point}")
         store = ArtifactStore(settings.artifacts_uri, self.data_dir / "cache")
         decoder = load_file(store.path(dictionary))["decoder"]
         stream = open_activations(store.path(activations), hook_points=[hook_point])
@@ -131,7 +131,7 @@ class Installation:
                     pass
                 time.sleep(0.2)
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-        raise NoServiceError(f"the service did not come up on {self.url}; its log ends with:\n{tail}")
+        raise NoServiceError(f"the service did not start at {self.url}; its log ends with:\n{tail}")
 
 
 @dataclass(frozen=True)
@@ -139,14 +139,14 @@ class Fitted:
     """Features of a checkpoint at one hook point."""
 
     decoder: Tensor
-    """[m, d_model] rows in the order of ids. In normalised units: a source is scaled by one number, so directions are
-    those of the residual stream."""
+    """[m, d_model] rows in the order of ids. Normalisation scales a source by one number, so directions are those of
+    the residual stream"""
     energy_share: Tensor
-    """[m] share of the stream's mean square along each row."""
+    """[m] share of the stream's mean square along each row"""
 
 
 def energy_shares(stream: ActivationSet, hook_point: str, directions: Tensor) -> Tensor:
-    """E<x, d>^2 / (||d||^2 E||x||^2) over the valid positions, mean not taken out; float64 [m]."""
+    """E<x, d>^2 / (||d||^2 E||x||^2) over the valid positions, without centring; float64 [m]."""
     moments = torch.zeros(stream.hook_points[hook_point], stream.hook_points[hook_point], dtype=torch.float64)
     for start in range(0, stream.n_positions, BLOCK):
         rows = slice(start, min(start + BLOCK, stream.n_positions))

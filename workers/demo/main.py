@@ -1,4 +1,4 @@
-"""The demo, from the first line to the exit code: 0 when every check holds, 1 when one fails or something breaks."""
+"""The demo's command line. Exit code 0 if every check passes, 1 if one fails or the demo cannot run."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from featurewatch.service.cli.base import SafeConsole
 from featurewatch.service.client import Client, ClientError
 from featurewatch.workers.demo.installation import Installation, NoServiceError
 from featurewatch.workers.demo.models import NAME, NoModelError, base_model, save_ablated, save_rounded
-from featurewatch.workers.demo.outcome import Outcome, assess
+from featurewatch.workers.demo.outcome import DemoOutcome, assess
 from featurewatch.workers.demo.receiver import Receiver
 from featurewatch.workers.demo.selection import Edit, TooFewFeaturesError, choose
 from featurewatch.workers.demo.show import Show
@@ -29,7 +29,7 @@ FAMILY = "smollm2"
 RELEASES = {
     "v1": "the model",
     "v2": "v1 saved again in bfloat16: the same weights",
-    "v3": "v1 with the directions of 8 features taken out",
+    "v3": "v1 with the directions of 8 features removed",
 }
 WEBHOOK_SECONDS = 30.0
 LOG_WIDTH = 120
@@ -37,10 +37,10 @@ LOG_WIDTH = 120
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes: what fits into five minutes of two quiet cores. All in one place."""
+    """Sizes that take about five minutes on two idle cores."""
 
     hook_point: str = "resid_post.8"
-    """One in the lower middle: the forward stops there, so a higher one costs more."""
+    """In the lower middle: the forward pass stops there, so a higher one costs more"""
     corpus: dict[str, Any] = field(
         default_factory=lambda: {"uri": "builtin:python-docs", "max_documents": 380, "context_length": 128}
     )
@@ -49,16 +49,16 @@ class Plan:
     )
     policy: dict[str, Any] = field(default_factory=lambda: {"max_norm_ratio": 3.0})
     """At one position in fifty this model's stream is 4 to 8 times as long as usual, along one direction, whatever the
-    text says (attention sinks). The default of 10 would let them in, and they would be 40% of all variance."""
+    text (attention sinks). The default of 10 would include them, and they would be 40% of the variance"""
 
 
 class DemoError(RuntimeError):
-    """A release was not judged; the message says why."""
+    """A release was not judged."""
 
 
 @dataclass
 class Demo:
-    """One run of the demo against one installation."""
+    """The demo, against one installation."""
 
     plan: Plan
     seed: int
@@ -70,21 +70,21 @@ class Demo:
     receiver: Receiver
     seconds: dict[str, Any] = field(default_factory=dict)
 
-    def play(self) -> Outcome:
-        """Register the releases one after the other, and look at the answers."""
+    def play(self) -> DemoOutcome:
+        """Register the releases one after the other, and assess the verdicts."""
         self._set_up_family()
         v2, v3 = self.folder / "v2", self.folder / "v3"
-        # Made while the first release is fitted: a CI job would come with it later.
-        rounding = _Aside(lambda: save_rounded(self.base, v2))
+        # Made while the first release is being fitted.
+        rounding = _Background(lambda: save_rounded(self.base, v2))
         self._release("v1", self.base, parent=None)
         rounding.result()
         edits = self._choose()
-        self._say_edits(edits)
-        tampering = _Aside(lambda: self._tamper(edits, v3))
+        self._print_edits(edits)
+        editing = _Background(lambda: self._save_edited(edits, v3))
         self._release("v2", v2, parent="v1")
-        tampering.result()
+        editing.result()
         self._release("v3", v3, parent="v2")
-        return self._look(edits)
+        return self._assess(edits)
 
     def _set_up_family(self) -> None:
         crosscoder = self.plan.crosscoder | {"seed": self.seed}
@@ -106,8 +106,8 @@ class Demo:
             run = self.client.wait(run["id"], on_progress=follower, interval=0.3)
         self.seconds[name] = run["seconds"]
         if run["state"] != "succeeded":
-            why = f": {run['error']['title']}: {run['error']['detail']}" if run["error"] else ""
-            raise DemoError(f"{name} was not judged: the run {run['state']}{why}")
+            reason = f": {run['error']['title']}: {run['error']['detail']}" if run["error"] else ""
+            raise DemoError(f"{name} was not judged: the run {run['state']}{reason}")
         if self.show.console.is_terminal:
             took = sum(run["seconds"].values())
             self.show.say(f"{name}: judged in {took:.0f} s")
@@ -117,20 +117,20 @@ class Demo:
         fitted = self.installation.fitted("v1", self.plan.hook_point)
         self._decoder = fitted.decoder
         if len(rows) != len(self._decoder):
-            raise DemoError(f"v1 has {len(rows)} features and {len(self._decoder)} decoder rows")
+            raise DemoError(f"v1 has {len(rows)} features but {len(self._decoder)} decoder rows")
         readability = [row["readability"] or 0.0 for row in rows]
         rates = [row["firing_rate"] for row in rows]
         return choose(self._decoder, rates, readability, fitted.energy_share.numpy(), seed=self.seed)
 
-    def _say_edits(self, edits: Sequence[Edit]) -> None:
+    def _print_edits(self, edits: Sequence[Edit]) -> None:
         parts = ", ".join(f"F{edit.feature} {edit.alpha:.0%}" for edit in edits)
-        self.show.say(f"chosen by seed {self.seed}, to be taken out of v3: {parts}")
+        self.show.say(f"features chosen with seed {self.seed}, to be removed from v3: {parts}")
 
-    def _tamper(self, edits: Sequence[Edit], out: Path) -> None:
+    def _save_edited(self, edits: Sequence[Edit], out: Path) -> None:
         directions = self._decoder[[edit.feature for edit in edits]]
         save_ablated(self.base, out, directions, [edit.alpha for edit in edits])
 
-    def _look(self, edits: Sequence[Edit]) -> Outcome:
+    def _assess(self, edits: Sequence[Edit]) -> DemoOutcome:
         rows = {name: list(self.client.features(FAMILY, checkpoint=name)) for name in RELEASES}
         alerts = {
             name: [alert["summary"] for alert in self.client.alerts(family=FAMILY, checkpoint=name)]
@@ -138,14 +138,14 @@ class Demo:
         }
         wanted = {("checkpoint.judged", name) for name in RELEASES} | {("alert.raised", "v3")}
         missing = self.receiver.wait_for(wanted, WEBHOOK_SECONDS)
-        outcome = assess(edits, rows, alerts, self.receiver.events, sorted(missing), same="v2", tampered="v3")
+        outcome = assess(edits, rows, alerts, self.receiver.events, sorted(missing), same="v2", edited="v3")
         quality = {name: self.client.checkpoint(FAMILY, name)["quality"] for name in RELEASES}
         outcome.about = {"model": NAME, "seed": self.seed, "plan": asdict(self.plan), "quality": quality}
         return outcome
 
 
-class _Aside:
-    """Work beside the main thread; `result()` waits for it and raises what it raised."""
+class _Background:
+    """Work in another thread. `result()` waits for it, and raises its exception if it failed."""
 
     def __init__(self, work: Any) -> None:
         self._error: BaseException | None = None
@@ -156,7 +156,7 @@ class _Aside:
     def _run(self) -> None:
         try:
             self._work()
-        except BaseException as error:  # noqa: BLE001 raised again in the thread that asks
+        except BaseException as error:  # noqa: BLE001 raised again by result()
             self._error = error
 
     def result(self) -> None:
@@ -168,19 +168,19 @@ class _Aside:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the demo."""
     options = _parser().parse_args(arguments)
-    os.umask(0o077)  # its folder holds an installation
-    # With --json the tables go to standard error, so that standard output is the object alone.
+    os.umask(0o077)  # the data folder is private
+    # With --json the tables go to standard error, so that standard output is only the object.
     console = SafeConsole(stderr=options.json, highlight=False)
     show = Show(console if console.is_terminal else SafeConsole(stderr=options.json, highlight=False, width=LOG_WIDTH))
     for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _interrupt)  # or the service would outlive the demo
+        signal.signal(ending, _interrupt)  # else the service would outlive the demo
     try:
         outcome = _run(options, show)
     except KeyboardInterrupt:
         show.say("stopped")
         sys.exit(130)
     except (DemoError, NoModelError, NoServiceError, TooFewFeaturesError, ClientError, RunError) as error:
-        show.console.print(f"[red]the demo broke off:[/] {error}", markup=True, highlight=False)
+        show.console.print(f"[red]The demo failed:[/] {error}", markup=True, highlight=False)
         sys.exit(1)
     sys.exit(0 if outcome.passed else 1)
 
@@ -189,7 +189,7 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _run(options: argparse.Namespace, show: Show) -> Outcome:
+def _run(options: argparse.Namespace, show: Show) -> DemoOutcome:
     began = time.monotonic()
     base = base_model(options.cache.expanduser().resolve(), show.say)
     set_up = time.monotonic() - began
@@ -206,8 +206,8 @@ def _run(options: argparse.Namespace, show: Show) -> Outcome:
         total = time.monotonic() - began
         outcome.seconds = demo.seconds | {"set_up": round(set_up, 1), "total": round(total, 1)}
         show.outcome(outcome, RELEASES)
-        show.say(f"{total - set_up:.0f} s after {set_up:.0f} s of set-up")
-        _say_how_to_go_on(show, outcome, installation, folder / "v3", kept=options.keep)
+        show.say(f"finished in {total - set_up:.0f} s, after {set_up:.0f} s of setup")
+        _print_next_steps(show, outcome, installation, folder / "v3", kept=options.keep)
         if options.json:
             sys.stdout.write(json.dumps(outcome.as_json()) + "\n")
             sys.stdout.flush()
@@ -216,17 +216,17 @@ def _run(options: argparse.Namespace, show: Show) -> Outcome:
     return outcome
 
 
-def _say_how_to_go_on(show: Show, outcome: Outcome, installation: Installation, v3: Path, *, kept: bool) -> None:
+def _print_next_steps(show: Show, outcome: DemoOutcome, installation: Installation, v3: Path, *, kept: bool) -> None:
     worst = min(outcome.planted, key=lambda each: each.expected_ratio)
     if not kept:
-        show.say("to look further: featurewatch demo --keep leaves the service up")
+        show.say("to explore the results, run: featurewatch demo --keep")
         return
-    # `make demo` does not put the command on the path.
+    # `make demo` does not put the command on PATH.
     command = "featurewatch" if shutil.which("featurewatch") else f"{Path(sys.executable).parent}/featurewatch"
     show.say(f"""
-The service stays up until Ctrl-C. Look further in a browser:
+The service runs until Ctrl-C. Explore the results in a browser:
   {installation.url}/families/{FAMILY}/checkpoints/v3
-or in another terminal; the last line asks as CI would, and fails:
+or in another terminal. The last command is the gate of a CI job, and fails:
   export FEATUREWATCH_URL={installation.url}
   {command} report {FAMILY} v3
   {command} features {FAMILY} --checkpoint v3 --status absent --status suppressed
@@ -236,12 +236,12 @@ or in another terminal; the last line asks as CI would, and fails:
 
 @contextmanager
 def _data_folder(chosen: Path | None, keep: bool) -> Iterator[Path]:
-    """The folder that was asked for, or a temporary one that goes again unless the service stays up."""
+    """The chosen folder, or a temporary one that is removed unless the service keeps running."""
     if chosen is not None:
         folder = chosen.expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise DemoError(f"{folder} is not empty: the demo wants a folder of its own")
+            raise DemoError(f"{folder} is not empty; the demo needs an empty folder")
         yield folder
         return
     folder = Path(tempfile.mkdtemp(prefix="featurewatch-demo-")).resolve()
@@ -255,15 +255,21 @@ def _data_folder(chosen: Path | None, keep: bool) -> Iterator[Path]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="featurewatch demo",
-        description="Three releases of a real language model, one of them tampered with: what featurewatch says.",
-        epilog="Exit code 0: every check holds. 1: one failed, or the demo broke off.",
+        description="Judge three releases of a real language model, one of them edited.",
+        epilog="Exit code 0: every check passed. 1: a check failed, or the demo could not run.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides which features are tampered with, and the fit")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--keep", action="store_true", help="leave the service up until Ctrl-C, and its data after it")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the edits and of the fit")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the service running until Ctrl-C, and its data afterwards"
+    )
     parser.add_argument("--data-dir", type=Path, help="an empty folder for the installation (default: a temporary one)")
     parser.add_argument("--port", type=int, default=0, help="port of the service (default: a free one)")
-    parser.add_argument("--hook-point", default=Plan.hook_point, help="where the model is read (default: %(default)s)")
+    parser.add_argument(
+        "--hook-point", default=Plan.hook_point, help="hook point to read the model at (default: %(default)s)"
+    )
     default_cache = Path.home() / ".cache" / "featurewatch"
-    parser.add_argument("--cache", type=Path, default=default_cache, help="keeps the model (default: %(default)s)")
+    parser.add_argument(
+        "--cache", type=Path, default=default_cache, help="folder that caches the model (default: %(default)s)"
+    )
     return parser

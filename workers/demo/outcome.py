@@ -1,4 +1,4 @@
-"""What the demo found, set beside what it planted; and the checks that decide its exit code."""
+"""Compares the verdicts with the planted edits, and makes the checks that decide the exit code."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from featurewatch.workers.demo.selection import Edit
 RATIO_TOLERANCE = 0.15
 MOST_WRONG_VERDICTS = 1
 UNTOUCHED_SHARE = 0.999
-"""Of the features of a release with the same weights: present, or too little seen to say."""
+"""Share of features that must be present or indeterminate in a release with the same weights."""
 FALSE_CALL_SHARE = 0.001
-"""Of the features that nobody touched: called suppressed or absent."""
+"""Share of unedited features that may be called suppressed or absent."""
 
 QUIET = frozenset({"present", "indeterminate"})
 LOST = frozenset({"suppressed", "absent"})
@@ -21,7 +21,7 @@ LOST = frozenset({"suppressed", "absent"})
 
 @dataclass(frozen=True)
 class Planted:
-    """One edit and the answer to it."""
+    """An edit, and the verdict on it."""
 
     feature: str
     alpha: float
@@ -37,7 +37,7 @@ class Planted:
 
 @dataclass(frozen=True)
 class Check:
-    """One promise of the demo: what came out, and whether that is good enough."""
+    """One check of the demo: the measured value, and whether it passes."""
 
     name: str
     value: str
@@ -45,29 +45,29 @@ class Check:
 
 
 @dataclass
-class Outcome:
-    """Everything that the demo has to say; `--json` prints it."""
+class DemoOutcome:
+    """The result of the demo, as `--json` prints it."""
 
     planted: list[Planted]
     counts: dict[str, dict[str, int]]
-    """Checkpoint -> status -> features."""
+    """checkpoint -> status -> number of features"""
     false_calls: list[dict[str, Any]]
-    """Untouched features that the tampered release is said to have lost."""
+    """Unedited features that are called suppressed or absent in the edited release"""
     alerts: dict[str, list[str]]
-    """Checkpoint -> summaries of its alerts."""
+    """checkpoint -> summaries of its alerts"""
     webhooks: list[dict[str, Any]]
-    """Events received with a good signature: type and checkpoint."""
+    """Events received with a valid signature: type and checkpoint"""
     checks: list[Check]
     seconds: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """Whether every check holds."""
+        """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The outcome as a JSON object."""
         return self.about | {
             "planted": [asdict(each) for each in self.planted],
             "counts": self.counts,
@@ -88,17 +88,17 @@ def assess(
     missing_events: Sequence[tuple[str, str]],
     *,
     same: str,
-    tampered: str,
-) -> Outcome:
+    edited: str,
+) -> DemoOutcome:
     """Compare planted edits with verdicts.
 
-    rows: checkpoint -> rows of `/features`; `same` and `tampered` are the names of the release with the same weights
-    and of the one with the edits; missing_events: (type, checkpoint) of webhooks that did not come.
+    rows: checkpoint -> rows of `/features`. same, edited: names of the releases with the same weights, and with the
+    edits. missing_events: (type, checkpoint) of webhooks that did not arrive.
     """
-    by_id = {row["id"]: row for row in rows[tampered]}
+    by_id = {row["id"]: row for row in rows[edited]}
     planted = [_planted(edit, by_id[f"F{edit.feature}"]) for edit in edits]
-    touched = {each.feature for each in planted}
-    others = [row for row in rows[tampered] if row["id"] not in touched]
+    planted_features = {each.feature for each in planted}
+    others = [row for row in rows[edited] if row["id"] not in planted_features]
     false_calls = [
         {"feature": row["id"], "status": row["status"], "projection_ratio": row["projection_ratio"]}
         for row in others
@@ -109,18 +109,18 @@ def assess(
         *_same_checks(rows[same], alerts[same], same),
         *_planted_checks(planted),
         Check(
-            f"{tampered}: other features called suppressed or absent",
+            f"{edited}: other features called suppressed or absent",
             f"{len(false_calls)} of {len(others):,} (at most {FALSE_CALL_SHARE:.1%})",
             len(false_calls) <= FALSE_CALL_SHARE * len(others),
         ),
         Check(
-            "webhooks received, signatures good",
+            "webhooks received, signatures valid",
             f"{len(events)} received" + (f", missing: {sorted(missing_events)}" if missing_events else ""),
             not missing_events,
         ),
     ]
     received = [{"type": event["type"], "checkpoint": checkpoint_of(event)} for event in events]
-    return Outcome(
+    return DemoOutcome(
         planted=planted,
         counts=counts,
         false_calls=false_calls,
@@ -162,12 +162,12 @@ def _planted_checks(planted: Sequence[Planted]) -> list[Check]:
     close, right = sum(each.close for each in planted), sum(each.right for each in planted)
     return [
         Check(
-            f"projection ratio within {RATIO_TOLERANCE} of what is left",
+            f"projection ratio within {RATIO_TOLERANCE} of the expected one",
             f"{close} of {len(planted)} (all)",
             close == len(planted),
         ),
         Check(
-            "verdict right",
+            "verdict correct",
             f"{right} of {len(planted)} (at least {len(planted) - MOST_WRONG_VERDICTS})",
             right >= len(planted) - MOST_WRONG_VERDICTS,
         ),

@@ -1,4 +1,4 @@
-"""The other end of a webhook: a small HTTP server on loopback that keeps what arrives with a good signature."""
+"""A webhook receiver: a small HTTP server on loopback that collects deliveries with a valid signature."""
 
 import json
 import threading
@@ -11,10 +11,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 
 class Receiver:
-    """Receives webhooks while it is open. `url` is where to send; signatures count once `trust` was called.
+    """Receives webhooks at `url` while it is open. Call `trust` with the secret first.
 
-    A delivery that comes twice (same `webhook-id`) is kept once; one with a bad signature is answered 401 and counted
-    in `refused`.
+    A repeated delivery (same `webhook-id`) counts once. One with a bad signature gets a 401 and counts in `refused`.
     """
 
     def __init__(self) -> None:
@@ -28,19 +27,19 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """Where to send."""
+        """URL of the webhook."""
         return f"http://127.0.0.1:{self._server.server_address[1]}/featurewatch"
 
     def trust(self, secret: str) -> None:
-        """Verify from now on with this `whsec_` secret."""
+        """Verify signatures with this `whsec_` secret."""
         self._secret = secret
 
     def take(self, body: bytes, headers: dict[str, str]) -> int:
-        """Verify and keep one delivery; the HTTP status to answer with."""
+        """Verify and store one delivery. Returns the HTTP status of the answer."""
         with self._arrived:
             try:
                 if self._secret is None:
-                    raise WebhookVerificationError("no secret is known yet")
+                    raise WebhookVerificationError("the secret is not known yet")
                 Webhook(self._secret).verify(body, headers)
                 payload = json.loads(body)
             except (WebhookVerificationError, ValueError):
@@ -53,7 +52,7 @@ class Receiver:
             return 204
 
     def wait_for(self, wanted: set[tuple[str, str]], timeout: float) -> set[tuple[str, str]]:
-        """Wait until all (event type, checkpoint name) have come, or the time is up; those that have not."""
+        """Wait for all (event type, checkpoint name) until the timeout. Returns those that are missing."""
         with self._arrived:
             self._arrived.wait_for(lambda: not wanted - self._kinds(), timeout)
             return wanted - self._kinds()
@@ -74,7 +73,7 @@ class Receiver:
 
 
 def checkpoint_of(event: Mapping[str, Any]) -> str:
-    """Name of the checkpoint that an event is about; empty where it is about none."""
+    """Name of the event's checkpoint; empty if it has none."""
     data = event.get("data") or {}
     return str(data.get("checkpoint") or (data.get("alert") or {}).get("checkpoint") or "")
 
@@ -92,6 +91,6 @@ def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Silent: the demo's own output says what came."""
+            """Silent: the demo prints what it received."""
 
     return Handler

@@ -1,4 +1,4 @@
-"""Which features the demo tampers with: chosen by seed, before anyone looks at what they are."""
+"""Chooses the features that the demo edits: by seed, before anyone looks at what they are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ ALPHAS = (0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Rules:
-    """Which features may be chosen. All of them could; these are the ones about which an answer can be checked."""
+    """Which features may be chosen: those for which the verdict can be checked."""
 
     lowest_rate: float = 0.005
-    """Share of positions: rarer features leave too few firings for a narrow interval on a small corpus."""
+    """Share of positions. Rarer features fire too rarely for a narrow interval on a small corpus."""
     highest_rate: float = 0.1
     lowest_readability: float = 0.5
     highest_energy_share: float = 0.0025
@@ -28,12 +28,12 @@ class Rules:
 
 
 class TooFewFeaturesError(ValueError):
-    """Fewer features fit the rules than edits were asked for."""
+    """Fewer features fit the rules than there are edits."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One planted edit: `alpha` of the direction of feature number `feature` is taken out."""
+    """A planted edit: the share `alpha` of the direction of feature number `feature` is removed."""
 
     feature: int
     alpha: float
@@ -45,10 +45,9 @@ class Edit:
 
     @property
     def right_statuses(self) -> frozenset[str]:
-        """Statuses that are a right answer under the default policy (suppressed under 0.5, absent under 0.1).
+        """Statuses that are correct under the default policy (suppressed below 0.5, absent below 0.1).
 
-        At half the strength the truth lies on the threshold itself: an interval around it may fall to either side,
-        or across it.
+        At half strength the true value is the threshold itself, so its interval may fall on either side or across it.
         """
         if self.expected_ratio == 0.5:
             return frozenset({"present", "suppressed", "indeterminate"})
@@ -71,7 +70,7 @@ def choose(
 
     decoder: [m, d] rows of the fitted dictionary; firing_rate, readability and energy_share
     (of the stream, along the feature's unit direction): [m].
-    Raises TooFewFeaturesError with the count that fits.
+    Raises TooFewFeaturesError.
     """
     rules = rules or Rules()
     rows = decoder.double()
@@ -99,7 +98,7 @@ def choose(
             chosen.append(int(feature))
     if len(chosen) < len(alphas):
         raise TooFewFeaturesError(
-            f"only {len(chosen)} of {len(alphas)} features could be chosen: {len(candidates)} of {len(rate)} fire on "
-            f"{rules.lowest_rate:.1%} to {rules.highest_rate:.0%} of the positions, are readable, small and alone"
+            f"only {len(chosen)} of {len(alphas)} features could be chosen: {len(candidates)} of {len(rate)} fire at "
+            f"{rules.lowest_rate:.1%} to {rules.highest_rate:.0%} of the positions, are readable, small, and distinct"
         )
     return [Edit(feature, float(alpha)) for feature, alpha in zip(chosen, alphas, strict=True)]

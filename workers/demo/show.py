@@ -1,4 +1,4 @@
-"""What the demo shows: live progress on a terminal, plain lines elsewhere, tables at the end."""
+"""The demo's output: live progress on a terminal, plain lines elsewhere, tables at the end."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,28 +11,28 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from featurewatch.service.cli.base import show_rows
-from featurewatch.workers.demo.outcome import Outcome, Planted
+from featurewatch.workers.demo.outcome import DemoOutcome, Planted
 
 Columns = Sequence[tuple[str, Callable[[Any], Any]]]
 
 TOKENS_WIDTH = 32
 PLAIN_LINE_SECONDS = 15.0
-"""Where there is no terminal: how often a stage that goes on says so."""
+"""Without a terminal: seconds between progress lines of one stage."""
 
 
 class Show:
-    """Says what happens, on one console."""
+    """Prints to one console."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print a line."""
         self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     @contextmanager
     def following(self, name: str) -> Iterator["Follower"]:
-        """Follow a run: call the value with the run at each look."""
+        """Follow a run: call the result with every new state of the run."""
         if not self.console.is_terminal:
             yield PlainFollower(self, name)
             return
@@ -40,33 +40,33 @@ class Show:
         with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True) as progress:
             yield LiveFollower(progress, name)
 
-    def outcome(self, outcome: Outcome, names: Mapping[str, str]) -> None:
-        """The tables. `names` says what each release is."""
+    def outcome(self, outcome: DemoOutcome, names: Mapping[str, str]) -> None:
+        """Print the result as tables. names: release -> description."""
         self._planted(outcome.planted)
         releases = [
             ("release", lambda row: row[0]),
-            ("what it is", lambda row: names[row[0]]),
+            ("content", lambda row: names[row[0]]),
             ("verdicts", lambda row: [f"{n:,} {status}" for status, n in sorted(row[1].items(), key=lambda p: -p[1])]),
             ("alerts", lambda row: len(outcome.alerts.get(row[0], []))),
         ]
-        self._table(outcome.counts.items(), releases, wraps=("verdicts", "what it is"))
+        self._table(outcome.counts.items(), releases, wraps=("verdicts", "content"))
         for summaries in outcome.alerts.values():
             for summary in summaries:
                 self.say(f"alert: {summary}")
         for event in outcome.webhooks:
-            self.say(f"webhook received, signature good: {event['type']} ({event['checkpoint']})")
+            self.say(f"webhook received, signature valid: {event['type']} ({event['checkpoint']})")
         checks = [
             ("", lambda row: Text("ok", "green") if row.passed else Text("NO", "red")),
             ("check", lambda row: row.name),
-            ("found (goal)", lambda row: row.value),
+            ("result (goal)", lambda row: row.value),
         ]
-        self._table(outcome.checks, checks, wraps=("check", "found (goal)"))
+        self._table(outcome.checks, checks, wraps=("check", "result (goal)"))
 
     def _planted(self, planted: list[Planted]) -> None:
-        self.say("\nWhat was planted in v3, and what featurewatch says of it:")
+        self.say("\nEdits planted in v3, and the verdicts on them:")
         columns = [
             ("feature", lambda row: row.feature),
-            ("taken out", lambda row: f"{row.alpha:.0%}"),
+            ("removed", lambda row: f"{row.alpha:.0%}"),
             ("left", lambda row: f"{row.expected_ratio:.2f}"),
             ("measured", _measured),
             ("95% interval", lambda row: _interval(row.projection_ratio_ci)),
@@ -74,11 +74,11 @@ class Show:
             ("right", lambda row: Text("yes", "green") if row.right else Text("no", "red")),
             ("top tokens", lambda row: _tokens(row.top_tokens)),
         ]
-        self._table(planted, columns, optional=("taken out", "top tokens"))
+        self._table(planted, columns, optional=("removed", "top tokens"))
         if any(each.expected_ratio == 0.5 for each in planted):
             self.say(
-                "At 50% the truth lies on the default threshold itself: present, suppressed and indeterminate are "
-                "all right there."
+                "At 50% the true value is the default threshold itself, so present, suppressed and indeterminate all "
+                "count as correct."
             )
 
     def _table(self, rows: Iterable[Any], columns: Columns, **layout: Sequence[str]) -> None:
@@ -88,30 +88,30 @@ class Show:
 
 
 class Follower:
-    """Shows one run as it goes."""
+    """Shows the progress of one run."""
 
     def __call__(self, run: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
 
 class PlainFollower(Follower):
-    """A line when a stage begins, and one now and then while it goes on."""
+    """Prints a line when a stage begins, and now and then while it continues."""
 
     def __init__(self, show: Show, name: str) -> None:
         self._show, self._name = show, name
         self._stage: str | None = None
-        self._said = 0.0
+        self._printed = 0.0
 
     def __call__(self, run: Mapping[str, Any]) -> None:
         now = time.monotonic()
         new = run["stage"] != self._stage or run["state"] not in ("queued", "running")
-        if run["stage"] and (new or now - self._said > PLAIN_LINE_SECONDS):
-            self._stage, self._said = run["stage"], now
+        if run["stage"] and (new or now - self._printed > PLAIN_LINE_SECONDS):
+            self._stage, self._printed = run["stage"], now
             self._show.say(f"{self._name}: {_line(run)}")
 
 
 class LiveFollower(Follower):
-    """A bar for the stage at hand."""
+    """Shows a progress bar for the current stage."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         self._progress, self._name = progress, name
@@ -136,9 +136,9 @@ def _interval(ends: list[float] | None) -> str | None:
 
 
 def _tokens(tokens: list[str]) -> str:
-    """Tokens in a line of bounded length; those that differ only in blanks or capitals once."""
-    shown = {token.strip().lower(): repr(token.strip() or token)[1:-1] for token in reversed(tokens)}
-    text = " ".join(reversed(shown.values()))
+    """Tokens in one line of limited length. Those that differ only in spaces or case appear once."""
+    distinct = {token.strip().lower(): repr(token.strip() or token)[1:-1] for token in reversed(tokens)}
+    text = " ".join(reversed(distinct.values()))
     return text if len(text) <= TOKENS_WIDTH else text[: TOKENS_WIDTH - 1] + "…"
 
 
@@ -150,7 +150,7 @@ def _line(run: Mapping[str, Any]) -> str:
 
 
 def _detail(run: Mapping[str, Any]) -> str:
-    """How fast it goes, and how far a fit is, where the stage says so."""
+    """Speed and steps, if the stage reports them."""
     detail, parts = run["detail"], []
     if "step" in detail and "steps" in detail:
         parts.append(f"step {detail['step']:,} of {detail['steps']:,}")

@@ -1,4 +1,4 @@
-"""What a run does, step by step. A pipeline gets an Execution and ends by writing its result in one transaction."""
+"""What each kind of run does. A pipeline gets an Execution, and ends by writing its result in one transaction."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -9,9 +9,9 @@ from featurewatch.workers.execution import Execution
 
 
 def _pipeline(kind: RunKind) -> Callable[[Execution], None]:
-    """`run` of the module in `runs` that is named like the kind, which is imported when it first runs: it is slow.
+    """`run` of the module in `runs` with the name of the kind. It is imported when it first runs, which takes seconds.
 
-    What the store has lost of the family is made again first, where it can be.
+    Artifacts of the family that the store has lost are restored first, where possible.
     """
 
     def run(execution: Execution) -> None:

@@ -38,7 +38,7 @@ LOOK_SECONDS = 1.0
 SILENT_SECONDS = 0.8
 """Longer than the pause between two signs of life."""
 STOP_SECONDS = 5.0
-"""A run that has not stopped so long after the worker was asked to is killed: containers get 10 s in all."""
+"""A run that has not stopped this long after the worker was asked to is killed: containers get 10 s in all."""
 FROZEN_SECONDS = 2.0
 """Without a sign of life in that time it will not stop, so it is killed this early."""
 END_SECONDS = 1.0

@@ -126,7 +126,7 @@ def test_normalising_twice(activations: Activations) -> None:
     torch.testing.assert_close(activations(rows), once)
     activations.normalise_by(activations.normalised())
     torch.testing.assert_close(activations(rows), once)
-    activations.held = None
+    activations.cached = None
     torch.testing.assert_close(activations(rows), once)
     assert float(activations(torch.arange(2000)).square().sum(1).mean()) == pytest.approx(16, rel=1e-4)
 

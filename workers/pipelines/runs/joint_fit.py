@@ -54,8 +54,7 @@ def fit_jointly(execution: Execution, context: OnboardingContext, harvest: Harve
             pair = pair_with_parent(
                 execution, member_context, activations, before, comparison.gone, comparison.evidence.readability
             )
-        comparison = compare_with_parent(execution, pair, basis)
-        with execution.stage("judge"):
+        with compare_with_parent(execution, pair, basis) as comparison:
             outcomes.append((member.id, record.describe(execution, comparison, folder, harvest.positions)))
         previous = activations, comparison
         parent = ParentCheckpoint(

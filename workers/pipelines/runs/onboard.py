@@ -50,8 +50,7 @@ def run(execution: Execution) -> None:
         else:
             basis = fit_dictionary(execution, context, [harvest.activations], [harvest.folder])
     log.info("code", features=basis.code.m, new=int(basis.born.sum()), generation=context.generation)
-    comparison = compare_with_parent(execution, pair, basis)
-    with execution.stage("judge"):
+    with compare_with_parent(execution, pair, basis) as comparison:
         outcome = record.describe(execution, comparison, harvest.folder, harvest.positions)
         if context.fit == "extend":
             outcome = replace(outcome, past=backfill(execution, comparison))

@@ -1,4 +1,4 @@
-"""Makes artifacts that the store has lost again from what they were made of, before a run needs them.
+"""Restores artifacts that the store has lost from their sources, before a run needs them.
 
 A restored copy of text or positions must equal the original byte for byte. A dictionary is solved again on its code,
 so its last digits may differ. Lost activations are not restored here: `open_earlier` reads them again when they are
@@ -116,7 +116,7 @@ def _contrast_activations(execution: Execution, name: str) -> None:
     """The rows of a signature as the checkpoint reads them."""
     with execution.read() as session:
         row = queries.holders(session, Reading.activations, name)[0]
-    request = signature.load(execution, row.checkpoint_id, [row.signature_id])
+    request = signature.load_request(execution, row.checkpoint_id, [row.signature_id])
     if name not in signature.read(execution, request).values():
         raise RunError("content-changed", f"the rows of {name} are read differently now, so it cannot be restored")
 

@@ -1,7 +1,7 @@
-"""Reading signatures in a judged checkpoint: the contrast rows through its model, then what its features make of them.
+"""Reading signatures in a judged checkpoint: run its model on the contrast rows, then judge what its features read.
 
-Everything that is read is kept under a name made from checkpoint and contrast set, so a run that was killed goes on
-where it stopped, and later checkpoints are compared with earlier ones without a model.
+Activations are stored under a name made from checkpoint and contrast set, so a run that was killed resumes where it
+stopped, and later checkpoints are compared with earlier ones without running a model.
 """
 
 from collections.abc import Callable
@@ -36,10 +36,10 @@ log = structlog.get_logger("featurewatch.worker")
 
 @dataclass(frozen=True)
 class SignatureRequest:
-    """What a run is about: plain copies of the rows that it needs."""
+    """The inputs of a run: plain copies of the rows it needs."""
 
     policy: Policy
-    place: JudgedCheckpoint
+    checkpoint: JudgedCheckpoint
     questions: list[SignatureQuestion]
     missing: dict[str, str]
     """Signature -> why it cannot be read yet"""
@@ -48,41 +48,44 @@ class SignatureRequest:
 
 
 def run(execution: Execution) -> None:
-    """Read the run's signatures in its checkpoint, and say what became of each."""
-    request = load(execution, str(execution.checkpoint_id), execution.params["signatures"])
-    for name, why in request.missing.items():
-        log.warning("cannot be read yet", signature=name, why=why)
+    """Read the run's signatures in its checkpoint, and judge each."""
+    request = load_request(execution, str(execution.checkpoint_id), execution.params["signatures"])
+    for name, reason in request.missing.items():
+        log.warning("cannot read a signature yet", signature=name, reason=reason)
     if not request.questions:
-        reasons = "; ".join(f"{name}: {why}" for name, why in request.missing.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in request.missing.items())
         raise RunError("nothing-to-read", reasons or "the signatures of this run were removed")
     with execution.stage("read"):
         artifacts = read(execution, request)
-    found = []
+    findings = []
     with execution.stage("judge"):
         for number, question in enumerate(request.questions):
             execution.check()
             execution.progress(number / len(request.questions), signature=question.name)
-            found.append(judge_signature(execution.artifacts, request.policy, request.place, question, artifacts))
-            log.info("signature", name=question.name, status=found[-1].status)
+            findings.append(
+                judge_signature(execution.artifacts, request.policy, request.checkpoint, question, artifacts)
+            )
+            log.info("signature", name=question.name, status=findings[-1].status)
     with execution.write() as session:
-        result = logic.record(session, str(execution.checkpoint_id), found)
+        result = logic.record(session, str(execution.checkpoint_id), findings)
         execution.finish(session, result | ({"not_read": request.missing} if request.missing else {}))
 
 
-def load(execution: Execution, checkpoint_id: str, signatures: list[str]) -> SignatureRequest:
-    """What reading signatures in a judged checkpoint takes."""
+def load_request(execution: Execution, checkpoint_id: str, signatures: list[str]) -> SignatureRequest:
+    """The inputs for reading signatures in a judged checkpoint. RunError `not-judged`."""
     with execution.read() as session:
         checkpoint = verdicts.checkpoint(session, checkpoint_id)
         family = verdicts.family(session, checkpoint.family_id)
         if checkpoint.state != "judged":
-            raise RunError("not-judged", f"{checkpoint.name} is {checkpoint.state}; signatures are read with the "
-                           "features of a judged checkpoint")  # fmt: skip
+            raise RunError(
+                "not-judged", f"{checkpoint.name} is {checkpoint.state}; signatures need a judged checkpoint"
+            )
         questions, missing = [], {}
         for row in queries.by_ids(session, signatures):
             baseline = queries.reading(session, row.id, row.baseline_id)
             if checkpoint.id != row.baseline_id and (baseline is None or row.chosen is None):
                 name = verdicts.checkpoint(session, row.baseline_id).name
-                missing[row.name] = f"its baseline {name} has not been read; retry this run when it has"
+                missing[row.name] = f"its baseline {name} has not been read; retry this run once it has"
                 continue
             before = logic.previous(session, row.id, checkpoint)
             questions.append(
@@ -92,16 +95,18 @@ def load(execution: Execution, checkpoint_id: str, signatures: list[str]) -> Sig
                     settings=dict(row.settings),
                     contrast=row.contrast,
                     chosen=None if checkpoint.id == row.baseline_id else row.chosen,
-                    baseline=_place(session, verdicts.checkpoint(session, row.baseline_id)),
+                    baseline=_judged_checkpoint(session, verdicts.checkpoint(session, row.baseline_id)),
                     baseline_activations=baseline.activations if baseline else None,
                     baseline_auroc=baseline.figures["auroc"] if baseline else None,
-                    before=_place(session, verdicts.checkpoint(session, before.checkpoint_id)) if before else None,
+                    before=_judged_checkpoint(session, verdicts.checkpoint(session, before.checkpoint_id))
+                    if before
+                    else None,
                     before_activations=before.activations if before else None,
                 )
             )
         return SignatureRequest(
             policy=Policy.model_validate(family.policy),
-            place=_place(session, checkpoint),
+            checkpoint=_judged_checkpoint(session, checkpoint),
             questions=questions,
             missing=missing,
             hook_points=list(checkpoint.hook_points),
@@ -109,7 +114,7 @@ def load(execution: Execution, checkpoint_id: str, signatures: list[str]) -> Sig
         )
 
 
-def _place(session: Any, checkpoint: Checkpoint) -> JudgedCheckpoint:
+def _judged_checkpoint(session: Any, checkpoint: Checkpoint) -> JudgedCheckpoint:
     code, sources = verdicts.code(session, checkpoint.id), verdicts.sources(session, checkpoint.id)
     assert code is not None
     hooks = [hook for hook in checkpoint.hook_points if hook in sources]
@@ -120,7 +125,7 @@ def _place(session: Any, checkpoint: Checkpoint) -> JudgedCheckpoint:
 
 def read(execution: Execution, request: SignatureRequest) -> dict[str, str]:
     """Signature id -> artifact with the activations of its rows, at all hook points of the checkpoint."""
-    checkpoint_id = request.place.id
+    checkpoint_id = request.checkpoint.id
     if request.brought_along:
         with verified_checkpoint(execution, checkpoint_id) as (_, checkpoint):
             folder = locate_activations(checkpoint.uri, checkpoint.roots, execution.settings.cache_dir)
@@ -137,23 +142,23 @@ def read(execution: Execution, request: SignatureRequest) -> dict[str, str]:
             verified_checkpoint(execution, checkpoint_id) as (_, checkpoint),
             watched(execution, checkpoint) as check,
         ):
-            found = _run(execution, request, checkpoint, wanted, check)
-        for name, tensors in found.items():
-            _keep(execution, name, tensors)
+            activations = _run(execution, request, checkpoint, wanted, check)
+        for name, tensors in activations.items():
+            _store(execution, name, tensors)
     return names
 
 
 def _artifact(execution: Execution, request: SignatureRequest, question: SignatureQuestion, content: str) -> str:
-    """Where a signature's rows are kept as a checkpoint with this content reads them."""
+    """Name of the artifact with a signature's rows as read by a checkpoint with this content."""
     return artifact_name(
-        request.place.family_id, "contrast-activations",
+        request.checkpoint.family_id, "contrast-activations",
         rows=execution.artifacts.path(question.contrast).read_text(encoding="utf-8"), content=content,
         hook_points=request.hook_points, position=question.settings["position"],
         template=question.settings["template"],
     )  # fmt: skip
 
 
-def _keep(execution: Execution, name: str, tensors: dict[str, Tensor]) -> None:
+def _store(execution: Execution, name: str, tensors: dict[str, Tensor]) -> None:
     with execution.artifacts.create(name) as place:
         save_file({hook: x.contiguous() for hook, x in tensors.items()}, place)
 
@@ -165,43 +170,43 @@ def _run(
     wanted: dict[str, SignatureQuestion],
     check: Callable[[], None],
 ) -> dict[str, dict[str, Tensor]]:
-    """Through the model, which is loaded once."""
+    """Artifact -> activations of a signature's rows, from the model, which is loaded once."""
     device = str(device_of(execution))
     model, tokenizer = load_model(
         checkpoint.uri, checkpoint.adapter, roots=checkpoint.roots, device=device, dtype=compute_dtype(device),
         cache_dir=execution.settings.cache_dir,
     )  # fmt: skip
-    found = {}
+    activations = {}
     for number, (name, question) in enumerate(wanted.items()):
         rows = [Row(row.text, row.answer) for row in contrast.load(execution.artifacts.path(question.contrast))]
-        asked = question.settings
-        prompts = open_prompts(model, tokenizer, rows, asked["position"], template=asked["template"])
+        settings = question.settings
+        prompts = open_prompts(model, tokenizer, rows, settings["position"], template=settings["template"])
 
         def progress(fraction: float, done: int = number) -> None:
             execution.progress((done + fraction) / len(wanted))
 
-        found[name] = read_prompts(model, request.hook_points, prompts, on_progress=progress, check=check)
-    return found
+        activations[name] = read_prompts(model, request.hook_points, prompts, on_progress=progress, check=check)
+    return activations
 
 
 def _bring(execution: Execution, request: SignatureRequest, folder: Path) -> dict[str, str]:
-    """From `contrast/<signature>.safetensors` beside the activations that were brought along."""
+    """From `contrast/<signature>.safetensors` next to registered activations."""
     names = {}
     for question in request.questions:
         path = folder / "contrast" / f"{question.name}.safetensors"
         if path.is_file():
             hold_to_roots(path, (*execution.settings.root_dirs, execution.settings.cache_dir.resolve()))
-        before = FileState.of(path) if path.is_file() else None  # first: what is hashed is what is read
+        before = FileState.of(path) if path.is_file() else None  # before hashing, to notice a later change
         try:
             digest = sha256(path) if before else "missing"
         except ChangedWhileReadError as error:
-            raise changed(f"{path.name} was written to while it was read, so it changed") from error
+            raise changed(f"{path.name} changed while it was read") from error
         names[question.id] = _artifact(execution, request, question, digest)
         if not execution.artifacts.exists(names[question.id]):
             tensors = _brought(path, question, request, execution)
             if FileState.of(path) != before:
-                raise changed(f"{path.name} was written to")
-            _keep(execution, names[question.id], tensors)
+                raise changed(f"{path.name} changed")
+            _store(execution, names[question.id], tensors)
     return names
 
 
@@ -211,14 +216,14 @@ def _brought(
     if not path.is_file():
         raise RunError(
             "contrast-not-brought",
-            f"the activations of this checkpoint were brought along, and contrast/{question.name}.safetensors is not "
-            f"among them: a tensor [rows, d_model] for each of {', '.join(request.hook_points)}, in the rows' order",
+            f"this checkpoint was registered with activations, so contrast/{question.name}.safetensors must be next to "
+            f"them: a tensor [rows, d_model] for each of {', '.join(request.hook_points)}, in the order of the rows",
         )
     tensors = load_file(path)
     rows = len(contrast.load(execution.artifacts.path(question.contrast)))
     for hook in request.hook_points:
         x = tensors.get(hook)
         if x is None or x.dim() != 2 or len(x) != rows or not bool(x.isfinite().all()):
-            shape = "is not there" if x is None else f"has the shape {list(x.shape)}, or numbers that are not finite"
-            raise RunError("contrast-invalid", f"{path.name}: {hook} {shape}; it needs [{rows}, d_model]")
+            problem = "is missing" if x is None else f"has shape {list(x.shape)}, or values that are not finite"
+            raise RunError("contrast-invalid", f"{path.name}: {hook} {problem}; expected shape [{rows}, d_model]")
     return {hook: tensors[hook].float() for hook in request.hook_points}

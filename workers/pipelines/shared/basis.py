@@ -40,7 +40,7 @@ class References:
 
 @dataclass
 class Basis:
-    """A sparse code and what was solved on the way to it. `regression`, `now` and `before` may not be known yet."""
+    """A sparse code, and the regression and decoders that were solved with it, if any."""
 
     code: Code
     numbers: Tensor

@@ -1,4 +1,4 @@
-"""What an onboarding is about: plain copies of the rows it needs, read once at its start."""
+"""The inputs of a run: plain copies of the rows it needs, read once at its start."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -29,20 +29,20 @@ VERSIONS = {
     "positions": 1,
     "promoted": 1,
 }
-"""Kind of artifact -> version of the step that makes it. Raise one when the step writes something else than before of
-the same inputs: what an older version has made is then not taken for it."""
+"""Kind of artifact -> version of the step that makes it. Raise it when the step gives another result for equal inputs:
+artifacts of older versions are then not reused."""
 EARLIER = 8
-"""Ancestors, the latest ones, in which the past of a discovered feature is looked for."""
+"""How many ancestors, latest first, are searched for the past of a discovered feature."""
 
 
 @dataclass(frozen=True)
 class EarlierCheckpoint:
-    """An earlier checkpoint whose activations are kept; and its dictionaries, where it was judged."""
+    """An earlier checkpoint with stored activations, and with dictionaries if it was judged."""
 
     id: str
     name: str
     hook_points: list[str]
-    """its own: in the order of this run's where they are as many, else all of them until they are paired"""
+    """Its own: in the order of this run's if equally many, else all of them until they are paired"""
     widths: dict[str, int]
     """hook point -> d_model"""
     activations: dict[str, str]
@@ -54,7 +54,7 @@ class EarlierCheckpoint:
 
 @dataclass(frozen=True)
 class ParentCheckpoint(EarlierCheckpoint):
-    """The checkpoint that is extended and compared with."""
+    """The checkpoint that is extended, and compared with."""
 
     code: str
     generation: int
@@ -62,7 +62,7 @@ class ParentCheckpoint(EarlierCheckpoint):
 
 @dataclass(frozen=True)
 class OnboardingContext:
-    """One onboarding."""
+    """The inputs of an onboarding."""
 
     family_id: str
     family_name: str
@@ -73,60 +73,60 @@ class OnboardingContext:
     hook_points: list[str]
     corpus: dict[str, Any]
     documents: dict[str, Any] | None
-    """The family's copy of its corpus; None: it is not made yet, or the family's activations came without text"""
+    """The family's copy of its corpus. None if it does not exist yet, or the family has no text"""
     crosscoder: dict[str, Any]
     policy: Policy
     positions: dict[str, Any] | None
     n_features: int
     generation: int
-    """of the dictionary that this run judges with"""
+    """Of the dictionary that this run judges with"""
     fit: Literal["fit", "extend", "refit", "later"]
     why: str
-    """What is done and, of a re-fit, why: "refit: 8 extensions"."""
+    """The fit and, for a re-fit, its reason: "refit: 8 extensions\""""
     parent: ParentCheckpoint | None
     anchors: list[EarlierCheckpoint] = field(default_factory=list)
-    """What a re-fit trains on beside this checkpoint"""
+    """Checkpoints that a re-fit trains on besides this one"""
     waiting: list[EarlierCheckpoint] = field(default_factory=list)
-    """Checkpoints that wait for the first fit, oldest first: it is made over them and this one, and judges them all"""
+    """Checkpoints waiting for the first fit, oldest first. The fit covers them and this one, and judges them all"""
     comparison: int = 1
-    """Which one of its lineage: how many judged checkpoints came before this one"""
+    """How many judged checkpoints precede this one in its lineage"""
     fitted_fvu: float | None = None
-    """FVU of the parent's generation where it was fitted"""
+    """FVU of the parent's generation when it was fitted"""
     earlier: list[EarlierCheckpoint] = field(default_factory=list)
-    """Of the latest ancestors those whose activations are kept, the parent first: discovered features' past"""
+    """Latest ancestors with stored activations, the parent first, for the past of discovered features"""
 
     def artifact(self, kind: str, suffix: str = ".safetensors", **inputs: Any) -> str:
-        """Name of an artifact of this family that is made from these inputs."""
+        """Name of the family's artifact of this kind for these inputs."""
         return artifact_name(self.family_id, kind, suffix, **inputs)
 
 
 def artifact_name(family_id: str, kind: str, suffix: str = ".safetensors", **inputs: Any) -> str:
-    """Name of an artifact of a family that a step of this version makes from these inputs."""
+    """Name of a family's artifact of this kind, made by the current version of its step from these inputs."""
     return f"{family_id}/{kind}-{content_key(kind=kind, version=VERSIONS[kind], **inputs)}{suffix}"
 
 
 def load_context(execution: Execution) -> OnboardingContext:
-    """Read what the run is about. RunError where the parent has no verdicts to extend, or `fit` cannot be had."""
+    """The inputs of an onboarding. RunError if the parent has no verdicts, or the requested fit is not possible."""
     with execution.read() as session:
         subject = verdicts.subject(session, str(execution.checkpoint_id))
     checkpoint, family, ancestors = subject.checkpoint, subject.family, subject.ancestors
     policy = Policy.model_validate(family.policy)
-    fit, why = _what_to_do(checkpoint, ancestors, policy)
+    fit, why = _choose_fit(checkpoint, ancestors, policy)
     parent, anchored = None, []
-    waiting = bool(ancestors) and all(one.checkpoint.state == "harvested" for one in ancestors)
+    waiting = bool(ancestors) and all(ancestor.checkpoint.state == "harvested" for ancestor in ancestors)
     if ancestors and not waiting:
         parent = _parent(ancestors[0], checkpoint.hook_points)
     if fit == "refit":
         anchored = anchors(ancestors, checkpoint.hook_points, policy.anchors)
     return OnboardingContext(
-        **_about(checkpoint, family),
+        **_common_fields(checkpoint, family),
         family_id=family.id,
         generation=parent.generation if parent and fit == "extend" else family.generation + 1,
         fit=fit,
         why=why,
         parent=parent,
-        anchors=[EarlierCheckpoint(**_kept(one, checkpoint.hook_points)) for one in anchored],
-        waiting=[EarlierCheckpoint(**_kept(one, checkpoint.hook_points)) for one in reversed(ancestors)]
+        anchors=[EarlierCheckpoint(**_stored(ancestor, checkpoint.hook_points)) for ancestor in anchored],
+        waiting=[EarlierCheckpoint(**_stored(ancestor, checkpoint.hook_points)) for ancestor in reversed(ancestors)]
         if waiting
         else [],
         comparison=max(1, len(ancestors)),
@@ -136,13 +136,13 @@ def load_context(execution: Execution) -> OnboardingContext:
 
 
 def load_against_itself(execution: Execution) -> OnboardingContext:
-    """A judged checkpoint as a child of its own, to be extended onto. Its artifacts go to a folder of the run."""
+    """A judged checkpoint as a child of itself. Its artifacts go to a folder of the run."""
     with execution.read() as session:
         subject = verdicts.subject(session, str(execution.checkpoint_id))
         parent = _parent(itself(session, subject.checkpoint), subject.checkpoint.hook_points)
     checkpoint, family = subject.checkpoint, subject.family
     return OnboardingContext(
-        **_about(checkpoint, family),
+        **_common_fields(checkpoint, family),
         family_id=f"{family.id}/calibrations/{execution.run_id}",
         generation=parent.generation,
         fit="extend",
@@ -152,32 +152,32 @@ def load_against_itself(execution: Execution) -> OnboardingContext:
 
 
 def load_judged(execution: Execution, checkpoint_id: str) -> tuple[OnboardingContext, EarlierCheckpoint, str]:
-    """A judged checkpoint as its own run saw it, what is kept of it, and the artifact of its code.
+    """A judged checkpoint as its own run saw it, the checkpoint as it is stored, and the artifact of its code.
 
-    It is without dictionaries: they are what is to be made again. RunError where the activations are not kept.
+    The dictionaries are left out: they are what is to be restored. RunError if the activations are not stored.
     """
     with execution.read() as session:
         subject = verdicts.subject(session, checkpoint_id)
-        checkpoint, one = subject.checkpoint, itself(session, subject.checkpoint)
-    if one.code is None or not one.readable(checkpoint.hook_points):
-        raise RunError("activations-gone", f"the activations of {checkpoint.name} are not kept any more")
+        checkpoint, stored = subject.checkpoint, itself(session, subject.checkpoint)
+    if stored.code is None or not stored.readable(checkpoint.hook_points):
+        raise RunError("activations-gone", f"the activations of {checkpoint.name} are no longer stored")
     parent = _parent(subject.ancestors[0], checkpoint.hook_points) if subject.ancestors else None
-    extends = parent is not None and parent.generation == one.code.generation
+    extends = parent is not None and parent.generation == stored.code.generation
     fit: Literal["fit", "extend", "refit"] = "extend" if extends else "refit" if parent else "fit"
     context = OnboardingContext(
-        **_about(checkpoint, subject.family),
+        **_common_fields(checkpoint, subject.family),
         family_id=subject.family.id,
-        generation=one.code.generation,
+        generation=stored.code.generation,
         fit=fit,
         why=fit,
         parent=parent,
     )
-    kept = EarlierCheckpoint(**(_kept(one, checkpoint.hook_points) | {"dictionaries": {}}))
-    return context, kept, one.code.artifact
+    earlier = EarlierCheckpoint(**(_stored(stored, checkpoint.hook_points) | {"dictionaries": {}}))
+    return context, earlier, stored.code.artifact
 
 
-def _about(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
-    """What a run is told of its checkpoint and family. Options that are newer than the family take their defaults."""
+def _common_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
+    """Fields of a checkpoint and its family. Options newer than the family get their defaults."""
     return {
         "family_name": family.name,
         "checkpoint_id": checkpoint.id,
@@ -195,25 +195,26 @@ def _about(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
 
 
 def _documents_of(positions: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Of a family whose corpus was copied with its positions."""
+    """For a family whose corpus was copied along with its positions."""
     artifact = (positions or {}).get("documents")
     return {"artifact": artifact} if artifact else None
 
 
-def _what_to_do(
+def _choose_fit(
     checkpoint: Checkpoint, ancestors: list[Ancestor], policy: Policy
 ) -> tuple[Literal["fit", "extend", "refit", "later"], str]:
-    """What the registration asks for, or the policy; and why."""
+    """The fit that the registration or the policy asks for, and why."""
     if checkpoint.fit == "later":
-        if any(one.code is not None for one in ancestors):
-            raise RunError("dictionary-is-there", "`fit: later` is for before a family's first fit; use auto or extend")
+        if any(ancestor.code is not None for ancestor in ancestors):
+            raise RunError("dictionary-is-there", "the family already has a dictionary; use `fit: auto` or `extend`")
         return "later", "later"
-    if all(one.checkpoint.state == "harvested" for one in ancestors):
+    if all(ancestor.checkpoint.state == "harvested" for ancestor in ancestors):
         if checkpoint.fit == "extend":
             raise RunError(
-                "nothing-to-extend", f"{checkpoint.name} is the first checkpoint: there is no dictionary yet"
+                "nothing-to-extend",
+                f"{checkpoint.name} is the first checkpoint, so there is no dictionary to extend; use `fit: auto`",
             )
-        names = [*(one.checkpoint.name for one in reversed(ancestors)), checkpoint.name]
+        names = [*(ancestor.checkpoint.name for ancestor in reversed(ancestors)), checkpoint.name]
         return "fit", f"fit over {', '.join(names)}" if ancestors else "fit"
     if checkpoint.fit == "refit":
         return "refit", "refit: asked for"
@@ -224,7 +225,7 @@ def _what_to_do(
 def _parent(ancestor: Ancestor, hook_points: list[str]) -> ParentCheckpoint:
     parent = ancestor.checkpoint
     if parent.state != "judged" or ancestor.code is None:
-        raise RunError("parent-not-judged", f"the parent {parent.name} is {parent.state}; retry when it is judged")
+        raise RunError("parent-not-judged", f"the parent {parent.name} is {parent.state}; retry once it is judged")
     own = ancestor.hooks(hook_points)
     missing = [] if own is None else [hook for hook in own if hook not in ancestor.sources]
     if missing:
@@ -233,27 +234,30 @@ def _parent(ancestor: Ancestor, hook_points: list[str]) -> ParentCheckpoint:
         raise RunError(
             "parent-activations-gone",
             f"the activations of {parent.name} were removed; register it again under another name, as a child of its "
-            "own parent, and compare with that one",
+            "own parent, and use that one as the parent",
         )
     return ParentCheckpoint(
-        **_kept(ancestor, hook_points), code=ancestor.code.artifact, generation=ancestor.code.generation
+        **_stored(ancestor, hook_points), code=ancestor.code.artifact, generation=ancestor.code.generation
     )
 
 
 def _earlier(ancestors: list[Ancestor], parent: ParentCheckpoint) -> list[EarlierCheckpoint]:
     hooks = parent.hook_points
-    readable = [one for one in ancestors[:EARLIER] if one.checkpoint.state == "judged" and one.readable(hooks)]
-    return [EarlierCheckpoint(**_kept(one, hooks)) for one in readable]
+    return [
+        EarlierCheckpoint(**_stored(ancestor, hooks))
+        for ancestor in ancestors[:EARLIER]
+        if ancestor.checkpoint.state == "judged" and ancestor.readable(hooks)
+    ]
 
 
-def _kept(ancestor: Ancestor, hook_points: list[str]) -> dict[str, Any]:
+def _stored(ancestor: Ancestor, hook_points: list[str]) -> dict[str, Any]:
     own = ancestor.hooks(hook_points)
     if own is None or not ancestor.readable(hook_points):
         theirs = ", ".join(ancestor.checkpoint.hook_points)
         raise RunError(
             "other-hook-points",
-            f"{ancestor.checkpoint.name} was read at {theirs}, none of them of the kinds of {', '.join(hook_points)}; "
-            "name one of a kind that it has, or as many as it has, to be paired by their place",
+            f"{ancestor.checkpoint.name} was read at {theirs}, none of them of the same kind as "
+            f"{', '.join(hook_points)}. Name one of a kind it has, or as many as it has, to pair by position",
         )
     return {
         "id": ancestor.checkpoint.id,
@@ -282,6 +286,6 @@ def device_of(worker: _HasSettings) -> torch.device:
 
 
 def set_threads(execution: Execution) -> None:
-    """As many CPU threads as the settings say."""
+    """Use as many CPU threads as the settings allow."""
     if execution.settings.threads:
         torch.set_num_threads(execution.settings.threads)

@@ -1,4 +1,4 @@
-"""Contrast rows as a checkpoint's own features read them."""
+"""Reads the rows of a contrast set with a checkpoint's own features."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,51 +20,53 @@ Columns = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class JudgedCheckpoint:
-    """A judged checkpoint: what is kept of its dictionary."""
+    """A judged checkpoint and its stored dictionary."""
 
     id: str
     family_id: str
     code: str
     hook_points: list[str]
     dictionaries: list[str]
-    """in the order of the hook points"""
+    """One for each hook point"""
 
 
 class ContrastReader:
-    """A checkpoint's read-outs and decoders, and the contrast rows as it reads them.
+    """A checkpoint's read-outs and decoders, and the activations of a contrast set's rows.
 
-    A feature is (number, hook point); columns count them hook point by hook point, [h * m]. means: the rows are means
-    over tokens. A feature that fires at one of them leaves too little to be over its threshold, and the mean of what a
-    linear read-out gives is what it gives of the mean, so it is left at that.
+    A feature is a (number, hook point); columns count features hook point by hook point, [h * m]. `means`: the rows are
+    means over tokens. A feature that fires at a single token would not reach its threshold in a mean, so the read-out
+    stays linear: it then gives the mean of what it reads at the tokens.
     """
 
     def __init__(
         self,
         artifacts: ArtifactStore,
-        place: JudgedCheckpoint,
+        checkpoint: JudgedCheckpoint,
         activations: str,
         hook_points: list[str],
         *,
         means: bool,
     ) -> None:
         self.hook_points, self.means = hook_points, means
-        self._turns: dict[tuple[ContrastReader, frozenset[int]], list[Tensor]] = {}
+        self._rotations: dict[tuple[ContrastReader, frozenset[int]], list[Tensor]] = {}
         raw = load_file(artifacts.path(activations))
-        kept = dict(zip(place.hook_points, place.dictionaries, strict=True))
-        self.numbers: Columns = load_file(artifacts.path(place.code))["feature_numbers"].numpy()
-        self.dictionaries = [load_file(artifacts.path(kept[hook])) for hook in hook_points]
-        for d in self.dictionaries:  # one of before slopes were kept has none
+        dictionaries = dict(zip(checkpoint.hook_points, checkpoint.dictionaries, strict=True))
+        self.numbers: Columns = load_file(artifacts.path(checkpoint.code))["feature_numbers"].numpy()
+        self.dictionaries = [load_file(artifacts.path(dictionaries[hook])) for hook in hook_points]
+        for d in self.dictionaries:  # older dictionaries have none
             d.setdefault("readout_slope", torch.ones_like(d["readout_bias"]))
-        self.x = [(raw[hook].float() - d["mean"]) * (len(d["mean"]) ** 0.5 / d["rms"])
-                  for hook, d in zip(hook_points, self.dictionaries, strict=True)]  # fmt: skip
+        self.x = [
+            (raw[hook].float() - d["mean"]) * (len(d["mean"]) ** 0.5 / d["rms"])
+            for hook, d in zip(hook_points, self.dictionaries, strict=True)
+        ]
 
     @property
     def m(self) -> int:
         return len(self.numbers)
 
     def values(self, columns: Columns, rows: NDArray[np.bool_]) -> Floats:
-        """Features at rows, read by this checkpoint alone: [r, k]. A column of -1 (no such feature) is 0."""
-        found, picked = np.zeros((int(rows.sum()), len(columns))), torch.from_numpy(rows)
+        """[r, k] values of features at rows. A column of -1 (no such feature) gives 0."""
+        values, picked = np.zeros((int(rows.sum()), len(columns))), torch.from_numpy(rows)
         for h, (x, d) in enumerate(zip(self.x, self.dictionaries, strict=True)):
             here = np.flatnonzero((columns >= 0) & (columns // self.m == h))
             if len(here):
@@ -73,15 +75,15 @@ class ContrastReader:
                 if not self.means:
                     read.relu_()
                 read /= d["readout_slope"][at].clamp_min(MIN_SLOPE)
-                found[:, here] = read.double().numpy()
-        return found
+                values[:, here] = read.double().numpy()
+        return values
 
     def block(self, columns: slice, rows: NDArray[np.bool_]) -> Floats:
-        """Neighbouring columns."""
+        """`values` of adjacent columns."""
         return self.values(np.arange(columns.start, columns.stop), rows)
 
-    def written(self, columns: Columns) -> list[Tensor]:
-        """What is written for each feature, hook point by hook point: [k, d] each, zeros at the others."""
+    def decoder_rows(self, columns: Columns) -> list[Tensor]:
+        """Decoder rows of features at each hook point, [k, d] each; zeros for features of other hook points."""
         parts = []
         for h, d in enumerate(self.dictionaries):
             rows = torch.zeros(len(columns), d["decoder"].shape[1])
@@ -90,43 +92,44 @@ class ContrastReader:
             parts.append(rows)
         return parts
 
-    def turns(self, before: "ContrastReader", without: frozenset[int]) -> list[Tensor]:
-        """Orthonormal maps from another checkpoint's bases into these, by the features that both write.
+    def rotations(self, before: "ContrastReader", excluding: frozenset[int]) -> list[Tensor]:
+        """Orthonormal maps from another checkpoint's bases into these, fitted to the features that both have.
 
-        without: numbers of the features that are asked about: they are no evidence that all turned.
-        Kept: a map costs a singular value decomposition, and every comparison of the two asks for it.
+        `excluding`: numbers of the features in question, whose own change must not count as a rotation of all. Cached:
+        a map costs a singular value decomposition, and several comparisons need it.
         """
-        if (before, without) not in self._turns:
+        if (before, excluding) not in self._rotations:
             shared, a, b = np.intersect1d(self.numbers, before.numbers, return_indices=True)
-            other = ~np.isin(shared, list(without))
+            other = ~np.isin(shared, list(excluding))
             here, there = torch.from_numpy(a[other]), torch.from_numpy(b[other])
-            self._turns[before, without] = [
+            self._rotations[before, excluding] = [
                 shared_turn(c["decoder"][here], d["decoder"][there])
                 for c, d in zip(self.dictionaries, before.dictionaries, strict=True)
             ]
-        return self._turns[before, without]
+        return self._rotations[before, excluding]
 
     @cached_property
     def live(self) -> Columns:
-        """Columns of the features that are read at all."""
-        alive = [np.flatnonzero(d["readout"].abs().sum(0).numpy() > 0) + h * self.m
-                 for h, d in enumerate(self.dictionaries)]  # fmt: skip
-        return np.concatenate(alive).astype(np.int64)
+        """Columns of the features that have a read-out."""
+        parts = [
+            np.flatnonzero(d["readout"].abs().sum(0).numpy() > 0) + h * self.m for h, d in enumerate(self.dictionaries)
+        ]
+        return np.concatenate(parts).astype(np.int64)
 
     def find(self, features: list[tuple[int, str]], hooks: dict[str, str]) -> tuple[Columns, NDArray[np.bool_]]:
-        """(columns [k], which of them can be read [k]) of (number, hook point) of another checkpoint.
+        """(columns [k], whether each is known [k]) of another checkpoint's features, given as (number, hook point).
 
-        A number beyond all of this checkpoint's was born later: it writes nothing here, column -1, and that is known.
-        One that a re-fit has retired is not.
+        `hooks`: that checkpoint's hook points -> this one's. A number beyond all of this checkpoint's was born later:
+        it is known to write nothing here, and its column is -1. One that a re-fit has retired is not known.
         """
-        place = {int(number): i for i, number in enumerate(self.numbers)}
+        index = {int(number): i for i, number in enumerate(self.numbers)}
         columns, known = np.full(len(features), -1), np.zeros(len(features), dtype=bool)
         for i, (number, hook) in enumerate(features):
             own = hooks.get(hook)
             if own in self.hook_points:
                 h = self.hook_points.index(own)
-                columns[i] = h * self.m + place[number] if number in place else -1
-                known[i] = number in place or number > int(self.numbers.max())
+                columns[i] = h * self.m + index[number] if number in index else -1
+                known[i] = number in index or number > int(self.numbers.max())
         return columns, known
 
     def name(self, column: int) -> tuple[int, str]:
@@ -135,7 +138,7 @@ class ContrastReader:
 
 
 def typical_size(now: ContrastReader, before: ContrastReader) -> float:
-    """What a checkpoint writes of a typical feature, over what another does: a change of all alike is none."""
+    """Size of a typical feature over its size in another checkpoint: a change common to all does not count."""
     _, a, b = np.intersect1d(now.numbers, before.numbers, return_indices=True)
     size_now, size_before = (
         sum(

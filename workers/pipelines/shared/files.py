@@ -1,4 +1,4 @@
-"""The tensors that pipelines keep in the artifact store: code, dictionaries, examples, states of a fit."""
+"""Files that pipelines store: codes, lineages, examples, the text of a corpus, and saved states of a fit."""
 
 import os
 import shutil
@@ -27,13 +27,13 @@ from featurewatch.workers.crosscoder.model import Crosscoder
 log = structlog.get_logger("featurewatch.worker")
 
 EXAMPLES = 16
-"""Top activating positions kept of each feature."""
+"""Top activating positions stored for each feature."""
 PARTIAL_DAYS = 7
-"""A failed run can be retried so long and goes on where it stopped."""
+"""How long a failed run can be retried and resume where it stopped."""
 
 
 def save_code(path: Path, code: Code, numbers: Tensor, born: Tensor) -> None:
-    """CSR arrays, the feature number of each column [m], and which columns are new here [m]."""
+    """Save CSR arrays, the feature number of each column [m], and which columns are new [m]."""
     save_file(
         {
             "indptr": code.indptr.cpu().contiguous(),
@@ -47,14 +47,14 @@ def save_code(path: Path, code: Code, numbers: Tensor, born: Tensor) -> None:
 
 
 def load_code(path: Path, device: torch.device) -> tuple[Code, Tensor, Tensor]:
-    """Code, feature numbers and which columns are new, as `save_code` took them."""
+    """Code, feature numbers and new columns, as passed to `save_code`."""
     t = load_file(path, device=str(device))
     code = Code(t["indptr"], t["indices"].long(), t["values"], len(t["feature_numbers"]))
     return code, t["feature_numbers"].cpu(), t["born"].cpu()
 
 
 def save_lineage(path: Path, links: Sequence[Link]) -> None:
-    """Links of a re-fit between feature numbers."""
+    """Save the links of a re-fit between feature numbers."""
     save_file(
         {
             "old": torch.tensor([-1 if link.old is None else link.old for link in links], dtype=torch.int64),
@@ -67,7 +67,7 @@ def save_lineage(path: Path, links: Sequence[Link]) -> None:
 
 
 def load_lineage(path: Path) -> list[Link]:
-    """Links as `save_lineage` took them."""
+    """Links as passed to `save_lineage`."""
     t = load_file(path)
     columns = (t[name].tolist() for name in ("old", "new", "kind", "score"))
     return [
@@ -77,7 +77,7 @@ def load_lineage(path: Path) -> list[Link]:
 
 
 def save_examples(path: Path, code: Code) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the top positions of each feature; returns them: [m, EXAMPLES] int64 (-1: none), float32."""
+    """Save the top positions of each feature. Returns positions (int64, -1: none) and values, [m, EXAMPLES]."""
     rows = torch.arange(code.n).repeat_interleave(code.indptr.diff().cpu()).numpy()
     latents, values = code.latents.cpu().numpy(), code.values.cpu().numpy()
     order = np.lexsort((rows, -values, latents))
@@ -87,9 +87,9 @@ def save_examples(path: Path, code: Code) -> tuple[np.ndarray, np.ndarray]:
     best = order[rank < EXAMPLES]
     positions = np.full((code.m, EXAMPLES), -1, dtype=np.int64)
     activations = np.zeros((code.m, EXAMPLES), dtype=np.float32)
-    place = (latents[best], rank[rank < EXAMPLES])
-    positions[place] = rows[best]
-    activations[place] = values[best]
+    cell = (latents[best], rank[rank < EXAMPLES])
+    positions[cell] = rows[best]
+    activations[cell] = values[best]
     save_file({"positions": torch.from_numpy(positions), "values": torch.from_numpy(activations)}, path)
     return positions, activations
 
@@ -117,10 +117,10 @@ def load_text(artifacts: ArtifactStore, positions: dict[str, Any]) -> CorpusText
 
 
 def clear_partial(folder: Path) -> None:
-    """Remove harvests and fits that nobody went on with for PARTIAL_DAYS: their runs failed or were cancelled."""
+    """Remove harvests and fits that were not resumed for PARTIAL_DAYS: their runs failed or were cancelled."""
     oldest = time.time() - PARTIAL_DAYS * 86400
     for path in folder.glob("*"):
-        with suppress(FileNotFoundError):  # other workers move and remove what is theirs
+        with suppress(FileNotFoundError):  # other workers move and remove their own
             if max(part.stat().st_mtime for part in [path, *path.rglob("*")]) >= oldest:
                 continue
             if path.is_dir():
@@ -130,12 +130,12 @@ def clear_partial(folder: Path) -> None:
 
 
 def partial_fit(data_dir: Path, artifact: str) -> Path:
-    """Where the fit that an artifact will be made from saves itself as it goes; artifacts are named by family."""
+    """Where the fit behind an artifact saves its state as it goes. Artifact names begin with the family."""
     return data_dir / "partial" / f"{artifact.removesuffix('.safetensors').replace('/', '-')}.fit"
 
 
 def save_state(path: Path, state: FitState) -> None:
-    """Keep a fit that is under way, with its digest: temporary file, fsync, rename."""
+    """Save the state of a fit with its digest: temporary file, fsync, rename."""
     tensors = {f"parameter{i}": p for i, p in enumerate(state.model.parameters())}
     for i, (first, second) in enumerate(state.moments):
         tensors[f"first{i}"], tensors[f"second{i}"] = first, second
@@ -157,24 +157,24 @@ def save_state(path: Path, state: FitState) -> None:
 
 
 def remove_state(path: Path) -> None:
-    """Remove a fit that `save_state` kept, and what a killed worker left of a save."""
+    """Remove a saved state, and what a killed worker left of an unfinished save."""
     for file in (path, path.with_suffix(".tmp")):
         file.unlink(missing_ok=True)
 
 
 def is_saved(path: Path) -> bool:
-    """Whether there is a fit to go on with. One that does not hold what `save_state` wrote is removed."""
+    """Whether there is a state to resume from. A damaged one is removed."""
     if not path.exists():
         return False
     if is_whole(path):
         return True
-    log.warning("a saved fit is damaged; it begins again", file=path.name)
+    log.warning("the saved state of a fit is damaged; starting over", file=path.name)
     remove_state(path)
     return False
 
 
 def load_state(path: Path, config: FitConfig, layout: Layout, device: torch.device) -> FitState:
-    """A fit as `save_state` left it."""
+    """The state that `save_state` wrote."""
     t = load_file(path, device=str(device))
     maps = tuple(t[f"map{i}"] for i in range(sum(name.startswith("map") for name in t)))
     learnt = (t["parameter0"], t["parameter1"], t["parameter2"], t["parameter3"])

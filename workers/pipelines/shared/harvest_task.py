@@ -11,22 +11,22 @@ from featurewatch.workers.activations.sources.identity import Reference, Verifie
 
 @dataclass(frozen=True)
 class HarvestTask:
-    """What a harvest reads, as JSON: any worker makes the same HarvestSpec of it, but for its own folders."""
+    """What a harvest reads. Any worker makes the same HarvestSpec from it, apart from folders of its own."""
 
     reference: dict[str, Any]
-    """A `Reference`, resolved"""
+    """A resolved `Reference`"""
     hook_points: list[str]
     documents: str
     """Artifact: the family's copy of its corpus"""
     context_length: int
     positions: dict[str, Any] | None
-    """The family's; None: this checkpoint defines them."""
+    """The family's. None: this checkpoint defines them"""
     skip_tokens: int
     max_norm_ratio: float
     shard_positions: int
 
     def spec(self, settings: Settings, artifacts: ArtifactStore, device: str, checkpoint: Verified) -> HarvestSpec:
-        """With corpus and positions loaded, for the checkpoint that the reference leads to."""
+        """The specification for a verified checkpoint, with corpus and positions loaded."""
         positions = Positions.load(artifacts.path(self.positions["artifact"])) if self.positions else None
         return HarvestSpec(
             uri=checkpoint.uri,

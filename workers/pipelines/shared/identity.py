@@ -1,4 +1,4 @@
-"""A run's checkpoint, verified: what its registration refers to, and what a worker finds there."""
+"""Verified checkpoints: the files that a worker reads are those that were registered."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ log = structlog.get_logger("featurewatch.worker")
 
 
 def reference_of(checkpoint: Checkpoint) -> Reference:
-    """A checkpoint as it was registered, and as it was read."""
+    """A checkpoint as registered and, if it was read before, as read."""
     return Reference(
         uri=checkpoint.uri,
         adapter=checkpoint.adapter,
@@ -31,7 +31,7 @@ def reference_of(checkpoint: Checkpoint) -> Reference:
 
 
 def _resolved(execution: Execution, checkpoint_id: str, known: Reference) -> Reference:
-    """What a checkpoint stands for; it is written down the first time that this is known."""
+    """The resolved reference of a checkpoint, stored the first time it is resolved."""
     reference = resolve(known, execution.settings)
     if reference is not known:
         with execution.write() as session:
@@ -43,9 +43,9 @@ def _resolved(execution: Execution, checkpoint_id: str, known: Reference) -> Ref
 
 @contextmanager
 def verified_checkpoint(execution: Execution, checkpoint_id: str) -> Iterator[tuple[Reference, Verified]]:
-    """A checkpoint whose files hold what was registered, while they are open and when they are left.
+    """A checkpoint whose files equal the registered ones, both on entering and on leaving.
 
-    What is read the first time is written down with all digests. RunErrors of `identity.verified`.
+    The first reading stores all digests. RunErrors of `identity.verified`.
     """
     with execution.read() as session:
         row = queries.checkpoint(session, checkpoint_id)
@@ -59,25 +59,24 @@ def verified_checkpoint(execution: Execution, checkpoint_id: str) -> Iterator[tu
     with verified(reference, execution.settings, progress) as checkpoint:
         if not read_before:
             if state == "judged":
-                log.warning("its content was not kept when it was judged; what is read now is taken for it",
-                            checkpoint=name)  # fmt: skip
+                log.warning("no digests from when it was judged; trusting the files as they are now", checkpoint=name)
             with execution.write() as session:
                 checkpoints.identify(session, checkpoint_id, checkpoint.contents)
-        # Another worker may have a copy of its own, with other times: to it the digests are what counts.
+        # Another worker may have its own copy with other timestamps, so helpers compare digests.
         yield replace(reference, contents=checkpoint.contents.to_json()), checkpoint
 
 
 def known_content(execution: Execution, checkpoint_id: str) -> bool:
-    """Whether it is known what a checkpoint held when it was judged."""
+    """Whether the digests of a checkpoint's files are stored."""
     with execution.read() as session:
         return queries.checkpoint(session, checkpoint_id).content_digest is not None
 
 
 @contextmanager
 def watched(execution: Execution, checkpoint: Verified, partial: Path | None = None) -> Iterator[Callable[[], None]]:
-    """The check to call while a verified checkpoint is read: of the run, and of the files; called on leaving too.
+    """A check of the run and of the files, to call while reading a verified checkpoint. It also runs on leaving.
 
-    What was read into the folder `partial` is removed where they change.
+    If the files change, the folder `partial` is removed.
     """
 
     def check() -> None:
@@ -94,7 +93,7 @@ def watched(execution: Execution, checkpoint: Verified, partial: Path | None = N
 
 
 def content_digest(execution: Execution, checkpoint_id: str) -> str:
-    """SHA-256 over all files of a checkpoint: as it was read, or now where nobody has read it since that is kept."""
+    """SHA-256 over all files of a checkpoint: the stored digest, or else that of the files as they are now."""
     with execution.read() as session:
         digest = queries.checkpoint(session, checkpoint_id).content_digest
     if digest is None:

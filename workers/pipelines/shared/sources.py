@@ -1,4 +1,4 @@
-"""Activations of a checkpoint as the crosscoder reads them: hook points beside each other, normalised."""
+"""Activations of a checkpoint as the crosscoder reads them: hook points side by side, normalised."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import EarlierCheckpoint, OnboardingContext, device_of
 
 BLOCK = 16_384
-HELD_BYTES = 512 * 2**20
-"""Activations up to this size are normalised once and kept in memory; larger ones are read and normalised each time."""
+CACHED_BYTES = 512 * 2**20
+"""Activations up to this size are normalised once and cached in memory; larger ones are read again each time."""
 
 
 class Activations:
     """Normalised activations of one checkpoint at some hook points.
 
-    Called with rows (sorted int64 [b]) it gives [b, D] float32 on the device; D is the sum of `widths`.
+    Calling it with rows (sorted int64 [b]) returns [b, D] float32 on the device; D is the sum of `widths`.
     """
 
     def __init__(self, opened: ActivationSet, hook_points: list[str], device: torch.device) -> None:
@@ -28,22 +28,22 @@ class Activations:
         self.valid = torch.from_numpy(opened.valid)
         self.document = torch.from_numpy(opened.document)
         self.normaliser: Normaliser | None = None
-        self.held: Tensor | None = None
+        self.cached: Tensor | None = None
 
     def raw(self, rows: Tensor) -> Tensor:
-        """Activations as stored, hook points beside each other: [b, D]."""
+        """Activations [b, D] as stored, hook points side by side."""
         picked = rows.cpu().numpy()
         parts = [self.opened.read(hook, picked).to(self.device) for hook in self.hook_points]
         return parts[0] if len(parts) == 1 else torch.cat([part.float() for part in parts], 1)
 
     def normalised(self) -> Normaliser:
-        """What normalises these activations: as set, or measured in one pass over the valid positions."""
+        """The normaliser that was set, or one measured in a pass over the valid positions."""
         return self.normaliser or self._measure()
 
     def __call__(self, rows: Tensor) -> Tensor:
         normaliser = self.normalised()
-        if self.held is not None:
-            return self.held[rows]
+        if self.cached is not None:
+            return self.cached[rows]
         return normaliser(self.raw(rows))
 
     def _measure(self) -> Normaliser:
@@ -53,20 +53,20 @@ class Activations:
         return self.normalise_by(moments.normaliser())
 
     def normalise_by(self, normaliser: Normaliser) -> Normaliser:
-        """Set the normaliser; small activations are normalised at once and held."""
+        """Set the normaliser. Small activations are normalised at once and cached."""
         self.normaliser = Normaliser(normaliser.mean.to(self.device), normaliser.scale.to(self.device))
         every = torch.arange(self.opened.n_positions)
-        if 4 * len(every) * sum(self.widths) <= HELD_BYTES:
-            self.held = torch.cat([self.normaliser(self.raw(block)) for block in every.split(BLOCK)])
+        if 4 * len(every) * sum(self.widths) <= CACHED_BYTES:
+            self.cached = torch.cat([self.normaliser(self.raw(block)) for block in every.split(BLOCK)])
         return self.normaliser
 
     def at(self, hook_points: list[str]) -> "Activations":
-        """The same at some of these hook points, in the order given."""
+        """These activations at some of their hook points, in the given order."""
         if hook_points == self.hook_points:
             return self
         normaliser, part = self.normalised(), Activations(self.opened, hook_points, self.device)
-        place = torch.arange(sum(self.widths), device=self.device).split(self.widths)
-        columns = torch.cat([place[self.hook_points.index(hook)] for hook in hook_points])
+        index = torch.arange(sum(self.widths), device=self.device).split(self.widths)
+        columns = torch.cat([index[self.hook_points.index(hook)] for hook in hook_points])
         part.normalise_by(Normaliser(normaliser.mean[columns], normaliser.scale[columns]))
         return part
 
@@ -80,15 +80,15 @@ class Activations:
 def open_sources(
     execution: Execution, context: OnboardingContext, folder: Path, hook_points: list[str] | None = None
 ) -> Activations:
-    """The activations of a harvested or copied folder, checked against the family. hook_points: None: the work's."""
+    """Stored activations, checked against the family. hook_points: default: those of the context."""
     hooks = hook_points or context.hook_points
     count = context.positions["count"] if context.positions else None
     opened = open_activations(folder, expected_positions=count, hook_points=hooks)
     return Activations(opened, hooks, device_of(execution))
 
 
-def normaliser_of(execution: Execution, kept: EarlierCheckpoint, device: torch.device) -> Normaliser:
-    """What normalises an earlier checkpoint's activations, from the dictionaries that it has."""
-    tensors = [load_file(execution.artifacts.path(kept.dictionaries[hook])) for hook in kept.hook_points]
+def normaliser_of(execution: Execution, checkpoint: EarlierCheckpoint, device: torch.device) -> Normaliser:
+    """The normaliser of an earlier checkpoint, from its dictionaries."""
+    tensors = [load_file(execution.artifacts.path(checkpoint.dictionaries[hook])) for hook in checkpoint.hook_points]
     scales = [torch.full_like(t["mean"], len(t["mean"]) ** 0.5 / float(t["rms"])) for t in tensors]
     return Normaliser(torch.cat([t["mean"] for t in tensors]).to(device), torch.cat(scales).to(device))

@@ -1,9 +1,9 @@
-"""Training a dictionary: over one checkpoint or several together, in this process or one for each GPU."""
+"""Training a dictionary on one checkpoint or several, in this process or in one per GPU."""
 
 import math
 import multiprocessing.process
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,17 +33,17 @@ from featurewatch.workers.pipelines.shared.sources import BLOCK, Activations
 log = structlog.get_logger("featurewatch.worker")
 
 WINDOW_BYTES = 2**31
-"""Activations (as float32) that are shuffled among each other. More is streamed: a step needs no more than that."""
-TOLD = 10
-"""How often the log says how far a fit is."""
-PAIRED = 16_384
-"""Positions that the maps of a shared decoder are found on."""
+"""Bytes of float32 activations that are shuffled together. Larger data is streamed window by window."""
+PROGRESS_LINES = 10
+"""How many progress lines a fit logs."""
+ALIGNMENT_POSITIONS = 16_384
+"""Positions used to align the sources of a shared decoder."""
 
 
 class Members:
-    """Checkpoints that are fitted together, each with its sources: one activation vector beside the other.
+    """Checkpoints that are fitted together, the activation vectors of their sources side by side.
 
-    Called with rows (sorted int64 [b]) it gives [b, D] normalised float32 with NaN where a checkpoint is not valid.
+    Calling it with rows (sorted int64 [b]) returns [b, D] normalised float32, NaN where a checkpoint is not valid.
     """
 
     def __init__(self, members: list[Activations]) -> None:
@@ -51,7 +51,7 @@ class Members:
         widths = [(width, model) for model, part in enumerate(members) for width in part.widths]
         self.layout = Layout(tuple(w for w, _ in widths), tuple(m for _, m in widths))
         self.valid = torch.stack([part.valid for part in members]).any(0)
-        """bool [n]: valid in one of them at least"""
+        """bool [n] valid in at least one checkpoint"""
 
     def __call__(self, rows: Tensor) -> Tensor:
         parts = []
@@ -63,13 +63,13 @@ class Members:
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def read_ahead(self, rows: Tensor) -> None:
-        """Have runs of RUN positions, which begin at rows, read from disk while the fit goes on."""
+        """Read runs of RUN positions that begin at `rows` from disk in the background."""
         for member in self.members:
             member.opened.read_ahead(rows.numpy(), RUN)
 
 
 def configuration(context: OnboardingContext, layout: Layout) -> FitConfig:
-    """The family's options for a fit of these sources."""
+    """The family's options, for a fit of these sources."""
     options: dict[str, Any] = dict(context.crosscoder)
     dedicated = options.pop("dedicated")
     try:
@@ -78,27 +78,26 @@ def configuration(context: OnboardingContext, layout: Layout) -> FitConfig:
             dedicated=(dedicated,) * layout.n_models if dedicated and layout.n_models > 1 else (),
             window=max(options["batch_size"], WINDOW_BYTES // (4 * layout.width)),
         )
-    except ValueError as error:  # what only shows when the number of checkpoints is known
-        raise RunError("bad-crosscoder-options", f"{error}; {layout.n_models} checkpoints are fitted") from error
+    except ValueError as error:  # of options that depend on the number of checkpoints
+        raise RunError("bad-crosscoder-options", f"{error} (fitting {layout.n_models} checkpoints)") from error
 
 
 def train_dictionary(
     execution: Execution, context: OnboardingContext, members: Members, saved: Path, known: Tensor | None = None
 ) -> Crosscoder:
-    """Fit on all members; saves itself at `saved` as it goes, and goes on from there bit by bit.
+    """Fit on all members. Saves its state at `saved` as it goes; a resumed fit gives the same numbers, bit by bit.
 
-    known: [w, D] what features of the last generation write into all sources: the fit starts from them, with as many
-    latents as it takes to hold them.
+    known: [w, D] decoder rows of the last generation's features to start from, with enough latents for all of them.
     """
     config, device = configuration(context, members.layout), device_of(execution)
     if known is not None:
-        held = config.designated + len(known) + sum(config.dedicated)
-        config = replace(config, n_features=max(config.n_features, held))
+        needed = config.designated + len(known) + sum(config.dedicated)
+        config = replace(config, n_features=max(config.n_features, needed))
     rows = members.valid.nonzero().squeeze(1)
     world = execution.settings.fit_processes or max(1, torch.cuda.device_count() if device.type == "cuda" else 1)
-    goes_on = files.is_saved(saved)
-    maps = _maps(members, rows) if config.decoder == "shared" and not goes_on else ()
-    if known is not None and not goes_on:
+    resumes = files.is_saved(saved)
+    maps = _maps(members, rows) if config.decoder == "shared" and not resumes else ()
+    if known is not None and not resumes:
         files.save_state(saved, start_from(known, config, members.layout, maps=maps, device=device))
     log.info("fit", features=config.n_features, k=config.k, steps=config.steps, positions=len(rows), processes=world)
     watch = FitMonitor(execution, config, len(rows))
@@ -113,7 +112,21 @@ def train_dictionary(
         if watch.save_is_due():
             files.save_state(saved, state)
 
-    state = fit(
+    return _fit(members, config, device, state=state, maps=maps, on_step=on_step).model
+
+
+def _fit(
+    members: Members,
+    config: FitConfig,
+    device: torch.device,
+    *,
+    state: FitState | None,
+    maps: tuple[Tensor, ...],
+    on_step: Callable[[FitState], None],
+    parallel: Parallel | None = None,
+) -> FitState:
+    rows = members.valid.nonzero().squeeze(1)
+    return fit(
         lambda picked: members(rows[picked]),
         len(rows),
         members.layout,
@@ -122,23 +135,23 @@ def train_dictionary(
         maps=maps,
         on_step=on_step,
         read_ahead=lambda runs: members.read_ahead(rows[runs]),
+        parallel=parallel,
         compute_dtype=compute_dtype(device.type),
         device=device,
     )
-    return state.model
 
 
 def _maps(members: Members, rows: Tensor) -> tuple[Tensor, ...]:
-    """P_s of a shared decoder, from positions at which all sources are valid."""
+    """P_s of a shared decoder, from positions where all sources are valid."""
     widths = members.layout.widths
-    picked = rows[torch.linspace(0, len(rows) - 1, min(PAIRED, len(rows))).long()]
+    picked = rows[torch.linspace(0, len(rows) - 1, min(ALIGNMENT_POSITIONS, len(rows))).long()]
     x = torch.cat([members(part) for part in picked.split(BLOCK)])
     x = x[~x.isnan().any(1)]
     if len(x) < max(widths):
         raise RunError(
             "too-few-common-positions",
-            f"a shared decoder aligns its sources at positions that all of them have; there are {len(x)}, fewer than "
-            f"the widest source is wide ({max(widths)}); use a longer corpus or `decoder: per_source`",
+            f"a shared decoder needs at least as many common positions as its widest source is wide ({max(widths)}), "
+            f"and there are {len(x)}; use a longer corpus or `decoder: per_source`",
         )
     parts = x.split(widths, 1)
     widest = parts[widths.index(max(widths))]
@@ -146,7 +159,7 @@ def _maps(members: Members, rows: Tensor) -> tuple[Tensor, ...]:
 
 
 class FitMonitor:
-    """Reports a fit's progress, and says when it is to be saved."""
+    """Reports the progress of a fit, and decides when to save it."""
 
     def __init__(self, execution: Execution, config: FitConfig, n: int) -> None:
         self.execution, self.config, self.batch = execution, config, min(config.batch_size, n)
@@ -154,7 +167,7 @@ class FitMonitor:
 
     def begin(self, step: int) -> None:
         if step:
-            log.info("the fit goes on", step=step, steps=self.config.steps)
+            log.info("resuming the fit", step=step, steps=self.config.steps)
         self.first, self.began = step, time.monotonic()
         self.saved = self.began
 
@@ -162,14 +175,19 @@ class FitMonitor:
         if not math.isfinite(loss):
             raise RunError(
                 "fit-diverged",
-                f"the loss is {loss} at step {step}: lower the learning rate ({self.config.learning_rate})",
+                f"the loss is {loss} at step {step}; use a learning rate below {self.config.learning_rate}",
             )
         seconds = max(time.monotonic() - self.began, 1e-9)
         rate = round((step - self.first) * self.batch / seconds, 1)
-        if TOLD * step // self.config.steps > TOLD * (step - 1) // self.config.steps:
-            log.info("fit so far", step=step, loss=round(loss, 4), positions_per_second=rate)
-        self.execution.progress(step / self.config.steps, step=step, steps=self.config.steps, loss=round(loss, 4),
-                                positions_per_second=rate)  # fmt: skip
+        if PROGRESS_LINES * step // self.config.steps > PROGRESS_LINES * (step - 1) // self.config.steps:
+            log.info("fitting", step=step, loss=round(loss, 4), positions_per_second=rate)
+        self.execution.progress(
+            step / self.config.steps,
+            step=step,
+            steps=self.config.steps,
+            loss=round(loss, 4),
+            positions_per_second=rate,
+        )
 
     def save_is_due(self) -> bool:
         now = time.monotonic()
@@ -181,7 +199,7 @@ class FitMonitor:
 
 @dataclass(frozen=True)
 class FitJob:
-    """What a rank needs to know, as it is sent to its process."""
+    """What a rank gets from the process that starts it."""
 
     folders: list[Path]
     hook_points: list[list[str]]
@@ -205,9 +223,9 @@ def _on_processes(
     world: int,
     watch: FitMonitor,
 ) -> Crosscoder:
-    """Fit on several processes, one for each GPU, which share the latents (the positions where they can't be shared).
+    """Fit on several processes, one per GPU. They divide the latents, or the positions if latents do not divide evenly.
 
-    They are spawned, so this one may hold a GPU too: it waits, reports, and ends them when the run is to stop.
+    They are spawned, so this process may use a GPU too. It waits, reports, and kills them if the run must stop.
     """
     saved.parent.mkdir(parents=True, exist_ok=True)
     meeting = saved.with_suffix(".meeting")
@@ -234,13 +252,13 @@ def _on_processes(
             execution.check()
             _listen(receiver, watch)
     except (processes.ProcessExitedException, processes.ProcessRaisedException) as error:
-        _listen(receiver, watch)  # what went wrong may have been told: a loss that is no number
+        _listen(receiver, watch)  # a rank may have sent the reason, such as a loss of NaN
         killed = [-code for code in (p.exitcode for p in ranks.processes) if code and code < 0 and code != -SIGTERM]
         if killed:
             raise RunError(
                 "fit-process-killed",
-                f"a process of the fit was ended from outside ({Signals(killed[0]).name}), often for want of memory: "
-                "give the worker more or the fit smaller batches, and retry the run; it goes on where it was saved",
+                f"a process of the fit was killed ({Signals(killed[0]).name}), often because memory ran out. Give the "
+                "worker more memory, or the fit smaller batches, and retry the run: it resumes from its saved state",
             ) from error
         raise
     finally:
@@ -252,15 +270,15 @@ def _on_processes(
 
 
 def _listen(receiver: Any, watch: FitMonitor) -> None:
-    """Report what rank 0 has said so far; raises what a rank could not go on for."""
+    """Report the progress that rank 0 sent. Raises a RunError that a rank sent."""
     while receiver.poll():
         try:
-            heard = receiver.recv()
-        except EOFError:  # all of them have ended
+            message = receiver.recv()
+        except EOFError:  # all ranks have ended
             return
-        if isinstance(heard, RunError):
-            raise heard
-        step, loss, began = heard
+        if isinstance(message, RunError):
+            raise message
+        step, loss, began = message
         if began:
             watch.begin(step)
         else:
@@ -269,21 +287,24 @@ def _listen(receiver: Any, watch: FitMonitor) -> None:
 
 @contextmanager
 def _allowed_children() -> Iterator[None]:
-    """Celery puts a process object of its own in the place of multiprocessing's, marked as a daemon that may have no
-    children, with a key that can't be sent to any. Ours end with the run, and with this process (torch sees to it)."""
+    """Allow child processes in a Celery worker.
+
+    Celery replaces multiprocessing's process object by its own: a daemon, which may not have children, with a key that
+    cannot be sent to them. These children end with the run, and torch ends them with this process.
+    """
     current = multiprocessing.process.current_process()
     marks: dict[str, Any] = current._config  # type: ignore[attr-defined]
-    theirs = dict(marks)
-    marks.update(daemon=False, authkey=multiprocessing.process.AuthenticationString(bytes(theirs["authkey"])))  # type: ignore[attr-defined]
+    original = dict(marks)
+    marks.update(daemon=False, authkey=multiprocessing.process.AuthenticationString(bytes(original["authkey"])))  # type: ignore[attr-defined]
     try:
         yield
     finally:
         marks.clear()
-        marks.update(theirs)
+        marks.update(original)
 
 
 def _rank(rank: int, job: FitJob, sender: Any) -> None:
-    """One process of the fit. It tells the one that started it what a run is to fail with."""
+    """One process of the fit. Sends a RunError to the process that started it."""
     try:
         _fit_rank(rank, job, sender)
     except RunError as error:
@@ -296,17 +317,15 @@ def _fit_rank(rank: int, job: FitJob, sender: Any) -> None:
     device = torch.device("cuda", rank) if job.cuda else torch.device("cpu")
     if job.cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if job.cuda else "gloo", init_method=f"file://{job.meeting}", rank=rank,
-                            world_size=job.world)  # fmt: skip
-    opened = [open_activations(folder, hook_points=hooks) for folder, hooks in zip(job.folders, job.hook_points,
-                                                                                   strict=True)]  # fmt: skip
-    parts = [Activations(part, hooks, device) for part, hooks in zip(opened, job.hook_points, strict=True)]
-    for part, normaliser in zip(parts, job.normalisers, strict=True):
-        part.normalise_by(normaliser)
+    backend, meeting = "nccl" if job.cuda else "gloo", f"file://{job.meeting}"
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=job.world)
+    parts = []
+    for folder, hooks, normaliser in zip(job.folders, job.hook_points, job.normalisers, strict=True):
+        parts.append(Activations(open_activations(folder, hook_points=hooks), hooks, device))
+        parts[-1].normalise_by(normaliser)
     members = Members(parts)
     even = job.config.n_features % job.world == 0
     parallel = Parallel(latent=job.world) if even else Parallel(data=job.world)
-    rows = members.valid.nonzero().squeeze(1)
     state = None
     if job.saved.exists():
         state = dealt(files.load_state(job.saved, job.config, members.layout, device), parallel)
@@ -325,17 +344,6 @@ def _fit_rank(rank: int, job: FitJob, sender: Any) -> None:
             if rank == 0:
                 files.save_state(job.saved, whole)
 
-    fit(
-        lambda picked: members(rows[picked]),
-        len(rows),
-        members.layout,
-        job.config,
-        state=state,
-        maps=tuple(p.to(device) for p in job.maps),
-        on_step=on_step,
-        read_ahead=lambda runs: members.read_ahead(rows[runs]),
-        parallel=parallel,
-        compute_dtype=compute_dtype(device.type),
-        device=device,
-    )
+    maps = tuple(p.to(device) for p in job.maps)
+    _fit(members, job.config, device, state=state, maps=maps, on_step=on_step, parallel=parallel)
     dist.destroy_process_group()

@@ -104,7 +104,7 @@ def _open_ancestors(
             break
         stored = (names[hook] for names in (checkpoint.activations, checkpoint.dictionaries) for hook in hooks)
         if not all(map(execution.artifacts.exists, stored)):
-            continue  # the checkpoint at hand does not need it
+            continue  # this run can do without it
         folder = execution.artifacts.path(checkpoint.activations[hooks[0]])
         activations = open_sources(execution, pair.context, folder, hooks)
         valid = activations.valid.to(rows.device)[rows]

@@ -1,6 +1,7 @@
 """Comparing a checkpoint with its parent: one code path for onboarding, joint fits, nulls and restored dictionaries."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 from featurewatch.service.verdicts import logic as verdicts
 from featurewatch.workers.execution import Execution
@@ -22,10 +23,11 @@ def open_pair(execution: Execution, context: OnboardingContext, activations: Act
     return pair_with_parent(execution, context, activations, open_earlier(execution, context, context.parent), gone)
 
 
+@contextmanager
 def compare_with_parent(
     execution: Execution, pair: ParentPair, basis: Basis, *, in_stages: bool = True
-) -> ParentComparison:
-    """Measure a checkpoint against its parent, and judge every feature.
+) -> Iterator[ParentComparison]:
+    """Measure a checkpoint against its parent, and judge every feature. The body belongs to the stage `judge`.
 
     A first checkpoint is measured against itself. `in_stages`: show `measure` and `judge` as stages of the run.
     """
@@ -33,4 +35,4 @@ def compare_with_parent(
     with stage("measure"):
         measurements = measure_checkpoint(execution, pair, basis)
     with stage("judge"):
-        return judge_pair(execution, pair, basis, measurements)
+        yield judge_pair(execution, pair, basis, measurements)

@@ -77,7 +77,7 @@ def new_columns(
     gone = map_rows(references.rows, before[0].widths, maps)[references.gone]
     config = ExtendConfig(most=context.policy.new_features, least_firings=context.policy.min_firings)
     size = typical_size(regression.code, before[1])
-    # A row of hardly any size lies along the dictionary's residual, which may be exactly what is new.
+    # A tiny row lies along the dictionary's residual, which may be exactly the new feature.
     holds = solid & ~weakened & (sizes(now[1].decoder, energy, firings) >= config.size * size)
     taken = torch.cat([now[1].decoder[holds], was[weak], gone])
     n = regression.code.n

@@ -65,8 +65,8 @@ def summarize(
     ratios = np.concatenate(
         [comparison.judgement.projection_ratio[k] for comparison, k in zip(comparisons, known, strict=True)]
     )
-    held = np.concatenate(
-        [_holds_one(comparison.judgement)[k] for comparison, k in zip(comparisons, known, strict=True)]
+    covered = np.concatenate(
+        [_contains_one(comparison.judgement)[k] for comparison, k in zip(comparisons, known, strict=True)]
     )
     statuses = Counter(str(status) for comparison in comparisons for status in comparison.judgement.status)
     return NullResult(
@@ -83,7 +83,7 @@ def summarize(
         statuses=dict(statuses),
         alerts=would_alert,
         ratio_quantiles={f"{p:g}": round(float(np.percentile(ratios, p)), 6) for p in PERCENT} if len(ratios) else {},
-        coverage=round(float(held.mean()), 5) if len(held) else None,
+        coverage=round(float(covered.mean()), 5) if len(covered) else None,
         grid=[_row(comparisons, policy, *point) for point in _grid(policy)],
     )
 
@@ -121,7 +121,7 @@ def _known(comparison: ParentComparison) -> Bools:
     return np.isfinite(comparison.judgement.projection_ratio) & comparison.evidence.there_before & ~comparison.new
 
 
-def _holds_one(judgement: Judgement) -> Bools:
+def _contains_one(judgement: Judgement) -> Bools:
     return (judgement.projection_ratio_lo <= 1 + SLACK) & (judgement.projection_ratio_hi >= 1 - SLACK)
 
 

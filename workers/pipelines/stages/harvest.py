@@ -1,4 +1,4 @@
-"""Stage harvest: a checkpoint's activations into the artifact store; with a family's first one its positions too."""
+"""Stage harvest: stores a checkpoint's activations and, for a family's first checkpoint, its positions."""
 
 import hashlib
 import json
@@ -62,35 +62,42 @@ def harvest_activations(execution: Execution, context: OnboardingContext) -> Har
     return Harvest(name, activations, positions)
 
 
-def open_earlier(execution: Execution, context: OnboardingContext, kept: EarlierCheckpoint) -> Activations:
-    """The activations of an earlier checkpoint, with the normaliser that its dictionaries keep, if it has any.
+def open_earlier(execution: Execution, context: OnboardingContext, checkpoint: EarlierCheckpoint) -> Activations:
+    """The activations of an earlier checkpoint, normalised as in its dictionaries if it has any.
 
-    Where the store has lost them they are read again from the checkpoint, if its files are still what they were.
+    Activations that the store has lost are read again from the checkpoint, if its files have not changed.
     """
-    name = kept.activations[kept.hook_points[0]]
+    name = checkpoint.activations[checkpoint.hook_points[0]]
     if not execution.artifacts.exists(f"{name}/manifest.json"):
-        log.warning("reading a checkpoint again", checkpoint=kept.name, missing=name)
-        if not known_content(execution, kept.id):
+        log.warning(
+            "stored activations are missing; reading the checkpoint again", checkpoint=checkpoint.name, artifact=name
+        )
+        if not known_content(execution, checkpoint.id):
             raise RunError(
                 "content-unknown",
-                f"the activations of {kept.name} are gone, and it was judged by a version that kept no digests, so its "
-                "files cannot be told from others; register them again under another name and extend that one",
+                f"the activations of {checkpoint.name} are missing, and it was judged by a version that stored no "
+                "digests, so its files cannot be verified. Register it again under another name, as the parent to use",
             )
-        hooks = [hook for hook, artifact in kept.activations.items() if artifact == name]
+        hooks = [hook for hook, artifact in checkpoint.activations.items() if artifact == name]
         earlier = replace(
-            context, checkpoint_id=kept.id, name=kept.name, uri=kept.uri, adapter=kept.adapter, hook_points=hooks
+            context,
+            checkpoint_id=checkpoint.id,
+            name=checkpoint.name,
+            uri=checkpoint.uri,
+            adapter=checkpoint.adapter,
+            hook_points=hooks,
         )
-        documents = None if kept.uri.startswith(ACTIVATIONS_PREFIX) else corpus_copy(execution, earlier)
-        with verified_checkpoint(execution, kept.id) as (reference, checkpoint):
-            make_activations(execution, earlier, name, reference, checkpoint, documents)
-    activations = open_sources(execution, context, execution.artifacts.path(name), kept.hook_points)
-    if kept.dictionaries:
-        activations.normalise_by(normaliser_of(execution, kept, activations.device))
+        documents = None if checkpoint.uri.startswith(ACTIVATIONS_PREFIX) else corpus_copy(execution, earlier)
+        with verified_checkpoint(execution, checkpoint.id) as (reference, verified):
+            make_activations(execution, earlier, name, reference, verified, documents)
+    activations = open_sources(execution, context, execution.artifacts.path(name), checkpoint.hook_points)
+    if checkpoint.dictionaries:
+        activations.normalise_by(normaliser_of(execution, checkpoint, activations.device))
     return activations
 
 
 def activations_of(execution: Execution, context: OnboardingContext, documents: dict[str, Any] | None) -> str:
-    """Name of the artifact with the checkpoint's activations, which are read unless they are there."""
+    """Name of the artifact with the checkpoint's activations. Reads them unless they are stored."""
     with verified_checkpoint(execution, context.checkpoint_id) as (reference, checkpoint):
         name = context.artifact(
             "activations",
@@ -116,14 +123,14 @@ def make_activations(
     checkpoint: Verified,
     documents: dict[str, Any] | None,
 ) -> None:
-    """Read a verified checkpoint into an artifact. Nothing of one that changes meanwhile gets there."""
+    """Read a verified checkpoint into an artifact, unless it changes meanwhile."""
     partial = execution.settings.data_dir / "partial" / name.replace("/", "-")
     with watched(execution, checkpoint, partial) as check:
         if reference.brought_along:
             try:
                 _copy(execution, context, partial, checkpoint, check)
             except RunError:
-                shutil.rmtree(partial, ignore_errors=True)  # it begins anew each time
+                shutil.rmtree(partial, ignore_errors=True)  # copying starts over each time
                 raise
         else:
             task = _task(execution, context, reference, documents)
@@ -133,17 +140,17 @@ def make_activations(
 
 
 def corpus_copy(execution: Execution, context: OnboardingContext) -> dict[str, Any]:
-    """The family's copy of its corpus, which is made in the first run that needs it: `{artifact, digest, count}`.
+    """The family's copy of its corpus, made by the first run that needs it: `{artifact, digest, count}`.
 
-    RunErrors of `load_corpus`, and `positions-without-text` where the family's positions have no text to read.
+    RunErrors of `load_corpus`, and `positions-without-text` if the family's positions have no text.
     """
     if context.documents:
         return context.documents
     if context.positions:
         raise RunError(
             "positions-without-text",
-            "the family's positions came with activations and have no text, so no model can be read at them; "
-            "bring activations of this checkpoint along too",
+            "the family's positions were registered with activations and have no text, so no model can be read at "
+            "them; register this checkpoint with activations too",
         )
     documents = read_corpus(execution, context.corpus)
     digest = corpus_digest(documents)
@@ -164,13 +171,13 @@ def read_corpus(execution: Execution, corpus: dict[str, Any]) -> list[Document]:
 def harvest_spec(
     execution: Execution, context: OnboardingContext, reference: Reference, checkpoint: Verified, device: str
 ) -> HarvestSpec:
-    """What reading a verified checkpoint takes, at the family's positions."""
+    """How to read a verified checkpoint at the family's positions."""
     task = _task(execution, context, reference, corpus_copy(execution, context))
     return task.spec(execution.settings, execution.artifacts, device, checkpoint)
 
 
 def _compute(execution: Execution) -> list[str]:
-    """What a model's numbers are computed with: on other hardware they round in other places."""
+    """What a model computes with: other hardware rounds differently."""
     device = device_of(execution)
     return [str(compute_dtype(str(device))), device.type]
 
@@ -196,7 +203,7 @@ def _harvest(
 ) -> None:
     settings = execution.settings
     spec = task.spec(settings, execution.artifacts, str(device_of(execution)), checkpoint)
-    # Without a broker nobody could be told to help.
+    # Without a broker there is no way to ask for help.
     sharing = HarvestLeader(execution, task) if settings.broker_url and settings.share_harvests else None
     harvest(spec, partial, on_progress=execution.progress, check=check, sharing=sharing)
 
@@ -204,16 +211,16 @@ def _harvest(
 def _copy(
     execution: Execution, context: OnboardingContext, partial: Path, checkpoint: Verified, check: Callable[[], None]
 ) -> None:
-    """Take activations that were brought along into the store, after a look at every number.
+    """Copy registered activations into the store, and check every number of the copy.
 
-    A copy, because the next extension reads them again and CI clears its folders. The copy is what is looked at.
+    A copy, because the next extension reads them again and CI clears its folders.
     """
     shutil.rmtree(partial, ignore_errors=True)
     for name, file in checkpoint.files.items():
         check()
-        place = partial / name.partition("/")[2]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, place)
+        copy = partial / name.partition("/")[2]
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
     count = context.positions["count"] if context.positions else None
     widths = context.parent.widths if context.parent else None
     opened = open_activations(
@@ -225,8 +232,12 @@ def _copy(
     def progress(fraction: float) -> None:
         check()
         rate = opened.n_positions * fraction / max(time.monotonic() - began, 1e-6)
-        execution.progress(fraction, positions=int(opened.n_positions * fraction), total=opened.n_positions,
-                           positions_per_second=round(rate, 1))  # fmt: skip
+        execution.progress(
+            fraction,
+            positions=int(opened.n_positions * fraction),
+            total=opened.n_positions,
+            positions_per_second=round(rate, 1),
+        )
 
     check_finite(opened, progress)
     valid = opened.valid & _without_sinks(opened, context.hook_points, context.policy.max_norm_ratio)
@@ -234,15 +245,15 @@ def _copy(
     manifest["hook_points"] = {hook: manifest["hook_points"][hook] for hook in context.hook_points}
     (partial / manifest["documents"]).unlink()
     manifest["documents"] = "documents.safetensors"
-    manifest.pop("positions_digest", None)  # ours to say, of what we harvested
+    manifest.pop("positions_digest", None)  # only for harvested activations
     save_file({"document": from_numpy(document.copy()), "valid": from_numpy(valid)}, partial / manifest["documents"])
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
 def _family_documents(execution: Execution, context: OnboardingContext, opened: ActivationSet) -> np.ndarray:
-    """int64 [n] the family's documents, as its first checkpoint numbered them: folds are made from the numbers.
+    """int64 [n] documents as the family's first checkpoint numbered them, because folds depend on the numbers.
 
-    RunError where these activations are cut into documents elsewhere: then they are not of the same positions.
+    RunError if the documents of these activations begin elsewhere: then their positions are not the family's.
     """
     if context.positions is None:
         return opened.document
@@ -251,20 +262,20 @@ def _family_documents(execution: Execution, context: OnboardingContext, opened: 
     if len(differ):
         raise RunError(
             "wrong-positions",
-            f"position {differ[0]} belongs to another document than in the family's first checkpoint; bring the "
-            "activations of the same documents along, in the same order",
+            f"position {differ[0]} belongs to another document than in the family's first checkpoint; provide "
+            "activations of the same documents in the same order",
         )
     return known
 
 
 def _in_order(document: np.ndarray) -> np.ndarray:
-    """Documents numbered as they first appear, however they were numbered before."""
+    """Documents renumbered in the order in which they first appear."""
     _, first, index = np.unique(document, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[index]
 
 
 def _without_sinks(opened: ActivationSet, hook_points: list[str], ratio: float) -> np.ndarray:
-    """bool [n]: False where the norm at any hook point is over `ratio` medians (attention sinks)."""
+    """bool [n] False where the norm at any hook point exceeds `ratio` medians (attention sinks)."""
     keep = np.ones(opened.n_positions, dtype=bool)
     for hook in hook_points:
         blocks = range(0, opened.n_positions, BLOCK)
@@ -281,7 +292,7 @@ def _positions(
     activations: Activations,
     documents: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """The family's positions, from its first checkpoint, and its corpus, where it has text."""
+    """The family's positions, as its first checkpoint defines them, and the text they are in, if any."""
     opened = activations.opened
     manifest = json.loads((folder / "manifest.json").read_text())
     digest = manifest.get("positions_digest") or hashlib.sha256(opened.document.tobytes()).hexdigest()

@@ -88,8 +88,8 @@ class NullExperiment:
             if rounding is None:
                 return same, {"made": "read once more"}
             return RoundedActivations(same, rounding), {"made": "activations rounded"}
-        made = "model read once more" if rounding is None else "weights rounded"
-        return self._harvested(null, weights=rounding), {"made": made}
+        method = "model read once more" if rounding is None else "weights rounded"
+        return self._harvested(null, weights=rounding), {"made": method}
 
     def _fine_tuned(self) -> tuple[Activations, dict[str, Any]]:
         if self.brought_along:
@@ -152,7 +152,8 @@ class NullExperiment:
         pair = pair_with_parent(self.execution, context, variant, self.activations, self.gone)
         basis = extend_dictionary(self.execution, pair, null)
         self.execution.check()
-        return compare_with_parent(self.execution, pair, basis, in_stages=False)
+        with compare_with_parent(self.execution, pair, basis, in_stages=False) as comparison:
+            return comparison
 
     def _compare_halves(self, split: int) -> ParentComparison:
         """One half of the documents against the other, with a regression on each.
