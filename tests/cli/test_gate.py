@@ -291,7 +291,7 @@ def test_the_gitlab_job(gated: Up, planted: Path, tmp_path: Path, checkout: Path
 
 
 def test_both_name_an_adapter(gated: Up, planted: Path, tmp_path: Path, path: str) -> None:
-    """It reaches the service, which puts none onto activations."""
+    """The adapter reaches the service, which rejects one for activations."""
     steps = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))["runs"]["steps"]
     step = next(step for step in steps if step.get("id") == "gate")
     uri, adapter = f"activations+file://{planted}/v2", "hf://org/adapter"
@@ -299,9 +299,9 @@ def test_both_name_an_adapter(gated: Up, planted: Path, tmp_path: Path, path: st
     job = yaml.safe_load((ROOT / "deploy/gitlab/featurewatch.yml").read_text(encoding="utf-8"))[".featurewatch"]
     variables = job["variables"] | {"FAMILY": "gated", "CHECKPOINT": "v4", "URI": uri, "ADAPTER": adapter, "PATH": path}
     done = github(step, inputs, tmp_path, path)
-    assert (done.returncode, "An adapter goes onto a model" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "An adapter needs a model" in done.stderr) == (2, True), done.stderr
     done = bash("\n".join(job["script"]), tmp_path, variables | {"FEATUREWATCH_URL": gated.url})
-    assert (done.returncode, "An adapter goes onto a model" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "An adapter needs a model" in done.stderr) == (2, True), done.stderr
 
 
 def test_what_cannot_be_told_is_said_first(gated: Up, planted: Path, tmp_path: Path) -> None:
