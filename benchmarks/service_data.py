@@ -1,7 +1,7 @@
 """A large family in a database, written the way workers write it: the data of `benchmarks.service`.
 
 Checkpoints form a chain with a few branches. What a feature writes in each of them is planted, with noise per document;
-the verdict rule judges it, and `service.verdicts.logic.record` stores the result. Of the code only the examples are
+the verdict rule judges it, and `service.recording.verdicts.record` stores the result. Of the code only the examples are
 stored, beside an otherwise empty sparse matrix.
 """
 
@@ -29,11 +29,12 @@ from featurewatch.service.features.schemas import FeaturePatch
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.db import Database
 from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.recording import signatures as readings
+from featurewatch.service.recording import verdicts
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs.states import RunState
 from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.signatures.schemas import SignatureIn
-from featurewatch.service.verdicts import logic as verdicts
 from featurewatch.service.verdicts.judge import Evidence, Floats, Successor, judge
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.statuses import GONE, Status
@@ -324,11 +325,11 @@ class Filler:
         for run, name in queued:
             with database.write() as session:
                 checkpoint = checkpoints.get(session, families.get(session, FAMILY), name)
-                found = signatures.SignatureResult(
+                found = readings.SignatureResult(
                     signature.id, "present", None, FIGURES, chosen, chosen if name == "v0" else None, ""
                 )
                 held = self._take(session, run.id)
-                result = signatures.record(session, checkpoint.id, [found])
+                result = readings.record(session, checkpoint.id, [found])
                 runs.finish(session, run_id=held[0], attempt=held[1], state=RunState.SUCCEEDED, result=result)
 
 

@@ -5,13 +5,13 @@ from sqlalchemy.orm import Session
 
 from featurewatch.service.auth import logic as auth
 from featurewatch.service.dependencies import figures
-from featurewatch.service.dependencies import logic as dependencies
 from featurewatch.service.dependencies.store import load
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.clock import utcnow
 from featurewatch.service.kit.crypto import SecretBox
 from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Lineage, Reading, Run, Signature, Webhook
 from featurewatch.service.models.webhook import url_context
+from featurewatch.service.recording import dependencies
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.webhooks import logic as webhooks
 from tests import factories

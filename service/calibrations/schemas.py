@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from scipy.special import betaincinv
 
-from featurewatch.service.calibrations.kinds import NULLS, NullName
+from featurewatch.service.families.calibration import NULLS, CalibrationSummary, NullName, Rate
 from featurewatch.service.models import Run
 from featurewatch.service.runs.schemas import RunFault
 from featurewatch.service.runs.states import RunState
@@ -48,15 +48,6 @@ class CalibrationIn(BaseModel):
     splits: int = Field(4, ge=1, le=64, description="Number of random splits for `halves`.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Random seed of `halves` and `finetune`.")
     finetune: FineTune = Field(default_factory=FineTune)
-
-
-class Rate(BaseModel):
-    """A false-alarm rate with an upper bound."""
-
-    alarms: int
-    of: int
-    rate: float | None = Field(description="Null if there was nothing to count.")
-    upper: float = Field(description="One-sided 95% upper bound (Clopper and Pearson 1934).")
 
 
 class Thresholds(BaseModel):
@@ -139,18 +130,6 @@ class CalibrationView(BaseModel):
     error: RunFault | None
     created_at: datetime
     finished_at: datetime | None
-
-
-class CalibrationSummary(BaseModel):
-    """Summary of the family's latest calibration."""
-
-    id: str
-    checkpoint: str
-    finished_at: datetime
-    checkpoints: Rate
-    features: Rate
-    alerts: int
-    unavailable: list[NullName] = Field(description="Requested nulls that could not be created.")
 
 
 def rate(alarms: int, of: int) -> Rate:

@@ -8,7 +8,6 @@ from featurewatch.service.auth.guard import BY_METHOD
 from featurewatch.service.checkpoints import logic
 from featurewatch.service.checkpoints.inspect import Examined
 from featurewatch.service.checkpoints.lookup import ReadCheckpoint, WriteCheckpoint
-from featurewatch.service.checkpoints.report import MEDIA_TYPES, Report, choose_format, render, report
 from featurewatch.service.checkpoints.schemas import CheckpointIn, CheckpointOut, CheckpointState, Registration
 from featurewatch.service.deletions import checkpoints as deletion
 from featurewatch.service.families import logic as families
@@ -18,6 +17,7 @@ from featurewatch.service.kit.pages import Page, Paging
 from featurewatch.service.kit.routing import accepted
 from featurewatch.service.kit.sessions import AppArtifacts, AppDatabase, AppSettings, ReadSession, WriteSession
 from featurewatch.service.kit.turns import IN_TURN
+from featurewatch.service.reports.checkpoints import MEDIA_TYPES, Report, choose_format, render, report
 from featurewatch.service.runs.schemas import view as run_view
 
 router = APIRouter(prefix="/v1/families/{family}/checkpoints", tags=["checkpoints"], dependencies=[BY_METHOD])

@@ -4,13 +4,13 @@ from typing import Annotated, Any
 
 import typer
 
-from featurewatch.service.calibrations.kinds import NULLS
 from featurewatch.service.cli import base, complete, progress
 from featurewatch.service.cli.arguments import Family, Timeout, Wait
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table
 from featurewatch.service.client.types import CalibrationResult
 from featurewatch.service.client.wire import given
+from featurewatch.service.families.calibration import NULLS
 
 
 def add_to(app: typer.Typer) -> None:

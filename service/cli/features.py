@@ -11,7 +11,7 @@ from featurewatch.service.cli.arguments import Family, FeatureId, Limit, MaxQ, M
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table, command
 from featurewatch.service.client import Client, types
-from featurewatch.service.features.words import plain
+from featurewatch.service.kit.text import plain
 from featurewatch.service.verdicts.figures import Figure, View, shown_in
 
 _PAGE = 500

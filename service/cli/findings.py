@@ -8,7 +8,8 @@ from rich.text import Text
 
 from featurewatch.service.cli import base
 from featurewatch.service.features.schemas import Example, FeatureRow
-from featurewatch.service.features.words import about, between, passage, plain, share
+from featurewatch.service.features.words import about, between, passage, share
+from featurewatch.service.kit.text import plain
 from featurewatch.service.verdicts.statuses import Status
 
 _NAMED_SUCCESSORS = 3

@@ -1,1 +1,1 @@
-"""Deleting families and checkpoints (docs/adr/0035)."""
+"""Deleting families, checkpoints and signatures (docs/adr/0035)."""

@@ -6,7 +6,6 @@ from typing import Any
 from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.orm import Session
 
-from featurewatch.service.kit.listed import one_of
 from featurewatch.service.models import Checkpoint, DependencyGraph, Feature, Run
 from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.runs.states import RunState
@@ -73,32 +72,12 @@ def put(session: Session, rows: Sequence[dict[str, Any]]) -> None:
     session.flush()
 
 
-def rewired(
-    session: Session, checkpoint_ids: Sequence[str], numbers: Sequence[int] | None = None
-) -> dict[tuple[str, int], bool]:
-    """(checkpoint id, feature number) -> whether its dependencies changed since the parent, where known."""
-    if numbers is None:
-        rows = session.execute(_REWIRED, {"checkpoints": checkpoint_ids})
-    else:
-        rows = session.execute(_REWIRED_OF, {"checkpoints": checkpoint_ids, "numbers": numbers})
-    return {(checkpoint_id, number): bool(value) for checkpoint_id, number, value in rows}
-
-
-# Built once: every report runs the first, and every list of up to 500 features the others.
+# Built once: every report runs it.
 _AT_CHECKPOINT = (
     select(DependencyGraph)
     .where(DependencyGraph.checkpoint_id == bindparam("checkpoint"))
     .order_by(DependencyGraph.created_at, DependencyGraph.method)
 )
-_REWIRED = (
-    select(DependencyGraph.checkpoint_id, DependencyGraph.feature, DependencyGraph.rewired)
-    .where(
-        one_of(DependencyGraph.checkpoint_id, "checkpoints"),
-        DependencyGraph.rewired.is_not(None),
-    )
-    .order_by(DependencyGraph.created_at)
-)
-_REWIRED_OF = _REWIRED.where(one_of(DependencyGraph.feature, "numbers"))
 
 
 def watched(session: Session, family_id: str) -> list[int]:

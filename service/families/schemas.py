@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from featurewatch.service.calibrations.schemas import CalibrationSummary
+from featurewatch.service.families.calibration import CalibrationSummary
 from featurewatch.service.kit.hook_points import KINDS, is_hook_point
 from featurewatch.service.verdicts.policy import Policy
 

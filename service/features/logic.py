@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.checkpoints import queries as checkpoint_queries
-from featurewatch.service.dependencies import queries as dependencies
 from featurewatch.service.features import queries
 from featurewatch.service.features.queries import Filter
 from featurewatch.service.features.schemas import (
@@ -168,7 +167,7 @@ def _show(session: Session, comparison: Comparison, numbers: Sequence[int]) -> N
     comparison.verdicts |= {row.feature: row for row in _verdicts(session, comparison, unknown)}
     features = queries.by_numbers(session, comparison.family.id, numbers)
     # Against any other baseline than the parent the flag would mean something else.
-    rewired = dependencies.rewired(session, [comparison.checkpoint.id], numbers) if comparison.stored else {}
+    rewired = queries.rewired(session, [comparison.checkpoint.id], numbers) if comparison.stored else {}
     checkpoint, baseline = comparison.checkpoint.name, comparison.baseline.name if comparison.baseline else None
     for number in numbers:
         if number in comparison.verdicts:
@@ -202,7 +201,7 @@ def get(session: Session, family: Family, name: str) -> Feature:
 def trajectory(session: Session, family: Family, feature: Feature) -> list[Point]:
     """A feature's verdicts, each against the parent; parents before children."""
     course = queries.course(session, family.id, feature.number)
-    rewired = dependencies.rewired(session, [row.checkpoint_id for row in course], [feature.number])
+    rewired = queries.rewired(session, [row.checkpoint_id for row in course], [feature.number])
     points = []
     for row in course:
         points.append(point(row, row.checkpoint_name, row.parent_name))

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, aliased
 from featurewatch.service.kit.ids import parse_feature_id
 from featurewatch.service.kit.listed import one_of
 from featurewatch.service.kit.pages import SortKey, Statement, keyset
-from featurewatch.service.models import Checkpoint, Code, Feature, Verdict
+from featurewatch.service.models import Checkpoint, Code, DependencyGraph, Feature, Verdict
 from featurewatch.service.verdicts.figures import COLUMNS
 from featurewatch.service.verdicts.statuses import Status
 from featurewatch.service.verdicts.table import row_type
@@ -166,6 +166,17 @@ def example_files(session: Session, family_id: str) -> Sequence[tuple[str, str, 
     return [(row[0], row[1], row[2]) for row in session.execute(_EXAMPLE_FILES, {"family": family_id})]
 
 
+def rewired(
+    session: Session, checkpoint_ids: Sequence[str], numbers: Sequence[int] | None = None
+) -> dict[tuple[str, int], bool]:
+    """(checkpoint id, feature number) -> whether its dependencies changed since the parent, where known."""
+    if numbers is None:
+        rows = session.execute(_REWIRED, {"checkpoints": checkpoint_ids})
+    else:
+        rows = session.execute(_REWIRED_OF, {"checkpoints": checkpoint_ids, "numbers": numbers})
+    return {(checkpoint_id, number): bool(value) for checkpoint_id, number, value in rows}
+
+
 # Built once: building such a statement and looking up its compiled form takes longer than running it.
 _VERDICT = [Verdict.checkpoint_id, *(getattr(Verdict, name) for name in COLUMNS)]
 _FEATURE = [column for column in Feature.__table__.c if column.name not in ("logits", "created_at")]
@@ -189,6 +200,15 @@ _COURSE = (
     .where(Verdict.family_id == bindparam("family"), Verdict.feature == bindparam("number"))
     .order_by(Checkpoint.created_at, Checkpoint.id)
 )
+_REWIRED = (
+    select(DependencyGraph.checkpoint_id, DependencyGraph.feature, DependencyGraph.rewired)
+    .where(
+        one_of(DependencyGraph.checkpoint_id, "checkpoints"),
+        DependencyGraph.rewired.is_not(None),
+    )
+    .order_by(DependencyGraph.created_at)
+)
+_REWIRED_OF = _REWIRED.where(one_of(DependencyGraph.feature, "numbers"))
 _EXAMPLE_FILES = (
     select(Code.artifact, Code.examples, Checkpoint.name)
     .join(Checkpoint, Checkpoint.id == Code.checkpoint_id)

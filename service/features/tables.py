@@ -14,7 +14,6 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from featurewatch.service.checkpoints import queries as checkpoints
-from featurewatch.service.dependencies import queries as dependencies
 from featurewatch.service.features import queries
 from featurewatch.service.features.codes import Outlet
 from featurewatch.service.features.schemas import FeatureOut, Point, feature_fields
@@ -142,7 +141,7 @@ def _verdicts(read: Reading, family_id: str) -> Iterator[Columns]:
     for checkpoint in _judged(read, family_id):
         with read() as session:
             rows = queries.stored(session, checkpoint.id)
-            rewired = dependencies.rewired(session, [checkpoint.id])
+            rewired = queries.rewired(session, [checkpoint.id])
             parent = checkpoints.get(session, checkpoint.parent_id) if checkpoint.parent_id else None
         columns: Columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)) if rows else {}
         numbers = columns.pop("feature", ())

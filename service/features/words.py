@@ -1,29 +1,21 @@
 """Sentences about features: what happened and how certain it is. The same for `report` and `diff`.
 
-Labels and tokens are untrusted text. Control and format characters are removed here; whoever shows a text as Markdown
-or HTML escapes it.
+Labels and tokens are untrusted text. Control and format characters are removed; whoever shows a text as Markdown or
+HTML escapes it.
 """
 
 import math
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 from featurewatch.service.features.schemas import Example, FeatureRow
+from featurewatch.service.kit.text import plain, visible
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.reasons import Reason
 from featurewatch.service.verdicts.statuses import GONE, Status
 
-_MOST_LETTERS = 80
 _TOKENS = 3
 _TIMES = 2.0
 """Ratios from here on are given in times, not in percent."""
-
-
-def plain(text: str, most: int = _MOST_LETTERS) -> str:
-    """Text on one line, without characters that act on a terminal or change the direction of writing. most: length."""
-    flat = _visible(text).strip()
-    return flat if len(flat) <= most else flat[: most - 1] + "…"
 
 
 def about(label: str | None, auto_label: str | None) -> str:
@@ -44,7 +36,7 @@ def passage(example: Example, letters: int = 60) -> tuple[str, str, str] | None:
     """Text before, at and after an example's token, on one line; None if the family has no text."""
     if example.token is None:
         return None
-    before, token, after = (_visible(text or "") for text in (example.text_before, example.token, example.text_after))
+    before, token, after = (visible(text or "") for text in (example.text_before, example.token, example.text_after))
     inner = token.strip()
     if inner != token and inner:
         before = before.rstrip() + " " if token[:1].isspace() else before
@@ -175,12 +167,6 @@ REASONS: dict[Reason, str] = {
     Reason.NOT_SIGNIFICANT: "outside the band, but not significant among so many features",
     Reason.UNREADABLE: "written, but not readable by the checkpoint's own encoder",
 }
-
-
-def _visible(text: str) -> str:
-    """Whitespace, and characters that are invisible or act on a terminal, as single spaces."""
-    shown = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
-    return re.sub(r"\s+", " ", shown)
 
 
 def _is_back(row: FeatureRow) -> bool:

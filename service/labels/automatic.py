@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from featurewatch.service.features.words import plain
+from featurewatch.service.kit.text import plain
 
 _FEW = 5
 """Number of first tokens to examine. With this many, one may be an exception."""

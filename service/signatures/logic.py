@@ -1,14 +1,12 @@
-"""Creates, finds and deletes signatures, and records the readings that workers make."""
+"""Creates signatures and looks them up."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from featurewatch.service.alerts import evaluation as alerts
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.config import Settings as Configuration
 from featurewatch.service.features import queries as features
@@ -18,9 +16,7 @@ from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from featurewatch.service.models import Checkpoint, Family, Reading, Run, Signature
 from featurewatch.service.runs import logic as runs
-from featurewatch.service.runs import queries as run_queries
 from featurewatch.service.runs.kinds import RunKind
-from featurewatch.service.runs.states import RunState
 from featurewatch.service.signatures import contrast, queries
 from featurewatch.service.signatures.schemas import (
     ReadingView,
@@ -95,20 +91,6 @@ def get(session: Session, family: Family, name: str) -> Signature:
     return signature
 
 
-def delete(session: Session, family: Family, row: Signature) -> None:
-    """Delete a signature and its readings, and take it out of queued runs; a run without signatures is cancelled."""
-    for run in run_queries.unfinished(session, family.id, kind=RunKind.SIGNATURE):
-        others = [signature_id for signature_id in run.params["signatures"] if signature_id != row.id]
-        if run.state != RunState.QUEUED or len(others) == len(run.params["signatures"]):
-            continue
-        if others:
-            run.params = run.params | {"signatures": others}
-        else:
-            runs.request_cancel(session, run)
-    alerts.forget_signature(session, family, row)
-    queries.remove(session, row)
-
-
 def page(session: Session, family: Family, paging: Pager) -> Page[SignatureView]:
     """A page of a family's signatures, by name."""
     order = f"signatures:{family.id}"
@@ -164,50 +146,10 @@ def _turn(points: Sequence[ReadingView]) -> str | None:
     return max(changes, key=lambda name: changes[name]) if changes else None
 
 
-@dataclass(frozen=True)
-class SignatureResult:
-    """A worker's reading of one signature in a checkpoint."""
-
-    signature_id: str
-    status: str
-    reason: str | None
-    figures: dict[str, Any]
-    carriers: list[dict[str, Any]]
-    chosen: list[dict[str, Any]] | None
-    """The features that the baseline's own reading chose; None for other checkpoints."""
-    activations: str
-
-
 def previous(session: Session, signature_id: str, checkpoint: Checkpoint) -> Reading | None:
     """The reading of the nearest ancestor that has one."""
     readings = (queries.reading(session, signature_id, id_) for id_ in verdicts.ancestors(session, checkpoint))
     return next((reading for reading in readings if reading is not None), None)
-
-
-def record(session: Session, checkpoint_id: str, results: Sequence[SignatureResult]) -> dict[str, Any]:
-    """Write readings, replacing earlier ones, and evaluate the alert rules. Returns the run's result."""
-    checkpoint = verdicts.checkpoint(session, checkpoint_id)
-    family = verdicts.family(session, checkpoint.family_id)
-    signatures = {row.id: row for row in queries.by_ids(session, [result.signature_id for result in results])}
-    rows = []
-    for result in results:
-        signature_id = result.signature_id
-        if signature_id not in signatures:
-            continue  # deleted while it was read
-        if result.chosen is not None:
-            signatures[signature_id].chosen = result.chosen
-        before = previous(session, signature_id, checkpoint)
-        row = queries.reading(session, signature_id, checkpoint_id) or Reading(
-            signature_id=signature_id, checkpoint_id=checkpoint_id
-        )
-        row.status, row.previous_status = result.status, before.status if before else None
-        row.reason, row.figures, row.carriers = result.reason, result.figures, result.carriers
-        row.activations = result.activations
-        queries.add(session, row)
-        rows.append((row, signatures[signature_id]))
-    raised = alerts.signatures_read(session, family=family, checkpoint=checkpoint, readings=rows)
-    statuses = {signature.name: row.status for row, signature in rows}
-    return {"family": family.name, "checkpoint": checkpoint.name, "signatures": statuses, "alerts": len(raised)}
 
 
 def _reading(session: Session, row: Reading, checkpoint: Checkpoint) -> ReadingView:

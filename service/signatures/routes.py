@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Response
 
 from featurewatch.service.auth.guard import BY_METHOD
+from featurewatch.service.deletions import signatures as deletion
 from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.kit.pages import Page, Paging
 from featurewatch.service.kit.routing import accepted
@@ -48,4 +49,4 @@ def trajectory(family: ReadFamily, signature: str, session: ReadSession) -> Sign
 
 @router.delete("/{signature}", status_code=204, summary="Delete a signature and its readings")
 def delete_signature(family: WriteFamily, signature: str, session: WriteSession) -> None:
-    logic.delete(session, family, logic.get(session, family, signature))
+    deletion.delete(session, family, logic.get(session, family, signature))

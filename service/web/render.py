@@ -20,6 +20,7 @@ from featurewatch.service.auth.browser import SECONDS, Visit
 from featurewatch.service.features import words
 from featurewatch.service.features.sorting import SORTS
 from featurewatch.service.kit.sessions import database_of
+from featurewatch.service.kit.text import plain
 from featurewatch.service.runs.words import details, seen
 from featurewatch.service.verdicts.figures import Format, shown_in
 from featurewatch.service.verdicts.statuses import CHANGED, Status
@@ -225,7 +226,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "moment": _moment, "number": _number, "ratio": _ratio, "interval": _interval, "q": _q, "seconds": _seconds,
-        "bytes": _bytes, "pretty": _pretty, "evidence": _evidence, "plain": words.plain, "passage": words.passage,
+        "bytes": _bytes, "pretty": _pretty, "evidence": _evidence, "plain": plain, "passage": words.passage,
         "details": details, "seen": seen, "formatted": lambda value, kind: _FORMATS[kind](value),
     }  # fmt: skip
     environment.globals |= {

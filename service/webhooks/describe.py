@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from featurewatch.service.features.words import plain
+from featurewatch.service.kit.text import plain
 from featurewatch.service.verdicts.statuses import BY_SEVERITY
 
 MAX_LETTERS = 1000

@@ -45,10 +45,10 @@ from featurewatch.service.models import (
     Webhook,
 )
 from featurewatch.service.models import Lineage as LineageLink
+from featurewatch.service.reports import storage
 from featurewatch.service.runs import events
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs.states import RunState
-from featurewatch.service.store import logic as store
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.workers.sweeps import Sweeper
 from tests import factories
@@ -200,7 +200,7 @@ def test_nothing_is_left_of_a_family(
     assert again.status_code == 201 and again.json()["n_features"] == 0
 
     with database.read() as session:
-        assert store.inspect(session, artifacts)["deletions"] == {
+        assert storage.inspect(session, artifacts)["deletions"] == {
             "under_way": [family],
             "left_behind": [],
             "unknown": [],
@@ -211,7 +211,7 @@ def test_nothing_is_left_of_a_family(
         assert set(rows_of(session, family).values()) == {0}
         assert rows_with(session, SECRET) == {}
         assert rows_with(session, stays) == of_other
-        found = store.inspect(session, artifacts)
+        found = storage.inspect(session, artifacts)
     assert found["deletions"] == {"under_way": [], "left_behind": [], "unknown": []} and found["missing"] == []
     assert not artifacts.exists(family) and artifacts.listing(stays) == kept
     if database.is_sqlite:
@@ -265,7 +265,7 @@ def test_a_folder_of_a_deleted_family_is_told(
     with artifacts.create("fam_other/code-1") as place:
         place.write_text("")
     with database.read() as session:
-        found = store.inspect(session, artifacts)["deletions"]
+        found = storage.inspect(session, artifacts)["deletions"]
     assert found == {"under_way": [], "left_behind": [family], "unknown": ["fam_other"]}
     environment = {"FEATUREWATCH_DATA_DIR": str(filled.data_dir), "FEATUREWATCH_DATABASE_URL": filled.database_url}
     done = within("db", "check", env=environment)
@@ -273,7 +273,7 @@ def test_a_folder_of_a_deleted_family_is_told(
     assert "of families unknown to the database: fam_other" in done.stderr
     Sweeper(filled, database, publish=None).vacuum()
     with database.read() as session:
-        assert store.inspect(session, artifacts)["deletions"]["left_behind"] == []
+        assert storage.inspect(session, artifacts)["deletions"]["left_behind"] == []
 
 
 def test_a_deletion_that_was_killed_is_finished(
@@ -610,7 +610,7 @@ def test_artifacts_that_others_use_stay(
         sweeper.vacuum()
     assert not artifacts.exists(alone) and artifacts.exists(shared)
     with database.read() as session:
-        assert not {one["artifact"] for one in store.inspect(session, artifacts)["missing"]} & {shared}
+        assert not {one["artifact"] for one in storage.inspect(session, artifacts)["missing"]} & {shared}
     assert family_id
 
 

@@ -13,6 +13,7 @@ from featurewatch.service.families import logic as families
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Checkpoint, Run, Signature
+from featurewatch.service.recording import dependencies as recording
 from featurewatch.service.verdicts.policy import Policy
 from tests import factories
 from tests.api.test_errors import check_problem
@@ -64,7 +65,7 @@ def keep(
         "artifact": artifact, "graph": graph.model_dump(mode="json"), "effect": effect.model_dump(mode="json"),
     }  # fmt: skip
     checkpoint = session.query(Checkpoint).filter_by(name=name).one()
-    logic.record(session, artifacts, checkpoint_id=checkpoint.id, run_id=f"run_{name}", rows=[row])
+    recording.record(session, artifacts, checkpoint_id=checkpoint.id, run_id=f"run_{name}", rows=[row])
 
 
 def test_it_is_a_run_of_the_checkpoint(client: TestClient) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 from fastapi.testclient import TestClient
 
 from featurewatch.service.kit.db import Database
-from featurewatch.service.verdicts import logic, past, queries, stored
+from featurewatch.service.recording import verdicts as recording
+from featurewatch.service.verdicts import past, queries, stored
 from featurewatch.service.verdicts.judge import judge
 from featurewatch.service.verdicts.policy import Policy
 from tests.unit.verdicts.test_compare import Lineage
@@ -36,7 +37,7 @@ def test_a_checkpoint_that_is_judged_again(client: TestClient, database: Databas
         outcome, evidence=evidence, judgement=judge(evidence, Policy()), strength=outcome.strength * factor
     )
     with database.write() as session:
-        logic.record(session, checkpoint_id=lineage.checkpoints["v3"].id, run_id="again", outcome=changed)
+        recording.record(session, checkpoint_id=lineage.checkpoints["v3"].id, run_id="again", outcome=changed)
     assert seen(client, "F20") == ("suppressed", "suppressed", before[2] + 1)
 
 

@@ -14,8 +14,8 @@ from featurewatch.service.alerts.schemas import AlertRuleCreate
 from featurewatch.service.config import Settings
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Alert, Checkpoint, Reading, Signature
-from featurewatch.service.signatures import logic
-from featurewatch.service.signatures.logic import SignatureResult
+from featurewatch.service.recording import signatures as recording
+from featurewatch.service.recording.signatures import SignatureResult
 from tests import factories
 from tests.api.test_errors import check_problem
 
@@ -61,7 +61,7 @@ def read(session: Session, checkpoint: str, status: str = "present", **values: A
         signature_id=signature.id, status=status, reason=None, figures=figures(**values), carriers=chosen,
         chosen=chosen if at.id == signature.baseline_id else None, activations=f"fam/{checkpoint}.safetensors",
     )  # fmt: skip
-    return logic.record(session, at.id, [found])
+    return recording.record(session, at.id, [found])
 
 
 def test_it_is_read_in_every_judged_checkpoint_the_baseline_first(client: TestClient) -> None:

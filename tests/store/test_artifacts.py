@@ -28,6 +28,7 @@ from featurewatch.service.kit.artifacts import (
 from featurewatch.service.kit.clock import utcnow
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Family
+from featurewatch.service.reports import storage
 from featurewatch.service.store import damage, logic, queries
 from featurewatch.service.store.ledger import DatabaseLedger, open_store
 from tests import factories
@@ -133,7 +134,7 @@ def test_activations_that_are_needed_are_put_aside(kept: tuple[ArtifactStore, st
     assert not store.exists(name) and store.listing(family) == {}
     assert store.fs.cat_file(f"{aside}/x") == b"evil" * 100 and store.fs.exists(f"{aside}/{WHOLE}")
     with database.read() as session:
-        found = logic.inspect(session, store)
+        found = storage.inspect(session, store)
     assert found["put_aside"] == [{"artifact": name, "bytes": 402}]
     assert [row["artifact"] for row in found["missing"]] == [name]
     store.fs.mv(aside, store._remote(name), recursive=True)

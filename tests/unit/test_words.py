@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from featurewatch.service.checkpoints.markdown import cell as _cell
-from featurewatch.service.checkpoints.markdown import code as _code
 from featurewatch.service.features import words
 from featurewatch.service.features.schemas import Example, FeatureRow
+from featurewatch.service.kit.text import plain
+from featurewatch.service.reports.markdown import cell as _cell
+from featurewatch.service.reports.markdown import code as _code
 from featurewatch.service.verdicts.policy import Policy
 
 POLICY = Policy()
@@ -118,7 +119,7 @@ def test_names() -> None:
 
 
 def test_text_from_outside_stays_text() -> None:
-    flat = words.plain(HOSTILE)
+    flat = plain(HOSTILE)
     assert not set(flat) & set("\x1b\u202e\r\n\u200b")
     cell = _cell(HOSTILE)
     assert "\n" not in cell and not re.search(r"(?<!\\)[`*_{}\[\]<>|#&]", cell)

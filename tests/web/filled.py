@@ -16,7 +16,6 @@ from featurewatch.service.alerts.schemas import AlertRuleCreate
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.config import Settings
 from featurewatch.service.dependencies import figures
-from featurewatch.service.dependencies import logic as dependencies
 from featurewatch.service.dependencies.store import load
 from featurewatch.service.families import logic as families
 from featurewatch.service.families.schemas import FamilyIn
@@ -24,7 +23,7 @@ from featurewatch.service.features import logic as features
 from featurewatch.service.features.schemas import FeaturePatch
 from featurewatch.service.kit.clock import utcnow
 from featurewatch.service.models import Alert, Attempt, Checkpoint, Family, Run
-from featurewatch.service.verdicts import logic as verdicts
+from featurewatch.service.recording import dependencies, verdicts
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.webhooks import logic as webhooks
 from featurewatch.service.webhooks.schemas import WebhookCreate

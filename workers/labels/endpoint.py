@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import httpx2
 
 from featurewatch.service.config import Settings
-from featurewatch.service.features.words import plain
 from featurewatch.service.kit import clock, outbound
+from featurewatch.service.kit.text import plain
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.labels.prompts import Message, NonsenseError
 

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from featurewatch.service.features.words import plain
+from featurewatch.service.kit.text import plain
 
 Message = dict[str, str]
 

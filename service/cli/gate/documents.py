@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from featurewatch.service.checkpoints.markdown import cell
 from featurewatch.service.cli.base import UsageError
 from featurewatch.service.cli.gate.outcome import Outcome
 from featurewatch.service.client.types import Run
+from featurewatch.service.reports.markdown import cell
 
 # What XML 1.0 cannot hold, escaped or not.
 _UNSPEAKABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -17,7 +17,7 @@ from featurewatch.service.cli.gate.policy import Gate
 from featurewatch.service.client import Client, ClientError
 from featurewatch.service.client.types import Checkpoint, Report, Run
 from featurewatch.service.config import JobSettings
-from featurewatch.service.features.words import plain
+from featurewatch.service.kit.text import plain
 
 Status = Literal["passed", "failed", "judged", "waiting", "error"]
 Summary = Annotated[

@@ -12,6 +12,7 @@ from featurewatch.service.client import Client
 from featurewatch.service.client.types import Checkpoint, ReportSignature
 from featurewatch.service.features import words
 from featurewatch.service.features.schemas import FeatureRow
+from featurewatch.service.kit.text import plain
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.statuses import Status
 
@@ -132,7 +133,7 @@ def _many(features: int) -> str:
 
 
 def _names(rows: Sequence[FeatureRow]) -> str:
-    named = [f"{row.id} ({words.plain(row.label)})" if row.label else row.id for row in rows]
+    named = [f"{row.id} ({plain(row.label)})" if row.label else row.id for row in rows]
     return ", ".join(named[:10]) + (f" and {len(named) - 10:,} more" if len(named) > 10 else "")
 
 

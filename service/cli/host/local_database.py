@@ -17,6 +17,7 @@ from featurewatch.service.deletions import queries as deletion_queries
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.clock import database_now
 from featurewatch.service.kit.db import Database
+from featurewatch.service.reports import storage
 from featurewatch.service.store import backup as backups
 from featurewatch.service.store import copying, damage, logic, queries
 from featurewatch.service.store.ledger import open_store
@@ -37,7 +38,7 @@ def check(*, deep: bool) -> dict[str, Any]:
     with closing(Database(settings.resolved_database_url)) as database:
         artifacts = open_store(settings, database)
         with database.read() as session:
-            result = {"schema": migrate.newest()} | logic.inspect(session, artifacts)
+            result = {"schema": migrate.newest()} | storage.inspect(session, artifacts)
         if deep:
             result |= _verify(database, settings)
         with database.read() as session:

@@ -9,7 +9,6 @@ from starlette.responses import Response
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.checkpoints import queries as checkpoint_queries
 from featurewatch.service.checkpoints.lookup import ReadCheckpoint
-from featurewatch.service.checkpoints.report import MEDIA_TYPES, Format, render, report
 from featurewatch.service.families.lookup import ReadFamily
 from featurewatch.service.features import findings, logic
 from featurewatch.service.features.queries import Filter
@@ -17,6 +16,7 @@ from featurewatch.service.features.sorting import order_of
 from featurewatch.service.kit.pages import Pager, Paging
 from featurewatch.service.kit.sessions import AppArtifacts, ReadSession
 from featurewatch.service.kit.turns import IN_TURN
+from featurewatch.service.reports.checkpoints import MEDIA_TYPES, Format, render, report
 from featurewatch.service.verdicts.statuses import Status
 from featurewatch.service.web import lists
 from featurewatch.service.web.access import pages

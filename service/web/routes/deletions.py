@@ -7,6 +7,7 @@ from featurewatch.service.auth.guard import ADMIN, WRITE
 from featurewatch.service.checkpoints import queries as checkpoint_queries
 from featurewatch.service.checkpoints.lookup import ReadCheckpoint, WriteCheckpoint
 from featurewatch.service.deletions import checkpoints, families, queries
+from featurewatch.service.deletions import signatures as deletion
 from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
 from featurewatch.service.models import Family
@@ -70,7 +71,7 @@ def ask_signature(request: Request, family: ReadFamily, signature: str, session:
 
 @router.post("/families/{family}/signatures/{signature}/delete", dependencies=[WRITE])
 def delete_signature(family: WriteFamily, signature: str, session: WriteSession, form: SentForm) -> Response:
-    signatures.delete(session, family, signatures.get(session, family, signature))
+    deletion.delete(session, family, signatures.get(session, family, signature))
     return back(address("families", family.name, "signatures"))
 
 

@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Alert, AlertRule, Checkpoint, Event, Family, Feature, Measurement, Verdict
 from featurewatch.service.models import Lineage as LineageRow
-from featurewatch.service.verdicts import logic, queries, stored
+from featurewatch.service.recording import verdicts as recording
+from featurewatch.service.verdicts import queries, stored
 from featurewatch.service.verdicts.compare import _happened, compare
 from featurewatch.service.verdicts.judge import Evidence, Successor, judge
 from featurewatch.service.verdicts.policy import Policy
@@ -73,7 +74,7 @@ class Lineage:
                       condition={"kind": "status_count", "status": "suppressed", "at_least": 1})
         )  # fmt: skip
         self.checkpoints: dict[str, Checkpoint] = {}
-        self.outcomes: dict[str, logic.Outcome] = {}
+        self.outcomes: dict[str, recording.Outcome] = {}
         for name in NAMES:
             parent = self.checkpoints.get(PARENT.get(name, ""))
             self.checkpoints[name] = factories.checkpoint(
@@ -83,7 +84,7 @@ class Lineage:
             self.record(name)
 
     def record(self, name: str) -> dict[str, Any]:
-        return logic.record(
+        return recording.record(
             self.session, checkpoint_id=self.checkpoints[name].id, run_id=f"run of {name}", outcome=self.outcomes[name]
         )
 
@@ -91,13 +92,13 @@ class Lineage:
         inherited = self._numbers(PARENT[name]).tolist() if name in PARENT else []
         return np.array(inherited + sorted(BORN[name]), dtype=np.int64)
 
-    def _outcome(self, name: str) -> logic.Outcome:
+    def _outcome(self, name: str) -> recording.Outcome:
         numbers, now = self._numbers(name), _replicates(name, self._numbers(name))
         strength, orthogonal = now.copy(), np.full_like(now, 0.05)
         there, reference = np.ones(len(numbers), dtype=bool), now
         if name in PARENT:
             parent = self.checkpoints[PARENT[name]]
-            gone = logic.gone(self.session, parent.id)
+            gone = recording.gone(self.session, parent.id)
             there = ~np.isin(numbers, gone)
             reference = np.where(there, _replicates(PARENT[name], numbers), _replicates("v1", numbers))
         moved = (numbers == 7) & (name == "v2")
@@ -126,7 +127,7 @@ class Lineage:
         if name == "v2":
             evidence.successors = {6: [SUCCESSOR]}
         judgement = judge(evidence, Policy())
-        return logic.Outcome(
+        return recording.Outcome(
             generation=1,
             positions={"digest": "p", "count": 1000, "artifact": "positions", "documents": None},
             first_number=min(BORN[name]),
@@ -137,7 +138,7 @@ class Lineage:
             code=f"code of {name}",
             examples=f"examples of {name}",
             n_positions=1000,
-            sources=[logic.SourceOutcome("resid_post.12", 8, {"fvu": 0.2}, "dictionary", "activations")],
+            sources=[recording.SourceOutcome("resid_post.12", 8, {"fvu": 0.2}, "dictionary", "activations")],
             quality={"fvu": 0.2, "statuses": dict(Counter(str(s) for s in judgement.status))},
             evidence=evidence,
             judgement=judgement,
@@ -311,9 +312,9 @@ def test_a_re_fit_is_recorded_once(database: Database) -> None:
             cosine=outcome.cosine[keep],
             per_hook={"resid_post.12": {"readability": evidence.readability}},
             lineage=[
-                *(logic.Link(number, number, "carried", 0.9) for number in outcome.numbers[keep].tolist()),
-                logic.Link(12, None, "retired", 0.1),
-                logic.Link(13, 14, "merged", 0.5),
+                *(recording.Link(number, number, "carried", 0.9) for number in outcome.numbers[keep].tolist()),
+                recording.Link(12, None, "retired", 0.1),
+                recording.Link(13, 14, "merged", 0.5),
             ],
         )
         for _ in range(2):
@@ -342,7 +343,7 @@ def test_numbers_are_not_given_out_twice(database: Database) -> None:
         lineage = Lineage(session)
         stray = factories.checkpoint(session, lineage.family, "stray", parent=lineage.checkpoints["v1"])
         with pytest.raises(RuntimeError, match="counted from 43"):
-            logic.record(session, checkpoint_id=stray.id, run_id="r", outcome=lineage.outcomes["b2"])
+            recording.record(session, checkpoint_id=stray.id, run_id="r", outcome=lineage.outcomes["b2"])
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)], ids=str)
@@ -363,6 +364,6 @@ def test_of_two_successions_on_the_way_the_later_one_counts(database: Database, 
 def test_gone_are_the_absent_and_the_replaced(database: Database) -> None:
     with database.write() as session:
         lineage = Lineage(session)
-        assert sorted(logic.gone(session, lineage.checkpoints["v2"].id)) == [3, 4, 6]
-        assert sorted(logic.gone(session, lineage.checkpoints["v3"].id)) == [3, 6]
+        assert sorted(recording.gone(session, lineage.checkpoints["v2"].id)) == [3, 4, 6]
+        assert sorted(recording.gone(session, lineage.checkpoints["v3"].id)) == [3, 6]
     assert {Status.ABSENT, Status.REPLACED} == GONE

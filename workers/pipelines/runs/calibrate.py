@@ -10,8 +10,8 @@ from contextlib import suppress
 
 import structlog
 
-from featurewatch.service.calibrations.kinds import NullName
 from featurewatch.service.calibrations.schemas import CalibrationIn, CalibrationResult, NullResult, total
+from featurewatch.service.families.calibration import NullName
 from featurewatch.service.kit.db import AWAY
 from featurewatch.service.verdicts import queries as verdict_queries
 from featurewatch.workers.activations.tensorfiles import write_text

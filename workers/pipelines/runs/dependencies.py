@@ -10,8 +10,9 @@ from typing import Any
 import structlog
 from safetensors import safe_open
 
-from featurewatch.service.dependencies import figures, judge, logic, store
+from featurewatch.service.dependencies import figures, judge, store
 from featurewatch.service.kit.ids import feature_id
+from featurewatch.service.recording import dependencies as recording
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.dependency_request import DependencyRequest, load_request
 from featurewatch.workers.pipelines.shared.identity import verified_checkpoint
@@ -38,7 +39,7 @@ def run(execution: Execution) -> None:
     with execution.stage("judge"):
         rows = [_row(execution, request, number) for number in request.targets]
         with execution.write() as session:
-            result = logic.record(
+            result = recording.record(
                 session, execution.artifacts, checkpoint_id=request.checkpoint_id, run_id=execution.run_id,
                 rows=[row for row in rows if row is not None],
             )  # fmt: skip

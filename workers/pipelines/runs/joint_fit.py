@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from featurewatch.service.verdicts import logic as verdicts
+from featurewatch.service.recording import verdicts
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import EarlierCheckpoint, OnboardingContext, ParentCheckpoint
 from featurewatch.workers.pipelines.shared.pairing import ParentPair, pair_with_parent

@@ -16,6 +16,7 @@ from torch import Tensor
 from featurewatch.service.kit.digests import ChangedWhileReadError, FileState, sha256
 from featurewatch.service.kit.paths import hold_to_roots
 from featurewatch.service.models import Checkpoint
+from featurewatch.service.recording import signatures as recording
 from featurewatch.service.signatures import contrast, logic, queries
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts.policy import Policy
@@ -67,7 +68,7 @@ def run(execution: Execution) -> None:
             )
             log.info("signature", name=question.name, status=findings[-1].status)
     with execution.write() as session:
-        result = logic.record(session, str(execution.checkpoint_id), findings)
+        result = recording.record(session, str(execution.checkpoint_id), findings)
         execution.finish(session, result | ({"not_read": request.missing} if request.missing else {}))
 
 

@@ -9,7 +9,7 @@ from featurewatch.service.config import Settings
 from featurewatch.service.families.schemas import CrosscoderOptions
 from featurewatch.service.kit.artifacts import content_key
 from featurewatch.service.models import Checkpoint, Family
-from featurewatch.service.verdicts import logic as verdicts
+from featurewatch.service.recording import verdicts
 from featurewatch.service.verdicts.generations import Ancestor, anchors, fitted_fvu, itself, why_refit
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.workers.activations.harvest.shards import PLAN_VERSION

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from featurewatch.service.verdicts import logic as verdicts
+from featurewatch.service.recording import verdicts
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.basis import Basis
 from featurewatch.workers.pipelines.shared.context import OnboardingContext

@@ -9,17 +9,16 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from featurewatch.service.alerts import evaluation as alerts
-from featurewatch.service.calibrations.kinds import NullName
 from featurewatch.service.calibrations.schemas import (
     GridRow,
     NullResult,
-    Rate,
     Thresholds,
     Unavailable,
     WouldAlert,
     rate,
     total,
 )
+from featurewatch.service.families.calibration import NullName, Rate
 from featurewatch.service.verdicts.judge import Bools, Evidence, Judgement, judge
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.statuses import Status

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featurewatch.service.verdicts import logic as verdicts
+from featurewatch.service.recording import verdicts
 from featurewatch.service.verdicts.judge import (
     BASELINE_Z,
     Evidence,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
+from featurewatch.service.recording.signatures import SignatureResult
 from featurewatch.service.signatures import contrast
-from featurewatch.service.signatures.logic import SignatureResult
 from featurewatch.service.signatures.rule import Evidence, Interval, judge
 from featurewatch.service.verdicts.judge import benjamini_hochberg
 from featurewatch.service.verdicts.policy import Policy

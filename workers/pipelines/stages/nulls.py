@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featurewatch.service.calibrations.kinds import NullName
 from featurewatch.service.calibrations.schemas import CalibrationIn
-from featurewatch.service.verdicts import logic as verdicts
+from featurewatch.service.families.calibration import NullName
+from featurewatch.service.recording import verdicts
 from featurewatch.workers.activations import harvest, load_documents
 from featurewatch.workers.activations.models.finetune import Training, fine_tune
 from featurewatch.workers.activations.models.rounding import Rounding, round_rows

@@ -7,8 +7,8 @@ import numpy as np
 import structlog
 
 from featurewatch.service.dependencies import logic as dependencies
+from featurewatch.service.recording import verdicts
 from featurewatch.service.signatures import logic as signatures
-from featurewatch.service.verdicts import logic as verdicts
 from featurewatch.service.verdicts.intervals import reach
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files, promoted_tokens

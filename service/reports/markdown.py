@@ -4,6 +4,7 @@ import re
 
 from featurewatch.service.features import words
 from featurewatch.service.features.schemas import Example
+from featurewatch.service.kit.text import plain
 
 _MOST_LETTERS = 4000
 """Limit for one text in a document, far longer than any sentence."""
@@ -11,7 +12,7 @@ _MOST_LETTERS = 4000
 
 def cell(text: str) -> str:
     """Text for Markdown, table cells included: no line breaks, markup, HTML, mentions or links."""
-    flat = words.plain(text, most=_MOST_LETTERS)
+    flat = plain(text, most=_MOST_LETTERS)
     for mark in "\\`*_{}[]<>|#&~$":
         flat = flat.replace(mark, "\\" + mark)
     # GitHub looks for these in the rendered text, where escapes do not help but a zero-width space does.

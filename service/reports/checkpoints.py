@@ -9,7 +9,7 @@ import jinja2
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from featurewatch.service.checkpoints import markdown, queries
+from featurewatch.service.checkpoints import queries
 from featurewatch.service.dependencies import describe as dependencies
 from featurewatch.service.dependencies.describe import DependencyFinding
 from featurewatch.service.features import findings, words
@@ -22,6 +22,7 @@ from featurewatch.service.kit.problems import NotAcceptableError
 from featurewatch.service.lineage import logic as lineage
 from featurewatch.service.lineage.schemas import LINK_KINDS, Refit
 from featurewatch.service.models import Checkpoint, Family
+from featurewatch.service.reports import markdown
 from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.signatures.describe import sentence
 from featurewatch.service.verdicts.generations import reference_fvu
