@@ -130,7 +130,7 @@ def test_a_checkpoint_that_waits_for_the_first_fit(service: Up, planted: Path) -
     assert gated.returncode == 2
     assert "--gate needs verdicts" in gated.stderr
     done = service.run(*register, "--wait")
-    assert (done.returncode, done.stdout.strip()) == (0, "v1 of later is read and waits for the first fit"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "v1 of later has been read and waits for the first fit"), done.stderr
     assert "No re-fits yet." in service.run("lineage", "later").stderr
     assert service.json("lineage", "later", "--kind", "split") == []
 
