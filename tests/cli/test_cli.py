@@ -90,7 +90,7 @@ def _read_back(service: Up, lost: dict[str, int], tmp_path: Path) -> None:
 def test_activations_without_text_cannot_be_labelled(service: Up) -> None:
     done = service.run("label", "toy")
     assert done.returncode == 2
-    assert "toy has no text to show" in done.stderr
+    assert "toy has no text to label" in done.stderr
 
 
 def test_features_are_exported_for_viewers(service: Up, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_checkpoint_that_waits_for_the_first_fit(service: Up, planted: Path) -
     assert gated.returncode == 2
     assert "--gate needs verdicts" in gated.stderr
     done = service.run(*register, "--wait")
-    assert (done.returncode, done.stdout.strip()) == (0, "v1 of later is read and waits for the first fit"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "v1 of later has been read and waits for the first fit"), done.stderr
     assert "No re-fits yet." in service.run("lineage", "later").stderr
     assert service.json("lineage", "later", "--kind", "split") == []
 
