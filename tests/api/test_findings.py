@@ -1,4 +1,4 @@
-"""Reports and comparisons in words: what comes first, how sure it is, what could not be judged, by which filters."""
+"""Reports and comparisons in words: order, certainty, features that cannot be judged, filters."""
 
 from typing import Any
 

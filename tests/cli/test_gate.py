@@ -183,7 +183,7 @@ def test_the_default_gate_asks_whether_it_could_be_judged(service: Up, planted: 
     assert report["new_counts"]["absent"] == report["counts"]["absent"] > 0
     code, third = gate(service, releases, "v3", f"{planted}/v2", "--parent", "v2")
     assert (code, third["gate"]["failures"]) == (0, [])
-    assert third["report"]["counts"]["absent"] > third["report"]["new_counts"]["absent"] == 0, "gone before is no news"
+    assert third["report"]["counts"]["absent"] > third["report"]["new_counts"]["absent"] == 0, "already gone before"
     code, again = gate(service, releases, "again", f"{planted}/v2", "--parent", "v1", "--fit", "refit")
     assert (code, again["gate"]["failures"], again["report"]["fitted_fvu"]) == (0, [], None)
     assert again["report"]["refit"]["carried"] > 30
@@ -192,8 +192,8 @@ def test_the_default_gate_asks_whether_it_could_be_judged(service: Up, planted: 
     assert code == 1
     failed = {rule["rule"]: rule for rule in answer["gate"]["rules"] if not rule["passed"]}
     assert set(failed) == {"shares.indeterminate", "dictionary.refit_advised", "dictionary.fvu_ratio", "quality.fvu"}
-    assert re.match(r"(\d+) of \1 features that were there before cannot be judged \(100%; at least 9\d%, 95% CI\), "
-                    "over 30%", failed["shares.indeterminate"]["failure"])  # fmt: skip
+    assert re.match(r"(\d+) of \1 existing features cannot be judged \(100%, 95% CI lower bound 9\d%\); "
+                    "the limit is 30%", failed["shares.indeterminate"]["failure"])  # fmt: skip
     assert any(
         "not readable by the checkpoint's own encoder" in text for text in failed["shares.indeterminate"]["evidence"]
     )

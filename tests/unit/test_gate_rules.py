@@ -48,7 +48,7 @@ def failed(document: Any) -> set[str]:
         # Features that the corpus has no text for are the family's matter, and do not dilute the others either.
         (report(present=400, indeterminate=600, reasons={"few_firings": 500, "few_documents": 100}), set()),
         (report(present=80, absent=30, indeterminate=900, reasons={"few_firings": 900}), {"absent"}),
-        (report(emerged=500, indeterminate=400), {"indeterminate"}),  # what is new here was not there before
+        (report(emerged=500, indeterminate=400), {"indeterminate"}),  # new features do not count as existing ones
         (report(), set()),
         (report(present=10, indeterminate=1), set()),  # a first checkpoint
     ],
@@ -63,8 +63,8 @@ def test_what_a_refit_lost(retired: int, broken: set[str]) -> None:
     assert failed(report(present=1000, refit=refit)) == broken
 
 
-def test_a_share_is_over_its_limit_for_sure() -> None:
-    """By Wilson's interval."""
+def test_a_share_exceeds_its_limit_by_its_lower_bound() -> None:
+    """The lower end of Wilson's interval."""
     assert judgeable.least_share(0, 0) == judgeable.least_share(0, 40) == 0
     for part, whole in ((10, 10), (3, 10), (1, 40), (3000, 10000)):
         interval = binomtest(part, whole).proportion_ci(method="wilson")
@@ -100,7 +100,7 @@ def test_a_policy_file_has_the_thresholds(tmp_path: Path) -> None:
     for text in ("[shares]\nabsent = 2", "[shares]\ngone = 0.1", "[dictionary]\nrefit_advised = true",
                  "[dictionary]\nfvu_ratio = 0.5", "[dictionary]\nfvu_ratio = inf"):  # fmt: skip
         file.write_text(text, encoding="utf-8")
-        with pytest.raises(UsageError, match=r"gate\.toml is no gate policy: (shares|dictionary)\."):
+        with pytest.raises(UsageError, match=r"gate\.toml is not a valid gate policy: (shares|dictionary)\."):
             policy.load(str(file))
     default = policy.load("default")
     assert not {None} & {*default.shares.model_dump().values(), *default.dictionary.model_dump().values()}
