@@ -56,8 +56,8 @@ err = SafeConsole(stderr=True, highlight=False)
 
 _GAP = 2
 """Spaces between columns."""
-_FOLDED_WIDTH = 21
-"""Minimum width of a folded column: words of up to 20 characters stay whole, longer ones such as URIs are split."""
+_FOLDED_WIDTH = 16
+"""Minimum width of a folded column: words of up to 15 characters stay whole, longer ones such as URIs are split."""
 _NUMBER = re.compile(r"-|[-+]?[\d,.]+(e[-+]?\d+)?%?")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 

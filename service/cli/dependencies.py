@@ -58,7 +58,7 @@ def dependencies(
         except ApiError as error:
             if error.code != "no-dependencies":
                 raise
-            where = error.detail.partition(";")[0]  # the rest says how to compute them with the API
+            where = error.detail.rpartition(". ")[0]  # the rest says how to compute them with the API
             command = f"featurewatch dependencies {family} {feature} --find --checkpoint NAME"
             raise base.UsageError(f"{where}; compute them with `{command}`") from error
     if as_json:

@@ -128,7 +128,7 @@ def test_a_checkpoint_that_waits_for_the_first_fit(service: Up, planted: Path) -
     register = ["checkpoint", "register", "later", "v1", f"activations+file://{planted}/v1", "--fit", "later"]
     gated = service.run(*register, "--gate", "default")
     assert gated.returncode == 2
-    assert "--gate needs verdicts" in gated.stderr
+    assert "--gate cannot be combined with --fit later" in gated.stderr
     done = service.run(*register, "--wait")
     assert (done.returncode, done.stdout.strip()) == (0, "v1 of later has been read and waits for the first fit"), (
         done.stderr

@@ -35,7 +35,7 @@ def test_asked_for_and_shown(service: Service) -> None:
     command = ["--url", client.url, "dependencies", "circuits", feature]
     shown = CliRunner().invoke(app, [*command, "--baseline", "v1"])
     assert shown.exit_code == 0, shown.output
-    assert f"{feature} at {found['hook_point']} in v1" in shown.output and "No edge changed." in shown.output
+    assert f"{feature} at {found['hook_point']} in v1" in shown.output and "No edges changed." in shown.output
     again = CliRunner().invoke(app, [*command, "--checkpoint", "v1", "--find", "--method", "relp", "--json"])
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout[again.stdout.index("{") :])["method"] == "relp"

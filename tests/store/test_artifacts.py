@@ -311,11 +311,11 @@ def test_what_is_kept_in_memory_is_of_the_file_that_is_there(tmp_path: Path) -> 
 
     make(file, [1, 2, 3])
     assert codes.tensors(store, "code")["feature_numbers"].tolist() == [1, 2, 3]
-    assert codes._held(store, "code").columns_of([2, 7]) == {2: 1}
+    assert codes._columns(store, "code").columns_of([2, 7]) == {2: 1}
     make(new, [5, 6, 7])
     new.rename(file)
     assert codes.tensors(store, "code")["feature_numbers"].tolist() == [5, 6, 7]
-    assert codes._held(store, "code").columns_of([2, 7]) == {7: 2}
+    assert codes._columns(store, "code").columns_of([2, 7]) == {7: 2}
     texts = tmp_path / "documents"
     texts.write_text('{"id": 1, "text": "first"}\n{"id": 2, "text": "second"}\n')
     assert codes.document_text(texts, 2) == "second"

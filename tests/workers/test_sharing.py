@@ -132,10 +132,13 @@ def offered(installation: Installation, run_id: str) -> list[Shard]:
     return wait_for(lambda: rows(installation, run_id), 60)
 
 
-def test_two_workers_do_one_harvest(installation: Installation, model: Path, alone: dict[str, bytes]) -> None:
-    # A lease that no standstill of the machine outlasts. After one that did, the run's own worker and the helper's
-    # heartbeat race, and a group that is taken over is rightly read twice.
+def with_long_leases(installation: Installation) -> None:
+    """Leases that outlast any standstill of the machine. After one, a group or the run itself is rightly taken over."""
     installation.settings = installation.settings.model_copy(update={"lease_seconds": 600.0})
+
+
+def test_two_workers_do_one_harvest(installation: Installation, model: Path, alone: dict[str, bytes]) -> None:
+    with_long_leases(installation)
     run_id = queue(installation, model)
     with Coordinator(installation):
         offered(installation, run_id)
@@ -326,6 +329,7 @@ def test_a_helpers_shards_that_are_damaged_are_read_again(
     installation: Installation, model: Path, alone: dict[str, bytes]
 ) -> None:
     """Right in name, shape and size: what a disk or a store lost is seen in the values alone."""
+    with_long_leases(installation)
     run_id = queue(installation, model)
     with Coordinator(installation):
         offered(installation, run_id)

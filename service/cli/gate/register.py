@@ -20,6 +20,14 @@ from featurewatch.service.config import JobSettings
 from featurewatch.service.features.words import plain
 
 Status = Literal["passed", "failed", "judged", "waiting", "error"]
+Metadata = Annotated[
+    list[str] | None, typer.Option(help="Metadata to store with the checkpoint, as NAME=VALUE. May be repeated.")
+]
+Priority = Annotated[int | None, typer.Option(help="Runs with a higher priority go first; default: 0.", min=0, max=100)]
+GatePolicy = Annotated[
+    str | None,
+    typer.Option("--gate", help="Policy file (TOML), or `default`. Waits; exit code 1 if the gate fails."),
+]
 Summary = Annotated[
     Path | None,
     typer.Option(
@@ -106,17 +114,10 @@ def register(
             help="auto, extend, refit or later.", autocompletion=complete.words("auto", "extend", "refit", "later")
         ),
     ] = "auto",
-    metadata: Annotated[
-        list[str] | None, typer.Option(help="Metadata to store, as NAME=VALUE. May be repeated.")
-    ] = None,
-    priority: Annotated[
-        int | None, typer.Option(help="Runs with higher values go first; default: 0.", min=0, max=100)
-    ] = None,
+    metadata: Metadata = None,
+    priority: Priority = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the verdicts and show progress.")] = False,
-    gate_policy: Annotated[
-        str | None,
-        typer.Option("--gate", help="Policy file (TOML), or `default`. Waits; exit code 1 if it fails."),
-    ] = None,
+    gate_policy: GatePolicy = None,
     summary: Summary = None,
     junit: JUnit = None,
     outputs: Outputs = None,
