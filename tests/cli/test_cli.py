@@ -90,7 +90,7 @@ def _read_back(service: Up, lost: dict[str, int], tmp_path: Path) -> None:
 def test_activations_without_text_cannot_be_labelled(service: Up) -> None:
     done = service.run("label", "toy")
     assert done.returncode == 2
-    assert "toy has no text to show" in done.stderr
+    assert "toy has no text to label" in done.stderr
 
 
 def test_features_are_exported_for_viewers(service: Up, tmp_path: Path) -> None:
