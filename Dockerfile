@@ -2,7 +2,7 @@
 #   docker build --target api -t featurewatch-api .
 #   docker build --target worker -t featurewatch-worker .
 # For GPUs: --build-arg TORCH=cuda
-# All packages are verified by requirements/*.lock, and the base image by its digest (`make pins` writes that of its tag).
+# All packages are verified by requirements/*.lock, and the base image by its digest (written by `make pins`).
 
 FROM python:3.11.15-slim-bookworm@sha256:b18992999dbe963a45a8a4da40ac2b1975be1a776d939d098c647482bcad5cba AS python
 
@@ -49,7 +49,7 @@ FROM base AS worker
 COPY --from=build-worker /venv /venv
 CMD ["celery", "-A", "featurewatch.workers.app", "worker", "-Q", "runs,cpu,shards", "-c", "1"]
 
-# The last stage is what a plain `docker build .` makes.
+# The last stage is the one that a plain `docker build .` builds.
 FROM base AS api
 COPY --from=build-api /venv /venv
 EXPOSE 8000

@@ -254,7 +254,7 @@ def compare(
 ) -> dict[str, Any]:
     """Seconds and FVU of both methods. models: the parent's crosscoder, and one trained for twice as long."""
     code, long_code = (encoded([pair.parent], model) for model in models)
-    extend(pair, code)  # what is slow once only (libraries, memory) is no part of either
+    extend(pair, code)  # a warm-up: one-off costs (libraries, memory) are excluded
     runs = [timed(lambda: extend(pair, code)) for _ in range(3)]
     extension, extended = sorted(seconds for seconds, _ in runs)[1], runs[0][1]
     fvu = everywhere(extended, pair.now)

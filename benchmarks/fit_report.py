@@ -39,7 +39,7 @@ def goals(result: Result) -> Iterator[Goal]:
         text = f"a step takes at most {STEP_OVER_PRODUCT:g} x the encoder's product alone"
         yield Goal(text, f"{found:.2f} x", found <= STEP_OVER_PRODUCT)
     if configuration["steps"] < DEFAULT["steps"]:
-        return  # what so few steps lead to is no goal
+        return  # goals are set for a full run only
     if all(configuration[name] == value for name, value in DEFAULT.items()):
         worst = max(ours["fvu"])
         yield Goal(f"FVU of every source at most {FVU:g}", f"{worst:.3f}", worst <= FVU)

@@ -112,7 +112,7 @@ def plant_successors(codes: sparse.csr_array, shape: Shape, events: list[Event],
 
     One that replaces or merges fires on a share of 0.6 to 0.9 of the positions of each predecessor. Two that split
     one share out 0.85 to 1 of its positions, 0.35 to 0.65 of them each. 10 to 20% of a successor's firings are
-    elsewhere. Magnitudes are drawn anew, of about the size of the predecessors'.
+    elsewhere. Magnitudes are new draws, about as large as the predecessors'.
     """
     columns = codes.tocsc()
     replaced: dict[int, Column] = {}

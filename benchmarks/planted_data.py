@@ -14,7 +14,7 @@ The activation of position p in checkpoint c is
   removed or replaced writes nothing from its onset on, what is born (successors too) wrote nothing before it.
   A relocated feature keeps its level and is written along another direction, orthogonal to its old one.
 - `T_c`: orthonormal rows: the identity, or a common rotation, or a map into another basis or a wider space.
-- `scale_c` and `offset_c` wander: a global change of scale is no suppression.
+- `scale_c` and `offset_c` wander: a global change of scale does not suppress features.
 - `sink(p)`: 30 to 50 median norms along one direction at the second token of some documents.
 
 `python -m benchmarks.planted_data --seed 1 --scenario all --out DIR` writes DIR/v1 ... in the format of brought-along

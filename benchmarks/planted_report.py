@@ -32,18 +32,18 @@ WHAT = {
 MEASURES = """
 ## What the columns mean
 
-Truth is against the parent. An event counts at its onset; afterwards the feature is `present` at its new level, and
-what is gone stays `absent`. A planted feature is the latent whose code correlates with it most (0.5 at least), one
-to one; one that has none is *missed*, and counts as wrong at every checkpoint. A latent that is no planted feature
-counts as a false positive where it is called `emerged`, or anything else that is not so of the planted feature it
-follows.
+The ground truth is relative to the parent. An event counts at its onset; afterwards the feature is `present` at its new
+level, or stays `absent` if it is gone. A planted feature is matched, one to one, with the latent whose code
+correlates with it most (at least 0.5); one without a latent is *missed*, and counts as wrong at every checkpoint. A
+latent that matches no planted feature is a false positive if it is reported as `emerged`, or with any status that is
+wrong for the planted feature it tracks.
 
-- **macro-F1**: mean of the F1 of present, suppressed, absent, relocated, replaced and emerged; **amplified** stands
-  beside it. `replaced` covers one successor, several (split), and one for several (merged).
-- **onset**: share of all events whose status is first said at the checkpoint where it happened.
+- **macro-F1**: mean of the F1 of present, suppressed, absent, relocated, replaced and emerged; **amplified** is
+  reported separately. `replaced` covers one successor, several (split), and one for several (merged).
+- **onset**: share of events whose status is first reported at the checkpoint where they occurred.
 - **one model only**: share of the features that a single checkpoint writes, found there.
 - **successors**: share of the replaced features whose planted successors are all named at the onset.
-- **cover**: share of the 95% intervals of the projection ratio that hold the true ratio, of all features that the
+- **cover**: share of the 95% intervals of the projection ratio that contain the true ratio, over all features that the
   parent writes; **cover, suppressed**: at the onset of suppressions.
 - **false**: of the features with q at most the policy's FDR, those whose true ratio is inside the band;
   **unchanged**: share of the truly present features with such a q.
@@ -53,9 +53,9 @@ follows.
 
 BASELINES = """
 The same lineages, as many latents, active latents and steps, but a dictionary for each step
-(`benchmarks/planted_baselines.py` has the rules, which are read in the methods' favour: planted features are matched
-anew at each step, sinks are masked). None of them knows `replaced`: *simple* is the mean F1 of present, suppressed,
-absent and emerged with `replaced` counted as another word for absent, over the planted features alone.
+(`benchmarks/planted_baselines.py` has the rules, which favour the baselines: planted features are matched again at
+each step, and sinks are masked). None of them reports `replaced`: *simple* is the mean F1 of present, suppressed,
+absent and emerged, with `replaced` counted as absent, over the planted features alone.
 """
 
 
@@ -68,9 +68,9 @@ def page(results: Sequence[Result]) -> str:
         "# Verdicts on planted lineages",
         "",
         "Written by `python -m benchmarks.planted --write-docs` from "
-        "[benchmarks/planted.json](benchmarks/planted.json). Activations of several checkpoints are made of features "
-        "that are known, and so is what becomes of each; the service is given the activations, one checkpoint after "
-        "the other over REST, and its verdicts are scored.",
+        "[benchmarks/planted.json](benchmarks/planted.json). Activations of several checkpoints are synthesised from "
+        "known features with known changes. The service receives the activations over REST, one checkpoint at a time, "
+        "and its verdicts are scored.",
         "",
         "    python -m benchmarks.planted --scenario all --seeds 1,2,3 --baselines --json",
         "    python -m benchmarks.planted_data --scenario all --seed 1 --out DIR    # the data and its truth",

@@ -115,7 +115,7 @@ Matchings = Matching | Mapping[int, Matching]
 def score(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[str, Any]:
     """Precision, recall and F1 by class, macro-F1, onset accuracy, and what went wrong most.
 
-    `macro_f1_matched` leaves missed features out: what a dictionary of another size would say of what it holds.
+    `macro_f1_matched` leaves missed features out: the score of the features that the dictionary contains.
     `macro_f1_simple` is over present, suppressed, absent and emerged of the planted features alone, with `replaced` as
     another word for `absent`. See the module's docstring for the rules.
     """

@@ -201,7 +201,7 @@ class Memory:
     """Measure the growth of the process's memory."""
 
     def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         self.before = _status("VmRSS")
 
     def added(self) -> float:

@@ -51,7 +51,7 @@ def page(points: list[Point], bases: dict[str, Point], threads: int) -> str:
         "",
         "Left side (Gram and its factor, or the preconditioner), the decoder of one checkpoint, the influences of its "
         "20 folds, and all that an extension needs: one left side, decoders and influences of two checkpoints. A tenth "
-        "of the latents all but repeats others, which is what makes conjugate gradient slow.",
+        "of the latents are near-duplicates of others, which makes conjugate gradient slow.",
     ]  # fmt: skip
     for kind in ("cholesky", "conjugate gradient"):
         columns = [

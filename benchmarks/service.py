@@ -158,7 +158,7 @@ def measure(filler: Filler, options: argparse.Namespace, say: Callable[[str], No
         key = auth.create(session, name="benchmark", scopes=["write"])[1]
     with serving(filler.settings, key) as service:
         asked = Asked(options.features, options.checkpoints)
-        # What each process reads once is no part of the figures.
+        # A warm-up: one-off reads of each process are excluded.
         asked.every_checkpoint(service)
         load(service, asked.anything, options.clients, seconds=options.seconds, seed=options.seed)
         found: dict[str, Any] = {"floor": load(service, asked.floor, options.clients, count=2000)}

@@ -14,13 +14,13 @@ from featurewatch.service.kit.problems import ProblemError
 
 HEAD = """# API reference
 
-Written by `make docs` from the OpenAPI document, which a running service has at `/openapi.json`, and at `/docs` to try.
-What holds for all calls (errors, keys, pages, idempotency, jobs) is in [api.md](api.md). Below, a field with a `*`
-must be there (in answers it always is), and one without may be left out, or be null. Shapes have their names in the
-Python client (`service.client.types`). POST and PATCH take an `Idempotency-Key` besides.
+Written by `make docs` from the OpenAPI document. A running service has it at `/openapi.json`, and an interactive page
+at `/docs`. Conventions for all calls (errors, keys, pages, idempotency, jobs) are in [api.md](api.md). A field with a
+`*` is required, and always present in responses; one without may be omitted or null. Shapes have the same names in the
+Python client (`featurewatch.service.client.types`). POST and PATCH also accept an `Idempotency-Key`.
 
-Any call below `/v1` may answer 401, 403, 422, 429 or 500, and each operation lists what else it may refuse with: a
-problem document in every case. [problems.md](problems.md) has the codes, and what to do about each."""
+Any call below `/v1` may return 401, 403, 422, 429 or 500; each operation lists its other errors. Every error is a
+problem document. [problems.md](problems.md) lists the codes and what to do about each."""
 EVERYWHERE = frozenset({"401", "403", "422", "429", "500"})
 LIMITS = {
     "minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "maxLength": "length ≤",

@@ -49,7 +49,7 @@ END_OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
 
-# Objects that were made anew have another number, columns another place.
+# A recreated object has a different oid, a recreated column a different position.
 SCHEMA = """
 SELECT md5(string_agg(concat(c.oid, ' ', a.attnum, ' ', a.attname, ' ', a.atttypid), ',' ORDER BY c.oid, a.attnum)),
     (SELECT string_agg(version_num, ',') FROM alembic_version)

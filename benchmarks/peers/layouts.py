@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 def main(folder: Path) -> None:
     """`saelens/`, `dictionary-learning/` and `x.safetensors` -> `seen.safetensors`."""
-    from sae_lens import SAE  # noqa: PLC0415  # and with it `datasets`, which looks whether there is a real zstandard
+    from sae_lens import SAE  # noqa: PLC0415  # imports `datasets`, which checks for a real zstandard
 
     # The other package imports nnsight, pinned to an old release, and zstandard for harvesting alone.
     harvest: Any = ModuleType("nnsight")

@@ -171,7 +171,7 @@ class Participant:
 
 
 def _memory(device: str, *, reset: bool = False) -> float:
-    """Peak memory so far in MB, of the process or, on a GPU, of torch there. reset: what is in use counts anew."""
+    """Peak memory so far in MB, of the process or, on a GPU, of torch there. reset: start from what is in use now."""
     if device != "cpu":
         if reset:
             torch.cuda.reset_peak_memory_stats()

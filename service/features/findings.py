@@ -228,8 +228,8 @@ def _caveats(session: Session, comparison: Comparison, policy: Policy) -> list[s
         share = (checkpoint.quality or {}).get("valid_share")
         if share is not None and share < _LOW_VALID_SHARE:
             caveats.append(
-                f"Only {share:.0%} of the positions can be compared at {checkpoint.name}: its tokens end elsewhere, or "
-                "attention sinks were masked. The verdicts describe only these positions."
+                f"Only {share:.0%} of the positions can be compared in {checkpoint.name}, because its tokens have "
+                "other boundaries or attention sinks were masked. The verdicts describe only these positions."
             )
     if comparison.baseline is None:
         return caveats
@@ -243,8 +243,8 @@ def _caveats(session: Session, comparison: Comparison, policy: Policy) -> list[s
         cosine, size = _mean_cosine(comparison.table), (here.quality or {}).get("size_factor")
         if cosine is not None and cosine < _TURNED:
             caveats.append(
-                f"Most directions turned (mean cosine {cosine:.2f} over the features present in both): a change of "
-                "basis, or training that affected the whole model. Ratios of single features are less certain."
+                f"Most directions rotated (mean cosine {cosine:.2f} over the features present in both). The cause is a "
+                "change of basis or training that affected the whole model. Ratios of single features are less certain."
             )
         if size and not 1 / _SCALE <= size <= _SCALE:
             caveats.append(

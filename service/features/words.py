@@ -76,7 +76,7 @@ def what_happened(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> 
 
     names: id -> `name_of` of the feature and of its successors.
     """
-    written = _written(row, policy)
+    name, written = names.get(row.id, row.id), _written(row, policy)
     match row.status:
         case _ if _is_back(row):
             weakly = ", but suppressed" if row.status == Status.SUPPRESSED else ""
@@ -86,7 +86,7 @@ def what_happened(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> 
         case Status.ABSENT:
             clause = f"is absent: {written}.{_too_little(row, names) or ' No other feature replaced it.'}"
         case Status.REPLACED:
-            clause = f"was {_replaced(row, names)} Its own direction: {written}."
+            clause = f"was {_replaced(row, names)} {name} {written.removeprefix('it ')}."
         case Status.RELOCATED:
             clause = f"was relocated: {_relocated(row, policy)}"
         case Status.EMERGED:
@@ -94,7 +94,7 @@ def what_happened(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> 
             clause = f"emerged: {row.baseline or 'the baseline'} does not have it. It is active on {where}."
         case _:
             clause = f"was {row.status}: {written}." if row.status.row.changed else f"is {row.status}."
-    return f"{names.get(row.id, row.id)} {clause}"
+    return f"{name} {clause}"
 
 
 def in_short(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> str:
@@ -147,7 +147,8 @@ def why_not(row: FeatureRow, reason: Reason, documents: int | None, policy: Poli
         return f"{ratio}: the interval crosses {' and '.join(crossed) or 'a threshold'}"
     if reason == Reason.NOT_SIGNIFICANT:
         q = "" if row.q_value is None else f" (q = {row.q_value:.2g})"
-        return f"{ratio}: outside the band, but not significant among so many features and versions{q}"
+        correction = "after correcting for the number of features and versions"
+        return f"{ratio}: outside the band, but not significant {correction}{q}"
     readability = "" if row.readability is None else f" (readability {row.readability:.2f})"
     return f"{ratio}: written, but not readable by the checkpoint's own encoder{readability}"
 
@@ -155,7 +156,7 @@ def why_not(row: FeatureRow, reason: Reason, documents: int | None, policy: Poli
 def detectable(minimum: float | None) -> str:
     """The smallest change that the data could have shown."""
     if minimum is None:
-        return "These data cannot show any change of it."
+        return "There are too few data to detect a change in it."
     return f"A fall to {share(minimum)} or less would have been detected."
 
 
@@ -164,7 +165,7 @@ REASONS: dict[Reason, str] = {
     Reason.FEW_DOCUMENTS: "firings in too few documents",
     Reason.NO_BASELINE: "strength at the baseline within the noise",
     Reason.WIDE_INTERVAL: "interval crosses a threshold",
-    Reason.NOT_SIGNIFICANT: "outside the band, but not significant among so many features",
+    Reason.NOT_SIGNIFICANT: "outside the band, but not significant after correcting for the number of features",
     Reason.UNREADABLE: "written, but not readable by the checkpoint's own encoder",
 }
 

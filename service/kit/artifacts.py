@@ -301,7 +301,7 @@ class ArtifactStore:
             _remove(temporary)
 
     def _remember(self, name: str, entry: Entry, written: dict[str, tuple[int, ...]]) -> None:
-        """Mark what was just written as verified, if those files are the ones that have the name now."""
+        """Mark the files just written as verified, unless another writer has replaced them."""
         local = self.cache / name
         if self.ledger is None or _identities(local) != written:
             return

@@ -1,7 +1,7 @@
 """Errors of the API: RFC 9457 problem documents, every one of them.
 
 An error is a class that carries its status and its code; raise it anywhere below a route. `code` is stable and says
-what happened; `type` is `/problems/<code>`; `detail` is for the person who reads it.
+what happened; `type` is `/problems/<code>`; `detail` is written for people.
 """
 
 from collections.abc import Mapping, Sequence

@@ -14,7 +14,7 @@ from featurewatch.service.lineage.schemas import LineageLink, LinkKind, link
 router = APIRouter(prefix="/v1/families/{family}", tags=["features"], dependencies=[BY_METHOD])
 
 
-@router.get("/lineage", summary="List what became of features in re-fits: carried, retired, split, merged or new")
+@router.get("/lineage", summary="List how re-fits carried features over: carried, retired, split, merged or new")
 def list_lineage(
     family: ReadFamily,
     session: ReadSession,

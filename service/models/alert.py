@@ -28,11 +28,11 @@ class AlertRule(Base):
 
 
 class Alert(Base):
-    """A problem that lasts until it is resolved. It concerns a checkpoint, a family or a webhook."""
+    """A problem with a checkpoint, a family or a webhook, open until it is resolved."""
 
     __tablename__ = "alert"
     __table_args__ = (
-        # At most one unresolved alert for a key, however many sweeps run at the same time.
+        # At most one unresolved alert per key, even if several sweeps run at the same time.
         Index("uq_alert_unresolved", "key", unique=True, sqlite_where=UNRESOLVED, postgresql_where=UNRESOLVED),
         Index("ix_alert_key", "key", "created_at"),
     )
@@ -41,7 +41,7 @@ class Alert(Base):
     kind: Mapped[str]
     """The kind of its rule. `webhook_paused` has no rule."""
     key: Mapped[str]
-    """What it is about, such as `watched:{rule}:{checkpoint}`. A key may have many resolved alerts."""
+    """Identifies the problem, such as `watched:{rule}:{checkpoint}`. A key may have many resolved alerts."""
     rule_id: Mapped[str | None] = mapped_column(ForeignKey("alert_rule.id", ondelete="CASCADE"), index=True)
     family_id: Mapped[str | None] = mapped_column(ForeignKey("family.id"), index=True)
     checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoint.id"), index=True)

@@ -1,4 +1,4 @@
-"""A run: one piece of work for the workers; its attempts, its log, and the bell that tells a worker of it."""
+"""Runs: units of work for the workers, with their attempts, logs and worker notifications."""
 
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,7 @@ _ACTIVE = text("state IN ('running', 'cancelling')")
 class Run(Base):
     __tablename__ = "run"
     __table_args__ = (
-        # One run at a time per family, held by the database itself.
+        # One run at a time per family, enforced by the database.
         Index("uq_run_active_family", "family_id", unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE),
         Index("ix_run_state", "state", "priority", "created_at"),
     )
@@ -31,7 +31,7 @@ class Run(Base):
     stage: Mapped[str | None]
     progress: Mapped[float] = mapped_column(default=0.0)
     detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """What the stage has to say, e.g. `{positions_per_second: 2100.5}`."""
+    """Details of the stage, e.g. `{positions_per_second: 2100.5}`."""
     params: Mapped[dict[str, Any]] = mapped_column(default=dict)
     priority: Mapped[int] = mapped_column(default=0)
     attempt: Mapped[int] = mapped_column(default=0)
@@ -39,14 +39,14 @@ class Run(Base):
     max_attempts: Mapped[int] = mapped_column(default=3)
     worker: Mapped[str | None]
     request_id: Mapped[str | None]
-    """The request that asked for it: its lines in the logs of API and workers belong together."""
+    """The request that created the run: connects the logs of the API and the workers."""
     usage: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """What the current attempt, or the last one, has cost; see workers.execution.usage."""
+    """Resources used by the current or last attempt; see workers.execution.usage."""
     lease_until: Mapped[datetime | None]
     lines: Mapped[int] = mapped_column(default=0)
-    """Lines that its log has had, those that are gone with them: the number of the last one."""
+    """Number of the last log line, counting lines that were removed."""
     seconds: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """Stage -> seconds that it took, added up over attempts."""
+    """Stage -> duration in seconds, summed over attempts."""
     result: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     """`{code, title, detail}` of the last failure."""
@@ -57,7 +57,7 @@ class Run(Base):
 
 
 class Attempt(Base):
-    """One try at a run by one worker. What made it end is kept: a run that succeeds at last forgets its faults."""
+    """One attempt at a run by one worker. Keeps its error, which a run that succeeds later clears."""
 
     __tablename__ = "attempt"
 
@@ -65,7 +65,7 @@ class Attempt(Base):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     worker: Mapped[str]
     outcome: Mapped[str | None]
-    """What it left the run as: succeeded, failed, cancelled, or queued for another attempt. None: it goes on."""
+    """State of the run afterwards: succeeded, failed, cancelled, or queued for another attempt. None: in progress."""
     error: Mapped[dict[str, Any] | None]
     usage: Mapped[dict[str, Any]] = mapped_column(default=dict)
     started_at: Mapped[datetime]
@@ -73,7 +73,7 @@ class Attempt(Base):
 
 
 class LogLine(Base):
-    """A line that a worker logged of a run. See service.runs.lines for how many are kept."""
+    """A line that a worker logged for a run. service.runs.lines limits how many are kept."""
 
     __tablename__ = "run_log"
 
@@ -85,11 +85,11 @@ class LogLine(Base):
     level: Mapped[str]
     event: Mapped[str]
     fields: Mapped[dict[str, Any]]
-    """What else it says; `exception` is a traceback."""
+    """Structured fields; `exception` is a traceback."""
 
 
 class Bell(Base):
-    """Outbox of the doorbell: a row says that a worker must still be told of a queued run."""
+    """Outbox of worker notifications: one row per queued run that has not been announced yet."""
 
     __tablename__ = "bell"
 

@@ -1,4 +1,4 @@
-"""Verdicts (rows, for questions) and measurements (arrays, for comparing any two checkpoints)."""
+"""Verdicts (rows, for queries) and measurements (arrays, for comparing any two checkpoints)."""
 
 from typing import Any
 
@@ -22,9 +22,9 @@ class Verdict(Base):
     family_id: Mapped[str]
     status: Mapped[str]
     previous_status: Mapped[str | None]
-    """At the parent; None at the first checkpoint of a lineage or of a feature."""
+    """Status at the parent; None at the first checkpoint of a lineage or of a feature."""
     change: Mapped[float]
-    """Size of the change, 0 where nothing significant happened: orders lists by what to look at first."""
+    """Size of the change, 0 if not significant. Lists are sorted by it, largest first."""
     projection_ratio: Mapped[float | None]
     projection_ratio_lo: Mapped[float | None]
     projection_ratio_hi: Mapped[float | None]
@@ -39,12 +39,12 @@ class Verdict(Base):
     firing_rate: Mapped[float]
     firings: Mapped[int]
     minimum_detectable_ratio: Mapped[float | None]
-    """The largest projection ratio that could still have been told from 1; None where nothing could."""
+    """The largest projection ratio below 1 that the data could have distinguished from 1; None if none."""
     successors: Mapped[list[Any]]
     """`[{"id": "F7", "kind": "replaced" | "split" | "merged", "cofiring": 0.83}]`"""
 
 
-# In the order of lists, ties and all: most features have not changed, and would be sorted by every request.
+# In the order of lists, including ties. Most features have not changed, and every request would sort them again.
 Index("ix_verdict_changes", Verdict.checkpoint_id, Verdict.status, Verdict.change.desc(), Verdict.feature)
 Index("ix_verdict_order", Verdict.checkpoint_id, Verdict.change.desc(), Verdict.feature)
 
@@ -52,9 +52,9 @@ Index("ix_verdict_order", Verdict.checkpoint_id, Verdict.change.desc(), Verdict.
 class Measurement(Base):
     """One metric of all features at one source: a float32 array whose last dimension is the feature's number.
 
-    It ends with the highest number of the checkpoint's code, or of a feature that was there and discovered later. It is
-    NaN where the checkpoint has no such feature (retired, or of another branch), so that any two checkpoints can be
-    compared whatever became of ids between them.
+    Its length covers the checkpoint's code, and features discovered later that the checkpoint already had. It is NaN
+    where the checkpoint does not have the feature (retired, or on another branch), so that any two checkpoints can be
+    compared even if ids changed between them.
     """
 
     __tablename__ = "measurement"
@@ -69,9 +69,9 @@ class Measurement(Base):
 
 
 class Standing(Base):
-    """All verdicts of a checkpoint once more, as columns: many rows take a hundred times as long to read.
+    """A second copy of a checkpoint's verdicts, as columns: reading the rows takes a hundred times as long.
 
-    Whoever writes verdicts removes it in the same transaction, and may make it anew. Without it, rows are read.
+    Code that writes verdicts deletes it in the same transaction and may recreate it. Without it, the rows are read.
     """
 
     __tablename__ = "standing"

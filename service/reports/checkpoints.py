@@ -73,7 +73,7 @@ class Report(Summary):
     changes: list[FeatureRow] = Field(
         description=f"The largest changes, at most {LARGEST}. `findings` describes them in words."
     )
-    refit: Refit | None = Field(description="What became of the features, if this run fitted a new generation.")
+    refit: Refit | None = Field(description="How the features carried over, if this run re-fitted the dictionary.")
     quality: dict[str, Any] = Field(description="Quality of the dictionary on this checkpoint, e.g. FVU and L0.")
     fitted_fvu: float | None = Field(
         description="FVU on the checkpoint that the dictionary was last fitted on. Null if that is this checkpoint."

@@ -24,19 +24,19 @@ LOOK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 10.0
 """Proxies close a silent connection, often after 30 or 60 seconds."""
 LONGEST_SECONDS = 900.0
-"""A stream ends after it and the client comes back by itself: no connection outlives a deploy by hours."""
+"""Streams end after this time and clients reconnect, so no connection outlives a deploy by hours."""
 
 
 def response(database: Database, run_id: str, caller: Principal) -> StreamingResponse:
-    """The answer that streams a run's progress to a caller."""
+    """A response that streams a run's progress to a caller."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(stream(database, run_id, caller), media_type="text/event-stream", headers=headers)
 
 
 async def stream(database: Database, run_id: str, principal: Principal) -> AsyncIterator[str]:
-    """`progress` events with the whole run whenever it changed; `end` with its final state is the last one.
+    """Yield a `progress` event with the whole run on every change, then `end` with its final state.
 
-    It ends, too, when the caller's key or session has: each look at the run looks at these as well.
+    The stream also ends when the caller's key or session does; both are checked on every poll.
     """
     began = spoke = time.monotonic()
     last = ""
@@ -47,7 +47,7 @@ async def stream(database: Database, run_id: str, principal: Principal) -> Async
         except UnauthenticatedError:
             yield ": the key or the session has ended\n\n"
             return
-        except OperationalError:  # away for a moment: the next look may see it again
+        except OperationalError:  # the database is briefly unavailable: try again at the next poll
             current = None
         else:
             if current is None:  # deleted
@@ -66,7 +66,7 @@ async def stream(database: Database, run_id: str, principal: Principal) -> Async
 
 
 def _look(database: Database, run_id: str, principal: Principal) -> RunView | None:
-    """The run as it is now. UnauthenticatedError where the caller may not look any more."""
+    """The run as it is now. Raises UnauthenticatedError if the caller's key or session has ended."""
     with database.read() as session:
         if not auth.still_valid(session, principal):
             raise UnauthenticatedError("The key or the session has ended.")

@@ -11,7 +11,7 @@ _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u20
 
 
 def as_text(line: LogLineView) -> str:
-    """`2026-07-30 12:00:01.250  #2  warning  missed a beat  error=...`, and a traceback on lines of its own."""
+    """`2026-07-30 12:00:01.250  #2  warning  missed a beat  error=...`, followed by any traceback."""
     head = [f"{line.at:%Y-%m-%d %H:%M:%S}.{line.at.microsecond // 1000:03}", f"#{line.attempt}", f"{line.level:<7}"]
     text = "  ".join(filter(None, [*head, indented(line.event), indented(details(line.fields))]))
     traceback = line.fields.get("exception")
@@ -29,7 +29,7 @@ def indented(text: str) -> str:
 
 
 def seen(text: str) -> str:
-    """Text with the characters replaced that control a terminal."""
+    """Text with terminal control characters replaced."""
     return _UNSEEN.sub("\ufffd", text.replace("\r\n", "\n"))
 
 

@@ -43,7 +43,7 @@ def copy(source: Session, target: Session) -> list[Copied]:
         source.connection(execution_options={"isolation_level": "REPEATABLE READ"})
     if runs.any_active(source) or shards.any_leased(source, database_now(source)):
         raise CopyError(
-            "A worker has a run in the source database. Stop the service and wait for its workers to end. A run "
+            "A worker is processing a run in the source database. Stop the service and wait for its workers. A run "
             "left behind by a dead worker can be cancelled; starting `featurewatch up` again also puts it back into "
             "the queue."
         )

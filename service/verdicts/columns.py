@@ -1,4 +1,4 @@
-"""What a judgement says of each feature, as columns of the verdict table."""
+"""The result of a judgement, as columns of the verdict table."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -117,7 +117,7 @@ FIGURES = (
     ),
     Figure(
         name="minimum_detectable_ratio",
-        about="Largest projection ratio under 1 that the data could have told from 1. Null: none.",
+        about="Largest projection ratio below 1 that the data could have distinguished from 1. Null if none.",
         label="detectable ratio",
         format="ratio",
     ),

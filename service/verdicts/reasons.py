@@ -25,7 +25,7 @@ class Reason(StrEnum):
     WIDE_INTERVAL = "wide_interval"
     """the interval of the projection ratio crosses a threshold"""
     NOT_SIGNIFICANT = "not_significant"
-    """the interval is outside the band, but among so many features that is not significant"""
+    """the interval is outside the band, but not significant after correcting for the number of features"""
     UNREADABLE = "unreadable"
     """written, but not readable by the checkpoint's own encoder"""
 

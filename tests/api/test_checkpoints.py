@@ -47,7 +47,7 @@ def model_folder(path: Path, seed: int = 0) -> Path:
 
 
 def activations_folder(path: Path, positions: int = 6, width: int = 4, **changes: Any) -> Path:
-    """Activations brought along for both hook points."""
+    """Precomputed activations for both hook points."""
     path.mkdir(parents=True)
     described = {}
     for name in ("resid_post.1", "mlp_out.0"):
@@ -135,7 +135,7 @@ def test_failed_name_is_free_for_other_content(client: TestClient, database: Dat
     assert client.post(URL, json={"name": "v1", "uri": "hf://org/broken"}).json()["run"]["id"] == first["run"]["id"]
     # v2 descends from v1, so it cannot become its parent.
     check_problem(client.post(URL, json={"name": "v1", "uri": "hf://o/x", "parent": "v2"}), 422, "parent-cycle")
-    again = client.post(URL, json={"name": "v1", "uri": "hf://org/mended"})
+    again = client.post(URL, json={"name": "v1", "uri": "hf://org/fixed"})
     assert again.status_code == 202
     assert again.json()["checkpoint"]["id"] == first["checkpoint"]["id"]
     assert again.json()["checkpoint"]["parent"] is None

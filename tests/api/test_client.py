@@ -204,7 +204,7 @@ def shapes_in(kind: Any) -> set[str]:
 
 def check_body(client: type, name: str, places: int, parts: dict[str, Any], schemas: dict[str, Any]) -> None:
     """Behind its path's parameters a method takes the parts of its body and nothing else, sends each of them, and
-    knows the keys of those that are dictionaries. No method is excepted.
+    knows the keys of dictionaries. No method is excepted.
     """
     kinds = dict(list(get_type_hints(getattr(client, name)).items())[places:-1])  # the last one is what it answers
     assert set(kinds) == set(parts), name

@@ -549,8 +549,8 @@ def test_runs_that_ended_are_deleted(client: TestClient, database: Database, fil
     failed = client.post(f"{URL}/checkpoints", json=body).json()["run"]["id"]
     assert client.post(f"/v1/runs/{failed}/cancel").status_code == 202
     assert client.delete(f"/v1/runs/{failed}").status_code == 204
-    anew = client.post(f"{URL}/checkpoints", json=body)
-    assert anew.status_code == 202 and anew.json()["run"]["state"] == "queued"
+    again = client.post(f"{URL}/checkpoints", json=body)
+    assert again.status_code == 202 and again.json()["run"]["state"] == "queued"
 
 
 @pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""Reports and comparisons in words: what comes first, how sure it is, what could not be judged, by which filters."""
+"""Reports and comparisons in words: order, certainty, features that cannot be judged, filters."""
 
 from typing import Any
 
@@ -93,7 +93,7 @@ def test_what_could_not_be_judged(client: TestClient) -> None:
     assert named["F9"]["why"] == "active in 2 documents; an interval needs at least 5"
     assert named["F8"]["why"] == "ratio 60% (95% CI 31 to 96%): the interval crosses 50%"
     assert named["F8"]["detectable"] == "A fall to 90% or less would have been detected."
-    assert "cannot show any change" in named["F7"]["detectable"]
+    assert "too few data to detect a change" in named["F7"]["detectable"]
 
 
 def test_caveats(client: TestClient) -> None:

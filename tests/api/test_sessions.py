@@ -94,7 +94,7 @@ class Tab:
         return self.client.get(f"{url or ''}/families").status_code == 200
 
     def copy(self) -> "Tab":
-        """Somebody who has its cookie."""
+        """Another client with the same cookie."""
         other = object.__new__(Tab)
         other.client = httpx2.Client(base_url=self.client.base_url, headers={"Accept": "text/html"})
         other.client.cookies = httpx2.Cookies(self.client.cookies)
@@ -133,7 +133,9 @@ def test_signing_out_ends_the_session_and_every_copy_of_its_cookie(urls, databas
     assert other.signed_in(), "another browser with the same key stays signed in"
     page = thief.client.get("/login").text
     assert "Sign out" not in page and "key" in page
-    assert thief.client.post("/logout", data={"csrf": token_of(page)}).status_code == 303, "once more is no error"
+    assert thief.client.post("/logout", data={"csrf": token_of(page)}).status_code == 303, (
+        "signing out twice is not an error"
+    )
 
 
 def test_signing_in_again_ends_the_session_before(urls, database) -> None:

@@ -128,9 +128,11 @@ def test_a_checkpoint_that_waits_for_the_first_fit(service: Up, planted: Path) -
     register = ["checkpoint", "register", "later", "v1", f"activations+file://{planted}/v1", "--fit", "later"]
     gated = service.run(*register, "--gate", "default")
     assert gated.returncode == 2
-    assert "--gate needs verdicts" in gated.stderr
+    assert "--gate cannot be combined with --fit later" in gated.stderr
     done = service.run(*register, "--wait")
-    assert (done.returncode, done.stdout.strip()) == (0, "v1 of later has been read and waits for the first fit"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "v1 of later has been read and waits for the first fit"), (
+        done.stderr
+    )
     assert "No re-fits yet." in service.run("lineage", "later").stderr
     assert service.json("lineage", "later", "--kind", "split") == []
 
@@ -224,7 +226,7 @@ def test_a_timeout_has_its_own_exit_code(planted: Path, tmp_path: Path) -> None:
         run = up.json("run", "list")[0]
         assert run["id"] in done.stderr
         assert up.run("run", "cancel", run["id"]).returncode == 0
-        assert up.run("run", "wait", run["id"]).returncode == 1, "a cancelled run is no success"
+        assert up.run("run", "wait", run["id"]).returncode == 1, "a cancelled run has not succeeded"
     finally:
         assert up.stop() == 0
 

@@ -111,7 +111,7 @@ class Reader:
         return text
 
     def turn_to_a_page(self) -> None:
-        """Each page begins anew: no signature, nothing under way, no Python of another page."""
+        """Each page starts from scratch: no signature, nothing under way, no Python of another page."""
         self.names = {}
         for signature in ("refusal", "past"):
             try:

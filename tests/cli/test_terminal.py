@@ -300,7 +300,7 @@ def test_a_shell_completes_names(filled_url: str) -> None:
     assert completed("report smol v") == ["v1", "v2", "v3"]
     assert completed("run log run_4") == ["run_4"]
     assert completed("run log run_4 --level w") == ["warning"]
-    assert completed("--url http://127.0.0.1:1 report sm") == [], "a service that is away is no error at a prompt"
+    assert completed("--url http://127.0.0.1:1 report sm") == [], "completion ignores an unreachable service"
 
 
 def test_arguments_of_a_kind_are_completed_in_every_command() -> None:

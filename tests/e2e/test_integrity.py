@@ -147,7 +147,7 @@ def test_a_time_in_the_future_does_not_keep_a_comparison_from_its_end(installati
 
 @pytest.mark.parametrize("rest", ["#2", "?part=2"])
 def test_a_uri_names_the_folder_that_it_says(installation: Installation, rest: str) -> None:
-    """`#` and `?` begin what is no part of a path."""
+    """`#` and `?` end the path."""
     answer = installation.post("elsewhere", installation.model.as_uri() + rest)
     assert (answer.status_code, answer.json()["code"]) == (422, "path-refused")
 

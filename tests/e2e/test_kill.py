@@ -201,7 +201,7 @@ def test_killed_in_extend_and_measure(installation: Installation) -> None:
     installation.kill_in("measure", run, installation.worker("MEASURE"))
     assert installation.finished(run, installation.worker())["attempt"] == 3
     installation.ended_once(run)
-    # Solutions that extend hands on in memory are solved anew from what it kept: the last digits are others.
+    # `extend` passes its solutions on in memory. Here they are solved again from stored data: the last digits differ.
     expected, got = installation.verdicts("quiet")["v2"], installation.verdicts(family)["v2"]
     assert len(got) == len(expected) > OPTIONS["n_features"], "new features are there, once"
     for row, other in zip(expected, got, strict=True):

@@ -103,7 +103,7 @@ def changing(monkeypatch: pytest.MonkeyPatch, module: Any, function: str, file: 
 def test_a_file_is_changed_while_a_null_is_made(
     installation: Installation, monkeypatch: pytest.MonkeyPatch, null: str, module: Any, function: str
 ) -> None:
-    """It is no null that cannot be had: the run fails, at once, and the other nulls do not hide it."""
+    """An error is not the same as an unavailable null: the run fails at once, and other nulls do not hide it."""
     body = {"checkpoint": "v1", "nulls": [null, "halves"], "finetune": {"steps": 2}}
     with monkeypatch.context() as patch:
         calls = changing(patch, module, function, installation.model / "model.safetensors")

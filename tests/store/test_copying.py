@@ -137,7 +137,7 @@ def test_a_target_with_rows_is_refused(filled: Database, other: Database) -> Non
 def test_while_a_worker_has_a_run_nothing_is_copied(filled: Database, other: Database) -> None:
     with filled.write() as session:
         runs.claim(session, worker="w", lease_seconds=-1)  # also where its lease is over
-    with pytest.raises(CopyError, match="A worker has a run"):
+    with pytest.raises(CopyError, match="A worker is processing a run"):
         copied(filled, other)
 
 
@@ -149,7 +149,7 @@ def test_while_a_helper_holds_a_shard_nothing_is_copied(filled: Database, other:
             run_id=run_id, run_attempt=1, number=0, folder="f", size=1, lease_until=until, worker="h", done_at=None
         )
         session.add(shard)
-    with pytest.raises(CopyError, match="A worker has a run"):
+    with pytest.raises(CopyError, match="A worker is processing a run"):
         copied(filled, other)
 
 

@@ -129,7 +129,7 @@ def test_make_targets_of_the_readme_exist() -> None:
 
 def test_every_code_of_an_error_is_documented() -> None:
     """Codes of answers, each with its status and what to do, and of runs that failed; and no code that there is not."""
-    answers, _, runs = (ROOT / "docs/problems.md").read_text(encoding="utf-8").partition("\n## Of runs that failed\n")
+    answers, _, runs = (ROOT / "docs/problems.md").read_text(encoding="utf-8").partition("\n## Failed runs\n")
     listed = [code for codes_, *_ in rows_of(runs) for code in re.findall(r"`([^`]+)`", codes_)]
     assert sorted(listed) == sorted(codes.of_runs())
     told = [(code, int(row[1])) for row in rows_of(answers) for code in re.findall(r"`([^`]+)`", row[0])]

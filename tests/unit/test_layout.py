@@ -1,4 +1,4 @@
-"""The house rules that no linter knows: sizes, who reads the environment, what an installation holds."""
+"""Rules that linters do not check: sizes, access to the environment, the contents of an installation."""
 
 import ast
 import subprocess

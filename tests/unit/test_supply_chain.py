@@ -119,7 +119,7 @@ def test_a_lock_has_what_pyproject_asks_for(name: str) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_lock_has_what_its_packages_ask_for(name: str) -> None:
-    """By the metadata of those that are installed here, which are of the locked versions."""
+    """Checked with the metadata of the installed packages, which have the locked versions."""
     lock, where = read(name), {**default_environment(), "extra": ""}
     todo = [(requirement, where) for requirement in of_project(SETS[name])]
     seen: set[tuple[str, frozenset[str]]] = set()
@@ -140,7 +140,7 @@ def test_a_lock_has_what_its_packages_ask_for(name: str) -> None:
 
 
 def test_the_tests_run_with_what_is_locked() -> None:
-    """An environment that is older than the lock tests something else: `make setup` makes it anew."""
+    """An environment older than the lock tests something else: `make setup` rebuilds it."""
     where = {**default_environment(), "extra": ""}
     for entry in read("test"):
         if entry.applies(where) and entry.name != "pip":  # which came with the environment, and installed the others
@@ -207,13 +207,13 @@ def test_images_are_named_by_version_and_digest() -> None:
 
 
 def test_pins_are_written(tmp_path: Path) -> None:
-    """By whatever the registry's client says; here a script in its place, for want of a registry."""
+    """From the output of the registry's client; a script stands in for it here, since there is no registry."""
     for name in (*NAME_IMAGES, "requirements/pins.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     crane = tmp_path / "bin" / "crane"
     crane.parent.mkdir()
-    new = hashlib.sha256(b"built anew").hexdigest()
+    new = hashlib.sha256(b"rebuilt").hexdigest()
     crane.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho sha256:{new}\n', encoding="utf-8")
     crane.chmod(0o755)
 

@@ -53,7 +53,7 @@ def successor(name: str, cofiring: float, kind: str = "replaced") -> dict[str, A
         ),
         (
             row("replaced", 0.05, (0.02, 0.08), successors=[successor("F20", 0.92)]),
-            "was replaced by F20 (on “cease”), which is active on 92% of its activation. Its own direction: it",
+            "was replaced by F20 (on “cease”), which is active on 92% of its activation. F17",
         ),
         (
             row(

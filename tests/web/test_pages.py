@@ -40,7 +40,7 @@ PAGES = {
     f"{HERE}/features/F448": "carries 90% of its activation",
     f"{HERE}/diff": "How features changed",
     f"{HERE}/diff?from=v3&to=v10": "F73 by F448",
-    "/families/empty/diff": "Comparing takes two judged checkpoints",
+    "/families/empty/diff": "You need two judged checkpoints to compare",
     "/families/empty/features": "No features yet",
     f"{HERE}/signatures": "concept-0",
     "/families/empty/signatures": "featurewatch signature create empty",

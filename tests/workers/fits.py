@@ -63,7 +63,7 @@ def _tell_children(folder: Path) -> bool:
     """Write down which processes fit."""
     new = folder / "ranks.new"
     new.write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()))
-    new.replace(folder / "ranks")  # who reads it meanwhile reads all of it
+    new.replace(folder / "ranks")  # atomically, for concurrent readers
     return False
 
 

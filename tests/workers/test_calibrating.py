@@ -147,7 +147,7 @@ def test_false_alarms_are_counted_by_thresholds_and_rules_but_not_raised(
     (met,) = halves["alerts"]
     assert met["name"] == "weaker"
     assert 1 <= met["comparisons"] <= 6
-    # Rules are about what comes into a status: what was suppressed at v2 already, by this policy, is no news.
+    # Rules apply to status changes: features already suppressed at v2 by this policy do not count.
     assert met["comparisons"] <= met["features"] <= halves["statuses"]["suppressed"]
     assert result["alerts"] == met["comparisons"]
     with installation.database.read() as session:

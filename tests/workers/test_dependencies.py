@@ -95,7 +95,7 @@ def _matched(installation: Installation, circuit: Circuit) -> dict[int, int]:
     dense = torch.sparse_csr_tensor(
         tensors["indptr"], tensors["indices"].long(), tensors["values"], (code.n_positions, code.n_features)
     ).to_dense()
-    # The first word of each document is no position.
+    # The first word of each document is excluded.
     truth = np.concatenate([circuit.table(text)[1:] for text in write_text(circuit, 120, 24, 1)])
     both = np.corrcoef(np.concatenate([truth, dense.numpy() + 1e-9], 1).T)[: len(circuit), len(circuit) :]
     assert (np.nan_to_num(both).max(1) > 0.8).all(), np.nan_to_num(both).max(1)

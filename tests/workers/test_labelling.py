@@ -295,7 +295,7 @@ def test_a_wrong_key_ends_the_run_and_is_told_nowhere(
     again = installation.run(run.id)
     assert again.result is not None
     assert again.result["labelled"] == 2
-    assert feature(installation, 0).model_label == "x", "it goes on, it does not begin anew"
+    assert feature(installation, 0).model_label == "x", "it resumes, it does not start from scratch"
 
 
 def test_a_run_that_is_interrupted_goes_on(installation: Installation, model: Model) -> None:

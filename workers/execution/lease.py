@@ -71,7 +71,7 @@ class RunLease(Lease):
     def check_first(self) -> None:
         """Raise GivingWayError if another run of the family goes first."""
         if self.gives_way:
-            raise GivingWayError("another run of the family goes first")
+            raise GivingWayError("yielding to another run of the family")
 
     @contextmanager
     def read(self) -> Iterator[Session]:

@@ -34,7 +34,7 @@ def products_of_halves(
     own_c, both_c = _replicates(now, rows_c, rows_b, widths, None)
     own_b, both_b = _replicates(before, rows_b, rows_c, widths, fixed)
     first, second = len(own_c) - 1, len(own_b) - 1
-    # The jackknife factor (K - 1) / K of all folds is slightly larger than that of each half.
+    # The jackknife factor (K - 1) / K is slightly larger for all folds than for each half.
     return Products(
         now=torch.cat([own_c, own_c[:1].expand(second, -1, -1)]),
         before=torch.cat([own_b[:1], own_b[:1].expand(first, -1, -1), own_b[1:]]),

@@ -1,1 +1,1 @@
-"""Gates: whether a checkpoint may pass, and the documents that tell a CI system so."""
+"""Gates: decide whether a checkpoint passes, and report the result to a CI system."""

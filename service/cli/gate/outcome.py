@@ -1,23 +1,23 @@
-"""How a checkpoint stands to one rule of a gate."""
+"""The result of one gate rule."""
 
 from typing import Any, NamedTuple
 
 
 class Outcome(NamedTuple):
-    """How a checkpoint stands to one rule of a gate."""
+    """The result of one gate rule."""
 
     rule: str
-    """Its place in the policy file, e.g. `counts.absent`."""
+    """The rule's key in the policy file, e.g. `counts.absent`."""
     asked: str
     """The rule as a sentence."""
     failure: str = ""
-    """What broke it; empty: it passed."""
+    """Why the rule failed; empty if it passed."""
     evidence: tuple[str, ...] = ()
-    """A sentence for each feature that broke it: how much changed, how sure that is."""
+    """A sentence for each feature that broke the rule: how much it changed, and how certain that is."""
 
     @property
     def passed(self) -> bool:
-        """Whether the checkpoint keeps it."""
+        """Whether the rule passed."""
         return not self.failure
 
     def document(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Gates: whether a checkpoint may pass, from a policy file in TOML.
+"""Gate policies: the rules that a checkpoint must pass, from a TOML file.
 
-    [counts]            # at most so many features that changed to this status
+    [counts]            # maximum number of features that changed to this status
     suppressed = 0
     absent = 0
 
-    [shares]            # at most this share of the features
+    [shares]            # maximum share of the features
     absent = 0.1
     indeterminate = 0.3
     retired = 0.5
@@ -17,19 +17,19 @@
     [watched]           # watched features must not have changed to these
     never = ["suppressed", "absent", "replaced"]
 
-    [tags.deception]    # nor those with a tag
+    [tags.deception]    # the same for features with a tag
     never = ["suppressed"]
 
     [signatures]        # signatures must not have changed to these
     never = ["suppressed", "absent", "replaced"]
 
-    [quality]           # upper limits on numbers of the checkpoint's quality
+    [quality]           # upper limits on the checkpoint's quality figures
     fvu = 0.35
 
     [alerts]
     open = 0            # open alerts of this checkpoint
 
-Every table may be left out. Only changes against the parent count: what was suppressed before is no news.
+Every table is optional. Only changes since the parent count.
 """
 
 import tomllib
@@ -50,42 +50,42 @@ class _Table(BaseModel):
 
 
 class Shares(_Table):
-    """Largest shares of features. The gate fails where the share is over its limit for sure: in a family of few
-    features, three of ten say little."""
+    """Largest shares of features. A rule fails only if the lower confidence bound exceeds the limit, so small families
+    do not fail by chance."""
 
     absent: Share | None = None
-    """That became absent, of those that were there before and fire often enough on the family's corpus to be judged."""
+    """Share of the existing features, firing often enough on the family's corpus to be judged, that became absent."""
     indeterminate: Share | None = None
-    """That cannot be judged, of the same."""
+    """Share of the same features that cannot be judged."""
     retired: Share | None = None
-    """That a re-fit did not find again, of those of the last generation."""
+    """Share of the previous generation's features that a re-fit retired."""
 
 
 class Dictionary(_Table):
-    """Whether the family's dictionary describes the checkpoint; what it misses cannot be judged."""
+    """Whether the family's dictionary describes the checkpoint; features that it lacks cannot be judged."""
 
     refit_advised: Literal[False] | None = None
     """False: the family's policy (`max_fvu_ratio`) must not advise a re-fit."""
     fvu_ratio: float | None = Field(None, ge=1)
-    """Largest FVU, over that of the checkpoint it was fitted on."""
+    """Largest ratio of the FVU to its value at the fit."""
     valid_share: Share | None = None
-    """Least share of the corpus' positions that can be compared."""
+    """Smallest share of the corpus positions that can be compared."""
 
 
 class Never(_Table):
-    """Statuses that a group of features must not have changed to."""
+    """Statuses that no feature of a group may change to."""
 
     never: list[Status] = []
 
 
 class NeverSignatures(_Table):
-    """Statuses that no signature must have changed to."""
+    """Statuses that no signature may change to."""
 
     never: list[SignatureStatus] = []
 
 
 class Alerts(_Table):
-    """Most open alerts."""
+    """Maximum number of open alerts."""
 
     open: int | None = Field(None, ge=0)
 
@@ -111,25 +111,25 @@ DEFAULT = Gate(
     quality={"fvu": 0.8},
     alerts=Alerts(open=0),
 )
-"""`--gate default`: no watched feature and no signature weakened, no alert, and a checkpoint that could be judged.
+"""`--gate default`: no watched feature and no signature weakened, no open alert, and enough data to judge.
 
-The limits on shares and on the dictionary are policy, not fitted to any model: one feature in ten gone is more than a
-release should lose unnoticed; "nothing changed" says little where three in ten features cannot be judged, half of the
-positions cannot be compared, or a re-fit lost half of the features; and a dictionary that explains less than a fifth of
-the variance describes nothing.
+The limits on shares and on the dictionary are a choice, not fitted to any model. A release should not lose one feature
+in ten unnoticed. "Nothing changed" means little if three in ten features cannot be judged, half of the positions cannot
+be compared, or a re-fit retired half of the features. A dictionary that explains less than a fifth of the variance is
+not useful.
 """
 
 
 def load(path: str) -> Gate:
-    """The policy of a file, or the default one for `default`. UsageError names what is wrong in the file."""
+    """The policy in a file, or the default policy for `default`. Raises UsageError if the file is invalid."""
     if path == "default":
         return DEFAULT
     try:
         return Gate.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
-        raise UsageError(f"the gate's policy cannot be read: {error}") from error
+        raise UsageError(f"cannot read the gate policy: {error}") from error
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is no TOML: {error}") from error
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UsageError(f"{path} is no gate policy: {faults}") from error
+        raise UsageError(f"{path} is not a valid gate policy: {faults}") from error

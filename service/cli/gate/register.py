@@ -1,4 +1,4 @@
-"""`featurewatch checkpoint register`: what a CI job calls after training, and what it leaves for the job's page."""
+"""`featurewatch checkpoint register`: registers a checkpoint from a CI job and writes the job's reports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,33 +20,38 @@ from featurewatch.service.config import JobSettings
 from featurewatch.service.kit.text import plain
 
 Status = Literal["passed", "failed", "judged", "waiting", "error"]
+Metadata = Annotated[
+    list[str] | None, typer.Option(help="Metadata to store with the checkpoint, as NAME=VALUE. May be repeated.")
+]
+Priority = Annotated[int | None, typer.Option(help="Runs with a higher priority go first; default: 0.", min=0, max=100)]
+GatePolicy = Annotated[
+    str | None,
+    typer.Option("--gate", help="Policy file (TOML), or `default`. Waits; exit code 1 if the gate fails."),
+]
 Summary = Annotated[
     Path | None,
     typer.Option(
-        help="Append a Markdown summary to this file. Where GitHub names one (GITHUB_STEP_SUMMARY), that one gets "
-        "it too."
+        help="Append a Markdown summary to this file. It is also appended to the file in GITHUB_STEP_SUMMARY, if set."
     ),
 ]
-JUnit = Annotated[
-    Path | None, typer.Option(help="Write JUnit XML to this file, a test case for each rule of the gate.")
-]
+JUnit = Annotated[Path | None, typer.Option(help="Write JUnit XML to this file, one test case per gate rule.")]
 Outputs = Annotated[
     Path | None,
     typer.Option(
         help="Append status (passed, failed, judged, waiting or error), run_id and report_url to this file as "
-        "NAME=VALUE lines, as GITHUB_OUTPUT and GitLab's dotenv reports want them."
+        "NAME=VALUE lines, the format of GITHUB_OUTPUT and GitLab dotenv reports."
     ),
 ]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this command to `featurewatch checkpoint`, a part of the main one."""
+    """Add this command to `featurewatch checkpoint`."""
     checkpoint_app.command("register")(register)
 
 
 @dataclass
 class Job:
-    """A registration that is waited for, and the files that tell a CI system how it went."""
+    """A registration in progress, and the files that report its result to a CI system."""
 
     family: str
     name: str
@@ -61,24 +66,24 @@ class Job:
 
     @property
     def passed(self) -> bool:
-        """Whether every rule is kept."""
-        return all(one.passed for one in self.outcomes)
+        """Whether every rule passed."""
+        return all(outcome.passed for outcome in self.outcomes)
 
     def prepare(self) -> None:
-        """Make the files' folders, so that what cannot be written is told before hours of waiting."""
+        """Create the output files now, so that an unwritable path is reported before the wait."""
         for path in filter(None, (*self.summary, self.junit, self.outputs)):
             documents.write(path, "", append=True)
 
-    def tell(self, status: Status, report: str = "", why: str = "") -> None:
-        """Write the files. report: Markdown; why: why there is no verdict, of an error."""
-        said = {
+    def write(self, status: Status, report: str = "", why: str = "") -> None:
+        """Write the output files. report: Markdown; why: for an error, why there is no verdict."""
+        result = {
             "passed": "passed its gate",
             "failed": "failed its gate",
             "judged": "is judged",
-            "waiting": "is read and waits for the first fit",
+            "waiting": "has been read and waits for the first fit",
         }.get(status, f"has no verdict: {why}")
         for path in self.summary:
-            title = f"featurewatch: {self.name} of {self.family} {said}"
+            title = f"featurewatch: {self.name} of {self.family} {result}"
             documents.write(path, documents.summary(title, self.outcomes, report, self.url), append=True)
         if self.junit:
             seconds = sum(self.run["seconds"].values()) if self.run else 0.0
@@ -101,7 +106,7 @@ def register(
         ),
     ] = None,
     hook_point: Annotated[
-        list[str] | None, typer.Option(help="Where to read it, if not at the family's hook points. May be repeated.")
+        list[str] | None, typer.Option(help="Hook point to read, if different from the family's. May be repeated.")
     ] = None,
     fit: Annotated[
         str,
@@ -109,12 +114,10 @@ def register(
             help="auto, extend, refit or later.", autocompletion=complete.words("auto", "extend", "refit", "later")
         ),
     ] = "auto",
-    metadata: Annotated[list[str] | None, typer.Option(help="NAME=VALUE to keep with it. May be repeated.")] = None,
-    priority: Annotated[int | None, typer.Option(help="Larger ones go first; default: 0.", min=0, max=100)] = None,
+    metadata: Metadata = None,
+    priority: Priority = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the verdicts and show progress.")] = False,
-    gate_policy: Annotated[
-        str | None, typer.Option("--gate", help="Policy file (TOML), or `default`: exit code 1 if it fails. Waits.")
-    ] = None,
+    gate_policy: GatePolicy = None,
     summary: Summary = None,
     junit: JUnit = None,
     outputs: Outputs = None,
@@ -123,11 +126,13 @@ def register(
 ) -> None:
     """Register a checkpoint, as a CI job does after training."""
     if gate_policy and fit == "later":
-        raise base.UsageError("--gate needs verdicts, and --fit later leaves them to a later checkpoint's run")
+        raise base.UsageError(
+            "--gate cannot be combined with --fit later: this checkpoint gets no verdicts until the first fit"
+        )
     if junit and not gate_policy:
-        raise base.UsageError("--junit has a test case for each rule of a gate; name one with --gate, e.g. default")
+        raise base.UsageError("--junit needs --gate, for example --gate default: it writes one test case per gate rule")
     if (summary or outputs) and not (wait or gate_policy):
-        raise base.UsageError("--summary and --outputs tell what came of it; add --wait or --gate")
+        raise base.UsageError("--summary and --outputs report the result, so they need --wait or --gate")
     gate = policy.load(gate_policy) if gate_policy else None
     body: dict[str, Any] = {
         "name": name, "uri": _uri(uri), "adapter": adapter and _uri(adapter), "parent": parent, "fit": fit,
@@ -139,19 +144,18 @@ def register(
             pages = [path for path in (summary, JobSettings().github_step_summary) if path]
             job = Job(family, name, url, pages, junit, outputs, gated=gate is not None)
             return _see_through(client, job, gate, body, timeout, as_json)
-        made = client.register(family, **body)
+        registered = client.register(family, **body)
     if as_json:
-        return base.show_json(made)
-    run = made["run"]
-    became = f"run {run['id']} is {run['state']}" if run else "its run was deleted"
-    said = f"{name} of {family} is registered; {became}"
-    return base.out.print(said, markup=False, soft_wrap=True)
+        return base.show_json(registered)
+    run = registered["run"]
+    state = f"run {run['id']} is {run['state']}" if run else "its run was deleted"
+    return base.out.print(f"{name} of {family} is registered; {state}", markup=False, soft_wrap=True)
 
 
 def _see_through(
     client: Client, job: Job, gate: Gate | None, body: dict[str, Any], timeout: float | None, as_json: bool
 ) -> None:
-    """Register, wait and judge; whatever becomes of it, the job's files tell."""
+    """Register, wait and evaluate the gate. The output files are written in every case."""
     job.prepare()
     try:
         job.run = client.register(job.family, **body)["run"]
@@ -166,12 +170,12 @@ def _see_through(
             job.outcomes = rules.outcomes(gate, client, job.family, job.checkpoint)
         _conclude(client, job, as_json)
     except (ClientError, base.UsageError) as error:
-        job.tell("error", why=str(error))
+        job.write("error", why=str(error))
         raise
 
 
 def _conclude(client: Client, job: Job, as_json: bool) -> None:
-    """Print how it went, write the files, and end with the exit code that says so."""
+    """Print the result, write the output files, and exit with the matching code."""
     run, checkpoint = job.run, job.checkpoint
     assert checkpoint
     succeeded = _succeeded(run)
@@ -180,22 +184,22 @@ def _conclude(client: Client, job: Job, as_json: bool) -> None:
     if as_json:
         verdict = {
             "passed": job.passed,
-            "failures": [one.failure for one in job.outcomes if not one.passed],
-            "rules": [one.document() for one in job.outcomes],
+            "failures": [outcome.failure for outcome in job.outcomes if not outcome.passed],
+            "rules": [outcome.document() for outcome in job.outcomes],
         }
         gate = verdict if job.gated and succeeded else None
         base.show_json({"checkpoint": checkpoint, "run": run, "report": report, "gate": gate})
     elif waits:
-        base.out.print(f"{job.name} of {job.family} is read and waits for the first fit", markup=False)
+        base.out.print(f"{job.name} of {job.family} has been read and waits for the first fit", markup=False)
     elif report is not None:
         _show(job, report)
     if report is not None:
         status: Status = "judged" if not job.gated else "passed" if job.passed else "failed"
-        job.tell(status, client.report_text(job.family, job.name, format="markdown") if job.summary else "")
+        job.write(status, client.report_text(job.family, job.name, format="markdown") if job.summary else "")
     elif waits:
-        job.tell("waiting")
+        job.write("waiting")
     elif run is not None:
-        job.tell("error", why=progress.describe_end(run))
+        job.write("error", why=progress.describe_end(run))
     if run is not None:
         progress.exit_unless_succeeded(run)
     if not job.passed:
@@ -203,7 +207,7 @@ def _conclude(client: Client, job: Job, as_json: bool) -> None:
 
 
 def _succeeded(run: Run | None) -> bool:
-    """Also where the run is gone: that of a checkpoint which was judged before was deleted."""
+    """Also true if the run is gone: the checkpoint was judged earlier, and its run was deleted since."""
     return run is None or run["state"] == "succeeded"
 
 
@@ -215,26 +219,26 @@ def _show(job: Job, report: Report) -> None:
     for caveat in report["caveats"]:
         base.out.print(f"! {plain(caveat, most=4000)}", markup=False, soft_wrap=wrap)
     base.show_fields((status, count) for status, count in report["counts"].items() if count)
-    for one in report["signatures"]:
-        line = f"signature {one['name']} is {one['status']}: {one['what']}"
+    for signature in report["signatures"]:
+        line = f"signature {signature['name']} is {signature['status']}: {signature['what']}"
         base.out.print(plain(line, most=400), markup=False, soft_wrap=wrap)
     if not job.gated:
         return
     base.out.print("gate: [green]passed[/]" if job.passed else "gate: [red]failed[/]")
-    for failed in (one for one in job.outcomes if not one.passed):
+    for failed in (outcome for outcome in job.outcomes if not outcome.passed):
         base.out.print(f"  {failed.rule}: {plain(failed.failure, most=4000)}", markup=False, soft_wrap=True)
         for text in failed.evidence:
             base.out.print(f"    {plain(text, most=4000)}", markup=False, soft_wrap=True)
 
 
 def _uri(text: str) -> str:
-    """A URI as it is; UsageError with the URI that may be meant where it is a bare path or a bare name."""
+    """The URI unchanged. Raises UsageError for a bare path or name, and suggests the URI that may be meant."""
     if "://" in text:
         return text
-    brought = "activations+" if text.startswith("activations+") else ""
-    path = Path(text.removeprefix(brought)).expanduser().absolute()
-    hub = "" if brought or text.startswith(("/", ".", "~")) else f", or hf://{text} for a model of the hub"
-    raise base.UsageError(f"{text!r} is no URI; write {brought}{path.as_uri()} for a folder on the server{hub}")
+    prefix = "activations+" if text.startswith("activations+") else ""
+    path = Path(text.removeprefix(prefix)).expanduser().absolute()
+    hub = "" if prefix or text.startswith(("/", ".", "~")) else f", or hf://{text} for a model on the Hub"
+    raise base.UsageError(f"{text!r} is not a URI; use {prefix}{path.as_uri()} for a folder on the server{hub}")
 
 
 def _pairs(items: list[str] | None) -> dict[str, str]:
@@ -242,6 +246,6 @@ def _pairs(items: list[str] | None) -> dict[str, str]:
     for item in items or []:
         name, equals, value = item.partition("=")
         if not (name and equals):
-            raise base.UsageError(f"--metadata {item!r} is no NAME=VALUE")
+            raise base.UsageError(f"--metadata {item!r} must have the form NAME=VALUE")
         pairs[name] = value
     return pairs

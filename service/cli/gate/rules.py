@@ -1,4 +1,4 @@
-"""What a checkpoint passes and fails by, rule by rule, with the evidence of each failure."""
+"""Evaluates the rules of a gate for a checkpoint, with the evidence of each failure."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -16,12 +16,12 @@ from featurewatch.service.kit.text import plain
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.statuses import Status
 
-_NAMED = 20
-"""Features of a failure that are told of; a policy that hundreds break is not read to its end."""
+_LISTED = 20
+"""Maximum number of features listed per failed rule."""
 
 
 def outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -> list[Outcome]:
-    """Every rule of the gate, in the order of the policy file's tables. Raises UsageError where one cannot be held."""
+    """The result of every rule, in the order of the policy's tables. Raises UsageError if one cannot be evaluated."""
     return list(_outcomes(gate, client, family, checkpoint))
 
 
@@ -30,14 +30,16 @@ def _outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -
     policy = Policy.model_validate(client.family(family)["policy"])
     report = client.report(family, name)
     if "new_counts" not in report:
-        raise UsageError("the service is older than this command: install the service's version of featurewatch")
+        raise UsageError(
+            "the service runs an older version of featurewatch than this command; install the same version here"
+        )
     groups = [gate.watched, *gate.tags.values()]
     wanted = sorted(set(gate.counts) | {status for group in groups for status in group.never})
     read = client.features(family, checkpoint=name, status=wanted) if wanted else ()
     rows = [row for row in map(FeatureRow.model_validate, read) if _changed(row)]
     for status, limit in gate.counts.items():
         hit = [row for row in rows if row.status == status]
-        failure = f"{_many(len(hit))} became {status}, at most {limit:,} may: {_names(hit)}"
+        failure = f"{_many(len(hit))} became {status}; at most {limit:,} allowed: {_names(hit)}"
         asked = f"at most {_many(limit)} become{'s' if limit == 1 else ''} {status}"
         yield _outcome(f"counts.{status}", asked, failure, hit, limit, policy)
     yield from judgeable.shares(gate.shares, report, _absent(client, family, name, policy))
@@ -55,10 +57,10 @@ def _outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -
 
 
 def _absent(client: Client, family: str, checkpoint: str, policy: Policy) -> Iterator[str]:
-    """A sentence for each of the first features that became absent; read when somebody asks for them."""
+    """One sentence each for the first features that became absent; fetched only when iterated."""
     rows = client.features(family, checkpoint=checkpoint, status=[Status.ABSENT], sort="change", order="desc")
     changed = (row for row in map(FeatureRow.model_validate, rows) if _changed(row))
-    yield from (_evidence(row, policy) for row in islice(changed, _NAMED))
+    yield from (_evidence(row, policy) for row in islice(changed, _LISTED))
 
 
 def _open_alerts(client: Client, family: str, checkpoint: str) -> Iterable[Any]:
@@ -66,7 +68,7 @@ def _open_alerts(client: Client, family: str, checkpoint: str) -> Iterable[Any]:
 
 
 def _changed(row: FeatureRow) -> bool:
-    """Whether it came to its status here: what was suppressed at the parent already is no news."""
+    """Whether the status is new here; features with the same status at the parent do not count."""
     if row.previous_status is None:
         return row.status == Status.EMERGED
     return row.status != row.previous_status
@@ -75,9 +77,9 @@ def _changed(row: FeatureRow) -> bool:
 def _outcome(rule: str, asked: str, failure: str, hit: Sequence[FeatureRow], limit: int, policy: Policy) -> Outcome:
     if len(hit) <= limit:
         return Outcome(rule, asked)
-    told = [_evidence(row, policy) for row in hit[:_NAMED]]
-    rest = [f"and {len(hit) - _NAMED:,} more"] if len(hit) > _NAMED else []
-    return Outcome(rule, asked, failure, (*told, *rest))
+    evidence = [_evidence(row, policy) for row in hit[:_LISTED]]
+    rest = [f"and {len(hit) - _LISTED:,} more"] if len(hit) > _LISTED else []
+    return Outcome(rule, asked, failure, (*evidence, *rest))
 
 
 def _never(rule: str, group: str, never: Never, rows: list[FeatureRow], policy: Policy) -> Outcome:
@@ -90,13 +92,9 @@ def _never(rule: str, group: str, never: Never, rows: list[FeatureRow], policy: 
 
 
 def _signatures(never: Sequence[str], read: Sequence[ReportSignature]) -> Outcome:
-    hit = [
-        one
-        for one in read
-        if one["previous_status"] is not None and one["status"] != one["previous_status"] and one["status"] in never
-    ]
-    failure = "; ".join(f"signature {one['name']} became {one['status']}" for one in hit)
-    evidence = tuple(f"signature {one['name']} became {one['status']}: {one['what']}" for one in hit)
+    hit = [row for row in read if row["status"] in never and row["previous_status"] not in {None, row["status"]}]
+    failure = "; ".join(f"signature {row['name']} became {row['status']}" for row in hit)
+    evidence = tuple(f"signature {row['name']} became {row['status']}: {row['what']}" for row in hit)
     return Outcome("signatures", f"no signature becomes {_either(never)}", failure, evidence)
 
 
@@ -105,26 +103,29 @@ def _quality(gate: Gate, quality: dict[str, Any]) -> Iterator[Outcome]:
         value = quality.get(name)
         if not isinstance(value, int | float):
             raise UsageError(
-                f"the gate limits the quality {name!r}, which is not measured; there are {sorted(quality)}"
+                f"the gate policy sets a limit on {name!r}, which was not measured for this checkpoint; available: "
+                f"{', '.join(sorted(quality))}"
             )
-        failure = f"{name} is {value:.3g}, over {limit:.3g}" if not value <= limit else ""  # NaN is over every limit
+        failure = (
+            f"{name} is {value:.3g}; the limit is {limit:.3g}" if not value <= limit else ""
+        )  # NaN exceeds every limit
         yield Outcome(f"quality.{name}", f"{name} is at most {limit:.3g}", failure)
 
 
 def _alerts(limit: int, summaries: list[str]) -> Outcome:
-    asked = f"at most {limit:,} alerts of the checkpoint are open"
+    asked = f"at most {limit:,} open alert{'' if limit == 1 else 's'} on this checkpoint"
     if len(summaries) <= limit:
         return Outcome("alerts.open", asked)
-    failure = f"{len(summaries):,} open alerts, at most {limit:,} may be"
-    rest = [f"and {len(summaries) - _NAMED:,} more"] if len(summaries) > _NAMED else []
-    return Outcome("alerts.open", asked, failure, (*summaries[:_NAMED], *rest))
+    failure = f"{len(summaries):,} open alerts; at most {limit:,} allowed"
+    rest = [f"and {len(summaries) - _LISTED:,} more"] if len(summaries) > _LISTED else []
+    return Outcome("alerts.open", asked, failure, (*summaries[:_LISTED], *rest))
 
 
 def _evidence(row: FeatureRow, policy: Policy) -> str:
-    """How much changed, and how sure that is."""
+    """How much the feature changed, and how certain that is."""
     names = {row.id: words.name_of(row.id, row.label, row.auto_label)}
     sure = words.how_sure(row, policy)
-    q, explained, _ = sure.partition(": of all findings")  # which a page of findings need not say of each
+    q, explained, _ = sure.partition(": of all findings")  # findings do not repeat the correction for each feature
     return f"{words.what_happened(row, names, policy)} {f'({q})' if explained else sure}"
 
 

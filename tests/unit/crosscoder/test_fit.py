@@ -189,7 +189,7 @@ def test_a_stopped_fit_ends_the_same_bit_by_bit(
     whole = fit(read, 4000, LAYOUT, config, state=quiet(), on_step=lambda s: silent.append(int(s.silent.max())))
     if not isinstance(SPARSITIES[config.sparsity], Penalised):
         assert max(silent[:17]) >= 8000
-        assert max(silent[18:24]) < 8000  # started anew
+        assert max(silent[18:24]) < 8000  # resampled
 
     def stop_at(step: int) -> Callable[[FitState], None]:
         def on_step(state: FitState) -> None:

@@ -1,4 +1,4 @@
-"""Activations read anew: what an encoder let leak into a latent comes out again."""
+"""Activations read again: removes what the encoder let leak into a latent."""
 
 import numpy as np
 import pytest

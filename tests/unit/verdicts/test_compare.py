@@ -267,7 +267,7 @@ def _check_measurements(lineage: Lineage) -> None:
 
 
 def _check_again(lineage: Lineage) -> None:
-    """To record the same once more changes no row and announces nothing anew."""
+    """Recording the same verdicts again changes no row and sends no second announcement."""
     session = lineage.session
 
     def counts() -> dict[str, int]:

@@ -36,7 +36,7 @@ FIRST, SECOND = [(1, 0.1, True), (1, 0.12, False), (1, 0.13, False)], [(2, 0.09,
     (FIRST, {"refit_every": 3}, None),
     (FIRST, {"refit_every": 2}, "2 extensions"),
     (FIRST[:2], {"refit_every": 1}, "1 extension"),
-    (FIRST + SECOND, {"refit_every": 2}, None),  # the count begins anew with each generation
+    (FIRST + SECOND, {"refit_every": 2}, None),  # the count restarts with each generation
     (FIRST, {"max_fvu_ratio": 1.25}, "fvu 0.13 over 1.25 x 0.1"),
     (FIRST + SECOND, {"max_fvu_ratio": 1.25}, None),  # against the generation's own fit
     ([*FIRST, (1, 0.31, False)], {}, "fvu 0.31 over 2 x 0.1"),

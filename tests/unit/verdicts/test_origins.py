@@ -29,7 +29,7 @@ def appearance(along: float, along_se: float, strength: float, strength_se: floa
         (0.25, 0.0, 0.25, 0.0, 22.0, 0.7, True),  # there, and four times as strong here
         (-0.13, 0.01, 0.76, 0.02, 17.0, 0.9, True),  # there, written along another direction
         (-0.1, 0.02, 0.41, 0.03, 8.0, 0.8, True),  # the same, and half of it was taken by other latents
-        (0.3, 0.15, 0.5, 0.2, 1.5, np.nan, True),  # nothing is sure: that is no birth
+        (0.3, 0.15, 0.5, 0.2, 1.5, np.nan, True),  # nothing is certain, so it did not emerge
     ],
 )
 def test_what_the_baseline_holds(

@@ -98,7 +98,8 @@ def _label_feature(endpoint: Endpoint, inputs: _LabelInputs, number: int) -> lab
     column = inputs.columns.get(number)
     if column is None:
         raise EndpointError(
-            "not-in-code", "this checkpoint has no such feature: it was retired or is of another branch"
+            "not-in-code",
+            "this checkpoint does not have the feature: it was retired, or it belongs to another branch",
         )
     drawn = inputs.corpus.draw(column, (inputs.generation, number))
     if not drawn.shown:
@@ -120,7 +121,7 @@ def _load(execution: Execution, numbers: list[int]) -> _LabelInputs:
         features = feature_queries.by_numbers(session, execution.family_id, numbers)
         promoted = {number: list(feature.promoted_tokens) for number, feature in features.items()}
     if code is None or not positions.get("documents"):
-        raise RunError("no-text", "the checkpoint has no code, or its family no text")
+        raise RunError("no-text", "the checkpoint has no code, or its family has no text")
     matrix, columns, _ = files.load_code(execution.artifacts.path(code.artifact), torch.device("cpu"))
     text = files.load_text(execution.artifacts, positions)
     return _LabelInputs(

@@ -118,7 +118,7 @@ def _contrast_activations(execution: Execution, name: str) -> None:
         row = queries.holders(session, Reading.activations, name)[0]
     request = signature.load_request(execution, row.checkpoint_id, [row.signature_id])
     if name not in signature.read(execution, request).values():
-        raise RunError("content-changed", f"the rows of {name} are read differently now, so it cannot be restored")
+        raise RunError("content-changed", f"{name} cannot be restored: its rows now produce a different artifact")
 
 
 def _examples(execution: Execution, name: str) -> None:

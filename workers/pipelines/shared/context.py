@@ -233,8 +233,8 @@ def _parent(ancestor: Ancestor, hook_points: list[str]) -> ParentCheckpoint:
     if own is not None and not ancestor.readable(hook_points):
         raise RunError(
             "parent-activations-gone",
-            f"the activations of {parent.name} were removed; register it again under another name, as a child of its "
-            "own parent, and use that one as the parent",
+            f"the activations of {parent.name} were removed; register it again under another name with the same "
+            "parent, then use that checkpoint as the parent",
         )
     return ParentCheckpoint(
         **_stored(ancestor, hook_points), code=ancestor.code.artifact, generation=ancestor.code.generation
@@ -257,7 +257,7 @@ def _stored(ancestor: Ancestor, hook_points: list[str]) -> dict[str, Any]:
         raise RunError(
             "other-hook-points",
             f"{ancestor.checkpoint.name} was read at {theirs}, none of them of the same kind as "
-            f"{', '.join(hook_points)}. Name one of a kind it has, or as many as it has, to pair by position",
+            f"{', '.join(hook_points)}. Name hook points of the same kind, or the same number to pair them in order",
         )
     return {
         "id": ancestor.checkpoint.id,

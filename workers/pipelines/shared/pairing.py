@@ -76,14 +76,15 @@ def _most_alike(parent: ParentCheckpoint, now: Activations, before: Activations)
     if not allowed.any():
         raise RunError(
             "nothing-to-pair",
-            f"{', '.join(now.hook_points)}: {parent.name} has no hook point of these kinds, only "
-            f"{', '.join(before.hook_points)}. Name one of a kind it has, or as many as it has, to pair by position",
+            f"{parent.name} has no hook point of the same kind as {', '.join(now.hook_points)} (it has "
+            f"{', '.join(before.hook_points)}). Name hook points of the same kind, or the same number to pair them in "
+            "order",
         )
     rows = (now.valid & before.valid).nonzero().squeeze(1)
     if not len(rows):
         raise RunError(
             "no-common-positions",
-            f"no token of this checkpoint ends where a token of {parent.name} does; use a longer corpus",
+            f"this checkpoint and {parent.name} share no token boundaries on the probe corpus; use a longer corpus",
         )
     picked = rows[torch.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).long()]
     x, y = (torch.cat([read(part) for part in picked.split(BLOCK)]) for read in (now, before))

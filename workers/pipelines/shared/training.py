@@ -150,8 +150,8 @@ def _maps(members: Members, rows: Tensor) -> tuple[Tensor, ...]:
     if len(x) < max(widths):
         raise RunError(
             "too-few-common-positions",
-            f"a shared decoder needs at least as many common positions as its widest source is wide ({max(widths)}), "
-            f"and there are {len(x)}; use a longer corpus or `decoder: per_source`",
+            f"a shared decoder needs at least {max(widths)} common positions (the width of its widest source); "
+            f"there are {len(x)}; use a longer corpus or `decoder: per_source`",
         )
     parts = x.split(widths, 1)
     widest = parts[widths.index(max(widths))]

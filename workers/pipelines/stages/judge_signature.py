@@ -223,7 +223,7 @@ def judge_signature(
 def _why_unreadable(wanted: list[tuple[int, str]], known: NDArray[np.bool_]) -> str | None:
     """Why there is no feature to read, if there is none."""
     if not wanted:
-        return "no feature separates the classes at the baseline better than chance allows among so many"
+        return "no feature separates the classes at the baseline significantly, after correcting for their number"
     if not known.any():
         return "a re-fit has retired the signature's features; create it again with a later baseline"
     return None
