@@ -222,9 +222,9 @@ def test_a_hint_names_the_command(filled_url: str) -> None:
     assert done.returncode == 2 and "POST" not in done.stderr
     assert "compute them with `featurewatch dependencies smol F1 --find --checkpoint NAME`" in done.stderr
     for uri, meant in (
-        ("/tmp/x", "write file:///tmp/x for a folder on the server\n"),
-        ("activations+/tmp/x", "write activations+file:///tmp/x for"),
-        ("org/model", "or hf://org/model for a model of the hub"),
+        ("/tmp/x", "use file:///tmp/x for a folder on the server\n"),
+        ("activations+/tmp/x", "use activations+file:///tmp/x for"),
+        ("org/model", "or hf://org/model for a model on the Hub"),
     ):
         done = within("checkpoint", "register", "smol", "v9", uri, env=env)
         assert done.returncode == 2 and meant in done.stderr
