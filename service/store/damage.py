@@ -18,20 +18,20 @@ _FIT = (
     f"{_BACKUP}. Without a backup the dictionary is lost: create a new family and register the checkpoints again. "
     "`fit: refit` on the next checkpoint does not help, because it needs the old dictionary"
 )
-_UNCHANGED = "if the file is unchanged; otherwise restore it from a backup"
+_UNCHANGED = "is unchanged; otherwise restore it from a backup"
 _AGAIN = "Retry the run to rebuild it"
 # Kind of artifact -> how to restore it.
 REBUILD = {
     "activations": "Retry the run to read the checkpoint again; its files must still be in place",
     "code": _FIT,
     "contrast": f"{_BACKUP}, or delete the signature and create it again from its rows",
-    "contrast-activations": f"Retry the run to read the rows again, {_UNCHANGED}",
+    "contrast-activations": f"Retry the run to read the rows again, if the checkpoint {_UNCHANGED}",
     "dependencies": "Run `featurewatch dependencies` for the feature again",
     "dictionary": (
         "Retry the run to solve it again, if the activations of the checkpoint and its parent are kept or can be read "
         "again; otherwise restore it from a backup"
     ),
-    "documents": f"Retry the run to copy the corpus again, {_UNCHANGED}",
+    "documents": f"Retry the run to copy the corpus again, if it {_UNCHANGED}",
     "examples": "Any run of the family rebuilds it if it is missing; no verdict depends on it",
     "lineage": _AGAIN,
     "measures": _AGAIN,

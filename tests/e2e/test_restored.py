@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from featurewatch.service.models import Checkpoint, Code, Family, Reading, Run, Source
+from featurewatch.service.store import damage
+from featurewatch.workers.pipelines.runs import restore
 from tests.e2e.inprocess import HOOK, Installation, failed_by
 from tests.e2e.parts import OPTIONS
 from tests.unit.activations.tiny import write_activations
@@ -134,3 +136,9 @@ def test_positions_without_text(installation: Installation) -> None:
     place.unlink()
     assert installation.judge("b2", uris["b2"], family="bare")["state"] == "succeeded"
     assert place.read_bytes() == whole
+
+
+def test_every_kind_that_errors_call_restorable_is_restored() -> None:
+    """The service tells people to retry for these kinds; the workers have to know how."""
+    assert set(restore.MAKERS) == set(damage.REMADE)
+    assert set(damage.REMADE) < set(damage.REBUILD)

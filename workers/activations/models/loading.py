@@ -15,22 +15,10 @@ from transformers.utils import logging as transformers_logging
 
 from featurewatch.workers.activations.models.adapters import check_adapter, merge_adapter
 from featurewatch.workers.activations.models.gguf import convert_gguf
-from featurewatch.workers.activations.models.hooks import list_hook_points
 from featurewatch.workers.activations.models.sizes import check_model
 from featurewatch.workers.activations.sources import locate, weight_files
 from featurewatch.workers.activations.tensorfiles import read_header
 from featurewatch.workers.errors import RunError
-
-__all__ = [
-    "check_memory",
-    "compute_dtype",
-    "list_hook_points",
-    "load_causal",
-    "load_model",
-    "load_tokenizer",
-    "locate_model",
-    "max_tokens",
-]
 
 # Progress bars would clutter a service's error stream.
 disable_hub_progress_bars()
