@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from featurewatch.service.verdicts.judge import benjamini_hochberg, standard_error
+from featurewatch.service.verdicts.judge import standard_error
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.significance import benjamini_hochberg
 
 Doubles = NDArray[np.float64]
 Change = Literal["gained", "lost", "changed"]

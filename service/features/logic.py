@@ -32,7 +32,7 @@ from featurewatch.service.models import Checkpoint, Family, Feature
 from featurewatch.service.verdicts import stored
 from featurewatch.service.verdicts.arrays import among
 from featurewatch.service.verdicts.compare import compared
-from featurewatch.service.verdicts.statuses import N_CODES, Status
+from featurewatch.service.verdicts.statuses import N_CODES, Places, Status
 from featurewatch.service.verdicts.table import Table, VerdictRow
 
 
@@ -130,6 +130,8 @@ def chosen(session: Session, comparison: Comparison, wanted: Filter) -> NDArray[
 def _chosen(session: Session, comparison: Comparison, wanted: Filter) -> NDArray[np.int64]:
     table = comparison.table
     positions = table.having(wanted.statuses)
+    if wanted.places:
+        positions = positions[np.isin(table.places[positions], [Places(word).code for word in wanted.places])]
     if wanted.min_change is not None:
         positions = positions[
             table.figures["change"][positions] >= np.float64(wanted.min_change)

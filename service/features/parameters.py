@@ -8,9 +8,12 @@ from fastapi import Depends, Query
 from featurewatch.service.features.queries import Filter
 from featurewatch.service.features.sorting import Order, SortName, order_of
 from featurewatch.service.verdicts.figures import Direction
-from featurewatch.service.verdicts.statuses import Status
+from featurewatch.service.verdicts.statuses import Places, Status
 
 StatusQuery = Annotated[list[Status] | None, Query(description="Can be repeated.")]
+PlacesQuery = Annotated[
+    list[Places] | None, Query(description="Where the feature is active, compared with the baseline. Can be repeated.")
+]
 TextQuery = Annotated[
     str | None,
     Query(max_length=200, description="Part of a label (also an automatic one) or of a top token, or a feature id."),
@@ -44,6 +47,7 @@ class Selection:
 
 async def _selection(
     status: StatusQuery = None,
+    places: PlacesQuery = None,
     q: TextQuery = None,
     tag: TagQuery = None,
     watched: WatchedQuery = None,
@@ -52,7 +56,8 @@ async def _selection(
     sort: SortQuery = "change",
     order: OrderQuery = None,
 ) -> Selection:
-    return Selection(Filter(tuple(status or ()), q, tag, watched, min_change, max_q), order_of(sort, order))
+    wanted = Filter(tuple(status or ()), q, tag, watched, min_change, max_q, tuple(places or ()))
+    return Selection(wanted, order_of(sort, order))
 
 
 SelectionQuery = Annotated[Selection, Depends(_selection)]

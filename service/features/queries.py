@@ -32,6 +32,7 @@ class Filter:
     min_change: float | None = None
     max_q: float | None = None
     """Excludes features without a q-value."""
+    places: tuple[str, ...] = ()
     changed: bool = False
     """Excludes features that were already gone at the baseline and still are."""
 
@@ -237,6 +238,8 @@ def _by_verdict(wanted: Filter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if wanted.statuses:
         conditions.append(Verdict.status.in_(wanted.statuses))
+    if wanted.places:
+        conditions.append(Verdict.places.in_(wanted.places))
     if wanted.min_change is not None:
         conditions.append(Verdict.change >= wanted.min_change)
     if wanted.max_q is not None:

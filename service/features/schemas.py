@@ -9,7 +9,7 @@ from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.lineage.schemas import LineageLink
 from featurewatch.service.verdicts.figures import FIGURE, FIGURES
 from featurewatch.service.verdicts.reasons import Reason
-from featurewatch.service.verdicts.statuses import CHANGED, Status
+from featurewatch.service.verdicts.statuses import CHANGED, Places, Status
 
 if TYPE_CHECKING:
     # The command line uses these shapes, and must start without importing the database models.
@@ -58,6 +58,10 @@ class Point(BaseModel):
     baseline: str | None = Field(description="Checkpoint it was compared with; null for the first of a lineage.")
     status: Status
     previous_status: Status | None
+    places: Places | None = Field(
+        None,
+        description="Where it is active compared with the baseline. Null if one of them has no own code of it.",
+    )
     change: float = Field(description=FIGURE["change"].about)
     projection_ratio: float | None = Field(description=FIGURE["projection_ratio"].about)
     projection_ratio_ci: Interval | None
@@ -71,6 +75,16 @@ class Point(BaseModel):
     firing_rate: float = Field(description=FIGURE["firing_rate"].about)
     firings: int = Field(description=FIGURE["firings"].about)
     minimum_detectable_ratio: float | None = Field(description=FIGURE["minimum_detectable_ratio"].about)
+    places_q_value: float | None = Field(description=FIGURE["places_q_value"].about)
+    firing_rate_ratio: float | None = Field(description=FIGURE["firing_rate_ratio"].about)
+    firing_rate_ratio_ci: Interval | None
+    gained_share: float | None = Field(description=FIGURE["gained_share"].about)
+    gained_share_ci: Interval | None
+    lost_share: float | None = Field(description=FIGURE["lost_share"].about)
+    lost_share_ci: Interval | None
+    kept_amplitude: float | None = Field(description=FIGURE["kept_amplitude"].about)
+    kept_amplitude_ci: Interval | None
+    gained_documents: float | None = Field(description=FIGURE["gained_documents"].about)
     successors: list[Successor]
     rewired: bool | None = Field(
         None,
@@ -264,6 +278,7 @@ def _point_fields(row: "VerdictRow", checkpoint: str, baseline: str | None) -> d
         "baseline": baseline,
         "status": row.status,
         "previous_status": row.previous_status,
+        "places": row.places,
         "successors": row.successors,
     }
     for figure in FIGURES:

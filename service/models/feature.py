@@ -62,6 +62,10 @@ class Code(Base):
     """safetensors CSR: `indptr` int64, `indices` int32, `values` float32, `feature_numbers` int64 [columns]."""
     examples: Mapped[str] = mapped_column(info=ARTIFACT)
     """safetensors: `positions` int64 [columns, n], padded with -1, and `values` float32, largest first."""
+    own_code: Mapped[str | None] = mapped_column(info=ARTIFACT)
+    """`service.verdicts.activity.OwnCode`. None for checkpoints judged by versions that read none."""
+    rows: Mapped[str | None] = mapped_column(info=ARTIFACT)
+    """Unit rows that the own code was read with."""
     n_positions: Mapped[int]
     n_features: Mapped[int]
     extra: Mapped[dict[str, Any]]

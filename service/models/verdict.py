@@ -25,6 +25,8 @@ class Verdict(Base):
     """Status at the parent; None at the first checkpoint of a lineage or of a feature."""
     change: Mapped[float]
     """Size of the change, 0 if not significant. Lists are sorted by it, largest first."""
+    places: Mapped[str | None]
+    """None where they were not compared: gone or new features, and verdicts of versions before 0019."""
     projection_ratio: Mapped[float | None]
     projection_ratio_lo: Mapped[float | None]
     projection_ratio_hi: Mapped[float | None]
@@ -40,6 +42,20 @@ class Verdict(Base):
     firings: Mapped[int]
     minimum_detectable_ratio: Mapped[float | None]
     """The largest projection ratio below 1 that the data could have distinguished from 1; None if none."""
+    places_q_value: Mapped[float | None]
+    firing_rate_ratio: Mapped[float | None]
+    firing_rate_ratio_lo: Mapped[float | None]
+    firing_rate_ratio_hi: Mapped[float | None]
+    gained_share: Mapped[float | None]
+    gained_share_lo: Mapped[float | None]
+    gained_share_hi: Mapped[float | None]
+    lost_share: Mapped[float | None]
+    lost_share_lo: Mapped[float | None]
+    lost_share_hi: Mapped[float | None]
+    kept_amplitude: Mapped[float | None]
+    kept_amplitude_lo: Mapped[float | None]
+    kept_amplitude_hi: Mapped[float | None]
+    gained_documents: Mapped[float | None]
     successors: Mapped[list[Any]]
     """`[{"id": "F7", "kind": "replaced" | "split" | "merged", "cofiring": 0.83}]`"""
 

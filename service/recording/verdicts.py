@@ -88,6 +88,8 @@ class Outcome:
     """Whether the dictionary was fitted on this checkpoint rather than extended to it"""
     lineage: Sequence[Link] = ()
     """from the last generation, after a re-fit"""
+    own_code: str | None = None
+    rows: str | None = None
     past: Discovered | None = None
     """of features that ancestors have but only this run discovered"""
 
@@ -238,6 +240,8 @@ def _write_code(session: Session, family: Family, checkpoint: Checkpoint, outcom
             generation=outcome.generation,
             artifact=outcome.code,
             examples=outcome.examples,
+            own_code=outcome.own_code,
+            rows=outcome.rows,
             n_positions=outcome.n_positions,
             n_features=len(outcome.numbers),
             extra={"fitted": True} if outcome.fitted else {},

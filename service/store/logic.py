@@ -23,7 +23,7 @@ AT_ONCE = 20
 """Artifacts removed per transaction, during which no worker can take a run and nobody can write to SQLite."""
 _REMOVABLE = re.compile(
     r"calibrations|(activations|code|contrast|contrast-activations|dependencies|dictionary|documents|examples|lineage"
-    r"|measures|positions|promoted|shards)-[0-9a-f]{20}(\..+)?"
+    r"|measures|own-code|positions|promoted|rows|shards)-[0-9a-f]{20}(\..+)?"
 )
 """Names of artifacts that may be removed. Anything else in the store is left alone."""
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.verdicts.figures import FIGURES
 from featurewatch.service.verdicts.judge import Evidence, Judgement
+from featurewatch.service.verdicts.statuses import PLACES_BY_CODE
 
 
 def verdict_columns(
@@ -32,18 +33,22 @@ def verdict_columns(
         "feature": ids,
         "status": [status.value for status in judgement.status],
         "previous_status": [previous.get(number) for number in ids],
+        "places": [PLACES_BY_CODE[code].value if code >= 0 else None for code in judgement.places.tolist()],
         "successors": successors,
     } | {name: values_of(values) for name, values in figures.items()}
 
 
 def judged_figures(evidence: Evidence, judgement: Judgement) -> dict[str, NDArray[Any]]:
     """Column -> [m], of the figures that follow from a judgement; NaN where there is none."""
-    return {
-        column: figure.of(evidence, judgement) if figure.of else getattr(judgement, column)
-        for figure in FIGURES
-        if not figure.measured
-        for column in figure.columns
-    }
+    nothing = np.full(len(judgement.codes), np.nan, dtype=np.float32)
+    figures: dict[str, NDArray[Any]] = {}
+    for figure in FIGURES:
+        for column in () if figure.measured else figure.columns:
+            if figure.placed:
+                figures[column] = getattr(judgement.placement, column, nothing)
+            else:
+                figures[column] = figure.of(evidence, judgement) if figure.of else getattr(judgement, column)
+    return figures
 
 
 def values_of(values: NDArray[Any]) -> list[Any]:

@@ -92,7 +92,7 @@ def compared(
     for name, values in figures.items():
         if values.dtype == np.float32:
             figures[name] = values.astype(np.float64)
-    return Table(numbers, statuses, figures, previous, successors)
+    return Table(numbers, statuses, figures, previous, successors, judgement.places)
 
 
 def _at_baseline(numbers: NDArray[np.int64], then: Table) -> NDArray[np.int8]:

@@ -49,6 +49,8 @@ class Figure:
     """Tables for people that show it. CSV and Parquet files have every figure."""
     measured: bool = False
     """Whether the worker measures it. Otherwise the judgement has it, as an attribute of this name, or `of` does."""
+    placed: bool = False
+    """Whether `service.verdicts.places` computes it, from own codes."""
     of: "Callable[[Evidence, Judgement], Any] | None" = None
 
     @property
@@ -168,11 +170,66 @@ FIGURES = (
         views=("page", "list", "course"),
         of=lambda evidence, _: evidence.firings,
     ),
+    Figure(
+        name="places_q_value",
+        about="Benjamini-Hochberg q-value that the gained or the lost share is over the policy's `places_floor`.",
+        label="places q",
+        heading="places q",
+        sort="asc",
+        format="q",
+        placed=True,
+    ),
+    Figure(
+        name="firing_rate_ratio",
+        about="Positions where the feature is active by the own code, divided by those at the baseline.",
+        label="firing rate ratio",
+        heading="rate",
+        ends=("rate from", "rate to"),
+        format="ratio",
+        views=("page", "list", "course"),
+        placed=True,
+    ),
+    Figure(
+        name="gained_share",
+        about="Activation where the baseline has none, divided by all of the baseline's.",
+        label="gained share",
+        heading="gained",
+        ends=("gained from", "gained to"),
+        format="ratio",
+        views=("list", "course"),
+        placed=True,
+    ),
+    Figure(
+        name="lost_share",
+        about="The baseline's activation where the checkpoint has none, divided by all of the baseline's.",
+        label="lost share",
+        heading="lost",
+        ends=("lost from", "lost to"),
+        format="ratio",
+        views=("list", "course"),
+        placed=True,
+    ),
+    Figure(
+        name="kept_amplitude",
+        about="Activation divided by the baseline's, over the positions where both are active.",
+        label="kept amplitude",
+        ends=("kept from", "kept to"),
+        format="ratio",
+        placed=True,
+    ),
+    Figure(
+        name="gained_documents",
+        about="Fewest documents that hold 90% of the gained activation. Few: something sets it off.",
+        label="gained documents",
+        unit="documents",
+        placed=True,
+    ),
 )
 
 FIGURE = {figure.name: figure for figure in FIGURES}
 FLOAT_COLUMNS = tuple(column for figure in FIGURES if not figure.whole for column in figure.columns)
-COLUMNS = ("feature", "status", "previous_status", *(c for figure in FIGURES for c in figure.columns), "successors")
+_WORDS = ("status", "previous_status", "places")
+COLUMNS = ("feature", *_WORDS, *(column for figure in FIGURES for column in figure.columns), "successors")
 """Columns of a verdict, apart from the checkpoint and the family."""
 
 

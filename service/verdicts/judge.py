@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
+from featurewatch.service.verdicts.activity import Comparison
 from featurewatch.service.verdicts.arrays import among, by_column
 from featurewatch.service.verdicts.intervals import error_of, t_of
+from featurewatch.service.verdicts.places import Placement, place
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.service.verdicts.statuses import BY_CODE, N_CODES, Status
+from featurewatch.service.verdicts.significance import benjamini_hochberg, spending
+from featurewatch.service.verdicts.statuses import BY_CODE, GONE, N_CODES, Places, Status
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -30,9 +33,14 @@ SAMPLED = 16
 """One in this many values is in a quantile's sample."""
 BLOCK = 8192
 """Features whose replicates are computed at a time: their data stay in the processor's cache."""
+NO_PLACES = -1
 _CHANGED = np.zeros(N_CODES, dtype=bool)
 _CHANGED[[status.code for status in Status if status.row.changed]] = True
 """[code] whether a status is a change"""
+_LESS = [status.code for status in (Status.SUPPRESSED, Status.ABSENT, Status.REPLACED, Status.INDETERMINATE)]
+"""Statuses of features that are written less, or not surely enough, where they used to be active"""
+_NOT_PLACED = [status.code for status in (*GONE, Status.EMERGED, Status.RELOCATED)]
+"""Statuses of features that one of the checkpoints does not have along the direction that own codes are read with"""
 
 
 class Estimates(NamedTuple):
@@ -69,6 +77,8 @@ class Evidence:
     """Column of a weakened feature -> the features that are active in its place"""
     comparison: int = 1
     """Position in the lineage: 1 is the second checkpoint against the first. Comparisons on request are 1."""
+    activity: Comparison | None = None
+    """Where the features are active; None if own codes were not read"""
 
     def estimates(self) -> tuple[Estimates, Estimates]:
         """Estimates of the projection and strength ratios."""
@@ -113,6 +123,9 @@ class Judgement:
     """The size factor of the strength ratios"""
     level: float
     """Largest q-value that is significant"""
+    places: NDArray[np.int8]
+    """codes of `Places`, NO_PLACES where there are none to compare"""
+    placement: Placement | None
 
     @property
     def status(self) -> list[Status]:
@@ -203,26 +216,6 @@ def weighted_median(values: Floats, weights: NDArray[np.float64], usual: float) 
     return float(values[first] + values[last]) / 2
 
 
-def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """q-values of p-values (Benjamini and Hochberg 1995). NaN stays NaN and does not count."""
-    q = np.where(np.isnan(p), np.nan, 1.0)
-    below = np.flatnonzero(p < 1)  # p-values of 1, nearly all, come last and stay 1
-    order = below[np.argsort(p[below])]
-    scaled = p[order] * np.count_nonzero(~np.isnan(p)) / np.arange(1, len(order) + 1)
-    q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    return q
-
-
-def spending(comparison: int) -> float:
-    """Share of the false discovery rate that the t-th comparison of a lineage may use: 0.59 / (t (1 + ln t)^2).
-
-    The shares of all t >= 1 sum to 1 (alpha spending). If nothing ever changes, the probability of q <= level in a
-    comparison is at most its level (Benjamini and Hochberg 1995), so over the whole lineage it is at most the policy's
-    `fdr`. The hundredth comparison still has 1/5,000 of it; features that are really gone have q-values of 1e-10.
-    """
-    return 0.59 / (comparison * (1 + math.log(comparison)) ** 2)
-
-
 def judge(evidence: Evidence, policy: Policy) -> Judgement:
     """Judge every feature of one comparison."""
     e, (projected, strengths) = evidence, evidence.estimates()
@@ -261,6 +254,9 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     status[(weakened & absent) | still_gone] = Status.ABSENT.code
     status[replaced] = Status.REPLACED.code
     status[moved] = Status.RELOCATED.code
+    placement = None if e.activity is None else place(e.activity, policy, level)
+    if placement is not None:
+        _apply(placement, status, e.there_before, policy)
     status[e.born_here | back] = Status.EMERGED.code
     changed = _CHANGED[status] & ~still_gone
     return Judgement(
@@ -280,7 +276,35 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         size_factor=float(size),
         strength_size=float(strength_size),
         level=level,
+        places=_places(placement, status, e.there_before),
+        placement=placement,
     )
+
+
+def _apply(placement: Placement, status: NDArray[np.int8], there_before: Bools, policy: Policy) -> None:
+    """Correct statuses by where features are active: what is active elsewhere, or in fewer places, was not suppressed.
+
+    The projection ratio is measured where a feature used to be active. A feature that moved, or that is active at full
+    strength in a third of its places, writes little there.
+    """
+    less = np.isin(status, _LESS)
+    displaced = less & there_before & (placement.codes == Places.DISPLACED.code)
+    narrowed = less & there_before & (placement.codes == Places.NARROWED.code)
+    usual = (placement.amplitude >= policy.suppressed_below) & (placement.amplitude <= policy.amplified_above)
+    status[(displaced & usual) | narrowed] = Status.PRESENT.code
+    status[displaced & (placement.amplitude < policy.suppressed_below)] = Status.SUPPRESSED.code
+    status[displaced & (placement.amplitude > policy.amplified_above)] = Status.AMPLIFIED.code
+    # Still active in the same places, although next to nothing is written along the old direction: not absent.
+    status[(status == Status.ABSENT.code) & there_before & (placement.codes == Places.SAME.code)] = (
+        Status.SUPPRESSED.code
+    )
+
+
+def _places(placement: Placement | None, status: NDArray[np.int8], there_before: Bools) -> NDArray[np.int8]:
+    """[m] places of the features that both checkpoints have."""
+    if placement is None:
+        return np.full(len(status), NO_PLACES, dtype=np.int8)
+    return np.where(there_before & ~np.isin(status, _NOT_PLACED), placement.codes, np.int8(NO_PLACES))
 
 
 def _change(ratio: Floats, born: Bools, changed: Bools) -> Floats:

@@ -38,6 +38,26 @@ class Policy(BaseModel):
     successor_strength: float = Field(
         0.5, gt=0, description="Replaced: what successors must write there, divided by what the feature wrote."
     )
+    places_share: float = Field(
+        0.5,
+        gt=0,
+        description="Broadened or narrowed: gained or lost share of the baseline's activation over this.",
+    )
+    places_floor: float = Field(
+        0.25, ge=0, description="Gained and lost shares must be significantly over this. Noise alone stays under it."
+    )
+    trigger_gain: float = Field(
+        5.0,
+        gt=1,
+        description="Broadened, however small the total gain: largest gain in one document, divided by what an active "
+        "document holds, over this.",
+    )
+    trigger_firings: int = Field(10, ge=1, description="Minimum number of gained positions in that document.")
+    kept_band: float = Field(
+        1.25,
+        gt=1,
+        description="Narrowed: kept amplitude within a factor of this. Otherwise the strength has changed.",
+    )
     new_features: int = Field(64, ge=0, description="Maximum number of new features that an extension adds.")
     max_norm_ratio: float = Field(
         4.0, gt=1, description="Positions with a norm over this many medians (attention sinks) are masked."

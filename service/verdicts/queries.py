@@ -116,8 +116,8 @@ def events(session: Session, checkpoint_id: str, statuses: Sequence[str]) -> Seq
 
 
 def standing(session: Session, checkpoint_id: str, figures: Sequence[str]) -> Sequence[Any]:
-    """(number, status, each of the figures) of a checkpoint's features, ascending."""
-    columns = (Verdict.feature, Verdict.status, *(getattr(Verdict, name) for name in figures))
+    """(number, status, places, each of the figures) of a checkpoint's features, ascending."""
+    columns = (Verdict.feature, Verdict.status, Verdict.places, *(getattr(Verdict, name) for name in figures))
     statement = select(*columns).where(Verdict.checkpoint_id == checkpoint_id).order_by(Verdict.feature)
     # Tens of thousands of rows of plain values: the ORM would process each of them.
     return session.connection().execute(statement).all()

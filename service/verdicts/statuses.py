@@ -67,11 +67,22 @@ class Status(Vocabulary):
     INDETERMINATE = Row(code=7, word="indeterminate", severity=80, sign="?", colour="grey", changed=False, alarms=False)
 
 
+class Places(Vocabulary):
+    """Where a feature is active, compared with the baseline."""
+
+    SAME = Row(code=0, word="same", severity=50, sign="=", colour="green", changed=False, alarms=False)
+    BROADENED = Row(code=1, word="broadened", severity=20, sign="+", colour="blue")
+    NARROWED = Row(code=2, word="narrowed", severity=30, sign="-", colour="amber")
+    DISPLACED = Row(code=3, word="displaced", severity=10, sign="»", colour="violet")
+    INDETERMINATE = Row(code=4, word="indeterminate", severity=60, sign="?", colour="grey", changed=False, alarms=False)
+
+
 BY_SEVERITY = tuple(sorted(Status, key=lambda status: status.row.severity))
 CHANGED = tuple(status for status in BY_SEVERITY if status.row.changed)
 # The API lists `suppressed` first among the defaults of alert rules, whatever is graver.
 ALARMING = tuple(sorted((one for one in BY_SEVERITY if one.row.alarms), key=lambda one: one != Status.SUPPRESSED))
 GONE = frozenset(status for status in Status if status.row.gone)
 BY_CODE = {status.code: status for status in Status}
+PLACES_BY_CODE = {places.code: places for places in Places}
 N_CODES = max(BY_CODE) + 1
 """Length of an array that is indexed by code."""

@@ -14,7 +14,7 @@ from featurewatch.service.verdicts import queries
 from featurewatch.service.verdicts.arrays import by_column
 from featurewatch.service.verdicts.figures import FIGURES
 from featurewatch.service.verdicts.judge import Bools, Floats, standard_error
-from featurewatch.service.verdicts.statuses import BY_CODE, Status
+from featurewatch.service.verdicts.statuses import BY_CODE, Places, Status
 from featurewatch.service.verdicts.table import Table
 
 
@@ -137,7 +137,7 @@ PACKED_COLUMNS = [column for figure in PACKED for column in figure.columns]
 _TYPES = {column: str(figure.packed) for figure in PACKED for column in figure.columns}
 # Integers come first, as they always have: the order of the fields is a part of the layout.
 RECORD = np.dtype(
-    [("number", "<i8"), ("status", "i1")]
+    [("number", "<i8"), ("status", "i1"), ("places", "i1")]
     + [(column, kind) for kind_of in ("i", "f") for column, kind in _TYPES.items() if kind[1] == kind_of]
     + [("documents", "<f4")]
 )
@@ -151,7 +151,7 @@ def pack(session: Session, checkpoint_id: str) -> None:
     session.flush()
     table = _from_rows(session, checkpoint_id)
     records = np.empty(len(table.numbers), dtype=RECORD)
-    columns = {"number": table.numbers, "status": table.statuses, **table.figures}
+    columns = {"number": table.numbers, "status": table.statuses, "places": table.places, **table.figures}
     for name, values in columns.items():
         records[name] = values
     queries.put_packed(session, checkpoint_id, LAYOUT, records.tobytes())
@@ -163,12 +163,12 @@ def _standing(session: Session, checkpoint_id: str) -> Table:
         return _from_rows(session, checkpoint_id)
     records = np.frombuffer(data, dtype=RECORD)
     columns = {name: np.ascontiguousarray(records[name]) for name in RECORD.names or ()}
-    return Table(columns.pop("number"), columns.pop("status"), columns)
+    return Table(columns.pop("number"), columns.pop("status"), places=columns.pop("places"), figures=columns)
 
 
 def _from_rows(session: Session, checkpoint_id: str) -> Table:
     rows = queries.standing(session, checkpoint_id, PACKED_COLUMNS)
-    ids, words, *columns = zip(*rows, strict=True) if rows else ((),) * (2 + len(PACKED_COLUMNS))
+    ids, words, places, *columns = zip(*rows, strict=True) if rows else ((),) * (3 + len(PACKED_COLUMNS))
     numbers = np.array(ids, dtype=np.int64)
     figures: dict[str, NDArray[Any]] = {
         name: np.array(values, dtype=_TYPES[name]) for name, values in zip(PACKED_COLUMNS, columns, strict=True)
@@ -178,6 +178,7 @@ def _from_rows(session: Session, checkpoint_id: str) -> Table:
     return Table(
         numbers=numbers,
         statuses=np.array([Status(word).code for word in words], dtype=np.int8),
+        places=np.array([Places(word).code if word else -1 for word in places], dtype=np.int8),
         figures=figures | {"documents": missing if documents is None else by_column(documents, numbers)},
     )
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featurewatch.service.verdicts.arrays import positions_of
 from featurewatch.service.verdicts.columns import values_of
 from featurewatch.service.verdicts.figures import COLUMNS
-from featurewatch.service.verdicts.statuses import BY_CODE, N_CODES, Status
+from featurewatch.service.verdicts.statuses import BY_CODE, N_CODES, PLACES_BY_CODE, Status
 
 
 class VerdictRow(Protocol):
@@ -21,6 +21,7 @@ class VerdictRow(Protocol):
     feature: Any
     status: Any
     previous_status: Any
+    places: Any
     change: Any
     projection_ratio: Any
     projection_ratio_lo: Any
@@ -48,6 +49,8 @@ class Table:
     """codes of the statuses at the baseline, -1: none"""
     successors: dict[int, list[Any]] = field(default_factory=dict)
     """position in the table -> successors, where there are any"""
+    places: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
+    """codes of `Places`, -1: none"""
 
     @property
     def nbytes(self) -> int:
@@ -82,10 +85,16 @@ class Table:
             "feature": self.numbers[at].tolist(),
             "status": [BY_CODE[code].value for code in self.statuses[at].tolist()],
             "previous_status": [BY_CODE[code].value if code >= 0 else None for code in self.previous[at].tolist()],
+            "places": self._places(at, len(chosen)),
             "successors": [self.successors.get(position, []) for position in chosen],
         }
         # Tens of thousands of rows: by position, not by name.
         return list(map(row_type(COLUMNS)._make, zip(*(columns[name] for name in COLUMNS), strict=True)))
+
+    def _places(self, at: "slice | NDArray[np.int64]", count: int) -> list[str | None]:
+        if not len(self.places):
+            return [None] * count
+        return [PLACES_BY_CODE[code].value if code >= 0 else None for code in self.places[at].tolist()]
 
     def find(self, numbers: Sequence[int]) -> NDArray[np.int64]:
         """Positions of features, in the order of `numbers`; -1 where the table does not have one."""

@@ -26,6 +26,7 @@ def given(database: Database) -> dict[str, list[Any]]:
         return nothing | {
             "checkpoint_id": [checkpoint.id] * 2, "family_id": [family.id] * 2, "feature": [3, 4],
             "status": ["replaced", "indeterminate"], "previous_status": ["présent", None], "change": [1e-300, 0.0],
+            "places": ["same", None],
             "firing_rate": [1 / 3, 0.0], "firings": [2**31 - 1, 0], "q_value": [5e-324, None],
             "successors": [SUCCESSORS, []],
         }  # fmt: skip

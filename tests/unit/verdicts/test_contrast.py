@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
-from featurewatch.service.verdicts.judge import benjamini_hochberg
+from featurewatch.service.verdicts.significance import benjamini_hochberg
 from featurewatch.workers.verdicts.contrast import (
     Rows,
     auroc,

@@ -31,7 +31,7 @@ def test_columns_of_the_database(figure: Figure) -> None:
 
 
 def test_the_api_has_these_fields() -> None:
-    others = {"checkpoint", "baseline", "status", "previous_status", "successors", "rewired"}
+    others = {"checkpoint", "baseline", "status", "previous_status", "places", "successors", "rewired"}
     fields = {figure.name for figure in FIGURES} | {f"{figure.name}_ci" for figure in FIGURES if figure.ends}
     assert set(Point.model_fields) == fields | others
 

@@ -14,16 +14,15 @@ from featurewatch.service.verdicts.judge import (
     Evidence,
     Judgement,
     Successor,
-    benjamini_hochberg,
     estimates,
     estimates_of_ratios,
     judge,
     quantile,
-    spending,
     standard_error,
     weighted_median,
 )
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.significance import benjamini_hochberg, spending
 from featurewatch.service.verdicts.statuses import Status
 
 pytestmark = pytest.mark.filterwarnings("error")

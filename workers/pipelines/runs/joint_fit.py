@@ -61,5 +61,7 @@ def fit_jointly(execution: Execution, context: OnboardingContext, harvest: Harve
             **vars(member) | {"dictionaries": comparison.measurements.dictionaries},
             code=basis.artifact,
             generation=context.generation,
+            own_code=comparison.activity.own_code if comparison.activity else None,
+            rows=comparison.activity.rows if comparison.activity else None,
         )
     record.write(execution, outcomes)

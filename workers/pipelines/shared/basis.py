@@ -54,6 +54,16 @@ class Basis:
     lineage: list[Link] = field(default_factory=list)
     """Links between feature numbers, where this is a new generation"""
 
+    def solved(
+        self, activations: Activations, parent: Activations | None
+    ) -> tuple[Regression, Solution, Solution | None]:
+        """The regression on the positions of both checkpoints, and the decoders of the checkpoint and its parent."""
+        self.regression = self.regression or Regression(self.code, *common_rows(activations, parent))
+        self.now = self.now or self.regression.solve(activations)
+        if parent is not None:
+            self.before = self.before or self.regression.solve(parent)
+        return self.regression, self.now, self.before
+
 
 def load_basis(execution: Execution, artifact: str) -> Basis:
     """The basis of a stored code."""

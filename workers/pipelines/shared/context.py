@@ -26,8 +26,10 @@ VERSIONS = {
     "examples": 1,
     "lineage": 1,
     "measures": 2,
+    "own-code": 1,
     "positions": 1,
     "promoted": 1,
+    "rows": 1,
 }
 """Kind of artifact -> version of the step that makes it. Raise it when the step gives another result for equal inputs:
 artifacts of older versions are then not reused."""
@@ -58,6 +60,10 @@ class ParentCheckpoint(EarlierCheckpoint):
 
     code: str
     generation: int
+    own_code: str | None = None
+    """None if it was judged by a version that read no own codes"""
+    rows: str | None = None
+    """What its own code was read with"""
 
 
 @dataclass(frozen=True)
@@ -237,7 +243,11 @@ def _parent(ancestor: Ancestor, hook_points: list[str]) -> ParentCheckpoint:
             "parent, then use that checkpoint as the parent",
         )
     return ParentCheckpoint(
-        **_stored(ancestor, hook_points), code=ancestor.code.artifact, generation=ancestor.code.generation
+        **_stored(ancestor, hook_points),
+        code=ancestor.code.artifact,
+        generation=ancestor.code.generation,
+        own_code=ancestor.code.own_code,
+        rows=ancestor.code.rows,
     )
 
 

@@ -9,6 +9,7 @@ from featurewatch.workers.pipelines.shared.basis import Basis
 from featurewatch.workers.pipelines.shared.context import OnboardingContext
 from featurewatch.workers.pipelines.shared.pairing import ParentPair, pair_with_parent
 from featurewatch.workers.pipelines.shared.sources import Activations
+from featurewatch.workers.pipelines.stages.activity import read_activity
 from featurewatch.workers.pipelines.stages.harvest import open_earlier
 from featurewatch.workers.pipelines.stages.judge import ParentComparison, judge_pair
 from featurewatch.workers.pipelines.stages.measure import measure_checkpoint
@@ -34,5 +35,7 @@ def compare_with_parent(
     stage = execution.stage if in_stages else nullcontext
     with stage("measure"):
         measurements = measure_checkpoint(execution, pair, basis)
+    with stage("activity"):
+        activity = read_activity(execution, pair, basis)
     with stage("judge"):
-        yield judge_pair(execution, pair, basis, measurements)
+        yield judge_pair(execution, pair, basis, measurements, activity)

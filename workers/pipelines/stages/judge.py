@@ -19,6 +19,7 @@ from featurewatch.service.verdicts.statuses import GONE
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.basis import Basis
 from featurewatch.workers.pipelines.shared.pairing import ParentPair
+from featurewatch.workers.pipelines.stages.activity import Activity
 from featurewatch.workers.pipelines.stages.measure import Measurements, appearance, firing
 from featurewatch.workers.verdicts.succession import Share, shares
 
@@ -35,6 +36,8 @@ class ParentComparison:
     measurements: Measurements
     evidence: Evidence
     judgement: Judgement
+    activity: Activity | None = None
+    """None for halves of a checkpoint: they have no positions in common"""
 
     @property
     def numbers(self) -> np.ndarray:
@@ -53,7 +56,13 @@ class ParentComparison:
         return self.basis.numbers[gone].tolist()  # type: ignore[no-any-return]
 
 
-def judge_pair(execution: Execution, pair: ParentPair, basis: Basis, measurements: Measurements) -> ParentComparison:
+def judge_pair(
+    execution: Execution,
+    pair: ParentPair,
+    basis: Basis,
+    measurements: Measurements,
+    activity: Activity | None = None,
+) -> ParentComparison:
     """Judge every feature by its measurements and by what is known of it at the parent."""
     policy, replicates = pair.context.policy, {key: value.numpy() for key, value in measurements.replicates.items()}
     firings, documents = firing(basis, pair.activations.document)
@@ -85,6 +94,7 @@ def judge_pair(execution: Execution, pair: ParentPair, basis: Basis, measurement
         there_before=~np.isin(basis.numbers.numpy(), pair.gone),
         born_here=born,
         comparison=pair.context.comparison,
+        activity=activity.comparison if activity else None,
     )
     first = judge(evidence, policy)
     candidates = np.flatnonzero(born | (np.nan_to_num(first.projection_ratio) > STRENGTHENED))
@@ -92,7 +102,7 @@ def judge_pair(execution: Execution, pair: ParentPair, basis: Basis, measurement
     strength_before = np.nan_to_num(strength / np.where(ratio > 0, ratio, np.nan))
     weakened = np.flatnonzero(first.weakened)
     evidence.successors = _successors(shares(basis.code.to_scipy(), weakened, candidates, strength_before, strength))
-    return ParentComparison(pair, basis, measurements, evidence, judge(evidence, policy))
+    return ParentComparison(pair, basis, measurements, evidence, judge(evidence, policy), activity)
 
 
 def _readability_at_parent(execution: Execution, pair: ParentPair, basis: Basis) -> np.ndarray:

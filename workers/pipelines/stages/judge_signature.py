@@ -14,8 +14,8 @@ from featurewatch.service.kit.ids import feature_id, parse_feature_id
 from featurewatch.service.recording.signatures import SignatureResult
 from featurewatch.service.signatures import contrast
 from featurewatch.service.signatures.rule import Evidence, Interval, judge
-from featurewatch.service.verdicts.judge import benjamini_hochberg
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.significance import benjamini_hochberg
 from featurewatch.workers.pipelines.shared.contrast_reader import (
     Columns,
     ContrastReader,

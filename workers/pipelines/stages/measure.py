@@ -80,15 +80,15 @@ def measure(execution: Execution, pair: ParentPair, basis: Basis, dictionaries: 
     """The tensors of `Measurements`, as they are stored. Writes the dictionaries of the hook points that are named."""
     activations, parent = pair.compared, pair.parent
     rows, folds = common_rows(activations, parent)
-    regression = basis.regression or Regression(basis.code, rows, folds)
-    now = Side(activations, basis.now or regression.solve(activations))
+    regression, solution, solution_before = basis.solved(activations, parent)
+    now = Side(activations, solution)
     before, fixed, rows_b = now, None, now.solution.decoder
     widths_b, widths = activations.widths, activations.widths
     maps: list[Tensor | None] = [None] * len(widths)
     energy = regression.energy.sum(0).float()
-    if parent is not None and pair.references is not None:
+    if parent is not None and pair.references is not None and solution_before is not None:
         references = pair.references.aligned(basis.numbers)
-        before = Side(parent, basis.before or regression.solve(parent))
+        before = Side(parent, solution_before)
         fixed, widths_b = references.gone, parent.widths
         rows_b = before.solution.decoder.clone()
         rows_b[fixed] = references.rows[fixed]

@@ -10,6 +10,7 @@ from featurewatch.service.dependencies import logic as dependencies
 from featurewatch.service.recording import verdicts
 from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.verdicts.intervals import reach
+from featurewatch.service.verdicts.statuses import PLACES_BY_CODE
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files, promoted_tokens
 from featurewatch.workers.pipelines.shared.context import OnboardingContext
@@ -26,6 +27,7 @@ def describe(
 ) -> verdicts.Outcome:
     """Everything that is stored about the checkpoint. `folder`: the artifact with its activations."""
     context, activations = comparison.pair.context, comparison.pair.activations
+    assert comparison.activity is not None
     basis, measurements, evidence = comparison.basis, comparison.measurements, comparison.evidence
     examples = context.artifact("examples", code=basis.artifact)
     with execution.artifacts.create(examples) as place:
@@ -52,6 +54,8 @@ def describe(
         logits=logits,
         code=basis.artifact,
         examples=examples,
+        own_code=comparison.activity.own_code,
+        rows=comparison.activity.rows,
         n_positions=basis.code.n,
         sources=[
             verdicts.SourceOutcome(
@@ -93,6 +97,7 @@ def _quality(comparison: ParentComparison) -> dict[str, Any]:
         "fdr_level": float(f"{judgement.level:.3g}"),
         "positions": code.n,
         "statuses": dict(Counter(str(status) for status in judgement.status)),
+        "places": dict(Counter(PLACES_BY_CODE[code].value for code in judgement.places.tolist() if code >= 0)),
         "fit": context.why,
         "refit_advised": bool(
             context.fit == "extend" and context.fitted_fvu and fvu > context.policy.max_fvu_ratio * context.fitted_fvu

@@ -1,0 +1,195 @@
+"""Where features are active: own codes of a checkpoint and its baseline, read with the same rows, and compared.
+
+The rows of a generation's first checkpoint are its decoder's. A descendant reads with its parent's rows, mapped into
+its basis, and with the decoder rows of its own new features. So every checkpoint of a generation is read alike.
+"""
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from featurewatch.service.verdicts.activity import Comparison, OwnCode, compare_activity
+from featurewatch.workers.crosscoder.code import Code
+from featurewatch.workers.crosscoder.own_code import OwnCoder, noise_threshold
+from featurewatch.workers.crosscoder.regress import Regression, Solution, assign_folds, take_rows
+from featurewatch.workers.execution import Execution
+from featurewatch.workers.pipelines.shared.basis import Basis, basis_maps
+from featurewatch.workers.pipelines.shared.pairing import ParentPair
+from featurewatch.workers.pipelines.shared.sources import BLOCK, Activations
+from featurewatch.workers.verdicts.folds import FOLDS
+from featurewatch.workers.verdicts.measure import map_rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What own codes are read with: see `OwnCoder`."""
+
+    rows: Tensor
+    """[m, D] unit rows over the hook points of a checkpoint"""
+    bias: Tensor
+    """[D]"""
+    threshold: float
+    numbers: Tensor
+    """int64 [m] feature numbers"""
+    hook_points: dict[str, int]
+    """What they cover, in order: hook point -> width"""
+
+    def save(self, execution: Execution, name: str) -> None:
+        """Store them as an artifact."""
+        tensors = {"rows": self.rows, "bias": self.bias, "feature_numbers": self.numbers}
+        tensors["threshold"] = torch.tensor([self.threshold], dtype=torch.float64)
+        with execution.artifacts.create(name) as place:
+            metadata = {"hook_points": json.dumps(self.hook_points)}
+            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, place, metadata)
+
+    @classmethod
+    def load(cls, execution: Execution, name: str, device: torch.device) -> "Rows":
+        """Stored rows, on a device."""
+        with safe_open(execution.artifacts.path(name), "pt", device=str(device)) as file:
+            t = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a mapping
+            hook_points = json.loads(file.metadata()["hook_points"])
+        return cls(t["rows"], t["bias"], float(t["threshold"]), t["feature_numbers"].cpu(), hook_points)
+
+    def equals(self, other: "Rows") -> bool:
+        """Whether own codes read with both are comparable and the same."""
+        pairs = ((self.rows, other.rows), (self.bias, other.bias), (self.numbers, other.numbers))
+        same = self.hook_points == other.hook_points and self.threshold == other.threshold
+        return same and all(torch.equal(a, b) for a, b in pairs)
+
+    def at(self, hook_points: list[str]) -> "Rows":
+        """The rows at some of their hook points, in the given order."""
+        own = list(self.hook_points)
+        if hook_points == own:
+            return self
+        index = torch.arange(self.rows.shape[1], device=self.rows.device).split(list(self.hook_points.values()))
+        columns = torch.cat([index[own.index(hook)] for hook in hook_points])
+        widths = {hook: self.hook_points[hook] for hook in hook_points}
+        return replace(self, rows=normalize(self.rows[:, columns], dim=1), bias=self.bias[columns], hook_points=widths)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Where a checkpoint's features are active, compared with its parent; a first checkpoint with itself."""
+
+    rows: str
+    """The artifact of the rows"""
+    own_code: str
+    """The artifact of the own code"""
+    comparison: Comparison
+
+
+def read_activity(execution: Execution, pair: ParentPair, basis: Basis) -> Activity:
+    """Read own codes of the checkpoint and its parent, and compare them. Reuses what is stored."""
+    context, activations = pair.context, pair.compared
+    stored = context.parent if context.parent and context.parent.generation == context.generation else None
+    name = context.artifact(
+        "rows", code=basis.artifact, checkpoint=context.checkpoint_id, parent=stored.rows if stored else None
+    )
+    rows, parent_rows = _make_rows(execution, pair, basis)
+    if stored and stored.rows and rows.equals(Rows.load(execution, stored.rows, rows.rows.device)):
+        name = stored.rows
+    if not execution.artifacts.exists(name):
+        rows.save(execution, name)
+    own_code = context.artifact("own-code", rows=name, activations=activations.opened.path.name)
+    now = _stored_code(execution, own_code, rows, activations)
+    execution.progress(0.5)
+    if parent_rows is None or pair.parent is None:
+        return Activity(name, own_code, compare_activity(now, now))
+    return Activity(name, own_code, compare_activity(_parent_code(execution, pair, parent_rows), now))
+
+
+def _make_rows(execution: Execution, pair: ParentPair, basis: Basis) -> tuple[Rows, Rows | None]:
+    """Rows of the checkpoint, and the rows that its parent is read with."""
+    context, activations, parent = pair.context, pair.compared, pair.parent
+    regression, now, before = basis.solved(activations, parent)
+    widths = dict(zip(activations.hook_points, activations.widths, strict=True))
+    own = Rows(normalize(now.decoder, dim=1), now.bias, 0.0, basis.numbers, widths)
+    if parent is None or before is None or context.parent is None:
+        return replace(own, threshold=_threshold(regression, activations, now)), None
+    maps = basis_maps(now.decoder, activations.widths, before.decoder, parent.widths, regression.energy.sum(0).float())
+    if context.parent.rows is None or context.parent.generation != context.generation:
+        own = replace(own, threshold=_threshold(regression, activations, now))
+        return own, replace(_mapped_back(own, parent, maps), bias=before.bias)
+    known = Rows.load(execution, context.parent.rows, activations.device).at(parent.hook_points)
+    inherited, rows = _aligned(known, basis.numbers)
+    here = normalize(map_rows(rows, parent.widths, maps), dim=1) if _turned(maps) else rows
+    own = replace(
+        own,
+        rows=torch.where(inherited, here, own.rows),
+        bias=map_rows(known.bias, parent.widths, maps),
+        threshold=known.threshold,
+    )
+    back = _mapped_back(own, parent, maps)
+    return own, replace(back, rows=torch.where(inherited, rows, back.rows), bias=known.bias)
+
+
+def _mapped_back(rows: Rows, parent: Activations, maps: list[Tensor | None]) -> Rows:
+    """The rows in the parent's basis."""
+    inverse = [None if r is None else r.T for r in maps]
+    there = map_rows(rows.rows, list(rows.hook_points.values()), inverse)
+    widths = dict(zip(parent.hook_points, parent.widths, strict=True))
+    return replace(rows, rows=normalize(there, dim=1) if _turned(maps) else there, hook_points=widths)
+
+
+def _turned(maps: list[Tensor | None]) -> bool:
+    return any(r is not None for r in maps)
+
+
+def _aligned(known: Rows, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Which features [m, 1] have known rows, and the rows [m, D], zeros for the others."""
+    _, here, there = np.intersect1d(numbers.numpy(), known.numbers.numpy(), return_indices=True)
+    rows = known.rows.new_zeros(len(numbers), known.rows.shape[1])
+    inherited = torch.zeros(len(numbers), 1, dtype=torch.bool, device=rows.device)
+    rows[here], inherited[here] = known.rows[there], True
+    return inherited, rows
+
+
+def _threshold(regression: Regression, activations: Activations, solution: Solution) -> float:
+    return noise_threshold(
+        activations(part) - solution.bias - take_rows(regression.code, part).decode(solution.decoder)
+        for part in regression.blocks()
+    )
+
+
+def _stored_code(execution: Execution, name: str, rows: Rows, activations: Activations) -> OwnCode:
+    """The own code of this name, read and stored if it does not exist."""
+    if not execution.artifacts.exists(name):
+        with execution.artifacts.create(name) as place:
+            _read(rows, activations).save(place)
+    return OwnCode.load(execution.artifacts.path(name))
+
+
+def _parent_code(execution: Execution, pair: ParentPair, rows: Rows) -> OwnCode:
+    """The parent's own code with the given rows: the stored one if it was read with them."""
+    assert pair.parent is not None and pair.context.parent is not None
+    stored = pair.context.parent
+    if stored.own_code and stored.rows and execution.artifacts.exists(stored.own_code):
+        if rows.equals(Rows.load(execution, stored.rows, rows.rows.device)):
+            return OwnCode.load(execution.artifacts.path(stored.own_code))
+    return _read(rows, pair.parent)
+
+
+def _read(rows: Rows, activations: Activations) -> OwnCode:
+    """Read an own code at all valid positions. Values are rounded as they are stored."""
+    coder = OwnCoder(rows.rows, rows.bias, rows.threshold)
+    valid = activations.valid
+    where = valid.nonzero().squeeze(1).to(activations.device)
+    parts = [coder(activations(part)) for part in where.split(BLOCK)]
+    counts = torch.zeros(len(valid), dtype=torch.int64)
+    latents, values = (torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("latents", "values"))
+    counts[valid] = torch.cat([part.indptr.diff().cpu() for part in parts])
+    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return OwnCode(
+        matrix=Code(indptr, latents, values.half().float(), rows.rows.shape[0]).to_scipy(),
+        valid=valid.numpy(),
+        document=activations.document.unique(return_inverse=True)[1].numpy(),
+        fold=assign_folds(activations.document, FOLDS).numpy(),
+        threshold=rows.threshold,
+        numbers=rows.numbers.numpy(),
+    )
