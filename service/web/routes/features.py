@@ -129,7 +129,7 @@ def _passages(session: Session, artifacts: ArtifactStore, family: Family, number
         column = passages.column(number)
         if column is not None:
             if passages.documents is None:
-                return [], "The family has no text: its activations were registered without it."
+                return [], "The family has no text, because its activations were precomputed."
             return passages.activations(column, PASSAGES), "The feature is never active on the probe corpus."
     return [], f"No stored code contains {feature_id(number)}."
 

@@ -5,10 +5,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 from featurewatch.service.auth.guard import READ
+from featurewatch.service.health import logic
+from featurewatch.service.health.metrics import scrape
 from featurewatch.service.kit.problems import UnavailableError
 from featurewatch.service.kit.sessions import AppArtifacts, AppDatabase, ReadSession
-from featurewatch.service.status import logic
-from featurewatch.service.status.metrics import scrape
 
 router = APIRouter(tags=["status"])
 

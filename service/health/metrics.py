@@ -14,9 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from sqlalchemy.orm import Session
 
 from featurewatch.service import __version__
+from featurewatch.service.health import queries
 from featurewatch.service.kit.clock import database_now
 from featurewatch.service.runs.states import RunState
-from featurewatch.service.status import queries
 
 DELIVERY_STATES = ("pending", "delivered", "failed")
 Sample = tuple[tuple[str, ...], float]

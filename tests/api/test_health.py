@@ -13,14 +13,14 @@ from sqlalchemy import text
 
 from featurewatch.service import __version__, migrate
 from featurewatch.service.config import Settings
+from featurewatch.service.health import queries
+from featurewatch.service.health.metrics import METRICS
 from featurewatch.service.kit import clock
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.db import Database
 from featurewatch.service.kit.logs import configure_logging
 from featurewatch.service.models import Alert, AlertRule, Webhook
 from featurewatch.service.runs import logic as runs
-from featurewatch.service.status import queries
-from featurewatch.service.status.metrics import METRICS
 from featurewatch.service.webhooks import logic as webhooks
 from tests import factories
 from tests.api.test_errors import check_problem

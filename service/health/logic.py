@@ -5,13 +5,13 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from featurewatch.service.health import queries
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.clock import database_now
 from featurewatch.service.kit.db import Database
 from featurewatch.service.migrate import SchemaError, check_connection
-from featurewatch.service.status import queries
 
-log = structlog.get_logger("featurewatch.status")
+log = structlog.get_logger("featurewatch.health")
 
 
 def readiness(database: Database, artifacts: ArtifactStore) -> dict[str, str]:
