@@ -201,7 +201,7 @@ class SignatureCondition(BaseCondition):
 
 
 class RewiredCondition(BaseCondition):
-    """A feature depends on other features than at the parent checkpoint."""
+    """A feature depends on different features than at the parent checkpoint."""
 
     listens_to: ClassVar = DependenciesCompared
     resolved_when: ClassVar = "another comparison at the same checkpoint finds no difference"

@@ -108,7 +108,7 @@ def rehearse(
 
 
 def sweep(session: Session) -> None:
-    """Raise and resolve the alerts that no measurement tells of. Doing it twice changes nothing.
+    """Raise and resolve the alerts that do not depend on measurements. Doing it twice changes nothing.
 
     The alerts of a disabled rule stay until they are over. One that was resolved by hand is raised again only with
     evidence that it did not have: another failed run, a new silence.

@@ -24,7 +24,7 @@ class Workers(BaseModel):
 
     running: int
     stuck: int = Field(
-        description="Workers whose run shows no progress or does not stop when asked. They end the run by themselves."
+        description="Workers whose run shows no progress or does not stop when asked. They end the run without help."
     )
 
 

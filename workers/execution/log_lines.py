@@ -15,7 +15,7 @@ from featurewatch.service.runs.schemas import Level
 from featurewatch.service.webhooks.logic import plain
 
 MOST_CHARACTERS = 4000
-"""Limit of a line's text, and of its fields together. A traceback has a limit of its own."""
+"""Limit of a line's text, and of its fields together. A traceback has its own limit."""
 _LEVELS = {"info": Level.INFO, "warning": Level.WARNING, "error": Level.ERROR, "critical": Level.ERROR}
 _KNOWN = {"event", "level", "timestamp", "logger", "run", "attempt", "request_id", "exc_info", "exception"}
 _CREDENTIALS = re.compile(
@@ -33,7 +33,7 @@ _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 class LogLines:
     """Collects the lines that matter to a reader: featurewatch's own from `info`, those of libraries from `warning`.
 
-    Lines in the middle are dropped where there are more than a log stores.
+    Lines in the middle are dropped if there are more than a log stores.
     """
 
     def __init__(self, settings: Settings, last: int) -> None:

@@ -54,7 +54,7 @@ def _show_check(result: dict[str, Any]) -> None:
         )
     for row in result["put_aside"]:
         base.say(
-            f"a damaged copy of {row['artifact']} ({base.size(row['bytes'])}) was put aside; it is removed once the "
+            f"a damaged copy of {row['artifact']} ({base.size(row['bytes'])}) was set aside; it is removed once the "
             "artifact has been rebuilt or is no longer needed"
         )
     _show_deletions(result["deletions"])

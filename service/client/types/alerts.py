@@ -34,7 +34,7 @@ class QualityCondition(TypedDict):
 
 
 class RewiredCondition(TypedDict):
-    """A feature depends on other features than at the parent checkpoint."""
+    """A feature depends on different features than at the parent checkpoint."""
 
     kind: Literal["rewired"]
     feature: NotRequired[str | None]

@@ -73,7 +73,7 @@ def show_feature(
     session: ReadSession,
     artifacts: AppArtifacts,
     now: Annotated[str | None, Query(description="Show dependencies in this checkpoint.")] = None,
-    before: Annotated[str | None, Query(description="Show them in this checkpoint beside it.")] = None,
+    before: Annotated[str | None, Query(description="Also show them in this checkpoint.")] = None,
 ) -> Response:
     row = logic.get(session, family, feature)
     points = logic.trajectory(session, family, row)

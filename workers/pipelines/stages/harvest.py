@@ -262,7 +262,7 @@ def _family_documents(execution: Execution, context: OnboardingContext, opened: 
     if len(differ):
         raise RunError(
             "wrong-positions",
-            f"position {differ[0]} belongs to another document than in the family's first checkpoint; provide "
+            f"position {differ[0]} belongs to a different document than in the first checkpoint; provide "
             "activations of the same documents in the same order",
         )
     return known

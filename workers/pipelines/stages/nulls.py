@@ -36,11 +36,11 @@ from featurewatch.workers.verdicts.halves import Half, products_of_halves
 from featurewatch.workers.verdicts.measure import Side, over_noise, ratios
 
 LEAST_DOCUMENTS = 8
-"""Fewer cannot be split into halves that each have folds of their own."""
+"""Fewer cannot be split into halves that each have their own folds."""
 
 
 class RoundedActivations(Activations):
-    """Activations rounded to fewer bits as they are read, each hook point by itself."""
+    """Activations rounded to fewer bits as they are read, each hook point separately."""
 
     def __init__(self, of: Activations, to: Rounding) -> None:
         super().__init__(of.opened, of.hook_points, of.device)
