@@ -186,7 +186,7 @@ def _evaluate(session: Session, checkpoint: Checkpoint, event: Event) -> list[Al
 
 
 def _family_events(session: Session, rules: Sequence[Rule]) -> Iterator[FamilyEvent]:
-    """What a sweep can tell the rules."""
+    """The family events that a sweep passes to the rules."""
     heard = {condition.listens_to for _, condition in rules}
     if LastJudged in heard:
         now = clock.utcnow()

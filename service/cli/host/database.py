@@ -69,7 +69,7 @@ def _show_deletions(deletions: dict[str, Any]) -> None:
             "`featurewatch db vacuum`"
         )
     if deletions["left_behind"]:
-        base.say(f"in the artifact store although their family was deleted: {', '.join(deletions['left_behind'])}")
+        base.say(f"left in the artifact store by deleted families: {', '.join(deletions['left_behind'])}")
     if deletions["unknown"]:
         base.say(f"in the artifact store, of families unknown to the database: {', '.join(deletions['unknown'])}")
 
