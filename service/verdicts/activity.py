@@ -16,7 +16,7 @@ Pure numpy and scipy, shared by the workers and the API.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 Floats = NDArray[np.float64]
-Csr = scipy.sparse.csr_matrix
+Csr = Any
+"""`scipy.sparse.csr_matrix`, which has no types."""
 
 DOCUMENTS_SHARE = 0.9
 """`gained_documents` counts the documents that hold this share of the gained activation."""

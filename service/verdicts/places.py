@@ -7,6 +7,7 @@ docs/verdicts.md describes the rule.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,7 @@ def place(comparison: Comparison, policy: Policy, level: float) -> Placement:
     codes[broadened & ~over_lost] = Places.BROADENED.code
     codes[broadened & over_lost] = Places.DISPLACED.code
 
-    def known(values: NDArray[np.floating]) -> Floats:
+    def known(values: NDArray[Any]) -> Floats:
         return np.where(enough, values, np.nan).astype(np.float32)
 
     return Placement(

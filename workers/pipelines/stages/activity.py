@@ -169,9 +169,9 @@ def _parent_code(execution: Execution, pair: ParentPair, rows: Rows) -> OwnCode:
     """The parent's own code with the given rows: the stored one if it was read with them."""
     assert pair.parent is not None and pair.context.parent is not None
     stored = pair.context.parent
-    if stored.own_code and stored.rows and execution.artifacts.exists(stored.own_code):
-        if rows.equals(Rows.load(execution, stored.rows, rows.rows.device)):
-            return OwnCode.load(execution.artifacts.path(stored.own_code))
+    kept = stored.own_code is not None and execution.artifacts.exists(stored.own_code)
+    if kept and stored.rows and rows.equals(Rows.load(execution, stored.rows, rows.rows.device)):
+        return OwnCode.load(execution.artifacts.path(str(stored.own_code)))
     return _read(rows, pair.parent)
 
 
