@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from featurewatch.service.features import codes, logic, queries, words
@@ -32,7 +33,7 @@ from featurewatch.service.verdicts.arrays import among
 from featurewatch.service.verdicts.generations import ancestry, fitted_fvu
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.reasons import Figures, Reason, reasons
-from featurewatch.service.verdicts.statuses import BY_CODE, CHANGED, Status
+from featurewatch.service.verdicts.statuses import BY_CODE, CHANGED, PLACES_BY_CODE, PLACES_CHANGED, Places, Status
 from featurewatch.service.verdicts.table import Table
 
 FINDINGS = 20
@@ -57,6 +58,7 @@ def diff(
         **dict(findings),
         **{"from": comparison.baseline.name, "to": comparison.checkpoint.name},
         counts={status: counts.get(status, 0) for status in Status},
+        places=logic.place_counts(comparison),
         data=[comparison.shown[number] for number in numbers],
         next_cursor=cursor,
     )
@@ -104,7 +106,8 @@ def summary(
 def changed(wanted: Filter) -> Filter:
     """The filter, restricted to features that changed."""
     statuses = [status for status in CHANGED if not wanted.statuses or status in wanted.statuses]
-    return replace(wanted, statuses=tuple(statuses), changed=True)
+    moved = () if wanted.statuses else PLACES_CHANGED
+    return replace(wanted, statuses=tuple(statuses), changed=True, moved=moved)
 
 
 def _choose(session: Session, comparison: Comparison, wanted: Filter) -> list[int]:
@@ -117,16 +120,30 @@ def _choose(session: Session, comparison: Comparison, wanted: Filter) -> list[in
 
     if not every.statuses:
         return []
+    moved = [replace(every, statuses=(), changed=False, moved=(), places=(word,)) for word in _places(every)]
     watched = [] if wanted.watched is False else first(replace(every, watched=True))
-    groups = [first(replace(every, statuses=(status,))) for status in every.statuses]
+    groups = [first(replace(every, statuses=(status,), moved=())) for status in every.statuses]
+    groups += [first(part) for part in moved]
     reserved = [place for group in groups for place in group[:GUARANTEED]]
     others = [place for group in groups for place in group[GUARANTEED:]]
     taken = dict.fromkeys([*watched, *reserved, *others][::-1])
     ranked = np.array(list(reversed(taken))[:FINDINGS], dtype=np.int64)
     numbers = table.numbers[ranked]
-    severity = np.array([BY_CODE[code].row.severity for code in table.statuses[ranked].tolist()])
+    severity = _severity(table, ranked)
     keys = (numbers, -least_changes(table, ranked), severity, ~among(numbers, comparison.watched))
     return numbers[np.lexsort(keys)].tolist()
+
+
+def _places(every: Filter) -> list[Places]:
+    """The changes of places that match a filter of changed features."""
+    return [word for word in PLACES_CHANGED if word in every.moved and (not every.places or word in every.places)]
+
+
+def _severity(table: Table, ranked: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[r] the graver of the severities of a feature's status and places."""
+    status = [BY_CODE[code].row.severity for code in table.statuses[ranked].tolist()]
+    places = [PLACES_BY_CODE[code].row.severity if code >= 0 else max(status) for code in table.places[ranked].tolist()]
+    return np.minimum(status, places)
 
 
 def _names(session: Session, comparison: Comparison, rows: Sequence[FeatureRow]) -> dict[str, str]:

@@ -130,17 +130,19 @@ def chosen(session: Session, comparison: Comparison, wanted: Filter) -> NDArray[
 def _chosen(session: Session, comparison: Comparison, wanted: Filter) -> NDArray[np.int64]:
     table = comparison.table
     positions = table.having(wanted.statuses)
+    if wanted.changed:
+        gone = table.statuses[positions] == Status.ABSENT.code
+        positions = positions[~gone | (table.figures["change"][positions] > 0)]
+    if wanted.moved:
+        positions = np.union1d(positions, table.placed(wanted.moved))
     if wanted.places:
-        positions = positions[np.isin(table.places[positions], [Places(word).code for word in wanted.places])]
+        positions = np.intersect1d(positions, table.placed(wanted.places))
     if wanted.min_change is not None:
         positions = positions[
             table.figures["change"][positions] >= np.float64(wanted.min_change)
         ]  # 1e300 overflows float32
     if wanted.max_q is not None:
         positions = positions[table.figures["q_value"][positions] <= wanted.max_q]
-    if wanted.changed:
-        gone = table.statuses[positions] == Status.ABSENT.code
-        positions = positions[~gone | (table.figures["change"][positions] > 0)]
     if wanted.by_feature:
         alone = (wanted.q, wanted.tag, wanted.watched) == (None, None, True)
         numbers = comparison.watched if alone else queries.matching(session, comparison.family.id, wanted)
@@ -154,6 +156,12 @@ def counts(session: Session, comparison: Comparison, wanted: Filter | None = Non
         return comparison.table.counts
     sizes = np.bincount(comparison.table.statuses[chosen(session, comparison, wanted)], minlength=N_CODES)
     return {status.value: int(sizes[status.code]) for status in Status if sizes[status.code]}
+
+
+def place_counts(comparison: Comparison) -> dict[Places, int]:
+    """Places -> number of features of the comparison."""
+    counts = comparison.table.place_counts
+    return {word: counts.get(word, 0) for word in Places}
 
 
 def shown(session: Session, comparison: Comparison, numbers: Iterable[int]) -> dict[int, FeatureRow]:

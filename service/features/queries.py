@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Select, Text, bindparam, cast, func, or_, select
+from sqlalchemy import ColumnElement, Executable, Select, Text, bindparam, cast, func, or_, select, true
 from sqlalchemy.orm import Session, aliased
 
 from featurewatch.service.kit.ids import parse_feature_id
@@ -35,6 +35,8 @@ class Filter:
     places: tuple[str, ...] = ()
     changed: bool = False
     """Excludes features that were already gone at the baseline and still are."""
+    moved: tuple[str, ...] = ()
+    """Includes features with these places, whatever their status."""
 
     @property
     def by_feature(self) -> bool:
@@ -236,16 +238,17 @@ def _numbers(family_id: str) -> Select[int]:
 def _by_verdict(wanted: Filter) -> list[ColumnElement[bool]]:
     """The filter's conditions on the verdict table."""
     conditions: list[ColumnElement[bool]] = []
-    if wanted.statuses:
-        conditions.append(Verdict.status.in_(wanted.statuses))
+    by_status: ColumnElement[bool] = Verdict.status.in_(wanted.statuses) if wanted.statuses else true()
+    if wanted.changed:
+        by_status &= or_(Verdict.status != Status.ABSENT, Verdict.change > 0)
+    if wanted.statuses or wanted.changed:
+        conditions.append(or_(by_status, Verdict.places.in_(wanted.moved)) if wanted.moved else by_status)
     if wanted.places:
         conditions.append(Verdict.places.in_(wanted.places))
     if wanted.min_change is not None:
         conditions.append(Verdict.change >= wanted.min_change)
     if wanted.max_q is not None:
         conditions.append(Verdict.q_value <= wanted.max_q)
-    if wanted.changed:
-        conditions.append(or_(Verdict.status != Status.ABSENT, Verdict.change > 0))
     return conditions
 
 

@@ -75,16 +75,16 @@ class Point(BaseModel):
     firing_rate: float = Field(description=FIGURE["firing_rate"].about)
     firings: int = Field(description=FIGURE["firings"].about)
     minimum_detectable_ratio: float | None = Field(description=FIGURE["minimum_detectable_ratio"].about)
-    places_q_value: float | None = Field(description=FIGURE["places_q_value"].about)
-    firing_rate_ratio: float | None = Field(description=FIGURE["firing_rate_ratio"].about)
-    firing_rate_ratio_ci: Interval | None
-    gained_share: float | None = Field(description=FIGURE["gained_share"].about)
-    gained_share_ci: Interval | None
-    lost_share: float | None = Field(description=FIGURE["lost_share"].about)
-    lost_share_ci: Interval | None
-    kept_amplitude: float | None = Field(description=FIGURE["kept_amplitude"].about)
-    kept_amplitude_ci: Interval | None
-    gained_documents: float | None = Field(description=FIGURE["gained_documents"].about)
+    places_q_value: float | None = Field(None, description=FIGURE["places_q_value"].about)
+    firing_rate_ratio: float | None = Field(None, description=FIGURE["firing_rate_ratio"].about)
+    firing_rate_ratio_ci: Interval | None = None
+    gained_share: float | None = Field(None, description=FIGURE["gained_share"].about)
+    gained_share_ci: Interval | None = None
+    lost_share: float | None = Field(None, description=FIGURE["lost_share"].about)
+    lost_share_ci: Interval | None = None
+    kept_amplitude: float | None = Field(None, description=FIGURE["kept_amplitude"].about)
+    kept_amplitude_ci: Interval | None = None
+    gained_documents: float | None = Field(None, description=FIGURE["gained_documents"].about)
     successors: list[Successor]
     rewired: bool | None = Field(
         None,
@@ -231,6 +231,7 @@ class Diff(Summary):
     from_: str = Field(serialization_alias="from", validation_alias="from")
     to: str
     counts: dict[Status, int] = Field(description="Over all features, regardless of the filter.")
+    places: dict[Places, int] = Field(description="Features by where they are active, regardless of the filter.")
     data: list[FeatureRow]
     next_cursor: str | None = None
 

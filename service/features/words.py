@@ -11,7 +11,7 @@ from featurewatch.service.features.schemas import Example, FeatureRow
 from featurewatch.service.kit.text import plain, visible
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.reasons import Reason
-from featurewatch.service.verdicts.statuses import GONE, Status
+from featurewatch.service.verdicts.statuses import GONE, Places, Status
 
 _TOKENS = 3
 _TIMES = 2.0
@@ -72,11 +72,44 @@ def between(low: float, high: float) -> str:
 
 
 def what_happened(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> str:
-    """A sentence: what happened to the feature, how much of it is left, and which features replaced it.
+    """Sentences: what happened to the feature, how much of it is left, what replaced it, and where it is active now.
 
     names: id -> `name_of` of the feature and of its successors.
     """
-    name, written = names.get(row.id, row.id), _written(row, policy)
+    name = names.get(row.id, row.id)
+    where = _where(row, policy)
+    if where and not row.status.row.changed:
+        return f"{name} {where}"
+    return f"{name} {_how_strongly(row, name, names, policy)}{f' It {where}' if where else ''}"
+
+
+def _where(row: FeatureRow, policy: Policy) -> str:
+    """Where the feature is active now, as the rest of a sentence; empty if that has not changed."""
+    baseline = row.baseline or "the baseline"
+    lost = with_interval(row.lost_share, row.lost_share_ci, policy.confidence)
+    gained = with_interval(row.gained_share, row.gained_share_ci, policy.confidence)
+    match row.places:
+        case Places.BROADENED:
+            times = with_interval(row.firing_rate_ratio, row.firing_rate_ratio_ci, policy.confidence)
+            documents = (
+                f", most of it in {_many(int(row.gained_documents), 'document')}" if row.gained_documents else ""
+            )
+            return (
+                f"is active in new places: its firing rate is {times} that of {baseline}. Activation where {baseline} "
+                f"has none amounts to {gained} of the former total{documents}."
+            )
+        case Places.NARROWED:
+            return f"is active in fewer places: {lost} of its activation is gone, and the rest is as strong as before."
+        case Places.DISPLACED:
+            return (
+                f"is active elsewhere: {lost} of its activation is gone, and activation at new positions amounts to "
+                f"{gained} of the former total."
+            )
+    return ""
+
+
+def _how_strongly(row: FeatureRow, name: str, names: Mapping[str, str], policy: Policy) -> str:
+    written = _written(row, policy)
     match row.status:
         case _ if _is_back(row):
             weakly = ", but suppressed" if row.status == Status.SUPPRESSED else ""
@@ -94,30 +127,39 @@ def what_happened(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> 
             clause = f"emerged: {row.baseline or 'the baseline'} does not have it. It is active on {where}."
         case _:
             clause = f"was {row.status}: {written}." if row.status.row.changed else f"is {row.status}."
-    return f"{name} {clause}"
+    return clause
 
 
 def in_short(row: FeatureRow, names: Mapping[str, str], policy: Policy) -> str:
     """The same as part of a sentence, for headlines."""
-    name = names.get(row.id, row.id)
     left = with_interval(row.projection_ratio, row.projection_ratio_ci, policy.confidence)
-    if _is_back(row):
-        return f"{name} is back at {left}"
     match row.status:
+        case _ if not row.status.row.changed and row.places in _IN_SHORT:
+            clause = _IN_SHORT[row.places]
+        case _ if _is_back(row):
+            clause = f"is back at {left}"
         case Status.ABSENT:
-            return f"{name} is absent ({left} left)"
+            clause = f"is absent ({left} left)"
         case Status.REPLACED if row.successors:
-            return f"{name} was replaced by {_listed([successor.id for successor in row.successors])}"
+            clause = f"was replaced by {_listed([successor.id for successor in row.successors])}"
         case Status.REPLACED | Status.RELOCATED:
-            return f"{name} was {row.status}"
+            clause = f"was {row.status}"
         case Status.EMERGED:
-            return f"{name} emerged"
-    return f"{name} was {row.status} to {left}"
+            clause = "emerged"
+        case _:
+            clause = f"was {row.status} to {left}"
+    return f"{names.get(row.id, row.id)} {clause}"
 
 
 def how_sure(row: FeatureRow, policy: Policy) -> str:
     """The q-value in words: what the false discovery rate says about the findings, never about this one alone."""
-    q = row.q_value
+    by_places = not row.status.row.changed
+    q = row.places_q_value if by_places else row.q_value
+    if by_places and (q is None or q > policy.fdr):
+        return (
+            "No q-value. It counts because a single document gained more than "
+            f"{policy.trigger_gain:g} times what an active document held."
+        )
     if q is not None and q <= policy.fdr:
         shown = f"q = {q:.2g}" if q >= 0.0001 else "q < 0.0001"
         return f"{shown}: of all findings here that are at least this certain, {_odds(q)} are expected to be false."
@@ -160,6 +202,11 @@ def detectable(minimum: float | None) -> str:
     return f"A fall to {share(minimum)} or less would have been detected."
 
 
+_IN_SHORT = {
+    Places.BROADENED: "is active in new places",
+    Places.NARROWED: "is active in fewer places",
+    Places.DISPLACED: "is active elsewhere",
+}
 REASONS: dict[Reason, str] = {
     Reason.FEW_FIRINGS: "too few firings on the probe corpus",
     Reason.FEW_DOCUMENTS: "firings in too few documents",

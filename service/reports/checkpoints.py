@@ -26,7 +26,7 @@ from featurewatch.service.reports import markdown
 from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.signatures.describe import sentence
 from featurewatch.service.verdicts.generations import reference_fvu
-from featurewatch.service.verdicts.statuses import CHANGED, Status
+from featurewatch.service.verdicts.statuses import CHANGED, Places, Status
 
 LARGEST = 50
 Format = Literal["json", "markdown", "html"]
@@ -66,6 +66,7 @@ class Report(Summary):
     generation: int | None
     features: int = Field(description="Number of features judged.")
     counts: dict[Status, int] = Field(description="Number of features by status.")
+    places: dict[Places, int] = Field(description="Features by where they are active, compared with the baseline.")
     new_counts: dict[Status, int] = Field(
         description="Features that entered the status in this checkpoint. `counts` also includes those that had it "
         "before."
@@ -117,6 +118,7 @@ def report(
         generation=row.generation,
         features=sum(counts.values()),
         counts={status: counts.get(status, 0) for status in Status},
+        places=features.place_counts(comparison),
         new_counts=_new_counts(session, comparison),
         changes=[comparison.shown[number] for number in largest],
         refit=lineage.refit(session, row),

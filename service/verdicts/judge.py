@@ -254,11 +254,8 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     status[(weakened & absent) | still_gone] = Status.ABSENT.code
     status[replaced] = Status.REPLACED.code
     status[moved] = Status.RELOCATED.code
-    placement = None if e.activity is None else place(e.activity, policy, level)
-    if placement is not None:
-        _apply(placement, status, e.there_before, policy)
+    placement = _placed(e, status, policy, level)
     status[e.born_here | back] = Status.EMERGED.code
-    changed = _CHANGED[status] & ~still_gone
     return Judgement(
         codes=status,
         projection_ratio=_where(solid, ratio),
@@ -269,7 +266,7 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
         strength_ratio_hi=_where(solid, strength + t * strength_se),
         orthogonal_ratio=_where(solid, orthogonal),
         q_value=q.astype(np.float32),
-        change=_change(ratio, e.born_here, changed),
+        change=_change(ratio, e.born_here, _CHANGED[status] & ~still_gone),
         minimum_detectable_ratio=_where(solid & (ratio_se > 0) & (2 * t * ratio_se < 1), 1 - 2 * t * ratio_se),
         weakened=weakened,
         strengthened=strengthened,
@@ -281,12 +278,15 @@ def judge(evidence: Evidence, policy: Policy) -> Judgement:
     )
 
 
-def _apply(placement: Placement, status: NDArray[np.int8], there_before: Bools, policy: Policy) -> None:
-    """Correct statuses by where features are active: what is active elsewhere, or in fewer places, was not suppressed.
+def _placed(e: Evidence, status: NDArray[np.int8], policy: Policy, level: float) -> Placement | None:
+    """Where features are active. Corrects `status`: what is active elsewhere, or in fewer places, was not suppressed.
 
     The projection ratio is measured where a feature used to be active. A feature that moved, or that is active at full
     strength in a third of its places, writes little there.
     """
+    if e.activity is None:
+        return None
+    placement, there_before = place(e.activity, policy, level), e.there_before
     less = np.isin(status, _LESS)
     displaced = less & there_before & (placement.codes == Places.DISPLACED.code)
     narrowed = less & there_before & (placement.codes == Places.NARROWED.code)

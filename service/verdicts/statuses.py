@@ -83,6 +83,7 @@ CHANGED = tuple(status for status in BY_SEVERITY if status.row.changed)
 ALARMING = tuple(sorted((one for one in BY_SEVERITY if one.row.alarms), key=lambda one: one != Status.SUPPRESSED))
 GONE = frozenset(status for status in Status if status.row.gone)
 BY_CODE = {status.code: status for status in Status}
+PLACES_CHANGED = tuple(places for places in sorted(Places, key=lambda one: one.row.severity) if places.row.changed)
 PLACES_BY_CODE = {places.code: places for places in Places}
 N_CODES = max(BY_CODE) + 1
 """Length of an array that is indexed by code."""

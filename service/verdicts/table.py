@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featurewatch.service.verdicts.arrays import positions_of
 from featurewatch.service.verdicts.columns import values_of
 from featurewatch.service.verdicts.figures import COLUMNS
-from featurewatch.service.verdicts.statuses import BY_CODE, N_CODES, PLACES_BY_CODE, Status
+from featurewatch.service.verdicts.statuses import BY_CODE, N_CODES, PLACES_BY_CODE, Places, Status
 
 
 class VerdictRow(Protocol):
@@ -76,6 +76,16 @@ class Table:
         wanted = np.full(N_CODES, not chosen)
         wanted[[status.code for status in chosen]] = True
         return np.flatnonzero(wanted[self.statuses])
+
+    def placed(self, words: Iterable[str]) -> NDArray[np.int64]:
+        """Positions of the features with one of these places, ascending."""
+        return np.flatnonzero(np.isin(self.places, [Places(word).code for word in words]))
+
+    @property
+    def place_counts(self) -> dict[str, int]:
+        """Places -> number of features, where there are any."""
+        sizes = np.bincount(self.places[self.places >= 0], minlength=len(Places))
+        return {word.value: int(sizes[word.code]) for word in Places if sizes[word.code]}
 
     def rows(self, positions: Sequence[int] | None = None) -> list[VerdictRow]:
         """Rows at these positions, or all of them. The table must have every figure."""

@@ -36,6 +36,7 @@ from featurewatch.service.client.types.checkpoints import Example as Example
 from featurewatch.service.client.types.checkpoints import FeatureRow as FeatureRow
 from featurewatch.service.client.types.checkpoints import Finding as Finding
 from featurewatch.service.client.types.checkpoints import NotJudged as NotJudged
+from featurewatch.service.client.types.checkpoints import Places as Places
 from featurewatch.service.client.types.checkpoints import Reason as Reason
 from featurewatch.service.client.types.checkpoints import ReasonCount as ReasonCount
 from featurewatch.service.client.types.checkpoints import Refit as Refit

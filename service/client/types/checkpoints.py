@@ -51,6 +51,8 @@ class Example(TypedDict):
     activation: float
 
 
+Places = Literal["same", "broadened", "narrowed", "displaced", "indeterminate"]
+
 Reason = Literal["few_firings", "few_documents", "no_baseline", "wide_interval", "not_significant", "unreadable"]
 
 
@@ -131,6 +133,7 @@ class FeatureRow(TypedDict):
     baseline: str | None
     status: Status
     previous_status: Status | None
+    places: Places | None
     change: float
     projection_ratio: float | None
     projection_ratio_ci: list[float | None] | None
@@ -144,6 +147,16 @@ class FeatureRow(TypedDict):
     firing_rate: float
     firings: int
     minimum_detectable_ratio: float | None
+    places_q_value: float | None
+    firing_rate_ratio: float | None
+    firing_rate_ratio_ci: list[float | None] | None
+    gained_share: float | None
+    gained_share_ci: list[float | None] | None
+    lost_share: float | None
+    lost_share_ci: list[float | None] | None
+    kept_amplitude: float | None
+    kept_amplitude_ci: list[float | None] | None
+    gained_documents: float | None
     successors: list[Successor]
     rewired: bool | None
     id: str
@@ -245,6 +258,7 @@ class Report(TypedDict):
     generation: int | None
     features: int
     counts: dict[str, int]
+    places: dict[str, int]
     new_counts: dict[str, int]
     changes: list[FeatureRow]
     refit: Refit | None

@@ -7,7 +7,15 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from featurewatch.service.client.types.checkpoints import Example, FeatureRow, Finding, NotJudged, Status, Successor
+from featurewatch.service.client.types.checkpoints import (
+    Example,
+    FeatureRow,
+    Finding,
+    NotJudged,
+    Places,
+    Status,
+    Successor,
+)
 
 Diff = TypedDict(
     "Diff",
@@ -20,6 +28,7 @@ Diff = TypedDict(
         "from": str,
         "to": str,
         "counts": dict[str, int],
+        "places": dict[str, int],
         "data": list[FeatureRow],
         "next_cursor": str | None,
     },
@@ -44,6 +53,7 @@ class Point(TypedDict):
     baseline: str | None
     status: Status
     previous_status: Status | None
+    places: Places | None
     change: float
     projection_ratio: float | None
     projection_ratio_ci: list[float | None] | None
@@ -57,6 +67,16 @@ class Point(TypedDict):
     firing_rate: float
     firings: int
     minimum_detectable_ratio: float | None
+    places_q_value: float | None
+    firing_rate_ratio: float | None
+    firing_rate_ratio_ci: list[float | None] | None
+    gained_share: float | None
+    gained_share_ci: list[float | None] | None
+    lost_share: float | None
+    lost_share_ci: list[float | None] | None
+    kept_amplitude: float | None
+    kept_amplitude_ci: list[float | None] | None
+    gained_documents: float | None
     successors: list[Successor]
     rewired: bool | None
 
