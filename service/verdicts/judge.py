@@ -37,7 +37,7 @@ NO_PLACES = -1
 _CHANGED = np.zeros(N_CODES, dtype=bool)
 _CHANGED[[status.code for status in Status if status.row.changed]] = True
 """[code] whether a status is a change"""
-_LESS = [status.code for status in (Status.SUPPRESSED, Status.ABSENT, Status.REPLACED, Status.INDETERMINATE)]
+_LESS = [status.code for status in (*GONE, Status.SUPPRESSED, Status.RELOCATED, Status.INDETERMINATE)]
 """Statuses of features that are written less, or not surely enough, where they used to be active"""
 _NOT_PLACED = [status.code for status in (*GONE, Status.EMERGED, Status.RELOCATED)]
 """Statuses of features that one of the checkpoints does not have along the direction that own codes are read with"""
@@ -295,9 +295,9 @@ def _placed(e: Evidence, status: NDArray[np.int8], policy: Policy, level: float)
     status[displaced & (placement.amplitude < policy.suppressed_below)] = Status.SUPPRESSED.code
     status[displaced & (placement.amplitude > policy.amplified_above)] = Status.AMPLIFIED.code
     # Still active in the same places, although next to nothing is written along the old direction: not absent.
-    status[(status == Status.ABSENT.code) & there_before & (placement.codes == Places.SAME.code)] = (
-        Status.SUPPRESSED.code
-    )
+    same = there_before & (placement.codes == Places.SAME.code)
+    status[same & (status == Status.ABSENT.code)] = Status.SUPPRESSED.code
+    return placement
 
 
 def _places(placement: Placement | None, status: NDArray[np.int8], there_before: Bools) -> NDArray[np.int8]:
