@@ -213,8 +213,10 @@ def _headline(
     if comparison.baseline is None:
         first = f"{comparison.checkpoint.name} is the first of its lineage and has no baseline"
         return f"{first}. Of {total:,} features, {rest}."
-    news = sum(logic.counts(session, comparison, changed(Filter())).values())
-    before = sum(counts.get(status, 0) for status in CHANGED) - news
+    every = changed(Filter())
+    news = sum(logic.counts(session, comparison, every).values())
+    by_status = sum(logic.counts(session, comparison, replace(every, moved=())).values())
+    before = sum(counts.get(status, 0) for status in CHANGED) - by_status
     rest += f", {before:,} {'was' if before == 1 else 'were'} already gone" if before else ""
     if not news:
         return f"No change detected since {comparison.baseline.name}. Of {total:,} features, {rest}."
