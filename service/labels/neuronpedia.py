@@ -75,7 +75,7 @@ class Exporter:
                 )
         features = queries.with_logits(self.session, self.family.id, numbers)
         rows = verdicts.standing(self.session, self.checkpoint.id, ["firing_rate"])
-        rates = {number: rate for number, _, rate in rows}
+        rates = {number: rate for number, _, _, rate in rows}
         return [self._feature(features[number], rates.get(number, 0.0), limit) for number in numbers]
 
     def _feature(self, feature: Feature, rate: float, limit: int) -> NeuronpediaFeature:

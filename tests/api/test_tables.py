@@ -15,6 +15,7 @@ from pyarrow import parquet
 from featurewatch.service.features import tables
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import DependencyGraph
+from featurewatch.service.verdicts.figures import FIGURES
 from tests import factories
 from tests.api.test_errors import check_problem
 
@@ -84,7 +85,7 @@ def test_verdicts_are_the_trajectories(client: TestClient, table) -> None:
         points = client.get(f"{URL}/features/{id_}/trajectory").json()["points"]
         rows = [plain(row) for _, row in found[found["id"] == id_].iterrows()]
         for point, row in zip(points, rows, strict=True):
-            for name in ("projection_ratio", "strength_ratio"):
+            for name in (figure.name for figure in FIGURES if figure.ends):
                 ends = point.pop(f"{name}_ci") or (None, None)
                 point |= {f"{name}_lo": ends[0], f"{name}_hi": ends[1]}
             assert row == point | {"id": id_}
