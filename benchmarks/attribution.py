@@ -28,8 +28,11 @@ from featurewatch.service.config import Settings
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Checkpoint, Code, Family, Source
-from featurewatch.workers.activations import HarvestSpec, Positions, load_documents, open_activations
+from featurewatch.workers.activations.corpus import load_documents
+from featurewatch.workers.activations.harvest.shards import HarvestSpec
 from featurewatch.workers.activations.models.hooks import without_later_layers
+from featurewatch.workers.activations.positions import Positions
+from featurewatch.workers.activations.store import open_activations
 from featurewatch.workers.demo.installation import Installation
 from featurewatch.workers.demo.models import base_model
 from featurewatch.workers.dependencies.attribution import METHODS, Attribution, Method, Options, attribute

@@ -14,8 +14,8 @@ import torch
 from tokenizers import Encoding
 from torch import Tensor, nn
 
-from featurewatch.workers.activations.models import max_tokens
 from featurewatch.workers.activations.models.hooks import capture, choose_hook_points, drop_later_layers
+from featurewatch.workers.activations.models.loading import max_tokens
 from featurewatch.workers.activations.positions import untrimmed
 from featurewatch.workers.errors import RunError
 

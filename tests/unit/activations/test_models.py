@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from featurewatch.workers.activations.models import compute_dtype, load_model, locate_model, max_tokens
 from featurewatch.workers.activations.models import gguf as conversion
 from featurewatch.workers.activations.models.gguf import convert_gguf
-from featurewatch.workers.activations.sources import fetch, fingerprint, locate, locate_activations, sealed
+from featurewatch.workers.activations.models.loading import compute_dtype, load_model, locate_model, max_tokens
+from featurewatch.workers.activations.sources import fetch, sealed
+from featurewatch.workers.activations.sources.fetch import fingerprint, locate, locate_activations
 from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import byte_level, in_place, make_model, save_checkpoint, weights_of, zero
 

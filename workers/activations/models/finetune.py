@@ -14,7 +14,8 @@ from torch import Tensor
 
 from featurewatch.workers.activations.models import loading
 from featurewatch.workers.activations.models.adapters import merge_adapter
-from featurewatch.workers.activations.sources import locate, sealed
+from featurewatch.workers.activations.sources import sealed
+from featurewatch.workers.activations.sources.fetch import locate
 from featurewatch.workers.activations.tensorfiles import write_text
 from featurewatch.workers.errors import RunError
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from featurewatch.workers.activations.models import loading
 from featurewatch.workers.activations.models.adapters import check_adapter, merge_adapter
-from featurewatch.workers.activations.sources import locate
+from featurewatch.workers.activations.sources.fetch import locate
 from featurewatch.workers.errors import RunError
 
 

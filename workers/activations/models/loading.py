@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from featurewatch.workers.activations.models.adapters import check_adapter, merge_adapter
 from featurewatch.workers.activations.models.gguf import convert_gguf
 from featurewatch.workers.activations.models.sizes import check_model
-from featurewatch.workers.activations.sources import locate, weight_files
+from featurewatch.workers.activations.sources.fetch import locate, weight_files
 from featurewatch.workers.activations.tensorfiles import read_header
 from featurewatch.workers.errors import RunError
 

@@ -20,10 +20,9 @@ from featurewatch.service.recording import signatures as recording
 from featurewatch.service.signatures import contrast, logic, queries
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.workers.activations import locate_activations
 from featurewatch.workers.activations.contrast import Row, open_prompts, read_prompts
-from featurewatch.workers.activations.models import compute_dtype, load_model
-from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
+from featurewatch.workers.activations.models.loading import compute_dtype, load_model
+from featurewatch.workers.activations.sources.fetch import ACTIVATIONS_PREFIX, locate_activations
 from featurewatch.workers.activations.sources.identity import Verified, changed
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution

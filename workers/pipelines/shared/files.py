@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from featurewatch.service.kit.artifacts import ArtifactStore
-from featurewatch.workers.activations import load_documents
+from featurewatch.workers.activations.corpus import load_documents
 from featurewatch.workers.activations.tensorfiles import is_whole, save_checked
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.config import FitConfig, Layout

@@ -5,7 +5,9 @@ from typing import Any
 
 from featurewatch.service.config import Settings
 from featurewatch.service.kit.artifacts import ArtifactStore
-from featurewatch.workers.activations import HarvestSpec, Positions, load_documents
+from featurewatch.workers.activations.corpus import load_documents
+from featurewatch.workers.activations.harvest.shards import HarvestSpec
+from featurewatch.workers.activations.positions import Positions
 from featurewatch.workers.activations.sources.identity import Reference, Verified
 
 

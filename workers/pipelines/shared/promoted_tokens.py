@@ -11,9 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from featurewatch.service.kit.hook_points import depth
-from featurewatch.workers.activations.models import load_tokenizer, locate_model
+from featurewatch.workers.activations.models.loading import load_tokenizer, locate_model
 from featurewatch.workers.activations.models.unembedding import promoted, read_unembedding, token_texts
-from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX, locate
+from featurewatch.workers.activations.sources.fetch import ACTIVATIONS_PREFIX, locate
 from featurewatch.workers.activations.sources.identity import Verified
 from featurewatch.workers.activations.tensorfiles import write_text
 from featurewatch.workers.errors import REFUSALS, RunError

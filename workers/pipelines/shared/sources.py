@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from featurewatch.workers.activations import ActivationSet, open_activations
+from featurewatch.workers.activations.store import ActivationSet, open_activations
 from featurewatch.workers.crosscoder.model import Moments, Normaliser
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import EarlierCheckpoint, OnboardingContext, device_of

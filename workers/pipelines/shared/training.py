@@ -16,8 +16,8 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from torch import Tensor
 
-from featurewatch.workers.activations import open_activations
-from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.activations.models.loading import compute_dtype
+from featurewatch.workers.activations.store import open_activations
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import FitState, fit, start_from
 from featurewatch.workers.crosscoder.fit.order import RUN

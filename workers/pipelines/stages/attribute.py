@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from featurewatch.service.kit.ids import feature_id
-from featurewatch.workers.activations import HarvestSpec, open_activations
 from featurewatch.workers.activations.contrast import Row, open_prompts
 from featurewatch.workers.activations.harvest.reading import TokenizedCorpus, tokenize_corpus
-from featurewatch.workers.activations.models import max_tokens
+from featurewatch.workers.activations.harvest.shards import HarvestSpec
 from featurewatch.workers.activations.models.heads import load_whole
 from featurewatch.workers.activations.models.hooks import (
     HookPoint,
@@ -24,8 +23,10 @@ from featurewatch.workers.activations.models.hooks import (
     layer_stack,
     without_later_layers,
 )
+from featurewatch.workers.activations.models.loading import max_tokens
 from featurewatch.workers.activations.positions import Reader
 from featurewatch.workers.activations.sources.identity import Reference, Verified
+from featurewatch.workers.activations.store import open_activations
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.dependencies.attribution import Attribution, Options, attribute
 from featurewatch.workers.dependencies.effects import Answers, Effects, activations, answer_margins, causal_effects

@@ -15,20 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import from_numpy
 
 from featurewatch.service.families import logic as families
-from featurewatch.workers.activations import (
-    ActivationSet,
-    HarvestSpec,
-    Positions,
-    check_finite,
-    harvest,
-    load_corpus,
-    open_activations,
-    save_documents,
-)
-from featurewatch.workers.activations.corpus import Document, corpus_digest
-from featurewatch.workers.activations.models import compute_dtype
-from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
+from featurewatch.workers.activations.corpus import Document, corpus_digest, load_corpus, save_documents
+from featurewatch.workers.activations.harvest.run import harvest
+from featurewatch.workers.activations.harvest.shards import HarvestSpec
+from featurewatch.workers.activations.models.loading import compute_dtype
+from featurewatch.workers.activations.positions import Positions
+from featurewatch.workers.activations.sources.fetch import ACTIVATIONS_PREFIX
 from featurewatch.workers.activations.sources.identity import Reference, Verified
+from featurewatch.workers.activations.store import ActivationSet, check_finite, open_activations
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import EarlierCheckpoint, OnboardingContext, device_of

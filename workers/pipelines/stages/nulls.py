@@ -12,10 +12,11 @@ from torch import Tensor
 from featurewatch.service.calibrations.schemas import CalibrationIn
 from featurewatch.service.families.calibration import NullName
 from featurewatch.service.recording import verdicts
-from featurewatch.workers.activations import harvest, load_documents
+from featurewatch.workers.activations.corpus import load_documents
+from featurewatch.workers.activations.harvest.run import harvest
 from featurewatch.workers.activations.models.finetune import Training, fine_tune
 from featurewatch.workers.activations.models.rounding import Rounding, round_rows
-from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
+from featurewatch.workers.activations.sources.fetch import ACTIVATIONS_PREFIX
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.regress import Regression, assign_folds
 from featurewatch.workers.errors import RunError
