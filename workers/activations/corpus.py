@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import transformers.utils.logging  # noqa: F401 - gives logging.Logger methods, which are part of the default corpus
+
 from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
 from featurewatch.workers.activations.tensorfiles import write_text
 from featurewatch.workers.errors import RunError

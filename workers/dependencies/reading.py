@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from featurewatch.workers.crosscoder.code import Code
 
@@ -132,15 +133,11 @@ def batches(passages: Sequence[Passage], wanted: Sequence[int], batch_tokens: in
     """Batches of up to `batch_tokens` tokens, padding included, longest passages first."""
     order = sorted(wanted, key=lambda i: (-len(passages[i].ids), i))
     while order:
-        longest = len(passages[order[0]].ids)
-        members = order[: max(1, batch_tokens // longest)]
+        members = order[: max(1, batch_tokens // len(passages[order[0]].ids))]
         order = order[len(members) :]
-        ids = torch.zeros(len(members), longest, dtype=torch.int64)
-        mask = torch.zeros(len(members), longest, dtype=torch.int64)
-        for row, i in enumerate(members):
-            ids[row, : len(passages[i].ids)] = passages[i].ids
-            mask[row, : len(passages[i].ids)] = 1
-        yield Batch(members, ids, mask)
+        texts = [passages[i].ids for i in members]
+        ids = pad_sequence(texts, batch_first=True)
+        yield Batch(members, ids, pad_sequence([torch.ones_like(text) for text in texts], batch_first=True))
 
 
 def first_of(output: Any) -> Tensor:

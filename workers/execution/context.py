@@ -47,11 +47,6 @@ class Execution:
         """Whether the transaction that `finish` was part of has committed."""
         return self.lease.finished
 
-    @property
-    def current_stage(self) -> str | None:
-        """Name of the innermost stage."""
-        return self._progress.stage
-
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """A named part of the run: shown while it lasts, timed, and logged. Raises what `check` raises."""
@@ -151,7 +146,7 @@ class Execution:
         """What this attempt has cost so far."""
         return self._usage.now(self._progress.rates)
 
-    def lease_left(self) -> float:
+    def left(self) -> float:
         """Seconds until the lease ends, as far as this worker knows."""
         return self.lease.left()
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from featurewatch.workers.activations.corpus import Document
 from featurewatch.workers.activations.models.hooks import HookPoint, capture
@@ -119,16 +120,14 @@ def read_batch(
     Returns the number of positions of these documents. Raises RunError `not-finite`.
     """
     device = next(model.parameters()).device
-    longest = max(len(corpus.tokens[index].ids) for index in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.int64)
-    mask = torch.zeros(len(batch), longest, dtype=torch.int64)
+    texts = [torch.from_numpy(corpus.tokens[index].ids) for index in batch]
+    ids = pad_sequence(texts, batch_first=True)
+    mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
     picked, targets = [], []
     for place, index in enumerate(batch):
-        tokens, part = corpus.tokens[index], corpus.rows[index]
-        ids[place, : len(tokens.ids)] = torch.from_numpy(tokens.ids)
-        mask[place, : len(tokens.ids)] = 1
+        part = corpus.rows[index]
         there = np.flatnonzero(corpus.token[part] >= 0)
-        picked.append(place * longest + corpus.token[part][there])
+        picked.append(place * ids.shape[1] + corpus.token[part][there])
         targets.append(part.start - group.begin + there)
     pick = torch.from_numpy(np.concatenate(picked)).to(device)
     target = torch.from_numpy(np.concatenate(targets))

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from featurewatch.workers.activations.models import loading
 from featurewatch.workers.activations.models.adapters import merge_adapter
@@ -154,10 +155,9 @@ def _loss(model: Any, documents: list[list[int]], size: int, advance: Callable[.
 
 def _forward(model: Any, batch: list[list[int]]) -> Tensor:
     """Mean next-token loss, excluding padding."""
-    longest = max(len(ids) for ids in batch)
-    padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in batch], device=model.device)
+    padded = pad_sequence([torch.tensor(ids) for ids in batch], batch_first=True).to(model.device)
     lengths = torch.tensor([len(ids) for ids in batch], device=model.device)
-    mask = torch.arange(longest, device=model.device) < lengths[:, None]
+    mask = torch.arange(padded.shape[1], device=model.device) < lengths[:, None]
     loss: Tensor = model(input_ids=padded, attention_mask=mask.long(), labels=padded.where(mask, -100)).loss
     return loss
 

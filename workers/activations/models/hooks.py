@@ -76,11 +76,6 @@ def in_order(points: list[HookPoint]) -> list[HookPoint]:
     return sorted(points, key=lambda point: depth(point.name))
 
 
-def list_hook_points(model: nn.Module) -> list[str]:
-    """Names of the hook points of a model's body."""
-    return list(find_hook_points(model))
-
-
 def choose_hook_points(model: nn.Module, names: list[str]) -> list[HookPoint]:
     """The named hook points. Raises RunError `unknown-hook-point`, which lists the available ones."""
     points = find_hook_points(model)

@@ -27,6 +27,12 @@ transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 transformers_logging.disable_default_handler()
 transformers_logging.enable_propagation()
 
+_LOAD_OPTIONS: Any = {
+    "use_safetensors": True,
+    "trust_remote_code": False,
+    "local_files_only": True,
+    "output_loading_info": True,
+}
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError)
 
 
@@ -83,14 +89,7 @@ def load_model(
 def load_causal(folder: Path) -> Any:
     """A causal language model with its head, in float32 on the CPU. Raises RunError `no-causal-head`."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **_LOAD_OPTIONS)
     except _LOAD_ERRORS as error:
         raise RunError("no-causal-head", f"{folder.name} is not a causal language model: {error}") from error
     model, info = loaded
@@ -122,14 +121,7 @@ def _load_body(folder: Path, dtype: torch.dtype) -> nn.Module:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(folder, dtype=dtype, **_LOAD_OPTIONS)
     except _LOAD_ERRORS as error:
         code = "remote-code" if "trust_remote_code" in str(error) else "model-load-failed"
         raise RunError(code, f"{folder.name} could not be loaded: {error}") from error

@@ -13,6 +13,7 @@ import structlog
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from featurewatch.service.checkpoints.contents import ACTIVATIONS
 from featurewatch.service.kit.digests import ChangedWhileReadError, FileState, sha256
 from featurewatch.service.kit.paths import hold_to_roots
 from featurewatch.service.models import Checkpoint
@@ -22,7 +23,7 @@ from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.workers.activations.contrast import Row, open_prompts, read_prompts
 from featurewatch.workers.activations.models.loading import compute_dtype, load_model
-from featurewatch.workers.activations.sources.fetch import ACTIVATIONS_PREFIX, locate_activations
+from featurewatch.workers.activations.sources.fetch import locate
 from featurewatch.workers.activations.sources.identity import Verified, changed
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
@@ -110,7 +111,7 @@ def load_request(execution: Execution, checkpoint_id: str, signatures: list[str]
             questions=questions,
             missing=missing,
             hook_points=list(checkpoint.hook_points),
-            brought_along=checkpoint.uri.startswith(ACTIVATIONS_PREFIX),
+            brought_along=checkpoint.uri.startswith(ACTIVATIONS),
         )
 
 
@@ -128,7 +129,7 @@ def read(execution: Execution, request: SignatureRequest) -> dict[str, str]:
     checkpoint_id = request.checkpoint.id
     if request.brought_along:
         with verified_checkpoint(execution, checkpoint_id) as (_, checkpoint):
-            folder = locate_activations(checkpoint.uri, checkpoint.roots, execution.settings.cache_dir)
+            folder = locate(checkpoint.uri, checkpoint.roots, execution.settings.cache_dir)
             return _bring(execution, request, folder)
     content = content_digest(execution, checkpoint_id)
     names = {question.id: _artifact(execution, request, question, content) for question in request.questions}

@@ -10,10 +10,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from featurewatch.service.checkpoints.contents import ACTIVATIONS
 from featurewatch.service.kit.hook_points import depth
 from featurewatch.workers.activations.models.loading import load_tokenizer, locate_model
 from featurewatch.workers.activations.models.unembedding import promoted, read_unembedding, token_texts
-from featurewatch.workers.activations.sources.fetch import ACTIVATIONS_PREFIX, locate
+from featurewatch.workers.activations.sources.fetch import locate
 from featurewatch.workers.activations.sources.identity import Verified
 from featurewatch.workers.activations.tensorfiles import write_text
 from featurewatch.workers.errors import REFUSALS, RunError
@@ -56,7 +57,7 @@ def token_logits(
 
 
 def _through_head(execution: Execution, context: OnboardingContext, rows: Tensor) -> list[Logits]:
-    if context.uri.startswith(ACTIVATIONS_PREFIX):
+    if context.uri.startswith(ACTIVATIONS):
         raise RunError("no-unembedding", "this checkpoint was registered with activations, so it has no head")
     with (
         verified_checkpoint(execution, context.checkpoint_id) as (_, checkpoint),

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
-import torch
 
 from featurewatch.service.config import Settings
 from featurewatch.service.kit import clock
@@ -37,7 +36,7 @@ from featurewatch.workers.errors import LeaseLostError, RunError, WorkerStopping
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.execution.heartbeat import Heartbeat
 from featurewatch.workers.execution.lease import Lease
-from featurewatch.workers.pipelines.shared.context import device_of
+from featurewatch.workers.pipelines.shared.context import device_of, set_threads
 from featurewatch.workers.pipelines.shared.harvest_task import HarvestTask
 
 log = structlog.get_logger("featurewatch.worker")
@@ -185,10 +184,6 @@ class ShardLease(Lease):
         self.renew(began)
         return held
 
-    def lease_left(self) -> float:
-        """Seconds until the lease ends, as far as this worker knows."""
-        return self.left()
-
 
 def _not_wanted(shard: Shard) -> LeaseLostError:
     return LeaseLostError(f"group {shard.number} of run {shard.run_id} is no longer wanted from this worker")
@@ -240,10 +235,10 @@ class HarvestHelper:
 
     def _help(self, offer: HarvestOffer) -> int:
         """Read groups of one harvest while it is the first one waiting. Returns how many were read."""
-        task = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))["task"]
-        done, check = 0, self._watch(offer)
-        with verified(Reference(**task["reference"]), self.settings, lambda _done, _total: check()) as checkpoint:
-            shards = self._load(offer, checkpoint, check)
+        stored = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))
+        done, check, reference = 0, self._watch(offer), Reference(**stored["task"]["reference"])
+        with verified(reference, self.settings, lambda _done, _total: check()) as checkpoint:
+            shards = self._load(offer, stored, checkpoint, check)
             while self._look() == offer:
                 done += self._do_one(offer, shards, checkpoint)
         return done
@@ -263,15 +258,14 @@ class HarvestHelper:
 
         return check
 
-    def _load(self, offer: HarvestOffer, checkpoint: Verified, check: Callable[[], None]) -> Shards:
+    def _load(
+        self, offer: HarvestOffer, stored: dict[str, Any], checkpoint: Verified, check: Callable[[], None]
+    ) -> Shards:
         """Open the model and the corpus. RunError `other-terms` if they are not what the leader reads."""
-        stored = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))
-        if self.settings.threads:
-            torch.set_num_threads(self.settings.threads)
+        set_threads(self)
         log.info("helping", run=offer.run_id, worker=self.worker)
         task = HarvestTask(**stored["task"])
-        device = device_of(self)
-        shards = open_shards(task.spec(self.settings, self.artifacts, str(device), checkpoint), check)
+        shards = open_shards(task.spec(self.settings, self.artifacts, str(device_of(self)), checkpoint), check)
         terms = shards.terms()
         if not offer.folder.endswith(content_key(**terms)):
             differ = [name for name in terms if json.dumps(terms[name]) != json.dumps(stored["terms"].get(name))]
@@ -287,10 +281,8 @@ class HarvestHelper:
             shard = logic.claim(session, offer.run_id, worker=self.worker, lease_seconds=self.settings.lease_seconds)
         if shard is None:
             return 0
-        name, lease = (
-            group_artifact(offer.folder, shard.number),
-            ShardLease(shard, self.settings, self.database, self.stop),
-        )
+        name = group_artifact(offer.folder, shard.number)
+        lease = ShardLease(shard, self.settings, self.database, self.stop)
         heartbeat = Heartbeat(lease)
         heartbeat.start()
 

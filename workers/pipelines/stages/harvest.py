@@ -14,13 +14,13 @@ import structlog
 from safetensors.torch import load_file, save_file
 from torch import from_numpy
 
+from featurewatch.service.checkpoints.contents import ACTIVATIONS
 from featurewatch.service.families import logic as families
 from featurewatch.workers.activations.corpus import Document, corpus_digest, load_corpus, save_documents
 from featurewatch.workers.activations.harvest.run import harvest
 from featurewatch.workers.activations.harvest.shards import HarvestSpec
 from featurewatch.workers.activations.models.loading import compute_dtype
 from featurewatch.workers.activations.positions import Positions
-from featurewatch.workers.activations.sources.fetch import ACTIVATIONS_PREFIX
 from featurewatch.workers.activations.sources.identity import Reference, Verified
 from featurewatch.workers.activations.store import ActivationSet, check_finite, open_activations
 from featurewatch.workers.errors import RunError
@@ -46,7 +46,7 @@ class Harvest(NamedTuple):
 
 def harvest_activations(execution: Execution, context: OnboardingContext) -> Harvest:
     """Read the checkpoint's activations, unless they are stored already."""
-    documents = None if context.uri.startswith(ACTIVATIONS_PREFIX) else corpus_copy(execution, context)
+    documents = None if context.uri.startswith(ACTIVATIONS) else corpus_copy(execution, context)
     name = activations_of(execution, context, documents)
     folder = execution.artifacts.path(name)
     activations = open_sources(execution, context, folder)
@@ -81,7 +81,7 @@ def open_earlier(execution: Execution, context: OnboardingContext, checkpoint: E
             adapter=checkpoint.adapter,
             hook_points=hooks,
         )
-        documents = None if checkpoint.uri.startswith(ACTIVATIONS_PREFIX) else corpus_copy(execution, earlier)
+        documents = None if checkpoint.uri.startswith(ACTIVATIONS) else corpus_copy(execution, earlier)
         with verified_checkpoint(execution, checkpoint.id) as (reference, verified):
             make_activations(execution, earlier, name, reference, verified, documents)
     activations = open_sources(execution, context, execution.artifacts.path(name), checkpoint.hook_points)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from featurewatch.service.calibrations.schemas import CalibrationIn
+from featurewatch.service.checkpoints.contents import ACTIVATIONS
 from featurewatch.service.families.calibration import NullName
 from featurewatch.service.recording import verdicts
 from featurewatch.workers.activations.corpus import load_documents
 from featurewatch.workers.activations.harvest.run import harvest
 from featurewatch.workers.activations.models.finetune import Training, fine_tune
 from featurewatch.workers.activations.models.rounding import Rounding, round_rows
-from featurewatch.workers.activations.sources.fetch import ACTIVATIONS_PREFIX
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.regress import Regression, assign_folds
 from featurewatch.workers.errors import RunError
@@ -64,7 +64,7 @@ class NullExperiment:
     def __post_init__(self) -> None:
         assert self.context.parent is not None
         self.parent = self.context.parent
-        self.brought_along = self.context.uri.startswith(ACTIVATIONS_PREFIX)
+        self.brought_along = self.context.uri.startswith(ACTIVATIONS)
         self.activations = open_earlier(self.execution, self.context, self.parent)
         with self.execution.read() as session:
             self.gone = verdicts.gone(session, self.parent.id)
