@@ -1,7 +1,6 @@
 """Reading the probe corpus with a model: tokens, groups of documents, batches and forward passes."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -37,25 +36,17 @@ class Group(NamedTuple):
     end: int
 
 
-@dataclass
 class Buffers:
     """The contents of one group's shards: hook point -> activations [rows, d_model] and their norms [rows].
 
     Rows where none of this model's tokens ends stay 0.
     """
 
-    rows: int
-    widths: dict[str, int]
-    dtype: torch.dtype
-    activations: dict[str, torch.Tensor] = field(init=False)
-    norms: dict[str, torch.Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.activations = {
-            name: torch.zeros(self.rows, width, dtype=self.dtype) for name, width in self.widths.items()
-        }
+    def __init__(self, rows: int, widths: dict[str, int], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.activations = {name: torch.zeros(rows, width, dtype=dtype) for name, width in widths.items()}
         # Explicit: while another thread loads a model in bfloat16, that is torch's default in the whole process.
-        self.norms = {name: torch.zeros(self.rows, dtype=torch.float32) for name in self.widths}
+        self.norms = {name: torch.zeros(rows, dtype=torch.float32) for name in widths}
 
 
 def tokenize_corpus(

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,7 @@ def resolve(reference: Reference, settings: Settings) -> Reference:
     if (uri, adapter) == (reference.resolved_uri, reference.resolved_adapter):
         return reference
     log.info("resolved", uri=uri, adapter=adapter)
-    return Reference(
-        reference.uri, reference.adapter, uri, adapter, reference.contents, reference.hook_points
-    )  # fmt: skip
+    return replace(reference, resolved_uri=uri, resolved_adapter=adapter)
 
 
 @contextmanager

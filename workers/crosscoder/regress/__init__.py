@@ -54,6 +54,11 @@ def transposed_product(code: Code, x: Tensor) -> Tensor:
     return ByLatent(code).sum_rows(x, code.values.to(x.dtype))
 
 
+def energies(code: Code) -> Tensor:
+    """Sum of f^2 of each latent: [m]."""
+    return torch.zeros(code.m, device=code.values.device).index_add_(0, code.latents, code.values.square())
+
+
 def gram(code: Code) -> Tensor:
     """`F' F`: [m, m] float64."""
     if code.values.is_cuda:
@@ -84,6 +89,13 @@ def take_rows(code: Code, rows: Tensor) -> Code:
     entries = torch.arange(int(indptr[-1]), device=rows.device)
     entries += (code.indptr[rows] - indptr[:-1]).repeat_interleave(counts)
     return Code(indptr, code.latents[entries], code.values[entries], code.m)
+
+
+def put_rows(code: Code, rows: Tensor, n: int) -> Code:
+    """The code of some rows as a code of n positions, empty at all others. rows: ascending."""
+    counts = torch.zeros(n, dtype=torch.int64, device=rows.device)
+    counts[rows] = code.indptr.diff()
+    return Code(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), code.latents, code.values, code.m)
 
 
 def select(code: Code, keep: Tensor) -> Code:

@@ -127,8 +127,11 @@ def make_activations(
                 shutil.rmtree(partial, ignore_errors=True)  # copying starts over each time
                 raise
         else:
-            task = _task(execution, context, reference, documents)
-            _harvest(execution, task, partial, checkpoint, check)
+            settings, task = execution.settings, _task(execution, context, reference, documents)
+            spec = task.spec(settings, execution.artifacts, str(device_of(execution)), checkpoint)
+            # Without a broker there is no way to ask for help.
+            sharing = HarvestLeader(execution, task) if settings.broker_url and settings.share_harvests else None
+            harvest(spec, partial, on_progress=execution.progress, check=check, sharing=sharing)
     with execution.artifacts.create(name) as place:
         shutil.move(partial, place)
 
@@ -190,16 +193,6 @@ def _task(
         max_norm_ratio=context.policy.max_norm_ratio,
         shard_positions=execution.settings.shard_positions,
     )
-
-
-def _harvest(
-    execution: Execution, task: HarvestTask, partial: Path, checkpoint: Verified, check: Callable[[], None]
-) -> None:
-    settings = execution.settings
-    spec = task.spec(settings, execution.artifacts, str(device_of(execution)), checkpoint)
-    # Without a broker there is no way to ask for help.
-    sharing = HarvestLeader(execution, task) if settings.broker_url and settings.share_harvests else None
-    harvest(spec, partial, on_progress=execution.progress, check=check, sharing=sharing)
 
 
 def _copy(

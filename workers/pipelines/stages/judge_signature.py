@@ -293,10 +293,8 @@ def _change(
     if not both.any():
         return None
     at, then, first = columns[both], then[both], first[both]
-    latest, earlier = (
-        experiment.products(now, at, baseline, first).both,
-        experiment.products(before, then, baseline, first).both,
-    )
+    latest = experiment.products(now, at, baseline, first).both
+    earlier = experiment.products(before, then, baseline, first).both
     return interval(latest / earlier, experiment.reach) if earlier.min() > 0 else None
 
 

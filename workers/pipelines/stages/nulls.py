@@ -17,8 +17,7 @@ from featurewatch.workers.activations.corpus import load_documents
 from featurewatch.workers.activations.harvest.run import harvest
 from featurewatch.workers.activations.models.finetune import Training, fine_tune
 from featurewatch.workers.activations.models.rounding import Rounding, round_rows
-from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.crosscoder.regress import Regression, assign_folds
+from featurewatch.workers.crosscoder.regress import Regression, assign_folds, put_rows, take_rows
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
@@ -179,7 +178,8 @@ class NullExperiment:
         rows_b[references.gone] = references.rows[references.gone]
         sums = products_of_halves(halves[0], halves[1], activations.widths, references.gone, rows_b)
         no_columns = torch.zeros(code.m, dtype=torch.bool)
-        basis = Basis(only(code, first.to(activations.device)), numbers, no_columns, self.parent.code)
+        rows = first.nonzero().squeeze(1).to(activations.device)
+        basis = Basis(put_rows(take_rows(code, rows), rows, code.n), numbers, no_columns, self.parent.code)
         with execution.read() as session:
             readability = verdicts.readability(session, self.parent.id, numbers.numpy())
         measurements = Measurements(
@@ -212,11 +212,3 @@ def deal(document: Tensor, seed: int, split: int) -> Tensor:
         )
     order = torch.from_numpy(np.random.default_rng([seed, split]).permutation(len(documents)))
     return (order < len(documents) // 2)[index]
-
-
-def only(code: Code, keep: Tensor) -> Code:
-    """The code at the same n positions, emptied where `keep` (bool [n]) is False."""
-    counts = code.indptr.diff()
-    entries = keep.repeat_interleave(counts)
-    indptr = torch.cat([counts.new_zeros(1), (counts * keep).cumsum(0)])
-    return Code(indptr, code.latents[entries], code.values[entries], code.m)
