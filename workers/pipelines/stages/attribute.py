@@ -30,8 +30,7 @@ from featurewatch.workers.activations.store import open_activations
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.dependencies.attribution import Attribution, Options, attribute
 from featurewatch.workers.dependencies.effects import Answers, Effects, activations, answer_margins, causal_effects
-from featurewatch.workers.dependencies.passages import choose_tokens, deal_folds
-from featurewatch.workers.dependencies.reading import Dictionary, Passage, Reading, Target
+from featurewatch.workers.dependencies.reading import Dictionary, Passage, Reading, Target, choose_tokens, deal_folds
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
