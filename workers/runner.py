@@ -70,7 +70,11 @@ def run_next(
     with database.read() as session:
         if not queries.candidates(session, run_id=run_id):
             return None
-    pipelines = pipelines or _real_pipelines()
+    if not pipelines:
+        # Imports torch, which takes seconds and holds the GIL: do it before a claim, or heartbeats would be late.
+        from featurewatch.workers.pipelines import PIPELINES  # noqa: PLC0415
+
+        pipelines = PIPELINES
     with database.write() as session:
         run = logic.claim(session, worker=worker or worker_name(), lease_seconds=settings.lease_seconds, run_id=run_id)
     if run is None:
@@ -149,13 +153,6 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline]) -> None:
     except Exception as error:
         log.exception("failed")
         _end(execution, RunState.FAILED, fault_of(error).as_dict())
-
-
-def _real_pipelines() -> Mapping[str, Pipeline]:
-    # Imports torch, which takes seconds and holds the GIL: do it before a claim, or heartbeats would be late.
-    from featurewatch.workers.pipelines import PIPELINES  # noqa: PLC0415
-
-    return PIPELINES
 
 
 def _pipeline(execution: Execution, pipelines: Mapping[str, Pipeline]) -> Pipeline:

@@ -60,7 +60,8 @@ def load_corpus(
     """
     size = context_length * _CHARACTERS_PER_TOKEN
     if uri in (None, "", DEFAULT):
-        texts = _unique(piece for text in _python_docs() for piece in cut(text, size))
+        pieces = (piece for text in _python_docs() for piece in cut(text, size))
+        texts = list(dict.fromkeys(piece for piece in pieces if len(piece) >= _MIN_CHARACTERS))
     elif uri.startswith("file:"):
         texts = list(_read_files(uri, roots, size))
     else:
@@ -169,7 +170,3 @@ def _docstrings(member: object) -> str:
         methods = sorted(vars(member).items())
         parts += [inspect.getdoc(value) for key, value in methods if not key.startswith("_") and callable(value)]
     return "\n\n".join(part for part in parts if part)
-
-
-def _unique(texts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(text for text in texts if len(text) >= _MIN_CHARACTERS))

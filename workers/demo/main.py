@@ -79,8 +79,10 @@ class Demo:
             self._release("v1", self.base, parent=None)
             rounding.result()
             edits = self._choose()
-            self._print_edits(edits)
-            editing = pool.submit(self._save_edited, edits, v3)
+            removed = ", ".join(f"F{edit.feature} {edit.alpha:.0%}" for edit in edits)
+            self.show.say(f"features chosen with seed {self.seed}, to be removed from v3: {removed}")
+            directions = self._decoder[[edit.feature for edit in edits]]
+            editing = pool.submit(save_ablated, self.base, v3, directions, [edit.alpha for edit in edits])
             self._release("v2", v2, parent="v1")
             editing.result()
         self._release("v3", v3, parent="v2")
@@ -121,14 +123,6 @@ class Demo:
         readability = [row["readability"] or 0.0 for row in rows]
         rates = [row["firing_rate"] for row in rows]
         return choose(self._decoder, rates, readability, fitted.energy_share.numpy(), seed=self.seed)
-
-    def _print_edits(self, edits: Sequence[Edit]) -> None:
-        parts = ", ".join(f"F{edit.feature} {edit.alpha:.0%}" for edit in edits)
-        self.show.say(f"features chosen with seed {self.seed}, to be removed from v3: {parts}")
-
-    def _save_edited(self, edits: Sequence[Edit], out: Path) -> None:
-        directions = self._decoder[[edit.feature for edit in edits]]
-        save_ablated(self.base, out, directions, [edit.alpha for edit in edits])
 
     def _assess(self, edits: Sequence[Edit]) -> DemoOutcome:
         rows = {name: list(self.client.features(FAMILY, checkpoint=name)) for name in RELEASES}

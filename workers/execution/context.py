@@ -14,7 +14,7 @@ from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Run
 from featurewatch.service.runs import lines, logic
 from featurewatch.service.runs.states import RunState
-from featurewatch.workers.errors import LeaseLostError, TooLongError, WorkerStoppingError
+from featurewatch.workers.errors import GivingWayError, LeaseLostError, TooLongError, WorkerStoppingError
 from featurewatch.workers.execution.lease import RunLease
 from featurewatch.workers.execution.log_lines import LogLines
 from featurewatch.workers.execution.progress import Progress
@@ -70,7 +70,8 @@ class Execution:
             raise TooLongError(allowed)
         if self._stop():
             raise WorkerStoppingError("the worker was asked to stop")
-        self.lease.check_first()
+        if self.lease.gives_way:
+            raise GivingWayError("yielding to another run of the family")
 
     def read(self) -> AbstractContextManager[Session]:
         """A session that only reads, as of `RunLease.read`."""
@@ -82,7 +83,7 @@ class Execution:
 
     def finish(self, session: Session, result: dict[str, Any]) -> None:
         """The last act of a `write()`: the run succeeds if and only if that transaction commits."""
-        self.lease.begin_finish()
+        self.lease.finishing = True
         if not self.end(session, RunState.SUCCEEDED, result=result):
             raise LeaseLostError(f"run {self.run_id} ended before attempt {self.attempt} could finish it")
 

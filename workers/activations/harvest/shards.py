@@ -3,7 +3,6 @@
 Equal specs write equal bytes on equal machines, no matter which worker writes a group.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,11 +158,6 @@ def plan(spec: HarvestSpec) -> dict[str, Any]:
         "settings": [spec.context_length, spec.skip_tokens, spec.max_norm_ratio, spec.store_dtype],
         "layout": [spec.shard_positions, spec.batch_tokens],
     } | ({"weights": spec.weights} if spec.weights else {})
-
-
-def plan_text(spec: HarvestSpec) -> str:
-    """The plan as stored beside the shards."""
-    return json.dumps(plan(spec), indent=1)
 
 
 def shard_name(hook_point: str, number: int) -> str:

@@ -172,7 +172,7 @@ def _run(
     check: Callable[[], None],
 ) -> dict[str, dict[str, Tensor]]:
     """Artifact -> activations of a signature's rows, from the model, which is loaded once."""
-    device = str(device_of(execution))
+    device = str(device_of(execution.settings))
     model, tokenizer = load_model(
         checkpoint.uri, checkpoint.adapter, roots=checkpoint.roots, device=device, dtype=compute_dtype(device),
         cache_dir=execution.settings.cache_dir,

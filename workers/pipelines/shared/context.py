@@ -1,7 +1,7 @@
 """The inputs of a run: plain copies of the rows it needs, read once at its start."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
@@ -267,13 +267,9 @@ def _stored(ancestor: Ancestor, hook_points: list[str]) -> EarlierCheckpoint:
     )
 
 
-class _HasSettings(Protocol):
-    settings: Settings
-
-
-def device_of(worker: _HasSettings) -> torch.device:
-    """The device that the settings of an execution or a helper ask for. RunError `no-device` if it is missing."""
-    wanted = worker.settings.device
+def device_of(settings: Settings) -> torch.device:
+    """The device that the settings ask for. RunError `no-device` if it is missing."""
+    wanted = settings.device
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted.startswith("cuda") and not torch.cuda.is_available():
@@ -281,7 +277,7 @@ def device_of(worker: _HasSettings) -> torch.device:
     return torch.device(wanted)
 
 
-def set_threads(worker: _HasSettings) -> None:
+def set_threads(settings: Settings) -> None:
     """Use as many CPU threads as the settings allow."""
-    if worker.settings.threads:
-        torch.set_num_threads(worker.settings.threads)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)

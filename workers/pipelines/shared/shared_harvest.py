@@ -262,10 +262,10 @@ class HarvestHelper:
         self, offer: HarvestOffer, stored: dict[str, Any], checkpoint: Verified, check: Callable[[], None]
     ) -> Shards:
         """Open the model and the corpus. RunError `other-terms` if they are not what the leader reads."""
-        set_threads(self)
+        set_threads(self.settings)
         log.info("helping", run=offer.run_id, worker=self.worker)
         task = HarvestTask(**stored["task"])
-        shards = open_shards(task.spec(self.settings, self.artifacts, str(device_of(self)), checkpoint), check)
+        shards = open_shards(task.spec(self.settings, self.artifacts, str(device_of(self.settings)), checkpoint), check)
         terms = shards.terms()
         if not offer.folder.endswith(content_key(**terms)):
             differ = [name for name in terms if json.dumps(terms[name]) != json.dumps(stored["terms"].get(name))]

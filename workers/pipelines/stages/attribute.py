@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from featurewatch.service.kit.hook_points import depth
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.workers.activations.contrast import Row, open_prompts
 from featurewatch.workers.activations.harvest.reading import TokenizedCorpus, tokenize_corpus
@@ -19,7 +20,6 @@ from featurewatch.workers.activations.models.heads import load_whole
 from featurewatch.workers.activations.models.hooks import (
     HookPoint,
     choose_hook_points,
-    in_order,
     layer_stack,
     without_later_layers,
 )
@@ -72,7 +72,7 @@ def trace(
     the model has a token. RunErrors of `load_whole`, `choose_hook_points`, `tokenize_corpus`.
     """
     whole = load_whole(spec.uri, spec.adapter, roots=spec.roots, device=spec.device, cache_dir=spec.cache_dir)
-    points = in_order(choose_hook_points(whole.body, spec.hook_points))
+    points = sorted(choose_hook_points(whole.body, spec.hook_points), key=lambda point: depth(point.name))
     corpus = tokenize_corpus(
         spec.corpus,
         Reader(whole.tokenizer, max_tokens(whole.body)),
@@ -109,7 +109,7 @@ def trace_checkpoint(
 ) -> TracedModel:
     """Stage load: the verified checkpoint of a request, made ready for attribution."""
     with execution.stage("load"):
-        device, artifacts = device_of(execution), execution.artifacts
+        device, artifacts = device_of(execution.settings), execution.artifacts
         task = HarvestTask(
             reference=asdict(reference),
             hook_points=request.hook_points,

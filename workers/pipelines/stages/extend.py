@@ -35,7 +35,7 @@ def extend_dictionary(execution: Execution, pair: ParentPair, source: str) -> Ba
     )
     if execution.artifacts.exists(artifact):
         return load_basis(execution, artifact)
-    old, numbers, _ = files.load_code(execution.artifacts.path(context.parent.code), device_of(execution))
+    old, numbers, _ = files.load_code(execution.artifacts.path(context.parent.code), device_of(execution.settings))
     rows, folds = common_rows(activations, parent)
     regression = Regression(old, rows, folds)
     execution.progress(0.2)

@@ -47,7 +47,7 @@ def fit_code(
     merge_duplicates(model, concatenate_rows([pursued(model, members(part)) for part in _sample(rows).split(BLOCK)]))
     # Where one checkpoint is not valid, the code is read from the others.
     parts = [pursued(model, members(part)) for part in rows.split(BLOCK)]
-    return put_rows(concatenate_rows(parts), rows.to(device_of(execution)), len(members.valid))
+    return put_rows(concatenate_rows(parts), rows.to(device_of(execution.settings)), len(members.valid))
 
 
 def _sample(rows: Tensor) -> Tensor:

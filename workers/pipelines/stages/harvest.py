@@ -128,7 +128,7 @@ def make_activations(
                 raise
         else:
             settings, task = execution.settings, _task(execution, context, reference, documents)
-            spec = task.spec(settings, execution.artifacts, str(device_of(execution)), checkpoint)
+            spec = task.spec(settings, execution.artifacts, str(device_of(execution.settings)), checkpoint)
             # Without a broker there is no way to ask for help.
             sharing = HarvestLeader(execution, task) if settings.broker_url and settings.share_harvests else None
             harvest(spec, partial, on_progress=execution.progress, check=check, sharing=sharing)
@@ -175,7 +175,7 @@ def harvest_spec(
 
 def _compute(execution: Execution) -> list[str]:
     """What a model computes with: other hardware rounds differently."""
-    device = device_of(execution)
+    device = device_of(execution.settings)
     return [str(compute_dtype(str(device))), device.type]
 
 

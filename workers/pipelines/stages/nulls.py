@@ -122,7 +122,7 @@ class NullExperiment:
                 (texts[:half], texts[half:]),
                 out,
                 roots=checkpoint.roots,
-                device=str(device_of(execution)),
+                device=str(device_of(execution.settings)),
                 cache_dir=execution.settings.cache_dir,
                 on_progress=execution.progress,
                 check=check,
@@ -135,7 +135,7 @@ class NullExperiment:
         """Activations of a changed model at the family's positions."""
         execution, name = self.execution, f"{self.context.family_id}/activations-{null}"
         if not execution.artifacts.exists(f"{name}/manifest.json"):
-            partial, device = partial_folder(execution, self.context, null), str(device_of(execution))
+            partial, device = partial_folder(execution, self.context, null), str(device_of(execution.settings))
             with (
                 verified_checkpoint(execution, self.context.checkpoint_id) as (reference, checkpoint),
                 watched(execution, checkpoint, partial) as check,

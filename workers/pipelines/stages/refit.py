@@ -39,7 +39,7 @@ def refit_dictionary(execution: Execution, pair: ParentPair, source: str) -> Bas
     }
     artifact, lineage = context.artifact("code", **inputs), context.artifact("lineage", **inputs)
     saved = files.partial_fit(execution.settings.data_dir, artifact)
-    device = device_of(execution)
+    device = device_of(execution.settings)
     if not all(map(execution.artifacts.exists, (artifact, lineage))):
         anchors = [
             parent if anchor.id == context.parent.id else open_earlier(execution, context, anchor)
