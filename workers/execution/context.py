@@ -134,7 +134,6 @@ class Execution:
         return True
 
     def snapshot(self) -> tuple[Any, ...]:
-        """What a beat would write. Two equal snapshots: nothing to write."""
         columns = self._progress.columns()
         detail = tuple(sorted(columns["detail"])), tuple(map(str, columns["detail"].values()))
         return columns["stage"], columns["progress"], *detail, self.lines.last
@@ -148,7 +147,6 @@ class Execution:
         return self._usage.now(self._progress.rates)
 
     def left(self) -> float:
-        """Seconds until the lease ends, as far as this worker knows."""
         return self.lease.left()
 
     def lose(self) -> None:

@@ -22,19 +22,15 @@ class Leased(Protocol):
 
     def snapshot(self) -> tuple[Any, ...]:
         """What a beat would write. Two equal snapshots: nothing to write."""
-        ...
 
     def beat(self) -> bool:
         """Renew the lease and write the progress. False once no more beats are needed; raises if it cannot write."""
-        ...
 
     def left(self) -> float:
         """Seconds until the lease ends."""
-        ...
 
     def lose(self) -> None:
         """The lease has ended."""
-        ...
 
 
 class Heartbeat(threading.Thread):

@@ -46,11 +46,9 @@ class Sharing(Protocol):
 
         When it is exhausted, all of `missing` exist. `wait` is called while waiting for others, and may raise.
         """
-        ...
 
     def elsewhere(self) -> int:
         """Positions that others have read so far. Cheap enough to call after each batch."""
-        ...
 
 
 @dataclass

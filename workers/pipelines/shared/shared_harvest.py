@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,10 @@ from featurewatch.service.kit.db import AWAY, Database
 from featurewatch.service.models import Run, Shard
 from featurewatch.service.runs import queries as runs
 from featurewatch.service.shards import logic, queries
+from featurewatch.workers.activations.corpus import load_documents
 from featurewatch.workers.activations.harvest.reading import Group
-from featurewatch.workers.activations.harvest.shards import Shards, open_shards
+from featurewatch.workers.activations.harvest.shards import HarvestSpec, Shards, open_shards
+from featurewatch.workers.activations.positions import Positions
 from featurewatch.workers.activations.sources.identity import Reference, Verified, verified
 from featurewatch.workers.activations.tensorfiles import settle
 from featurewatch.workers.errors import LeaseLostError, RunError, WorkerStoppingError
@@ -37,7 +39,6 @@ from featurewatch.workers.execution import Execution
 from featurewatch.workers.execution.heartbeat import Heartbeat
 from featurewatch.workers.execution.lease import Lease
 from featurewatch.workers.pipelines.shared.context import device_of, set_threads
-from featurewatch.workers.pipelines.shared.harvest_task import HarvestTask
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -48,6 +49,43 @@ DECLINED_SECONDS = 300.0
 """How long a worker ignores a harvest that it could not help with."""
 _declined: dict[str, float] = {}
 """folder -> when this process declined it"""
+
+
+@dataclass(frozen=True)
+class HarvestTask:
+    """What a harvest reads. Any worker makes the same HarvestSpec from it, apart from folders of its own."""
+
+    reference: dict[str, Any]
+    """A resolved `Reference`"""
+    hook_points: list[str]
+    documents: str
+    """Artifact: the family's copy of its corpus"""
+    context_length: int
+    positions: dict[str, Any] | None
+    """The family's. None: this checkpoint defines them"""
+    skip_tokens: int
+    max_norm_ratio: float
+    shard_positions: int
+
+    def spec(self, settings: Settings, artifacts: ArtifactStore, device: str, checkpoint: Verified) -> HarvestSpec:
+        """The specification for a verified checkpoint, with corpus and positions loaded."""
+        positions = Positions.load(artifacts.path(self.positions["artifact"])) if self.positions else None
+        return HarvestSpec(
+            uri=checkpoint.uri,
+            adapter=checkpoint.adapter,
+            content=checkpoint.digest,
+            model=Reference(**self.reference).title,
+            hook_points=self.hook_points,
+            corpus=load_documents(artifacts.path(self.documents)),
+            context_length=self.context_length,
+            positions=positions,
+            roots=checkpoint.roots,
+            device=device,
+            cache_dir=settings.cache_dir,
+            skip_tokens=self.skip_tokens,
+            max_norm_ratio=self.max_norm_ratio,
+            shard_positions=self.shard_positions,
+        )
 
 
 class HarvestLeader:
@@ -172,11 +210,9 @@ class ShardLease(Lease):
             raise WorkerStoppingError("the worker was asked to stop")
 
     def snapshot(self) -> tuple[Any, ...]:
-        """What a beat would write."""
         return (self.positions_read,)
 
     def beat(self) -> bool:
-        """Renew the lease and write the progress. False if the lease is lost."""
         began = time.monotonic()
         with self.database.write() as session:
             held = logic.heartbeat(session, self.shard, read=self.positions_read, lease_seconds=self.seconds)

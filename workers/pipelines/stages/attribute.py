@@ -36,7 +36,7 @@ from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
 from featurewatch.workers.pipelines.shared.context import device_of
 from featurewatch.workers.pipelines.shared.dependency_request import AnswerSignature, DependencyRequest
-from featurewatch.workers.pipelines.shared.harvest_task import HarvestTask
+from featurewatch.workers.pipelines.shared.shared_harvest import HarvestTask
 from featurewatch.workers.verdicts.folds import FOLDS
 
 EFFECT_POSITIONS = 64

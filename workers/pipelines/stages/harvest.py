@@ -26,9 +26,8 @@ from featurewatch.workers.activations.store import ActivationSet, check_finite, 
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import EarlierCheckpoint, OnboardingContext, device_of
-from featurewatch.workers.pipelines.shared.harvest_task import HarvestTask
 from featurewatch.workers.pipelines.shared.identity import known_content, verified_checkpoint, watched
-from featurewatch.workers.pipelines.shared.shared_harvest import HarvestLeader
+from featurewatch.workers.pipelines.shared.shared_harvest import HarvestLeader, HarvestTask
 from featurewatch.workers.pipelines.shared.sources import BLOCK, Activations, normaliser_of, open_sources
 
 log = structlog.get_logger("featurewatch.worker")
