@@ -43,7 +43,6 @@ class Parallel:
 
     @property
     def alone(self) -> bool:
-        """Whether this is the only process."""
         return self.data * self.latent == 1
 
     def rows(self, rows: Tensor) -> Tensor:

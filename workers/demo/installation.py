@@ -81,7 +81,6 @@ class Installation:
         self.stop()
 
     def stop(self) -> None:
-        """Stop the service and its worker."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -93,7 +92,6 @@ class Installation:
         self._process = None
 
     def wait(self) -> None:
-        """Wait until the service ends."""
         if self._process is not None:
             self._process.wait()
 

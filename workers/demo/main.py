@@ -139,7 +139,6 @@ class Demo:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of the demo."""
     options = _parser().parse_args(arguments)
     os.umask(0o077)  # the data folder is private
     # With --json the tables go to standard error, so that standard output is only the object.

@@ -63,11 +63,9 @@ class DemoOutcome:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """The outcome as a JSON object."""
         outcome = asdict(self)
         return outcome.pop("about") | outcome | {"passed": self.passed}
 

@@ -26,7 +26,6 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """URL of the webhook."""
         return f"http://127.0.0.1:{self._server.server_address[1]}/featurewatch"
 
     def trust(self, secret: str) -> None:

@@ -29,7 +29,6 @@ class Show:
         self.console = console
 
     def say(self, text: str) -> None:
-        """Print a line."""
         self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     @contextmanager

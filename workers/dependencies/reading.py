@@ -114,7 +114,6 @@ class Reading:
 
     @property
     def device(self) -> torch.device:
-        """The model's device."""
         return next(iter(self.model.parameters())).device
 
     def earlier(self, name: str) -> list[HookPoint]:
@@ -123,7 +122,6 @@ class Reading:
         return self.hook_points[: names.index(name)]
 
     def hook_point(self, name: str) -> HookPoint:
-        """The hook point with this name."""
         return next(hook_point for hook_point in self.hook_points if hook_point.name == name)
 
     def forward(self, batch: Batch) -> Any:

@@ -29,7 +29,6 @@ class Progress:
 
     @contextmanager
     def entered(self, name: str) -> Iterator[None]:
-        """Within a stage."""
         with self._lock:
             outer, self._stage = self._stage, _Stage(name, time.monotonic())
         try:

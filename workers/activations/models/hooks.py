@@ -39,7 +39,6 @@ class HookPoint:
 
     @property
     def kind(self) -> HookPointKind:
-        """The kind of the hook point."""
         return KINDS[kind_of(self.name)]
 
 

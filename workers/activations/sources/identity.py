@@ -147,7 +147,8 @@ def _resolve(uri: str, settings: Settings) -> str:
     prefix = uri[: len(uri) - len(plain)]
     if plain.startswith("file:"):
         return uri
-    _allowed(plain, settings)
+    with refusals():
+        references.check(plain, settings.store_prefixes)
     resolved = references.resolve(plain, settings.cache_dir)
     if resolved is None:
         raise RunError(
@@ -158,18 +159,14 @@ def _resolve(uri: str, settings: Settings) -> str:
     return prefix + resolved
 
 
-def _allowed(uri: str, settings: Settings) -> None:
-    with refusals():
-        references.check(uri, settings.store_prefixes)
-
-
 def _locate(reference: Reference, settings: Settings) -> dict[str, Path]:
     """The checkpoint's files, by their names in `Contents`."""
     paths: list[Path | None] = []
     for uri in (reference.resolved_uri or reference.uri, reference.resolved_adapter or reference.adapter):
         plain = None if uri is None else uri.removeprefix(ACTIVATIONS)
         if plain is not None and not plain.startswith("file:"):
-            _allowed(plain, settings)
+            with refusals():
+                references.check(plain, settings.store_prefixes)
         paths.append(None if plain is None else locate(plain, settings.root_dirs, settings.cache_dir))
     model, adapter = paths
     with refusals():

@@ -199,7 +199,6 @@ class ShardLease(Lease):
         self._stop = stop
 
     def add(self, positions: int) -> None:
-        """Count positions that were read."""
         self.positions_read += positions
 
     def check(self) -> None:

@@ -95,7 +95,7 @@ class ContrastExperiment:
         """The features that separate the classes on the selecting half."""
         m = reader.m * len(reader.hook_points)
         return choose(
-            lambda columns: reader.block(columns, ~self.judged),
+            lambda part: reader.values(np.arange(part.start, part.stop), ~self.judged),
             m,
             self.select,
             most=self.settings["features"],
