@@ -72,7 +72,8 @@ def fine_tune(
     model.to(device).eval()  # eval: no dropout, so equal seeds give equal weights
     tokenizer = loading.load_tokenizer(folder)
     length = min(training.context_length, loading.max_tokens(model.base_model) or training.context_length)
-    train, held_out = ([_tokens(tokenizer, text, length) for text in part] for part in texts)
+    options = {"truncation": True, "max_length": length}
+    train, held_out = ([tokenizer(text, **options)["input_ids"] for text in part] for part in texts)
     train, held_out = ([ids for ids in part if len(ids) > 1] for part in (train, held_out))
     if not train or not held_out:
         raise RunError("no-text", "The probe corpus has too few documents to train on half of them.")
@@ -160,8 +161,3 @@ def _forward(model: Any, batch: list[list[int]]) -> Tensor:
     mask = torch.arange(padded.shape[1], device=model.device) < lengths[:, None]
     loss: Tensor = model(input_ids=padded, attention_mask=mask.long(), labels=padded.where(mask, -100)).loss
     return loss
-
-
-def _tokens(tokenizer: Any, text: str, length: int) -> list[int]:
-    ids: list[int] = tokenizer(text, truncation=True, max_length=length)["input_ids"]
-    return ids
