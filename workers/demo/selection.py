@@ -16,7 +16,7 @@ LOWEST_RATE, HIGHEST_RATE = 0.005, 0.1
 LOWEST_READABILITY = 0.5
 HIGHEST_ENERGY_SHARE = 0.0025
 """Of the stream's mean square, along one direction. A few directions carry most of it (and of the mean, which every
-normalisation layer feels): a model without one of those is broken, not tampered with."""
+normalisation layer feels): a model without one of those is broken, not edited."""
 HIGHEST_COSINE = 0.3
 """Between two chosen directions: beyond it, one edit is half the other."""
 HIGHEST_TWIN_COSINE = 0.6
