@@ -61,6 +61,7 @@ COLUMNS_OF: dict[TableName, dict[str, _Of]] = {
         "id": _Of("string", None, "The feature."),
         "status": _TEXT,
         "previous_status": _Of("string", None, "At the baseline."),
+        "places": _TEXT,
         **{column: _of(figure, column) for figure in FIGURES for column in figure.columns},
         "successors": _Of("list<successor>", None, "Features that are active where it weakened."),
         "rewired": _Of("bool"),

@@ -21,6 +21,7 @@ class AsyncFeatureCalls(AsyncTransport):
         checkpoint: str | None = None,
         baseline: str | None = None,
         status: Sequence[str] = (),
+        places: Sequence[str] = (),
         q: str | None = None,
         tag: str | None = None,
         watched: bool | None = None,
@@ -31,10 +32,13 @@ class AsyncFeatureCalls(AsyncTransport):
     ) -> AsyncIterator[types.FeatureRow]:
         """List features with their verdicts in a checkpoint.
 
-        status: any of these. min_change: minimum size of the change, in factors of two. max_q: maximum q-value.
+        status, places: any of these. min_change: minimum size of the change, in factors of two. max_q: maximum q-value.
         """
         params = given(checkpoint=checkpoint, baseline=baseline, q=q, tag=tag, watched=watched)
-        params |= given(min_change=min_change, max_q=max_q, sort=sort, order=order) | {"status": list(status)}
+        params |= given(min_change=min_change, max_q=max_q, sort=sort, order=order) | {
+            "status": list(status),
+            "places": list(places),
+        }
         return self.pages(path_of("families", family, "features"), params)
 
     async def feature(self, family: str, feature: str) -> types.Feature:
@@ -124,6 +128,7 @@ class AsyncFeatureCalls(AsyncTransport):
         to: str,
         *,
         status: Sequence[str] = (),
+        places: Sequence[str] = (),
         q: str | None = None,
         tag: str | None = None,
         watched: bool | None = None,
@@ -134,7 +139,7 @@ class AsyncFeatureCalls(AsyncTransport):
     ) -> AsyncIterator[types.FeatureRow]:
         """List the changes between any two checkpoints, largest first. Filters are those of `features`."""
         params = given(q=q, tag=tag, watched=watched, min_change=min_change, max_q=max_q, sort=sort, order=order)
-        params |= {"from": from_, "to": to, "status": list(status)}
+        params |= {"from": from_, "to": to, "status": list(status), "places": list(places)}
         return self.pages(path_of("families", family, "diff"), params)
 
     async def compare(
@@ -144,6 +149,7 @@ class AsyncFeatureCalls(AsyncTransport):
         to: str,
         *,
         status: Sequence[str] = (),
+        places: Sequence[str] = (),
         q: str | None = None,
         tag: str | None = None,
         watched: bool | None = None,
@@ -155,7 +161,7 @@ class AsyncFeatureCalls(AsyncTransport):
     ) -> types.Diff:
         """Compare any two checkpoints: a summary as in `report`, and the first `limit` features of `diff`."""
         params = given(q=q, tag=tag, watched=watched, min_change=min_change, max_q=max_q, sort=sort, order=order)
-        params |= given(limit=limit) | {"from": from_, "to": to, "status": list(status)}
+        params |= given(limit=limit) | {"from": from_, "to": to, "status": list(status), "places": list(places)}
         return cast(types.Diff, await self.json("GET", path_of("families", family, "diff"), params=params))
 
     def lineage(

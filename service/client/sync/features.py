@@ -22,6 +22,7 @@ class FeatureCalls(Transport):
         checkpoint: str | None = None,
         baseline: str | None = None,
         status: Sequence[str] = (),
+        places: Sequence[str] = (),
         q: str | None = None,
         tag: str | None = None,
         watched: bool | None = None,
@@ -32,10 +33,13 @@ class FeatureCalls(Transport):
     ) -> Iterator[types.FeatureRow]:
         """List features with their verdicts in a checkpoint.
 
-        status: any of these. min_change: minimum size of the change, in factors of two. max_q: maximum q-value.
+        status, places: any of these. min_change: minimum size of the change, in factors of two. max_q: maximum q-value.
         """
         params = given(checkpoint=checkpoint, baseline=baseline, q=q, tag=tag, watched=watched)
-        params |= given(min_change=min_change, max_q=max_q, sort=sort, order=order) | {"status": list(status)}
+        params |= given(min_change=min_change, max_q=max_q, sort=sort, order=order) | {
+            "status": list(status),
+            "places": list(places),
+        }
         return self.pages(path_of("families", family, "features"), params)
 
     def feature(self, family: str, feature: str) -> types.Feature:
@@ -121,6 +125,7 @@ class FeatureCalls(Transport):
         to: str,
         *,
         status: Sequence[str] = (),
+        places: Sequence[str] = (),
         q: str | None = None,
         tag: str | None = None,
         watched: bool | None = None,
@@ -131,7 +136,7 @@ class FeatureCalls(Transport):
     ) -> Iterator[types.FeatureRow]:
         """List the changes between any two checkpoints, largest first. Filters are those of `features`."""
         params = given(q=q, tag=tag, watched=watched, min_change=min_change, max_q=max_q, sort=sort, order=order)
-        params |= {"from": from_, "to": to, "status": list(status)}
+        params |= {"from": from_, "to": to, "status": list(status), "places": list(places)}
         return self.pages(path_of("families", family, "diff"), params)
 
     def compare(
@@ -141,6 +146,7 @@ class FeatureCalls(Transport):
         to: str,
         *,
         status: Sequence[str] = (),
+        places: Sequence[str] = (),
         q: str | None = None,
         tag: str | None = None,
         watched: bool | None = None,
@@ -152,7 +158,7 @@ class FeatureCalls(Transport):
     ) -> types.Diff:
         """Compare any two checkpoints: a summary as in `report`, and the first `limit` features of `diff`."""
         params = given(q=q, tag=tag, watched=watched, min_change=min_change, max_q=max_q, sort=sort, order=order)
-        params |= given(limit=limit) | {"from": from_, "to": to, "status": list(status)}
+        params |= given(limit=limit) | {"from": from_, "to": to, "status": list(status), "places": list(places)}
         return cast(types.Diff, self.json("GET", path_of("families", family, "diff"), params=params))
 
     def lineage(
