@@ -1,18 +1,28 @@
-"""What people do with alert rules and alerts."""
+"""Lists alert rules and alerts, and does what people ask for: create, change, acknowledge, mute, resolve."""
 
 from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
 from featurewatch.service.alerts import queries, raising
-from featurewatch.service.alerts.conditions import BaseCondition
-from featurewatch.service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, AlertState, MuteBody
+from featurewatch.service.alerts.conditions import AlertKind, BaseCondition
+from featurewatch.service.alerts.schemas import (
+    AlertRuleCreate,
+    AlertRuleUpdate,
+    AlertRuleView,
+    AlertState,
+    AlertView,
+    MuteBody,
+    rule_view,
+    view,
+)
 from featurewatch.service.families import logic as families
 from featurewatch.service.features import queries as features
 from featurewatch.service.kit import clock
 from featurewatch.service.kit.ids import parse_feature_id
+from featurewatch.service.kit.pages import Page, Pager, newest_first
 from featurewatch.service.kit.problems import ConflictError, NotFoundError
-from featurewatch.service.models import Alert, AlertRule
+from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family
 
 
 def create_rule(session: Session, body: AlertRuleCreate) -> tuple[AlertRule, str | None]:
@@ -29,8 +39,14 @@ def create_rule(session: Session, body: AlertRuleCreate) -> tuple[AlertRule, str
         condition=body.condition.model_dump(mode="json"),
         enabled=body.enabled,
     )
-    queries.add(session, rule)
+    session.add(rule)
+    session.flush()
     return rule, body.family
+
+
+def rules(session: Session, paging: Pager, *, family: str | None = None) -> Page[AlertRuleView]:
+    """A page of alert rules, newest first."""
+    return paging.fetch(session, queries.rules(family), newest_first(AlertRule), f"rules {family}", rule_view)
 
 
 def get_rule(session: Session, rule_id: str) -> tuple[AlertRule, str | None]:
@@ -58,6 +74,28 @@ def change_rule(session: Session, rule: AlertRule, body: AlertRuleUpdate) -> Non
     if body.enabled is not None:
         rule.enabled = body.enabled
     session.flush()
+
+
+def alerts(
+    session: Session,
+    paging: Pager,
+    *,
+    family: str | None = None,
+    checkpoint: str | None = None,
+    rule: str | None = None,
+    state: AlertState | None = None,
+    kind: AlertKind | None = None,
+) -> Page[AlertView]:
+    """A page of the alerts that match every given filter, newest first."""
+    wanted = {
+        Family.name: family,
+        Checkpoint.name: checkpoint,
+        Alert.rule_id: rule,
+        Alert.state: state,
+        Alert.kind: kind,
+    }
+    order = f"alerts {family} {checkpoint} {rule} {state} {kind}"
+    return paging.fetch(session, queries.alerts(wanted), newest_first(Alert), order, view)
 
 
 def get(session: Session, alert_id: str) -> queries.Named:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Response
 
-from featurewatch.service.alerts import listing, logic, queries
+from featurewatch.service.alerts import logic
 from featurewatch.service.alerts.conditions import AlertKind
 from featurewatch.service.alerts.schemas import (
     AlertRuleCreate,
@@ -38,7 +38,7 @@ def create_rule(body: AlertRuleCreate, session: WriteSession, response: Response
 
 @router.get("/alert-rules", summary="List alert rules")
 def list_rules(session: ReadSession, paging: Paging, family: str | None = None) -> Page[AlertRuleView]:
-    return listing.rules(session, paging, family=family)
+    return logic.rules(session, paging, family=family)
 
 
 @router.get("/alert-rules/{rule_id}", summary="Get an alert rule")
@@ -55,7 +55,7 @@ def change_rule(rule_id: str, body: AlertRuleUpdate, session: WriteSession) -> A
 
 @router.delete("/alert-rules/{rule_id}", status_code=204, summary="Delete an alert rule and its alerts")
 def delete_rule(rule_id: str, session: WriteSession) -> Response:
-    queries.remove_rule(session, logic.get_rule(session, rule_id)[0])
+    session.delete(logic.get_rule(session, rule_id)[0])
     return Response(status_code=204)
 
 
@@ -69,7 +69,7 @@ def list_alerts(
     state: AlertState | None = None,
     kind: AlertKind | None = None,
 ) -> Page[AlertView]:
-    return listing.alerts(session, paging, family=family, checkpoint=checkpoint, rule=rule, state=state, kind=kind)
+    return logic.alerts(session, paging, family=family, checkpoint=checkpoint, rule=rule, state=state, kind=kind)
 
 
 @router.get("/alerts/{alert_id}", summary="Get an alert")

@@ -45,7 +45,7 @@ def record(session: Session, checkpoint_id: str, results: Sequence[SignatureResu
         row.status, row.previous_status = result.status, before.status if before else None
         row.reason, row.figures, row.carriers = result.reason, result.figures, result.carriers
         row.activations = result.activations
-        queries.add(session, row)
+        session.add(row)
         rows.append((row, signatures[signature_id]))
     raised = alerts.signatures_read(session, family=family, checkpoint=checkpoint, readings=rows)
     statuses = {signature.name: row.status for row, signature in rows}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -11,7 +12,7 @@ from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.config import Settings as Configuration
 from featurewatch.service.features import queries as features
 from featurewatch.service.kit.artifacts import ArtifactStore, content_key
-from featurewatch.service.kit.pages import Page, Pager
+from featurewatch.service.kit.pages import Page, Pager, SortKey
 from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from featurewatch.service.models import Checkpoint, Family, Reading, Run, Signature
@@ -58,7 +59,7 @@ def create(
     )
     try:
         with session.begin_nested():
-            queries.add(session, signature)
+            session.add(signature)
     except IntegrityError:
         raise ConflictError(f"{family.name} already has a signature {body.name}.", code="name-used") from None
     others = [checkpoint for checkpoint in verdicts.judged(session, family.id) if checkpoint.id != baseline.id]
@@ -93,10 +94,8 @@ def get(session: Session, family: Family, name: str) -> Signature:
 
 def page(session: Session, family: Family, paging: Pager) -> Page[SignatureView]:
     """A page of a family's signatures, by name."""
-    order = f"signatures:{family.id}"
-    fetched = queries.page(session, family.id, after=paging.after(order), limit=paging.limit)
-    rows, cursor = paging.page(fetched, order, lambda row: (row.name,))
-    return Page(data=[view(session, family, row) for row in rows], next_cursor=cursor)
+    statement, order = queries.listing(family.id), f"signatures:{family.id}"
+    return paging.fetch(session, statement, [SortKey(Signature.name)], order, partial(view, session, family))
 
 
 def view(session: Session, family: Family, row: Signature) -> SignatureView:

@@ -11,6 +11,7 @@ import secrets
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -18,7 +19,7 @@ from featurewatch.service.config import Settings
 from featurewatch.service.kit import clock, outbound
 from featurewatch.service.kit.crypto import SecretBox, SecretKeyError
 from featurewatch.service.kit.ids import new_id
-from featurewatch.service.kit.pages import Page, Pager
+from featurewatch.service.kit.pages import Page, Pager, newest_first
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
 from featurewatch.service.models import Delivery, Event, Webhook
 from featurewatch.service.models.webhook import url_context
@@ -99,17 +100,16 @@ def get(session: Session, webhook_id: str) -> Webhook:
 
 def page(session: Session, paging: Pager) -> Page[WebhookView]:
     """A page of webhooks, newest first."""
-    fetched = queries.page(session, after=paging.after("webhooks"), limit=paging.limit)
-    rows, cursor = paging.page(fetched, "webhooks", lambda row: (row.created_at, row.id))
-    return Page(data=[view(row) for row in rows], next_cursor=cursor)
+    return paging.fetch(session, select(Webhook), newest_first(Webhook), "webhooks", view)
 
 
 def deliveries(session: Session, paging: Pager, webhook: Webhook, state: str | None = None) -> Page[DeliveryView]:
     """A page of a webhook's deliveries, newest first."""
+    statement = queries.deliveries(webhook.id)
+    if state is not None:
+        statement = statement.where(Delivery.state == state)
     order = f"deliveries {webhook.id} {state}"
-    fetched = queries.deliveries_page(session, webhook.id, state=state, after=paging.after(order), limit=paging.limit)
-    rows, cursor = paging.page(fetched, order, lambda row: (row[0].created_at, row[0].id))
-    return Page(data=[delivery_view(*row) for row in rows], next_cursor=cursor)
+    return paging.fetch(session, statement, newest_first(Delivery), order, delivery_view)
 
 
 def change(session: Session, settings: Settings, webhook: Webhook, body: WebhookUpdate) -> None:
@@ -133,7 +133,7 @@ def change(session: Session, settings: Settings, webhook: Webhook, body: Webhook
 def rotate(session: Session, settings: Settings, webhook: Webhook, body: RotateBody) -> str:
     """Set a new secret and return it. The old secret keeps signing as well for `body.hours`."""
     secret = body.secret or _new_secret()
-    webhook.old_secret, webhook.old_secret_until = None, None
+    webhook.old_secret = webhook.old_secret_until = None
     if body.hours > 0:
         webhook.old_secret = webhook.secret
         webhook.old_secret_until = clock.utcnow() + timedelta(hours=body.hours)
@@ -160,22 +160,23 @@ def test(session: Session, webhook: Webhook) -> tuple[Delivery, Event]:
     return delivery, event
 
 
-def get_delivery(session: Session, webhook: Webhook, delivery_id: str) -> Delivery:
-    """A delivery of a webhook. Raises NotFoundError."""
-    delivery = queries.delivery(session, webhook.id, delivery_id)
-    if delivery is None:
+def get_delivery(session: Session, webhook: Webhook, delivery_id: str) -> tuple[Delivery, str]:
+    """A delivery of a webhook, with the type of its event. Raises NotFoundError."""
+    statement = queries.deliveries(webhook.id).where(Delivery.id == delivery_id)
+    row = session.execute(statement).one_or_none()
+    if row is None:
         raise NotFoundError(f"Webhook {webhook.id} has no delivery {delivery_id}.", code="unknown-delivery")
-    return delivery
+    return row
 
 
-def redeliver(session: Session, webhook: Webhook, delivery_id: str) -> Delivery:
+def redeliver(session: Session, webhook: Webhook, delivery_id: str) -> tuple[Delivery, str]:
     """Send a delivery again at once and restart its retry schedule. The log is kept."""
     _require_enabled(webhook)
-    delivery = get_delivery(session, webhook, delivery_id)
+    delivery, event_type = get_delivery(session, webhook, delivery_id)
     delivery.state, delivery.attempts, delivery.next_attempt_at = "pending", 0, clock.database_now(session)
     delivery.delivered_at = None
     session.flush()
-    return delivery
+    return delivery, event_type
 
 
 def _delivery(webhook: Webhook, event: Event) -> Delivery:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Response
 from featurewatch.service.auth.guard import BY_METHOD
 from featurewatch.service.kit.pages import Page, Paging
 from featurewatch.service.kit.sessions import AppSettings, ReadSession, WriteSession
-from featurewatch.service.webhooks import logic, queries
+from featurewatch.service.webhooks import logic
 from featurewatch.service.webhooks.schemas import (
     DeliveryView,
     RotateBody,
@@ -52,7 +52,7 @@ def change_webhook(webhook_id: str, body: WebhookUpdate, session: WriteSession, 
 
 @router.delete("/{webhook_id}", status_code=204, summary="Delete a webhook and its deliveries")
 def delete_webhook(webhook_id: str, session: WriteSession) -> Response:
-    queries.remove(session, logic.get(session, webhook_id))
+    session.delete(logic.get(session, webhook_id))
     return Response(status_code=204)
 
 
@@ -91,14 +91,12 @@ def list_deliveries(
 
 @router.get("/{webhook_id}/deliveries/{delivery_id}", summary="Get a delivery with its attempts")
 def get_delivery(webhook_id: str, delivery_id: str, session: ReadSession) -> DeliveryView:
-    delivery = logic.get_delivery(session, logic.get(session, webhook_id), delivery_id)
-    return delivery_view(delivery, queries.event_type(session, delivery.event_id))
+    return delivery_view(*logic.get_delivery(session, logic.get(session, webhook_id), delivery_id))
 
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202, summary="Send a delivery again")
 def redeliver(webhook_id: str, delivery_id: str, session: WriteSession, response: Response) -> DeliveryView:
     """Sends the same body with the same `webhook-id` at once and restarts the retry schedule."""
-    webhook = logic.get(session, webhook_id)
-    delivery = logic.redeliver(session, webhook, delivery_id)
-    response.headers["Location"] = f"/v1/webhooks/{webhook.id}/deliveries/{delivery.id}"
-    return delivery_view(delivery, queries.event_type(session, delivery.event_id))
+    delivery, event_type = logic.redeliver(session, logic.get(session, webhook_id), delivery_id)
+    response.headers["Location"] = f"/v1/webhooks/{webhook_id}/deliveries/{delivery.id}"
+    return delivery_view(delivery, event_type)
