@@ -23,20 +23,7 @@ from featurewatch.service.kit.pages import Page, Pager, newest_first
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
 from featurewatch.service.models import Delivery, Event, Webhook
 from featurewatch.service.models.webhook import url_context
-from featurewatch.service.webhooks import queries
-from featurewatch.service.webhooks.schemas import (
-    SECRET_PREFIX,
-    TEST_EVENT,
-    DeliveryView,
-    RotateBody,
-    WebhookCreate,
-    WebhookUpdate,
-    WebhookView,
-    delivery_view,
-    literal_address,
-    masked,
-    view,
-)
+from featurewatch.service.webhooks import queries, schemas
 
 
 class Unsealed(NamedTuple):
@@ -71,14 +58,14 @@ def emit(session: Session, *, type: str, family_id: str | None, data: dict[str, 
     return event
 
 
-def create(session: Session, settings: Settings, body: WebhookCreate) -> tuple[Webhook, str]:
+def create(session: Session, settings: Settings, body: schemas.WebhookCreate) -> tuple[Webhook, str]:
     """Create a webhook. Returns it and its secret. URL and secret are stored encrypted and never shown again."""
     _check_literal(settings, body.url)
     secret = body.secret or _new_secret()
     webhook_id, box = new_id("whk"), _box(session, settings)
     webhook = Webhook(
         id=webhook_id,
-        url=masked(body.url),
+        url=schemas.masked(body.url),
         sealed_url=box.encrypt(body.url.encode(), context=url_context(webhook_id)),
         event_types=[str(each) for each in body.event_types],
         format=body.format,
@@ -98,25 +85,27 @@ def get(session: Session, webhook_id: str) -> Webhook:
     return webhook
 
 
-def page(session: Session, paging: Pager) -> Page[WebhookView]:
+def page(session: Session, paging: Pager) -> Page[schemas.WebhookView]:
     """A page of webhooks, newest first."""
-    return paging.fetch(session, select(Webhook), newest_first(Webhook), "webhooks", view)
+    return paging.fetch(session, select(Webhook), newest_first(Webhook), "webhooks", schemas.view)
 
 
-def deliveries(session: Session, paging: Pager, webhook: Webhook, state: str | None = None) -> Page[DeliveryView]:
+def deliveries(
+    session: Session, paging: Pager, webhook: Webhook, state: str | None = None
+) -> Page[schemas.DeliveryView]:
     """A page of a webhook's deliveries, newest first."""
     statement = queries.deliveries(webhook.id)
     if state is not None:
         statement = statement.where(Delivery.state == state)
     order = f"deliveries {webhook.id} {state}"
-    return paging.fetch(session, statement, newest_first(Delivery), order, delivery_view)
+    return paging.fetch(session, statement, newest_first(Delivery), order, schemas.delivery_view)
 
 
-def change(session: Session, settings: Settings, webhook: Webhook, body: WebhookUpdate) -> None:
+def change(session: Session, settings: Settings, webhook: Webhook, body: schemas.WebhookUpdate) -> None:
     """Apply the fields that are set. Enabling clears the reason for a pause and sends the waiting deliveries."""
     if body.url is not None:
         _check_literal(settings, body.url)
-        webhook.url = masked(body.url)
+        webhook.url = schemas.masked(body.url)
         sealed = _box(session, settings).encrypt(body.url.encode(), context=url_context(webhook.id))
         webhook.sealed_url = sealed
     if body.event_types is not None:
@@ -130,7 +119,7 @@ def change(session: Session, settings: Settings, webhook: Webhook, body: Webhook
     session.flush()
 
 
-def rotate(session: Session, settings: Settings, webhook: Webhook, body: RotateBody) -> str:
+def rotate(session: Session, settings: Settings, webhook: Webhook, body: schemas.RotateBody) -> str:
     """Set a new secret and return it. The old secret keeps signing as well for `body.hours`."""
     secret = body.secret or _new_secret()
     webhook.old_secret = webhook.old_secret_until = None
@@ -147,7 +136,7 @@ def test(session: Session, webhook: Webhook) -> tuple[Delivery, Event]:
     _require_enabled(webhook)
     event = Event(
         id=f"msg_{secrets.token_hex(16)}",
-        type=TEST_EVENT,
+        type=schemas.TEST_EVENT,
         family_id=None,
         data={"webhook": webhook.id, "message": "Test event requested through the API."},
         created_at=clock.database_now(session),
@@ -185,7 +174,7 @@ def _delivery(webhook: Webhook, event: Event) -> Delivery:
 
 
 def _new_secret() -> str:
-    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+    return schemas.SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def _require_enabled(webhook: Webhook) -> None:
@@ -195,7 +184,7 @@ def _require_enabled(webhook: Webhook) -> None:
 
 def _check_literal(settings: Settings, url: str) -> None:
     """Refuse IP addresses early that every delivery would refuse. Host names can only be checked when connecting."""
-    address = literal_address(url)
+    address = schemas.literal_address(url)
     if address is not None and not outbound.is_allowed(address, outbound.parse_networks(settings.webhook_allow)):
         raise UnprocessableError(
             f"Webhooks are not allowed to reach {address}. An operator can allow its network with "
