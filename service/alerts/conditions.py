@@ -7,7 +7,7 @@ the alerts page and the table in docs/api.md derive from the classes.
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from featurewatch.service.alerts import events
 from featurewatch.service.alerts.evidence import MOST_ROWS, Evidence, failure_row, reading_row, verdict_row
@@ -26,7 +26,7 @@ _NAMED_IN_SUMMARY = 3
 Statuses = Annotated[
     list[Status], Field(min_length=1, max_length=len(Status), description="Statuses that raise the alert.")
 ]
-FeatureId = Field(title="Feature", examples=["F42318"], description="Id of the feature.")
+FeatureId = Annotated[str, AfterValidator(lambda text: feature_id(parse_feature_id(text)))]
 
 
 class BaseCondition(BaseModel):
@@ -102,13 +102,8 @@ class FeatureCondition(_FeatureStatusCondition):
     """A given feature enters one of the statuses."""
 
     kind: Literal["feature"]
-    feature: str = FeatureId
+    feature: FeatureId = Field(title="Feature", examples=["F42318"], description="Id of the feature.")
     statuses: Statuses = [*ALARMING]
-
-    @field_validator("feature")
-    @classmethod
-    def _normalise(cls, value: str) -> str:
-        return feature_id(parse_feature_id(value))
 
     def select(self, transitions: "Sequence[Transition]") -> "Sequence[Transition]":
         number = parse_feature_id(self.feature)
@@ -198,15 +193,10 @@ class RewiredCondition(BaseCondition):
     resolved_when: ClassVar = "another comparison at the same checkpoint finds no difference"
 
     kind: Literal["rewired"]
-    feature: str | None = Field(
+    feature: FeatureId | None = Field(
         None, title="Feature", examples=["F42318"],
         description="Id of the feature. Default: any feature whose dependencies were found.",
     )  # fmt: skip
-
-    @field_validator("feature")
-    @classmethod
-    def _normalise(cls, value: str | None) -> str | None:
-        return None if value is None else feature_id(parse_feature_id(value))
 
     def match(self, event: events.DependenciesCompared) -> Evidence | None:
         return [vars(one).copy() for one in event.features if one.rewired and self._covers(one.feature)] or None

@@ -24,7 +24,7 @@ from featurewatch.service.alerts.schemas import AlertState
 from featurewatch.service.features import queries as features
 from featurewatch.service.kit import clock
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
-from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Feature, Reading, Signature, Verdict
+from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Feature, Signature, Verdict
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts.statuses import Status
 from featurewatch.service.webhooks import queries as webhooks
@@ -52,28 +52,13 @@ def judged(session: Session, *, family: Family, checkpoint: Checkpoint) -> list[
         transitions=transitions if checkpoint.parent_id else lambda _: [],  # nothing to have changed from
         statuses=partial(_statuses, session, checkpoint),
     )
-    raised = _evaluate(session, checkpoint, event)
+    raised = evaluate(session, checkpoint, event)
     fvu = _fvu(checkpoint)
     if fvu is not None:
         parent = verdicts.checkpoint(session, checkpoint.parent_id) if checkpoint.parent_id else None
-        raised += _evaluate(
-            session, checkpoint, events.QualityMeasured(family_id=family.id, fvu=fvu, parent_fvu=_fvu(parent))
-        )
+        measured = events.QualityMeasured(family_id=family.id, fvu=fvu, parent_fvu=_fvu(parent))
+        raised += evaluate(session, checkpoint, measured)
     return raised
-
-
-def signatures_read(
-    session: Session, *, family: Family, checkpoint: Checkpoint, readings: Sequence[tuple[Reading, Signature]]
-) -> list[Alert]:
-    """Evaluate the rules on readings of a checkpoint, in the transaction that wrote them; the alerts now raised."""
-    return _evaluate(session, checkpoint, events.SignaturesRead(family_id=family.id, readings=readings))
-
-
-def dependencies_compared(
-    session: Session, *, family: Family, checkpoint: Checkpoint, compared: Sequence[events.ComparedFeature]
-) -> list[Alert]:
-    """Evaluate the rules on dependencies, in the transaction that wrote them; the alerts now raised."""
-    return _evaluate(session, checkpoint, events.DependenciesCompared(family_id=family.id, features=compared))
 
 
 def rehearse(
@@ -149,8 +134,11 @@ def _matches(rules: Sequence[Rule], event: events.Event) -> Iterator[Match]:
             yield Match(rule, condition, condition.match(event))
 
 
-def _evaluate(session: Session, checkpoint: Checkpoint, event: events.Event) -> list[Alert]:
-    """Raise and resolve the alerts of a checkpoint, and resolve those of its ancestors that the event clears."""
+def evaluate(session: Session, checkpoint: Checkpoint, event: events.Event) -> list[Alert]:
+    """Raise and resolve the alerts of a checkpoint, and resolve those of its ancestors that the event clears.
+
+    Call it in the transaction that wrote what the event reports. Returns the alerts now raised.
+    """
     ancestors = [
         (alert, rule, condition)
         for alert, rule in queries.unresolved(session, verdicts.ancestors(session, checkpoint))

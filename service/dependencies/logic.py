@@ -33,7 +33,12 @@ def create(session: Session, family: Family, checkpoint: Checkpoint, body: schem
     Raises 404 for an unknown feature, 409 if the checkpoint is not judged or has no model.
     """
     checkpoints.check_judged(checkpoint)
-    _require_model(family, checkpoint)
+    if _lacks_model(family, checkpoint):
+        raise ConflictError(
+            f"Finding dependencies requires running the model. {checkpoint.name} has only precomputed activations, or "
+            "the family has no text.",
+            code="model-needed",
+        )
     if body.hook_point is not None and body.hook_point not in checkpoint.hook_points:
         raise UnprocessableError(
             f"{checkpoint.name} was read at {', '.join(checkpoint.hook_points)}, not at {body.hook_point}.",
@@ -191,15 +196,6 @@ def _queue(
 
 def _lacks_model(family: Family, checkpoint: Checkpoint) -> bool:
     return checkpoint.uri.startswith(ACTIVATIONS) or not (family.positions or {}).get("documents")
-
-
-def _require_model(family: Family, checkpoint: Checkpoint) -> None:
-    if _lacks_model(family, checkpoint):
-        raise ConflictError(
-            f"Finding dependencies requires running the model. {checkpoint.name} has only precomputed activations, or "
-            "the family has no text.",
-            code="model-needed",
-        )
 
 
 def _not_compared(baseline: str, why: str) -> schemas.DependencyComparison:

@@ -136,7 +136,7 @@ class _Unsure(NamedTuple):
 
     why: list[Reason]
     watched: int
-    first: dict[int, tuple[Reason, float]]
+    first: dict[int, tuple[Reason, int]]
     """number -> (reason, documents in which it fires), for the features that are named"""
 
 
@@ -150,7 +150,8 @@ def _unsure(session: Session, comparison: Comparison, wanted: Filter, policy: Po
     why = reasons(Figures(firings, documents, low, high), policy)
     watched = among(numbers, comparison.watched)
     order = np.lexsort((numbers, -firings, ~watched))[:NAMED].tolist()
-    first = {int(numbers[place]): (why[place], float(documents[place])) for place in order}
+    documents = np.nan_to_num(documents).astype(int)
+    first = {int(numbers[place]): (why[place], int(documents[place])) for place in order}
     return _Unsure(why, int(watched.sum()), first)
 
 
@@ -163,18 +164,14 @@ def _not_judged(unsure: _Unsure, shown: dict[int, schemas.FeatureRow], policy: P
             for reason, count in Counter(unsure.why).most_common()
         ],
         named=[
-            _unjudged(shown[number], reason, documents, policy) for number, (reason, documents) in unsure.first.items()
+            schemas.Unjudged(
+                feature=shown[number],
+                reason=reason,
+                why=words.why_not(shown[number], reason, documents, policy),
+                detectable=words.detectable(shown[number].minimum_detectable_ratio),
+            )
+            for number, (reason, documents) in unsure.first.items()
         ],
-    )
-
-
-def _unjudged(row: schemas.FeatureRow, reason: Reason, documents: float, policy: Policy) -> schemas.Unjudged:
-    known = None if np.isnan(documents) else int(documents)
-    return schemas.Unjudged(
-        feature=row,
-        reason=reason,
-        why=words.why_not(row, reason, known, policy),
-        detectable=words.detectable(row.minimum_detectable_ratio),
     )
 
 

@@ -198,7 +198,7 @@ def get(session: Session, family: Family, name: str) -> Feature:
     return feature
 
 
-def trajectory(session: Session, family: Family, feature: Feature) -> list[Point]:
+def trajectory(session: Session, family: Family, feature: Feature) -> Trajectory:
     """A feature's verdicts, each against the parent; parents before children."""
     course = queries.course(session, family.id, feature.number)
     rewired = queries.rewired(session, [row.checkpoint_id for row in course], [feature.number])
@@ -206,17 +206,12 @@ def trajectory(session: Session, family: Family, feature: Feature) -> list[Point
     for row in course:
         points.append(point(row, row.checkpoint_name, row.parent_name))
         points[-1].rewired = rewired.get((row.checkpoint_id, feature.number))
-    return points
-
-
-def trajectory_of(feature: Feature, points: list[Point]) -> Trajectory:
-    """A feature over all checkpoints, from its `trajectory`."""
     return Trajectory(id=feature_id(feature.number), label=feature.label, auto_label=feature.auto_label, points=points)
 
 
 def detail(session: Session, family: Family, feature: Feature, points: Sequence[Point] | None = None) -> FeatureDetail:
     """A feature with its newest verdict. points: its trajectory, if the caller has it."""
-    points = trajectory(session, family, feature) if points is None else points
+    points = trajectory(session, family, feature).points if points is None else points
     born = checkpoint_queries.names(session, [feature.born_in])[feature.born_in]
     return FeatureDetail(
         **feature_fields(feature, born),

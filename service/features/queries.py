@@ -158,10 +158,8 @@ def rewired(
     session: Session, checkpoint_ids: Sequence[str], numbers: Sequence[int] | None = None
 ) -> dict[tuple[str, int], bool]:
     """(checkpoint id, feature number) -> whether its dependencies changed since the parent, where known."""
-    if numbers is None:
-        rows = session.execute(_REWIRED, {"checkpoints": checkpoint_ids})
-    else:
-        rows = session.execute(_REWIRED_OF, {"checkpoints": checkpoint_ids, "numbers": numbers})
+    statement = _REWIRED if numbers is None else _REWIRED_OF
+    rows = session.execute(statement, {"checkpoints": checkpoint_ids, "numbers": numbers})
     return {(checkpoint_id, number): bool(value) for checkpoint_id, number, value in rows}
 
 

@@ -66,8 +66,7 @@ def patch_feature(
 
 @router.get("/features/{feature}/trajectory", summary="Get a feature over all checkpoints", dependencies=[IN_TURN])
 def trajectory(family: ReadFamily, feature: str, session: ReadSession) -> schemas.Trajectory:
-    row = logic.get(session, family, feature)
-    return logic.trajectory_of(row, logic.trajectory(session, family, row))
+    return logic.trajectory(session, family, logic.get(session, family, feature))
 
 
 @router.get("/features/{feature}/sources", summary="Get a feature at every hook point of every checkpoint")
@@ -116,7 +115,7 @@ def get_codes(
     response_class=StreamingResponse,
     responses={200: {"content": {tables.MEDIA_TYPE: {}}, "description": "A Parquet file; columns have units."}},
 )
-def get_table(family: ReadFamily, table: tables.TableName, session: ReadSession, database: AppDatabase) -> Response:
+def get_table(family: ReadFamily, table: tables.TableName, database: AppDatabase) -> Response:
     pieces = tables.stream(database.read, family.id, table)
     headers = {"Content-Disposition": f'attachment; filename="{family.name}-{table}.parquet"'}
     return StreamingResponse(pieces, media_type=tables.MEDIA_TYPE, headers=headers)
@@ -130,7 +129,7 @@ def get_code_ids(
     checkpoint: Annotated[str | None, Query(description="Default: the newest one.")] = None,
 ) -> schemas.CodeColumns:
     code, name = codes.code_of(session, family, checkpoint)
-    numbers = codes.feature_numbers(artifacts, code).tolist()
+    numbers = codes.tensors(artifacts, code.artifact)["feature_numbers"].tolist()
     return schemas.CodeColumns(
         checkpoint=name, generation=code.generation, feature_ids=[feature_id(number) for number in numbers]
     )

@@ -61,7 +61,8 @@ class Exporter:
         self.session, self.artifacts, self.family = session, artifacts, family
         self.checkpoint: Checkpoint = checkpoints.get_judged(session, family, checkpoint)
         self.code, _ = codes.code_of(session, family, self.checkpoint.name)
-        self.columns = {int(n): column for column, n in enumerate(codes.feature_numbers(artifacts, self.code))}
+        numbers = codes.tensors(artifacts, self.code.artifact)["feature_numbers"]
+        self.columns = {number: column for column, number in enumerate(numbers.tolist())}
         self.texts = Passages(artifacts, family, self.code)
         sources = verdicts.sources(session, self.checkpoint.id)
         # Promoted tokens are computed at the deepest one.

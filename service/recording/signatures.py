@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from featurewatch.service.alerts import evaluation as alerts
+from featurewatch.service.alerts.events import SignaturesRead
 from featurewatch.service.models import Reading
 from featurewatch.service.signatures import logic, queries
 from featurewatch.service.verdicts import queries as verdicts
@@ -47,6 +48,6 @@ def record(session: Session, checkpoint_id: str, results: Sequence[SignatureResu
         row.activations = result.activations
         session.add(row)
         rows.append((row, signatures[signature_id]))
-    raised = alerts.signatures_read(session, family=family, checkpoint=checkpoint, readings=rows)
+    raised = alerts.evaluate(session, checkpoint, SignaturesRead(family_id=family.id, readings=rows))
     statuses = {signature.name: row.status for row, signature in rows}
     return {"family": family.name, "checkpoint": checkpoint.name, "signatures": statuses, "alerts": len(raised)}

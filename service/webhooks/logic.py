@@ -6,10 +6,12 @@ them.
 
 import base64
 import hashlib
+import ipaddress
 import math
 import secrets
 from datetime import timedelta
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -184,8 +186,11 @@ def _require_enabled(webhook: Webhook) -> None:
 
 def _check_literal(settings: Settings, url: str) -> None:
     """Refuse IP addresses early that every delivery would refuse. Host names can only be checked when connecting."""
-    address = schemas.literal_address(url)
-    if address is not None and not outbound.is_allowed(address, outbound.parse_networks(settings.webhook_allow)):
+    try:
+        address = ipaddress.ip_address((urlsplit(url).hostname or "").split("%", 1)[0])
+    except ValueError:
+        return
+    if not outbound.is_allowed(address, outbound.parse_networks(settings.webhook_allow)):
         raise UnprocessableError(
             f"Webhooks are not allowed to reach {address}. An operator can allow its network with "
             "FEATUREWATCH_WEBHOOK_ALLOW.",

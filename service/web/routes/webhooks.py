@@ -58,6 +58,6 @@ def change_webhook(
 
 
 @router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver")
-def redeliver(request: Request, webhook_id: str, delivery_id: str, session: WriteSession, form: SentForm) -> Response:
+def redeliver(webhook_id: str, delivery_id: str, session: WriteSession) -> Response:
     logic.redeliver(session, logic.get(session, webhook_id), delivery_id)
     return back(address("webhooks", webhook_id))
