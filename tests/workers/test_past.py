@@ -64,7 +64,7 @@ def found_late(judged: Judged, session: Any) -> dict[int, tuple[Feature, int, li
     planted, family = judged.planted(), families.get(session, "planted")
     names = {row.id: int(row.name[1:]) for row in session.query(Checkpoint)}
     return {
-        row.number: (row, names[row.born_in], features.trajectory(session, family, row))
+        row.number: (row, names[row.born_in], features.trajectory(session, family, row).points)
         for row in session.query(Feature).filter_by(origin="discovered")
         if row.number in planted
     }
