@@ -127,6 +127,8 @@ class Comparison:
     """[m] documents in which the feature was active at the baseline"""
     documents: NDArray[np.int64]
     """[m] in the checkpoint"""
+    threshold: float
+    """Smallest possible activation"""
 
 
 def compare_activity(before: OwnCode, now: OwnCode) -> Comparison:
@@ -168,6 +170,7 @@ def compare_activity(before: OwnCode, now: OwnCode) -> Comparison:
         gains=_gains(_by_document(c.only(gained), now.document), in_documents_b, c.only(gained), now.document),
         documents_before=np.bincount(in_documents_b.indices, minlength=b.m),
         documents=np.bincount(in_documents_c.indices, minlength=c.m),
+        threshold=now.threshold,
     )
 
 

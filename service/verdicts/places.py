@@ -62,11 +62,12 @@ class Placement:
 
 def place(comparison: Comparison, policy: Policy, level: float) -> Placement:
     """Say where every feature is active. level: largest q-value that is significant."""
-    sums, share = comparison.sums, policy.places_share
+    sums, share, threshold = comparison.sums, policy.places_share, comparison.threshold
     active_before = sums.firings_before.sum(0)
     firings = np.maximum(active_before, sums.firings.sum(0))
     documents = np.maximum(comparison.documents_before, comparison.documents)
-    enough = (firings >= policy.min_firings) & (documents >= policy.min_documents)
+    visible = _mean(sums.before, sums.firings_before, sums.now, sums.firings) >= policy.min_visibility * threshold
+    enough = (firings >= policy.min_firings) & (documents >= policy.min_documents) & visible
     gained = _ratio(sums.gained, sums.before, policy)
     lost = _ratio(sums.lost, sums.before, policy)
     kept = _ratio(sums.kept_now, sums.kept_before, policy)
@@ -110,6 +111,12 @@ def place(comparison: Comparison, policy: Policy, level: float) -> Placement:
         gained_documents=known(comparison.gains.documents),
         amplitude=known(_ratio(sums.now, sums.before, policy)[0] / rate[0]),
     )
+
+
+def _mean(*sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[m] mean activation, of the checkpoint where it is larger. sums: activation and firings, of each."""
+    means = [part.sum(0) / np.maximum(count.sum(0), 1) for part, count in zip(sums[::2], sums[1::2], strict=True)]
+    return np.maximum.reduce(means)
 
 
 def _ratio(over: NDArray[np.float64], under: NDArray[np.float64], policy: Policy) -> NDArray[np.float64]:

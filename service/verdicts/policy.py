@@ -44,6 +44,12 @@ class Policy(BaseModel):
     places_floor: float = Field(
         0.25, ge=0, description="Gained and lost shares must be significantly over this. Noise alone stays under it."
     )
+    min_visibility: float = Field(
+        1.75,
+        ge=1,
+        description="Places are indeterminate if the mean activation is less than this multiple of the own code's "
+        "threshold: such activations come and go with noise.",
+    )
     trigger_gain: float = Field(
         5.0,
         gt=1,

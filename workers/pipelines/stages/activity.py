@@ -1,7 +1,8 @@
-"""Where features are active: own codes of a checkpoint and its baseline, read with the same rows, and compared.
+"""Where features are active: own codes of a checkpoint and its parent, and what changed between them.
 
-The rows of a generation's first checkpoint are its decoder's. A descendant reads with its parent's rows, mapped into
-its basis, and with the decoder rows of its own new features. So every checkpoint of a generation is read alike.
+Every checkpoint is read with the directions along which it writes the features: its decoder rows. They follow a basis
+or features that turn slowly. A feature that it does not write, or writes along another direction, is read along its
+parent's row, mapped into the checkpoint's basis.
 """
 
 import json
@@ -24,6 +25,9 @@ from featurewatch.workers.pipelines.shared.pairing import ParentPair
 from featurewatch.workers.pipelines.shared.sources import BLOCK, Activations
 from featurewatch.workers.verdicts.folds import FOLDS
 from featurewatch.workers.verdicts.measure import map_rows
+
+FOLLOWS = 0.8
+"""Cosine from which a decoder row continues the direction of its feature."""
 
 
 @dataclass(frozen=True)
@@ -106,48 +110,49 @@ def read_activity(execution: Execution, pair: ParentPair, basis: Basis) -> Activ
 
 def _make_rows(execution: Execution, pair: ParentPair, basis: Basis) -> tuple[Rows, Rows | None]:
     """Rows of the checkpoint, and the rows that its parent is read with."""
-    context, activations, parent = pair.context, pair.compared, pair.parent
+    activations, parent, stored = pair.compared, pair.parent, pair.context.parent
     regression, now, before = basis.solved(activations, parent)
-    widths = dict(zip(activations.hook_points, activations.widths, strict=True))
-    own = Rows(normalize(now.decoder, dim=1), now.bias, 0.0, basis.numbers, widths)
-    if parent is None or before is None or context.parent is None:
+    own = Rows(normalize(now.decoder, dim=1), now.bias, 0.0, basis.numbers, _widths(activations))
+    if parent is None or before is None or stored is None:
         return replace(own, threshold=_threshold(regression, activations, now)), None
+    known = None
+    if stored.rows is not None and stored.generation == pair.context.generation:
+        known = Rows.load(execution, stored.rows, activations.device).at(parent.hook_points)
     maps = basis_maps(now.decoder, activations.widths, before.decoder, parent.widths, regression.energy.sum(0).float())
-    if context.parent.rows is None or context.parent.generation != context.generation:
-        own = replace(own, threshold=_threshold(regression, activations, now))
-        return own, replace(_mapped_back(own, parent, maps), bias=before.bias)
-    known = Rows.load(execution, context.parent.rows, activations.device).at(parent.hook_points)
-    inherited, rows = _aligned(known, basis.numbers)
-    here = normalize(map_rows(rows, parent.widths, maps), dim=1) if _turned(maps) else rows
+    back = [None if r is None else r.T for r in maps]
+    earlier = _aligned(known, basis.numbers) if known else torch.zeros_like(before.decoder)
     own = replace(
         own,
-        rows=torch.where(inherited, here, own.rows),
-        bias=map_rows(known.bias, parent.widths, maps),
-        threshold=known.threshold,
+        rows=_following(own.rows, map_rows(earlier, parent.widths, maps)),
+        threshold=known.threshold if known else _threshold(regression, activations, now),
     )
-    back = _mapped_back(own, parent, maps)
-    return own, replace(back, rows=torch.where(inherited, rows, back.rows), bias=known.bias)
+    unknown = ~earlier.any(1, keepdim=True)
+    there = _following(normalize(before.decoder, dim=1), map_rows(own.rows, activations.widths, back))
+    return own, replace(
+        own,
+        rows=torch.where(unknown, there, earlier),
+        bias=known.bias if known else before.bias,
+        hook_points=_widths(parent),
+    )
 
 
-def _mapped_back(rows: Rows, parent: Activations, maps: list[Tensor | None]) -> Rows:
-    """The rows in the parent's basis."""
-    inverse = [None if r is None else r.T for r in maps]
-    there = map_rows(rows.rows, list(rows.hook_points.values()), inverse)
-    widths = dict(zip(parent.hook_points, parent.widths, strict=True))
-    return replace(rows, rows=normalize(there, dim=1) if _turned(maps) else there, hook_points=widths)
+def _following(own: Tensor, inherited: Tensor) -> Tensor:
+    """[m, D] unit rows: a checkpoint's own where they agree with the inherited ones, or there are none, else those."""
+    inherited = normalize(inherited, dim=1)
+    follows = ((own * inherited).sum(1, keepdim=True) >= FOLLOWS) | ~inherited.any(1, keepdim=True)
+    return torch.where(follows, own, inherited)
 
 
-def _turned(maps: list[Tensor | None]) -> bool:
-    return any(r is not None for r in maps)
-
-
-def _aligned(known: Rows, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Which features [m, 1] have known rows, and the rows [m, D], zeros for the others."""
+def _aligned(known: Rows, numbers: Tensor) -> Tensor:
+    """[m, D] known rows of these features; zeros for the others."""
     _, here, there = np.intersect1d(numbers.numpy(), known.numbers.numpy(), return_indices=True)
     rows = known.rows.new_zeros(len(numbers), known.rows.shape[1])
-    inherited = torch.zeros(len(numbers), 1, dtype=torch.bool, device=rows.device)
-    rows[here], inherited[here] = known.rows[there], True
-    return inherited, rows
+    rows[here] = known.rows[there]
+    return rows
+
+
+def _widths(activations: Activations) -> dict[str, int]:
+    return dict(zip(activations.hook_points, activations.widths, strict=True))
 
 
 def _threshold(regression: Regression, activations: Activations, solution: Solution) -> float:
