@@ -1,8 +1,8 @@
 """Where features are active: own codes of a checkpoint and its parent, and what changed between them.
 
 Every checkpoint is read with the directions along which it writes the features: its decoder rows. They follow a basis
-or features that turn slowly. A feature that it does not write, or writes along another direction, is read along its
-parent's row, mapped into the checkpoint's basis.
+or features that turn slowly. A feature that it hardly writes is read along its parent's row, mapped into the
+checkpoint's basis.
 """
 
 import json
@@ -28,6 +28,8 @@ from featurewatch.workers.verdicts.measure import map_rows
 
 FOLLOWS = 0.8
 """Cosine from which a decoder row continues the direction of its feature."""
+STRONG = 0.5
+"""Ratio of decoder norms from which a feature along another direction counts as relocated rather than gone."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,12 @@ def _make_rows(execution: Execution, pair: ParentPair, basis: Basis) -> tuple[Ro
     earlier = _aligned(known, basis.numbers) if known else torch.zeros_like(before.decoder)
     own = replace(
         own,
-        rows=_following(own.rows, map_rows(earlier, parent.widths, maps)),
+        rows=_following(own.rows, map_rows(earlier, parent.widths, maps), now.decoder, before.decoder),
         threshold=known.threshold if known else _threshold(regression, activations, now),
     )
     unknown = ~earlier.any(1, keepdim=True)
-    there = _following(normalize(before.decoder, dim=1), map_rows(own.rows, activations.widths, back))
+    there = map_rows(own.rows, activations.widths, back)
+    there = _following(normalize(before.decoder, dim=1), there, before.decoder, now.decoder)
     return own, replace(
         own,
         rows=torch.where(unknown, there, earlier),
@@ -136,11 +139,17 @@ def _make_rows(execution: Execution, pair: ParentPair, basis: Basis) -> tuple[Ro
     )
 
 
-def _following(own: Tensor, inherited: Tensor) -> Tensor:
-    """[m, D] unit rows: a checkpoint's own where they agree with the inherited ones, or there are none, else those."""
+def _following(own: Tensor, inherited: Tensor, decoder: Tensor, other: Tensor) -> Tensor:
+    """[m, D] unit rows of a checkpoint: its own, or the inherited ones where it hardly writes the feature.
+
+    Its own rows are used where they agree with the inherited ones, or where there are none (zeros). They are also used
+    for a feature that was relocated: as strong in its `decoder` as in the `other` checkpoint's, along another direction.
+    Read along the old one, its activation would be taken for that of its neighbours.
+    """
     inherited = normalize(inherited, dim=1)
-    follows = ((own * inherited).sum(1, keepdim=True) >= FOLLOWS) | ~inherited.any(1, keepdim=True)
-    return torch.where(follows, own, inherited)
+    agrees = (own * inherited).sum(1) >= FOLLOWS
+    strong = decoder.norm(dim=1) >= STRONG * other.norm(dim=1)
+    return torch.where((agrees | strong | ~inherited.any(1)).unsqueeze(1), own, inherited)
 
 
 def _aligned(known: Rows, numbers: Tensor) -> Tensor:
