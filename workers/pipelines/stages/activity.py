@@ -28,8 +28,6 @@ from featurewatch.workers.verdicts.measure import map_rows
 
 FOLLOWS = 0.8
 """Cosine from which a decoder row continues the direction of its feature."""
-STRONG = 0.5
-"""Ratio of decoder norms from which a feature along another direction counts as relocated rather than gone."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +88,17 @@ class Activity:
     comparison: Comparison
 
 
-def read_activity(execution: Execution, pair: ParentPair, basis: Basis) -> Activity:
-    """Read own codes of the checkpoint and its parent, and compare them. Reuses what is stored."""
+def read_activity(execution: Execution, pair: ParentPair, basis: Basis, relocated: Tensor) -> Activity:
+    """Read own codes of the checkpoint and its parent, and compare them. Reuses what is stored.
+
+    relocated: bool [m] features that the checkpoint writes along another direction than its parent.
+    """
     context, activations = pair.context, pair.compared
     stored = context.parent if context.parent and context.parent.generation == context.generation else None
     name = context.artifact(
         "rows", code=basis.artifact, checkpoint=context.checkpoint_id, parent=stored.rows if stored else None
     )
-    rows, parent_rows = _make_rows(execution, pair, basis)
+    rows, parent_rows = _make_rows(execution, pair, basis, relocated)
     if stored and stored.rows and rows.equals(Rows.load(execution, stored.rows, rows.rows.device)):
         name = stored.rows
     if not execution.artifacts.exists(name):
@@ -110,7 +111,7 @@ def read_activity(execution: Execution, pair: ParentPair, basis: Basis) -> Activ
     return Activity(name, own_code, compare_activity(_parent_code(execution, pair, parent_rows), now))
 
 
-def _make_rows(execution: Execution, pair: ParentPair, basis: Basis) -> tuple[Rows, Rows | None]:
+def _make_rows(execution: Execution, pair: ParentPair, basis: Basis, relocated: Tensor) -> tuple[Rows, Rows | None]:
     """Rows of the checkpoint, and the rows that its parent is read with."""
     activations, parent, stored = pair.compared, pair.parent, pair.context.parent
     regression, now, before = basis.solved(activations, parent)
@@ -125,12 +126,11 @@ def _make_rows(execution: Execution, pair: ParentPair, basis: Basis) -> tuple[Ro
     earlier = _aligned(known, basis.numbers) if known else torch.zeros_like(before.decoder)
     own = replace(
         own,
-        rows=_following(own.rows, map_rows(earlier, parent.widths, maps), now.decoder, before.decoder),
+        rows=_following(own.rows, map_rows(earlier, parent.widths, maps), relocated.to(now.decoder.device)),
         threshold=known.threshold if known else _threshold(regression, activations, now),
     )
     unknown = ~earlier.any(1, keepdim=True)
-    there = map_rows(own.rows, activations.widths, back)
-    there = _following(normalize(before.decoder, dim=1), there, before.decoder, now.decoder)
+    there = _following(normalize(before.decoder, dim=1), map_rows(own.rows, activations.widths, back))
     return own, replace(
         own,
         rows=torch.where(unknown, there, earlier),
@@ -139,17 +139,18 @@ def _make_rows(execution: Execution, pair: ParentPair, basis: Basis) -> tuple[Ro
     )
 
 
-def _following(own: Tensor, inherited: Tensor, decoder: Tensor, other: Tensor) -> Tensor:
+def _following(own: Tensor, inherited: Tensor, relocated: Tensor | None = None) -> Tensor:
     """[m, D] unit rows of a checkpoint: its own, or the inherited ones where it hardly writes the feature.
 
     Its own rows are used where they agree with the inherited ones, or where there are none (zeros). They are also used
-    for a feature that was relocated: as strong in its `decoder` as in the `other` checkpoint's, along another direction.
-    Read along the old one, its activation would be taken for that of its neighbours.
+    for features that were relocated (bool [m]): read along the old direction, their activation would be taken for that
+    of their neighbours.
     """
     inherited = normalize(inherited, dim=1)
-    agrees = (own * inherited).sum(1) >= FOLLOWS
-    strong = decoder.norm(dim=1) >= STRONG * other.norm(dim=1)
-    return torch.where((agrees | strong | ~inherited.any(1)).unsqueeze(1), own, inherited)
+    follows = ((own * inherited).sum(1) >= FOLLOWS) | ~inherited.any(1)
+    if relocated is not None:
+        follows |= relocated
+    return torch.where(follows.unsqueeze(1), own, inherited)
 
 
 def _aligned(known: Rows, numbers: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 from featurewatch.service.recording import verdicts
 from featurewatch.workers.execution import Execution
@@ -36,6 +37,6 @@ def compare_with_parent(
     with stage("measure"):
         measurements = measure_checkpoint(execution, pair, basis)
     with stage("activity"):
-        activity = read_activity(execution, pair, basis)
+        comparison = judge_pair(execution, pair, basis, measurements, partial(read_activity, execution, pair, basis))
     with stage("judge"):
-        yield judge_pair(execution, pair, basis, measurements, activity)
+        yield comparison
