@@ -54,15 +54,16 @@ def claim(session: Session, *, caller: str, header: str, request: str, hours: fl
         )
     key = f"{caller}:{name}"
     queries.drop_records_before(session, utcnow() - timedelta(hours=hours))
-    existing = queries.find_record(session, key)
+    existing = session.get(IdempotencyRecord, key)
     if existing is None:
         record = IdempotencyRecord(key=key, fingerprint=request, status=_IN_PROGRESS, headers={}, body="")
         try:
-            queries.add_record(session, record)
+            session.add(record)
+            session.flush()
             return Claim(record, None)
-        except IntegrityError:
+        except IntegrityError:  # another request claimed it first
             session.rollback()
-            existing = queries.find_record(session, key)
+            existing = session.get(IdempotencyRecord, key)
     if existing is None:
         raise ConflictError(
             "A request with this Idempotency-Key is in progress. Try again later.", code="idempotency-busy"

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from featurewatch.service.audit import idempotency, queries
+from featurewatch.service.audit import idempotency
 from featurewatch.service.kit.problems import ConflictError, UnavailableError
 from featurewatch.service.kit.routing import READING, methods_at
 from featurewatch.service.kit.turns import WriteTurn
@@ -105,7 +105,7 @@ def _commit(session: Session, scope: Scope, response: _HeldResponse, record: Ide
         status=response.status,
         request_id=scope["state"]["request_id"],
     )
-    queries.add_entry(session, entry)
+    session.add(entry)
     if record is not None:
         idempotency.remember(record, response.status, response.headers(), response.body())
     session.commit()

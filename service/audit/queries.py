@@ -11,11 +11,6 @@ from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import AuditEntry, IdempotencyRecord
 
 
-def add_entry(session: Session, entry: AuditEntry) -> None:
-    """Add an entry to the audit log."""
-    session.add(entry)
-
-
 def page_of_entries(
     session: Session, *, actor: str | None, after: Sequence[Any] | None, limit: int
 ) -> Sequence[AuditEntry]:
@@ -25,17 +20,6 @@ def page_of_entries(
         statement = statement.where(AuditEntry.actor == actor)
     keys = [SortKey(AuditEntry.at, descending=True), SortKey(AuditEntry.id, descending=True)]
     return session.scalars(keyset(statement, keys, after, limit)).all()
-
-
-def find_record(session: Session, key: str) -> IdempotencyRecord | None:
-    """The record of an idempotency key."""
-    return session.get(IdempotencyRecord, key)
-
-
-def add_record(session: Session, record: IdempotencyRecord) -> None:
-    """Claim a key. Raises IntegrityError if another request claimed it first."""
-    session.add(record)
-    session.flush()
 
 
 def drop_entries_before(session: Session, moment: datetime) -> None:

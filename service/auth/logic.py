@@ -48,7 +48,8 @@ def create(
         revoked_at=None,
         last_used_at=None,
     )
-    queries.add(session, row)
+    session.add(row)
+    session.flush()
     return row, key
 
 
@@ -66,7 +67,8 @@ def authenticate(session: Session, key: str) -> Principal:
 def sign_in(session: Session, principal: Principal) -> WebSession:
     """Start a browser session for a key."""
     row = WebSession(key_id=principal.id, expires_at=utcnow() + SESSION_LENGTH)
-    queries.add(session, row)
+    session.add(row)
+    session.flush()
     return row
 
 
@@ -82,7 +84,7 @@ def still_valid(session: Session, principal: Principal) -> bool:
         return True
     if principal.session_id is not None:
         return returning(session, principal.session_id) is not None
-    row = queries.find(session, principal.id)
+    row = session.get(ApiKey, principal.id)
     return row is not None and alive(row)
 
 
@@ -106,7 +108,7 @@ def page(session: Session, paging: Pager) -> Page[KeyOut]:
 
 def get(session: Session, key_id: str) -> ApiKey:
     """The API key with this id, or 404."""
-    row = queries.find(session, key_id)
+    row = session.get(ApiKey, key_id)
     if row is None:
         raise NotFoundError(f"There is no API key {key_id}.")
     return row

@@ -19,21 +19,10 @@ def find_by_prefix(session: Session, prefix: str) -> Any:
     return session.execute(_BY_PREFIX, {"prefix": prefix}).one_or_none()
 
 
-def find(session: Session, key_id: str) -> ApiKey | None:
-    """The key with this id."""
-    return session.get(ApiKey, key_id)
-
-
 def page_of_keys(session: Session, *, after: Sequence[Any] | None, limit: int) -> Sequence[ApiKey]:
     """Keys, including revoked ones, newest first; one row more than `limit` if there are more."""
     keys = [SortKey(ApiKey.created_at, descending=True), SortKey(ApiKey.id, descending=True)]
     return session.scalars(keyset(select(ApiKey), keys, after, limit)).all()
-
-
-def add(session: Session, row: ApiKey | WebSession) -> None:
-    """Store a new key or browser session, which sets its id."""
-    session.add(row)
-    session.flush()
 
 
 def key_of_session(session: Session, session_id: str, now: datetime) -> ApiKey | None:

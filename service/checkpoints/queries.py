@@ -19,17 +19,6 @@ def by_name(session: Session, family_id: str, name: str) -> Checkpoint | None:
     return session.scalar(_BY_NAME, {"family": family_id, "name": name})
 
 
-def get(session: Session, checkpoint_id: str) -> Checkpoint | None:
-    """The checkpoint with this id."""
-    return session.get(Checkpoint, checkpoint_id)
-
-
-def add(session: Session, checkpoint: Checkpoint) -> None:
-    """Store a checkpoint. Raises IntegrityError if its name is taken."""
-    session.add(checkpoint)
-    session.flush()
-
-
 def newest(session: Session, family_id: str, states: Sequence[str]) -> Sequence[Checkpoint]:
     """Checkpoints of a family in these states, newest first."""
     statement = select(Checkpoint).where(Checkpoint.family_id == family_id, Checkpoint.state.in_(states))

@@ -136,11 +136,6 @@ def heartbeat(
     )
 
 
-def raise_priority(session: Session, *, family_id: str, kind: str, priority: int) -> None:
-    """Raise queued runs of a family and kind to a priority: a run of this priority needs their results."""
-    queries.raise_priority(session, family_id, kind, priority)
-
-
 def gives_way(session: Session, *, family_id: str, priority: int) -> bool:
     """Whether a background run (priority below 0) must let another run of its family go first."""
     return priority < 0 and queries.waits_before(session, family_id, priority)

@@ -71,17 +71,21 @@ def candidates(session: Session, *, run_id: str | None) -> Sequence[tuple[str, s
 
     run_id: only runs of the family of this run. A bell says where there is work, the queue says which run is next.
     """
-    active = aliased(Run)
     statement = (
         select(Run.id, Run.family_id, Run.kind)
-        .where(Run.state == RunState.QUEUED)
-        .where(~exists().where(active.family_id == Run.family_id, active.state.in_(ACTIVE)))
+        .where(Run.state == RunState.QUEUED, _family_idle())
         .order_by(*_LINE)
         .limit(_CANDIDATES)
     )
     if run_id is not None:
         statement = statement.where(Run.family_id == select(Run.family_id).where(Run.id == run_id).scalar_subquery())
     return [(row[0], row[1], row[2]) for row in session.execute(statement)]
+
+
+def _family_idle() -> ColumnElement[bool]:
+    """No run of the family is active."""
+    active = aliased(Run)
+    return ~exists(select(active.id).where(active.family_id == Run.family_id, active.state.in_(ACTIVE)).correlate(Run))
 
 
 def kind(session: Session, run_id: str) -> str | None:
@@ -102,14 +106,10 @@ def waits_before(session: Session, family_id: str, priority: int) -> bool:
 
 def take(session: Session, run_id: str, *, worker: str, lease_until: datetime, now: datetime) -> bool:
     """Claim a queued run of an idle family. IntegrityError if another worker has just claimed one of its runs."""
-    active = aliased(Run)
     return changes_one_row(
         session,
         update(Run)
-        .where(Run.id == run_id, Run.state == RunState.QUEUED)
-        .where(
-            ~exists(select(active.id).where(active.family_id == Run.family_id, active.state.in_(ACTIVE)).correlate(Run))
-        )
+        .where(Run.id == run_id, Run.state == RunState.QUEUED, _family_idle())
         .values(
             state=RunState.RUNNING,
             attempt=Run.attempt + 1,
@@ -294,13 +294,11 @@ def mark_rung(session: Session, bell_ids: Sequence[int], now: datetime) -> None:
 
 def unheard(session: Session, *, rung_before: datetime, limit: int) -> Sequence[tuple[int, str, str]]:
     """As `silent_bells`, of queued runs of idle families whose newest bell is old: its message may be lost."""
-    active = aliased(Run)
     newest = select(func.max(Bell.id)).group_by(Bell.run_id)
     return _bells(
         session,
         select(Bell.id, Run.id, Run.kind)
-        .where(Bell.id.in_(newest), Bell.rung_at < rung_before, Run.state == RunState.QUEUED)
-        .where(~exists().where(active.family_id == Run.family_id, active.state.in_(ACTIVE)))
+        .where(Bell.id.in_(newest), Bell.rung_at < rung_before, Run.state == RunState.QUEUED, _family_idle())
         .limit(limit),
     )
 

@@ -20,7 +20,6 @@ from uvicorn.supervisors import Multiprocess
 
 from featurewatch.service import migrate
 from featurewatch.service.app import create_app
-from featurewatch.service.audit import queries as audit_queries
 from featurewatch.service.auth import logic as auth
 from featurewatch.service.auth import queries as auth_queries
 from featurewatch.service.auth.schemas import KeyOut
@@ -194,7 +193,7 @@ def rotate_secret() -> dict[str, Any]:
 def _note(session: Session, method: str, path: str, status: int) -> None:
     """Add the audit entry that the equivalent API call would have."""
     entry = AuditEntry(actor="server", method=method, path=path, status=status, request_id=new_id("cmd"))
-    audit_queries.add_entry(session, entry)
+    session.add(entry)
 
 
 @contextmanager
