@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featurewatch.service.audit import idempotency
@@ -60,13 +61,13 @@ class Transactions:
             )
             hours = scope["app"].state.settings.answer_hours
             await turn.take()
-            claim = await run_in_threadpool(
+            claimed = await run_in_threadpool(
                 idempotency.claim, session, caller=principal.id, header=key, request=request, hours=hours
             )
-            if claim.replay is not None:
-                await claim.replay(scope, receive, send)
+            if isinstance(claimed, Response):
+                await claimed(scope, receive, send)
                 return
-            record = claim.record
+            record = claimed
         response = _HeldResponse()
         await self.app(scope, receive, response.hold)
         if response.status < 400:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from featurewatch.service.auth import keys, queries
 from featurewatch.service.auth.schemas import KeyOut
 from featurewatch.service.kit.clock import utcnow
-from featurewatch.service.kit.pages import Page, Pager
+from featurewatch.service.kit.pages import Page, Pager, newest_first
 from featurewatch.service.kit.problems import NotFoundError, UnauthenticatedError
 from featurewatch.service.models import ApiKey, WebSession
 
@@ -101,9 +102,7 @@ def alive(row: ApiKey) -> bool:
 
 def page(session: Session, paging: Pager) -> Page[KeyOut]:
     """A page of API keys, newest first."""
-    fetched = queries.page_of_keys(session, after=paging.after("keys"), limit=paging.limit)
-    rows, cursor = paging.page(fetched, "keys", lambda row: (row.created_at, row.id))
-    return Page(data=[KeyOut.model_validate(row) for row in rows], next_cursor=cursor)
+    return paging.fetch(session, select(ApiKey), newest_first(ApiKey), "keys", KeyOut.model_validate)
 
 
 def get(session: Session, key_id: str) -> ApiKey:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from featurewatch.service.kit import clock
 from featurewatch.service.kit.problems import ConflictError, NotFoundError
-from featurewatch.service.models import Attempt, Bell, Run
+from featurewatch.service.models import Attempt, Bell, Checkpoint, Family, Run
 from featurewatch.service.runs import lines, queries
 from featurewatch.service.runs.kinds import queue_of
 from featurewatch.service.runs.states import ACTIVE, FINAL, RunState
@@ -345,14 +345,14 @@ def _ended(session: Session, run: Run) -> None:
     if run.state in (RunState.FAILED, RunState.CANCELLED):
         queries.set_checkpoint_state(session, run.checkpoint_id, old="registered", new="failed")
     if run.state == RunState.FAILED:
-        family, checkpoint = queries.names(session, run)
+        checkpoint = session.get_one(Checkpoint, run.checkpoint_id).name if run.checkpoint_id else None
         webhooks.emit(
             session,
             type="run.failed",
             family_id=run.family_id,
             data={
                 "run": run.id,
-                "family": family,
+                "family": session.get_one(Family, run.family_id).name,
                 "checkpoint": checkpoint,
                 "kind": run.kind,
                 "attempt": run.attempt,

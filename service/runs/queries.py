@@ -9,7 +9,6 @@ from sqlalchemy.orm import Session, aliased
 
 from featurewatch.service.families.queries import LISTED
 from featurewatch.service.kit.db import changes_one_row
-from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Attempt, Bell, Checkpoint, Family, LogLine, Run, Shard
 from featurewatch.service.runs.states import ACTIVE, FINAL, RunState, can_become
 
@@ -37,33 +36,6 @@ def by_id(session: Session, run_id: str) -> tuple[Run, str, str | None] | None:
     """A run with the names of its family and checkpoint."""
     row: Any = session.execute(listing().where(Run.id == run_id)).one_or_none()
     return None if row is None else (row[0], row[1], row[2])
-
-
-def page(
-    session: Session,
-    *,
-    family: str | None,
-    state: RunState | None,
-    checkpoint: str | None,
-    after: Sequence[Any] | None,
-    limit: int,
-) -> Sequence[tuple[Run, str, str | None]]:
-    """Runs with the names of their family and checkpoint, newest first; `limit` + 1 rows if there are more."""
-    keys = [SortKey(Run.created_at, descending=True), SortKey(Run.id, descending=True)]
-    rows = session.execute(keyset(listing(family=family, state=state, checkpoint=checkpoint), keys, after, limit))
-    return [(row[0], row[1], row[2]) for row in rows]
-
-
-def names(session: Session, run: Run) -> tuple[str, str | None]:
-    """Names of a run's family and checkpoint."""
-    row = session.execute(
-        select(Family.name, Checkpoint.name)
-        .select_from(Run)
-        .join(Family, Family.id == Run.family_id)
-        .outerjoin(Checkpoint, Checkpoint.id == Run.checkpoint_id)
-        .where(Run.id == run.id)
-    ).one()
-    return row[0], row[1]
 
 
 def candidates(session: Session, *, run_id: str | None) -> Sequence[tuple[str, str, str]]:
@@ -169,10 +141,9 @@ def end_attempt(session: Session, run: Run, *, now: datetime, error: dict[str, A
     )
 
 
-def attempts(session: Session, run_id: str, *, after: Sequence[Any] | None, limit: int) -> Sequence[Attempt]:
-    """Attempts at a run, oldest first; `limit` + 1 rows if there are more."""
-    statement = select(Attempt).where(Attempt.run_id == run_id)
-    return session.scalars(keyset(statement, [SortKey(Attempt.number)], after, limit)).all()
+def attempts(run_id: str) -> Select[Attempt]:
+    """Select the attempts at a run, in no order."""
+    return select(Attempt).where(Attempt.run_id == run_id)
 
 
 def line_count(session: Session, run_id: str, attempt: int) -> int | None:
@@ -193,21 +164,10 @@ def drop_lines(session: Session, run_id: str, first: int, last: int, **values: A
     session.execute(update(LogLine).where(of_run, LogLine.number == first).values(level="warning", **values))
 
 
-def lines(
-    session: Session,
-    run_id: str,
-    *,
-    attempt: int | None,
-    levels: Sequence[str],
-    beyond: int,
-    after: Sequence[Any] | None,
-    limit: int,
-) -> Sequence[LogLine]:
-    """Lines of a run's log with numbers above `beyond`, oldest first; `limit` + 1 rows if there are more."""
+def lines(run_id: str, *, attempt: int | None, levels: Sequence[str], beyond: int) -> Select[LogLine]:
+    """Select the lines of a run's log with numbers above `beyond`, in no order."""
     statement = select(LogLine).where(LogLine.run_id == run_id, LogLine.number > beyond, LogLine.level.in_(levels))
-    if attempt is not None:
-        statement = statement.where(LogLine.attempt == attempt)
-    return session.scalars(keyset(statement, [SortKey(LogLine.number)], after, limit)).all()
+    return statement if attempt is None else statement.where(LogLine.attempt == attempt)
 
 
 def raise_priority(session: Session, family_id: str, kind: str, priority: int) -> None:

@@ -152,7 +152,7 @@ def create_key(name: str, scopes: Sequence[str], expires_at: datetime | None = N
 def list_keys() -> list[dict[str, Any]]:
     """The keys of the configured database."""
     with opened() as database, database.read() as session:
-        rows = auth_queries.page_of_keys(session, after=None, limit=MAX_KEYS)
+        rows = auth_queries.newest_keys(session, MAX_KEYS)
         return [KeyOut.model_validate(row).model_dump(mode="json") for row in rows]
 
 
@@ -211,7 +211,7 @@ def opened() -> Iterator[Database]:
 
 def _has_key(settings: Settings) -> bool:
     with closing(Database(settings.resolved_database_url)) as database, database.read() as session:
-        return any(auth.alive(row) for row in auth_queries.page_of_keys(session, after=None, limit=MAX_KEYS))
+        return any(auth.alive(row) for row in auth_queries.newest_keys(session, MAX_KEYS))
 
 
 @contextmanager
