@@ -8,6 +8,7 @@ from sqlalchemy import (
     ColumnElement,
     CursorResult,
     LargeBinary,
+    Select,
     Table,
     delete,
     func,
@@ -221,11 +222,9 @@ def attribute(session: Session, family_id: str, born_in: str, to: str, numbers: 
 def judged_elsewhere(session: Session, checkpoint: Checkpoint, *, origins: Sequence[str]) -> dict[int, str]:
     """Feature number -> id of the oldest other checkpoint with a verdict, for features introduced by a checkpoint."""
     rows = session.execute(
-        select(Verdict.feature, Verdict.checkpoint_id)
-        .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
+        _elsewhere(checkpoint, Verdict.feature, Verdict.checkpoint_id)
         .join(Checkpoint, Checkpoint.id == Verdict.checkpoint_id)
-        .where(Verdict.family_id == checkpoint.family_id, Verdict.checkpoint_id != checkpoint.id)
-        .where(Feature.born_in == checkpoint.id, Feature.origin.in_(origins))
+        .where(Feature.origin.in_(origins))
         .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
     )
     return {row[0]: row[1] for row in rows}
@@ -233,13 +232,19 @@ def judged_elsewhere(session: Session, checkpoint: Checkpoint, *, origins: Seque
 
 def with_verdicts_of(session: Session, checkpoint: Checkpoint) -> Sequence[Checkpoint]:
     """Other checkpoints with verdicts on features that a checkpoint introduced."""
-    ids = (
-        select(Verdict.checkpoint_id)
+    ids = _elsewhere(checkpoint, Verdict.checkpoint_id)
+    return session.scalars(select(Checkpoint).where(Checkpoint.id.in_(ids))).all()
+
+
+def _elsewhere(checkpoint: Checkpoint, *columns: Any) -> Select[Any]:
+    """Select the verdicts of other checkpoints on features that a checkpoint introduced."""
+    return (
+        select(*columns)
+        .select_from(Verdict)
         .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
         .where(Verdict.family_id == checkpoint.family_id, Verdict.checkpoint_id != checkpoint.id)
         .where(Feature.born_in == checkpoint.id)
     )
-    return session.scalars(select(Checkpoint).where(Checkpoint.id.in_(ids))).all()
 
 
 def drop_features(session: Session, checkpoint: Checkpoint) -> None:

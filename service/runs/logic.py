@@ -176,15 +176,13 @@ def finish(
     return True
 
 
-def release(
-    session: Session, *, run_id: str, attempt: int, error: dict[str, Any], counted: bool, now: datetime | None = None
-) -> RunState | None:
+def release(session: Session, *, run_id: str, attempt: int, error: dict[str, Any], counted: bool) -> RunState | None:
     """Return a run that its worker cannot finish. Returns its new state, or None if the fence is lost.
 
     counted: the attempt counts, and the last one fails the run with `error`. A worker that stops for a deployment has
     not failed: the run keeps its attempt.
     """
-    now = now or clock.database_now(session)
+    now = clock.database_now(session)
     for _ in range(3):  # a cancel request may arrive between the read and the write
         run = session.get(Run, run_id, populate_existing=True)
         if run is None or run.attempt != attempt or run.state not in ACTIVE:
@@ -247,12 +245,7 @@ def require_idle(session: Session, family_id: str) -> None:
     if not block_claims(session, family_id):
         run = queries.active(session, family_id)
         name = f"The run {run.id} ({run.kind})" if run else "A run of the family"
-        raise ConflictError(
-            f"{name} is in progress. Cancel it or wait until it ends, then try again.",
-            code="run-active",
-            title="A run is in progress",
-            run=run.id if run else None,
-        )
+        raise _active(f"{name} is in progress. Cancel it or wait until it ends, then try again.", run)
 
 
 def cancel_all(session: Session, unfinished: Iterable[Run]) -> None:
@@ -264,12 +257,11 @@ def cancel_all(session: Session, unfinished: Iterable[Run]) -> None:
 def delete(session: Session, run: Run) -> None:
     """Delete a run with its attempts and log. ConflictError if it has not ended."""
     if not queries.remove(session, Run.id == run.id):
-        raise ConflictError(
-            f"The run {run.id} is {run.state}. Cancel it or wait until it ends, then delete it.",
-            code="run-active",
-            title="A run is in progress",
-            run=run.id,
-        )
+        raise _active(f"The run {run.id} is {run.state}. Cancel it or wait until it ends, then delete it.", run)
+
+
+def _active(detail: str, run: Run | None) -> ConflictError:
+    return ConflictError(detail, code="run-active", title="A run is in progress", run=run.id if run else None)
 
 
 def reap(session: Session, now: datetime) -> list[str]:
