@@ -2,6 +2,7 @@
 
 import errno
 import re
+from functools import partial
 from typing import Any
 
 
@@ -23,7 +24,7 @@ class RunError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickle, which passes exceptions between processes, would call the class with the message alone.
-        return (_rebuild, (self.code, self.detail, self.title))
+        return (partial(RunError, title=self.title), (self.code, self.detail))
 
 
 REFUSALS = frozenset({"content-changed", "download-damaged", "path-refused", "store-refused"})
@@ -75,7 +76,3 @@ class WorkerStoppingError(Exception):
 
 class GivingWayError(Exception):
     """A run that someone asked for is waiting for the family: this automatic run goes back into the queue."""
-
-
-def _rebuild(code: str, detail: str, title: str) -> RunError:
-    return RunError(code, detail, title=title)

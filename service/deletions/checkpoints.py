@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from sqlalchemy.orm import Session
 
 from featurewatch.service.alerts import raising
+from featurewatch.service.checkpoints import queries as checkpoint_queries
 from featurewatch.service.deletions import queries
 from featurewatch.service.kit.problems import ConflictError
 from featurewatch.service.models import Alert, Checkpoint, Family, Reading, Run, Verdict
@@ -100,7 +101,7 @@ def _check(
 def _rows(session: Session, family: Family, child: Checkpoint, baseline: Checkpoint) -> list[VerdictRow]:
     """A child's verdicts against its new parent, as a request for that comparison would return them."""
     depth = len(verdicts.ancestors(session, child)) - 1
-    return compare(session, family, child, baseline, comparison=max(1, depth))
+    return compare(session, family, child, baseline, comparison=max(1, depth)).rows()
 
 
 def _replace_verdicts(session: Session, family: Family, child: Checkpoint, rows: Sequence[VerdictRow]) -> None:
@@ -160,7 +161,7 @@ def _move_features(session: Session, checkpoint: Checkpoint, heir: Checkpoint | 
 
 def _update_previous_readings(session: Session, family: Family, reparented: set[str]) -> None:
     """Set `previous_status` of readings in and below reparented checkpoints, from the nearest ancestor with one."""
-    parents = verdicts.parents(session, family.id)
+    parents = checkpoint_queries.lineage(session, family.id)
     readings = {(row.signature_id, row.checkpoint_id): row for row in queries.readings(session, family.id)}
     for (signature_id, checkpoint_id), row in readings.items():
         above: str | None = checkpoint_id

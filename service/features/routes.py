@@ -7,17 +7,8 @@ from starlette.responses import StreamingResponse
 
 from featurewatch.service.auth.guard import BY_METHOD
 from featurewatch.service.families.lookup import ReadFamily, WriteFamily
-from featurewatch.service.features import codes, findings, logic, tables
+from featurewatch.service.features import codes, findings, logic, schemas, tables
 from featurewatch.service.features.parameters import SelectionQuery
-from featurewatch.service.features.schemas import (
-    CodeColumns,
-    Diff,
-    Examples,
-    FeatureDetail,
-    FeaturePatch,
-    FeatureRow,
-    Trajectory,
-)
 from featurewatch.service.features.sources import FeatureSources, of_feature
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.kit.pages import Page, Paging
@@ -35,7 +26,7 @@ def list_features(
     paging: Paging,
     checkpoint: Annotated[str | None, Query(description="Default: the newest judged one.")] = None,
     baseline: Annotated[str | None, Query(description="Default: the checkpoint's parent.")] = None,
-) -> Page[FeatureRow]:
+) -> Page[schemas.FeatureRow]:
     comparison = logic.comparison(session, family, checkpoint, baseline)
     return logic.page(session, paging, comparison, selection.wanted, selection.order)
 
@@ -54,27 +45,28 @@ def diff(
     paging: Paging,
     from_: Annotated[str, Query(alias="from", description="The baseline.")],
     to: Annotated[str, Query(description="The checkpoint that is judged.")],
-) -> Diff:
+) -> schemas.Diff:
     comparison = logic.comparison(session, family, to, from_)
     return findings.diff(session, artifacts, paging, comparison, selection.wanted, selection.order)
 
 
 @router.get("/features/{feature}", summary="Get a feature with its newest verdict")
-def get_feature(family: ReadFamily, feature: str, session: ReadSession) -> FeatureDetail:
+def get_feature(family: ReadFamily, feature: str, session: ReadSession) -> schemas.FeatureDetail:
     return logic.detail(session, family, logic.get(session, family, feature))
 
 
 @router.patch("/features/{feature}", summary="Update the label and tags of a feature, or watch it")
-def patch_feature(family: WriteFamily, feature: str, body: FeaturePatch, session: WriteSession) -> FeatureDetail:
+def patch_feature(
+    family: WriteFamily, feature: str, body: schemas.FeaturePatch, session: WriteSession
+) -> schemas.FeatureDetail:
     row = logic.get(session, family, feature)
     logic.patch(row, body)
     return logic.detail(session, family, row)
 
 
 @router.get("/features/{feature}/trajectory", summary="Get a feature over all checkpoints", dependencies=[IN_TURN])
-def trajectory(family: ReadFamily, feature: str, session: ReadSession) -> Trajectory:
-    row = logic.get(session, family, feature)
-    return logic.trajectory_of(row, logic.trajectory(session, family, row))
+def trajectory(family: ReadFamily, feature: str, session: ReadSession) -> schemas.Trajectory:
+    return logic.trajectory(session, family, logic.get(session, family, feature))
 
 
 @router.get("/features/{feature}/sources", summary="Get a feature at every hook point of every checkpoint")
@@ -89,10 +81,10 @@ def examples(
     session: ReadSession,
     artifacts: AppArtifacts,
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
-) -> Examples:
+) -> schemas.Examples:
     row = logic.get(session, family, feature)
     checkpoint, data = codes.examples(session, artifacts, family, row, limit)
-    return Examples(id=feature_id(row.number), checkpoint=checkpoint, data=data)
+    return schemas.Examples(id=feature_id(row.number), checkpoint=checkpoint, data=data)
 
 
 @router.get(
@@ -123,7 +115,7 @@ def get_codes(
     response_class=StreamingResponse,
     responses={200: {"content": {tables.MEDIA_TYPE: {}}, "description": "A Parquet file; columns have units."}},
 )
-def get_table(family: ReadFamily, table: tables.TableName, session: ReadSession, database: AppDatabase) -> Response:
+def get_table(family: ReadFamily, table: tables.TableName, database: AppDatabase) -> Response:
     pieces = tables.stream(database.read, family.id, table)
     headers = {"Content-Disposition": f'attachment; filename="{family.name}-{table}.parquet"'}
     return StreamingResponse(pieces, media_type=tables.MEDIA_TYPE, headers=headers)
@@ -135,9 +127,9 @@ def get_code_ids(
     session: ReadSession,
     artifacts: AppArtifacts,
     checkpoint: Annotated[str | None, Query(description="Default: the newest one.")] = None,
-) -> CodeColumns:
+) -> schemas.CodeColumns:
     code, name = codes.code_of(session, family, checkpoint)
-    numbers = codes.feature_numbers(artifacts, code).tolist()
-    return CodeColumns(
+    numbers = codes.tensors(artifacts, code.artifact)["feature_numbers"].tolist()
+    return schemas.CodeColumns(
         checkpoint=name, generation=code.generation, feature_ids=[feature_id(number) for number in numbers]
     )

@@ -15,7 +15,7 @@ from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Run
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.workers.activations import open_activations
+from featurewatch.workers.activations.store import open_activations
 from featurewatch.workers.crosscoder.model import Crosscoder
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import OnboardingContext

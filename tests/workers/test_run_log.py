@@ -15,7 +15,7 @@ from featurewatch.service.models import LogLine, Run
 from featurewatch.service.runs import logic, queries
 from featurewatch.service.runs.lines import FIRST, LAST
 from featurewatch.service.runs.schemas import Level
-from featurewatch.workers.activations import models
+from featurewatch.workers.activations.models import loading
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution.log_lines import MOST_CHARACTERS
 from tests.workers.conftest import wait_for
@@ -212,7 +212,7 @@ def test_secrets_are_not_kept(installation):
 
 def test_libraries_are_heard_where_they_warn(installation):
     configure_logging(Settings(log_level="INFO"))
-    assert models  # which makes the library's lines go our way
+    assert loading  # which makes the library's lines go our way
     library = logging.getLogger("transformers.modeling")
     run_id = installation.queue(installation.add_family())
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from featurewatch.workers.activations.models import locate_model
 from featurewatch.workers.activations.models.gguf import convert_gguf
+from featurewatch.workers.activations.models.loading import locate_model
 from featurewatch.workers.demo.ablation import ablate
 from featurewatch.workers.demo.wheel import WheelError, fetch_gguf
 from featurewatch.workers.errors import RunError

@@ -47,7 +47,6 @@ class WorkingProcess:
         return self._process.pid
 
     def ended(self) -> bool:
-        """Whether it has ended."""
         return self._process.poll() is not None
 
     def send(self, job: dict[str, Any]) -> None:

@@ -115,7 +115,6 @@ class Supervisor:
             logic.hold(session, run_id=job.run_id, attempt=job.attempt, lease_seconds=self.settings.lease_seconds)
 
     def close(self) -> None:
-        """End the child."""
         if self._process is not None:
             self._process.end(END_SECONDS)
             self._process = None

@@ -31,7 +31,7 @@ def ask_family(request: Request, family: ReadFamily) -> Response:
 
 
 @router.post("/families/{family}/delete", dependencies=[ADMIN])
-def delete_family(family: WriteFamily, session: WriteSession, form: SentForm) -> Response:
+def delete_family(family: WriteFamily, session: WriteSession) -> Response:
     families.delete(session, family)
     return back("/families")
 
@@ -69,7 +69,7 @@ def ask_signature(request: Request, family: ReadFamily, signature: str, session:
 
 
 @router.post("/families/{family}/signatures/{signature}/delete", dependencies=[WRITE])
-def delete_signature(family: WriteFamily, signature: str, session: WriteSession, form: SentForm) -> Response:
+def delete_signature(family: WriteFamily, signature: str, session: WriteSession) -> Response:
     deletion.delete(session, family, signatures.get(session, family, signature))
     return back(address("families", family.name, "signatures"))
 
@@ -84,7 +84,7 @@ def ask_run(request: Request, run_id: str, session: ReadSession) -> Response:
 
 
 @router.post("/runs/{run_id}/delete", dependencies=[WRITE])
-def delete_run(run_id: str, session: WriteSession, form: SentForm) -> Response:
+def delete_run(run_id: str, session: WriteSession) -> Response:
     runs.delete(session, runs.get(session, run_id)[0])
     return back("/runs")
 

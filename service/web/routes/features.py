@@ -76,8 +76,8 @@ def show_feature(
     before: Annotated[str | None, Query(description="Also show them in this checkpoint.")] = None,
 ) -> Response:
     row = logic.get(session, family, feature)
-    points = logic.trajectory(session, family, row)
-    detail, course = logic.detail(session, family, row, points), logic.trajectory_of(row, points)
+    course = logic.trajectory(session, family, row)
+    detail = logic.detail(session, family, row, course.points)
     sources = of_feature(session, family, row)
     passages, why_not = _passages(session, artifacts, family, row.number)
     side_by_side = _dependencies(session, artifacts, family, row.number, course, now, before)

@@ -13,6 +13,7 @@ import structlog
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from featurewatch.service.checkpoints.contents import ACTIVATIONS
 from featurewatch.service.kit.digests import ChangedWhileReadError, FileState, sha256
 from featurewatch.service.kit.paths import hold_to_roots
 from featurewatch.service.models import Checkpoint
@@ -20,10 +21,9 @@ from featurewatch.service.recording import signatures as recording
 from featurewatch.service.signatures import contrast, logic, queries
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.workers.activations import locate_activations
 from featurewatch.workers.activations.contrast import Row, open_prompts, read_prompts
-from featurewatch.workers.activations.models import compute_dtype, load_model
-from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
+from featurewatch.workers.activations.models.loading import compute_dtype, load_model
+from featurewatch.workers.activations.sources.fetch import locate
 from featurewatch.workers.activations.sources.identity import Verified, changed
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
@@ -111,7 +111,7 @@ def load_request(execution: Execution, checkpoint_id: str, signatures: list[str]
             questions=questions,
             missing=missing,
             hook_points=list(checkpoint.hook_points),
-            precomputed=checkpoint.uri.startswith(ACTIVATIONS_PREFIX),
+            precomputed=checkpoint.uri.startswith(ACTIVATIONS),
         )
 
 
@@ -129,7 +129,7 @@ def read(execution: Execution, request: SignatureRequest) -> dict[str, str]:
     checkpoint_id = request.checkpoint.id
     if request.precomputed:
         with verified_checkpoint(execution, checkpoint_id) as (_, checkpoint):
-            folder = locate_activations(checkpoint.uri, checkpoint.roots, execution.settings.cache_dir)
+            folder = locate(checkpoint.uri, checkpoint.roots, execution.settings.cache_dir)
             return _copy_contrast(execution, request, folder)
     content = content_digest(execution, checkpoint_id)
     names = {question.id: _artifact(execution, request, question, content) for question in request.questions}
@@ -172,7 +172,7 @@ def _run(
     check: Callable[[], None],
 ) -> dict[str, dict[str, Tensor]]:
     """Artifact -> activations of a signature's rows, from the model, which is loaded once."""
-    device = str(device_of(execution))
+    device = str(device_of(execution.settings))
     model, tokenizer = load_model(
         checkpoint.uri, checkpoint.adapter, roots=checkpoint.roots, device=device, dtype=compute_dtype(device),
         cache_dir=execution.settings.cache_dir,

@@ -78,10 +78,6 @@ class ContrastReader:
                 values[:, here] = read.double().numpy()
         return values
 
-    def block(self, columns: slice, rows: NDArray[np.bool_]) -> Floats:
-        """`values` of adjacent columns."""
-        return self.values(np.arange(columns.start, columns.stop), rows)
-
     def decoder_rows(self, columns: Columns) -> list[Tensor]:
         """Decoder rows of features at each hook point, [k, d] each; zeros for features of other hook points."""
         parts = []

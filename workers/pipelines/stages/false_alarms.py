@@ -46,7 +46,6 @@ def judged_features(comparison: ParentComparison, alarms: Bools) -> int:
 
 
 def unavailable(null: NullName, code: str, detail: str) -> NullResult:
-    """The result of a null that is not available."""
     reason = Unavailable(code=code, detail=detail)
     return NullResult(null=null, unavailable=reason, checkpoints=rate(0, 0), features=rate(0, 0))
 
