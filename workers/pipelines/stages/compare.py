@@ -36,7 +36,5 @@ def compare_with_parent(
     stage = execution.stage if in_stages else nullcontext
     with stage("measure"):
         measurements = measure_checkpoint(execution, pair, basis)
-    with stage("activity"):
-        comparison = judge_pair(execution, pair, basis, measurements, partial(read_activity, execution, pair, basis))
     with stage("judge"):
-        yield comparison
+        yield judge_pair(execution, pair, basis, measurements, partial(read_activity, execution, pair, basis))

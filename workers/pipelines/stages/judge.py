@@ -66,7 +66,10 @@ def judge_pair(
     measurements: Measurements,
     read_activity: Callable[[Tensor], Activity] | None = None,
 ) -> ParentComparison:
-    """Judge every feature by its measurements and by what is known of it at the parent."""
+    """Judge every feature by its measurements and by what is known of it at the parent.
+
+    read_activity: called with the features that were relocated (bool [m]), because own codes follow them.
+    """
     policy, replicates = pair.context.policy, {key: value.numpy() for key, value in measurements.replicates.items()}
     firings, documents = firing(basis, pair.activations.document)
     at_parent = appearance(
