@@ -61,8 +61,9 @@ def plant_places(
     """Feature -> where it is active from the onset of its event on. Other features, children too, stay as they are."""
     columns = codes.tocsc()
     return {
-        event.feature: _moved(event.kind, column_of(columns, event.feature), document, stream(seed, "places", number))
-        for number, event in enumerate(event for event in events if event.kind in EVENT_PLACES)
+        e.feature: _moved(e.kind, column_of(columns, e.feature), document, stream(seed, "places", e.feature))
+        for e in events
+        if e.kind in EVENT_PLACES
     }
 
 
