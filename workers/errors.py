@@ -46,12 +46,12 @@ def fault_of(error: Exception) -> RunError:
     """The RunError for an error that no pipeline expected."""
     text = f"{type(error).__name__}: {error}"[:4000]
     code = error.errno if isinstance(error, OSError) else None
-    match = _IN_TEXT.search(text)  # libraries in Rust raise errors of their own
+    match = _IN_TEXT.search(text)  # libraries in Rust raise their own errors
     if code in _FULL or (match and int(match[1]) in _FULL):
         return RunError(
             "disk-full",
-            f"{text}. Free some space on the worker's disk (`featurewatch db vacuum` removes artifacts that nothing "
-            "needs), then retry the run: it resumes after its finished stages.",
+            f"{text}. Free some space on the worker's disk (`featurewatch db vacuum` removes unreferenced "
+            "artifacts), then retry the run: it resumes after its finished stages.",
             title="The disk is full",
         )
     return RunError("internal", text, title="Something went wrong in the worker")

@@ -78,7 +78,7 @@ class BaseCondition(BaseModel):
 
 
 class _FeatureStatusCondition(BaseCondition):
-    """Base of the kinds that fire when features come into a status, not while they stay in it."""
+    """Base of the kinds that fire when features enter a status, not while they stay in it."""
 
     listens_to: ClassVar = FeaturesJudged
     resolved_when: ClassVar = "all of them leave the statuses at a later checkpoint"
@@ -108,7 +108,7 @@ class _FeatureStatusCondition(BaseCondition):
 
 
 class FeatureCondition(_FeatureStatusCondition):
-    """A given feature comes into one of the statuses."""
+    """A given feature enters one of the statuses."""
 
     kind: Literal["feature"]
     feature: str = FeatureId
@@ -125,7 +125,7 @@ class FeatureCondition(_FeatureStatusCondition):
 
 
 class WatchedCondition(_FeatureStatusCondition):
-    """A watched feature comes into one of the statuses."""
+    """A watched feature enters one of the statuses."""
 
     kind: Literal["watched"]
     statuses: Statuses = [*ALARMING]
@@ -135,7 +135,7 @@ class WatchedCondition(_FeatureStatusCondition):
 
 
 class TagCondition(_FeatureStatusCondition):
-    """A feature with a given tag comes into one of the statuses."""
+    """A feature with a given tag enters one of the statuses."""
 
     kind: Literal["tag"]
     tag: str = Field(min_length=1, max_length=100, examples=["deception"], description="Tag of the features.")
@@ -149,7 +149,7 @@ class TagCondition(_FeatureStatusCondition):
 
 
 class StatusCountCondition(_FeatureStatusCondition):
-    """A number of features come into a status at the same checkpoint."""
+    """A number of features enter a status at the same checkpoint."""
 
     kind: Literal["status_count"]
     status: Status = Field(examples=["absent"], description="Status that raises the alert.")
@@ -168,7 +168,7 @@ class StatusCountCondition(_FeatureStatusCondition):
 
 
 class SignatureCondition(BaseCondition):
-    """A signature comes into one of the statuses."""
+    """A signature enters one of the statuses."""
 
     listens_to: ClassVar = SignaturesRead
     resolved_when: ClassVar = "it leaves the statuses at a later checkpoint"
@@ -201,7 +201,7 @@ class SignatureCondition(BaseCondition):
 
 
 class RewiredCondition(BaseCondition):
-    """A feature depends on other features than at the parent checkpoint."""
+    """A feature depends on different features than at the parent checkpoint."""
 
     listens_to: ClassVar = DependenciesCompared
     resolved_when: ClassVar = "another comparison at the same checkpoint finds no difference"
@@ -270,7 +270,7 @@ class QualityCondition(BaseCondition):
 
 
 class RunFailedCondition(BaseCondition):
-    """Runs of one kind fail in a family, and none succeeds."""
+    """Runs of one kind fail in a family, with no success in between."""
 
     listens_to: ClassVar = RunsFailed
     resolved_when: ClassVar = "a run of the kind succeeds"

@@ -108,7 +108,7 @@ def rehearse(
 
 
 def sweep(session: Session) -> None:
-    """Raise and resolve the alerts that no measurement tells of. Doing it twice changes nothing.
+    """Raise and resolve the alerts that do not depend on measurements. Doing it twice changes nothing.
 
     The alerts of a disabled rule stay until they are over. One that was resolved by hand is raised again only with
     evidence that it did not have: another failed run, a new silence.
@@ -186,7 +186,7 @@ def _evaluate(session: Session, checkpoint: Checkpoint, event: Event) -> list[Al
 
 
 def _family_events(session: Session, rules: Sequence[Rule]) -> Iterator[FamilyEvent]:
-    """What a sweep can tell the rules."""
+    """The family events that a sweep passes to the rules."""
     heard = {condition.listens_to for _, condition in rules}
     if LastJudged in heard:
         now = clock.utcnow()

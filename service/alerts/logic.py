@@ -42,7 +42,7 @@ def get_rule(session: Session, rule_id: str) -> tuple[AlertRule, str | None]:
 
 
 def change_rule(session: Session, rule: AlertRule, body: AlertRuleUpdate) -> None:
-    """Change what the body names. A rule of another kind than before has its alerts resolved.
+    """Change what the body names. If the kind of the rule changes, its alerts are resolved.
 
     NotFoundError for a feature that the family does not have.
     """

@@ -36,7 +36,7 @@ class Claim:
 
 
 def fingerprint(method: str, path: str, query: bytes, body: bytes) -> str:
-    """Digest of a request. A key must always come with the same request."""
+    """Digest of a request. A key identifies one request."""
     return hashlib.sha256(b"\0".join([method.encode(), path.encode(), query, body])).hexdigest()
 
 

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/families/{family}/calibrations", tags=["calibrati
 
 @router.post("", status_code=202, summary="Measure how often the family's thresholds raise a false alarm")
 def calibrate(family: WriteFamily, body: CalibrationIn, session: WriteSession, response: Response) -> CalibrationView:
-    """Judges versions of a checkpoint in which nothing changed. The family stays as it is, and no alert is raised."""
+    """Judges versions of a checkpoint in which nothing changed. The family does not change, and no alert is raised."""
     run, checkpoint = logic.create(session, family, body)
     accepted(response, f"/v1/families/{family.name}/calibrations/{run.id}")
     return view(run, family.name, checkpoint)

@@ -257,7 +257,7 @@ class _Reader:
 
 
 class _Length(int):
-    """The length of a value that was dropped. A type of its own, so that it is not taken for a config number."""
+    """The length of a value that was dropped. A separate type, so that it is not taken for a config number."""
 
 
 _UNPACKERS: dict[str, struct.Struct] = {kind: struct.Struct(f"<{kind}") for kind in _SCALARS.values()}

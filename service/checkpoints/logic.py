@@ -193,9 +193,9 @@ def _hook_points(family: Family, body: CheckpointIn) -> list[str]:
     as_many = len(body.hook_points) == len(family.hook_points)
     if not as_many and not kinds(body.hook_points) & kinds(family.hook_points):
         raise UnprocessableError(
-            f"None of {', '.join(body.hook_points)} is of a kind that the family has ({', '.join(family.hook_points)})."
-            " For a model of another size, name hook points of the family's kinds, or exactly as many as the family "
-            "has; these are compared in order.",
+            f"None of {', '.join(body.hook_points)} is of the same kind as the family's hook points "
+            f"({', '.join(family.hook_points)}). For a model of another size, name hook points of the same kind, or "
+            "the same number to pair them in order.",
             code="hook-point-not-in-family",
             title="Hook point not in the family",
         )

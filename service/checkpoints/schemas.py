@@ -58,7 +58,7 @@ class CheckpointIn(BaseModel):
         0,
         ge=0,
         le=100,
-        description="Priority of its run; higher runs first. Waiting checkpoints of the family are raised with it.",
+        description="Priority of its run; higher runs first. Waiting checkpoints of the family get the same.",
     )
 
 

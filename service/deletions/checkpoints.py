@@ -1,6 +1,6 @@
 """Deletes a checkpoint in one transaction, so that nothing is ever judged against a deleted checkpoint.
 
-Its artifacts are left to the vacuum: others may refer to them, and a backup of the store may be in progress.
+The vacuum removes its artifacts later: others may refer to them, and a backup of the store may be in progress.
 """
 
 from collections.abc import Sequence

@@ -204,8 +204,8 @@ def _lacks_model(family: Family, checkpoint: Checkpoint) -> bool:
 def _require_model(family: Family, checkpoint: Checkpoint) -> None:
     if _lacks_model(family, checkpoint):
         raise ConflictError(
-            f"Finding dependencies requires running the model. {checkpoint.name} has only activations, or the family "
-            "has no text.",
+            f"Finding dependencies requires running the model. {checkpoint.name} has only precomputed activations, or "
+            "the family has no text.",
             code="model-needed",
         )
 

@@ -105,7 +105,7 @@ def examples(
         columns = _columns(artifacts, code).columns_of([feature.number])
         if columns:
             return checkpoint, _examples(artifacts, family, file, columns, limit)[feature.number]
-    raise NotFoundError(f"No code has the feature F{feature.number} yet.", code="no-code")
+    raise NotFoundError(f"No stored code contains F{feature.number} yet.", code="no-code")
 
 
 def examples_of(
@@ -166,7 +166,7 @@ def _examples(
 ) -> dict[int, list[Example]]:
     described = family.positions or {}
     if "artifact" not in described:
-        raise NotFoundError(f"The positions of {family.name} are not known yet.", code="no-code")
+        raise NotFoundError(f"{family.name} has no positions yet. Its first checkpoint sets them.", code="no-code")
     tops, places = artifacts.path(file), artifacts.path(described["artifact"])
     texts = artifacts.path(described["documents"]) if described.get("documents") else None
 

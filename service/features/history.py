@@ -56,7 +56,7 @@ _MOVED = [status for status in CHANGED if status != Status.EMERGED]
 
 
 def changes(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Checkpoint id -> status -> number of features that came into it there; also of those that could not be judged.
+    """Checkpoint id -> status -> number of features that entered it there; also of those that could not be judged.
 
     Excludes features that were already gone at the parent. Only for read-only sessions.
     """

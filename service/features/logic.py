@@ -166,7 +166,7 @@ def _show(session: Session, comparison: Comparison, numbers: Sequence[int]) -> N
     unknown = [number for number in numbers if number not in comparison.verdicts]
     comparison.verdicts |= {row.feature: row for row in _verdicts(session, comparison, unknown)}
     features = queries.by_numbers(session, comparison.family.id, numbers)
-    # Against any other baseline than the parent the flag would mean something else.
+    # Against a baseline other than the parent the flag would mean something else.
     rewired = queries.rewired(session, [comparison.checkpoint.id], numbers) if comparison.stored else {}
     checkpoint, baseline = comparison.checkpoint.name, comparison.baseline.name if comparison.baseline else None
     for number in numbers:

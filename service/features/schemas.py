@@ -114,7 +114,7 @@ class FeatureDetail(FeatureOut):
 
     created_at: datetime
     last: Point | None = Field(description="Verdict of the newest checkpoint that has one.")
-    lineage: list[LineageLink] = Field(description="What became of it at each re-fit, oldest first.")
+    lineage: list[LineageLink] = Field(description="What happened to it at each re-fit, oldest first.")
 
 
 class FeaturePatch(BaseModel):
@@ -164,7 +164,7 @@ class CodeColumns(BaseModel):
 
 
 class Finding(BaseModel):
-    """One change in words, with its figures and examples."""
+    """A sentence about one change, with its figures and examples."""
 
     feature: FeatureRow
     what: str = Field(description="What happened to the feature, how much of it is left, and what replaced it.")
@@ -199,7 +199,7 @@ class NotJudged(BaseModel):
 
 
 class Summary(BaseModel):
-    """What changed between two checkpoints in words, most important first."""
+    """What changed between two checkpoints, in sentences, most important first."""
 
     headline: str
     changed: int = Field(description="Number of features that changed and match the filter.")
@@ -212,7 +212,7 @@ class Summary(BaseModel):
 
 
 class Diff(Summary):
-    """Two checkpoints compared, in words and feature by feature."""
+    """A comparison of two checkpoints: a summary in sentences, and a row per feature."""
 
     from_: str = Field(serialization_alias="from", validation_alias="from")
     to: str

@@ -27,7 +27,7 @@ log = structlog.get_logger("featurewatch.artifacts")
 UNFINISHED = ".new"
 """Suffix of artifacts that are being written or removed."""
 DAMAGED = ".damaged"
-"""Suffix of damaged artifacts that were put aside."""
+"""Suffix of damaged artifacts that were set aside."""
 WHOLE = "manifest.json"
 """The file that marks a folder as complete: written last, removed first."""
 
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
 
 
 class Ledger(Protocol):
-    """Stores the entries of artifacts. Each call is a transaction of its own."""
+    """Stores the entries of artifacts. Each call is a separate transaction."""
 
     def find(self, name: str) -> Entry | None:
         """The entry of an artifact, or None if a version without a ledger created it."""
@@ -191,8 +191,8 @@ class ArtifactStore:
         """Yield a temporary local path for a file or folder, which becomes the artifact at the end.
 
         If the body raises, nothing remains. An existing artifact is replaced: of two writers, the last one wins. A
-        damaged copy that was put aside is removed.
-        ledger: where to record it; None: the store's own ledger, in a transaction of its own.
+        damaged copy that was set aside is removed.
+        ledger: where to record it; None: the store's own ledger, in a separate transaction.
         """
         ledger = ledger or self.ledger
         local = self.cache / name
@@ -241,7 +241,7 @@ class ArtifactStore:
         self.remove(name, entry=False)
 
     def put_asides(self, folder: str) -> dict[str, int]:
-        """Artifact -> bytes of the damaged copies directly in a folder that were put aside."""
+        """Artifact -> bytes of the damaged copies directly in a folder that were set aside."""
         return {
             f"{folder}/{part[1:].removesuffix(DAMAGED)}": size
             for part, size in self._parts(folder).items()
@@ -249,7 +249,7 @@ class ArtifactStore:
         }
 
     def discard(self, name: str) -> None:
-        """Remove the damaged copy of an artifact that was put aside, if there is one."""
+        """Remove the damaged copy of an artifact that was set aside, if there is one."""
         self._discard(self._aside(name))
 
     def modified(self, name: str) -> datetime:
@@ -262,7 +262,7 @@ class ArtifactStore:
     def remove(self, name: str, *, entry: bool = True) -> None:
         """Remove an artifact, if it exists. A folder is renamed first, so that it is never half removed.
 
-        entry: also remove it from the ledger, in a transaction of its own. If False, the caller does that.
+        entry: also remove it from the ledger, in a separate transaction. If False, the caller does that.
         """
         if entry and self.ledger:
             self.ledger.erase(name)

@@ -149,5 +149,5 @@ def _load(value: Any) -> Any:
         return datetime.fromisoformat(value["t"]).astimezone(UTC)
     too_large = isinstance(value, int) and abs(value) >= 2**31
     if too_large or isinstance(value, bool) or (isinstance(value, str) and "\0" in value):
-        raise ValueError("no column holds this")
+        raise ValueError("not a value of any column")
     return value

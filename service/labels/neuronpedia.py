@@ -50,7 +50,7 @@ class NeuronpediaFeature(BaseModel):
     max_act_approx: float = Field(serialization_alias="maxActApprox")
     activations: list[Activation] = Field(description="Strongest first. Empty if the family has no text.")
     explanations: list[Explanation] = Field(
-        description="The label by a person first, then by a model, then the automatic one."
+        description="The person's label first, then the model's, then the automatic one."
     )
 
 

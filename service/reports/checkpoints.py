@@ -65,7 +65,7 @@ class Report(Summary):
     judged_at: datetime | None
     generation: int | None
     features: int = Field(description="Number of features judged.")
-    counts: dict[Status, int] = Field(description="Features by status.")
+    counts: dict[Status, int] = Field(description="Number of features by status.")
     new_counts: dict[Status, int] = Field(
         description="Features that entered the status in this checkpoint. `counts` also includes those that had it "
         "before."

@@ -253,7 +253,7 @@ def require_idle(session: Session, family_id: str) -> None:
         run = queries.active(session, family_id)
         name = f"The run {run.id} ({run.kind})" if run else "A run of the family"
         raise ConflictError(
-            f"{name} is in progress. Cancel it or wait until it ends, then delete again.",
+            f"{name} is in progress. Cancel it or wait until it ends, then try again.",
             code="run-active",
             title="A run is in progress",
             run=run.id if run else None,

@@ -31,7 +31,7 @@ class DatabaseLedger:
         self.database = database
 
     def find(self, name: str) -> Entry | None:
-        """The entry of an artifact; None where it has none."""
+        """The entry of an artifact; None if it has none."""
         with self.database.read() as session:
             return SessionLedger(session).find(name)
 
@@ -66,7 +66,7 @@ class SessionLedger:
         self.session = session
 
     def find(self, name: str) -> Entry | None:
-        """The entry of an artifact; None where it has none."""
+        """The entry of an artifact; None if it has none."""
         return queries.entry(self.session, name)
 
     def record(self, name: str, entry: Entry) -> None:

@@ -124,7 +124,7 @@ def standing(session: Session, checkpoint_id: str, figures: Sequence[str]) -> Se
 
 
 def packed(session: Session, checkpoint_id: str, layout: str) -> bytes | None:
-    """The packed verdicts of a checkpoint, or None where there are none of this layout."""
+    """The packed verdicts of a checkpoint, or None if there are none of this layout."""
     return session.connection().execute(_PACKED, {"checkpoint": checkpoint_id, "layout": layout}).scalar()
 
 

@@ -1,4 +1,4 @@
-"""Fits of brought-along activations, as a run has them trained; as a program, one that can be killed."""
+"""Fits of precomputed activations, as a run has them trained; as a program, one that can be killed."""
 
 import multiprocessing
 import sys

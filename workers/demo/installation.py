@@ -67,7 +67,7 @@ class Installation:
             str(self.port),
         ]
         with self.log.open("ab") as log:
-            # In a session of its own, so that Ctrl-C reaches only the demo, which then stops the service cleanly.
+            # In a separate session, so that Ctrl-C reaches only the demo, which then stops the service cleanly.
             self._process = subprocess.Popen(  # noqa: S603 fixed arguments
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )

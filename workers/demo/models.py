@@ -62,7 +62,7 @@ def save_rounded(base: Path, out: Path) -> None:
 def save_ablated(
     base: Path, out: Path, directions: Tensor, alphas: Sequence[float], targets: Tensor | None = None
 ) -> None:
-    """The base model with `alphas` [k] of the `directions` [k, d_model] removed from all that it writes.
+    """The base model with the share `alphas` [k] of each of `directions` [k, d_model] removed from what it writes.
 
     targets: [k, d_model] unit rows along which the removed part is written instead; None: nowhere.
     """

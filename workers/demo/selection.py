@@ -20,7 +20,7 @@ class Rules:
     lowest_readability: float = 0.5
     highest_energy_share: float = 0.0025
     """Of the stream's mean square, along one direction. A few directions carry most of it (and of the mean, which every
-    normalisation layer feels): a model without one of those is broken, not tampered with."""
+    normalisation layer feels): a model without one of those is broken, not edited."""
     highest_cosine: float = 0.3
     """Between two chosen directions: beyond it, one edit is half the other."""
     highest_twin_cosine: float = 0.6

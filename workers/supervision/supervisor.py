@@ -34,7 +34,7 @@ log = structlog.get_logger("featurewatch.worker")
 
 WAKE_SECONDS = 0.2
 LOOK_SECONDS = 1.0
-"""How often it checks that the run is still wanted."""
+"""Seconds between checks that the run has not been cancelled or taken over."""
 SILENT_SECONDS = 0.8
 """Longer than the pause between two signs of life."""
 STOP_SECONDS = 5.0

@@ -1,4 +1,4 @@
-"""What the commands in `server` do. A module of its own because it imports the whole service, which is slow."""
+"""What the commands in `server` do. A separate module because it imports the whole service, which is slow."""
 
 import ipaddress
 import json

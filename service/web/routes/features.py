@@ -73,7 +73,7 @@ def show_feature(
     session: ReadSession,
     artifacts: AppArtifacts,
     now: Annotated[str | None, Query(description="Show dependencies in this checkpoint.")] = None,
-    before: Annotated[str | None, Query(description="Show them in this checkpoint beside it.")] = None,
+    before: Annotated[str | None, Query(description="Also show them in this checkpoint.")] = None,
 ) -> Response:
     row = logic.get(session, family, feature)
     points = logic.trajectory(session, family, row)
@@ -129,7 +129,7 @@ def _passages(session: Session, artifacts: ArtifactStore, family: Family, number
         column = passages.column(number)
         if column is not None:
             if passages.documents is None:
-                return [], "The family has no text: its activations were registered without it."
+                return [], "The family has no text, because its activations were precomputed."
             return passages.activations(column, PASSAGES), "The feature is never active on the probe corpus."
     return [], f"No stored code contains {feature_id(number)}."
 

@@ -1,4 +1,4 @@
-"""Activation folders: reading rows, and every fault of a brought-along folder refused by its name."""
+"""Activation folders: reading rows, and every fault of a precomputed folder refused by its name."""
 
 import json
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def test_a_whole_folder_opens(folder: Path) -> None:
     activations = opened(folder, expected_positions=100, expected_widths={"resid_post.1": 8})
     assert activations.hook_points == {"resid_post.1": 8, "mlp_out.2": 6}
     assert activations.n_positions == 100
-    assert activations.model == "brought-along"
+    assert activations.model == "precomputed"
     assert activations.document.tolist() == [row // 10 for row in range(100)]
     assert activations.valid.all()
 
@@ -135,7 +135,7 @@ def test_a_manifest_with_a_fault_is_refused_by_the_field(folder: Path, change: A
     refused(folder, "manifest-invalid", word)
 
 
-def test_a_hook_point_that_was_not_brought_along(folder: Path) -> None:
+def test_a_hook_point_without_activations(folder: Path) -> None:
     edit_manifest(folder, lambda m: m["hook_points"].pop("mlp_out.2"))
     refused(folder, "unknown-hook-point", "mlp_out.2", "resid_post.1")
 

@@ -25,7 +25,7 @@ def check_model(folder: Path) -> None:
         stored = weights.check_folder(folder).elements
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # configs raise errors of their own classes
+    except Exception as error:  # configs raise their own error classes
         code = "remote-code" if "trust_remote_code" in str(error) else "model-load-failed"
         raise RunError(code, f"{folder.name} could not be loaded: {error}") from error
     # The check bounds the number of layers, so this shell of the model is small; it reveals all other sizes.
@@ -42,6 +42,6 @@ def check_model(folder: Path) -> None:
     if parameters > _SLACK * packed * stored + _HARMLESS_PARAMETERS or buffers > max(stored, _HARMLESS_BUFFERS):
         raise RunError(
             "config-mismatch",
-            f"config.json of {folder.name} describes a model of {parameters + buffers:,} numbers, but its files hold "
+            f"config.json of {folder.name} describes a model with {parameters + buffers:,} numbers, but its files hold "
             f"{stored:,}.",
         )

@@ -46,7 +46,7 @@ class Reference:
     """For precomputed activations: the hook points whose shards are read"""
 
     @property
-    def brought_along(self) -> bool:
+    def precomputed(self) -> bool:
         """Whether it is a folder of precomputed activations instead of a model."""
         return self.uri.startswith(ACTIVATIONS)
 
@@ -127,13 +127,13 @@ def verified(reference: Reference, settings: Settings, progress: Progress | None
             before = known.part(part)
             if before.files and (why := contents.difference(before, read.part(part))) is not None:
                 raise changed(why)
-        if reference.brought_along:
+        if reference.precomputed:
             parts = {MODEL: located[f"{MODEL}/{manifest.FILE}"].parent}
         else:
             parts = stack.enter_context(_view(files, titles, settings.cache_dir.resolve() / "views"))
         assert read.digest is not None
         checkpoint = Verified(
-            uri=(ACTIVATIONS if reference.brought_along else "") + parts[MODEL].as_uri(),
+            uri=(ACTIVATIONS if reference.precomputed else "") + parts[MODEL].as_uri(),
             adapter=parts[ADAPTER].as_uri() if ADAPTER in parts else None,
             roots=allowed,
             files=files,

@@ -27,7 +27,7 @@ Reader = Callable[[Tensor], Tensor]
 
 CHOLESKY_UP_TO = 8192
 """Maximum latents for which the Gram matrix is formed. At this size and 60,000 positions x 256, both methods take
-equally long for an extension, and the Gram matrix four times the memory (28 bytes m^2); see `python -m
+equally long for an extension, and the Gram matrix takes four times the memory (28 bytes m^2); see `python -m
 benchmarks.scale`."""
 GRAM_ROWS = 2048
 

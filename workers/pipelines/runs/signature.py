@@ -45,7 +45,7 @@ class SignatureRequest:
     missing: dict[str, str]
     """Signature -> why it cannot be read yet"""
     hook_points: list[str]
-    brought_along: bool
+    precomputed: bool
 
 
 def run(execution: Execution) -> None:
@@ -111,7 +111,7 @@ def load_request(execution: Execution, checkpoint_id: str, signatures: list[str]
             questions=questions,
             missing=missing,
             hook_points=list(checkpoint.hook_points),
-            brought_along=checkpoint.uri.startswith(ACTIVATIONS_PREFIX),
+            precomputed=checkpoint.uri.startswith(ACTIVATIONS_PREFIX),
         )
 
 
@@ -127,10 +127,10 @@ def _judged_checkpoint(session: Any, checkpoint: Checkpoint) -> JudgedCheckpoint
 def read(execution: Execution, request: SignatureRequest) -> dict[str, str]:
     """Signature id -> artifact with the activations of its rows, at all hook points of the checkpoint."""
     checkpoint_id = request.checkpoint.id
-    if request.brought_along:
+    if request.precomputed:
         with verified_checkpoint(execution, checkpoint_id) as (_, checkpoint):
             folder = locate_activations(checkpoint.uri, checkpoint.roots, execution.settings.cache_dir)
-            return _bring(execution, request, folder)
+            return _copy_contrast(execution, request, folder)
     content = content_digest(execution, checkpoint_id)
     names = {question.id: _artifact(execution, request, question, content) for question in request.questions}
     wanted = {
@@ -190,8 +190,8 @@ def _run(
     return activations
 
 
-def _bring(execution: Execution, request: SignatureRequest, folder: Path) -> dict[str, str]:
-    """From `contrast/<signature>.safetensors` next to registered activations."""
+def _copy_contrast(execution: Execution, request: SignatureRequest, folder: Path) -> dict[str, str]:
+    """From `contrast/<signature>.safetensors` next to precomputed activations."""
     names = {}
     for question in request.questions:
         path = folder / "contrast" / f"{question.name}.safetensors"
@@ -204,20 +204,20 @@ def _bring(execution: Execution, request: SignatureRequest, folder: Path) -> dic
             raise changed(f"{path.name} changed while it was read") from error
         names[question.id] = _artifact(execution, request, question, digest)
         if not execution.artifacts.exists(names[question.id]):
-            tensors = _brought(path, question, request, execution)
+            tensors = _contrast_tensors(path, question, request, execution)
             if FileState.of(path) != before:
                 raise changed(f"{path.name} changed")
             _store(execution, names[question.id], tensors)
     return names
 
 
-def _brought(
+def _contrast_tensors(
     path: Path, question: SignatureQuestion, request: SignatureRequest, execution: Execution
 ) -> dict[str, Tensor]:
     if not path.is_file():
         raise RunError(
             "contrast-not-brought",
-            f"this checkpoint was registered with activations, so contrast/{question.name}.safetensors must be next to "
+            f"this checkpoint has precomputed activations, so contrast/{question.name}.safetensors must be next to "
             f"them: a tensor [rows, d_model] for each of {', '.join(request.hook_points)}, in the order of the rows",
         )
     tensors = load_file(path)

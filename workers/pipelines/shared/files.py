@@ -130,7 +130,7 @@ def clear_partial(folder: Path) -> None:
 
 
 def partial_fit(data_dir: Path, artifact: str) -> Path:
-    """Where the fit behind an artifact saves its state as it goes. Artifact names begin with the family."""
+    """Where the fit behind an artifact saves its state. Artifact names begin with the family."""
     return data_dir / "partial" / f"{artifact.removesuffix('.safetensors').replace('/', '-')}.fit"
 
 

@@ -11,7 +11,7 @@ from featurewatch.workers.activations.sources.identity import Reference, Verifie
 
 @dataclass(frozen=True)
 class HarvestTask:
-    """What a harvest reads. Any worker makes the same HarvestSpec from it, apart from folders of its own."""
+    """What a harvest reads. Any worker makes the same HarvestSpec from it, apart from its own folders."""
 
     reference: dict[str, Any]
     """A resolved `Reference`"""

@@ -57,7 +57,7 @@ def token_logits(
 
 def _through_head(execution: Execution, context: OnboardingContext, rows: Tensor) -> list[Logits]:
     if context.uri.startswith(ACTIVATIONS_PREFIX):
-        raise RunError("no-unembedding", "this checkpoint was registered with activations, so it has no head")
+        raise RunError("no-unembedding", "this checkpoint has precomputed activations, so it has no head")
     with (
         verified_checkpoint(execution, context.checkpoint_id) as (_, checkpoint),
         watched(execution, checkpoint) as check,

@@ -1,4 +1,4 @@
-"""A harvest that several workers share: the leader, which has the run, and helpers, which have nothing else to do.
+"""A harvest that several workers share: the leader, which has the run, and helpers, which are otherwise idle.
 
 The leader writes the missing groups of positions as rows, reads one group after another itself, and moves in what
 helpers have put into the artifact store. It waits only for helpers whose lease is alive, so a harvest without helpers
@@ -202,7 +202,7 @@ class HarvestOffer(NamedTuple):
 
 
 class HarvestHelper:
-    """A worker that has no run of its own."""
+    """A worker without its own run."""
 
     def __init__(
         self, settings: Settings, database: Database, artifacts: ArtifactStore, *, worker: str, stop: Callable[[], bool]

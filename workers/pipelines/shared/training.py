@@ -85,7 +85,7 @@ def configuration(context: OnboardingContext, layout: Layout) -> FitConfig:
 def train_dictionary(
     execution: Execution, context: OnboardingContext, members: Members, saved: Path, known: Tensor | None = None
 ) -> Crosscoder:
-    """Fit on all members. Saves its state at `saved` as it goes; a resumed fit gives the same numbers, bit by bit.
+    """Fit on all members. Saves its state at `saved` regularly; a resumed fit gives the same numbers, bit for bit.
 
     known: [w, D] decoder rows of the last generation's features to start from, with enough latents for all of them.
     """

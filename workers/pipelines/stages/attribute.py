@@ -44,7 +44,7 @@ EFFECT_POSITIONS = 64
 DIRECTIONS = 8
 TOP_LOGITS = 10
 WORDS = "words"
-"""Metadata of an artifact: the tokens that its columns stand for"""
+"""Metadata of an artifact: the tokens of its columns"""
 
 
 class TracedModel(NamedTuple):
@@ -82,7 +82,7 @@ def trace(
         check=check,
     )
     if code.n != len(corpus.positions):
-        raise RunError("wrong-positions", "the code belongs to other positions than the probe corpus")
+        raise RunError("wrong-positions", "the code's positions differ from those of the probe corpus")
     there = torch.from_numpy(corpus.token >= 0)
     if valid is not None:
         there &= torch.from_numpy(valid)

@@ -141,7 +141,7 @@ def _grid(policy: Policy) -> list[tuple[Thresholds, bool]]:
 
 
 def _row(comparisons: Sequence[ParentComparison], policy: Policy, point: Thresholds, current: bool) -> GridRow:
-    """The same evidence judged by other thresholds."""
+    """The same evidence, judged with other thresholds."""
     changed = policy.model_copy(update=point.model_dump())
     parts: list[tuple[Rate, Rate]] = []
     for comparison in comparisons:

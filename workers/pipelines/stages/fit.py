@@ -21,7 +21,7 @@ def fit_dictionary(
 ) -> Basis:
     """Fit over one checkpoint or several. `sources`: the artifacts that their activations are read from.
 
-    Saves its state as it goes; a resumed fit gives the same numbers, bit by bit.
+    Saves its state regularly; a resumed fit gives the same numbers, bit for bit.
     """
     artifact = context.artifact("code", sources=sources, crosscoder=context.crosscoder, generation=context.generation)
     saved = files.partial_fit(execution.settings.data_dir, artifact)

@@ -106,7 +106,7 @@ def activations_of(execution: Execution, context: OnboardingContext, documents: 
             hook_points=context.hook_points,
             documents=documents["artifact"] if documents else None,
             context_length=context.corpus["context_length"],
-            compute=None if reference.brought_along else _compute(execution),
+            compute=None if reference.precomputed else _compute(execution),
             positions=context.positions["digest"] if context.positions else None,
             masking=[context.policy.skip_tokens, context.policy.max_norm_ratio],
         )
@@ -126,7 +126,7 @@ def make_activations(
     """Read a verified checkpoint into an artifact, unless it changes meanwhile."""
     partial = execution.settings.data_dir / "partial" / name.replace("/", "-")
     with watched(execution, checkpoint, partial) as check:
-        if reference.brought_along:
+        if reference.precomputed:
             try:
                 _copy(execution, context, partial, checkpoint, check)
             except RunError:
@@ -149,8 +149,8 @@ def corpus_copy(execution: Execution, context: OnboardingContext) -> dict[str, A
     if context.positions:
         raise RunError(
             "positions-without-text",
-            "the family's positions were registered with activations and have no text, so no model can be read at "
-            "them; register this checkpoint with activations too",
+            "the family's positions come from precomputed activations and have no text, so no model can be read at "
+            "them; register precomputed activations of this checkpoint too",
         )
     documents = read_corpus(execution, context.corpus)
     digest = corpus_digest(documents)
@@ -211,7 +211,7 @@ def _harvest(
 def _copy(
     execution: Execution, context: OnboardingContext, partial: Path, checkpoint: Verified, check: Callable[[], None]
 ) -> None:
-    """Copy registered activations into the store, and check every number of the copy.
+    """Copy precomputed activations into the store, and check every number of the copy.
 
     A copy, because the next extension reads them again and CI clears its folders.
     """
@@ -262,7 +262,7 @@ def _family_documents(execution: Execution, context: OnboardingContext, opened: 
     if len(differ):
         raise RunError(
             "wrong-positions",
-            f"position {differ[0]} belongs to another document than in the family's first checkpoint; provide "
+            f"position {differ[0]} belongs to a different document than in the first checkpoint; provide "
             "activations of the same documents in the same order",
         )
     return known

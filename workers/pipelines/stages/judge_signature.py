@@ -276,7 +276,7 @@ def _change(
     known: NDArray[np.bool_],
     checkpoint: JudgedCheckpoint,
 ) -> Estimate | None:
-    """Strength over that in the previous checkpoint. None if that was not read, or surely writes nothing."""
+    """Strength over that in the previous checkpoint. None if that was not read, or clearly writes nothing."""
     if question.before is None or question.before_activations is None or not len(columns):
         return None
     pairs = {own: theirs for theirs, own in paired(question.before.hook_points, checkpoint.hook_points).items()}

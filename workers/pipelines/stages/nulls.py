@@ -36,11 +36,11 @@ from featurewatch.workers.verdicts.halves import Half, products_of_halves
 from featurewatch.workers.verdicts.measure import Side, over_noise, ratios
 
 LEAST_DOCUMENTS = 8
-"""Fewer cannot be split into halves that each have folds of their own."""
+"""Fewer cannot be split into halves that each have their own folds."""
 
 
 class RoundedActivations(Activations):
-    """Activations rounded to fewer bits as they are read, each hook point by itself."""
+    """Activations rounded to fewer bits as they are read, each hook point separately."""
 
     def __init__(self, of: Activations, to: Rounding) -> None:
         super().__init__(of.opened, of.hook_points, of.device)
@@ -63,7 +63,7 @@ class NullExperiment:
     def __post_init__(self) -> None:
         assert self.context.parent is not None
         self.parent = self.context.parent
-        self.brought_along = self.context.uri.startswith(ACTIVATIONS_PREFIX)
+        self.precomputed = self.context.uri.startswith(ACTIVATIONS_PREFIX)
         self.activations = open_earlier(self.execution, self.context, self.parent)
         with self.execution.read() as session:
             self.gone = verdicts.gone(session, self.parent.id)
@@ -82,7 +82,7 @@ class NullExperiment:
         if null == "finetune":
             return self._fine_tuned()
         rounding: Rounding | None = None if null == "repeat" else null  # type: ignore[assignment]
-        if self.brought_along:
+        if self.precomputed:
             folder = self.execution.artifacts.path(self.parent.activations[self.parent.hook_points[0]])
             same = open_sources(self.execution, self.context, folder)
             if rounding is None:
@@ -92,11 +92,11 @@ class NullExperiment:
         return self._harvested(null, weights=rounding), {"made": method}
 
     def _fine_tuned(self) -> tuple[Activations, dict[str, Any]]:
-        if self.brought_along:
+        if self.precomputed:
             raise RunError(
                 "no-weights",
-                "this checkpoint has activations but no weights, so it cannot be fine-tuned here. Fine-tune it where "
-                "the weights are, and register the activations as a checkpoint",
+                "this checkpoint has precomputed activations and no weights, so it cannot be fine-tuned here. "
+                "Fine-tune it where the weights are, and register its activations as a checkpoint",
             )
         execution, options = self.execution, self.options.finetune
         documents = load_documents(execution.artifacts.path(corpus_copy(execution, self.context)["artifact"]))

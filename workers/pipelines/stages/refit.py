@@ -66,7 +66,7 @@ def refit_dictionary(execution: Execution, pair: ParentPair, source: str) -> Bas
 
 
 def _known_rows(old: Code, members: Members, least_firings: int) -> Tensor | None:
-    """`written_rows` of the last generation in the members; None where they have no position in common."""
+    """`written_rows` of the last generation in the members; None if they have no position in common."""
     valid = torch.stack([member.valid for member in members.members]).all(0)
     rows = valid.nonzero().squeeze(1).to(old.values.device)
     return written_rows(old, rows, members.members, least_firings) if len(rows) else None
