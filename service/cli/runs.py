@@ -12,8 +12,8 @@ from featurewatch.service.cli.arguments import OfFamily, RunId, Timeout
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table, calls, command, deletes, fields
 from featurewatch.service.client import Client, types
-from featurewatch.service.client.wire import FINAL_STATES
 from featurewatch.service.runs.schemas import Level, LogLineView
+from featurewatch.service.runs.states import FINAL
 from featurewatch.service.runs.words import as_text
 
 run_app = typer.Typer(help="Runs: the jobs of the workers.", no_args_is_help=True)
@@ -85,7 +85,7 @@ def show_log(
             return base.show_json(client.log(run, attempt=attempt, level=level))
         ended = False
         while not ended:
-            ended = not follow or client.run(run)["state"] in FINAL_STATES  # asked first: its last lines come after
+            ended = not follow or client.run(run)["state"] in FINAL  # asked first: its last lines come after
             for line in client.log(run, attempt=attempt, level=level, after=last):
                 last = line["number"]
                 typer.echo(json.dumps(line)) if as_json else _show_line(line)
