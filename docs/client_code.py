@@ -73,8 +73,8 @@ def _synchronous(path: Path) -> str:
 
 
 def _types() -> dict[Path, str]:
-    """A module of types for each tag of the API. A shape belongs to the first tag whose responses, or else requests, use
-    it. Request bodies have no type: their fields are a method's parameters.
+    """A module of types for each tag of the API. A shape belongs to the first tag whose responses, or else requests,
+    use it. Request bodies have no type: their fields are a method's parameters.
     """
     document = create_app(Settings(data_dir=Path("none"))).openapi()
     schemas = document["components"]["schemas"]
