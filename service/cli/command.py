@@ -107,11 +107,8 @@ def deletes(app: typer.Typer, method: Callable[..., Any], question: str | None =
         return {"deleted": arguments[last]}
 
     confirmation = {"yes": base.Yes} if question else {}
-    command(app, "delete", _deleted)(_described(run, method, parameters | confirmation))
-
-
-def _deleted(document: Mapping[str, Any]) -> None:
-    base.say(f"Deleted {document['deleted']}.")
+    add = command(app, "delete", lambda document: base.say(f"Deleted {document['deleted']}."))
+    add(_described(run, method, parameters | confirmation))
 
 
 def _heading(name: str) -> str:

@@ -42,9 +42,7 @@ def dependencies(
     with base.connect() as client:
         if find:
             run = client.find_dependencies(family, str(checkpoint), [feature], method=method, positions=positions)
-            run = progress.follow(client, run["id"], timeout)
-            if run["state"] != "succeeded":
-                return progress.exit_unless_succeeded(run)
+            progress.exit_unless_succeeded(progress.follow(client, run["id"], timeout))
         try:
             document = client.dependencies(family, feature, checkpoint=checkpoint, baseline=baseline, method=method)
         except ApiError as error:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from featurewatch.service.cli import base, complete, progress
+from featurewatch.service.cli import base, complete, findings, progress
 from featurewatch.service.cli.arguments import Family, Name, Timeout, checkpoint_option
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.gate import documents, policy, rules
@@ -203,16 +203,14 @@ def _succeeded(run: Run | None) -> bool:
 
 
 def _show(job: Job, report: Report) -> None:
-    wrap = not base.out.is_terminal
     took = f" ({sum(job.run['seconds'].values()):.0f} s)" if job.run else ""
-    base.out.print(f"{job.name} of {job.family} is judged{took}", markup=False)
-    base.out.print(plain(report["headline"], most=4000), markup=False, soft_wrap=wrap)
+    findings.say(f"{job.name} of {job.family} is judged{took}")
+    findings.say(plain(report["headline"], most=4000))
     for caveat in report["caveats"]:
-        base.out.print(f"! {plain(caveat, most=4000)}", markup=False, soft_wrap=wrap)
+        findings.say(f"! {plain(caveat, most=4000)}")
     base.show_fields((status, count) for status, count in report["counts"].items() if count)
     for signature in report["signatures"]:
-        line = f"signature {signature['name']} is {signature['status']}: {signature['what']}"
-        base.out.print(plain(line, most=400), markup=False, soft_wrap=wrap)
+        findings.say(plain(f"signature {signature['name']} is {signature['status']}: {signature['what']}", most=400))
     if not job.gated:
         return
     base.out.print("gate: [green]passed[/]" if job.passed else "gate: [red]failed[/]")

@@ -13,8 +13,6 @@ from featurewatch.service.runs.states import FINAL
 class AsyncRunCalls(AsyncTransport):
     """One method for each call."""
 
-    # Runs
-
     def runs(
         self, *, family: str | None = None, checkpoint: str | None = None, state: str | None = None
     ) -> AsyncIterator[types.Run]:

@@ -14,8 +14,6 @@ from featurewatch.service.runs.states import FINAL
 class RunCalls(Transport):
     """One method for each call."""
 
-    # Runs
-
     def runs(
         self, *, family: str | None = None, checkpoint: str | None = None, state: str | None = None
     ) -> Iterator[types.Run]:
