@@ -26,7 +26,7 @@ State = Annotated[
 Kind = Annotated[
     str | None,
     typer.Option(
-        help=f"Show only this kind: that of a rule, or {WEBHOOK_PAUSED}.",
+        help=f"Show only this kind: a rule kind, or {WEBHOOK_PAUSED}.",
         autocompletion=complete.words(*KINDS, WEBHOOK_PAUSED),
     ),
 ]

@@ -22,7 +22,7 @@ Limit = Annotated[int, typer.Option(help="Maximum number of rows; 0 for all.", m
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and show progress.")]
 Timeout = Annotated[float | None, typer.Option(help="Maximum seconds to wait; exit code 3 after that.", min=0)]
 MinChange = Annotated[
-    float | None, typer.Option(help="Minimum size of the change, in factors of two: 1 is halved or doubled.", min=0)
+    float | None, typer.Option(help="Minimum size of the change, in factors of two: 1 means halved or doubled.", min=0)
 ]
 MaxQ = Annotated[
     float | None,

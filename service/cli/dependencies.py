@@ -38,7 +38,7 @@ def dependencies(
 ) -> None:
     """Show what a feature is computed from, its effect on the next token, and whether it was rewired."""
     if find and checkpoint is None:
-        raise base.UsageError("--find needs the checkpoint whose model to read; add --checkpoint")
+        raise base.UsageError("--find runs the model of a checkpoint; add --checkpoint")
     with base.connect() as client:
         if find:
             run = client.find_dependencies(family, str(checkpoint), [feature], method=method, positions=positions)

@@ -168,7 +168,7 @@ def lineage(
     ] = None,
     limit: Limit = 50,
 ) -> Iterator[types.LineageLink]:
-    """List what happened to the features in re-fits: which kept their ids, and what became of the others."""
+    """List what happened to the features in re-fits: which kept their ids, and what happened to the others."""
     return islice(client.lineage(family, generation=generation, kind=kind), limit or None)
 
 
@@ -183,12 +183,12 @@ _FIELDS = (
 def show_feature(
     family: Family,
     feature: FeatureId,
-    label: Annotated[str | None, typer.Option(help='Set the label, a text for people; "" removes it.')] = None,
+    label: Annotated[str | None, typer.Option(help='Set the label; "" removes it.')] = None,
     tag: Annotated[list[str] | None, typer.Option(help='Replace the tags; "" removes them. May be repeated.')] = None,
     watch: Annotated[
         bool | None, typer.Option("--watch/--no-watch", help="Watch the feature, or stop watching it.")
     ] = None,
-    sources: Annotated[bool, typer.Option("--sources", help="Show the hook points that it can be read at.")] = False,
+    sources: Annotated[bool, typer.Option("--sources", help="Also show where the feature can be read.")] = False,
     examples: Annotated[int, typer.Option(help="Number of examples to show.", min=0, max=100)] = 5,
     as_json: AsJson = False,
 ) -> None:

@@ -68,8 +68,8 @@ def show_run(client: Client, run: RunId) -> dict[str, Any]:
 @app.command("log")
 def show_log(
     run: RunId,
-    attempt: Annotated[int | None, typer.Option(help="Only of this attempt.", min=1)] = None,
-    level: Annotated[Level, typer.Option(help="Minimum level of the lines.")] = Level.INFO,
+    attempt: Annotated[int | None, typer.Option(help="Show only this attempt.", min=1)] = None,
+    level: Annotated[Level, typer.Option(help="Show only lines of this level or above.")] = Level.INFO,
     follow: Annotated[bool, typer.Option("--follow", help="Keep printing new lines until the run ends.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -92,7 +92,7 @@ def register(
     family: Family,
     name: Name,
     uri: Annotated[str, typer.Argument(help="hf://org/model@revision, file:///folder, activations+file:///folder ...")],
-    adapter: Annotated[str | None, typer.Option(help="URI of a PEFT adapter to put on the model.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="URI of a PEFT adapter to apply to the model.")] = None,
     parent: Annotated[
         str | None, checkpoint_option("Checkpoint to compare with; default: the family's newest.")
     ] = None,

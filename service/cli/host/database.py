@@ -49,7 +49,7 @@ def _show_check(result: dict[str, Any]) -> None:
         )
     for row in result["put_aside"]:
         base.say(
-            f"a damaged copy of {row['artifact']} ({base.size(row['bytes'])}) was put aside; it is removed once the "
+            f"a damaged copy of {row['artifact']} ({base.size(row['bytes'])}) was set aside; it is removed once the "
             "artifact has been rebuilt or is no longer needed"
         )
     _show_deletions(result["deletions"])
@@ -64,7 +64,7 @@ def _show_deletions(deletions: dict[str, Any]) -> None:
             "`featurewatch db vacuum`"
         )
     if deletions["left_behind"]:
-        base.say(f"in the artifact store although their family was deleted: {', '.join(deletions['left_behind'])}")
+        base.say(f"left in the artifact store by deleted families: {', '.join(deletions['left_behind'])}")
     if deletions["unknown"]:
         base.say(f"in the artifact store, of families unknown to the database: {', '.join(deletions['unknown'])}")
 

@@ -57,7 +57,7 @@ def up(
 
 @app.command(context_settings=PASSED_ON)
 def demo(context: typer.Context) -> None:
-    """Compare three releases of a real model, one of them tampered with. `demo --help` lists its options."""
+    """Compare three releases of a real model, one of them edited. `demo --help` lists its options."""
     _need_worker_packages()
     # The user's own arguments, passed to the user's own Python.
     process = subprocess.run([sys.executable, "-m", "featurewatch.workers.demo", *context.args], check=False)  # noqa: S603
