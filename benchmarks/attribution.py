@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import pearsonr, spearmanr
 from sqlalchemy import select
+from torch import Tensor
 
 from benchmarks.runs import succeeded
 from featurewatch.service.client import Client
@@ -28,14 +30,26 @@ from featurewatch.service.config import Settings
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Checkpoint, Code, Family, Source
-from featurewatch.workers.activations import HarvestSpec, Positions, load_documents, open_activations
+from featurewatch.workers.activations.corpus import load_documents
+from featurewatch.workers.activations.harvest.shards import HarvestSpec
 from featurewatch.workers.activations.models.hooks import without_later_layers
+from featurewatch.workers.activations.positions import Positions
+from featurewatch.workers.activations.store import open_activations
 from featurewatch.workers.demo.installation import Installation
 from featurewatch.workers.demo.models import base_model
 from featurewatch.workers.dependencies.attribution import METHODS, Attribution, Method, Options, attribute
-from featurewatch.workers.dependencies.effects import ablated, activations
-from featurewatch.workers.dependencies.passages import choose_tokens
-from featurewatch.workers.dependencies.reading import Dictionary, Target
+from featurewatch.workers.dependencies.effects import activations, strengths
+from featurewatch.workers.dependencies.reading import (
+    Batch,
+    Dictionary,
+    Reading,
+    Target,
+    batches,
+    choose_tokens,
+    replacing,
+    skipping,
+    watching,
+)
 from featurewatch.workers.pipelines.shared import files
 from featurewatch.workers.pipelines.stages.attribute import TracedModel, trace
 
@@ -214,6 +228,49 @@ def seconds(traced: TracedModel, place: str, seed: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
     }
+
+
+@torch.no_grad()
+def ablated(
+    reading: Reading, hook_point_name: str, columns: Sequence[int], targets: Sequence[Target], batch_tokens: int
+) -> Tensor:
+    """Mean pre-activation of targets with a feature removed at a hook point, wherever it fires: [1 + columns, targets].
+
+    The first row is unedited. Attributions estimate this (activation patching).
+    """
+    hook_point, dictionary = reading.hook_point(hook_point_name), reading.dictionaries[hook_point_name]
+    sums = torch.zeros(1 + len(columns), len(targets), dtype=torch.float64)
+    counts = torch.tensor([sum(map(len, target.tokens)) for target in targets]).clamp_min(1)
+    wanted = [i for i in range(len(reading.passages)) if any(len(target.tokens[i]) for target in targets)]
+    for batch in batches(reading.passages, wanted, batch_tokens):
+        with watching(reading.hook_points) as seen:
+            reading.forward(batch)
+        sums[0] += _pre_activations(reading, batch, targets, seen)
+        x = seen[hook_point_name]
+        for row, column in enumerate(columns, start=1):
+            removed = torch.zeros_like(x)
+            for member, i in enumerate(batch.members):
+                strength = strengths(reading, i, column)
+                removed[member, : len(strength)] = strength[:, None] * dictionary.decoder[column] / hook_point.factor
+            without = x - removed
+            with (
+                skipping(reading.skippable.get(hook_point_name, ())),
+                replacing(hook_point.module, lambda _output, without=without: without),
+                watching(reading.hook_points) as seen,
+            ):
+                reading.forward(batch)
+            sums[row] += _pre_activations(reading, batch, targets, seen)
+    return sums / counts
+
+
+def _pre_activations(reading: Reading, batch: Batch, targets: Sequence[Target], seen: dict[str, Tensor]) -> Tensor:
+    """Sum of each target's pre-activations in a batch: [targets]."""
+    sums = torch.zeros(len(targets), dtype=torch.float64)
+    for t, target in enumerate(targets):
+        for row, i in enumerate(batch.members):
+            x = seen[target.hook_point][row, target.tokens[i]] * reading.hook_point(target.hook_point).factor
+            sums[t] += float(reading.dictionaries[target.hook_point].read(x, target.column).double().sum())
+    return sums
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.runs import succeeded
 from featurewatch.service.client import Client
-from featurewatch.workers.activations import load_corpus
+from featurewatch.workers.activations.corpus import load_corpus
 from featurewatch.workers.demo.installation import Fitted, Installation
 from featurewatch.workers.demo.main import Plan
 from featurewatch.workers.demo.models import base_model, save_ablated

@@ -41,16 +41,13 @@ from torch import Tensor
 from benchmarks.edits import next_token_loss
 from benchmarks.planted_data import make_lineage
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.workers.activations import (
-    ActivationSet,
-    HarvestSpec,
-    Positions,
-    harvest,
-    load_corpus,
-    open_activations,
-)
-from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.activations.corpus import load_corpus
+from featurewatch.workers.activations.harvest.run import harvest
+from featurewatch.workers.activations.harvest.shards import HarvestSpec
 from featurewatch.workers.activations.models.finetune import Training, fine_tune
+from featurewatch.workers.activations.models.loading import compute_dtype
+from featurewatch.workers.activations.positions import Positions
+from featurewatch.workers.activations.store import ActivationSet, open_activations
 from featurewatch.workers.crosscoder.code import Code, concatenate_rows
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.extend import ExtendConfig, typical_size

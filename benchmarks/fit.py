@@ -22,7 +22,7 @@ from benchmarks.fit_data import Planted, write_activations
 from benchmarks.fit_report import summary, write_page
 from benchmarks.fit_rounds import FLOOR, OURS, PEERS, ROOT, Results, peers_environment, run_rounds
 from benchmarks.peers.participant import Job
-from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.activations.models.loading import compute_dtype
 from featurewatch.workers.crosscoder.config import FitConfig
 from featurewatch.workers.crosscoder.fit.order import Order
 

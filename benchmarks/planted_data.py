@@ -17,7 +17,7 @@ The activation of position p in checkpoint c is
 - `scale_c` and `offset_c` wander: a global change of scale does not suppress features.
 - `sink(p)`: 30 to 50 median norms along one direction at the second token of some documents.
 
-`python -m benchmarks.planted_data --seed 1 --scenario all --out DIR` writes DIR/v1 ... in the format of brought-along
+`python -m benchmarks.planted_data --seed 1 --scenario all --out DIR` writes DIR/v1 ... in the format of precomputed
 activations (`manifest.json`, safetensors shards, `documents.safetensors`) and DIR/truth.json.
 """
 
@@ -302,7 +302,7 @@ def _rotation(width: int, degrees: float, rng: np.random.Generator) -> np.ndarra
 
 def main() -> None:
     """Write a lineage to a folder."""
-    parser = argparse.ArgumentParser(description="Write a planted lineage as brought-along activations.")
+    parser = argparse.ArgumentParser(description="Write a planted lineage as precomputed activations.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scenario", choices=SCENARIOS, default="plain")
     parser.add_argument("--out", type=Path, required=True)

@@ -52,7 +52,7 @@ wrong for the planted feature it tracks.
 """
 
 BASELINES = """
-The same lineages, as many latents, active latents and steps, but a dictionary for each step
+The same lineages, with as many latents, active latents and steps, but one dictionary per checkpoint
 (`benchmarks/planted_baselines.py` has the rules, which favour the baselines: planted features are matched again at
 each step, and sinks are masked). None of them reports `replaced`: *simple* is the mean F1 of present, suppressed,
 absent and emerged, with `replaced` counted as absent, over the planted features alone.
@@ -91,7 +91,7 @@ def page(results: Sequence[Result]) -> str:
     ]
     with_baselines = [name for name in names if any("baselines" in r for r in by_name[name])]
     if with_baselines:
-        lines += ["", "## Beside the methods of the literature", "", *BASELINES.strip().splitlines(), ""]
+        lines += ["", "## Compared with published methods", "", *BASELINES.strip().splitlines(), ""]
         rows = []
         for name in with_baselines:
             part = [r for r in by_name[name] if "baselines" in r]

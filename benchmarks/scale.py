@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.fit_data import Planted, draw_code
 from benchmarks.scale_report import page
-from featurewatch.workers.activations import open_activations
+from featurewatch.workers.activations.store import open_activations
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import fit

@@ -17,7 +17,7 @@ from featurewatch.service.alerts.conditions import KINDS
 from featurewatch.service.alerts.parameters import parameters
 from featurewatch.service.cli import app as cli
 from featurewatch.service.config import ClientSettings, Settings
-from featurewatch.service.status.metrics import METRICS
+from featurewatch.service.health.metrics import METRICS
 from featurewatch.service.verdicts.figures import FIGURES
 from featurewatch.service.verdicts.statuses import Status
 

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 PHRASES = ROOT / "docs" / "phrases.txt"
 FOLDERS = ("benchmarks", "deploy", "docs", "featurewatch", "migrations", "requirements", "service", "tests", "workers")
 SUFFIXES = {".css", ".html", ".js", ".md", ".py", ".toml", ".txt", ".yml"}
-EXCLUDED = ("CHANGELOG.md", "docs/adr/", "tests/unit/test_wording.py")
-"""Records of past releases and decisions, and the test of this check."""
+EXCLUDED = ("CHANGELOG.md", "tests/unit/test_wording.py")
+"""The record of past releases, and the test of this check."""
 
 
 def main() -> None:

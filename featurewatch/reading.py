@@ -9,9 +9,8 @@ import scipy.sparse
 import torch
 
 from featurewatch.service.config import Settings
-from featurewatch.workers.activations import compute_dtype, load_model
-from featurewatch.workers.activations.models import max_tokens
 from featurewatch.workers.activations.models.hooks import capture, choose_hook_points, without_later_layers
+from featurewatch.workers.activations.models.loading import compute_dtype, load_model, max_tokens
 from featurewatch.workers.activations.positions import Reader
 
 if TYPE_CHECKING:

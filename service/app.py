@@ -23,6 +23,7 @@ from featurewatch.service.dependencies.routes import router as dependencies
 from featurewatch.service.dictionaries.routes import router as dictionaries
 from featurewatch.service.families.routes import router as families
 from featurewatch.service.features.routes import router as features
+from featurewatch.service.health.routes import router as health
 from featurewatch.service.kit import problems, telemetry
 from featurewatch.service.kit.db import Database
 from featurewatch.service.kit.logs import configure_logging
@@ -35,14 +36,13 @@ from featurewatch.service.lineage.routes import router as lineage
 from featurewatch.service.migrate import check_connection
 from featurewatch.service.runs.routes import router as runs
 from featurewatch.service.signatures.routes import router as signatures
-from featurewatch.service.status.routes import router as status
 from featurewatch.service.store.ledger import open_store
 from featurewatch.service.web import site
 from featurewatch.service.webhooks.routes import router as webhooks
 
 ROUTERS = (
     families, checkpoints, dictionaries, features, labels, lineage, signatures, calibrations, dependencies, runs,
-    webhooks, alerts, keys, audit, status,
+    webhooks, alerts, keys, audit, health,
 )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     )
     secret_key_old: SecretStr = Field(
         SecretStr(""),
-        description="Earlier secret keys, separated by commas, that can still decrypt. Needed during a rotation "
+        description="Earlier secret keys, separated by commas, still accepted for decryption. Needed during a rotation "
         "(`featurewatch key rotate-secret`).",
     )
     require_keys: bool = Field(
@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     shard_positions: int = Field(
         16_384,
         gt=0,
-        description="Positions per shard: what a harvest keeps in memory, loses if killed, and gives to a helper.",
+        description="Positions per shard: what a harvest keeps in memory, loses if killed, or hands to a helper.",
     )
     keep_activations: int = Field(
         8,
@@ -118,13 +118,13 @@ class Settings(BaseSettings):
         24.0,
         ge=0,
         description="Hours for which unreferenced artifacts are kept. Finish copying the artifact store within this "
-        "time after backing up the database. 0: for ever.",
+        "time after backing up the database. 0: forever.",
     )
-    audit_days: float = Field(365.0, ge=0, description="Days for which the audit log is kept. 0: for ever.")
+    audit_days: float = Field(365.0, ge=0, description="Days for which the audit log is kept. 0: forever.")
     answer_hours: float = Field(24.0, gt=0, description="Hours for which the response to an `Idempotency-Key` is kept.")
     bell_hours: float = Field(24.0, gt=0, description="Hours for which the times of notifications to workers are kept.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
-    log_json: bool = Field(True, description="Log JSON lines. `false`: log text for people.")
+    log_json: bool = Field(True, description="Log JSON lines. `false`: log readable text.")
     max_body_bytes: int = Field(1_000_000, gt=0, description="Maximum size of a request body in bytes.")
     requests_per_minute: int = Field(
         1200,

@@ -26,16 +26,14 @@ worker that writes holds SQLite's lock."""
 def main(arguments: list[str] | None = None) -> int:
     """Work until SIGTERM or SIGINT. Exit status 0, or 1 if the database has another schema version."""
     parser = argparse.ArgumentParser(
-        prog="python -m featurewatch.workers", description="Execute queued runs, and sweep."
+        prog="python -m featurewatch.workers", description="Process queued runs, and run the sweeps."
     )
     parser.add_argument(
         "--pipelines",
         metavar="MODULE:NAME",
-        help="a mapping from run kind to pipeline (default: the real ones)",
+        help="a mapping from run kind to pipeline (default: the built-in ones)",
     )
-    parser.add_argument(
-        "--exit-with-parent", metavar="PID", type=int, help="end with the process that started this one"
-    )
+    parser.add_argument("--exit-with-parent", metavar="PID", type=int, help="exit when this process exits")
     options = parser.parse_args(arguments)
     settings = Settings()
     configure_logging(settings)

@@ -9,15 +9,7 @@ import mmap
 from types import ModuleType
 from typing import Any
 
-from celery import Celery
-from celery.signals import (
-    celeryd_after_setup,
-    setup_logging,
-    worker_init,
-    worker_process_init,
-    worker_process_shutdown,
-    worker_shutting_down,
-)
+from celery import Celery, signals
 from kombu.exceptions import ChannelError
 
 from featurewatch.service.config import Settings
@@ -100,34 +92,34 @@ def stopping() -> bool:
     return _stopping[:1] != b"\0"
 
 
-@worker_shutting_down.connect
+@signals.worker_shutting_down.connect
 def _on_shutdown(**_: Any) -> None:
     _stopping[:1] = b"\1"
 
 
-@worker_init.connect
+@signals.worker_init.connect
 def _on_start(**_: Any) -> None:
     keep_private(Settings())  # its children inherit the umask
 
 
-@setup_logging.connect
+@signals.setup_logging.connect
 def _on_logging(**_: Any) -> None:
     configure_logging(Settings())
 
 
-@celeryd_after_setup.connect
+@signals.celeryd_after_setup.connect
 def _on_setup(instance: Any, **_: Any) -> None:
     app.conf.featurewatch_takes_runs = not set(QUEUES).isdisjoint(instance.app.amqp.queues.consume_from)
 
 
-@worker_process_init.connect
+@signals.worker_process_init.connect
 def _on_child(**_: Any) -> None:
     telemetry.trace_tasks()
     if app.conf.get("featurewatch_takes_runs"):
         _tasks().begin()
 
 
-@worker_process_shutdown.connect
+@signals.worker_process_shutdown.connect
 def _on_child_shutdown(**_: Any) -> None:
     _tasks().end()
 

@@ -2,6 +2,7 @@
 
 import errno
 import re
+from functools import partial
 from typing import Any
 
 
@@ -23,7 +24,7 @@ class RunError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickle, which passes exceptions between processes, would call the class with the message alone.
-        return (_rebuild, (self.code, self.detail, self.title))
+        return (partial(RunError, title=self.title), (self.code, self.detail))
 
 
 REFUSALS = frozenset({"content-changed", "download-damaged", "path-refused", "store-refused"})
@@ -46,12 +47,12 @@ def fault_of(error: Exception) -> RunError:
     """The RunError for an error that no pipeline expected."""
     text = f"{type(error).__name__}: {error}"[:4000]
     code = error.errno if isinstance(error, OSError) else None
-    match = _IN_TEXT.search(text)  # libraries in Rust raise errors of their own
+    match = _IN_TEXT.search(text)  # libraries in Rust raise their own errors
     if code in _FULL or (match and int(match[1]) in _FULL):
         return RunError(
             "disk-full",
-            f"{text}. Free some space on the worker's disk (`featurewatch db vacuum` removes artifacts that nothing "
-            "needs), then retry the run: it resumes after its finished stages.",
+            f"{text}. Free some space on the worker's disk (`featurewatch db vacuum` removes unreferenced "
+            "artifacts), then retry the run: it resumes after its finished stages.",
             title="The disk is full",
         )
     return RunError("internal", text, title="Something went wrong in the worker")
@@ -75,7 +76,3 @@ class WorkerStoppingError(Exception):
 
 class GivingWayError(Exception):
     """A run that someone asked for is waiting for the family: this automatic run goes back into the queue."""
-
-
-def _rebuild(code: str, detail: str, title: str) -> RunError:
-    return RunError(code, detail, title=title)

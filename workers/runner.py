@@ -70,7 +70,11 @@ def run_next(
     with database.read() as session:
         if not queries.candidates(session, run_id=run_id):
             return None
-    pipelines = pipelines or _real_pipelines()
+    if not pipelines:
+        # Imports torch, which takes seconds and holds the GIL: do it before a claim, or heartbeats would be late.
+        from featurewatch.workers.pipelines import PIPELINES  # noqa: PLC0415
+
+        pipelines = PIPELINES
     with database.write() as session:
         run = logic.claim(session, worker=worker or worker_name(), lease_seconds=settings.lease_seconds, run_id=run_id)
     if run is None:
@@ -126,7 +130,7 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline]) -> None:
     except DamagedArtifactError as error:
         log.error("damaged artifact", artifact=error.name, reason=error.reason)
         set_aside = partial(damage.set_aside, artifacts=execution.artifacts, error=error)
-        detail = write_end(execution.database.read, set_aside, execution.lease_left) or error.detail
+        detail = write_end(execution.database.read, set_aside, execution.left) or error.detail
         _end(execution, RunState.FAILED, RunError(error.code, detail, title=error.title).as_dict())
     except MissingArtifactError as error:
         log.error("missing artifact", artifact=error.name)
@@ -151,13 +155,6 @@ def _execute(execution: Execution, pipelines: Mapping[str, Pipeline]) -> None:
         _end(execution, RunState.FAILED, fault_of(error).as_dict())
 
 
-def _real_pipelines() -> Mapping[str, Pipeline]:
-    # Imports torch, which takes seconds and holds the GIL: do it before a claim, or heartbeats would be late.
-    from featurewatch.workers.pipelines import PIPELINES  # noqa: PLC0415
-
-    return PIPELINES
-
-
 def _pipeline(execution: Execution, pipelines: Mapping[str, Pipeline]) -> Pipeline:
     try:
         return pipelines[execution.kind]
@@ -169,7 +166,7 @@ def _end(execution: Execution, state: RunState, error: dict[str, Any] | None = N
     def act(session: Session) -> bool:
         return execution.end(session, state, error=error)
 
-    if not write_end(execution.database.write, act, execution.lease_left):
+    if not write_end(execution.database.write, act, execution.left):
         log.warning("lost the run before its end was written", state=state)
 
 
@@ -177,7 +174,7 @@ def _give_back(execution: Execution, error: dict[str, Any], *, counted: bool) ->
     def act(session: Session) -> RunState | None:
         return execution.release(session, error, counted=counted)
 
-    log.info("given back", state=write_end(execution.database.write, act, execution.lease_left))
+    log.info("given back", state=write_end(execution.database.write, act, execution.left))
 
 
 def _interrupted(title: str, detail: str) -> dict[str, Any]:

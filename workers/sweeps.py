@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 
 import structlog
 
@@ -67,7 +68,6 @@ class Sweeper:
         self.settings, self.database, self.publish, self.call_helper = settings, database, publish, call_helper
         self.artifacts = open_store(settings, database)
         self.allow = outbound.parse_networks(settings.webhook_allow)
-        self._box: SecretBox | None = None
         self._tidied = self._vacuumed = float("-inf")
         self._unswept: list[str] = []
         """Families that are still to be vacuumed in this round"""
@@ -186,13 +186,6 @@ class Sweeper:
                 erased += 1
         return erased
 
-    def erase_again(self) -> None:
-        """Remove what disconnected workers wrote about deleted families, and this machine's copies."""
-        with self.database.read() as session:
-            families = deletions.finished_lately(session)
-        for family in families:
-            deletions.clear(self.settings, self.artifacts, family)
-
     def vacuum(self) -> int:
         """Once an hour, one family per sweep: remove artifacts that the policy no longer keeps. Returns how many.
 
@@ -202,9 +195,11 @@ class Sweeper:
             if time.monotonic() - self._vacuumed < VACUUM_SECONDS:
                 return 0
             self._vacuumed = time.monotonic()
-            self.erase_again()
             with self.database.read() as session:
+                deleted = deletions.finished_lately(session)
                 self._unswept = list(store_queries.families(session))
+            for family in deleted:  # what disconnected workers wrote about them, and this machine's copies
+                deletions.clear(self.settings, self.artifacts, family)
             if not self._unswept:
                 return 0
         family = self._unswept.pop()
@@ -227,16 +222,15 @@ class Sweeper:
     def _send(self, parcel: sending.Parcel) -> None:
         """One attempt. If it fails here, the delivery stays reserved and becomes due again."""
         with _guarded("delivery"):
-            outcome = sending.send(parcel, self._secrets(), self.allow, self.settings.webhook_seconds)
+            outcome = sending.send(parcel, self._secrets, self.allow, self.settings.webhook_seconds)
             pause_after = timedelta(days=self.settings.webhook_pause_days)
             with self.database.write() as session:
                 sending.record(session, parcel, outcome, pause_after=pause_after)
             log.info("webhook", delivery=parcel.delivery_id, status=outcome.status, error=outcome.error)
 
+    @cached_property
     def _secrets(self) -> SecretBox:
-        if self._box is None:
-            self._box = SecretBox(self.settings)
-        return self._box
+        return SecretBox(self.settings)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def _resources() -> tuple[Settings, Database]:
 @cache
 def _supervisor() -> Supervisor:
     settings, database = _resources()
-    # A deployment with run kinds of its own sets this option of the app, as MODULE:NAME.
+    # A deployment with custom run kinds sets this option of the app, as MODULE:NAME.
     pipelines = celery.app.conf.get("featurewatch_pipelines")
     return Supervisor(settings, database, pipelines=pipelines, stopping=celery.stopping)
 

@@ -7,18 +7,9 @@ the alerts page and the table in docs/api.md derive from the classes.
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from featurewatch.service.alerts.events import (
-    DependenciesCompared,
-    Event,
-    FamilyEvent,
-    FeaturesJudged,
-    LastJudged,
-    QualityMeasured,
-    RunsFailed,
-    SignaturesRead,
-)
+from featurewatch.service.alerts import events
 from featurewatch.service.alerts.evidence import MOST_ROWS, Evidence, failure_row, reading_row, verdict_row
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
 from featurewatch.service.signatures.rule import Status as SignatureStatus
@@ -35,7 +26,7 @@ _NAMED_IN_SUMMARY = 3
 Statuses = Annotated[
     list[Status], Field(min_length=1, max_length=len(Status), description="Statuses that raise the alert.")
 ]
-FeatureId = Field(title="Feature", examples=["F42318"], description="Id of the feature.")
+FeatureId = Annotated[str, AfterValidator(lambda text: feature_id(parse_feature_id(text)))]
 
 
 class BaseCondition(BaseModel):
@@ -45,7 +36,7 @@ class BaseCondition(BaseModel):
 
     kind: str
 
-    listens_to: ClassVar[type[Event]]
+    listens_to: ClassVar[type[events.Event]]
     """The events that `match` takes"""
     resolved_when: ClassVar[str]
     """Completes "Resolved when ..." """
@@ -78,9 +69,9 @@ class BaseCondition(BaseModel):
 
 
 class _FeatureStatusCondition(BaseCondition):
-    """Base of the kinds that fire when features come into a status, not while they stay in it."""
+    """Base of the kinds that fire when features enter a status, not while they stay in it."""
 
-    listens_to: ClassVar = FeaturesJudged
+    listens_to: ClassVar = events.FeaturesJudged
     resolved_when: ClassVar = "all of them leave the statuses at a later checkpoint"
     if TYPE_CHECKING:
 
@@ -92,32 +83,27 @@ class _FeatureStatusCondition(BaseCondition):
         """The transitions into `statuses` that raise the alert."""
         raise NotImplementedError
 
-    def match(self, event: FeaturesJudged) -> Evidence | None:
+    def match(self, event: events.FeaturesJudged) -> Evidence | None:
         return [verdict_row(*transition) for transition in self.select(event.transitions(self.statuses))] or None
 
-    def summary(self, event: FeaturesJudged, evidence: Evidence) -> str:
+    def summary(self, event: events.FeaturesJudged, evidence: Evidence) -> str:
         first = evidence[:_NAMED_IN_SUMMARY]
         labels = [f" ({row['label']})" if row["label"] else "" for row in first]
         named = [f"{row['feature']}{label} {row['status']}" for row, label in zip(first, labels, strict=True)]
         rest = len(evidence) - len(named)
         return ", ".join(named) + (f" and {rest} more" if rest else "")
 
-    def clears(self, event: FeaturesJudged, ancestor: Evidence) -> bool:
+    def clears(self, event: events.FeaturesJudged, ancestor: Evidence) -> bool:
         names = [row["feature"] for row in ancestor]
         return _recovered(names, event.statuses(names), self.statuses)
 
 
 class FeatureCondition(_FeatureStatusCondition):
-    """A given feature comes into one of the statuses."""
+    """A given feature enters one of the statuses."""
 
     kind: Literal["feature"]
-    feature: str = FeatureId
+    feature: FeatureId = Field(title="Feature", examples=["F42318"], description="Id of the feature.")
     statuses: Statuses = [*ALARMING]
-
-    @field_validator("feature")
-    @classmethod
-    def _normalise(cls, value: str) -> str:
-        return feature_id(parse_feature_id(value))
 
     def select(self, transitions: "Sequence[Transition]") -> "Sequence[Transition]":
         number = parse_feature_id(self.feature)
@@ -125,7 +111,7 @@ class FeatureCondition(_FeatureStatusCondition):
 
 
 class WatchedCondition(_FeatureStatusCondition):
-    """A watched feature comes into one of the statuses."""
+    """A watched feature enters one of the statuses."""
 
     kind: Literal["watched"]
     statuses: Statuses = [*ALARMING]
@@ -135,7 +121,7 @@ class WatchedCondition(_FeatureStatusCondition):
 
 
 class TagCondition(_FeatureStatusCondition):
-    """A feature with a given tag comes into one of the statuses."""
+    """A feature with a given tag enters one of the statuses."""
 
     kind: Literal["tag"]
     tag: str = Field(min_length=1, max_length=100, examples=["deception"], description="Tag of the features.")
@@ -144,12 +130,12 @@ class TagCondition(_FeatureStatusCondition):
     def select(self, transitions: "Sequence[Transition]") -> "Sequence[Transition]":
         return [transition for transition in transitions if self.tag in transition[1].tags]
 
-    def summary(self, event: FeaturesJudged, evidence: Evidence) -> str:
+    def summary(self, event: events.FeaturesJudged, evidence: Evidence) -> str:
         return f"tag {self.tag}: {super().summary(event, evidence)}"
 
 
 class StatusCountCondition(_FeatureStatusCondition):
-    """A number of features come into a status at the same checkpoint."""
+    """A number of features enter a status at the same checkpoint."""
 
     kind: Literal["status_count"]
     status: Status = Field(examples=["absent"], description="Status that raises the alert.")
@@ -162,15 +148,15 @@ class StatusCountCondition(_FeatureStatusCondition):
     def select(self, transitions: "Sequence[Transition]") -> "Sequence[Transition]":
         return transitions if len(transitions) >= self.at_least else []
 
-    def summary(self, event: FeaturesJudged, evidence: Evidence) -> str:
+    def summary(self, event: events.FeaturesJudged, evidence: Evidence) -> str:
         count = f"{len(evidence)} features {self.status} (limit {self.at_least})"
         return f"{count}: {super().summary(event, evidence)}"
 
 
 class SignatureCondition(BaseCondition):
-    """A signature comes into one of the statuses."""
+    """A signature enters one of the statuses."""
 
-    listens_to: ClassVar = SignaturesRead
+    listens_to: ClassVar = events.SignaturesRead
     resolved_when: ClassVar = "it leaves the statuses at a later checkpoint"
 
     kind: Literal["signature"]
@@ -181,7 +167,7 @@ class SignatureCondition(BaseCondition):
         list[SignatureStatus], Field(min_length=1, max_length=6, description="Statuses that raise the alert.")
     ] = SIGNATURE_ALARMING
 
-    def match(self, event: SignaturesRead) -> Evidence | None:
+    def match(self, event: events.SignaturesRead) -> Evidence | None:
         return [
             reading_row(reading, signature)
             for reading, signature in event.readings
@@ -190,40 +176,35 @@ class SignatureCondition(BaseCondition):
             and reading.previous_status not in (None, reading.status)
         ] or None
 
-    def summary(self, event: SignaturesRead, evidence: Evidence) -> str:
+    def summary(self, event: events.SignaturesRead, evidence: Evidence) -> str:
         return ", ".join(f"signature {row['signature']} {row['status']}" for row in evidence)
 
-    def keeps(self, event: SignaturesRead, row: dict[str, Any]) -> bool:
+    def keeps(self, event: events.SignaturesRead, row: dict[str, Any]) -> bool:
         return row["signature"] not in event.statuses or self.signature not in (None, row["signature"])
 
-    def clears(self, event: SignaturesRead, ancestor: Evidence) -> bool:
+    def clears(self, event: events.SignaturesRead, ancestor: Evidence) -> bool:
         return _recovered([row["signature"] for row in ancestor], event.statuses, self.statuses)
 
 
 class RewiredCondition(BaseCondition):
-    """A feature depends on other features than at the parent checkpoint."""
+    """A feature depends on different features than at the parent checkpoint."""
 
-    listens_to: ClassVar = DependenciesCompared
+    listens_to: ClassVar = events.DependenciesCompared
     resolved_when: ClassVar = "another comparison at the same checkpoint finds no difference"
 
     kind: Literal["rewired"]
-    feature: str | None = Field(
+    feature: FeatureId | None = Field(
         None, title="Feature", examples=["F42318"],
         description="Id of the feature. Default: any feature whose dependencies were found.",
     )  # fmt: skip
 
-    @field_validator("feature")
-    @classmethod
-    def _normalise(cls, value: str | None) -> str | None:
-        return None if value is None else feature_id(parse_feature_id(value))
-
-    def match(self, event: DependenciesCompared) -> Evidence | None:
+    def match(self, event: events.DependenciesCompared) -> Evidence | None:
         return [vars(one).copy() for one in event.features if one.rewired and self._covers(one.feature)] or None
 
-    def summary(self, event: DependenciesCompared, evidence: Evidence) -> str:
+    def summary(self, event: events.DependenciesCompared, evidence: Evidence) -> str:
         return f"{', '.join(row['feature'] for row in evidence)} rewired"
 
-    def keeps(self, event: DependenciesCompared, row: dict[str, Any]) -> bool:
+    def keeps(self, event: events.DependenciesCompared, row: dict[str, Any]) -> bool:
         return not self._covers(row["feature"]) or row["feature"] not in {one.feature for one in event.features}
 
     def _covers(self, feature: str) -> bool:
@@ -233,7 +214,7 @@ class RewiredCondition(BaseCondition):
 class QualityCondition(BaseCondition):
     """The FVU of a checkpoint exceeds a limit, or a multiple of its parent's."""
 
-    listens_to: ClassVar = QualityMeasured
+    listens_to: ClassVar = events.QualityMeasured
     resolved_when: ClassVar = "the FVU of a later checkpoint is within the limit"
 
     kind: Literal["quality"]
@@ -251,7 +232,7 @@ class QualityCondition(BaseCondition):
             raise ValueError("a quality rule needs max_fvu or max_fvu_ratio")
         return self
 
-    def match(self, event: QualityMeasured) -> Evidence | None:
+    def match(self, event: events.QualityMeasured) -> Evidence | None:
         limits = [] if self.max_fvu is None else [self.max_fvu]
         if self.max_fvu_ratio is not None and event.parent_fvu is not None:
             limits.append(self.max_fvu_ratio * event.parent_fvu)
@@ -259,20 +240,20 @@ class QualityCondition(BaseCondition):
             return None
         return [{"fvu": event.fvu, "limit": min(limits), "parent_fvu": event.parent_fvu}]
 
-    def summary(self, event: QualityMeasured, evidence: Evidence) -> str:
+    def summary(self, event: events.QualityMeasured, evidence: Evidence) -> str:
         return f"FVU {event.fvu:.3g} exceeds the limit of {evidence[0]['limit']:.3g}"
 
     def continues(self, evidence: Evidence, ancestor: Evidence) -> bool:
         return bool(ancestor[0]["limit"] >= evidence[0]["limit"])
 
-    def clears(self, event: QualityMeasured, ancestor: Evidence) -> bool:
+    def clears(self, event: events.QualityMeasured, ancestor: Evidence) -> bool:
         return bool(event.fvu <= ancestor[0]["limit"])
 
 
 class RunFailedCondition(BaseCondition):
-    """Runs of one kind fail in a family, and none succeeds."""
+    """Runs of one kind fail in a family, with no success in between."""
 
-    listens_to: ClassVar = RunsFailed
+    listens_to: ClassVar = events.RunsFailed
     resolved_when: ClassVar = "a run of the kind succeeds"
 
     kind: Literal["run_failed"]
@@ -282,12 +263,12 @@ class RunFailedCondition(BaseCondition):
     )  # fmt: skip
     at_least: int = Field(1, ge=1, description="Number of failed runs that raises the alert.")
 
-    def match(self, event: RunsFailed) -> Evidence | None:
+    def match(self, event: events.RunsFailed) -> Evidence | None:
         if (self.runs and event.kind not in self.runs) or len(event.failures) < self.at_least:
             return None
         return [failure_row(run, checkpoint) for run, checkpoint in event.failures[-MOST_ROWS:]]
 
-    def summary(self, event: RunsFailed, evidence: Evidence) -> str:
+    def summary(self, event: events.RunsFailed, evidence: Evidence) -> str:
         count, last = len(event.failures), evidence[-1]
         title = (last["error"] or {}).get("title", "unknown error")
         times, which = (f" {count} times", ", last") if count > 1 else ("", "")
@@ -298,18 +279,18 @@ class RunFailedCondition(BaseCondition):
 class AbsenceCondition(BaseCondition):
     """No checkpoint of a family is judged for a number of days."""
 
-    listens_to: ClassVar = LastJudged
+    listens_to: ClassVar = events.LastJudged
     resolved_when: ClassVar = "a checkpoint is judged"
 
     kind: Literal["absence"]
     days: float = Field(gt=0, le=3650, examples=[14], description="Days without a judged checkpoint.")
 
-    def match(self, event: LastJudged) -> Evidence | None:
+    def match(self, event: events.LastJudged) -> Evidence | None:
         if event.now - event.at <= timedelta(days=self.days):
             return None
         return [{"since": event.at.isoformat(), "days": self.days}]
 
-    def summary(self, event: LastJudged, evidence: Evidence) -> str:
+    def summary(self, event: events.LastJudged, evidence: Evidence) -> str:
         return f"no checkpoint was judged for {self.days:g} days (since {event.at.date().isoformat()})"
 
 
@@ -332,7 +313,7 @@ KINDS: dict[str, type[BaseCondition]] = {
 """Kind -> its class, in the order in which forms and docs list them."""
 WEBHOOK_PAUSED = "webhook_paused"
 """The kind of alerts that no rule raises."""
-SWEPT = [*(kind for kind, cls in KINDS.items() if issubclass(cls.listens_to, FamilyEvent)), WEBHOOK_PAUSED]
+SWEPT = [*(kind for kind, cls in KINDS.items() if issubclass(cls.listens_to, events.FamilyEvent)), WEBHOOK_PAUSED]
 """Kinds of alerts that a sweep raises and resolves."""
 if TYPE_CHECKING:
     AlertKind = str

@@ -12,30 +12,19 @@ from urllib.parse import urlsplit
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from featurewatch.service.alerts import queries, raising
+from featurewatch.service.alerts import events, queries, raising
 from featurewatch.service.alerts.conditions import (
     CONDITION,
     SWEPT,
     WEBHOOK_PAUSED,
     BaseCondition,
 )
-from featurewatch.service.alerts.events import (
-    ComparedFeature,
-    DependenciesCompared,
-    Event,
-    FamilyEvent,
-    FeaturesJudged,
-    LastJudged,
-    QualityMeasured,
-    RunsFailed,
-    SignaturesRead,
-)
 from featurewatch.service.alerts.evidence import MOST_ROWS, Evidence
 from featurewatch.service.alerts.schemas import AlertState
 from featurewatch.service.features import queries as features
 from featurewatch.service.kit import clock
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
-from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Feature, Reading, Signature, Verdict
+from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Feature, Signature, Verdict
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts.statuses import Status
 from featurewatch.service.webhooks import queries as webhooks
@@ -58,31 +47,18 @@ def judged(session: Session, *, family: Family, checkpoint: Checkpoint) -> list[
     """
     session.flush()
     transitions = partial(queries.transitions, session, family.id, checkpoint.id)
-    event = FeaturesJudged(
+    event = events.FeaturesJudged(
         family_id=family.id,
         transitions=transitions if checkpoint.parent_id else lambda _: [],  # nothing to have changed from
         statuses=partial(_statuses, session, checkpoint),
     )
-    raised = _evaluate(session, checkpoint, event)
+    raised = evaluate(session, checkpoint, event)
     fvu = _fvu(checkpoint)
     if fvu is not None:
         parent = verdicts.checkpoint(session, checkpoint.parent_id) if checkpoint.parent_id else None
-        raised += _evaluate(session, checkpoint, QualityMeasured(family_id=family.id, fvu=fvu, parent_fvu=_fvu(parent)))
+        measured = events.QualityMeasured(family_id=family.id, fvu=fvu, parent_fvu=_fvu(parent))
+        raised += evaluate(session, checkpoint, measured)
     return raised
-
-
-def signatures_read(
-    session: Session, *, family: Family, checkpoint: Checkpoint, readings: Sequence[tuple[Reading, Signature]]
-) -> list[Alert]:
-    """Evaluate the rules on readings of a checkpoint, in the transaction that wrote them; the alerts now raised."""
-    return _evaluate(session, checkpoint, SignaturesRead(family_id=family.id, readings=readings))
-
-
-def dependencies_compared(
-    session: Session, *, family: Family, checkpoint: Checkpoint, compared: Sequence[ComparedFeature]
-) -> list[Alert]:
-    """Evaluate the rules on dependencies, in the transaction that wrote them; the alerts now raised."""
-    return _evaluate(session, checkpoint, DependenciesCompared(family_id=family.id, features=compared))
 
 
 def rehearse(
@@ -98,7 +74,7 @@ def rehearse(
         for number, (before, now) in came.items()
         if before != now and (before is not None or now != Status.PRESENT)
     ]
-    event = FeaturesJudged(
+    event = events.FeaturesJudged(
         family_id=family_id,
         transitions=lambda statuses: [change for change in changes if change[0].status in statuses],
         statuses=lambda _: {},
@@ -108,7 +84,7 @@ def rehearse(
 
 
 def sweep(session: Session) -> None:
-    """Raise and resolve the alerts that no measurement tells of. Doing it twice changes nothing.
+    """Raise and resolve the alerts that do not depend on measurements. Doing it twice changes nothing.
 
     The alerts of a disabled rule stay until they are over. One that was resolved by hand is raised again only with
     evidence that it did not have: another failed run, a new silence.
@@ -151,15 +127,18 @@ def _condition(rule: AlertRule) -> BaseCondition:
     return CONDITION.validate_python(rule.condition)
 
 
-def _matches(rules: Sequence[Rule], event: Event) -> Iterator[Match]:
+def _matches(rules: Sequence[Rule], event: events.Event) -> Iterator[Match]:
     """Evaluate the rules that apply to an event's family and listen to events of its type."""
     for rule, condition in rules:
         if rule.family_id in (None, event.family_id) and isinstance(event, condition.listens_to):
             yield Match(rule, condition, condition.match(event))
 
 
-def _evaluate(session: Session, checkpoint: Checkpoint, event: Event) -> list[Alert]:
-    """Raise and resolve the alerts of a checkpoint, and resolve those of its ancestors that the event clears."""
+def evaluate(session: Session, checkpoint: Checkpoint, event: events.Event) -> list[Alert]:
+    """Raise and resolve the alerts of a checkpoint, and resolve those of its ancestors that the event clears.
+
+    Call it in the transaction that wrote what the event reports. Returns the alerts now raised.
+    """
     ancestors = [
         (alert, rule, condition)
         for alert, rule in queries.unresolved(session, verdicts.ancestors(session, checkpoint))
@@ -185,17 +164,17 @@ def _evaluate(session: Session, checkpoint: Checkpoint, event: Event) -> list[Al
     return [alert for alert in raised if alert is not None]
 
 
-def _family_events(session: Session, rules: Sequence[Rule]) -> Iterator[FamilyEvent]:
-    """What a sweep can tell the rules."""
+def _family_events(session: Session, rules: Sequence[Rule]) -> Iterator[events.FamilyEvent]:
+    """The family events that a sweep passes to the rules."""
     heard = {condition.listens_to for _, condition in rules}
-    if LastJudged in heard:
+    if events.LastJudged in heard:
         now = clock.utcnow()
         for family, judged_at in queries.last_judged(session):
-            yield LastJudged(family_id=family.id, at=judged_at or family.created_at, now=now)
-    if RunsFailed in heard:
+            yield events.LastJudged(family_id=family.id, at=judged_at or family.created_at, now=now)
+    if events.RunsFailed in heard:
         by_kind = groupby(queries.failures(session), key=lambda row: (row[0].family_id, row[0].kind))
         for (family_id, kind), failures in by_kind:
-            yield RunsFailed(family_id=family_id, kind=kind, failures=list(failures))
+            yield events.RunsFailed(family_id=family_id, kind=kind, failures=list(failures))
 
 
 def _raise_paused_webhooks(session: Session) -> set[str]:

@@ -1,14 +1,13 @@
 """SQL of alert rules and alerts."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import Select, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from featurewatch.service.families.queries import LISTED
-from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Feature, Run, Verdict
 from featurewatch.service.models.alert import UNRESOLVED
 from featurewatch.service.runs.states import FINAL
@@ -20,25 +19,15 @@ Named = tuple[Alert, str | None, str | None, str | None]
 COUNT_OPEN = select(func.count()).where(UNRESOLVED, Alert.state == "open")
 
 
-def rules_page(
-    session: Session, *, family: str | None, after: Sequence[Any] | None, limit: int
-) -> Sequence[tuple[AlertRule, str | None]]:
-    """Rules with the names of their families, newest first; `limit` + 1 rows if there are more."""
-    statement: Any = select(AlertRule, Family.name).outerjoin(Family, Family.id == AlertRule.family_id)
-    if family is not None:
-        statement = statement.where(Family.name == family)
-    keys = [SortKey(AlertRule.created_at, descending=True), SortKey(AlertRule.id, descending=True)]
-    return [(row[0], row[1]) for row in session.execute(keyset(statement, keys, after, limit))]
+def rules(family: str | None = None) -> Select[AlertRule, str]:
+    """Select rules with the names of their families, in no order."""
+    statement = select(AlertRule, Family.name).outerjoin(Family, Family.id == AlertRule.family_id)
+    return statement if family is None else statement.where(Family.name == family)
 
 
 def rule(session: Session, rule_id: str) -> tuple[AlertRule, str | None] | None:
     """A rule with the name of its family."""
-    row: Any = session.execute(
-        select(AlertRule, Family.name)
-        .outerjoin(Family, Family.id == AlertRule.family_id)
-        .where(AlertRule.id == rule_id)
-    ).one_or_none()
-    return None if row is None else (row[0], row[1])
+    return session.execute(rules().where(AlertRule.id == rule_id)).one_or_none()
 
 
 def all_rules(session: Session) -> Sequence[AlertRule]:
@@ -55,61 +44,30 @@ def rules_for(session: Session, family_id: str) -> Sequence[AlertRule]:
     ).all()
 
 
-def add(session: Session, row: AlertRule | Alert) -> None:
-    """Insert a row."""
-    session.add(row)
-    session.flush()
-
-
-def remove_rule(session: Session, row: AlertRule) -> None:
-    """Delete a rule. The database deletes its alerts."""
-    session.delete(row)
-    session.flush()
-
-
-def alerts_page(
-    session: Session,
-    *,
-    family: str | None,
-    checkpoint: str | None,
-    rule_id: str | None,
-    state: str | None,
-    kind: str | None,
-    after: Sequence[Any] | None,
-    limit: int,
-) -> Sequence[Named]:
-    """Alerts with the names of rule, family and checkpoint, newest first; `limit` + 1 rows if there are more."""
-    statement = _alerts()
-    if family is not None:
-        statement = statement.where(Family.name == family)
-    if checkpoint is not None:
-        statement = statement.where(Checkpoint.name == checkpoint)
-    if rule_id is not None:
-        statement = statement.where(Alert.rule_id == rule_id)
-    if state is not None:
-        statement = statement.where(Alert.state == state)
-    if kind is not None:
-        statement = statement.where(Alert.kind == kind)
-    keys = [SortKey(Alert.created_at, descending=True), SortKey(Alert.id, descending=True)]
-    rows = session.execute(keyset(statement, keys, after, limit))
-    return [(row[0], row[1], row[2], row[3]) for row in rows]
+def alerts(wanted: Mapping[Any, str | None] | None = None) -> Select[Alert, str, str, str]:
+    """Select alerts with the names of rule, family and checkpoint, unordered. wanted: column -> value, None: any."""
+    return (
+        select(Alert, AlertRule.name, Family.name, Checkpoint.name)
+        .outerjoin(AlertRule, AlertRule.id == Alert.rule_id)
+        .outerjoin(Family, Family.id == Alert.family_id)
+        .outerjoin(Checkpoint, Checkpoint.id == Alert.checkpoint_id)
+        .where(*(column == value for column, value in (wanted or {}).items() if value is not None))
+    )
 
 
 def alert(session: Session, alert_id: str) -> Named | None:
     """An alert with the names of its rule, family and checkpoint."""
-    row = session.execute(_alerts().where(Alert.id == alert_id)).one_or_none()
-    return None if row is None else (row[0], row[1], row[2], row[3])
+    return session.execute(alerts({Alert.id: alert_id})).one_or_none()
 
 
 def unresolved(session: Session, checkpoint_ids: Collection[str]) -> Sequence[tuple[Alert, AlertRule]]:
     """Unresolved alerts of checkpoints, with their rules."""
-    rows = session.execute(
+    return session.execute(
         select(Alert, AlertRule)
         .join(AlertRule, AlertRule.id == Alert.rule_id)
         .where(Alert.checkpoint_id.in_(checkpoint_ids), Alert.state != "resolved")
         .order_by(Alert.created_at, Alert.id)
-    )
-    return [(row[0], row[1]) for row in rows]
+    ).all()
 
 
 def count_open(session: Session) -> int:
@@ -160,15 +118,14 @@ def transitions(
     A feature without a verdict at the parent came into its status, unless that is `present`: a feature that is seen for
     the first time has not changed.
     """
-    rows = session.execute(
+    return session.execute(
         select(Verdict, Feature)
         .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
         .where(Verdict.checkpoint_id == checkpoint_id, Verdict.family_id == family_id, Verdict.status.in_(statuses))
         .where(Verdict.previous_status.is_distinct_from(Verdict.status))
         .where(or_(Verdict.previous_status.is_not(None), Verdict.status != Status.PRESENT))
         .order_by(Verdict.change.desc(), Verdict.feature)
-    )
-    return [(row[0], row[1]) for row in rows]
+    ).all()
 
 
 def last_judged(session: Session) -> Sequence[tuple[Family, datetime | None]]:
@@ -180,8 +137,7 @@ def last_judged(session: Session) -> Sequence[tuple[Family, datetime | None]]:
         .subquery()
     )
     statement = select(Family, last.c.at).outerjoin(last, last.c.family_id == Family.id).where(LISTED)
-    rows = session.execute(statement.order_by(Family.id))
-    return [(row[0], row[1]) for row in rows]
+    return session.execute(statement.order_by(Family.id)).all()
 
 
 def failures(session: Session) -> Sequence[tuple[Run, str | None]]:
@@ -195,27 +151,17 @@ def failures(session: Session) -> Sequence[tuple[Run, str | None]]:
         .group_by(Run.family_id, Run.kind)
         .subquery()
     )
-    rows = session.execute(
+    return session.execute(
         select(Run, Checkpoint.name)
         .outerjoin(last, (last.c.family_id == Run.family_id) & (last.c.kind == Run.kind))
         .outerjoin(Checkpoint, Checkpoint.id == Run.checkpoint_id)
         .join(Family, Family.id == Run.family_id)
         .where(LISTED, Run.state == "failed", or_(last.c.at.is_(None), Run.finished_at > last.c.at))
         .order_by(Run.family_id, Run.kind, Run.finished_at, Run.id)
-    )
-    return [(row[0], row[1]) for row in rows]
+    ).all()
 
 
 def any_under_way(session: Session, run_ids: Collection[str]) -> bool:
     """Whether any of the runs has not ended."""
     statement = select(exists().where(Run.id.in_(run_ids), Run.state.not_in(FINAL)))
     return bool(session.scalar(statement))
-
-
-def _alerts() -> Any:
-    return (
-        select(Alert, AlertRule.name, Family.name, Checkpoint.name)
-        .outerjoin(AlertRule, AlertRule.id == Alert.rule_id)
-        .outerjoin(Family, Family.id == Alert.family_id)
-        .outerjoin(Checkpoint, Checkpoint.id == Alert.checkpoint_id)
-    )

@@ -40,7 +40,8 @@ def put(session: Session, alert: Alert, summary: str, evidence: list[dict[str, A
     alert.state = AlertState.MUTED if mute else AlertState.OPEN
     alert.muted_until = mute.muted_until if mute else None
     alert.summary, alert.evidence, alert.updated_at = summary, evidence, now
-    queries.add(session, alert)
+    session.add(alert)
+    session.flush()
     if not mute:
         _send(session, "alert.raised", alert)
     return alert

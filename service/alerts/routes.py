@@ -4,18 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Response
 
-from featurewatch.service.alerts import listing, logic, queries
+from featurewatch.service.alerts import logic, schemas
 from featurewatch.service.alerts.conditions import AlertKind
-from featurewatch.service.alerts.schemas import (
-    AlertRuleCreate,
-    AlertRuleUpdate,
-    AlertRuleView,
-    AlertState,
-    AlertView,
-    MuteBody,
-    rule_view,
-    view,
-)
 from featurewatch.service.auth.guard import BY_METHOD
 from featurewatch.service.kit.pages import Page, Paging
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
@@ -29,33 +19,33 @@ router = APIRouter(prefix="/v1", tags=["alerts"], dependencies=[BY_METHOD])
     summary="Create an alert rule",
     responses={404: {"description": "No such family"}},
 )
-def create_rule(body: AlertRuleCreate, session: WriteSession, response: Response) -> AlertRuleView:
+def create_rule(body: schemas.AlertRuleCreate, session: WriteSession, response: Response) -> schemas.AlertRuleView:
     """The rule applies to checkpoints that are judged from now on."""
     rule, family = logic.create_rule(session, body)
     response.headers["Location"] = f"/v1/alert-rules/{rule.id}"
-    return rule_view(rule, family)
+    return schemas.rule_view(rule, family)
 
 
 @router.get("/alert-rules", summary="List alert rules")
-def list_rules(session: ReadSession, paging: Paging, family: str | None = None) -> Page[AlertRuleView]:
-    return listing.rules(session, paging, family=family)
+def list_rules(session: ReadSession, paging: Paging, family: str | None = None) -> Page[schemas.AlertRuleView]:
+    return logic.rules(session, paging, family=family)
 
 
 @router.get("/alert-rules/{rule_id}", summary="Get an alert rule")
-def get_rule(rule_id: str, session: ReadSession) -> AlertRuleView:
-    return rule_view(*logic.get_rule(session, rule_id))
+def get_rule(rule_id: str, session: ReadSession) -> schemas.AlertRuleView:
+    return schemas.rule_view(*logic.get_rule(session, rule_id))
 
 
 @router.patch("/alert-rules/{rule_id}", summary="Update an alert rule")
-def change_rule(rule_id: str, body: AlertRuleUpdate, session: WriteSession) -> AlertRuleView:
+def change_rule(rule_id: str, body: schemas.AlertRuleUpdate, session: WriteSession) -> schemas.AlertRuleView:
     rule, family = logic.get_rule(session, rule_id)
     logic.change_rule(session, rule, body)
-    return rule_view(rule, family)
+    return schemas.rule_view(rule, family)
 
 
 @router.delete("/alert-rules/{rule_id}", status_code=204, summary="Delete an alert rule and its alerts")
 def delete_rule(rule_id: str, session: WriteSession) -> Response:
-    queries.remove_rule(session, logic.get_rule(session, rule_id)[0])
+    session.delete(logic.get_rule(session, rule_id)[0])
     return Response(status_code=204)
 
 
@@ -66,43 +56,45 @@ def list_alerts(
     family: str | None = None,
     checkpoint: str | None = None,
     rule: str | None = None,
-    state: AlertState | None = None,
+    state: schemas.AlertState | None = None,
     kind: AlertKind | None = None,
-) -> Page[AlertView]:
-    return listing.alerts(session, paging, family=family, checkpoint=checkpoint, rule=rule, state=state, kind=kind)
+) -> Page[schemas.AlertView]:
+    return logic.alerts(session, paging, family=family, checkpoint=checkpoint, rule=rule, state=state, kind=kind)
 
 
 @router.get("/alerts/{alert_id}", summary="Get an alert")
-def get_alert(alert_id: str, session: ReadSession) -> AlertView:
-    return view(*logic.get(session, alert_id))
+def get_alert(alert_id: str, session: ReadSession) -> schemas.AlertView:
+    return schemas.view(*logic.get(session, alert_id))
 
 
 @router.post("/alerts/{alert_id}/ack", summary="Acknowledge an alert")
-def acknowledge(alert_id: str, session: WriteSession) -> AlertView:
+def acknowledge(alert_id: str, session: WriteSession) -> schemas.AlertView:
     alert, *names = logic.get(session, alert_id)
     logic.acknowledge(session, alert)
-    return view(alert, *names)
+    return schemas.view(alert, *names)
 
 
 @router.post("/alerts/{alert_id}/mute", summary="Mute an alert")
-def mute(alert_id: str, session: WriteSession, body: Annotated[MuteBody | None, Body()] = None) -> AlertView:
+def mute(
+    alert_id: str, session: WriteSession, body: Annotated[schemas.MuteBody | None, Body()] = None
+) -> schemas.AlertView:
     """Also mutes new alerts of the same rule in the same family. Webhooks do not receive muted alerts."""
     alert, *names = logic.get(session, alert_id)
-    logic.mute(session, alert, body or MuteBody())
-    return view(alert, *names)
+    logic.mute(session, alert, body or schemas.MuteBody())
+    return schemas.view(alert, *names)
 
 
 @router.post("/alerts/{alert_id}/reopen", summary="Reopen an acknowledged or muted alert")
-def reopen(alert_id: str, session: WriteSession) -> AlertView:
+def reopen(alert_id: str, session: WriteSession) -> schemas.AlertView:
     """Alerts that were muted with it stay muted."""
     alert, *names = logic.get(session, alert_id)
     logic.reopen(session, alert)
-    return view(alert, *names)
+    return schemas.view(alert, *names)
 
 
 @router.post("/alerts/{alert_id}/resolve", summary="Resolve an alert")
-def resolve(alert_id: str, session: WriteSession) -> AlertView:
+def resolve(alert_id: str, session: WriteSession) -> schemas.AlertView:
     """It is raised again when it recurs: at another checkpoint, with another failed run, after a new absence."""
     alert, *names = logic.get(session, alert_id)
     logic.resolve(session, alert)
-    return view(alert, *names)
+    return schemas.view(alert, *names)

@@ -125,7 +125,7 @@ def _refuse_foreign_pages(headers: Headers, method: str) -> None:
     origin = headers.get("origin")
     crossed = headers.get("sec-fetch-site") in ("cross-site", "same-site")
     if crossed or (origin is not None and urlsplit(origin).netloc != host):
-        raise ForbiddenError("Pages of other sites are not allowed to write.", code="foreign-origin")
+        raise ForbiddenError("Requests from pages of other sites are not allowed to write.", code="foreign-origin")
 
 
 def _is_local_name(host: str) -> bool:

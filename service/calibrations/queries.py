@@ -3,30 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Run
 from featurewatch.service.runs import queries as runs
 from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.runs.states import RunState
 
 
-def page(
-    session: Session, family: str, *, after: Sequence[Any] | None, limit: int
-) -> Sequence[tuple[Run, str, str | None]]:
-    """(run, family, checkpoint) of calibrations, newest first; one row more than `limit` if there are more."""
-    keys = [SortKey(Run.created_at, descending=True), SortKey(Run.id, descending=True)]
-    statement = runs.listing(family=family).where(Run.kind == RunKind.CALIBRATE)
-    return [(row[0], row[1], row[2]) for row in session.execute(keyset(statement, keys, after, limit))]
+def of_family(family: str) -> Select[Any]:
+    """(run, family, checkpoint) of a family's calibrations."""
+    return runs.listing(family=family).where(Run.kind == RunKind.CALIBRATE)
 
 
 def one(session: Session, family: str, run_id: str) -> tuple[Run, str, str | None] | None:
     """(run, family, checkpoint) of one calibration of a family."""
-    statement = runs.listing(family=family).where(Run.kind == RunKind.CALIBRATE, Run.id == run_id)
-    row = session.execute(statement).one_or_none()
-    return None if row is None else (row[0], row[1], row[2])
+    return session.execute(of_family(family).where(Run.id == run_id)).one_or_none()
 
 
 def latest(session: Session, family_ids: Sequence[str]) -> dict[str, Run]:

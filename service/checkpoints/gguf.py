@@ -30,7 +30,6 @@ _CHUNK_BYTES = 256 * 1024
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_UINT32 = 4
 # Tensor type -> elements and bytes per block.
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40), 10: (256, 84),
@@ -257,7 +256,7 @@ class _Reader:
 
 
 class _Length(int):
-    """The length of a value that was dropped. A type of its own, so that it is not taken for a config number."""
+    """The length of a value that was dropped. A separate type, so that it is not taken for a config number."""
 
 
 _UNPACKERS: dict[str, struct.Struct] = {kind: struct.Struct(f"<{kind}") for kind in _SCALARS.values()}

@@ -97,7 +97,7 @@ def get_report(
     artifacts: AppArtifacts,
     baseline: Annotated[str | None, Query(description="Name of the baseline. Default: the parent.")] = None,
     min_change: Annotated[
-        float | None, Query(ge=0, description="Only findings with at least this `change`; 1 is halved or doubled.")
+        float | None, Query(ge=0, description="Only findings with at least this `change`; 1 means halved or doubled.")
     ] = None,
     max_q: Annotated[
         float | None,

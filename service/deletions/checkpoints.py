@@ -1,16 +1,18 @@
 """Deletes a checkpoint in one transaction, so that nothing is ever judged against a deleted checkpoint.
 
-Its artifacts are left to the vacuum: others may refer to them, and a backup of the store may be in progress.
+The vacuum removes its artifacts later: others may refer to them, and a backup of the store may be in progress.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
 from featurewatch.service.alerts import raising
+from featurewatch.service.checkpoints import queries as checkpoint_queries
 from featurewatch.service.deletions import queries
 from featurewatch.service.kit.problems import ConflictError
-from featurewatch.service.models import Checkpoint, Family, Run
+from featurewatch.service.models import Alert, Checkpoint, Family, Reading, Run, Verdict
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs import queries as run_queries
 from featurewatch.service.verdicts import queries as verdicts
@@ -52,9 +54,10 @@ def delete(session: Session, family: Family, checkpoint: Checkpoint, *, reparent
     _move_alerts(session, checkpoint, heir)
     _move_features(session, checkpoint, heir)
     run_queries.remove(session, Run.checkpoint_id == checkpoint.id)
-    queries.drop_readings(session, checkpoint.id)
+    queries.drop(session, Reading, checkpoint.id)
     session.flush()
-    queries.drop_checkpoint(session, checkpoint)
+    session.delete(checkpoint)
+    session.flush()
     _update_previous_readings(session, family, {child.id for child in children})
     webhooks.emit(session, type="checkpoint.deleted", family_id=family.id, data=data, key=checkpoint.id)
 
@@ -98,22 +101,19 @@ def _check(
 def _rows(session: Session, family: Family, child: Checkpoint, baseline: Checkpoint) -> list[VerdictRow]:
     """A child's verdicts against its new parent, as a request for that comparison would return them."""
     depth = len(verdicts.ancestors(session, child)) - 1
-    return compare(session, family, child, baseline, comparison=max(1, depth))
+    return compare(session, family, child, baseline, comparison=max(1, depth)).rows()
 
 
 def _replace_verdicts(session: Session, family: Family, child: Checkpoint, rows: Sequence[VerdictRow]) -> None:
     """Replace a child's verdicts, and drop measurements against the deleted parent."""
     columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
     columns |= {"checkpoint_id": [child.id] * len(rows), "family_id": [family.id] * len(rows)}
-    queries.drop_verdicts(session, child.id)
+    queries.drop(session, Verdict, child.id)
     verdicts.add_verdicts(session, columns)
     queries.drop_measurements(session, child.id, RATIOS, excluding=verdicts.ALL_HOOKS)
     queries.unpair(session, child.id)
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.status] = counts.get(row.status, 0) + 1
     quality = {name: value for name, value in (child.quality or {}).items() if name != "size_factor"}
-    child.quality = quality | {"statuses": counts}
+    child.quality = quality | {"statuses": dict(Counter(row.status for row in rows))}
     verdicts.revise(session, child)
     stored.pack(session, child.id)
     for below in queries.children(session, child.id):
@@ -132,7 +132,7 @@ def _move_alerts(session: Session, checkpoint: Checkpoint, heir: Checkpoint | No
         else:
             alert.checkpoint_id, alert.key = heir.id, key
     session.flush()
-    queries.drop_alerts(session, checkpoint.id)
+    queries.drop(session, Alert, checkpoint.id)
 
 
 def _move_features(session: Session, checkpoint: Checkpoint, heir: Checkpoint | None) -> None:
@@ -161,7 +161,7 @@ def _move_features(session: Session, checkpoint: Checkpoint, heir: Checkpoint | 
 
 def _update_previous_readings(session: Session, family: Family, reparented: set[str]) -> None:
     """Set `previous_status` of readings in and below reparented checkpoints, from the nearest ancestor with one."""
-    parents = verdicts.parents(session, family.id)
+    parents = checkpoint_queries.lineage(session, family.id)
     readings = {(row.signature_id, row.checkpoint_id): row for row in queries.readings(session, family.id)}
     for (signature_id, checkpoint_id), row in readings.items():
         above: str | None = checkpoint_id

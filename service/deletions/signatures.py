@@ -8,7 +8,6 @@ from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs import queries as run_queries
 from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.runs.states import RunState
-from featurewatch.service.signatures import queries
 
 
 def delete(session: Session, family: Family, row: Signature) -> None:
@@ -22,4 +21,5 @@ def delete(session: Session, family: Family, row: Signature) -> None:
         else:
             runs.request_cancel(session, run)
     alerts.forget_signature(session, family, row)
-    queries.remove(session, row)
+    session.delete(row)
+    session.flush()

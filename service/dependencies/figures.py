@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from featurewatch.service.dependencies.judge import edges, replicates
+from featurewatch.service.dependencies.judge import edges, enough, replicates
 from featurewatch.service.dependencies.schemas import (
     AnswerEffect,
     Edge,
@@ -49,7 +49,7 @@ def graph(
         rest = float(judged.weight.sum() - judged.weight[kept].sum())
     token_edges, other = _tokens(*tokens, profile.counts, policy)
     return Graph(
-        value=_mean(profile.values, profile.counts),
+        value=_round(profile.values.sum() / profile.counts.sum()),
         constant=_round(constant),
         documents=int((profile.counts > 0).sum()),
         sources=[_place(hook, profile, constant) for hook in profile.places],
@@ -69,7 +69,7 @@ def effect(
     `answers` maps signatures to margins [3 + directions, texts]: unchanged, ablated, amplified, along random
     directions. A signature with a single text has no interval and is left out.
     """
-    if (counts > 0).sum() < 3:
+    if not enough(counts):
         return None
     both = [replicates(sums, counts) for sums in (ablate, amplify, random.mean(0))]
     reach = float(stdtrit(len(both[0]) - 2, 0.5 + policy.confidence / 2))
@@ -135,10 +135,6 @@ def _tokens(names: Sequence[str], sums: Doubles, counts: Doubles, policy: Policy
         for i in kept
     ]
     return strongest, _round(judged.weight.sum() - judged.weight[kept].sum())
-
-
-def _mean(sums: Doubles, counts: Doubles) -> float:
-    return _round(sums.sum() / counts.sum())
 
 
 def _ratio(part: float, whole: float) -> float | None:

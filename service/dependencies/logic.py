@@ -8,15 +8,7 @@ from sqlalchemy.orm import Session
 from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.checkpoints import queries as checkpoint_queries
 from featurewatch.service.checkpoints.contents import ACTIVATIONS
-from featurewatch.service.dependencies import judge, queries, store
-from featurewatch.service.dependencies.schemas import (
-    MAX_FEATURES,
-    ChangedEdge,
-    Dependencies,
-    DependenciesIn,
-    DependencyComparison,
-    view,
-)
+from featurewatch.service.dependencies import judge, queries, schemas, store
 from featurewatch.service.features import logic as features
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id
@@ -35,13 +27,18 @@ FEATURES_PER_SIGNATURE = 3
 """How many of a signature's strongest features are examined automatically. Each takes a minute or two."""
 
 
-def create(session: Session, family: Family, checkpoint: Checkpoint, body: DependenciesIn) -> Run:
+def create(session: Session, family: Family, checkpoint: Checkpoint, body: schemas.DependenciesIn) -> Run:
     """Queue a run that finds the dependencies of some features in a checkpoint.
 
     Raises 404 for an unknown feature, 409 if the checkpoint is not judged or has no model.
     """
     checkpoints.check_judged(checkpoint)
-    _require_model(family, checkpoint)
+    if _lacks_model(family, checkpoint):
+        raise ConflictError(
+            f"Finding dependencies requires running the model. {checkpoint.name} has only precomputed activations, or "
+            "the family has no text.",
+            code="model-needed",
+        )
     if body.hook_point is not None and body.hook_point not in checkpoint.hook_points:
         raise UnprocessableError(
             f"{checkpoint.name} was read at {', '.join(checkpoint.hook_points)}, not at {body.hook_point}.",
@@ -84,10 +81,10 @@ def _queue_present(session: Session, family: Family, checkpoint: Checkpoint, wan
     if _lacks_model(family, checkpoint) or queries.waiting(session, checkpoint.id):
         return None
     statuses = verdicts.statuses(session, checkpoint.id)
-    numbers = [number for number in wanted if statuses.get(number, Status.ABSENT) not in GONE][:MAX_FEATURES]
+    numbers = [number for number in wanted if statuses.get(number, Status.ABSENT) not in GONE][: schemas.MAX_FEATURES]
     if not numbers:
         return None
-    body = DependenciesIn(features=[feature_id(number) for number in numbers])
+    body = schemas.DependenciesIn(features=[feature_id(number) for number in numbers])
     return _queue(session, checkpoint, numbers, body, AUTOMATIC_PRIORITY)
 
 
@@ -100,7 +97,7 @@ def get(
     checkpoint: str | None,
     baseline: str | None,
     method: str | None,
-) -> Dependencies:
+) -> schemas.Dependencies:
     """A feature's dependencies in a checkpoint (by default the one examined last), compared with a baseline if named.
 
     Raises 404 if they have not been examined.
@@ -122,12 +119,12 @@ def get(
         if before is None:
             raise _unknown(family, number, other.name)
         comparison = compare(session, artifacts, family, row, before)
-    return view(row, chosen.name, comparison)
+    return schemas.view(row, chosen.name, comparison)
 
 
 def compare(
     session: Session, artifacts: ArtifactStore, family: Family, row: DependencyGraph, baseline: DependencyGraph
-) -> DependencyComparison:
+) -> schemas.DependencyComparison:
     """Compare a graph with the baseline's, over the source features that are present in both checkpoints."""
     name = checkpoint_queries.names(session, [baseline.checkpoint_id])[baseline.checkpoint_id]
     present = _present(session, row.checkpoint_id) & _present(session, baseline.checkpoint_id)
@@ -152,11 +149,11 @@ def compare(
     policy = Policy.model_validate(family.policy)
     targets = queries.in_both(session, row.checkpoint_id, baseline.checkpoint_id, row.method)
     rewiring = judge.compare((sums[0], before.counts), (sums[1], after.counts), policy, max(targets, 1))
-    kinds: dict[str, list[ChangedEdge]] = {"gained": [], "lost": [], "changed": []}
+    kinds: dict[str, list[schemas.ChangedEdge]] = {"gained": [], "lost": [], "changed": []}
     for change in rewiring.changes:
         hook, number = keys[change.index]
         kinds[change.kind].append(
-            ChangedEdge(
+            schemas.ChangedEdge(
                 feature=feature_id(number),
                 hook_point=hook,
                 before=round(change.before, 6),
@@ -165,7 +162,7 @@ def compare(
                 q=change.q,
             )
         )
-    return DependencyComparison(
+    return schemas.DependencyComparison(
         baseline=name,
         compared=len(keys),
         **kinds,
@@ -184,7 +181,7 @@ def _present(session: Session, checkpoint_id: str) -> set[int]:
 
 
 def _queue(
-    session: Session, checkpoint: Checkpoint, numbers: Sequence[int], body: DependenciesIn, priority: int = 0
+    session: Session, checkpoint: Checkpoint, numbers: Sequence[int], body: schemas.DependenciesIn, priority: int = 0
 ) -> Run:
     params = body.model_dump(mode="json") | {"features": [feature_id(number) for number in numbers]}
     return runs.create(
@@ -201,17 +198,8 @@ def _lacks_model(family: Family, checkpoint: Checkpoint) -> bool:
     return checkpoint.uri.startswith(ACTIVATIONS) or not (family.positions or {}).get("documents")
 
 
-def _require_model(family: Family, checkpoint: Checkpoint) -> None:
-    if _lacks_model(family, checkpoint):
-        raise ConflictError(
-            f"Finding dependencies requires running the model. {checkpoint.name} has only activations, or the family "
-            "has no text.",
-            code="model-needed",
-        )
-
-
-def _not_compared(baseline: str, why: str) -> DependencyComparison:
-    return DependencyComparison(
+def _not_compared(baseline: str, why: str) -> schemas.DependencyComparison:
+    return schemas.DependencyComparison(
         baseline=baseline, compared=0, gained=[], lost=[], changed=[], agreement=None, agreement_ci=None,
         p_value=None, rewired=None, why_not=why,
     )  # fmt: skip

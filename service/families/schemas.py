@@ -72,7 +72,7 @@ class CrosscoderOptions(BaseModel):
     prefixes: list[Annotated[int, Field(ge=1)]] = Field(
         default_factory=list,
         max_length=32,
-        description="Matryoshka prefixes, ascending: each number of first latents also reconstructs on its own.",
+        description="Matryoshka prefixes, ascending: the first n latents also reconstruct on their own, for each n.",
     )
     designated: int = Field(0, ge=0, description="Number of latents shared by design: equal norms in all sources.")
     designated_discount: float = Field(

@@ -24,7 +24,8 @@ from featurewatch.service.models import Code, Family, Feature
 from featurewatch.service.verdicts.arrays import positions_of
 
 _CHUNK_BYTES = 4 * 1024 * 1024
-_CONTEXT_CHARACTERS = 120
+_AROUND = 120
+"""Characters of context on each side of an example."""
 _DTYPES = {"I64": "<i8", "I32": "<i4", "F32": "<f4"}
 
 
@@ -34,11 +35,6 @@ def code_of(session: Session, family: Family, checkpoint: str | None) -> tuple[C
         if checkpoint is None or name == checkpoint:
             return code, name
     raise NotFoundError(f"{checkpoint or family.name} has no code yet.", code="no-code")
-
-
-def feature_numbers(artifacts: ArtifactStore, code: Code) -> np.ndarray:
-    """Feature numbers of the code's columns: int64 [columns]."""
-    return tensors(artifacts, code.artifact)["feature_numbers"]
 
 
 def stream_npz(path: Path, n_positions: int, n_features: int) -> Iterator[bytes]:
@@ -105,7 +101,7 @@ def examples(
         columns = _columns(artifacts, code).columns_of([feature.number])
         if columns:
             return checkpoint, _examples(artifacts, family, file, columns, limit)[feature.number]
-    raise NotFoundError(f"No code has the feature F{feature.number} yet.", code="no-code")
+    raise NotFoundError(f"No stored code contains F{feature.number} yet.", code="no-code")
 
 
 def examples_of(
@@ -166,7 +162,7 @@ def _examples(
 ) -> dict[int, list[Example]]:
     described = family.positions or {}
     if "artifact" not in described:
-        raise NotFoundError(f"The positions of {family.name} are not known yet.", code="no-code")
+        raise NotFoundError(f"{family.name} has no positions yet. Its first checkpoint sets them.", code="no-code")
     tops, places = artifacts.path(file), artifacts.path(described["artifact"])
     texts = artifacts.path(described["documents"]) if described.get("documents") else None
 
@@ -207,19 +203,13 @@ def _top(tops: Path, places: Path, texts: Path | None, column: int, limit: int) 
 def _example(places: dict[str, np.ndarray], texts: Path | None, place: int, value: float) -> Example:
     """texts: the probe corpus, if the offsets of its tokens are known."""
     document = int(places["document"][place])
-    start, end = (int(places[name][place]) for name in ("start", "end")) if texts else (0, 0)
-    before, token, after = _passage(texts, document, start, end) if texts else (None, None, None)
+    before = token = after = None
+    if texts and (text := document_text(texts, document)) is not None:
+        start, end = (int(places[name][place]) for name in ("start", "end"))
+        before, token, after = text[max(0, start - _AROUND) : start], text[start:end], text[end : end + _AROUND]
     return Example(
         document=document, position=place, text_before=before, token=token, text_after=after, activation=value
     )
-
-
-def _passage(path: Path, document: int, start: int, end: int) -> tuple[str | None, str | None, str | None]:
-    """(text before, at and after a token)."""
-    text = document_text(path, document)
-    if text is None:
-        return None, None, None
-    return text[max(0, start - _CONTEXT_CHARACTERS) : start], text[start:end], text[end : end + _CONTEXT_CHARACTERS]
 
 
 def tensors(artifacts: ArtifactStore, name: str) -> dict[str, np.ndarray]:

@@ -11,18 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from sqlalchemy.orm import Session
 
-from featurewatch.service.features import codes, logic, queries, words
+from featurewatch.service.features import codes, logic, queries, schemas, words
 from featurewatch.service.features.logic import Comparison
 from featurewatch.service.features.queries import Filter
-from featurewatch.service.features.schemas import (
-    Diff,
-    FeatureRow,
-    Finding,
-    NotJudged,
-    ReasonCount,
-    Summary,
-    Unjudged,
-)
 from featurewatch.service.features.sorting import Order, least_changes, order_of
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
@@ -47,13 +38,13 @@ _SCALE = 1.5
 
 def diff(
     session: Session, artifacts: ArtifactStore, paging: Pager, comparison: Comparison, wanted: Filter, order: Order
-) -> Diff:
+) -> schemas.Diff:
     """A comparison with its baseline in words, with a page of its features."""
     assert comparison.baseline is not None
     numbers, cursor = logic.page_numbers(session, paging, comparison, wanted, order)
     counts = logic.counts(session, comparison)
     findings = summary(session, artifacts, comparison, counts, wanted, also=numbers)
-    return Diff(
+    return schemas.Diff(
         **dict(findings),
         **{"from": comparison.baseline.name, "to": comparison.checkpoint.name},
         counts={status: counts.get(status, 0) for status in Status},
@@ -69,7 +60,7 @@ def summary(
     counts: dict[str, int],
     wanted: Filter | None = None,
     also: Sequence[int] = (),
-) -> Summary:
+) -> schemas.Summary:
     """A comparison in words. counts: status -> number of features, of all. wanted: which findings to include.
 
     also: numbers of other features that the caller shows; they are looked up together, into `comparison.shown`.
@@ -82,7 +73,7 @@ def summary(
     names = _names(session, comparison, rows)
     examples = codes.examples_of(session, artifacts, comparison.family, chosen, EXAMPLES)
     findings = [
-        Finding(
+        schemas.Finding(
             feature=row,
             what=words.what_happened(row, names, policy),
             how_sure=words.how_sure(row, policy),
@@ -92,7 +83,7 @@ def summary(
     ]
     fitting = sum(logic.counts(session, comparison, changed(wanted)).values())
     short = [words.in_short(row, names, policy) for row in rows[:_IN_HEADLINE]]
-    return Summary(
+    return schemas.Summary(
         headline=_headline(session, comparison, counts, fitting, short),
         changed=fitting,
         findings=findings,
@@ -129,7 +120,7 @@ def _choose(session: Session, comparison: Comparison, wanted: Filter) -> list[in
     return numbers[np.lexsort(keys)].tolist()
 
 
-def _names(session: Session, comparison: Comparison, rows: Sequence[FeatureRow]) -> dict[str, str]:
+def _names(session: Session, comparison: Comparison, rows: Sequence[schemas.FeatureRow]) -> dict[str, str]:
     """Feature id -> its name in sentences, for these features and their successors."""
     own = {row.id: words.name_of(row.id, row.label, row.auto_label) for row in rows}
     others = {successor.id for row in rows for successor in row.successors} - set(own)
@@ -145,7 +136,7 @@ class _Unsure(NamedTuple):
 
     why: list[Reason]
     watched: int
-    first: dict[int, tuple[Reason, float]]
+    first: dict[int, tuple[Reason, int]]
     """number -> (reason, documents in which it fires), for the features that are named"""
 
 
@@ -159,31 +150,28 @@ def _unsure(session: Session, comparison: Comparison, wanted: Filter, policy: Po
     why = reasons(Figures(firings, documents, low, high), policy)
     watched = among(numbers, comparison.watched)
     order = np.lexsort((numbers, -firings, ~watched))[:NAMED].tolist()
-    first = {int(numbers[place]): (why[place], float(documents[place])) for place in order}
+    documents = np.nan_to_num(documents).astype(int)
+    first = {int(numbers[place]): (why[place], int(documents[place])) for place in order}
     return _Unsure(why, int(watched.sum()), first)
 
 
-def _not_judged(unsure: _Unsure, shown: dict[int, FeatureRow], policy: Policy) -> NotJudged:
-    return NotJudged(
+def _not_judged(unsure: _Unsure, shown: dict[int, schemas.FeatureRow], policy: Policy) -> schemas.NotJudged:
+    return schemas.NotJudged(
         features=len(unsure.why),
         watched=unsure.watched,
         reasons=[
-            ReasonCount(reason=reason, text=words.REASONS[reason], features=count)
+            schemas.ReasonCount(reason=reason, text=words.REASONS[reason], features=count)
             for reason, count in Counter(unsure.why).most_common()
         ],
         named=[
-            _unjudged(shown[number], reason, documents, policy) for number, (reason, documents) in unsure.first.items()
+            schemas.Unjudged(
+                feature=shown[number],
+                reason=reason,
+                why=words.why_not(shown[number], reason, documents, policy),
+                detectable=words.detectable(shown[number].minimum_detectable_ratio),
+            )
+            for number, (reason, documents) in unsure.first.items()
         ],
-    )
-
-
-def _unjudged(row: FeatureRow, reason: Reason, documents: float, policy: Policy) -> Unjudged:
-    known = None if np.isnan(documents) else int(documents)
-    return Unjudged(
-        feature=row,
-        reason=reason,
-        why=words.why_not(row, reason, known, policy),
-        detectable=words.detectable(row.minimum_detectable_ratio),
     )
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from featurewatch.service.features import queries
-from featurewatch.service.features.schemas import FeatureFields
 from featurewatch.service.kit.cache import SizedCache
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.models import Family
@@ -19,7 +19,8 @@ from featurewatch.service.verdicts.statuses import CHANGED, Status
 class Course:
     """One feature over checkpoints."""
 
-    feature: FeatureFields
+    feature: Any
+    """A row of `queries.by_numbers`."""
     statuses: dict[str, str]
     """Checkpoint id -> status there; only where it has a verdict."""
 
@@ -28,7 +29,8 @@ class Course:
 class Predecessor:
     """A feature that was replaced in a checkpoint."""
 
-    feature: FeatureFields
+    feature: Any
+    """A row of `queries.by_numbers`."""
     checkpoint: str
     kind: str
     """replaced, split or merged."""
@@ -56,7 +58,7 @@ _MOVED = [status for status in CHANGED if status != Status.EMERGED]
 
 
 def changes(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Checkpoint id -> status -> number of features that came into it there; also of those that could not be judged.
+    """Checkpoint id -> status -> number of features that entered it there; also of those that could not be judged.
 
     Excludes features that were already gone at the parent. Only for read-only sessions.
     """

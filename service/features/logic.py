@@ -19,7 +19,7 @@ from featurewatch.service.features.schemas import (
     FeatureRow,
     Point,
     Trajectory,
-    feature_detail,
+    feature_fields,
     feature_row,
     point,
 )
@@ -31,7 +31,7 @@ from featurewatch.service.lineage import logic as lineage
 from featurewatch.service.models import Checkpoint, Family, Feature
 from featurewatch.service.verdicts import stored
 from featurewatch.service.verdicts.arrays import among
-from featurewatch.service.verdicts.compare import compared
+from featurewatch.service.verdicts.compare import compare
 from featurewatch.service.verdicts.statuses import N_CODES, Status
 from featurewatch.service.verdicts.table import Table, VerdictRow
 
@@ -56,7 +56,7 @@ class Comparison:
         if self.stored:
             return stored.standing(self.session, self.checkpoint)
         assert self.baseline is not None
-        return compared(self.session, self.family, self.checkpoint, self.baseline, keep=True)
+        return compare(self.session, self.family, self.checkpoint, self.baseline, keep=True)
 
     @cached_property
     def watched(self) -> frozenset[int]:
@@ -71,7 +71,7 @@ def comparison(session: Session, family: Family, checkpoint: str | None, baselin
     """
     chosen = checkpoints.get_judged(session, family, checkpoint)
     if baseline is None:
-        parent = checkpoint_queries.get(session, chosen.parent_id) if chosen.parent_id else None
+        parent = session.get(Checkpoint, chosen.parent_id) if chosen.parent_id else None
         return Comparison(family, chosen, parent, True, session)
     other = checkpoints.get(session, family, baseline)
     if other.id == chosen.parent_id:
@@ -166,7 +166,7 @@ def _show(session: Session, comparison: Comparison, numbers: Sequence[int]) -> N
     unknown = [number for number in numbers if number not in comparison.verdicts]
     comparison.verdicts |= {row.feature: row for row in _verdicts(session, comparison, unknown)}
     features = queries.by_numbers(session, comparison.family.id, numbers)
-    # Against any other baseline than the parent the flag would mean something else.
+    # Against a baseline other than the parent the flag would mean something else.
     rewired = queries.rewired(session, [comparison.checkpoint.id], numbers) if comparison.stored else {}
     checkpoint, baseline = comparison.checkpoint.name, comparison.baseline.name if comparison.baseline else None
     for number in numbers:
@@ -192,13 +192,13 @@ def get(session: Session, family: Family, name: str) -> Feature:
     except ValueError as error:
         raise NotFoundError(f"{error}.", code="unknown-feature") from None
     # The database refuses numbers that its column cannot hold.
-    feature = queries.get(session, family.id, number) if number <= queries.MAX_NUMBER else None
+    feature = session.get(Feature, (family.id, number)) if number <= queries.MAX_NUMBER else None
     if feature is None:
         raise NotFoundError(f"The family {family.name} has no feature {name}.", code="unknown-feature")
     return feature
 
 
-def trajectory(session: Session, family: Family, feature: Feature) -> list[Point]:
+def trajectory(session: Session, family: Family, feature: Feature) -> Trajectory:
     """A feature's verdicts, each against the parent; parents before children."""
     course = queries.course(session, family.id, feature.number)
     rewired = queries.rewired(session, [row.checkpoint_id for row in course], [feature.number])
@@ -206,19 +206,19 @@ def trajectory(session: Session, family: Family, feature: Feature) -> list[Point
     for row in course:
         points.append(point(row, row.checkpoint_name, row.parent_name))
         points[-1].rewired = rewired.get((row.checkpoint_id, feature.number))
-    return points
-
-
-def trajectory_of(feature: Feature, points: list[Point]) -> Trajectory:
-    """A feature over all checkpoints, from its `trajectory`."""
     return Trajectory(id=feature_id(feature.number), label=feature.label, auto_label=feature.auto_label, points=points)
 
 
 def detail(session: Session, family: Family, feature: Feature, points: Sequence[Point] | None = None) -> FeatureDetail:
     """A feature with its newest verdict. points: its trajectory, if the caller has it."""
-    points = trajectory(session, family, feature) if points is None else points
+    points = trajectory(session, family, feature).points if points is None else points
     born = checkpoint_queries.names(session, [feature.born_in])[feature.born_in]
-    return feature_detail(feature, born, points[-1] if points else None, lineage.of_feature(session, feature))
+    return FeatureDetail(
+        **feature_fields(feature, born),
+        created_at=feature.created_at,
+        last=points[-1] if points else None,
+        lineage=lineage.of_feature(session, feature),
+    )
 
 
 def patch(feature: Feature, body: FeaturePatch) -> None:

@@ -24,7 +24,7 @@ SortQuery = Annotated[
 MinChangeQuery = Annotated[
     float | None,
     Query(
-        ge=0, description="Minimum `change`, in factors of two: 1 is halved or doubled. Features in the band have 0."
+        ge=0, description="Minimum `change`, in factors of two: 1 means halved or doubled. Features in the band have 0."
     ),
 ]
 MaxQQuery = Annotated[

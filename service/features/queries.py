@@ -84,11 +84,6 @@ def names(session: Session, family_id: str, numbers: Sequence[int]) -> dict[int,
     return _by_number(session, _NAMES, family_id, numbers)
 
 
-def get(session: Session, family_id: str, number: int) -> Feature | None:
-    """One feature."""
-    return session.get(Feature, (family_id, number))
-
-
 def stored(session: Session, checkpoint_id: str) -> Sequence[Sequence[Any]]:
     """All stored verdicts of a checkpoint as plain rows of COLUMNS, in the order of features."""
     statement = select(*(getattr(Verdict, name) for name in COLUMNS)).where(Verdict.checkpoint_id == checkpoint_id)
@@ -116,8 +111,7 @@ def counts(session: Session, checkpoint_ids: Sequence[str], statuses: Sequence[s
     key = (Verdict.checkpoint_id, Verdict.status)
     changed = _by_verdict(Filter(tuple(statuses), changed=True))
     here = one_of(Verdict.checkpoint_id, values=checkpoint_ids)
-    rows = session.execute(select(*key, func.count()).where(here, *changed).group_by(*key))
-    return [(row[0], row[1], row[2]) for row in rows]
+    return session.execute(select(*key, func.count()).where(here, *changed).group_by(*key)).all()
 
 
 def changes(
@@ -127,7 +121,7 @@ def changes(
     statement = select(Verdict.checkpoint_id, Verdict.feature, Verdict.change).where(
         one_of(Verdict.checkpoint_id, values=checkpoint_ids), Verdict.status.in_(statuses), Verdict.change > 0
     )
-    return [(row[0], row[1], row[2]) for row in session.execute(statement)]
+    return session.execute(statement).all()
 
 
 def statuses(session: Session, family_id: str, numbers: Sequence[int]) -> Sequence[tuple[int, str, str]]:
@@ -152,28 +146,20 @@ def replaced_by(session: Session, family_id: str, feature: str) -> Sequence[tupl
 
 def codes(session: Session, family_id: str) -> Sequence[tuple[Code, str]]:
     """(code, checkpoint) of a family, the newest first."""
-    statement = (
-        select(Code, Checkpoint.name)
-        .join(Checkpoint, Checkpoint.id == Code.checkpoint_id)
-        .where(Code.family_id == family_id)
-        .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
-    )
-    return [(row[0], row[1]) for row in session.execute(statement)]
+    return session.execute(_CODES, {"family": family_id}).all()
 
 
 def example_files(session: Session, family_id: str) -> Sequence[tuple[str, str, str]]:
     """(artifact of the code, that of its examples, checkpoint) of a family, the newest first."""
-    return [(row[0], row[1], row[2]) for row in session.execute(_EXAMPLE_FILES, {"family": family_id})]
+    return session.execute(_EXAMPLE_FILES, {"family": family_id}).all()
 
 
 def rewired(
     session: Session, checkpoint_ids: Sequence[str], numbers: Sequence[int] | None = None
 ) -> dict[tuple[str, int], bool]:
     """(checkpoint id, feature number) -> whether its dependencies changed since the parent, where known."""
-    if numbers is None:
-        rows = session.execute(_REWIRED, {"checkpoints": checkpoint_ids})
-    else:
-        rows = session.execute(_REWIRED_OF, {"checkpoints": checkpoint_ids, "numbers": numbers})
+    statement = _REWIRED if numbers is None else _REWIRED_OF
+    rows = session.execute(statement, {"checkpoints": checkpoint_ids, "numbers": numbers})
     return {(checkpoint_id, number): bool(value) for checkpoint_id, number, value in rows}
 
 
@@ -209,12 +195,13 @@ _REWIRED = (
     .order_by(DependencyGraph.created_at)
 )
 _REWIRED_OF = _REWIRED.where(one_of(DependencyGraph.feature, "numbers"))
-_EXAMPLE_FILES = (
-    select(Code.artifact, Code.examples, Checkpoint.name)
+_CODES = (
+    select(Code, Checkpoint.name)
     .join(Checkpoint, Checkpoint.id == Code.checkpoint_id)
     .where(Code.family_id == bindparam("family"))
     .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
 )
+_EXAMPLE_FILES = _CODES.with_only_columns(Code.artifact, Code.examples, Checkpoint.name)
 
 
 def _by_number(session: Session, statement: Executable, family_id: str, numbers: Sequence[int]) -> dict[int, Any]:

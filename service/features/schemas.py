@@ -1,7 +1,7 @@
 """Shapes of features and their verdicts in the API."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,32 +13,10 @@ from featurewatch.service.verdicts.statuses import CHANGED, Status
 
 if TYPE_CHECKING:
     # The command line uses these shapes, and must start without importing the database models.
-    from featurewatch.service.models import Feature
     from featurewatch.service.verdicts.table import VerdictRow
 
 Interval = tuple[float | None, float | None]
 Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._:/-]*$")]
-
-
-class FeatureFields(Protocol):
-    """A row of `service.models.Feature`, with the name of the checkpoint that introduced it."""
-
-    number: Any
-    label: Any
-    auto_label: Any
-    model_label: Any
-    model_label_by: Any
-    model_label_score: Any
-    model_label_score_lo: Any
-    model_label_score_hi: Any
-    tags: Any
-    watched: Any
-    born_in_name: Any
-    origin: Any
-    top_tokens: Any
-    promoted_tokens: Any
-    generation: Any
-    retired_in: Any
 
 
 class Successor(BaseModel):
@@ -114,7 +92,7 @@ class FeatureDetail(FeatureOut):
 
     created_at: datetime
     last: Point | None = Field(description="Verdict of the newest checkpoint that has one.")
-    lineage: list[LineageLink] = Field(description="What became of it at each re-fit, oldest first.")
+    lineage: list[LineageLink] = Field(description="What happened to it at each re-fit, oldest first.")
 
 
 class FeaturePatch(BaseModel):
@@ -164,7 +142,7 @@ class CodeColumns(BaseModel):
 
 
 class Finding(BaseModel):
-    """One change in words, with its figures and examples."""
+    """A sentence about one change, with its figures and examples."""
 
     feature: FeatureRow
     what: str = Field(description="What happened to the feature, how much of it is left, and what replaced it.")
@@ -199,7 +177,7 @@ class NotJudged(BaseModel):
 
 
 class Summary(BaseModel):
-    """What changed between two checkpoints in words, most important first."""
+    """What changed between two checkpoints, in sentences, most important first."""
 
     headline: str
     changed: int = Field(description="Number of features that changed and match the filter.")
@@ -212,7 +190,7 @@ class Summary(BaseModel):
 
 
 class Diff(Summary):
-    """Two checkpoints compared, in words and feature by feature."""
+    """A comparison of two checkpoints: a summary in sentences, and a row per feature."""
 
     from_: str = Field(serialization_alias="from", validation_alias="from")
     to: str
@@ -226,35 +204,22 @@ def point(row: "VerdictRow", checkpoint: str, baseline: str | None) -> Point:
     return Point(**_point_fields(row, checkpoint, baseline))
 
 
-def feature_row(row: "VerdictRow", feature: FeatureFields, checkpoint: str, baseline: str | None) -> FeatureRow:
-    """A feature with its verdict as the API shows it."""
-    shown = feature_fields(feature, feature.born_in_name)
-    return FeatureRow(**shown, **_point_fields(row, checkpoint, baseline))
+def feature_row(row: "VerdictRow", feature: Any, checkpoint: str, baseline: str | None) -> FeatureRow:
+    """A feature, a row of `queries.by_numbers`, with its verdict as the API shows it."""
+    fields = feature_fields(feature, feature.born_in_name)
+    return FeatureRow(**fields, **_point_fields(row, checkpoint, baseline))
 
 
-def feature_detail(feature: "Feature", born_in: str, last: Point | None, lineage: list[LineageLink]) -> FeatureDetail:
-    """A feature as the API shows it alone."""
-    return FeatureDetail(**feature_fields(feature, born_in), created_at=feature.created_at, last=last, lineage=lineage)
+_SAME_NAME = [name for name in FeatureOut.model_fields if name not in ("id", "model_label_score_ci", "born_in")]
+"""Fields with the name of the column they come from."""
 
 
-def feature_fields(feature: "Feature | FeatureFields", born_in: str) -> dict[str, Any]:
-    """Fields of FeatureOut."""
-    return {
+def feature_fields(feature: Any, born_in: str) -> dict[str, Any]:
+    """Fields of FeatureOut from a `service.models.Feature` or a plain row of its columns."""
+    return {name: getattr(feature, name) for name in _SAME_NAME} | {
         "id": feature_id(feature.number),
-        "label": feature.label,
-        "auto_label": feature.auto_label,
-        "model_label": feature.model_label,
-        "model_label_by": feature.model_label_by,
-        "model_label_score": feature.model_label_score,
         "model_label_score_ci": _interval(feature.model_label_score_lo, feature.model_label_score_hi),
-        "tags": feature.tags,
-        "watched": feature.watched,
         "born_in": born_in,
-        "origin": feature.origin,
-        "top_tokens": feature.top_tokens,
-        "promoted_tokens": feature.promoted_tokens,
-        "generation": feature.generation,
-        "retired_in": feature.retired_in,
     }
 
 

@@ -131,12 +131,12 @@ def how_sure(row: FeatureRow, policy: Policy) -> str:
     return "Judged by its interval alone: it was gone at the baseline, and there is no test for a return."
 
 
-def why_not(row: FeatureRow, reason: Reason, documents: int | None, policy: Policy) -> str:
+def why_not(row: FeatureRow, reason: Reason, documents: int, policy: Policy) -> str:
     """Why a feature could not be judged, with its figures."""
     if reason == Reason.FEW_FIRINGS:
         return f"active on {_many(row.firings, 'position')} of the probe corpus; at least {policy.min_firings} needed"
     if reason == Reason.FEW_DOCUMENTS:
-        return f"active in {_many(documents or 0, 'document')}; an interval needs at least {policy.min_documents}"
+        return f"active in {_many(documents, 'document')}; an interval needs at least {policy.min_documents}"
     if reason == Reason.NO_BASELINE:
         return f"its strength at {row.baseline or 'the baseline'} is within the noise, so there is no ratio"
     ratio = f"ratio {with_interval(row.projection_ratio, row.projection_ratio_ci, policy.confidence)}"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import fsspec
 import structlog
 
-from featurewatch.service.kit.digests import FileState, Progress, remember, sha256_all
+from featurewatch.service.kit.digests import FileState, remember, sha256_all
 from featurewatch.service.kit.problems import NotFoundError, ProblemError
 
 log = structlog.get_logger("featurewatch.artifacts")
@@ -27,7 +27,7 @@ log = structlog.get_logger("featurewatch.artifacts")
 UNFINISHED = ".new"
 """Suffix of artifacts that are being written or removed."""
 DAMAGED = ".damaged"
-"""Suffix of damaged artifacts that were put aside."""
+"""Suffix of damaged artifacts that were set aside."""
 WHOLE = "manifest.json"
 """The file that marks a folder as complete: written last, removed first."""
 
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
 
 
 class Ledger(Protocol):
-    """Stores the entries of artifacts. Each call is a transaction of its own."""
+    """Stores the entries of artifacts. Each call is a separate transaction."""
 
     def find(self, name: str) -> Entry | None:
         """The entry of an artifact, or None if a version without a ledger created it."""
@@ -142,7 +142,7 @@ class ArtifactStore:
                 break
         return self.cache / name
 
-    def verify(self, name: str, progress: Progress | None = None) -> None:
+    def verify(self, name: str) -> None:
         """Compare this machine's files of an artifact with the ledger. Raises DamagedArtifactError.
 
         An artifact without an entry is older than the ledger, or newer than the backup that the database comes from.
@@ -155,7 +155,7 @@ class ArtifactStore:
             return
         entry = self.ledger.find(name)
         if entry is None:
-            if self.adopts and self.adopt(name, progress):
+            if self.adopts and self.adopt(name):
                 log.warning("adopted an artifact that had no digest", artifact=name)
             return
         for key in sorted(entry.files.keys() | files.keys()):
@@ -168,7 +168,7 @@ class ArtifactStore:
                 raise DamagedArtifactError(
                     name, f"{title} has {states[key].size:,} bytes instead of {entry.files[key][0]:,}"
                 )
-        digests = dict(zip(files, sha256_all(list(files.values()), progress), strict=True))
+        digests = dict(zip(files, sha256_all(list(files.values())), strict=True))
         for key, digest in digests.items():
             if digest != entry.files[key][1]:
                 raise DamagedArtifactError(
@@ -176,10 +176,10 @@ class ArtifactStore:
                 )
         self._verified[name] = states
 
-    def adopt(self, name: str, progress: Progress | None = None) -> bool:
+    def adopt(self, name: str) -> bool:
         """Record this machine's files of an artifact in the ledger as they are. False if that is not possible now."""
         assert self.ledger is not None
-        return self.ledger.adopt(name, entry_of(self.cache / name, progress))
+        return self.ledger.adopt(name, entry_of(self.cache / name))
 
     def digest(self, name: str) -> str | None:
         """SHA-256 of an artifact from the ledger, or None if it has no entry."""
@@ -191,8 +191,8 @@ class ArtifactStore:
         """Yield a temporary local path for a file or folder, which becomes the artifact at the end.
 
         If the body raises, nothing remains. An existing artifact is replaced: of two writers, the last one wins. A
-        damaged copy that was put aside is removed.
-        ledger: where to record it; None: the store's own ledger, in a transaction of its own.
+        damaged copy that was set aside is removed.
+        ledger: where to record it; None: the store's own ledger, in a separate transaction.
         """
         ledger = ledger or self.ledger
         local = self.cache / name
@@ -212,7 +212,7 @@ class ArtifactStore:
             _remove(replaced)
             if not self.is_local:
                 self._upload(local, name)
-            self._discard(self._aside(name))
+            self.discard(name)
         finally:
             _remove(temporary)
 
@@ -241,7 +241,7 @@ class ArtifactStore:
         self.remove(name, entry=False)
 
     def put_asides(self, folder: str) -> dict[str, int]:
-        """Artifact -> bytes of the damaged copies directly in a folder that were put aside."""
+        """Artifact -> bytes of the damaged copies directly in a folder that were set aside."""
         return {
             f"{folder}/{part[1:].removesuffix(DAMAGED)}": size
             for part, size in self._parts(folder).items()
@@ -249,7 +249,7 @@ class ArtifactStore:
         }
 
     def discard(self, name: str) -> None:
-        """Remove the damaged copy of an artifact that was put aside, if there is one."""
+        """Remove the damaged copy of an artifact that was set aside, if there is one."""
         self._discard(self._aside(name))
 
     def modified(self, name: str) -> datetime:
@@ -262,7 +262,7 @@ class ArtifactStore:
     def remove(self, name: str, *, entry: bool = True) -> None:
         """Remove an artifact, if it exists. A folder is renamed first, so that it is never half removed.
 
-        entry: also remove it from the ledger, in a transaction of its own. If False, the caller does that.
+        entry: also remove it from the ledger, in a separate transaction. If False, the caller does that.
         """
         if entry and self.ledger:
             self.ledger.erase(name)
@@ -344,11 +344,10 @@ class ArtifactStore:
             self.fs.put_file(str(local), self._remote(name))
 
 
-def entry_of(path: Path, progress: Progress | None = None) -> Entry:
+def entry_of(path: Path) -> Entry:
     """The entry for a file or folder, which is read in full."""
     files = _files_of(path)
-    digests = sha256_all(list(files.values()), progress)
-    pairs = zip(files.items(), digests, strict=True)
+    pairs = zip(files.items(), sha256_all(list(files.values())), strict=True)
     return Entry({name: (file.stat().st_size, digest) for (name, file), digest in pairs})
 
 

@@ -22,7 +22,7 @@ Value = TypeVar("Value", bound=Sized)
 class SizedCache(Generic[Value]):
     """Up to `max_bytes` of values, shared by all threads of a process; the least recently used are dropped first.
 
-    A key must always stand for the same value: include a revision in the key of anything that can change.
+    A key must always mean the same value: include a revision in the key of anything that can change.
     """
 
     def __init__(self, max_bytes: int) -> None:

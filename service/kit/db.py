@@ -2,7 +2,7 @@
 
 SQLite serves many readers and one writer. Writers take the lock at the start (`BEGIN IMMEDIATE`): a deferred
 transaction that reads first and then writes fails at once, whatever the timeout, if another writer has committed in
-between. Reads have an engine of their own, so they never wait for a writer.
+between. Reads have a separate engine, so they never wait for a writer.
 """
 
 import sqlite3
@@ -71,6 +71,10 @@ class Base(DeclarativeBase):
         bytes: LargeBinary,
     }
 
+    def as_dict(self) -> dict[str, Any]:
+        """Column -> value."""
+        return {column.key: getattr(self, column.key) for column in self.__table__.columns}
+
 
 class Database:
     """The two engines of an installation, and the only place where transactions are opened.
@@ -97,7 +101,7 @@ class Database:
 
     @property
     def engines(self) -> tuple[Engine, ...]:
-        """The engines that have a connection pool of their own."""
+        """The engines that have their own connection pool."""
         return (self.writer, self.reader) if self.is_sqlite else (self.writer,)
 
     @contextmanager

@@ -56,7 +56,7 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [old for old in root.handlers if old.get_name() != "featurewatch"] + [handler]
     root.setLevel(settings.log_level.upper())
-    # Every request already has a line of its own, with its id.
+    # Every request already has its own line, with its id.
     logging.getLogger("uvicorn.access").disabled = True
     # The HTTP client logs the URL of each request, which may be a secret.
     for name in ("httpx2", "httpcore2"):

@@ -93,7 +93,7 @@ def is_allowed(address: Address, allow: Iterable[Network] = ()) -> bool:
 
 
 class _Deadlined(httpcore2.NetworkStream):
-    """A stream whose reads and writes share one deadline. With timeouts per read, a slow peer could block for ever."""
+    """A stream whose reads and writes share one deadline. With timeouts per read, a slow peer could block forever."""
 
     def __init__(self, stream: httpcore2.NetworkStream, deadline: float) -> None:
         self._stream = stream

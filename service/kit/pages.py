@@ -16,6 +16,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import ColumnElement, Select, and_, or_
+from sqlalchemy.orm import Session
 
 from featurewatch.service.kit.problems import BadRequestError
 
@@ -77,6 +78,17 @@ class Pager:
             )
         return values
 
+    def fetch(
+        self, session: Session, statement: Statement, keys: Sequence[SortKey], order: str, view: Callable[..., Item]
+    ) -> Page[Item]:
+        """A page of a statement's rows, whose columns are passed to `view`. keys: columns of the first table selected.
+
+        order: as in `after`.
+        """
+        fetched = session.execute(keyset(statement, keys, self.after(order), self.limit)).all()
+        rows, cursor = self.page(fetched, order, lambda row: [getattr(row[0], key.column.key) for key in keys])
+        return Page(data=[view(*row) for row in rows], next_cursor=cursor)
+
     def page(
         self, rows: Sequence[Row], order: str, values: Callable[[Row], Sequence[Any]]
     ) -> tuple[list[Row], str | None]:
@@ -111,6 +123,11 @@ def keyset(statement: Statement, keys: Sequence[SortKey], after: Sequence[Any] |
         statement = statement.where(_beyond(keys, after))
     ordered = [key.column.desc() if key.descending else key.column.asc() for key in keys]
     return statement.order_by(*ordered).limit(limit + 1)
+
+
+def newest_first(table: Any) -> list[SortKey]:
+    """Sort keys by time of creation."""
+    return [SortKey(table.created_at, descending=True), SortKey(table.id, descending=True)]
 
 
 def check(keys: Sequence[SortKey], after: Sequence[Any]) -> None:
@@ -149,5 +166,5 @@ def _load(value: Any) -> Any:
         return datetime.fromisoformat(value["t"]).astimezone(UTC)
     too_large = isinstance(value, int) and abs(value) >= 2**31
     if too_large or isinstance(value, bool) or (isinstance(value, str) and "\0" in value):
-        raise ValueError("no column holds this")
+        raise ValueError("not a value of any column")
     return value

@@ -32,7 +32,7 @@ def create(session: Session, family: Family, body: LabelIn) -> tuple[Run, str]:
     checkpoint = checkpoints.get_judged(session, family, body.checkpoint)
     if not (family.positions or {}).get("documents"):
         raise ConflictError(
-            f"{family.name} has no text to label features from: it was created from activations without text.",
+            f"{family.name} has no text to label features from: its activations were precomputed.",
             code="no-text",
         )
     if body.features is None:

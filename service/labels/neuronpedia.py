@@ -50,7 +50,7 @@ class NeuronpediaFeature(BaseModel):
     max_act_approx: float = Field(serialization_alias="maxActApprox")
     activations: list[Activation] = Field(description="Strongest first. Empty if the family has no text.")
     explanations: list[Explanation] = Field(
-        description="The label by a person first, then by a model, then the automatic one."
+        description="The person's label first, then the model's, then the automatic one."
     )
 
 
@@ -61,10 +61,12 @@ class Exporter:
         self.session, self.artifacts, self.family = session, artifacts, family
         self.checkpoint: Checkpoint = checkpoints.get_judged(session, family, checkpoint)
         self.code, _ = codes.code_of(session, family, self.checkpoint.name)
-        self.columns = {int(n): column for column, n in enumerate(codes.feature_numbers(artifacts, self.code))}
+        numbers = codes.tensors(artifacts, self.code.artifact)["feature_numbers"]
+        self.columns = {number: column for column, number in enumerate(numbers.tolist())}
         self.texts = Passages(artifacts, family, self.code)
         sources = verdicts.sources(session, self.checkpoint.id)
-        self.hook_point = _deepest([hook for hook in self.checkpoint.hook_points if hook in sources])
+        # Promoted tokens are computed at the deepest one.
+        self.hook_point = max((hook for hook in self.checkpoint.hook_points if hook in sources), key=depth)
 
     def features(self, numbers: Sequence[int], limit: int) -> list[NeuronpediaFeature]:
         """The features with these numbers, in order, with up to `limit` passages each. Raises 404 for unknown ones."""
@@ -111,8 +113,3 @@ def _explanations(feature: Feature) -> list[Explanation]:
         for text, kind, model, scored in kinds
         if text
     ]
-
-
-def _deepest(hook_points: Sequence[str]) -> str:
-    """The deepest hook point, at which promoted tokens are computed."""
-    return max(hook_points, key=depth)

@@ -23,8 +23,5 @@ def list_lineage(
     kind: Annotated[LinkKind | None, Query(description="Default: all.")] = None,
 ) -> Page[LineageLink]:
     order = f"lineage:{family.id}:{generation}:{kind}"
-    fetched = queries.page(
-        session, family.id, generation=generation, kind=kind, after=paging.after(order), limit=paging.limit
-    )
-    links, cursor = paging.page(fetched, order, lambda pair: (pair[0].generation, pair[0].id))
-    return Page(data=[link(row, name) for row, name in links], next_cursor=cursor)
+    statement = queries.links(family.id, generation=generation, kind=kind)
+    return paging.fetch(session, statement, queries.OLDEST_FIRST, order, link)

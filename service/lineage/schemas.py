@@ -32,7 +32,7 @@ class LineageLink(BaseModel):
 
 
 class Refit(BaseModel):
-    """How many features a re-fit carried over, and what became of the others."""
+    """How many features a re-fit carried over, and what happened to the others."""
 
     why: str
     carried: int

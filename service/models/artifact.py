@@ -1,4 +1,4 @@
-"""The ledger of the artifact store: the expected content of every artifact."""
+"""The ledger of the artifact store: the expected content of every artifact, and artifacts to be removed."""
 
 from datetime import datetime
 from typing import Any
@@ -23,3 +23,15 @@ class Artifact(Base):
     files: Mapped[dict[str, Any]]
     """`{name: [size, sha256]}`. A single file has the empty name."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class Unreferenced(Base):
+    """An artifact is removed only hours after it was first seen without a reference.
+
+    A copy of the store that is started after a database backup therefore has everything that the backup refers to.
+    """
+
+    __tablename__ = "unreferenced"
+
+    artifact: Mapped[str] = mapped_column(primary_key=True)
+    since: Mapped[datetime]

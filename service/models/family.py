@@ -1,4 +1,4 @@
-"""Families: models that are tracked together in one feature space."""
+"""Families: models that are tracked together in one feature space. Deleted families."""
 
 from datetime import datetime
 from typing import Any
@@ -32,3 +32,14 @@ class Family(Base):
     """Digest, count and artifact of the family's positions, set by its first checkpoint."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     updated_at: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow)
+
+
+class Deletion(Base):
+    """The deletion of one family. It has no foreign key, because it outlives the family's row."""
+
+    __tablename__ = "deletion"
+
+    family_id: Mapped[str] = mapped_column(primary_key=True)
+    requested_at: Mapped[datetime] = mapped_column(default=utcnow)
+    finished_at: Mapped[datetime | None]
+    """None while rows or artifacts of the family remain."""

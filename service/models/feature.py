@@ -46,7 +46,7 @@ class Feature(Base):
     """The checkpoint whose run assigned its id."""
     generation: Mapped[int]
     retired_in: Mapped[int | None]
-    """The generation in which it was retired; None while it is alive. `Lineage` has its successors."""
+    """The generation in which it was retired; None if it has not been retired. `Lineage` has its successors."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 

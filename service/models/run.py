@@ -1,4 +1,4 @@
-"""Runs: units of work for the workers, with their attempts, logs and worker notifications."""
+"""Runs: units of work for the workers, with their attempts, logs and notifications. Running workers."""
 
 from datetime import datetime
 from typing import Any
@@ -97,3 +97,16 @@ class Bell(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), index=True)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     rung_at: Mapped[datetime | None] = mapped_column(index=True)
+
+
+class Worker(Base):
+    """A worker process, which updates `seen_at` every few seconds while it is alive."""
+
+    __tablename__ = "worker"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    """Host name, process id and a random part."""
+    stuck: Mapped[bool] = mapped_column(default=False)
+    """Its run shows no progress or does not stop when asked, and will be killed."""
+    seen_at: Mapped[datetime]
+    """By the database's clock."""

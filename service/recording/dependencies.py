@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy.orm import Session
 
 from featurewatch.service.alerts import evaluation as alerts
-from featurewatch.service.alerts.events import ComparedFeature
+from featurewatch.service.alerts.events import ComparedFeature, DependenciesCompared
 from featurewatch.service.dependencies import logic, queries
 from featurewatch.service.dependencies.schemas import DependencyComparison
 from featurewatch.service.kit.artifacts import ArtifactStore
@@ -34,7 +34,7 @@ def record(
             graph.rewired = comparison.rewired
         compared.append(_compared(graph, comparison))
         results.append({"id": feature_id(graph.feature), "rewired": graph.rewired, "edges": len(graph.graph["edges"])})
-    raised = alerts.dependencies_compared(session, family=family, checkpoint=checkpoint, compared=compared)
+    raised = alerts.evaluate(session, checkpoint, DependenciesCompared(family_id=family.id, features=compared))
     return {"family": family.name, "checkpoint": checkpoint.name, "features": results, "alerts": len(raised)}
 
 

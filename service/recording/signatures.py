@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from featurewatch.service.alerts import evaluation as alerts
+from featurewatch.service.alerts.events import SignaturesRead
 from featurewatch.service.models import Reading
 from featurewatch.service.signatures import logic, queries
 from featurewatch.service.verdicts import queries as verdicts
@@ -45,8 +46,8 @@ def record(session: Session, checkpoint_id: str, results: Sequence[SignatureResu
         row.status, row.previous_status = result.status, before.status if before else None
         row.reason, row.figures, row.carriers = result.reason, result.figures, result.carriers
         row.activations = result.activations
-        queries.add(session, row)
+        session.add(row)
         rows.append((row, signatures[signature_id]))
-    raised = alerts.signatures_read(session, family=family, checkpoint=checkpoint, readings=rows)
+    raised = alerts.evaluate(session, checkpoint, SignaturesRead(family_id=family.id, readings=rows))
     statuses = {signature.name: row.status for row, signature in rows}
     return {"family": family.name, "checkpoint": checkpoint.name, "signatures": statuses, "alerts": len(raised)}

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from featurewatch.service.alerts import evaluation as alerts
+from featurewatch.service.features import queries as features
 from featurewatch.service.kit.clock import utcnow
 from featurewatch.service.kit.ids import feature_id
 from featurewatch.service.labels.automatic import auto_label
-from featurewatch.service.models import Checkpoint, Code, Family, Source
+from featurewatch.service.models import Checkpoint, Code, Family, Feature, Lineage, Source
 from featurewatch.service.verdicts import past, queries, stored
 from featurewatch.service.verdicts.arrays import by_column, by_number
 from featurewatch.service.verdicts.columns import verdict_columns
@@ -145,7 +146,7 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
     }
     if outcome.lineage:
         # They get no more verdicts, so people who watch one must be notified.
-        lost = queries.watched(session, family.id, ended)
+        lost = sorted({*features.watched(session, family.id)} & {*ended})
         result |= {"ended_features": len(ended), "ended_watched": [feature_id(number) for number in lost]}
     webhooks.emit(
         session,
@@ -182,24 +183,20 @@ def _write_features(session: Session, family: Family, checkpoint: Checkpoint, ou
         {
             "family_id": family.id,
             "number": number,
-            "label": None,
             "auto_label": auto_label(tokens, _promoted(logits)),
             "top_tokens": tokens,
             "promoted_tokens": _promoted(logits),
             "logits": logits,
             "tags": [],
-            "watched": False,
             "origin": origin,
             "born_in": checkpoint.id,
             "generation": outcome.generation,
-            "retired_in": None,
-            "created_at": utcnow(),
         }
         for (number, origin), tokens, logits in zip(
             sorted(outcome.origins.items()), outcome.top_tokens, outcome.logits, strict=True
         )
     ]
-    queries.add_features(session, rows)
+    queries.add(session, Feature, rows)
     family.n_features += len(rows)
 
 
@@ -210,24 +207,14 @@ def _promoted(logits: dict[str, list[list[Any]]]) -> list[str]:
 def _write_lineage(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> list[int]:
     """Returns the numbers of the features that end."""
     shared = {"family_id": family.id, "checkpoint_id": checkpoint.id, "generation": outcome.generation}
-    queries.add_lineage(session, [shared | link._asdict() for link in outcome.lineage])
+    queries.add(session, Lineage, [shared | link._asdict() for link in outcome.lineage])
     ended = sorted({link.old for link in outcome.lineage if link.old is not None and link.old != link.new})
     queries.retire(session, family.id, ended, outcome.generation)
     return ended
 
 
 def _write_sources(session: Session, checkpoint: Checkpoint, sources: Sequence[SourceOutcome]) -> None:
-    for source in sources:
-        session.add(
-            Source(
-                checkpoint_id=checkpoint.id,
-                hook_point=source.hook_point,
-                d_model=source.d_model,
-                stats=source.stats,
-                dictionary=source.dictionary,
-                activations=source.activations,
-            )
-        )
+    session.add_all(Source(checkpoint_id=checkpoint.id, **vars(source)) for source in sources)
 
 
 def _write_code(session: Session, family: Family, checkpoint: Checkpoint, outcome: Outcome) -> None:

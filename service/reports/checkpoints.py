@@ -65,7 +65,7 @@ class Report(Summary):
     judged_at: datetime | None
     generation: int | None
     features: int = Field(description="Number of features judged.")
-    counts: dict[Status, int] = Field(description="Features by status.")
+    counts: dict[Status, int] = Field(description="Number of features by status.")
     new_counts: dict[Status, int] = Field(
         description="Features that entered the status in this checkpoint. `counts` also includes those that had it "
         "before."
@@ -103,6 +103,7 @@ def report(
     comparison = features.comparison(session, family, checkpoint, baseline)
     wanted = wanted or Filter()
     counts = features.counts(session, comparison)
+    entered = features.counts(session, comparison, findings.changed(Filter()))
     places = features.chosen(session, comparison, findings.changed(wanted))
     order = order_of("change", None).first(comparison.table, places, None, LARGEST)
     largest = comparison.table.numbers[order].tolist()
@@ -117,7 +118,7 @@ def report(
         generation=row.generation,
         features=sum(counts.values()),
         counts={status: counts.get(status, 0) for status in Status},
-        new_counts=_new_counts(session, comparison),
+        new_counts={status: entered.get(status, 0) for status in CHANGED},
         changes=[comparison.shown[number] for number in largest],
         refit=lineage.refit(session, row),
         quality=row.quality or {},
@@ -126,11 +127,6 @@ def report(
         circuits=dependencies.findings(session, artifacts, family, row, comparison.baseline),
         alerts=[ReportAlert(**alert._mapping) for alert in queries.alerts(session, row.id)],
     )
-
-
-def _new_counts(session: Session, comparison: features.Comparison) -> dict[Status, int]:
-    counts = features.counts(session, comparison, findings.changed(Filter()))
-    return {status: counts.get(status, 0) for status in CHANGED}
 
 
 def _signatures(session: Session, checkpoint: Checkpoint) -> list[ReportSignature]:

@@ -69,6 +69,6 @@ def _look(database: Database, run_id: str, principal: Principal) -> RunView | No
     """The run as it is now. Raises UnauthenticatedError if the caller's key or session has ended."""
     with database.read() as session:
         if not auth.still_valid(session, principal):
-            raise UnauthenticatedError("The key or the session has ended.")
+            raise UnauthenticatedError("The API key or session is no longer valid.")
         found = queries.by_id(session, run_id)
         return None if found is None else view(*found)

@@ -28,5 +28,5 @@ class RunKind(StrEnum):
 
 
 def queue_of(kind: str) -> Queue:
-    """The queue for runs of a kind. An installation may have kinds of its own: they wait in `runs`."""
+    """The queue for runs of a kind. Custom kinds of an installation wait in `runs`."""
     return next((known.queue for known in RunKind if known == kind), "runs")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -11,22 +12,13 @@ from featurewatch.service.checkpoints import logic as checkpoints
 from featurewatch.service.config import Settings as Configuration
 from featurewatch.service.features import queries as features
 from featurewatch.service.kit.artifacts import ArtifactStore, content_key
-from featurewatch.service.kit.pages import Page, Pager
+from featurewatch.service.kit.pages import Page, Pager, SortKey
 from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnprocessableError
 from featurewatch.service.models import Checkpoint, Family, Reading, Run, Signature
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs.kinds import RunKind
-from featurewatch.service.signatures import contrast, queries
-from featurewatch.service.signatures.schemas import (
-    ReadingView,
-    Settings,
-    SignatureIn,
-    SignatureTrajectory,
-    SignatureView,
-    features_view,
-    reading_view,
-)
+from featurewatch.service.signatures import contrast, queries, schemas
 from featurewatch.service.store.ledger import SessionLedger
 from featurewatch.service.verdicts import queries as verdicts
 
@@ -35,7 +27,7 @@ TURN = 1.25
 
 
 def create(
-    session: Session, settings: Configuration, artifacts: ArtifactStore, family: Family, body: SignatureIn
+    session: Session, settings: Configuration, artifacts: ArtifactStore, family: Family, body: schemas.SignatureIn
 ) -> tuple[Signature, list[tuple[Run, str]]]:
     """Create a signature and queue a run for each judged checkpoint, the baseline's first.
 
@@ -58,7 +50,7 @@ def create(
     )
     try:
         with session.begin_nested():
-            queries.add(session, signature)
+            session.add(signature)
     except IntegrityError:
         raise ConflictError(f"{family.name} already has a signature {body.name}.", code="name-used") from None
     others = [checkpoint for checkpoint in verdicts.judged(session, family.id) if checkpoint.id != baseline.id]
@@ -91,37 +83,37 @@ def get(session: Session, family: Family, name: str) -> Signature:
     return signature
 
 
-def page(session: Session, family: Family, paging: Pager) -> Page[SignatureView]:
+def page(session: Session, family: Family, paging: Pager) -> Page[schemas.SignatureView]:
     """A page of a family's signatures, by name."""
-    order = f"signatures:{family.id}"
-    fetched = queries.page(session, family.id, after=paging.after(order), limit=paging.limit)
-    rows, cursor = paging.page(fetched, order, lambda row: (row.name,))
-    return Page(data=[view(session, family, row) for row in rows], next_cursor=cursor)
+    statement, order = queries.listing(family.id), f"signatures:{family.id}"
+    return paging.fetch(session, statement, [SortKey(Signature.name)], order, partial(view, session, family))
 
 
-def view(session: Session, family: Family, row: Signature) -> SignatureView:
+def view(session: Session, family: Family, row: Signature) -> schemas.SignatureView:
     """A signature as the API shows it."""
     newest = queries.newest(session, row.id)
     baseline = verdicts.checkpoint(session, row.baseline_id)
-    return SignatureView(
+    return schemas.SignatureView(
         id=row.id,
         family=family.name,
         name=row.name,
         description=row.description,
         baseline=baseline.name,
-        settings=Settings.model_validate(row.settings),
+        settings=schemas.Settings.model_validate(row.settings),
         rows=row.n_rows,
         positive=row.n_positive,
-        features=None if row.chosen is None else features_view(row.chosen, _names(session, row.family_id, row.chosen)),
+        features=None
+        if row.chosen is None
+        else schemas.features_view(row.chosen, _names(session, row.family_id, row.chosen)),
         newest=_reading(session, *newest) if newest else None,
         created_at=row.created_at,
     )
 
 
-def trajectory(session: Session, row: Signature) -> SignatureTrajectory:
+def trajectory(session: Session, row: Signature) -> schemas.SignatureTrajectory:
     """A signature over all checkpoints, and where it turned."""
     points = [_reading(session, *pair) for pair in queries.readings(session, row.id)]
-    return SignatureTrajectory(
+    return schemas.SignatureTrajectory(
         name=row.name,
         baseline=verdicts.checkpoint(session, row.baseline_id).name,
         turns_at=_turn(points),
@@ -129,14 +121,14 @@ def trajectory(session: Session, row: Signature) -> SignatureTrajectory:
     )
 
 
-def at_checkpoint(session: Session, checkpoint: Checkpoint) -> list[tuple[str, str, ReadingView]]:
+def at_checkpoint(session: Session, checkpoint: Checkpoint) -> list[tuple[str, str, schemas.ReadingView]]:
     """(name, baseline, reading) of every signature that was read in a checkpoint, by name."""
     rows = queries.at_checkpoint(session, checkpoint.id)
     named = _names(session, checkpoint.family_id, [carrier for reading, _, _ in rows for carrier in reading.carriers])
-    return [(name, baseline, reading_view(reading, checkpoint.name, named)) for reading, name, baseline in rows]
+    return [(name, baseline, schemas.reading_view(reading, checkpoint.name, named)) for reading, name, baseline in rows]
 
 
-def _turn(points: Sequence[ReadingView]) -> str | None:
+def _turn(points: Sequence[schemas.ReadingView]) -> str | None:
     """The checkpoint with the largest significant change, by factor."""
     changes = {}
     for point in points:
@@ -152,8 +144,8 @@ def previous(session: Session, signature_id: str, checkpoint: Checkpoint) -> Rea
     return next((reading for reading in readings if reading is not None), None)
 
 
-def _reading(session: Session, row: Reading, checkpoint: Checkpoint) -> ReadingView:
-    return reading_view(row, checkpoint.name, _names(session, checkpoint.family_id, row.carriers))
+def _reading(session: Session, row: Reading, checkpoint: Checkpoint) -> schemas.ReadingView:
+    return schemas.reading_view(row, checkpoint.name, _names(session, checkpoint.family_id, row.carriers))
 
 
 def _names(session: Session, family_id: str, chosen: Sequence[Any]) -> dict[int, Any]:
@@ -168,7 +160,7 @@ def _rows_at(uri: str, settings: Configuration) -> list[contrast.ContrastRow]:
     return contrast.read_file(path)
 
 
-def _check_hook_points(family: Family, settings: Settings) -> None:
+def _check_hook_points(family: Family, settings: schemas.Settings) -> None:
     unknown = [hook for hook in settings.hook_points or [] if hook not in family.hook_points]
     if unknown:
         raise UnprocessableError(

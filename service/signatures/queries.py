@@ -3,29 +3,21 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from featurewatch.service.kit.ids import parse_feature_id
-from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Checkpoint, Reading, Signature
 
 
-def add(session: Session, row: Signature | Reading) -> None:
-    """Store a new row."""
-    session.add(row)
-    session.flush()
-
-
-def remove(session: Session, row: Signature) -> None:
-    """Remove a signature; the database removes its readings."""
-    session.delete(row)
-    session.flush()
+def listing(family_id: str) -> Select[Signature]:
+    """Select a family's signatures, in no order."""
+    return select(Signature).where(Signature.family_id == family_id)
 
 
 def by_name(session: Session, family_id: str, name: str) -> Signature | None:
     """One signature of a family."""
-    return session.scalar(select(Signature).where(Signature.family_id == family_id, Signature.name == name))
+    return session.scalar(listing(family_id).where(Signature.name == name))
 
 
 def by_ids(session: Session, ids: Collection[str]) -> Sequence[Signature]:
@@ -37,15 +29,7 @@ def by_ids(session: Session, ids: Collection[str]) -> Sequence[Signature]:
 
 def of_family(session: Session, family_id: str) -> Sequence[Signature]:
     """All signatures of a family, oldest first."""
-    return session.scalars(
-        select(Signature).where(Signature.family_id == family_id).order_by(Signature.created_at, Signature.id)
-    ).all()
-
-
-def page(session: Session, family_id: str, *, after: Sequence[Any] | None, limit: int) -> Sequence[Signature]:
-    """Signatures by name; one row more than `limit` if there are more."""
-    statement = select(Signature).where(Signature.family_id == family_id)
-    return session.scalars(keyset(statement, [SortKey(Signature.name)], after, limit)).all()
+    return session.scalars(listing(family_id).order_by(Signature.created_at, Signature.id)).all()
 
 
 def reading(session: Session, signature_id: str, checkpoint_id: str) -> Reading | None:
@@ -55,25 +39,18 @@ def reading(session: Session, signature_id: str, checkpoint_id: str) -> Reading 
 
 def readings(session: Session, signature_id: str) -> Sequence[tuple[Reading, Checkpoint]]:
     """Readings of a signature with their checkpoints, parents before their children."""
-    rows = session.execute(
-        select(Reading, Checkpoint)
-        .join(Checkpoint, Checkpoint.id == Reading.checkpoint_id)
-        .where(Reading.signature_id == signature_id)
-        .order_by(Checkpoint.created_at, Checkpoint.id)
-    )
-    return [(row[0], row[1]) for row in rows]
+    return session.execute(_readings(signature_id).order_by(Checkpoint.created_at, Checkpoint.id)).all()
 
 
 def newest(session: Session, signature_id: str) -> tuple[Reading, Checkpoint] | None:
     """The reading in the most recently registered checkpoint."""
-    row = session.execute(
-        select(Reading, Checkpoint)
-        .join(Checkpoint, Checkpoint.id == Reading.checkpoint_id)
-        .where(Reading.signature_id == signature_id)
-        .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
-        .limit(1)
-    ).first()
-    return None if row is None else (row[0], row[1])
+    statement = _readings(signature_id).order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
+    return session.execute(statement.limit(1)).first()
+
+
+def _readings(signature_id: str) -> Select[Reading, Checkpoint]:
+    statement = select(Reading, Checkpoint).join(Checkpoint, Checkpoint.id == Reading.checkpoint_id)
+    return statement.where(Reading.signature_id == signature_id)
 
 
 def at_checkpoint(session: Session, checkpoint_id: str) -> Sequence[tuple[Reading, str, str]]:

@@ -107,7 +107,7 @@ class Figures(BaseModel):
         "baseline. Independent of the dictionary. Null if the bases cannot be compared."
     )
     probe_ratio_ci: Interval | None
-    random_auroc: float = Field(description="Median AUROC of random sets of as many live features, weighted alike.")
+    random_auroc: float = Field(description="Median AUROC of random sets of the same number of live features.")
     random_auroc_95: float = Field(description="95th percentile of the same.")
     features_read: int = Field(description="Number of the signature's features in the checkpoint's dictionary.")
     rows_judged: int

@@ -133,7 +133,7 @@ def _rows(table: Table, connection: Connection) -> Iterator[dict[str, Any]]:
 
 
 def _set_sequence(table: Table, target: Connection) -> None:
-    """Advance Postgres' sequence past the copied keys. SQLite continues from the largest key by itself."""
+    """Advance Postgres' sequence past the copied keys. SQLite needs nothing: it continues from the largest key."""
     (key, *more) = table.primary_key.columns
     if target.dialect.name == "postgresql" and not more and isinstance(key.type, Integer):
         target.execute(

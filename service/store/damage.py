@@ -73,8 +73,8 @@ def lost(session: Session, artifacts: ArtifactStore, family_id: str) -> list[str
 def set_aside(session: Session, artifacts: ArtifactStore, error: DamagedArtifactError) -> str:
     """Remove a damaged artifact that a retry rebuilds, and return the error message for the run.
 
-    If rows refer to it, it is put aside and stays in the ledger, because the retry may be unable to rebuild it.
-    `session` is used for reading only; the ledger changes in a transaction of its own, because moving files is slow.
+    If rows refer to it, it is set aside and stays in the ledger, because the retry may be unable to rebuild it.
+    `session` is used for reading only; the ledger changes in a separate transaction, because moving files is slow.
     """
     assert artifacts.ledger is not None
     name = error.name

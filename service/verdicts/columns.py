@@ -37,7 +37,7 @@ def verdict_columns(
 
 
 def judged_figures(evidence: Evidence, judgement: Judgement) -> dict[str, NDArray[Any]]:
-    """Column -> [m], of the figures that follow from a judgement; NaN where there is none."""
+    """Column -> [m], of the figures that follow from a judgement; NaN if undefined."""
     return {
         column: figure.of(evidence, judgement) if figure.of else getattr(judgement, column)
         for figure in FIGURES

@@ -24,7 +24,7 @@ from featurewatch.service.verdicts.judge import (
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.statuses import BY_CODE, GONE, Status
 from featurewatch.service.verdicts.stored import Course, Event, Measured, Stored
-from featurewatch.service.verdicts.table import Table, VerdictRow
+from featurewatch.service.verdicts.table import Table
 
 
 def compare(
@@ -35,30 +35,19 @@ def compare(
     *,
     emerged: Set[int] = frozenset(),
     comparison: int = 1,
-) -> list[VerdictRow]:
-    """Verdicts of a checkpoint against any judged checkpoint of its family, in the order of feature numbers.
-
-    Relocations and successions between the two are taken from the checkpoints where they were judged.
-    emerged: features that the baseline is known not to have; comparison: as in `Evidence`.
-    """
-    return compared(session, family, checkpoint, baseline, emerged=emerged, comparison=comparison).rows()
-
-
-def compared(
-    session: Session,
-    family: Family,
-    checkpoint: Checkpoint,
-    baseline: Checkpoint,
-    *,
-    emerged: Set[int] = frozenset(),
-    comparison: int = 1,
     keep: bool = False,
 ) -> Table:
-    """The same as columns. keep: as in `stored.read`."""
+    """Verdicts of a checkpoint against any judged checkpoint of its family.
+
+    Relocations and successions between the two are taken from the checkpoints where they were judged.
+    emerged: features that the baseline is known not to have. comparison: as in `Evidence`. keep: as in `stored.read`.
+    """
     now, then = stored.read(session, checkpoint, keep=keep), stored.read(session, baseline, keep=keep)
     numbers = now.standing.numbers
     lineage = queries.lineage(session, family.id)
-    between = _path({id_: parent for id_, (parent, _) in lineage.items()}, checkpoint, baseline)
+    # From the common ancestor (exclusive) to the checkpoint, latest first.
+    others = {baseline.id, *queries.line(lineage, baseline)}
+    between = [id_ for id_ in (checkpoint.id, *queries.line(lineage, checkpoint)) if id_ not in others]
     courses = [stored.course(session, family.id, id_, lineage[id_][1], keep=keep) for id_ in between]
     # A feature that was discovered later has no birth on the path, but may have a verdict that it emerged there.
     births = {number: origin for course in courses for number, origin in course.born.items()}
@@ -232,18 +221,3 @@ def _happened(courses: Sequence[Course]) -> dict[tuple[int, Status], Event]:
     for course in reversed(courses):
         events |= course.events
     return events
-
-
-def _path(parents: dict[str, str | None], checkpoint: Checkpoint, baseline: Checkpoint) -> Sequence[str]:
-    """Checkpoints from the common ancestor (exclusive) to `checkpoint`, latest first."""
-
-    def ancestry(start: str) -> list[str]:
-        chain: list[str] = []
-        current: str | None = start
-        while current is not None:
-            chain.append(current)
-            current = parents.get(current)
-        return chain
-
-    others = set(ancestry(baseline.id))
-    return [id_ for id_ in ancestry(checkpoint.id) if id_ not in others]

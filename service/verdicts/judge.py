@@ -91,7 +91,7 @@ class Successor(NamedTuple):
 
 @dataclass
 class Judgement:
-    """Statuses and figures, [m] each; NaN where there is none."""
+    """Statuses and figures, [m] each; NaN if undefined."""
 
     codes: NDArray[np.int8]
     """of the statuses"""
@@ -329,7 +329,7 @@ def _moved(
 ) -> Bools:
     """[m] candidates that are written along another direction, strongly enough not to be suppressed.
 
-    ratio: [m] orthogonal ratio divided by the size factor, NaN where there is none. The whole interval of its excess
+    ratio: [m] orthogonal ratio divided by the size factor, NaN if undefined. The whole interval of its excess
     over `usual` must be at least `least` of the former strength.
     """
     moved, excess = np.zeros(len(candidates), dtype=bool), np.sqrt(np.maximum(ratio**2 - usual**2, 0))

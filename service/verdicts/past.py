@@ -101,12 +101,10 @@ def record(session: Session, family: Family, features: Discovered) -> None:
 
 def _judged(session: Session, family: Family, checkpoint: Checkpoint, emerged: frozenset[int]) -> list[VerdictRow]:
     """Verdicts against the parent, as in a comparison on request; those of the first checkpoint are against itself."""
-    parents, depth, current = queries.parents(session, family.id), 0, checkpoint.parent_id
-    while current is not None:
-        depth, current = depth + 1, parents.get(current)
+    depth = len(queries.ancestors(session, checkpoint))
     session.flush()
     baseline = queries.checkpoint(session, checkpoint.parent_id) if checkpoint.parent_id else checkpoint
-    return compare(session, family, checkpoint, baseline, emerged=emerged, comparison=max(1, depth))
+    return compare(session, family, checkpoint, baseline, emerged=emerged, comparison=max(1, depth)).rows()
 
 
 def _unjudged(family: Family, checkpoint: Checkpoint, features: Discovered, past: Past) -> list[dict[str, Any]]:

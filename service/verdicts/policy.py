@@ -9,10 +9,10 @@ class Policy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     suppressed_below: float = Field(
-        0.5, gt=0, lt=1, description="Suppressed: projection ratio significantly under this."
+        0.5, gt=0, lt=1, description="Suppressed: projection ratio significantly below this."
     )
-    amplified_above: float = Field(2.0, gt=1, description="Amplified: projection ratio significantly over this.")
-    absent_below: float = Field(0.1, gt=0, lt=1, description="Absent: upper end of the interval under this.")
+    amplified_above: float = Field(2.0, gt=1, description="Amplified: projection ratio significantly above this.")
+    absent_below: float = Field(0.1, gt=0, lt=1, description="Absent: upper end of the interval below this.")
     fdr: float = Field(0.05, gt=0, lt=1, description="False discovery rate (Benjamini-Hochberg) of one comparison.")
     sequential: bool = Field(
         True,
@@ -29,9 +29,7 @@ class Policy(BaseModel):
     )
     min_firings: int = Field(30, ge=1, description="Indeterminate: fewer firings on the probe corpus.")
     min_documents: int = Field(5, ge=2, description="Indeterminate: firings in fewer documents.")
-    min_readability: float = Field(
-        0.2, ge=0, le=1, description="Features that are less readable from the source are not `present`."
-    )
+    min_readability: float = Field(0.2, ge=0, le=1, description="Present: minimum readability from the source.")
     successor_cofiring: float = Field(
         0.4, gt=0, le=1, description="Replaced: share of a weakened feature's activation that successors must carry."
     )
@@ -40,13 +38,13 @@ class Policy(BaseModel):
     )
     new_features: int = Field(64, ge=0, description="Maximum number of new features that an extension adds.")
     max_norm_ratio: float = Field(
-        4.0, gt=1, description="Positions with a norm over this many medians (attention sinks) are masked."
+        4.0, gt=1, description="Positions with a norm above this many medians (attention sinks) are masked."
     )
     skip_tokens: int = Field(1, ge=0, description="Tokens at the start of each document that are masked.")
     max_fvu_ratio: float = Field(
         2.0,
         gt=1,
-        description="`fit: auto` re-fits when the parent's FVU exceeds this multiple of that of the fit.",
+        description="`fit: auto` re-fits when the parent's FVU exceeds this multiple of the FVU at the fit.",
     )
     refit_every: int = Field(0, ge=0, description="`fit: auto` re-fits after this many extensions. 0: no limit.")
     anchors: int = Field(
@@ -58,7 +56,7 @@ class Policy(BaseModel):
         "starts from random directions, independent of the last fit.",
     )
     match_threshold: float = Field(
-        0.6, gt=0, le=1, description="Correlation of codes from which a feature keeps its id at a re-fit."
+        0.6, gt=0, le=1, description="Minimum correlation of codes for a feature to keep its id at a re-fit."
     )
     dependencies: bool = Field(
         True,

@@ -57,12 +57,6 @@ def sources_of_family(session: Session, family_id: str) -> dict[str, dict[str, t
     return sources
 
 
-def parents(session: Session, family_id: str) -> dict[str, str | None]:
-    """Checkpoint id -> id of its parent, for a whole family."""
-    rows = session.execute(select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.family_id == family_id))
-    return {row[0]: row[1] for row in rows}
-
-
 def lineage(session: Session, family_id: str) -> dict[str, tuple[str | None, int]]:
     """Checkpoint id -> (id of its parent, its revision), for a whole family."""
     rows = session.connection().execute(_LINEAGE, {"family": family_id})
@@ -83,12 +77,17 @@ _LINEAGE = select(Checkpoint.id, Checkpoint.parent_id, Checkpoint.revision).wher
 
 def ancestors(session: Session, checkpoint: Checkpoint) -> list[str]:
     """Ids of a checkpoint's ancestors, its parent first."""
-    known, ids = parents(session, checkpoint.family_id), list[str]()
+    return line(lineage(session, checkpoint.family_id), checkpoint)
+
+
+def line(lineage: Mapping[str, tuple[str | None, int]], checkpoint: Checkpoint) -> list[str]:
+    """The same from the family's `lineage`."""
+    ids = dict[str, None]()
     current = checkpoint.parent_id
     while current is not None and current not in ids:
-        ids.append(current)
-        current = known.get(current)
-    return ids
+        ids[current] = None
+        current, _ = lineage.get(current, (None, 0))
+    return list(ids)
 
 
 def fits(session: Session, checkpoint_ids: Sequence[str]) -> list[tuple[int, bool, dict[str, Any]]]:
@@ -124,7 +123,7 @@ def standing(session: Session, checkpoint_id: str, figures: Sequence[str]) -> Se
 
 
 def packed(session: Session, checkpoint_id: str, layout: str) -> bytes | None:
-    """The packed verdicts of a checkpoint, or None where there are none of this layout."""
+    """The packed verdicts of a checkpoint, or None if there are none of this layout."""
     return session.connection().execute(_PACKED, {"checkpoint": checkpoint_id, "layout": layout}).scalar()
 
 
@@ -189,30 +188,16 @@ def revise(session: Session, checkpoint: Checkpoint) -> None:
     session.execute(delete(Standing).where(Standing.checkpoint_id == checkpoint.id))
 
 
-def add_features(session: Session, rows: list[dict[str, Any]]) -> None:
-    """Insert new features."""
+def add(session: Session, table: type[Feature | Lineage], rows: list[dict[str, Any]]) -> None:
+    """Insert rows."""
     if rows:
-        session.execute(insert(Feature), rows)
-
-
-def add_lineage(session: Session, rows: list[dict[str, Any]]) -> None:
-    """Insert the links of a re-fit."""
-    if rows:
-        session.execute(insert(Lineage), rows)
+        session.execute(insert(table), rows)
 
 
 def retire(session: Session, family_id: str, numbers: Sequence[int], generation: int) -> None:
     """Mark features as retired from a generation on. Retired features keep their generation."""
     living = (Feature.family_id == family_id, Feature.retired_in.is_(None), one_of(Feature.number, values=numbers))
     session.execute(update(Feature).where(*living).values(retired_in=generation))
-
-
-def watched(session: Session, family_id: str, numbers: Sequence[int]) -> list[int]:
-    """The watched ones of the features, ascending."""
-    watched_numbers = session.scalars(
-        select(Feature.number).where(Feature.family_id == family_id, Feature.watched.is_(True))
-    )
-    return sorted(set(watched_numbers) & set(numbers))
 
 
 def add_verdicts(session: Session, columns: Mapping[str, Sequence[Any]]) -> None:

@@ -31,7 +31,7 @@ class Reason(StrEnum):
 
 
 class Figures(NamedTuple):
-    """Stored figures of m `indeterminate` features, [m] each; NaN where there is none."""
+    """Stored figures of m `indeterminate` features, [m] each; NaN if undefined."""
 
     firings: NDArray[np.int64]
     documents: Floats

@@ -34,7 +34,7 @@ class Row:
 
 
 class Vocabulary(StrEnum):
-    """Words with a row each. Members are strings equal to their words."""
+    """An enum of words, each with its row. Members are strings equal to their words."""
 
     row: Row
 

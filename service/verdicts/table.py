@@ -47,7 +47,7 @@ class Table:
     previous: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     """codes of the statuses at the baseline, -1: none"""
     successors: dict[int, list[Any]] = field(default_factory=dict)
-    """position in the table -> successors, where there are any"""
+    """position in the table -> successors, if any"""
 
     @property
     def nbytes(self) -> int:
@@ -62,7 +62,7 @@ class Table:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Status -> number of features, where there are any."""
+        """Status -> number of features, without zeros."""
         return {status.value: len(group) for status, group in self._groups.items() if len(group)}
 
     def having(self, statuses: Iterable[str]) -> NDArray[np.int64]:

@@ -6,11 +6,14 @@ them.
 
 import base64
 import hashlib
+import ipaddress
 import math
 import secrets
 from datetime import timedelta
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -18,24 +21,11 @@ from featurewatch.service.config import Settings
 from featurewatch.service.kit import clock, outbound
 from featurewatch.service.kit.crypto import SecretBox, SecretKeyError
 from featurewatch.service.kit.ids import new_id
-from featurewatch.service.kit.pages import Page, Pager
+from featurewatch.service.kit.pages import Page, Pager, newest_first
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
 from featurewatch.service.models import Delivery, Event, Webhook
 from featurewatch.service.models.webhook import url_context
-from featurewatch.service.webhooks import queries
-from featurewatch.service.webhooks.schemas import (
-    SECRET_PREFIX,
-    TEST_EVENT,
-    DeliveryView,
-    RotateBody,
-    WebhookCreate,
-    WebhookUpdate,
-    WebhookView,
-    delivery_view,
-    literal_address,
-    masked,
-    view,
-)
+from featurewatch.service.webhooks import queries, schemas
 
 
 class Unsealed(NamedTuple):
@@ -70,14 +60,14 @@ def emit(session: Session, *, type: str, family_id: str | None, data: dict[str, 
     return event
 
 
-def create(session: Session, settings: Settings, body: WebhookCreate) -> tuple[Webhook, str]:
+def create(session: Session, settings: Settings, body: schemas.WebhookCreate) -> tuple[Webhook, str]:
     """Create a webhook. Returns it and its secret. URL and secret are stored encrypted and never shown again."""
     _check_literal(settings, body.url)
     secret = body.secret or _new_secret()
     webhook_id, box = new_id("whk"), _box(session, settings)
     webhook = Webhook(
         id=webhook_id,
-        url=masked(body.url),
+        url=schemas.masked(body.url),
         sealed_url=box.encrypt(body.url.encode(), context=url_context(webhook_id)),
         event_types=[str(each) for each in body.event_types],
         format=body.format,
@@ -97,26 +87,27 @@ def get(session: Session, webhook_id: str) -> Webhook:
     return webhook
 
 
-def page(session: Session, paging: Pager) -> Page[WebhookView]:
+def page(session: Session, paging: Pager) -> Page[schemas.WebhookView]:
     """A page of webhooks, newest first."""
-    fetched = queries.page(session, after=paging.after("webhooks"), limit=paging.limit)
-    rows, cursor = paging.page(fetched, "webhooks", lambda row: (row.created_at, row.id))
-    return Page(data=[view(row) for row in rows], next_cursor=cursor)
+    return paging.fetch(session, select(Webhook), newest_first(Webhook), "webhooks", schemas.view)
 
 
-def deliveries(session: Session, paging: Pager, webhook: Webhook, state: str | None = None) -> Page[DeliveryView]:
+def deliveries(
+    session: Session, paging: Pager, webhook: Webhook, state: str | None = None
+) -> Page[schemas.DeliveryView]:
     """A page of a webhook's deliveries, newest first."""
+    statement = queries.deliveries(webhook.id)
+    if state is not None:
+        statement = statement.where(Delivery.state == state)
     order = f"deliveries {webhook.id} {state}"
-    fetched = queries.deliveries_page(session, webhook.id, state=state, after=paging.after(order), limit=paging.limit)
-    rows, cursor = paging.page(fetched, order, lambda row: (row[0].created_at, row[0].id))
-    return Page(data=[delivery_view(*row) for row in rows], next_cursor=cursor)
+    return paging.fetch(session, statement, newest_first(Delivery), order, schemas.delivery_view)
 
 
-def change(session: Session, settings: Settings, webhook: Webhook, body: WebhookUpdate) -> None:
+def change(session: Session, settings: Settings, webhook: Webhook, body: schemas.WebhookUpdate) -> None:
     """Apply the fields that are set. Enabling clears the reason for a pause and sends the waiting deliveries."""
     if body.url is not None:
         _check_literal(settings, body.url)
-        webhook.url = masked(body.url)
+        webhook.url = schemas.masked(body.url)
         sealed = _box(session, settings).encrypt(body.url.encode(), context=url_context(webhook.id))
         webhook.sealed_url = sealed
     if body.event_types is not None:
@@ -130,10 +121,10 @@ def change(session: Session, settings: Settings, webhook: Webhook, body: Webhook
     session.flush()
 
 
-def rotate(session: Session, settings: Settings, webhook: Webhook, body: RotateBody) -> str:
+def rotate(session: Session, settings: Settings, webhook: Webhook, body: schemas.RotateBody) -> str:
     """Set a new secret and return it. The old secret keeps signing as well for `body.hours`."""
     secret = body.secret or _new_secret()
-    webhook.old_secret, webhook.old_secret_until = None, None
+    webhook.old_secret = webhook.old_secret_until = None
     if body.hours > 0:
         webhook.old_secret = webhook.secret
         webhook.old_secret_until = clock.utcnow() + timedelta(hours=body.hours)
@@ -147,7 +138,7 @@ def test(session: Session, webhook: Webhook) -> tuple[Delivery, Event]:
     _require_enabled(webhook)
     event = Event(
         id=f"msg_{secrets.token_hex(16)}",
-        type=TEST_EVENT,
+        type=schemas.TEST_EVENT,
         family_id=None,
         data={"webhook": webhook.id, "message": "Test event requested through the API."},
         created_at=clock.database_now(session),
@@ -160,22 +151,23 @@ def test(session: Session, webhook: Webhook) -> tuple[Delivery, Event]:
     return delivery, event
 
 
-def get_delivery(session: Session, webhook: Webhook, delivery_id: str) -> Delivery:
-    """A delivery of a webhook. Raises NotFoundError."""
-    delivery = queries.delivery(session, webhook.id, delivery_id)
-    if delivery is None:
+def get_delivery(session: Session, webhook: Webhook, delivery_id: str) -> tuple[Delivery, str]:
+    """A delivery of a webhook, with the type of its event. Raises NotFoundError."""
+    statement = queries.deliveries(webhook.id).where(Delivery.id == delivery_id)
+    row = session.execute(statement).one_or_none()
+    if row is None:
         raise NotFoundError(f"Webhook {webhook.id} has no delivery {delivery_id}.", code="unknown-delivery")
-    return delivery
+    return row
 
 
-def redeliver(session: Session, webhook: Webhook, delivery_id: str) -> Delivery:
+def redeliver(session: Session, webhook: Webhook, delivery_id: str) -> tuple[Delivery, str]:
     """Send a delivery again at once and restart its retry schedule. The log is kept."""
     _require_enabled(webhook)
-    delivery = get_delivery(session, webhook, delivery_id)
+    delivery, event_type = get_delivery(session, webhook, delivery_id)
     delivery.state, delivery.attempts, delivery.next_attempt_at = "pending", 0, clock.database_now(session)
     delivery.delivered_at = None
     session.flush()
-    return delivery
+    return delivery, event_type
 
 
 def _delivery(webhook: Webhook, event: Event) -> Delivery:
@@ -184,7 +176,7 @@ def _delivery(webhook: Webhook, event: Event) -> Delivery:
 
 
 def _new_secret() -> str:
-    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+    return schemas.SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def _require_enabled(webhook: Webhook) -> None:
@@ -194,8 +186,11 @@ def _require_enabled(webhook: Webhook) -> None:
 
 def _check_literal(settings: Settings, url: str) -> None:
     """Refuse IP addresses early that every delivery would refuse. Host names can only be checked when connecting."""
-    address = literal_address(url)
-    if address is not None and not outbound.is_allowed(address, outbound.parse_networks(settings.webhook_allow)):
+    try:
+        address = ipaddress.ip_address((urlsplit(url).hostname or "").split("%", 1)[0])
+    except ValueError:
+        return
+    if not outbound.is_allowed(address, outbound.parse_networks(settings.webhook_allow)):
         raise UnprocessableError(
             f"Webhooks are not allowed to reach {address}. An operator can allow its network with "
             "FEATUREWATCH_WEBHOOK_ALLOW.",

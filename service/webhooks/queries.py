@@ -4,18 +4,11 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from featurewatch.service.kit.db import changes_one_row
-from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Delivery, Event, Webhook
-
-
-def page(session: Session, *, after: Sequence[Any] | None, limit: int) -> Sequence[Webhook]:
-    """Webhooks, newest first; one row more than `limit` if there are more."""
-    keys = [SortKey(Webhook.created_at, descending=True), SortKey(Webhook.id, descending=True)]
-    return session.scalars(keyset(select(Webhook), keys, after, limit)).all()
 
 
 def listening(session: Session) -> Sequence[Webhook]:
@@ -33,42 +26,17 @@ def locked(session: Session) -> Sequence[Webhook]:
     return session.scalars(select(Webhook).order_by(Webhook.id).with_for_update()).all()
 
 
-def remove(session: Session, webhook: Webhook) -> None:
-    """Remove a webhook; the database removes its deliveries."""
-    session.delete(webhook)
-    session.flush()
-
-
-def deliveries_page(
-    session: Session, webhook_id: str, *, state: str | None, after: Sequence[Any] | None, limit: int
-) -> Sequence[tuple[Delivery, str]]:
-    """(delivery, event type) of one webhook, newest first; one row more than `limit` if there are more."""
-    statement: Any = (
-        select(Delivery, Event.type).join(Event, Event.id == Delivery.event_id).where(Delivery.webhook_id == webhook_id)
-    )
-    if state is not None:
-        statement = statement.where(Delivery.state == state)
-    keys = [SortKey(Delivery.created_at, descending=True), SortKey(Delivery.id, descending=True)]
-    return [(row[0], row[1]) for row in session.execute(keyset(statement, keys, after, limit))]
-
-
-def event_type(session: Session, event_id: str) -> str:
-    """The type of a stored event."""
-    return session.get_one(Event, event_id).type
-
-
-def delivery(session: Session, webhook_id: str, delivery_id: str) -> Delivery | None:
-    """One delivery of one webhook."""
-    return session.scalars(
-        select(Delivery).where(Delivery.id == delivery_id, Delivery.webhook_id == webhook_id)
-    ).one_or_none()
+def deliveries(webhook_id: str) -> Select[Delivery, str]:
+    """Select (delivery, event type) of one webhook, in no order."""
+    statement = select(Delivery, Event.type).join(Event, Event.id == Delivery.event_id)
+    return statement.where(Delivery.webhook_id == webhook_id)
 
 
 def due(
     session: Session, *, now: datetime, limit: int, excluding: Collection[str] = ()
 ) -> Sequence[tuple[Delivery, Webhook, Event]]:
     """Due deliveries, longest due first, without those of the webhooks in `excluding`."""
-    rows = session.execute(
+    return session.execute(
         select(Delivery, Webhook, Event)
         .join(Webhook, Webhook.id == Delivery.webhook_id)
         .join(Event, Event.id == Delivery.event_id)
@@ -76,8 +44,7 @@ def due(
         .where(Webhook.id.not_in(excluding))
         .order_by(Delivery.next_attempt_at, Delivery.id)
         .limit(limit)
-    )
-    return [(row[0], row[1], row[2]) for row in rows]
+    ).all()
 
 
 def reserve(session: Session, delivery_id: str, *, now: datetime, until: datetime) -> bool:

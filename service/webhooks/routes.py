@@ -7,52 +7,43 @@ from fastapi import APIRouter, Body, Response
 from featurewatch.service.auth.guard import BY_METHOD
 from featurewatch.service.kit.pages import Page, Paging
 from featurewatch.service.kit.sessions import AppSettings, ReadSession, WriteSession
-from featurewatch.service.webhooks import logic, queries
-from featurewatch.service.webhooks.schemas import (
-    DeliveryView,
-    RotateBody,
-    WebhookCreate,
-    WebhookCreated,
-    WebhookUpdate,
-    WebhookView,
-    created,
-    delivery_view,
-    view,
-)
+from featurewatch.service.webhooks import logic, schemas
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], dependencies=[BY_METHOD])
 
 
 @router.post("", status_code=201, summary="Create a webhook; its secret is shown only in this response")
 def create_webhook(
-    body: WebhookCreate, session: WriteSession, settings: AppSettings, response: Response
-) -> WebhookCreated:
+    body: schemas.WebhookCreate, session: WriteSession, settings: AppSettings, response: Response
+) -> schemas.WebhookCreated:
     webhook, secret = logic.create(session, settings, body)
     response.headers["Location"] = f"/v1/webhooks/{webhook.id}"
     response.headers["Cache-Control"] = "no-store"
-    return created(webhook, secret)
+    return schemas.created(webhook, secret)
 
 
 @router.get("", summary="List webhooks, newest first")
-def list_webhooks(session: ReadSession, paging: Paging) -> Page[WebhookView]:
+def list_webhooks(session: ReadSession, paging: Paging) -> Page[schemas.WebhookView]:
     return logic.page(session, paging)
 
 
 @router.get("/{webhook_id}", summary="Get a webhook")
-def get_webhook(webhook_id: str, session: ReadSession) -> WebhookView:
-    return view(logic.get(session, webhook_id))
+def get_webhook(webhook_id: str, session: ReadSession) -> schemas.WebhookView:
+    return schemas.view(logic.get(session, webhook_id))
 
 
 @router.patch("/{webhook_id}", summary="Update the URL, event types or format of a webhook, or enable or disable it")
-def change_webhook(webhook_id: str, body: WebhookUpdate, session: WriteSession, settings: AppSettings) -> WebhookView:
+def change_webhook(
+    webhook_id: str, body: schemas.WebhookUpdate, session: WriteSession, settings: AppSettings
+) -> schemas.WebhookView:
     webhook = logic.get(session, webhook_id)
     logic.change(session, settings, webhook, body)
-    return view(webhook)
+    return schemas.view(webhook)
 
 
 @router.delete("/{webhook_id}", status_code=204, summary="Delete a webhook and its deliveries")
 def delete_webhook(webhook_id: str, session: WriteSession) -> Response:
-    queries.remove(session, logic.get(session, webhook_id))
+    session.delete(logic.get(session, webhook_id))
     return Response(status_code=204)
 
 
@@ -62,21 +53,21 @@ def rotate_secret(
     session: WriteSession,
     settings: AppSettings,
     response: Response,
-    body: Annotated[RotateBody | None, Body()] = None,
-) -> WebhookCreated:
+    body: Annotated[schemas.RotateBody | None, Body()] = None,
+) -> schemas.WebhookCreated:
     """Deliveries are signed with both secrets until the old one expires."""
     webhook = logic.get(session, webhook_id)
-    secret = logic.rotate(session, settings, webhook, body or RotateBody())
+    secret = logic.rotate(session, settings, webhook, body or schemas.RotateBody())
     response.headers["Cache-Control"] = "no-store"
-    return created(webhook, secret)
+    return schemas.created(webhook, secret)
 
 
 @router.post("/{webhook_id}/test", status_code=202, summary="Send a test event")
-def test_webhook(webhook_id: str, session: WriteSession, response: Response) -> DeliveryView:
+def test_webhook(webhook_id: str, session: WriteSession, response: Response) -> schemas.DeliveryView:
     webhook = logic.get(session, webhook_id)
     delivery, event = logic.test(session, webhook)
     response.headers["Location"] = f"/v1/webhooks/{webhook.id}/deliveries/{delivery.id}"
-    return delivery_view(delivery, event.type)
+    return schemas.delivery_view(delivery, event.type)
 
 
 @router.get("/{webhook_id}/deliveries", summary="List the deliveries of a webhook, newest first")
@@ -85,20 +76,18 @@ def list_deliveries(
     session: ReadSession,
     paging: Paging,
     state: Literal["pending", "delivered", "failed"] | None = None,
-) -> Page[DeliveryView]:
+) -> Page[schemas.DeliveryView]:
     return logic.deliveries(session, paging, logic.get(session, webhook_id), state)
 
 
 @router.get("/{webhook_id}/deliveries/{delivery_id}", summary="Get a delivery with its attempts")
-def get_delivery(webhook_id: str, delivery_id: str, session: ReadSession) -> DeliveryView:
-    delivery = logic.get_delivery(session, logic.get(session, webhook_id), delivery_id)
-    return delivery_view(delivery, queries.event_type(session, delivery.event_id))
+def get_delivery(webhook_id: str, delivery_id: str, session: ReadSession) -> schemas.DeliveryView:
+    return schemas.delivery_view(*logic.get_delivery(session, logic.get(session, webhook_id), delivery_id))
 
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202, summary="Send a delivery again")
-def redeliver(webhook_id: str, delivery_id: str, session: WriteSession, response: Response) -> DeliveryView:
+def redeliver(webhook_id: str, delivery_id: str, session: WriteSession, response: Response) -> schemas.DeliveryView:
     """Sends the same body with the same `webhook-id` at once and restarts the retry schedule."""
-    webhook = logic.get(session, webhook_id)
-    delivery = logic.redeliver(session, webhook, delivery_id)
-    response.headers["Location"] = f"/v1/webhooks/{webhook.id}/deliveries/{delivery.id}"
-    return delivery_view(delivery, queries.event_type(session, delivery.event_id))
+    delivery, event_type = logic.redeliver(session, logic.get(session, webhook_id), delivery_id)
+    response.headers["Location"] = f"/v1/webhooks/{webhook_id}/deliveries/{delivery.id}"
+    return schemas.delivery_view(delivery, event_type)

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import ipaddress
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -168,11 +167,3 @@ def delivery_view(delivery: Delivery, type_: str) -> DeliveryView:
         created_at=delivery.created_at,
         delivered_at=delivery.delivered_at,
     )
-
-
-def literal_address(url: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The IP address in a URL; None if its host is a name."""
-    try:
-        return ipaddress.ip_address((urlsplit(url).hostname or "").split("%", 1)[0])
-    except ValueError:
-        return None

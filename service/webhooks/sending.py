@@ -23,7 +23,7 @@ from featurewatch.service.models import Delivery, Event, Webhook
 from featurewatch.service.models.webhook import url_context
 from featurewatch.service.webhooks import describe, queries
 
-WAITS = tuple(
+RETRY_DELAYS = tuple(
     timedelta(**step)
     for step in (
         {"seconds": 5},
@@ -37,11 +37,11 @@ WAITS = tuple(
         {"hours": 24},
     )
 )
-"""The retry schedule: waits between attempts. After the last one the delivery fails. Stored in the database instead of
+"""The retry schedule: delays between attempts. After the last one the delivery fails. Stored in the database instead of
 using tenacity, because the schedule outlives the process."""
 
 JITTER = 0.1
-LONGEST_RETRY_AFTER = WAITS[-1]
+LONGEST_RETRY_AFTER = RETRY_DELAYS[-1]
 RESERVED = timedelta(seconds=60)
 """Longer than an attempt can take. Deliveries of a dead sender become due again after it."""
 
@@ -155,7 +155,7 @@ def record(session: Session, parcel: Parcel, result: AttemptResult, *, pause_aft
     values: dict[str, Any] = {"attempts": attempts, "log": [*delivery.log, entry][-LOG_ENTRIES:]}
     if result.error is None:
         values |= {"state": "delivered", "delivered_at": now, "next_attempt_at": None}
-    elif result.status == 410 or attempts > len(WAITS):
+    elif result.status == 410 or attempts > len(RETRY_DELAYS):
         values |= {"state": "failed", "next_attempt_at": None}
     else:
         values["next_attempt_at"] = now + _wait(attempts, result.retry_after)
@@ -172,7 +172,7 @@ def record(session: Session, parcel: Parcel, result: AttemptResult, *, pause_aft
 
 def _wait(attempts: int, retry_after: str | None) -> timedelta:
     """The next wait of the schedule, or the receiver's `Retry-After` if that is longer."""
-    planned = WAITS[attempts - 1] * _random.uniform(1, 1 + JITTER)
+    planned = RETRY_DELAYS[attempts - 1] * _random.uniform(1, 1 + JITTER)
     requested = clock.seconds_of(retry_after, clock.utcnow()) or 0.0
     return max(planned, timedelta(seconds=min(requested, LONGEST_RETRY_AFTER.total_seconds())))
 

@@ -269,7 +269,7 @@ def test_a_folder_of_a_deleted_family_is_told(
     assert found == {"under_way": [], "left_behind": [family], "unknown": ["fam_other"]}
     environment = {"FEATUREWATCH_DATA_DIR": str(filled.data_dir), "FEATUREWATCH_DATABASE_URL": filled.database_url}
     done = within("db", "check", env=environment)
-    assert done.returncode == 1 and f"although their family was deleted: {family}" in done.stderr
+    assert done.returncode == 1 and f"by deleted families: {family}" in done.stderr
     assert "of families unknown to the database: fam_other" in done.stderr
     Sweeper(filled, database, publish=None).vacuum()
     with database.read() as session:

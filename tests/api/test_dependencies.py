@@ -6,7 +6,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
 from featurewatch.service.alerts import evaluation
-from featurewatch.service.alerts.events import ComparedFeature
+from featurewatch.service.alerts.events import ComparedFeature, DependenciesCompared
 from featurewatch.service.dependencies import figures, logic, queries
 from featurewatch.service.dependencies.store import load
 from featurewatch.service.families import logic as families
@@ -164,7 +164,7 @@ def test_a_rule_on_rewiring(client: TestClient, database: Database, artifacts: A
         at = session.query(Checkpoint).filter_by(name="v2").one()
         family = families.get(session, "smol")
         again = [ComparedFeature("F5", False, 1.0, [], [])]
-        evaluation.dependencies_compared(session, family=family, checkpoint=at, compared=again)
+        evaluation.evaluate(session, at, DependenciesCompared(family_id=family.id, features=again))
         verdicts = evaluation.judged(session, family=family, checkpoint=at)
     assert verdicts == []
     assert {alert["state"] for alert in client.get("/v1/alerts").json()["data"]} == {"resolved"}

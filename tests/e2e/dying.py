@@ -40,7 +40,7 @@ def _standing_still(stage: str, part: float = 0.0, saved: str | None = None) -> 
         def progress(fraction: float, /, **detail: Any) -> None:
             nonlocal before
             report(fraction, **detail)
-            if execution.current_stage != stage or fraction < part or stood.is_set():
+            if execution.snapshot()[0] != stage or fraction < part or stood.is_set():
                 return
             if saved and before is None:
                 before = found()

@@ -54,7 +54,7 @@ def good_model(folder: Path, seed: int = 1) -> Path:
 
 
 class Families:
-    """Two families, one of models and one of activations brought along, each with one judged checkpoint."""
+    """Two families, one of models and one of precomputed activations, each with one judged checkpoint."""
 
     def __init__(self, service: Service) -> None:
         self.service, self.client = service, service.client

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from featurewatch import ClientError, Family
 from featurewatch.service.dictionaries.folding import MIN_SLOPE
-from featurewatch.workers.activations import compute_dtype
+from featurewatch.workers.activations.models.loading import compute_dtype
 from tests.e2e.parts import Service
 from tests.unit.activations.tiny import save_checkpoint
 

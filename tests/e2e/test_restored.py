@@ -123,7 +123,7 @@ def test_positions_are_not_those_of_another_checkpoint(installation: Installatio
 
 
 def test_positions_without_text(installation: Installation) -> None:
-    """Of activations that were brought along."""
+    """Of precomputed activations."""
     x = torch.randn(600, 16, generator=torch.Generator().manual_seed(0)).relu()
     for name in ("b1", "b2"):
         write_activations(installation.folder / name, {HOOK: x + torch.eye(16)[0] * int(name[1])}, shard=200)

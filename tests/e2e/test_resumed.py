@@ -159,7 +159,7 @@ def counting(read: Any, batches: list[float]) -> Any:
     return lambda *arguments, on_progress, **named: read(*arguments, on_progress=batches.append, **named)
 
 
-def test_brought_contrast_activations_are_replaced_once_they_are_hashed(
+def test_precomputed_contrast_activations_are_replaced_once_they_are_hashed(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is kept under the digest of a file is what that file held."""

@@ -60,7 +60,7 @@ def depths(service: Service) -> dict[str, str]:
         "depths", "v1", planted.write(folder / "v1", {"resid_post.1": (48, early), "resid_post.3": (48, late)})
     )
     uri = planted.write(folder / "v2", deeper)
-    with pytest.raises(ApiError, match="of a kind that the family has"):
+    with pytest.raises(ApiError, match="of the same kind as the family's"):
         client.register("depths", name="v2", uri=uri, hook_points=["mlp_out.1", "mlp_out.2", "mlp_out.3"])
     service.judge("depths", "v2", uri, hook_points=list(deeper))
     service.judge("depths", "v3", planted.write(folder / "v3", deeper), hook_points=list(deeper))

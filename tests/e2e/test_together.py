@@ -22,7 +22,7 @@ LARGER, WIDTH = "resid_post.2", 64
 
 
 def _write(lineage: Lineage, checkpoint: int, folder: Path) -> str:
-    """A checkpoint as brought along; from the second on as a larger model, in a basis of its own."""
+    """A checkpoint as precomputed activations; from the second on as a larger model, in a basis of its own."""
     x, hook = lineage.activations(checkpoint), HOOK_POINT
     if checkpoint > 1:
         basis = np.linalg.qr(np.random.default_rng(0).standard_normal((WIDTH, x.shape[1])))[0]

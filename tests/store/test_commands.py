@@ -119,7 +119,7 @@ def test_vacuum_says_what_it_would_do_and_does_it(
     env = environment | {"FEATUREWATCH_VACUUM_HOURS": "0.0000001"}
     said = answer(env, "vacuum", "--dry-run")
     assert said["removed"] == dict.fromkeys(names, 5) and len(store.listing(family.id)) == 30
-    assert answer(env | {"FEATUREWATCH_VACUUM_HOURS": "0"}, "vacuum")["waiting"] == said["removed"], "0: for ever"
+    assert answer(env | {"FEATUREWATCH_VACUUM_HOURS": "0"}, "vacuum")["waiting"] == said["removed"], "0: forever"
     assert answer(env, "vacuum")["removed"] == said["removed"]
     assert store.listing(family.id) == {}
     assert "Nothing to remove." in within("db", "vacuum", env=env).stderr

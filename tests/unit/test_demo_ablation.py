@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from featurewatch.workers.demo.ablation import ablate, ablation_matrix, expected_ratios, writing_matrices
+from featurewatch.workers.demo.ablation import ablate, ablation_matrix, writing_matrices
 
 ALPHAS = torch.tensor([0.25, 0.5, 0.75, 1.0])
 
@@ -114,7 +114,8 @@ def test_expected_ratios_are_the_remaining_shares_and_spare_the_others(direction
     others = torch.randn(5, 32, generator=torch.Generator().manual_seed(9))
     basis = torch.linalg.qr(directions.T)[0]
     others[0] -= basis @ (basis.T @ others[0])
-    ratios = expected_ratios(torch.cat([directions, others]), directions, ALPHAS)
+    rows = torch.nn.functional.normalize(torch.cat([directions, others]).double(), dim=1)
+    ratios = ((rows @ ablation_matrix(directions, ALPHAS).T) * rows).sum(1)
     torch.testing.assert_close(ratios[:4], 1 - ALPHAS.double())
     assert ratios[4] == pytest.approx(1)
     assert bool((ratios[5:] < 1).all())

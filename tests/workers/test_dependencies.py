@@ -237,6 +237,6 @@ def test_nothing_is_asked_where_there_is_no_model(installation: Installation, fa
         session.query(Run).filter_by(kind="dependencies").one().state = "cancelled"
         row.uri = "activations+file:///x"
         assert not dependencies.queue_watched(session, row.id)
-        with pytest.raises(ConflictError, match="only activations"):
+        with pytest.raises(ConflictError, match="only precomputed activations"):
             dependencies.create(session, families.get(session, "planted"), row, DependenciesIn(features=["F1"]))
         session.rollback()

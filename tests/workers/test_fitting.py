@@ -12,7 +12,7 @@ import billiard
 import pytest
 import torch
 
-from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.activations.models.loading import compute_dtype
 from featurewatch.workers.crosscoder.model import Crosscoder
 from featurewatch.workers.errors import RunError, WorkerStoppingError
 from tests.processes import alive

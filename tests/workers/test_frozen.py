@@ -9,10 +9,10 @@ import time
 import pytest
 from sqlalchemy import update
 
+from featurewatch.service.health import queries as health
 from featurewatch.service.kit import clock
 from featurewatch.service.models import LogLine, Run
 from featurewatch.service.runs import logic
-from featurewatch.service.status import queries as status
 from tests.processes import alive
 from tests.workers.conftest import wait_for, working_pid
 from tests.workers.toy import journal
@@ -57,7 +57,7 @@ def gone(pids):
 def workers(installation):
     """How many there are, and how many of them are stuck, as `/readyz` has it."""
     with installation.database.read() as session:
-        return status.workers(session, clock.database_now(session))
+        return health.workers(session, clock.database_now(session))
 
 
 def outcomes(installation, run_id):

@@ -64,7 +64,7 @@ def found_late(judged: Judged, session: Any) -> dict[int, tuple[Feature, int, li
     planted, family = judged.planted(), families.get(session, "planted")
     names = {row.id: int(row.name[1:]) for row in session.query(Checkpoint)}
     return {
-        row.number: (row, names[row.born_in], features.trajectory(session, family, row))
+        row.number: (row, names[row.born_in], features.trajectory(session, family, row).points)
         for row in session.query(Feature).filter_by(origin="discovered")
         if row.number in planted
     }
@@ -95,7 +95,7 @@ def test_what_was_missed_did_not_emerge_and_has_a_past(installation: Installatio
                 assert point.firings == points[found_in - 1].firings
         rows = {row.name: row for row in session.query(Checkpoint)}
         # Ancestors compare over it as well: nothing happened to it between them.
-        between = {row.feature: row.status for row in compare(session, family, rows["v2"], rows["v1"])}
+        between = {row.feature: row.status for row in compare(session, family, rows["v2"], rows["v1"]).rows()}
         assert {between[number] for number, (_, found_in, _) in late.items() if found_in >= 3} == {"present"}
         assert session.query(Alert).count() == 0
         assert session.query(Event).count() == LAST, "one for each checkpoint, none for the past"

@@ -11,11 +11,11 @@ from sqlalchemy import event, update
 from featurewatch.service.config import Settings
 from featurewatch.service.kit import clock
 from featurewatch.service.kit.logs import configure_logging
-from featurewatch.service.models import Run
+from featurewatch.service.models import LogLine, Run
 from featurewatch.service.runs import logic, queries
 from featurewatch.service.runs.lines import FIRST, LAST
 from featurewatch.service.runs.schemas import Level
-from featurewatch.workers.activations import models
+from featurewatch.workers.activations.models import loading
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution.log_lines import MOST_CHARACTERS
 from tests.workers.conftest import wait_for
@@ -32,9 +32,9 @@ def quiet():
 
 
 def lines(installation, run_id, **options):
-    wanted = {"attempt": None, "levels": Level.INFO.and_above, "beyond": 0, "after": None, "limit": 10_000} | options
+    wanted = {"attempt": None, "levels": Level.INFO.and_above, "beyond": 0} | options
     with installation.database.read() as session:
-        return queries.lines(session, run_id, **wanted)
+        return session.scalars(queries.lines(run_id, **wanted).order_by(LogLine.number)).all()
 
 
 def events(installation, run_id, **options):
@@ -212,7 +212,7 @@ def test_secrets_are_not_kept(installation):
 
 def test_libraries_are_heard_where_they_warn(installation):
     configure_logging(Settings(log_level="INFO"))
-    assert models  # which makes the library's lines go our way
+    assert loading  # which makes the library's lines go our way
     library = logging.getLogger("transformers.modeling")
     run_id = installation.queue(installation.add_family())
 

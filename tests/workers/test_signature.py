@@ -1,4 +1,4 @@
-"""Signatures read by a real worker: brought-along contrast activations of planted lineages, and a tiny model."""
+"""Signatures read by a real worker: precomputed contrast activations of planted lineages, and a tiny model."""
 
 import json
 from pathlib import Path

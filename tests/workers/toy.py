@@ -54,7 +54,7 @@ def stuck(execution: Execution) -> None:
 
 
 def spin(execution: Execution) -> None:
-    """Holds the GIL in C for ever, so no other thread has a turn; beside it a process such as those of a fit."""
+    """Holds the GIL in C forever, so no other thread has a turn; beside it a process such as those of a fit."""
     folder = Path(execution.params["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     with execution.stage("fit"):

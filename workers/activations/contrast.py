@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from tokenizers import Encoding
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from featurewatch.workers.activations.models import max_tokens
 from featurewatch.workers.activations.models.hooks import capture, choose_hook_points, drop_later_layers
+from featurewatch.workers.activations.models.loading import max_tokens
 from featurewatch.workers.activations.positions import untrimmed
 from featurewatch.workers.errors import RunError
 
@@ -133,14 +134,12 @@ def read_prompts(
 
 def _padded(batch: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, attention mask and weights of the positions to read: [b, t] each."""
-    longest = max(len(prompt.ids) for prompt in batch)
-    ids, mask = (torch.zeros(len(batch), longest, dtype=torch.int64) for _ in range(2))
-    mean = torch.zeros(len(batch), longest)
+    texts = [torch.tensor(prompt.ids) for prompt in batch]
+    ids = pad_sequence(texts, batch_first=True)
+    mean = torch.zeros(ids.shape)
     for row, prompt in enumerate(batch):
-        ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
-        mask[row, : len(prompt.ids)] = 1
         mean[row, prompt.first : prompt.last + 1] = 1 / (prompt.last + 1 - prompt.first)
-    return ids, mask, mean
+    return ids, pad_sequence([torch.ones_like(text) for text in texts], batch_first=True), mean
 
 
 def open_prompts(

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import transformers.utils.logging  # noqa: F401 - gives logging.Logger methods, which are part of the default corpus
+
 from featurewatch.service.kit.paths import PathRefusedError, resolve_under_roots
 from featurewatch.workers.activations.tensorfiles import write_text
 from featurewatch.workers.errors import RunError
@@ -58,7 +60,8 @@ def load_corpus(
     """
     size = context_length * _CHARACTERS_PER_TOKEN
     if uri in (None, "", DEFAULT):
-        texts = _unique(piece for text in _python_docs() for piece in cut(text, size))
+        pieces = (piece for text in _python_docs() for piece in cut(text, size))
+        texts = list(dict.fromkeys(piece for piece in pieces if len(piece) >= _MIN_CHARACTERS))
     elif uri.startswith("file:"):
         texts = list(_read_files(uri, roots, size))
     else:
@@ -167,7 +170,3 @@ def _docstrings(member: object) -> str:
         methods = sorted(vars(member).items())
         parts += [inspect.getdoc(value) for key, value in methods if not key.startswith("_") and callable(value)]
     return "\n\n".join(part for part in parts if part)
-
-
-def _unique(texts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(text for text in texts if len(text) >= _MIN_CHARACTERS))

@@ -60,10 +60,6 @@ class ActivationSet:
     valid: np.ndarray
     _sources: dict[str, _Source]
 
-    def dtype(self, hook_point: str) -> torch.dtype:
-        """Data type of the hook point's stored activations."""
-        return self._sources[hook_point].shards[0].dtype
-
     def read(self, hook_point: str, rows: slice | np.ndarray) -> torch.Tensor:
         """A copy of rows of a hook point: [rows, d_model] in the stored dtype.
 

@@ -30,7 +30,6 @@ class Layout:
 
     @property
     def n_models(self) -> int:
-        """Number of checkpoints."""
         return 1 + max(self.models or (0,))
 
     @cached_property

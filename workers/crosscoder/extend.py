@@ -14,6 +14,7 @@ its predecessor's decoder would absorb.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,7 +25,10 @@ from featurewatch.workers.crosscoder.regress import (
     Reader,
     Regression,
     Solution,
+    dense_rows,
+    energies,
     gram,
+    put_rows,
     take_rows,
     transposed_product,
     weighted_median,
@@ -146,9 +150,7 @@ def find_new_features(
     whiten = (vectors * values.clamp_min(1e-6 * float(values.max()) + 1e-30).rsqrt()).float()
     z = e @ whiten  # [n, D], unit covariance
 
-    def accept(directions: Tensor) -> Tensor:
-        return _accept(directions, z, e, typical_size, taken, config)
-
+    accept = partial(_accept, z=z, e=e, typical_size=typical_size, taken=taken, config=config)
     directions = torch.empty(0, z.shape[1], device=z.device)
     for _ in range(2):
         fresh = _refine(_seeds(z, directions, config), z, directions, accept, config.rounds, config.reach)
@@ -229,7 +231,7 @@ def _accept(
     outputs = z @ directions.T
     f = _over(outputs, config.reach)
     fires, mirror = torch.bincount(f.latents, minlength=f.m), (outputs < -config.reach).sum(0)
-    energy = torch.zeros(f.m, device=z.device).index_add_(0, f.latents, f.values.square()).clamp_min(1e-30)
+    energy = energies(f).clamp_min(1e-30)
     written = transposed_product(f, e) / energy.unsqueeze(1)  # decoder row of each alone
     size = written.norm(dim=1) * (energy / fires.clamp_min(1)).sqrt()
     new = torch.ones(len(directions), dtype=torch.bool, device=z.device)
@@ -243,12 +245,9 @@ def _accept(
 
 def encode_new(innovation: Innovation, new: NewFeatures, n: int, rows: Tensor) -> Code:
     """Code of new features at all n positions, empty outside `rows`: [n, j]."""
-    device = new.filters.device
     offset, parts = new.filters @ new.mean, rows.split(8192)
     code = concatenate_rows([_over(innovation(part) @ new.filters.T - offset, new.reach) for part in parts])
-    counts = torch.zeros(n, dtype=torch.int64, device=device)
-    counts[rows] = code.indptr.diff()
-    return Code(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), code.latents, code.values, len(new))
+    return put_rows(code, rows, n)
 
 
 def append_columns(code: Code, new: Code) -> Code:
@@ -279,18 +278,14 @@ def typical_size(code: Code, solution: Solution) -> float:
     by energy, that of the few largest features.
     """
     fires = torch.bincount(code.latents, minlength=code.m)
-    energy = torch.zeros(code.m, device=code.values.device).index_add_(0, code.latents, code.values.square())
     live = fires > 0
-    size = sizes(solution.decoder[live], energy[live], fires[live])
+    size = sizes(solution.decoder[live], energies(code)[live], fires[live])
     return weighted_median(size, size * fires[live]) if len(size) else 0.0
 
 
 def repeats(code: Code, new: Code, threshold: float = 0.8) -> Tensor:
     """Which new latents duplicate the code of an existing one, by the cosine of their activations: bool [j]."""
-    dense = torch.zeros(new.n, new.m, device=new.values.device)
-    rows = torch.arange(new.n, device=dense.device).repeat_interleave(new.indptr.diff())
-    dense[rows, new.latents] = new.values
+    dense = dense_rows(new)
     cross = transposed_product(code, dense)  # [m, j]
-    norm = torch.zeros(code.m, device=dense.device).index_add_(0, code.latents, code.values.square()).sqrt()
-    cosine = cross / (norm.unsqueeze(1) * dense.norm(dim=0)).clamp_min(1e-30)
+    cosine = cross / (energies(code).sqrt().unsqueeze(1) * dense.norm(dim=0)).clamp_min(1e-30)
     return (cosine > threshold).any(0)

@@ -5,8 +5,6 @@ of its row in every batch. Per step it exchanges candidate scores (selection), t
 latents of its row, and the gradients over the positions of its column.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -45,7 +43,6 @@ class Parallel:
 
     @property
     def alone(self) -> bool:
-        """Whether this is the only process."""
         return self.data * self.latent == 1
 
     def rows(self, rows: Tensor) -> Tensor:
@@ -75,7 +72,8 @@ class Parallel:
         """Sum of a number over all ranks."""
         if self.alone:
             return value
-        tensor = torch.tensor([value], dtype=torch.float64, device=self._device)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        tensor = torch.tensor([value], dtype=torch.float64, device=device)
         dist.all_reduce(tensor)
         return float(tensor)
 
@@ -95,13 +93,9 @@ class Parallel:
         """The parts of the ranks that see the same positions, concatenated along `dim`."""
         if self.latent == 1:
             return values
-        parts: Sequence[Tensor] = [torch.empty_like(values) for _ in range(self.latent)]
-        dist.all_gather(list(parts), values.contiguous(), group=self._over_latents)
-        return torch.cat(list(parts), dim)
-
-    @property
-    def _device(self) -> torch.device:
-        return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+        parts = [torch.empty_like(values) for _ in range(self.latent)]
+        dist.all_gather(parts, values.contiguous(), group=self._over_latents)
+        return torch.cat(parts, dim)
 
 
 def _gather(values: Tensor, group: dist.ProcessGroup | None, size: int) -> list[Tensor]:

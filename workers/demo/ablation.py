@@ -76,15 +76,3 @@ def ablate(model: nn.Module, directions: Tensor, alphas: Tensor, targets: Tensor
         weight.copy_(changed)
         if isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.copy_(M @ module.bias.double())
-
-
-def expected_ratios(decoder: Tensor, directions: Tensor, alphas: Tensor) -> Tensor:
-    """What an ablation leaves of each feature along its own direction: r_i = <d_i, M d_i> / ||d_i||^2, float64 [m].
-
-    decoder: [m, d], rows of the features. 1 - alpha_j for the ablated ones; a little under 1 for features that lean
-    towards them. First order: what the layers make of the changed stream is not in it.
-    """
-    rows = decoder.double()
-    rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    left: Tensor = ((rows @ ablation_matrix(directions, alphas).T) * rows).sum(1)
-    return left

@@ -8,7 +8,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import httpx2
@@ -67,7 +66,7 @@ class Installation:
             str(self.port),
         ]
         with self.log.open("ab") as log:
-            # In a session of its own, so that Ctrl-C reaches only the demo, which then stops the service cleanly.
+            # In a separate session, so that Ctrl-C reaches only the demo, which then stops the service cleanly.
             self._process = subprocess.Popen(  # noqa: S603 fixed arguments
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -78,11 +77,10 @@ class Installation:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _t: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:
-        """Stop the service and its worker."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -94,7 +92,6 @@ class Installation:
         self._process = None
 
     def wait(self) -> None:
-        """Wait until the service ends."""
         if self._process is not None:
             self._process.wait()
 

@@ -7,9 +7,9 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -74,15 +74,17 @@ class Demo:
         """Register the releases one after the other, and assess the verdicts."""
         self._set_up_family()
         v2, v3 = self.folder / "v2", self.folder / "v3"
-        # Made while the first release is being fitted.
-        rounding = _Background(lambda: save_rounded(self.base, v2))
-        self._release("v1", self.base, parent=None)
-        rounding.result()
-        edits = self._choose()
-        self._print_edits(edits)
-        editing = _Background(lambda: self._save_edited(edits, v3))
-        self._release("v2", v2, parent="v1")
-        editing.result()
+        with ThreadPoolExecutor(1) as pool:  # makes a release while the one before is being judged
+            rounding = pool.submit(save_rounded, self.base, v2)
+            self._release("v1", self.base, parent=None)
+            rounding.result()
+            edits = self._choose()
+            removed = ", ".join(f"F{edit.feature} {edit.alpha:.0%}" for edit in edits)
+            self.show.say(f"features chosen with seed {self.seed}, to be removed from v3: {removed}")
+            directions = self._decoder[[edit.feature for edit in edits]]
+            editing = pool.submit(save_ablated, self.base, v3, directions, [edit.alpha for edit in edits])
+            self._release("v2", v2, parent="v1")
+            editing.result()
         self._release("v3", v3, parent="v2")
         return self._assess(edits)
 
@@ -122,14 +124,6 @@ class Demo:
         rates = [row["firing_rate"] for row in rows]
         return choose(self._decoder, rates, readability, fitted.energy_share.numpy(), seed=self.seed)
 
-    def _print_edits(self, edits: Sequence[Edit]) -> None:
-        parts = ", ".join(f"F{edit.feature} {edit.alpha:.0%}" for edit in edits)
-        self.show.say(f"features chosen with seed {self.seed}, to be removed from v3: {parts}")
-
-    def _save_edited(self, edits: Sequence[Edit], out: Path) -> None:
-        directions = self._decoder[[edit.feature for edit in edits]]
-        save_ablated(self.base, out, directions, [edit.alpha for edit in edits])
-
     def _assess(self, edits: Sequence[Edit]) -> DemoOutcome:
         rows = {name: list(self.client.features(FAMILY, checkpoint=name)) for name in RELEASES}
         alerts = {
@@ -144,29 +138,7 @@ class Demo:
         return outcome
 
 
-class _Background:
-    """Work in another thread. `result()` waits for it, and raises its exception if it failed."""
-
-    def __init__(self, work: Any) -> None:
-        self._error: BaseException | None = None
-        self._work = work
-        self._thread = threading.Thread(target=self._run, name="demo-aside", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._work()
-        except BaseException as error:  # noqa: BLE001 raised again by result()
-            self._error = error
-
-    def result(self) -> None:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of the demo."""
     options = _parser().parse_args(arguments)
     os.umask(0o077)  # the data folder is private
     # With --json the tables go to standard error, so that standard output is only the object.

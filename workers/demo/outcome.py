@@ -63,21 +63,11 @@ class DemoOutcome:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """The outcome as a JSON object."""
-        return self.about | {
-            "planted": [asdict(each) for each in self.planted],
-            "counts": self.counts,
-            "false_calls": self.false_calls,
-            "alerts": self.alerts,
-            "webhooks": self.webhooks,
-            "seconds": self.seconds,
-            "checks": [asdict(check) for check in self.checks],
-            "passed": self.passed,
-        }
+        outcome = asdict(self)
+        return outcome.pop("about") | outcome | {"passed": self.passed}
 
 
 def assess(

@@ -4,7 +4,6 @@ import json
 import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -27,7 +26,6 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """URL of the webhook."""
         return f"http://127.0.0.1:{self._server.server_address[1]}/featurewatch"
 
     def trust(self, secret: str) -> None:
@@ -64,9 +62,7 @@ class Receiver:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -10,21 +10,17 @@ from torch import Tensor
 ALPHAS = (0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0, 1.0)
 
 
-@dataclass(frozen=True)
-class Rules:
-    """Which features may be chosen: those for which the verdict can be checked."""
-
-    lowest_rate: float = 0.005
-    """Share of positions. Rarer features fire too rarely for a narrow interval on a small corpus."""
-    highest_rate: float = 0.1
-    lowest_readability: float = 0.5
-    highest_energy_share: float = 0.0025
-    """Of the stream's mean square, along one direction. A few directions carry most of it (and of the mean, which every
-    normalisation layer feels): a model without one of those is broken, not tampered with."""
-    highest_cosine: float = 0.3
-    """Between two chosen directions: beyond it, one edit is half the other."""
-    highest_twin_cosine: float = 0.6
-    """Between a chosen direction and any other feature's: a twin would be suppressed with it, and rightly."""
+# Features may be chosen if the verdict on them can be checked.
+LOWEST_RATE, HIGHEST_RATE = 0.005, 0.1
+"""Share of positions. Rarer features fire too rarely for a narrow interval on a small corpus."""
+LOWEST_READABILITY = 0.5
+HIGHEST_ENERGY_SHARE = 0.0025
+"""Of the stream's mean square, along one direction. A few directions carry most of it (and of the mean, which every
+normalisation layer feels): a model without one of those is broken, not edited."""
+HIGHEST_COSINE = 0.3
+"""Between two chosen directions: beyond it, one edit is half the other."""
+HIGHEST_TWIN_COSINE = 0.6
+"""Between a chosen direction and any other feature's: a twin would be suppressed with it, and rightly."""
 
 
 class TooFewFeaturesError(ValueError):
@@ -64,7 +60,6 @@ def choose(
     *,
     seed: int,
     alphas: Sequence[float] = ALPHAS,
-    rules: Rules | None = None,
 ) -> list[Edit]:
     """Draw one feature per alpha, by seed, among those that fit the rules.
 
@@ -72,7 +67,6 @@ def choose(
     (of the stream, along the feature's unit direction): [m].
     Raises TooFewFeaturesError.
     """
-    rules = rules or Rules()
     rows = decoder.double()
     norms = rows.norm(dim=1, keepdim=True)
     cosines = (rows / norms.clamp_min(1e-12)) @ (rows / norms.clamp_min(1e-12)).T
@@ -82,11 +76,11 @@ def choose(
     alive = torch.from_numpy(rate > 0)
     twin = (cosines.abs() * alive[None, :]).amax(1).numpy()
     fits = (
-        (rate >= rules.lowest_rate)
-        & (rate <= rules.highest_rate)
-        & (readable >= rules.lowest_readability)
-        & (energy <= rules.highest_energy_share)
-        & (twin <= rules.highest_twin_cosine)
+        (rate >= LOWEST_RATE)
+        & (rate <= HIGHEST_RATE)
+        & (readable >= LOWEST_READABILITY)
+        & (energy <= HIGHEST_ENERGY_SHARE)
+        & (twin <= HIGHEST_TWIN_COSINE)
         & (norms[:, 0] > 0).numpy()
     )
     candidates = np.flatnonzero(fits)
@@ -94,11 +88,11 @@ def choose(
     for feature in np.random.default_rng(seed).permutation(candidates):
         if len(chosen) == len(alphas):
             break
-        if not chosen or float(cosines[feature, chosen].abs().max()) < rules.highest_cosine:
+        if not chosen or float(cosines[feature, chosen].abs().max()) < HIGHEST_COSINE:
             chosen.append(int(feature))
     if len(chosen) < len(alphas):
         raise TooFewFeaturesError(
             f"only {len(chosen)} of {len(alphas)} features could be chosen: {len(candidates)} of {len(rate)} fire at "
-            f"{rules.lowest_rate:.1%} to {rules.highest_rate:.0%} of the positions, are readable, small, and distinct"
+            f"{LOWEST_RATE:.1%} to {HIGHEST_RATE:.0%} of the positions, are readable, small, and distinct"
         )
     return [Edit(feature, float(alpha)) for feature, alpha in zip(chosen, alphas, strict=True)]

@@ -14,6 +14,8 @@ from featurewatch.service.cli.base import show_rows
 from featurewatch.workers.demo.outcome import DemoOutcome, Planted
 
 Columns = Sequence[tuple[str, Callable[[Any], Any]]]
+Follower = Callable[[Mapping[str, Any]], None]
+"""Shows the progress of one run. Call it with every new state of the run."""
 
 TOKENS_WIDTH = 32
 PLAIN_LINE_SECONDS = 15.0
@@ -27,18 +29,23 @@ class Show:
         self.console = console
 
     def say(self, text: str) -> None:
-        """Print a line."""
         self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     @contextmanager
-    def following(self, name: str) -> Iterator["Follower"]:
-        """Follow a run: call the result with every new state of the run."""
+    def following(self, name: str) -> Iterator[Follower]:
+        """Follow a run: a progress bar for its current stage, or plain lines."""
         if not self.console.is_terminal:
             yield PlainFollower(self, name)
             return
         columns = (TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[more]}"))
         with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True) as progress:
-            yield LiveFollower(progress, name)
+            task = progress.add_task(name, total=1.0, more="")
+            yield lambda run: progress.update(
+                task,
+                description=f"{name} {run['stage'] or run['state']}",
+                completed=run["progress"],
+                more=_detail(run),
+            )
 
     def outcome(self, outcome: DemoOutcome, names: Mapping[str, str]) -> None:
         """Print the result as tables. names: release -> description."""
@@ -87,14 +94,7 @@ class Show:
         self.say("")
 
 
-class Follower:
-    """Shows the progress of one run."""
-
-    def __call__(self, run: Mapping[str, Any]) -> None:
-        raise NotImplementedError
-
-
-class PlainFollower(Follower):
+class PlainFollower:
     """Prints a line when a stage begins, and now and then while it continues."""
 
     def __init__(self, show: Show, name: str) -> None:
@@ -108,22 +108,6 @@ class PlainFollower(Follower):
         if run["stage"] and (new or now - self._printed > PLAIN_LINE_SECONDS):
             self._stage, self._printed = run["stage"], now
             self._show.say(f"{self._name}: {_line(run)}")
-
-
-class LiveFollower(Follower):
-    """Shows a progress bar for the current stage."""
-
-    def __init__(self, progress: Progress, name: str) -> None:
-        self._progress, self._name = progress, name
-        self._task = progress.add_task(name, total=1.0, more="")
-
-    def __call__(self, run: Mapping[str, Any]) -> None:
-        self._progress.update(
-            self._task,
-            description=f"{self._name} {run['stage'] or run['state']}",
-            completed=run["progress"],
-            more=_detail(run),
-        )
 
 
 def _measured(planted: Planted) -> Text:

@@ -54,10 +54,6 @@ class HookPointSums:
     def zeros(folds: int, m: int) -> "HookPointSums":
         return HookPointSums(*(torch.zeros(size, dtype=torch.float64) for size in ((folds, m), folds, folds, folds)))
 
-    def total(self) -> Tensor:
-        """[K] the total contribution of the hook point."""
-        return self.features.sum(1) + self.bias + self.error + self.uncoded
-
 
 @dataclass
 class Attribution:

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.regress import take_rows
-from featurewatch.workers.dependencies.reading import Batch, Reading, Target, batches, replacing, skipping, watching
+from featurewatch.workers.dependencies.reading import Batch, Reading, Target, replacing, skipping, watching
 
 
 @dataclass
@@ -62,7 +62,7 @@ def causal_effects(
         tokens, fold = target.tokens[number].to(reading.device), reading.passages[number].fold
         # The model is causal, so tokens after the last one need not be read.
         until = int(tokens.max()) + 1
-        ids, strength = reading.passages[number].ids[:until], _strength(reading, number, target.column)[:until]
+        ids, strength = reading.passages[number].ids[:until], strengths(reading, number, target.column)[:until]
         stream = _stream(reading, target.hook_point, ids)
         hidden = _edited(reading, target.hook_point, ids, stream, strength, added)[:, tokens]
         logits = head(hidden[0]).float()
@@ -79,7 +79,7 @@ def causal_effects(
     return Effects(count, sums[0], sums[1], sums[2:], change - change.mean() if len(change) else change)
 
 
-def _strength(reading: Reading, number: int, column: int) -> Tensor:
+def strengths(reading: Reading, number: int, column: int) -> Tensor:
     """The feature's activation at each token of a passage, 0 without a code: [t]."""
     passage, device = reading.passages[number], reading.code.values.device
     strength = reading.code.values.new_zeros(len(passage.ids))
@@ -161,46 +161,3 @@ def _edited(reading: Reading, name: str, ids: Tensor, stream: Tensor, strength: 
         output: Any = reading.forward(Batch([], copies, torch.ones_like(copies)))
     hidden: Tensor = output.last_hidden_state
     return hidden
-
-
-@torch.no_grad()
-def ablated(
-    reading: Reading, hook_point_name: str, columns: Sequence[int], targets: Sequence[Target], batch_tokens: int
-) -> Tensor:
-    """Mean pre-activation of targets with a feature removed at a hook point, wherever it fires: [1 + columns, targets].
-
-    The first row is unedited. Attributions estimate this (activation patching).
-    """
-    hook_point, dictionary = reading.hook_point(hook_point_name), reading.dictionaries[hook_point_name]
-    sums = torch.zeros(1 + len(columns), len(targets), dtype=torch.float64)
-    counts = torch.tensor([sum(map(len, target.tokens)) for target in targets]).clamp_min(1)
-    wanted = [i for i in range(len(reading.passages)) if any(len(target.tokens[i]) for target in targets)]
-    for batch in batches(reading.passages, wanted, batch_tokens):
-        with watching(reading.hook_points) as seen:
-            reading.forward(batch)
-        sums[0] += _read(reading, batch, targets, seen)
-        x = seen[hook_point_name]
-        for row, column in enumerate(columns, start=1):
-            removed = torch.zeros_like(x)
-            for member, i in enumerate(batch.members):
-                strength = _strength(reading, i, column)
-                removed[member, : len(strength)] = strength[:, None] * dictionary.decoder[column] / hook_point.factor
-            without = x - removed
-            with (
-                skipping(reading.skippable.get(hook_point_name, ())),
-                replacing(hook_point.module, lambda _output, without=without: without),
-                watching(reading.hook_points) as seen,
-            ):
-                reading.forward(batch)
-            sums[row] += _read(reading, batch, targets, seen)
-    return sums / counts
-
-
-def _read(reading: Reading, batch: Batch, targets: Sequence[Target], seen: dict[str, Tensor]) -> Tensor:
-    """Sum of each target's pre-activations in a batch: [targets]."""
-    sums = torch.zeros(len(targets), dtype=torch.float64)
-    for t, target in enumerate(targets):
-        for row, i in enumerate(batch.members):
-            x = seen[target.hook_point][row, target.tokens[i]] * reading.hook_point(target.hook_point).factor
-            sums[t] += float(reading.dictionaries[target.hook_point].read(x, target.column).double().sum())
-    return sums

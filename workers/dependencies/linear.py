@@ -6,7 +6,7 @@ gets half of it. Only gradients change; the values of the forward pass stay the 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,11 +34,14 @@ def linearised(model: nn.Module) -> Iterator[None]:
     Raises RunError `method-unsupported` if a part of the model is unknown.
     """
     patches = _patches(model)
-    with ExitStack() as stack:
-        for module, forward in patches:
-            stack.enter_context(_patched(module, forward))
-        stack.enter_context(_constant_patterns(model))
-        yield
+    for module, forward in patches:
+        module.forward = forward
+    try:
+        with _constant_patterns(model):
+            yield
+    finally:
+        for module, _ in patches:
+            del module.forward
 
 
 def unsupported(detail: str) -> RunError:
@@ -150,15 +153,6 @@ def _gated(module: Any) -> Forward:
         return result
 
     return forward
-
-
-@contextmanager
-def _patched(module: nn.Module, forward: Forward) -> Iterator[None]:
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
 
 
 @contextmanager

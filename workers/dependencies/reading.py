@@ -5,10 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from featurewatch.workers.crosscoder.code import Code
+
+PER_DOCUMENT = 16
+"""Positions taken from a document before those of other documents."""
 
 
 class HookPoint(Protocol):
@@ -109,7 +114,6 @@ class Reading:
 
     @property
     def device(self) -> torch.device:
-        """The model's device."""
         return next(iter(self.model.parameters())).device
 
     def earlier(self, name: str) -> list[HookPoint]:
@@ -118,7 +122,6 @@ class Reading:
         return self.hook_points[: names.index(name)]
 
     def hook_point(self, name: str) -> HookPoint:
-        """The hook point with this name."""
         return next(hook_point for hook_point in self.hook_points if hook_point.name == name)
 
     def forward(self, batch: Batch) -> Any:
@@ -128,19 +131,49 @@ class Reading:
         )
 
 
+def choose_tokens(
+    passages: Sequence[Passage], fires: Tensor, valid: Tensor, hook_point: str, column: int, most: int, seed: int
+) -> Target:
+    """Up to `most` positions at which a feature fires, from documents in random order.
+
+    fires, valid: bool [rows of the code], where the feature is active and where the source is valid. The choice is
+    deterministic, so two checkpoints are examined at the same positions as far as possible.
+    """
+    chosen: list[Tensor] = [torch.zeros(0, dtype=torch.int64)] * len(passages)
+    left = most
+    later: list[tuple[int, Tensor]] = []
+    for number in np.random.default_rng(seed).permutation(len(passages)).tolist():
+        passage = passages[number]
+        own = passage.tokens[(fires & valid)[passage.rows]]
+        first, rest = own[:PER_DOCUMENT][:left], own[PER_DOCUMENT:]
+        chosen[number] = first
+        left -= len(first)
+        if len(rest):
+            later.append((number, rest))
+        if not left:
+            break
+    for number, rest in later:
+        more = rest[:left]
+        chosen[number] = torch.cat([chosen[number], more])
+        left -= len(more)
+    return Target(hook_point, column, chosen)
+
+
+def deal_folds(documents: Sequence[int], folds: int) -> dict[int, int]:
+    """Fold of each document, by a fixed shuffle: the same for all checkpoints of a family."""
+    order = np.random.default_rng(0).permutation(len(documents))
+    return {int(documents[i]): int(index % folds) for index, i in enumerate(order)}
+
+
 def batches(passages: Sequence[Passage], wanted: Sequence[int], batch_tokens: int) -> Iterator[Batch]:
     """Batches of up to `batch_tokens` tokens, padding included, longest passages first."""
     order = sorted(wanted, key=lambda i: (-len(passages[i].ids), i))
     while order:
-        longest = len(passages[order[0]].ids)
-        members = order[: max(1, batch_tokens // longest)]
+        members = order[: max(1, batch_tokens // len(passages[order[0]].ids))]
         order = order[len(members) :]
-        ids = torch.zeros(len(members), longest, dtype=torch.int64)
-        mask = torch.zeros(len(members), longest, dtype=torch.int64)
-        for row, i in enumerate(members):
-            ids[row, : len(passages[i].ids)] = passages[i].ids
-            mask[row, : len(passages[i].ids)] = 1
-        yield Batch(members, ids, mask)
+        texts = [passages[i].ids for i in members]
+        ids = pad_sequence(texts, batch_first=True)
+        yield Batch(members, ids, pad_sequence([torch.ones_like(text) for text in texts], batch_first=True))
 
 
 def first_of(output: Any) -> Tensor:

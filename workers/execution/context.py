@@ -14,7 +14,7 @@ from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Run
 from featurewatch.service.runs import lines, logic
 from featurewatch.service.runs.states import RunState
-from featurewatch.workers.errors import LeaseLostError, TooLongError, WorkerStoppingError
+from featurewatch.workers.errors import GivingWayError, LeaseLostError, TooLongError, WorkerStoppingError
 from featurewatch.workers.execution.lease import RunLease
 from featurewatch.workers.execution.log_lines import LogLines
 from featurewatch.workers.execution.progress import Progress
@@ -47,11 +47,6 @@ class Execution:
         """Whether the transaction that `finish` was part of has committed."""
         return self.lease.finished
 
-    @property
-    def current_stage(self) -> str | None:
-        """Name of the innermost stage."""
-        return self._progress.stage
-
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """A named part of the run: shown while it lasts, timed, and logged. Raises what `check` raises."""
@@ -75,7 +70,8 @@ class Execution:
             raise TooLongError(allowed)
         if self._stop():
             raise WorkerStoppingError("the worker was asked to stop")
-        self.lease.check_first()
+        if self.lease.gives_way:
+            raise GivingWayError("yielding to another run of the family")
 
     def read(self) -> AbstractContextManager[Session]:
         """A session that only reads, as of `RunLease.read`."""
@@ -87,7 +83,7 @@ class Execution:
 
     def finish(self, session: Session, result: dict[str, Any]) -> None:
         """The last act of a `write()`: the run succeeds if and only if that transaction commits."""
-        self.lease.begin_finish()
+        self.lease.finishing = True
         if not self.end(session, RunState.SUCCEEDED, result=result):
             raise LeaseLostError(f"run {self.run_id} ended before attempt {self.attempt} could finish it")
 
@@ -138,7 +134,6 @@ class Execution:
         return True
 
     def snapshot(self) -> tuple[Any, ...]:
-        """What a beat would write. Two equal snapshots: nothing to write."""
         columns = self._progress.columns()
         detail = tuple(sorted(columns["detail"])), tuple(map(str, columns["detail"].values()))
         return columns["stage"], columns["progress"], *detail, self.lines.last
@@ -151,8 +146,7 @@ class Execution:
         """What this attempt has cost so far."""
         return self._usage.now(self._progress.rates)
 
-    def lease_left(self) -> float:
-        """Seconds until the lease ends, as far as this worker knows."""
+    def left(self) -> float:
         return self.lease.left()
 
     def lose(self) -> None:

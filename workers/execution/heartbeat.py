@@ -22,19 +22,15 @@ class Leased(Protocol):
 
     def snapshot(self) -> tuple[Any, ...]:
         """What a beat would write. Two equal snapshots: nothing to write."""
-        ...
 
     def beat(self) -> bool:
         """Renew the lease and write the progress. False once no more beats are needed; raises if it cannot write."""
-        ...
 
-    def lease_left(self) -> float:
+    def left(self) -> float:
         """Seconds until the lease ends."""
-        ...
 
     def lose(self) -> None:
         """The lease has ended."""
-        ...
 
 
 class Heartbeat(threading.Thread):
@@ -57,7 +53,7 @@ class Heartbeat(threading.Thread):
                 if not self.leased.beat():
                     return
             except Exception as error:  # noqa: BLE001 - whatever it is, the next beat may succeed
-                if self.leased.lease_left() <= 0:
+                if self.leased.left() <= 0:
                     log.error("the lease ran out", run=self.leased.run_id, error=str(error))
                     self.leased.lose()
                     return

@@ -13,7 +13,7 @@ from featurewatch.service.kit.db import AWAY, Database
 from featurewatch.service.models import Run
 from featurewatch.service.runs import logic
 from featurewatch.service.runs.states import RunState
-from featurewatch.workers.errors import GivingWayError, LeaseLostError, RunCancelledError
+from featurewatch.workers.errors import LeaseLostError, RunCancelledError
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -54,11 +54,12 @@ class RunLease(Lease):
         self.finished = False
         """Whether the transaction that `finish` was part of has committed"""
         self._writing = False
-        self._finishing = False
+        self.finishing = False
+        """Set before the statement that ends the run: from then on a heartbeat may find it ended, by this attempt"""
 
     def lose(self) -> None:
         """Give the run up, unless this attempt is just ending it."""
-        self.lost = not self._finishing
+        self.lost = not self.finishing
 
     def check_held(self) -> None:
         """Raise LeaseLostError or RunCancelledError if the run must not go on."""
@@ -67,11 +68,6 @@ class RunLease(Lease):
             raise self._lost()
         if self.cancelling:
             raise RunCancelledError(f"run {self.run_id} was cancelled")
-
-    def check_first(self) -> None:
-        """Raise GivingWayError if another run of the family goes first."""
-        if self.gives_way:
-            raise GivingWayError("yielding to another run of the family")
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -90,17 +86,13 @@ class RunLease(Lease):
                 self._writing = True
                 yield session
                 began = time.monotonic()
-                if not self._finishing:
+                if not self.finishing:
                     self._hold(session)  # the lease counts from the commit, however long the body took
             self.renew(began)
-            self.finished = self._finishing
+            self.finished = self.finishing
         finally:
             self._writing = False
-            self._finishing = self.finished
-
-    def begin_finish(self) -> None:
-        """Before the statement that ends the run in a `write()`: from here a heartbeat may find it ended, by us."""
-        self._finishing = True
+            self.finishing = self.finished
 
     def heartbeat(self, session: Session, **progress: Any) -> RunState | None:
         """Renew the lease in the database, with what `logic.heartbeat` takes; None if this attempt lost the run."""

@@ -15,23 +15,25 @@ from featurewatch.service.runs.schemas import Level
 from featurewatch.service.webhooks.logic import plain
 
 MOST_CHARACTERS = 4000
-"""Limit of a line's text, and of its fields together. A traceback has a limit of its own."""
+"""Limit of a line's text, and of its fields together. A traceback has its own limit."""
 _LEVELS = {"info": Level.INFO, "warning": Level.WARNING, "error": Level.ERROR, "critical": Level.ERROR}
 _KNOWN = {"event", "level", "timestamp", "logger", "run", "attempt", "request_id", "exc_info", "exception"}
-_SECRET = re.compile(
+_CREDENTIALS = re.compile(
     r"(?<=://)[^\s/@]+(?=@)"  # user and password of an address
     r"|(?<=Bearer )\S+"
     r"|\b(?:fw|hf)_[A-Za-z0-9]{16,}|\bwhsec_[A-Za-z0-9+/=]+"
     r"|(?<=[?&])(?:X-Amz-|X-Goog-|sig|Signature|token|key)[^\s'\"]+",  # signed URLs
     re.IGNORECASE,
 )
+"""What is redacted from a run's log, besides the configured secrets: passwords in URLs, bearer tokens, our keys and
+webhook secrets, Hugging Face tokens, and the signatures of signed URLs."""
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class LogLines:
     """Collects the lines that matter to a reader: featurewatch's own from `info`, those of libraries from `warning`.
 
-    Lines in the middle are dropped where there are more than a log stores.
+    Lines in the middle are dropped if there are more than a log stores.
     """
 
     def __init__(self, settings: Settings, last: int) -> None:
@@ -94,7 +96,7 @@ class LogLines:
         """Text without secrets that every database can store, and not too long."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return _cut(_UNSTORABLE.sub("\ufffd", _SECRET.sub("***", text)))
+        return _cut(_UNSTORABLE.sub("\ufffd", _CREDENTIALS.sub("***", text)))
 
 
 def _cut(text: str) -> str:

@@ -27,14 +27,8 @@ class Progress:
         self.rates: dict[str, float] = {}
         """Stage -> positions per second, as the stage reported them"""
 
-    @property
-    def stage(self) -> str | None:
-        """Name of the current stage."""
-        return self._stage.name
-
     @contextmanager
     def entered(self, name: str) -> Iterator[None]:
-        """Within a stage."""
         with self._lock:
             outer, self._stage = self._stage, _Stage(name, time.monotonic())
         try:

@@ -78,7 +78,7 @@ class Endpoint:
                     try:
                         return read(_content(reply.body))
                     except NonsenseError as error:
-                        failed, pause = EndpointError("label-nonsense", f"invalid answer: {error}"), 0.0
+                        failed, pause = EndpointError("label-nonsense", f"invalid response: {error}"), 0.0
                 else:
                     failed, pause = self._refused(reply, pause)
             if attempt < TRIES - 1:

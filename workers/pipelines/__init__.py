@@ -17,7 +17,7 @@ def _pipeline(kind: RunKind) -> Callable[[Execution], None]:
     def run(execution: Execution) -> None:
         with execution.read() as session:
             lost = damage.lost(session, execution.artifacts, execution.family_id)
-        import_module("featurewatch.workers.pipelines.shared.context").set_threads(execution)
+        import_module("featurewatch.workers.pipelines.shared.context").set_threads(execution.settings)
         if lost:
             import_module("featurewatch.workers.pipelines.runs.restore").restore(execution, lost)
         import_module(f"featurewatch.workers.pipelines.runs.{kind}").run(execution)

@@ -6,16 +6,16 @@ alive, and how the job ended. It stays between jobs, so that torch is imported o
 
 import argparse
 import ctypes
-import importlib
 import json
 import os
+import pkgutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import structlog
 
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         database=database,
         artifacts=open_store(settings, database, adopts=True),
         worker=runner.worker_name(),
-        pipelines=_load(options.pipelines) if options.pipelines else None,
+        pipelines=pkgutil.resolve_name(options.pipelines) if options.pipelines else None,
         stop=stop.is_set,
     )
     report(ready=True)
@@ -123,11 +123,6 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the line above
         os._exit(1)
-
-
-def _load(path: str) -> Mapping[str, Pipeline]:
-    module, _, name = path.partition(":")
-    return cast(Mapping[str, Pipeline], getattr(importlib.import_module(module), name))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import time
 
 import structlog
 
+from featurewatch.service.health import queries
 from featurewatch.service.kit.clock import database_now
 from featurewatch.service.kit.db import AWAY, Database
-from featurewatch.service.status import queries
 from featurewatch.workers.supervision.supervisor import Supervisor
 
 log = structlog.get_logger("featurewatch.worker")

@@ -14,7 +14,7 @@ KILLED_SECONDS = 5.0
 
 
 class WorkingProcess:
-    """`child` in a process group of its own, together with the processes of a fit on several GPUs."""
+    """`child` in its own process group, together with the processes of a fit on several GPUs."""
 
     def __init__(self, pipelines: str | None = None) -> None:
         """`pipelines`: MODULE:NAME of a mapping from run kind to pipeline; None: the real ones."""
@@ -47,7 +47,6 @@ class WorkingProcess:
         return self._process.pid
 
     def ended(self) -> bool:
-        """Whether it has ended."""
         return self._process.poll() is not None
 
     def send(self, job: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ log = structlog.get_logger("featurewatch.worker")
 
 WAKE_SECONDS = 0.2
 LOOK_SECONDS = 1.0
-"""How often it checks that the run is still wanted."""
+"""Seconds between checks that the run has not been cancelled or taken over."""
 SILENT_SECONDS = 0.8
 """Longer than the pause between two signs of life."""
 STOP_SECONDS = 5.0
@@ -115,7 +115,6 @@ class Supervisor:
             logic.hold(session, run_id=job.run_id, attempt=job.attempt, lease_seconds=self.settings.lease_seconds)
 
     def close(self) -> None:
-        """End the child."""
         if self._process is not None:
             self._process.end(END_SECONDS)
             self._process = None

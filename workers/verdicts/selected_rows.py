@@ -4,7 +4,7 @@ With `G = [F 1]' [F 1] + ridge` and `W = [F 1] G^-1` restricted to some latents,
 
     e_g = W_g' (X~_g - F_g D - 1 b) / (1 - h_g)
 
-is what fold g contributes to the error of their rows (see `crosscoder.regress.ridge`). The sums have one column per
+is what fold g contributes to the error of their rows (see `crosscoder.regress`). The sums have one column per
 requested latent, and no full inverse is needed.
 """
 

@@ -1,4 +1,4 @@
-"""What the commands in `database` do. A module of its own because it imports the whole service, which is slow."""
+"""What the commands in `database` do. A separate module because it imports the whole service, which is slow."""
 
 import sqlite3
 from contextlib import closing
@@ -29,7 +29,7 @@ def upgrade() -> None:
 
 
 def check(*, deep: bool) -> dict[str, Any]:
-    """What the installation holds, and what is damaged. UsageError if the schema is of another version.
+    """What the installation contains, and what is damaged. UsageError if the schema is of another version.
 
     deep: read every referenced artifact in full.
     """

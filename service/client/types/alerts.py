@@ -18,7 +18,7 @@ class AbsenceCondition(TypedDict):
 
 
 class FeatureCondition(TypedDict):
-    """A given feature comes into one of the statuses."""
+    """A given feature enters one of the statuses."""
 
     kind: Literal["feature"]
     feature: str
@@ -34,14 +34,14 @@ class QualityCondition(TypedDict):
 
 
 class RewiredCondition(TypedDict):
-    """A feature depends on other features than at the parent checkpoint."""
+    """A feature depends on different features than at the parent checkpoint."""
 
     kind: Literal["rewired"]
     feature: NotRequired[str | None]
 
 
 class RunFailedCondition(TypedDict):
-    """Runs of one kind fail in a family, and none succeeds."""
+    """Runs of one kind fail in a family, with no success in between."""
 
     kind: Literal["run_failed"]
     runs: NotRequired[list[str]]
@@ -49,7 +49,7 @@ class RunFailedCondition(TypedDict):
 
 
 class SignatureCondition(TypedDict):
-    """A signature comes into one of the statuses."""
+    """A signature enters one of the statuses."""
 
     kind: Literal["signature"]
     signature: NotRequired[str | None]
@@ -57,7 +57,7 @@ class SignatureCondition(TypedDict):
 
 
 class StatusCountCondition(TypedDict):
-    """A number of features come into a status at the same checkpoint."""
+    """A number of features enter a status at the same checkpoint."""
 
     kind: Literal["status_count"]
     status: Status
@@ -65,7 +65,7 @@ class StatusCountCondition(TypedDict):
 
 
 class TagCondition(TypedDict):
-    """A feature with a given tag comes into one of the statuses."""
+    """A feature with a given tag enters one of the statuses."""
 
     kind: Literal["tag"]
     tag: str
@@ -73,7 +73,7 @@ class TagCondition(TypedDict):
 
 
 class WatchedCondition(TypedDict):
-    """A watched feature comes into one of the statuses."""
+    """A watched feature enters one of the statuses."""
 
     kind: Literal["watched"]
     statuses: NotRequired[list[Status]]

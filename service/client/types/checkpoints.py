@@ -55,7 +55,7 @@ Reason = Literal["few_firings", "few_documents", "no_baseline", "wide_interval",
 
 
 class Refit(TypedDict):
-    """How many features a re-fit carried over, and what became of the others."""
+    """How many features a re-fit carried over, and what happened to the others."""
 
     why: str
     carried: int
@@ -197,7 +197,7 @@ class Checkpoint(TypedDict):
 
 
 class Finding(TypedDict):
-    """One change in words, with its figures and examples."""
+    """A sentence about one change, with its figures and examples."""
 
     feature: FeatureRow
     what: str

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from fastapi import Query, Request
 from starlette.responses import Response
 
-from featurewatch.service.alerts import listing, logic, queries
+from featurewatch.service.alerts import logic
 from featurewatch.service.alerts.conditions import KINDS
 from featurewatch.service.alerts.parameters import Parameter, parameters
 from featurewatch.service.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, AlertState, MuteBody, view
@@ -29,9 +29,9 @@ def list_alerts(
     family: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Response:
     chosen = AlertState(state) if state in set(AlertState) else None
-    alerts = listing.alerts(session, paging, family=family or None, state=chosen)
+    alerts = logic.alerts(session, paging, family=family or None, state=chosen)
     template = "notify/alert_rows.html" if is_fragment(request) else "notify/alerts.html"
-    rules = [] if is_fragment(request) else listing.rules(session, Pager.first_page(request)).data
+    rules = [] if is_fragment(request) else logic.rules(session, Pager.first_page(request)).data
     return page(
         request, template, rows=alerts.data, next_cursor=alerts.next_cursor, state=state, family=family or "",
         states=[*AlertState, "all"], mutes=MUTES, rules=rules, kinds=KINDS, fields=_fields(),
@@ -82,7 +82,7 @@ def create_rule(request: Request, session: WriteSession, form: SentForm) -> Resp
 def change_rule(request: Request, rule_id: str, session: WriteSession, form: SentForm) -> Response:
     rule, _ = logic.get_rule(session, rule_id)
     if form.text("do") == "delete":
-        queries.remove_rule(session, rule)
+        session.delete(rule)
     else:
         logic.change_rule(session, rule, AlertRuleUpdate(enabled=form.text("do") == "enable"))
     return back("/alerts#rules")

@@ -73,11 +73,11 @@ def show_feature(
     session: ReadSession,
     artifacts: AppArtifacts,
     now: Annotated[str | None, Query(description="Show dependencies in this checkpoint.")] = None,
-    before: Annotated[str | None, Query(description="Show them in this checkpoint beside it.")] = None,
+    before: Annotated[str | None, Query(description="Also show them in this checkpoint.")] = None,
 ) -> Response:
     row = logic.get(session, family, feature)
-    points = logic.trajectory(session, family, row)
-    detail, course = logic.detail(session, family, row, points), logic.trajectory_of(row, points)
+    course = logic.trajectory(session, family, row)
+    detail = logic.detail(session, family, row, course.points)
     sources = of_feature(session, family, row)
     passages, why_not = _passages(session, artifacts, family, row.number)
     side_by_side = _dependencies(session, artifacts, family, row.number, course, now, before)
@@ -129,7 +129,7 @@ def _passages(session: Session, artifacts: ArtifactStore, family: Family, number
         column = passages.column(number)
         if column is not None:
             if passages.documents is None:
-                return [], "The family has no text: its activations were registered without it."
+                return [], "The family has no text, because its activations were precomputed."
             return passages.activations(column, PASSAGES), "The feature is never active on the probe corpus."
     return [], f"No stored code contains {feature_id(number)}."
 

@@ -36,7 +36,7 @@ def create_key(request: Request, session: WriteSession, form: SentForm) -> Respo
 
 
 @router.post("/keys/{key_id}/revoke")
-def revoke_key(request: Request, key_id: str, session: WriteSession, form: SentForm) -> Response:
+def revoke_key(key_id: str, session: WriteSession) -> Response:
     logic.revoke(session, key_id)
     return back("/keys")
 

@@ -41,7 +41,7 @@ def sign_in(request: Request, session: WriteSession, form: SentForm) -> Response
 
 
 @router.post("/logout")
-def sign_out(request: Request, session: WriteSession, form: SentForm) -> Response:
+def sign_out(request: Request, session: WriteSession) -> Response:
     _end(request, session)
     response = RedirectResponse("/login", status_code=303)
     options = cookie_options(request)

@@ -14,7 +14,7 @@ from featurewatch.service.runs import events, listing, logic
 from featurewatch.service.runs.schemas import Level, LogLineView, view
 from featurewatch.service.runs.states import ACTIVE, FINAL, RunState
 from featurewatch.service.runs.words import as_text
-from featurewatch.service.web.access import SentForm, pages
+from featurewatch.service.web.access import pages
 from featurewatch.service.web.render import address, back, is_fragment, page
 
 router = pages()
@@ -93,12 +93,12 @@ def run_events(run_id: str, session: ReadSession, database: AppDatabase, caller:
 
 
 @router.post("/runs/{run_id}/cancel")
-def cancel_run(request: Request, run_id: str, session: WriteSession, form: SentForm) -> Response:
+def cancel_run(run_id: str, session: WriteSession) -> Response:
     logic.request_cancel(session, logic.get(session, run_id)[0])
     return back(address("runs", run_id))
 
 
 @router.post("/runs/{run_id}/retry")
-def retry_run(request: Request, run_id: str, session: WriteSession, form: SentForm) -> Response:
+def retry_run(run_id: str, session: WriteSession) -> Response:
     logic.retry(session, logic.get(session, run_id)[0])
     return back(address("runs", run_id))

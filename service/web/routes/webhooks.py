@@ -7,7 +7,7 @@ from featurewatch.service.kit.pages import Paging
 from featurewatch.service.kit.sessions import AppSettings, ReadSession, WriteSession
 from featurewatch.service.web.access import SentForm, pages, validated
 from featurewatch.service.web.render import address, back, is_fragment, page
-from featurewatch.service.webhooks import logic, queries
+from featurewatch.service.webhooks import logic
 from featurewatch.service.webhooks.schemas import EventType, RotateBody, WebhookCreate, WebhookUpdate, view
 
 router = pages()
@@ -52,12 +52,12 @@ def change_webhook(
             key = logic.rotate(session, settings, webhook, RotateBody())
             return page(request, "notify/secret.html", webhook=webhook, key=key, secret=True)
         case "delete":
-            queries.remove(session, webhook)
+            session.delete(webhook)
             return back("/webhooks")
     return back(address("webhooks", webhook_id))
 
 
 @router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver")
-def redeliver(request: Request, webhook_id: str, delivery_id: str, session: WriteSession, form: SentForm) -> Response:
+def redeliver(webhook_id: str, delivery_id: str, session: WriteSession) -> Response:
     logic.redeliver(session, logic.get(session, webhook_id), delivery_id)
     return back(address("webhooks", webhook_id))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from featurewatch.workers.activations.models import load_model
+from featurewatch.workers.activations.models.loading import load_model
 from featurewatch.workers.errors import RunError
 from tests.unit.activations.test_models import write_gguf
 from tests.unit.activations.tiny import save_checkpoint, weights_of

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from featurewatch.workers.activations.contrast import Row, open_prompts, prompts, read_prompts
-from featurewatch.workers.activations.models import load_model
 from featurewatch.workers.activations.models.hooks import capture, choose_hook_points
+from featurewatch.workers.activations.models.loading import load_model
 from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import byte_level, save_checkpoint
 

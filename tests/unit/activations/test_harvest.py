@@ -19,9 +19,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from featurewatch.workers.activations import Document, HarvestSpec, Positions, check_finite, harvest, open_activations
+from featurewatch.workers.activations.corpus import Document
 from featurewatch.workers.activations.harvest.reading import Buffers
-from featurewatch.workers.activations.positions import Reader
+from featurewatch.workers.activations.harvest.run import harvest
+from featurewatch.workers.activations.harvest.shards import HarvestSpec
+from featurewatch.workers.activations.positions import Positions, Reader
+from featurewatch.workers.activations.store import check_finite, open_activations
 from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import CONFIGS, TEXTS, TOKENIZERS, in_place, save_checkpoint, weights_of, zero
 

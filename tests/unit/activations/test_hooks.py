@@ -8,8 +8,8 @@ from featurewatch.workers.activations.models.hooks import (
     capture,
     choose_hook_points,
     drop_later_layers,
+    find_hook_points,
     layer_stack,
-    list_hook_points,
     probe,
 )
 from featurewatch.workers.errors import RunError
@@ -37,7 +37,7 @@ def hidden_states(model: nn.Module) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_layer_has_all_three_kinds(name: str) -> None:
     three = ("resid_post", "mlp_out", "attn_out")
-    names = [name for name in list_hook_points(body(name)) if name.startswith(three)]  # others are not in every model
+    names = [name for name in find_hook_points(body(name)) if name.startswith(three)]  # others are not in every model
     assert names == [f"{kind}.{layer}" for layer in range(4) for kind in three]
 
 
@@ -156,7 +156,7 @@ def test_an_unknown_hook_point_is_answered_with_those_there_are() -> None:
 
 def test_a_model_without_a_stack_of_layers_is_refused() -> None:
     with pytest.raises(RunError) as caught:
-        list_hook_points(nn.Sequential(nn.Linear(2, 2)))
+        find_hook_points(nn.Sequential(nn.Linear(2, 2)))
     assert caught.value.code == "unsupported-architecture"
 
 
@@ -164,5 +164,5 @@ def test_a_stack_that_shares_one_layer_is_refused() -> None:
     model = body("llama")
     model.layers = nn.ModuleList([model.layers[0]] * 3)
     with pytest.raises(RunError) as caught:
-        list_hook_points(model)
+        find_hook_points(model)
     assert caught.value.code == "unsupported-architecture"

@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from featurewatch.workers.activations.models import compute_dtype, load_model, locate_model, max_tokens
 from featurewatch.workers.activations.models import gguf as conversion
 from featurewatch.workers.activations.models.gguf import convert_gguf
-from featurewatch.workers.activations.sources import fetch, fingerprint, locate, locate_activations, sealed
+from featurewatch.workers.activations.models.loading import compute_dtype, load_model, locate_model, max_tokens
+from featurewatch.workers.activations.sources import fetch, sealed
+from featurewatch.workers.activations.sources.fetch import fingerprint, locate
 from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import byte_level, in_place, make_model, save_checkpoint, weights_of, zero
 
@@ -220,7 +221,7 @@ def test_a_store_is_copied_once_and_without_pickles(tmp_path: Path, folder: Path
         load("memory://bucket/model", tmp_path)(IDS).last_hidden_state,
         load(f"file://{folder}", tmp_path, tmp_path)(IDS).last_hidden_state,
     )
-    assert locate_activations("activations+memory://bucket/model", (), tmp_path).is_dir()
+    assert locate("activations+memory://bucket/model", (), tmp_path).is_dir()
     refused("memory://bucket/none", tmp_path, "model-unavailable")
 
 

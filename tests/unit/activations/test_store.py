@@ -1,4 +1,4 @@
-"""Activation folders: reading rows, and every fault of a brought-along folder refused by its name."""
+"""Activation folders: reading rows, and every fault of a precomputed folder refused by its name."""
 
 import json
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def test_a_whole_folder_opens(folder: Path) -> None:
     activations = opened(folder, expected_positions=100, expected_widths={"resid_post.1": 8})
     assert activations.hook_points == {"resid_post.1": 8, "mlp_out.2": 6}
     assert activations.n_positions == 100
-    assert activations.model == "brought-along"
+    assert activations.model == "precomputed"
     assert activations.document.tolist() == [row // 10 for row in range(100)]
     assert activations.valid.all()
 
@@ -66,7 +66,7 @@ def test_the_mask_of_valid_positions_is_read(tmp_path: Path) -> None:
 def test_slices_and_rows_are_bit_for_bit_in_each_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = write_activations(tmp_path / "typed", {name: array.to(dtype) for name, array in ARRAYS.items()})
     activations = opened(folder)
-    assert activations.dtype("mlp_out.2") == dtype
+    assert activations.read("mlp_out.2", slice(0)).dtype == dtype
     for begin, end in [(0, 100), (0, 40), (39, 41), (80, 100), (99, 100), (50, 50), (95, 200)]:
         rows = activations.read("mlp_out.2", slice(begin, end))
         assert rows.dtype == dtype
@@ -135,7 +135,7 @@ def test_a_manifest_with_a_fault_is_refused_by_the_field(folder: Path, change: A
     refused(folder, "manifest-invalid", word)
 
 
-def test_a_hook_point_that_was_not_brought_along(folder: Path) -> None:
+def test_a_hook_point_without_activations(folder: Path) -> None:
     edit_manifest(folder, lambda m: m["hook_points"].pop("mlp_out.2"))
     refused(folder, "unknown-hook-point", "mlp_out.2", "resid_post.1")
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tokenizers import decoders
 from transformers import AutoModel, AutoModelForCausalLM
 
-from featurewatch.workers.activations.models import load_tokenizer
+from featurewatch.workers.activations.models.loading import load_tokenizer
 from featurewatch.workers.activations.models.unembedding import Unembedding, promoted, read_unembedding, token_texts
 from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import DECODERS, TOKENIZERS, save_checkpoint, weights_of

@@ -1,4 +1,4 @@
-"""Tiny random models of every architecture, tiny tokenizers, and folders of brought-along activations."""
+"""Tiny random models of every architecture, tiny tokenizers, and folders of precomputed activations."""
 
 import json
 import os
@@ -185,7 +185,7 @@ def write_activations(
     save_file(documents, folder / "documents.safetensors")
     manifest = {
         "format": "featurewatch-activations/1",
-        "model": "brought-along",
+        "model": "precomputed",
         "positions": positions,
         "hook_points": hook_points,
         "documents": "documents.safetensors",

@@ -11,7 +11,7 @@ from featurewatch.service.checkpoints import weights
 from featurewatch.service.checkpoints.faults import UnusableError
 from featurewatch.service.checkpoints.sizes import Census, check_config
 from featurewatch.service.checkpoints.weights import check_folder, check_model
-from featurewatch.workers.activations.models import load_model, locate_model
+from featurewatch.workers.activations.models.loading import load_model, locate_model
 from featurewatch.workers.errors import RunError
 from tests.unit.activations.tiny import CONFIGS, save_checkpoint
 from tests.unit.checkpoints.raw import entry, memory_below, write_safetensors

@@ -141,7 +141,7 @@ def test_groups_are_what_makes_twins_quick(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_groups_from_a_sample_steer_the_speed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featurewatch.workers.crosscoder.regress.ridge.SAMPLE", 400)
+    monkeypatch.setattr("featurewatch.workers.crosscoder.regress.SAMPLE", 400)
     dense, sparse = _both(_twins())
     read = _activations(_twins())
     _near(sparse.solve(read).decoder, dense.solve(read).decoder, 1e-4)

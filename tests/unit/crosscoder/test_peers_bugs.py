@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.planted_data import HOOK_POINT, make_lineage, write_checkpoint
-from featurewatch.workers.activations import open_activations
+from featurewatch.workers.activations.store import open_activations
 from featurewatch.workers.crosscoder import preactivations, sparsity
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import Step, fit, start

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.attribution import ablated
 from featurewatch.workers.dependencies.attribution import Options, attribute
-from featurewatch.workers.dependencies.effects import Answers, ablated, activations, answer_margins, causal_effects
-from featurewatch.workers.dependencies.passages import PER_DOCUMENT, choose_tokens, deal_folds
-from featurewatch.workers.dependencies.reading import Passage, watching
+from featurewatch.workers.dependencies.effects import Answers, activations, answer_margins, causal_effects
+from featurewatch.workers.dependencies.reading import PER_DOCUMENT, Passage, choose_tokens, deal_folds, watching
 from tests.unit.dependencies.small import reading, target
 
 

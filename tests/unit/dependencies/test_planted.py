@@ -15,8 +15,7 @@ from featurewatch.workers.activations.models.hooks import choose_hook_points
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.dependencies.attribution import METHODS, Attribution, Method, Options, attribute
 from featurewatch.workers.dependencies.effects import activations, causal_effects
-from featurewatch.workers.dependencies.passages import choose_tokens
-from featurewatch.workers.dependencies.reading import Dictionary, Passage, Reading, watching
+from featurewatch.workers.dependencies.reading import Dictionary, Passage, Reading, choose_tokens, watching
 
 EARLY, LATE = "resid_post.0", "resid_post.1"
 FOLDS = 20

@@ -148,7 +148,7 @@ class Lineage:
         )
 
     def compare(self, name: str, baseline: str) -> dict[int, VerdictRow]:
-        rows = compare(self.session, self.family, self.checkpoints[name], self.checkpoints[baseline])
+        rows = compare(self.session, self.family, self.checkpoints[name], self.checkpoints[baseline]).rows()
         assert [row.feature for row in rows] == sorted(row.feature for row in rows)
         return {row.feature: row for row in rows}
 

@@ -1,12 +1,12 @@
 """Reading the probe corpus with a model: tokens, groups of documents, batches and forward passes."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from featurewatch.workers.activations.corpus import Document
 from featurewatch.workers.activations.models.hooks import HookPoint, capture
@@ -36,25 +36,17 @@ class Group(NamedTuple):
     end: int
 
 
-@dataclass
 class Buffers:
     """The contents of one group's shards: hook point -> activations [rows, d_model] and their norms [rows].
 
     Rows where none of this model's tokens ends stay 0.
     """
 
-    rows: int
-    widths: dict[str, int]
-    dtype: torch.dtype
-    activations: dict[str, torch.Tensor] = field(init=False)
-    norms: dict[str, torch.Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.activations = {
-            name: torch.zeros(self.rows, width, dtype=self.dtype) for name, width in self.widths.items()
-        }
+    def __init__(self, rows: int, widths: dict[str, int], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.activations = {name: torch.zeros(rows, width, dtype=dtype) for name, width in widths.items()}
         # Explicit: while another thread loads a model in bfloat16, that is torch's default in the whole process.
-        self.norms = {name: torch.zeros(self.rows, dtype=torch.float32) for name in self.widths}
+        self.norms = {name: torch.zeros(rows, dtype=torch.float32) for name in widths}
 
 
 def tokenize_corpus(
@@ -119,16 +111,14 @@ def read_batch(
     Returns the number of positions of these documents. Raises RunError `not-finite`.
     """
     device = next(model.parameters()).device
-    longest = max(len(corpus.tokens[index].ids) for index in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.int64)
-    mask = torch.zeros(len(batch), longest, dtype=torch.int64)
+    texts = [torch.from_numpy(corpus.tokens[index].ids) for index in batch]
+    ids = pad_sequence(texts, batch_first=True)
+    mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
     picked, targets = [], []
     for place, index in enumerate(batch):
-        tokens, part = corpus.tokens[index], corpus.rows[index]
-        ids[place, : len(tokens.ids)] = torch.from_numpy(tokens.ids)
-        mask[place, : len(tokens.ids)] = 1
+        part = corpus.rows[index]
         there = np.flatnonzero(corpus.token[part] >= 0)
-        picked.append(place * longest + corpus.token[part][there])
+        picked.append(place * ids.shape[1] + corpus.token[part][there])
         targets.append(part.start - group.begin + there)
     pick = torch.from_numpy(np.concatenate(picked)).to(device)
     target = torch.from_numpy(np.concatenate(targets))

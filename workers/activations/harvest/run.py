@@ -23,7 +23,7 @@ import torch
 from featurewatch.service.checkpoints.manifest import FILE as MANIFEST
 from featurewatch.service.checkpoints.manifest import FORMAT
 from featurewatch.workers.activations.harvest.reading import Group
-from featurewatch.workers.activations.harvest.shards import HarvestSpec, Shards, open_shards, plan_text, shard_name
+from featurewatch.workers.activations.harvest.shards import HarvestSpec, Shards, open_shards, plan, shard_name
 from featurewatch.workers.activations.tensorfiles import is_whole, load_arrays, write_tensors, write_text
 
 log = structlog.get_logger("featurewatch.worker")
@@ -46,11 +46,9 @@ class Sharing(Protocol):
 
         When it is exhausted, all of `missing` exist. `wait` is called while waiting for others, and may raise.
         """
-        ...
 
     def elsewhere(self) -> int:
         """Positions that others have read so far. Cheap enough to call after each batch."""
-        ...
 
 
 @dataclass
@@ -79,12 +77,12 @@ def harvest(
     `open_shards`, and `no-positions`, `not-finite`, `wrong-positions`.
     """
     check()
-    plan = plan_text(spec)
-    if _is_finished(out, plan):
+    plan_text = json.dumps(plan(spec), indent=1)
+    if _is_finished(out, plan_text):
         return _summarize(out, HarvestSummary())
     shards = open_shards(spec, check)
     check()  # loading may have taken long, and `out` may belong to another attempt by now
-    _start(out, plan)
+    _start(out, plan_text)
     summary = _write(shards, out, sharing=sharing, on_progress=on_progress, check=check)
     _finish(shards, out)
     total, rate = len(shards.corpus.positions), round(summary.positions_per_second, 1)
@@ -92,9 +90,9 @@ def harvest(
     return _summarize(out, summary)
 
 
-def _is_finished(out: Path, plan: str) -> bool:
+def _is_finished(out: Path, plan_text: str) -> bool:
     """Whether `out` contains a complete and intact harvest of this plan."""
-    if not _is_of(out, plan) or not (out / MANIFEST).is_file():
+    if not _is_of(out, plan_text) or not (out / MANIFEST).is_file():
         return False
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
@@ -109,22 +107,22 @@ def _is_finished(out: Path, plan: str) -> bool:
     return intact
 
 
-def _is_of(out: Path, plan: str) -> bool:
-    return (out / PLAN).is_file() and (out / PLAN).read_bytes() == plan.encode()
+def _is_of(out: Path, plan_text: str) -> bool:
+    return (out / PLAN).is_file() and (out / PLAN).read_bytes() == plan_text.encode()
 
 
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
-def _start(out: Path, plan: str) -> None:
+def _start(out: Path, plan_text: str) -> None:
     """Keep the shards of an earlier attempt with the same plan; remove everything else."""
-    if out.exists() and not _is_of(out, plan):
+    if out.exists() and not _is_of(out, plan_text):
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".*"):
         leftover.unlink()
-    write_text(out / PLAN, plan)
+    write_text(out / PLAN, plan_text)
 
 
 def _write(

@@ -3,7 +3,6 @@
 Equal specs write equal bytes on equal machines, no matter which worker writes a group.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from torch import nn
 
 from featurewatch.service.kit.digests import sha256
-from featurewatch.workers.activations import models
 from featurewatch.workers.activations.corpus import Document, corpus_digest
 from featurewatch.workers.activations.harvest.reading import (
     Buffers,
@@ -25,10 +23,11 @@ from featurewatch.workers.activations.harvest.reading import (
     read_batch,
     tokenize_corpus,
 )
+from featurewatch.workers.activations.models import loading
 from featurewatch.workers.activations.models.hooks import HookPoint, choose_hook_points, drop_later_layers, probe
 from featurewatch.workers.activations.models.rounding import Rounding, round_weights
 from featurewatch.workers.activations.positions import Positions, Reader
-from featurewatch.workers.activations.sources import fingerprint, locate, safe_files
+from featurewatch.workers.activations.sources.fetch import fingerprint, locate, safe_files
 from featurewatch.workers.activations.tensorfiles import is_whole, read_header, write_tensors
 from featurewatch.workers.errors import RunError
 
@@ -127,7 +126,7 @@ def open_shards(spec: HarvestSpec, check: Callable[[], None]) -> Shards:
     Raises the RunErrors of `load_model`, `choose_hook_points` and `tokenize_corpus`.
     """
     dtype = _compute_dtype(spec)
-    model, tokenizer = models.load_model(
+    model, tokenizer = loading.load_model(
         spec.uri, spec.adapter, roots=spec.roots, device=spec.device, dtype=dtype, cache_dir=spec.cache_dir
     )
     if spec.weights:
@@ -137,7 +136,7 @@ def open_shards(spec: HarvestSpec, check: Callable[[], None]) -> Shards:
     widths = probe(model, points)
     corpus = tokenize_corpus(
         spec.corpus,
-        Reader(tokenizer, models.max_tokens(model)),
+        Reader(tokenizer, loading.max_tokens(model)),
         context_length=spec.context_length,
         skip_tokens=spec.skip_tokens,
         positions=spec.positions,
@@ -161,11 +160,6 @@ def plan(spec: HarvestSpec) -> dict[str, Any]:
     } | ({"weights": spec.weights} if spec.weights else {})
 
 
-def plan_text(spec: HarvestSpec) -> str:
-    """The plan as stored beside the shards."""
-    return json.dumps(plan(spec), indent=1)
-
-
 def shard_name(hook_point: str, number: int) -> str:
     """File name of one group at one hook point."""
     return f"{hook_point}-{number:05d}.safetensors"
@@ -176,7 +170,7 @@ def _folders(spec: HarvestSpec) -> list[Path]:
 
 
 def _compute_dtype(spec: HarvestSpec) -> torch.dtype:
-    return _DTYPES[spec.compute_dtype] if spec.compute_dtype else models.compute_dtype(spec.device)
+    return _DTYPES[spec.compute_dtype] if spec.compute_dtype else loading.compute_dtype(spec.device)
 
 
 def _is_whole(path: Path, rows: int, width: int) -> bool:

@@ -16,6 +16,7 @@ from featurewatch.service.checkpoints.weights import read_adapter
 from featurewatch.workers.activations.tensorfiles import refusals
 from featurewatch.workers.errors import RunError
 
+_PREFIX = "base_model.model."  # of an adapter tensor, before the path of its module
 _PEFT_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, OSError)
 
 
@@ -51,10 +52,10 @@ def merge_adapter(body: nn.Module, folder: Path) -> nn.Module:
     settings = check_adapter(folder).settings
     weights = load_file(folder / WEIGHTS)
     prefix = str(body.base_model_prefix)
-    wrapped = any(key.startswith(f"base_model.model.{prefix}.") for key in weights)
+    wrapped = any(key.startswith(f"{_PREFIX}{prefix}.") for key in weights)
     host = _Shell(body, prefix) if wrapped else body
     roots = {name for name, _ in host.named_children()}
-    weights = {key: value for key, value in weights.items() if _path(key).split(".")[0] in roots}
+    weights = {key: value for key, value in weights.items() if key.removeprefix(_PREFIX).split(".")[0] in roots}
     if to_save := settings.get("modules_to_save"):
         names = {name.rpartition(".")[2] for name, _ in host.named_modules()}
         settings["modules_to_save"] = [name for name in to_save if name in names] or None
@@ -80,16 +81,11 @@ def _mismatch(reason: object) -> RunError:
     return RunError("adapter-mismatch", f"The adapter does not fit its base model: {reason}.")
 
 
-def _path(key: str) -> str:
-    """Path of an adapter tensor's module, without PEFT's prefix."""
-    return key.removeprefix("base_model.model.")
-
-
 def _check_shapes(host: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Check LoRA's matrices against the layers they change; PEFT's own error is a page of text."""
     modules = dict(host.named_modules())
     for key, value in weights.items():
-        path, separator, _ = _path(key).partition(".lora_A.")
+        path, separator, _ = key.removeprefix(_PREFIX).partition(".lora_A.")
         if not separator:
             continue
         layer = getattr(modules.get(path), "weight", None)

@@ -11,10 +11,12 @@ from typing import Any
 import structlog
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from featurewatch.workers.activations.models import loading
 from featurewatch.workers.activations.models.adapters import merge_adapter
-from featurewatch.workers.activations.sources import locate, sealed
+from featurewatch.workers.activations.sources import sealed
+from featurewatch.workers.activations.sources.fetch import locate
 from featurewatch.workers.activations.tensorfiles import write_text
 from featurewatch.workers.errors import RunError
 
@@ -70,7 +72,8 @@ def fine_tune(
     model.to(device).eval()  # eval: no dropout, so equal seeds give equal weights
     tokenizer = loading.load_tokenizer(folder)
     length = min(training.context_length, loading.max_tokens(model.base_model) or training.context_length)
-    train, held_out = ([_tokens(tokenizer, text, length) for text in part] for part in texts)
+    options = {"truncation": True, "max_length": length}
+    train, held_out = ([tokenizer(text, **options)["input_ids"] for text in part] for part in texts)
     train, held_out = ([ids for ids in part if len(ids) > 1] for part in (train, held_out))
     if not train or not held_out:
         raise RunError("no-text", "The probe corpus has too few documents to train on half of them.")
@@ -153,14 +156,8 @@ def _loss(model: Any, documents: list[list[int]], size: int, advance: Callable[.
 
 def _forward(model: Any, batch: list[list[int]]) -> Tensor:
     """Mean next-token loss, excluding padding."""
-    longest = max(len(ids) for ids in batch)
-    padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in batch], device=model.device)
+    padded = pad_sequence([torch.tensor(ids) for ids in batch], batch_first=True).to(model.device)
     lengths = torch.tensor([len(ids) for ids in batch], device=model.device)
-    mask = torch.arange(longest, device=model.device) < lengths[:, None]
+    mask = torch.arange(padded.shape[1], device=model.device) < lengths[:, None]
     loss: Tensor = model(input_ids=padded, attention_mask=mask.long(), labels=padded.where(mask, -100)).loss
     return loss
-
-
-def _tokens(tokenizer: Any, text: str, length: int) -> list[int]:
-    ids: list[int] = tokenizer(text, truncation=True, max_length=length)["input_ids"]
-    return ids

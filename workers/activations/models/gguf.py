@@ -50,7 +50,7 @@ def _changed(file: Path) -> RunError:
 
 def _convert(file: Path, folder: Path) -> None:
     named = {"gguf_file": file.name, "trust_remote_code": False, "local_files_only": True}
-    # In a folder of its own: transformers would follow an adapter_config.json beside it to another model.
+    # In a separate folder: transformers would follow an adapter_config.json beside it to another model.
     alone = folder / "source"
     alone.mkdir()
     (alone / file.name).symlink_to(file.absolute())  # it may itself link to an open descriptor

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from featurewatch.workers.activations.models import loading
-from featurewatch.workers.activations.models.adapters import check_adapter, merge_adapter
-from featurewatch.workers.activations.sources import locate
+from featurewatch.workers.activations.models.adapters import merge_adapter
+from featurewatch.workers.activations.sources.fetch import locate
 from featurewatch.workers.errors import RunError
 
 
@@ -35,9 +35,7 @@ def load_whole(uri: str, adapter: str | None, *, roots: tuple[Path, ...], device
         )
         return WholeModel(body, None, tokenizer)
     if adapter:
-        adapter_folder = locate(adapter, roots, cache_dir)
-        check_adapter(adapter_folder)
-        merge_adapter(model.base_model, adapter_folder)
+        merge_adapter(model.base_model, locate(adapter, roots, cache_dir))
     model.requires_grad_(False).eval().to(device)
     return WholeModel(model.base_model, _head(model), loading.load_tokenizer(folder))
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featurewatch.service.kit.hook_points import KINDS, HookPointKind, depth, kind_of, ranges
+from featurewatch.service.kit.hook_points import KINDS, HookPointKind, kind_of, ranges
 from featurewatch.workers.errors import RunError
 
 # Paths of the stack of layers in a model's body.
@@ -39,7 +39,6 @@ class HookPoint:
 
     @property
     def kind(self) -> HookPointKind:
-        """The kind of the hook point."""
         return KINDS[kind_of(self.name)]
 
 
@@ -69,16 +68,6 @@ def find_hook_points(model: nn.Module) -> dict[str, HookPoint]:
                 name = f"{kind.name}.{number}"
                 points[name] = HookPoint(name, number, module, factor if kind.is_added else 1.0)
     return points
-
-
-def in_order(points: list[HookPoint]) -> list[HookPoint]:
-    """Hook points in the order of the forward pass."""
-    return sorted(points, key=lambda point: depth(point.name))
-
-
-def list_hook_points(model: nn.Module) -> list[str]:
-    """Names of the hook points of a model's body."""
-    return list(find_hook_points(model))
 
 
 def choose_hook_points(model: nn.Module, names: list[str]) -> list[HookPoint]:

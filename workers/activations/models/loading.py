@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from huggingface_hub.utils.tqdm import disable_progress_bars as disable_hub_progress_bars
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from featurewatch.service.checkpoints import weights
 from featurewatch.workers.activations.models.adapters import check_adapter, merge_adapter
 from featurewatch.workers.activations.models.gguf import convert_gguf
-from featurewatch.workers.activations.models.sizes import check_model
-from featurewatch.workers.activations.sources import locate, weight_files
-from featurewatch.workers.activations.tensorfiles import read_header
+from featurewatch.workers.activations.sources.fetch import locate, weight_files
+from featurewatch.workers.activations.tensorfiles import read_header, refusals
 from featurewatch.workers.errors import RunError
 
 # Progress bars would clutter a service's error stream.
@@ -27,7 +27,18 @@ transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 transformers_logging.disable_default_handler()
 transformers_logging.enable_propagation()
 
+_LOAD_OPTIONS: Any = {
+    "use_safetensors": True,
+    "trust_remote_code": False,
+    "local_files_only": True,
+    "output_loading_info": True,
+}
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError)
+# Slack for weights that files may lack (a pooler); quantised files pack up to eight weights into one number.
+_SLACK, _PACKED = 1.5, 8
+_HARMLESS_PARAMETERS = 2**24
+# Computed masks and tables. GPT-Neo has the most, 134 million numbers.
+_HARMLESS_BUFFERS = 2**28
 
 
 def compute_dtype(device: str) -> torch.dtype:
@@ -58,6 +69,37 @@ def locate_model(uri: str, *, roots: tuple[Path, ...], cache_dir: Path) -> Path:
     return path
 
 
+def check_model(folder: Path) -> None:
+    """Check that a Hugging Face folder is complete and self-contained, and that its config matches its weights.
+
+    Raises RunErrors with the codes of `service.checkpoints.weights.check_folder`, such as `config-mismatch`.
+    """
+    with refusals():
+        stored = weights.check_folder(folder).elements
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # configs raise their own error classes
+        code = "remote-code" if "trust_remote_code" in str(error) else "model-load-failed"
+        raise RunError(code, f"{folder.name} could not be loaded: {error}") from error
+    # The check bounds the number of layers, so this shell of the model is small; it reveals all other sizes.
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config, trust_remote_code=False)
+    except (ArithmeticError, AssertionError, IndexError) as error:  # sizes of 0, or not divisible
+        raise RunError("model-load-failed", f"{folder.name} could not be loaded: {error!r}") from error
+    except _LOAD_ERRORS:
+        return  # loading will fail with the same error and report it
+    packed = _PACKED if hasattr(config, "quantization_config") else 1
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    buffers = sum(buffer.numel() for buffer in model.buffers())
+    if parameters > _SLACK * packed * stored + _HARMLESS_PARAMETERS or buffers > max(stored, _HARMLESS_BUFFERS):
+        raise RunError(
+            "config-mismatch",
+            f"config.json of {folder.name} describes a model with {parameters + buffers:,} numbers, but its files hold "
+            f"{stored:,}.",
+        )
+
+
 def load_model(
     uri: str, adapter: str | None, *, roots: tuple[Path, ...], device: str, dtype: torch.dtype, cache_dir: Path
 ) -> tuple[nn.Module, Any]:
@@ -83,14 +125,7 @@ def load_model(
 def load_causal(folder: Path) -> Any:
     """A causal language model with its head, in float32 on the CPU. Raises RunError `no-causal-head`."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **_LOAD_OPTIONS)
     except _LOAD_ERRORS as error:
         raise RunError("no-causal-head", f"{folder.name} is not a causal language model: {error}") from error
     model, info = loaded
@@ -122,14 +157,7 @@ def _load_body(folder: Path, dtype: torch.dtype) -> nn.Module:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(folder, dtype=dtype, **_LOAD_OPTIONS)
     except _LOAD_ERRORS as error:
         code = "remote-code" if "trust_remote_code" in str(error) else "model-load-failed"
         raise RunError(code, f"{folder.name} could not be loaded: {error}") from error

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from featurewatch.service.checkpoints import tensorfile
 from featurewatch.workers.activations.models.adapters import WEIGHTS, check_adapter
-from featurewatch.workers.activations.sources import weight_files
+from featurewatch.workers.activations.sources.fetch import weight_files
 from featurewatch.workers.activations.tensorfiles import map_tensor, read_header, torch_dtype
 from featurewatch.workers.errors import RunError
 

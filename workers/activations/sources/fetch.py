@@ -21,14 +21,13 @@ from featurewatch.workers.activations.sources import sealed
 from featurewatch.workers.activations.tensorfiles import refusals
 from featurewatch.workers.errors import RunError
 
-ACTIVATIONS_PREFIX = ACTIVATIONS
-
 
 def locate(uri: str, roots: tuple[Path, ...], cache_dir: Path) -> Path:
     """Local folder or .gguf file of a URI. Remote files are fetched into `cache_dir`.
 
     Raises RunError `path-refused`, `model-missing`, `model-unavailable`, `uri-unsupported`.
     """
+    uri = uri.removeprefix(ACTIVATIONS)
     if uri.startswith("file:"):
         return _local(uri, roots)
     if uri.startswith("hf://"):
@@ -36,11 +35,6 @@ def locate(uri: str, roots: tuple[Path, ...], cache_dir: Path) -> Path:
     with refusals():
         references.check(uri, (uri,))  # the caller has checked which stores are allowed
     return _from_store(uri, cache_dir)
-
-
-def locate_activations(uri: str, roots: tuple[Path, ...], cache_dir: Path) -> Path:
-    """Local folder of `activations+<uri>`. Raises the RunErrors of `locate`."""
-    return locate(uri.removeprefix(ACTIVATIONS_PREFIX), roots, cache_dir)
 
 
 def _local(uri: str, roots: tuple[Path, ...]) -> Path:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Reference:
     """For precomputed activations: the hook points whose shards are read"""
 
     @property
-    def brought_along(self) -> bool:
+    def precomputed(self) -> bool:
         """Whether it is a folder of precomputed activations instead of a model."""
         return self.uri.startswith(ACTIVATIONS)
 
@@ -100,9 +100,7 @@ def resolve(reference: Reference, settings: Settings) -> Reference:
     if (uri, adapter) == (reference.resolved_uri, reference.resolved_adapter):
         return reference
     log.info("resolved", uri=uri, adapter=adapter)
-    return Reference(
-        reference.uri, reference.adapter, uri, adapter, reference.contents, reference.hook_points
-    )  # fmt: skip
+    return replace(reference, resolved_uri=uri, resolved_adapter=adapter)
 
 
 @contextmanager
@@ -127,13 +125,13 @@ def verified(reference: Reference, settings: Settings, progress: Progress | None
             before = known.part(part)
             if before.files and (why := contents.difference(before, read.part(part))) is not None:
                 raise changed(why)
-        if reference.brought_along:
+        if reference.precomputed:
             parts = {MODEL: located[f"{MODEL}/{manifest.FILE}"].parent}
         else:
             parts = stack.enter_context(_view(files, titles, settings.cache_dir.resolve() / "views"))
         assert read.digest is not None
         checkpoint = Verified(
-            uri=(ACTIVATIONS if reference.brought_along else "") + parts[MODEL].as_uri(),
+            uri=(ACTIVATIONS if reference.precomputed else "") + parts[MODEL].as_uri(),
             adapter=parts[ADAPTER].as_uri() if ADAPTER in parts else None,
             roots=allowed,
             files=files,
@@ -149,7 +147,8 @@ def _resolve(uri: str, settings: Settings) -> str:
     prefix = uri[: len(uri) - len(plain)]
     if plain.startswith("file:"):
         return uri
-    _allowed(plain, settings)
+    with refusals():
+        references.check(plain, settings.store_prefixes)
     resolved = references.resolve(plain, settings.cache_dir)
     if resolved is None:
         raise RunError(
@@ -160,18 +159,14 @@ def _resolve(uri: str, settings: Settings) -> str:
     return prefix + resolved
 
 
-def _allowed(uri: str, settings: Settings) -> None:
-    with refusals():
-        references.check(uri, settings.store_prefixes)
-
-
 def _locate(reference: Reference, settings: Settings) -> dict[str, Path]:
     """The checkpoint's files, by their names in `Contents`."""
     paths: list[Path | None] = []
     for uri in (reference.resolved_uri or reference.uri, reference.resolved_adapter or reference.adapter):
         plain = None if uri is None else uri.removeprefix(ACTIVATIONS)
         if plain is not None and not plain.startswith("file:"):
-            _allowed(plain, settings)
+            with refusals():
+                references.check(plain, settings.store_prefixes)
         paths.append(None if plain is None else locate(plain, settings.root_dirs, settings.cache_dir))
     model, adapter = paths
     with refusals():

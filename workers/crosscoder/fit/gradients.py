@@ -128,9 +128,6 @@ def gradients(model: Crosscoder, batch: View, selection: Selection, weight: Tens
     result = [by_latent.sum_rows(inputs, slope, rows), by_latent.sum(slope), decoder, upstream]
     if threshold is not None:
         result.append(threshold)
-    return Result(loss + _over_ranks(cost, parallel), result, model.sparsity.firings(partial), error[-1])
-
-
-def _over_ranks(value: float, parallel: Parallel) -> float:
-    """Sum of a term over the ranks that share the latents; each of them already has the whole loss."""
-    return value if parallel.latent == 1 else float(parallel.sum_over_latents(torch.tensor(value)))
+    if parallel.latent > 1:  # each rank already has the whole loss, but only its latents' part of the cost
+        cost = float(parallel.sum_over_latents(torch.tensor(cost)))
+    return Result(loss + cost, result, model.sparsity.firings(partial), error[-1])

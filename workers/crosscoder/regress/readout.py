@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.crosscoder.regress.ridge import Reader, select, spread_rows, take_rows, transposed_product
+from featurewatch.workers.crosscoder.regress import Reader, select, spread_rows, take_rows, transposed_product
 
 
 class Readout(NamedTuple):

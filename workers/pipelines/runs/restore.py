@@ -18,7 +18,8 @@ from featurewatch.service.kit.problems import ProblemError
 from featurewatch.service.models import Code, Reading, Source
 from featurewatch.service.store import damage, queries
 from featurewatch.service.verdicts import queries as verdicts
-from featurewatch.workers.activations import Positions, save_documents
+from featurewatch.workers.activations.corpus import save_documents
+from featurewatch.workers.activations.positions import Positions
 from featurewatch.workers.errors import RunError, TooLongError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.runs import signature

@@ -13,6 +13,7 @@ import structlog
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from featurewatch.service.checkpoints.contents import ACTIVATIONS
 from featurewatch.service.kit.digests import ChangedWhileReadError, FileState, sha256
 from featurewatch.service.kit.paths import hold_to_roots
 from featurewatch.service.models import Checkpoint
@@ -20,10 +21,9 @@ from featurewatch.service.recording import signatures as recording
 from featurewatch.service.signatures import contrast, logic, queries
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.workers.activations import locate_activations
 from featurewatch.workers.activations.contrast import Row, open_prompts, read_prompts
-from featurewatch.workers.activations.models import compute_dtype, load_model
-from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
+from featurewatch.workers.activations.models.loading import compute_dtype, load_model
+from featurewatch.workers.activations.sources.fetch import locate
 from featurewatch.workers.activations.sources.identity import Verified, changed
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
@@ -45,7 +45,7 @@ class SignatureRequest:
     missing: dict[str, str]
     """Signature -> why it cannot be read yet"""
     hook_points: list[str]
-    brought_along: bool
+    precomputed: bool
 
 
 def run(execution: Execution) -> None:
@@ -111,7 +111,7 @@ def load_request(execution: Execution, checkpoint_id: str, signatures: list[str]
             questions=questions,
             missing=missing,
             hook_points=list(checkpoint.hook_points),
-            brought_along=checkpoint.uri.startswith(ACTIVATIONS_PREFIX),
+            precomputed=checkpoint.uri.startswith(ACTIVATIONS),
         )
 
 
@@ -127,10 +127,10 @@ def _judged_checkpoint(session: Any, checkpoint: Checkpoint) -> JudgedCheckpoint
 def read(execution: Execution, request: SignatureRequest) -> dict[str, str]:
     """Signature id -> artifact with the activations of its rows, at all hook points of the checkpoint."""
     checkpoint_id = request.checkpoint.id
-    if request.brought_along:
+    if request.precomputed:
         with verified_checkpoint(execution, checkpoint_id) as (_, checkpoint):
-            folder = locate_activations(checkpoint.uri, checkpoint.roots, execution.settings.cache_dir)
-            return _bring(execution, request, folder)
+            folder = locate(checkpoint.uri, checkpoint.roots, execution.settings.cache_dir)
+            return _copy_contrast(execution, request, folder)
     content = content_digest(execution, checkpoint_id)
     names = {question.id: _artifact(execution, request, question, content) for question in request.questions}
     wanted = {
@@ -172,7 +172,7 @@ def _run(
     check: Callable[[], None],
 ) -> dict[str, dict[str, Tensor]]:
     """Artifact -> activations of a signature's rows, from the model, which is loaded once."""
-    device = str(device_of(execution))
+    device = str(device_of(execution.settings))
     model, tokenizer = load_model(
         checkpoint.uri, checkpoint.adapter, roots=checkpoint.roots, device=device, dtype=compute_dtype(device),
         cache_dir=execution.settings.cache_dir,
@@ -190,8 +190,8 @@ def _run(
     return activations
 
 
-def _bring(execution: Execution, request: SignatureRequest, folder: Path) -> dict[str, str]:
-    """From `contrast/<signature>.safetensors` next to registered activations."""
+def _copy_contrast(execution: Execution, request: SignatureRequest, folder: Path) -> dict[str, str]:
+    """From `contrast/<signature>.safetensors` next to precomputed activations."""
     names = {}
     for question in request.questions:
         path = folder / "contrast" / f"{question.name}.safetensors"
@@ -204,20 +204,20 @@ def _bring(execution: Execution, request: SignatureRequest, folder: Path) -> dic
             raise changed(f"{path.name} changed while it was read") from error
         names[question.id] = _artifact(execution, request, question, digest)
         if not execution.artifacts.exists(names[question.id]):
-            tensors = _brought(path, question, request, execution)
+            tensors = _contrast_tensors(path, question, request, execution)
             if FileState.of(path) != before:
                 raise changed(f"{path.name} changed")
             _store(execution, names[question.id], tensors)
     return names
 
 
-def _brought(
+def _contrast_tensors(
     path: Path, question: SignatureQuestion, request: SignatureRequest, execution: Execution
 ) -> dict[str, Tensor]:
     if not path.is_file():
         raise RunError(
             "contrast-not-brought",
-            f"this checkpoint was registered with activations, so contrast/{question.name}.safetensors must be next to "
+            f"this checkpoint has precomputed activations, so contrast/{question.name}.safetensors must be next to "
             f"them: a tensor [rows, d_model] for each of {', '.join(request.hook_points)}, in the order of the rows",
         )
     tensors = load_file(path)

@@ -57,14 +57,14 @@ class Basis:
 
 def load_basis(execution: Execution, artifact: str) -> Basis:
     """The basis of a stored code."""
-    code, numbers, born = files.load_code(execution.artifacts.path(artifact), device_of(execution))
+    code, numbers, born = files.load_code(execution.artifacts.path(artifact), device_of(execution.settings))
     return Basis(code, numbers, born, artifact)
 
 
 def load_references(execution: Execution, context: OnboardingContext, gone: list[int]) -> References:
     """References of the parent. `gone`: numbers of the features that are gone there."""
     assert context.parent is not None
-    parent, device = context.parent, device_of(execution)
+    parent, device = context.parent, device_of(execution.settings)
     dictionaries = [load_file(execution.artifacts.path(parent.dictionaries[hook])) for hook in parent.hook_points]
     rows = torch.cat([tensors["reference"] for tensors in dictionaries], 1)
     numbers = load_file(execution.artifacts.path(parent.code))["feature_numbers"]

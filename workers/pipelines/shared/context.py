@@ -1,7 +1,7 @@
 """The inputs of a run: plain copies of the rows it needs, read once at its start."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 
@@ -125,10 +125,8 @@ def load_context(execution: Execution) -> OnboardingContext:
         fit=fit,
         why=why,
         parent=parent,
-        anchors=[EarlierCheckpoint(**_stored(ancestor, checkpoint.hook_points)) for ancestor in anchored],
-        waiting=[EarlierCheckpoint(**_stored(ancestor, checkpoint.hook_points)) for ancestor in reversed(ancestors)]
-        if waiting
-        else [],
+        anchors=[_stored(ancestor, checkpoint.hook_points) for ancestor in anchored],
+        waiting=[_stored(ancestor, checkpoint.hook_points) for ancestor in reversed(ancestors)] if waiting else [],
         comparison=max(1, len(ancestors)),
         fitted_fvu=fitted_fvu(ancestors),
         earlier=_earlier(ancestors, parent) if parent and fit == "extend" else [],
@@ -172,8 +170,7 @@ def load_judged(execution: Execution, checkpoint_id: str) -> tuple[OnboardingCon
         why=fit,
         parent=parent,
     )
-    earlier = EarlierCheckpoint(**(_stored(stored, checkpoint.hook_points) | {"dictionaries": {}}))
-    return context, earlier, stored.code.artifact
+    return context, replace(_stored(stored, checkpoint.hook_points), dictionaries={}), stored.code.artifact
 
 
 def _common_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
@@ -236,21 +233,20 @@ def _parent(ancestor: Ancestor, hook_points: list[str]) -> ParentCheckpoint:
             f"the activations of {parent.name} were removed; register it again under another name with the same "
             "parent, then use that checkpoint as the parent",
         )
-    return ParentCheckpoint(
-        **_stored(ancestor, hook_points), code=ancestor.code.artifact, generation=ancestor.code.generation
-    )
+    stored = _stored(ancestor, hook_points)
+    return ParentCheckpoint(**vars(stored), code=ancestor.code.artifact, generation=ancestor.code.generation)
 
 
 def _earlier(ancestors: list[Ancestor], parent: ParentCheckpoint) -> list[EarlierCheckpoint]:
     hooks = parent.hook_points
     return [
-        EarlierCheckpoint(**_stored(ancestor, hooks))
+        _stored(ancestor, hooks)
         for ancestor in ancestors[:EARLIER]
         if ancestor.checkpoint.state == "judged" and ancestor.readable(hooks)
     ]
 
 
-def _stored(ancestor: Ancestor, hook_points: list[str]) -> dict[str, Any]:
+def _stored(ancestor: Ancestor, hook_points: list[str]) -> EarlierCheckpoint:
     own = ancestor.hooks(hook_points)
     if own is None or not ancestor.readable(hook_points):
         theirs = ", ".join(ancestor.checkpoint.hook_points)
@@ -259,25 +255,21 @@ def _stored(ancestor: Ancestor, hook_points: list[str]) -> dict[str, Any]:
             f"{ancestor.checkpoint.name} was read at {theirs}, none of them of the same kind as "
             f"{', '.join(hook_points)}. Name hook points of the same kind, or the same number to pair them in order",
         )
-    return {
-        "id": ancestor.checkpoint.id,
-        "name": ancestor.checkpoint.name,
-        "hook_points": own,
-        "widths": {hook: source.d_model for hook, source in ancestor.sources.items()},
-        "activations": {hook: str(source.activations) for hook, source in ancestor.sources.items()},
-        "dictionaries": {hook: source.dictionary for hook, source in ancestor.sources.items() if source.dictionary},
-        "uri": ancestor.checkpoint.uri,
-        "adapter": ancestor.checkpoint.adapter,
-    }
+    return EarlierCheckpoint(
+        id=ancestor.checkpoint.id,
+        name=ancestor.checkpoint.name,
+        hook_points=own,
+        widths={hook: source.d_model for hook, source in ancestor.sources.items()},
+        activations={hook: str(source.activations) for hook, source in ancestor.sources.items()},
+        dictionaries={hook: source.dictionary for hook, source in ancestor.sources.items() if source.dictionary},
+        uri=ancestor.checkpoint.uri,
+        adapter=ancestor.checkpoint.adapter,
+    )
 
 
-class _HasSettings(Protocol):
-    settings: Settings
-
-
-def device_of(worker: _HasSettings) -> torch.device:
-    """The device that the settings of an execution or a helper ask for. RunError `no-device` if it is missing."""
-    wanted = worker.settings.device
+def device_of(settings: Settings) -> torch.device:
+    """The device that the settings ask for. RunError `no-device` if it is missing."""
+    wanted = settings.device
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted.startswith("cuda") and not torch.cuda.is_available():
@@ -285,7 +277,7 @@ def device_of(worker: _HasSettings) -> torch.device:
     return torch.device(wanted)
 
 
-def set_threads(execution: Execution) -> None:
+def set_threads(settings: Settings) -> None:
     """Use as many CPU threads as the settings allow."""
-    if execution.settings.threads:
-        torch.set_num_threads(execution.settings.threads)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)

@@ -78,10 +78,6 @@ class ContrastReader:
                 values[:, here] = read.double().numpy()
         return values
 
-    def block(self, columns: slice, rows: NDArray[np.bool_]) -> Floats:
-        """`values` of adjacent columns."""
-        return self.values(np.arange(columns.start, columns.stop), rows)
-
     def decoder_rows(self, columns: Columns) -> list[Tensor]:
         """Decoder rows of features at each hook point, [k, d] each; zeros for features of other hook points."""
         parts = []
@@ -119,8 +115,8 @@ class ContrastReader:
     def find(self, features: list[tuple[int, str]], hooks: dict[str, str]) -> tuple[Columns, NDArray[np.bool_]]:
         """(columns [k], whether each is known [k]) of another checkpoint's features, given as (number, hook point).
 
-        `hooks`: that checkpoint's hook points -> this one's. A number beyond all of this checkpoint's was born later:
-        it is known to write nothing here, and its column is -1. One that a re-fit has retired is not known.
+        `hooks`: that checkpoint's hook points -> this one's. A feature numbered after all of this checkpoint's was
+        born later: it is known to write nothing here, and its column is -1. One that a re-fit has retired is not known.
         """
         index = {int(number): i for i, number in enumerate(self.numbers)}
         columns, known = np.full(len(features), -1), np.zeros(len(features), dtype=bool)

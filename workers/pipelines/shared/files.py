@@ -1,6 +1,5 @@
 """Files that pipelines store: codes, lineages, examples, the text of a corpus, and saved states of a fit."""
 
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from featurewatch.service.kit.artifacts import ArtifactStore
-from featurewatch.workers.activations import load_documents
-from featurewatch.workers.activations.tensorfiles import is_whole, save_checked
+from featurewatch.workers.activations.corpus import load_documents
+from featurewatch.workers.activations.tensorfiles import is_whole, save_checked, settle
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import FitState
@@ -130,7 +129,7 @@ def clear_partial(folder: Path) -> None:
 
 
 def partial_fit(data_dir: Path, artifact: str) -> Path:
-    """Where the fit behind an artifact saves its state as it goes. Artifact names begin with the family."""
+    """Where the fit behind an artifact saves its state. Artifact names begin with the family."""
     return data_dir / "partial" / f"{artifact.removesuffix('.safetensors').replace('/', '-')}.fit"
 
 
@@ -151,9 +150,7 @@ def save_state(path: Path, state: FitState) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_checked(temporary, tensors)
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temporary.rename(path)
+    settle(temporary, path)
 
 
 def remove_state(path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import structlog
 
 from featurewatch.service.checkpoints import logic as checkpoints
-from featurewatch.service.models import Checkpoint
 from featurewatch.service.verdicts import queries
 from featurewatch.workers.activations.sources.identity import Reference, Verified, resolve, verified
 from featurewatch.workers.errors import RunError
@@ -18,39 +17,28 @@ from featurewatch.workers.execution import Execution
 log = structlog.get_logger("featurewatch.worker")
 
 
-def reference_of(checkpoint: Checkpoint) -> Reference:
-    """A checkpoint as registered and, if it was read before, as read."""
-    return Reference(
-        uri=checkpoint.uri,
-        adapter=checkpoint.adapter,
-        resolved_uri=checkpoint.resolved_uri,
-        resolved_adapter=checkpoint.resolved_adapter,
-        contents=checkpoint.contents,
-        hook_points=list(checkpoint.hook_points),
-    )
-
-
-def _resolved(execution: Execution, checkpoint_id: str, known: Reference) -> Reference:
-    """The resolved reference of a checkpoint, stored the first time it is resolved."""
-    reference = resolve(known, execution.settings)
-    if reference is not known:
-        with execution.write() as session:
-            checkpoints.resolve(
-                session, checkpoint_id, uri=str(reference.resolved_uri), adapter=reference.resolved_adapter
-            )
-    return reference
-
-
 @contextmanager
 def verified_checkpoint(execution: Execution, checkpoint_id: str) -> Iterator[tuple[Reference, Verified]]:
     """A checkpoint whose files equal the registered ones, both on entering and on leaving.
 
-    The first reading stores all digests. RunErrors of `identity.verified`.
+    The first reading stores the resolved reference and all digests. RunErrors of `identity.verified`.
     """
     with execution.read() as session:
         row = queries.checkpoint(session, checkpoint_id)
-        known, read_before, name, state = reference_of(row), row.content_digest is not None, row.name, row.state
-    reference = _resolved(execution, checkpoint_id, known)
+        read_before, name, state = row.content_digest is not None, row.name, row.state
+        known = Reference(
+            uri=row.uri,
+            adapter=row.adapter,
+            resolved_uri=row.resolved_uri,
+            resolved_adapter=row.resolved_adapter,
+            contents=row.contents,
+            hook_points=list(row.hook_points),
+        )
+    reference = resolve(known, execution.settings)
+    if reference is not known:
+        uri, adapter = str(reference.resolved_uri), reference.resolved_adapter
+        with execution.write() as session:
+            checkpoints.resolve(session, checkpoint_id, uri=uri, adapter=adapter)
 
     def progress(done: int, total: int) -> None:
         execution.check()

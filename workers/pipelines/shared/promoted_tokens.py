@@ -1,7 +1,6 @@
 """The tokens that new features promote: their decoder rows through the checkpoint's own head (logit lens)."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from featurewatch.service.checkpoints.contents import ACTIVATIONS
 from featurewatch.service.kit.hook_points import depth
-from featurewatch.workers.activations.models import load_tokenizer, locate_model
+from featurewatch.workers.activations.models.loading import load_tokenizer, locate_model
 from featurewatch.workers.activations.models.unembedding import promoted, read_unembedding, token_texts
-from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX, locate
-from featurewatch.workers.activations.sources.identity import Verified
+from featurewatch.workers.activations.sources.fetch import locate
 from featurewatch.workers.activations.tensorfiles import write_text
 from featurewatch.workers.errors import REFUSALS, RunError
 from featurewatch.workers.execution import Execution
@@ -56,26 +55,21 @@ def token_logits(
 
 
 def _through_head(execution: Execution, context: OnboardingContext, rows: Tensor) -> list[Logits]:
-    if context.uri.startswith(ACTIVATIONS_PREFIX):
-        raise RunError("no-unembedding", "this checkpoint was registered with activations, so it has no head")
+    if context.uri.startswith(ACTIVATIONS):
+        raise RunError("no-unembedding", "this checkpoint has precomputed activations, so it has no head")
     with (
         verified_checkpoint(execution, context.checkpoint_id) as (_, checkpoint),
         watched(execution, checkpoint) as check,
     ):
-        return _of_checkpoint(execution, checkpoint, rows, check)
-
-
-def _of_checkpoint(execution: Execution, checkpoint: Verified, rows: Tensor, check: Callable[[], None]) -> list[Logits]:
-    roots, cache = checkpoint.roots, execution.settings.cache_dir
-    folder = locate_model(checkpoint.uri, roots=roots, cache_dir=cache)
-    head = read_unembedding(folder, locate(checkpoint.adapter, roots, cache) if checkpoint.adapter else None)
-    if head.entry.shape[1] != rows.shape[1]:
-        raise RunError("no-unembedding", f"the head has width {head.entry.shape[1]}, the rows have {rows.shape[1]}")
-    tokenizer = load_tokenizer(folder)
-    parts = [
-        promoted(part.to(device_of(execution)), head, TOKENS, tokens=len(tokenizer), check=check)
-        for part in rows.split(ROWS)
-    ]
+        roots, cache = checkpoint.roots, execution.settings.cache_dir
+        folder = locate_model(checkpoint.uri, roots=roots, cache_dir=cache)
+        head = read_unembedding(folder, locate(checkpoint.adapter, roots, cache) if checkpoint.adapter else None)
+        if head.entry.shape[1] != rows.shape[1]:
+            raise RunError("no-unembedding", f"the head has width {head.entry.shape[1]}, the rows have {rows.shape[1]}")
+        tokenizer, device = load_tokenizer(folder), device_of(execution.settings)
+        parts = [
+            promoted(part.to(device), head, TOKENS, tokens=len(tokenizer), check=check) for part in rows.split(ROWS)
+        ]
     ids, values, low_ids, low_values = (torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True))
     texts = token_texts(tokenizer, torch.cat([ids, low_ids], 1).unique().tolist())
     written = (rows.norm(dim=1) > 0).tolist()

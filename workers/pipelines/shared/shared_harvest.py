@@ -1,4 +1,4 @@
-"""A harvest that several workers share: the leader, which has the run, and helpers, which have nothing else to do.
+"""A harvest that several workers share: the leader, which has the run, and helpers, which are otherwise idle.
 
 The leader writes the missing groups of positions as rows, reads one group after another itself, and moves in what
 helpers have put into the artifact store. It waits only for helpers whose lease is alive, so a harvest without helpers
@@ -15,12 +15,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
-import torch
 
 from featurewatch.service.config import Settings
 from featurewatch.service.kit import clock
@@ -29,16 +28,17 @@ from featurewatch.service.kit.db import AWAY, Database
 from featurewatch.service.models import Run, Shard
 from featurewatch.service.runs import queries as runs
 from featurewatch.service.shards import logic, queries
+from featurewatch.workers.activations.corpus import load_documents
 from featurewatch.workers.activations.harvest.reading import Group
-from featurewatch.workers.activations.harvest.shards import Shards, open_shards
+from featurewatch.workers.activations.harvest.shards import HarvestSpec, Shards, open_shards
+from featurewatch.workers.activations.positions import Positions
 from featurewatch.workers.activations.sources.identity import Reference, Verified, verified
 from featurewatch.workers.activations.tensorfiles import settle
 from featurewatch.workers.errors import LeaseLostError, RunError, WorkerStoppingError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.execution.heartbeat import Heartbeat
 from featurewatch.workers.execution.lease import Lease
-from featurewatch.workers.pipelines.shared.context import device_of
-from featurewatch.workers.pipelines.shared.harvest_task import HarvestTask
+from featurewatch.workers.pipelines.shared.context import device_of, set_threads
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -49,6 +49,43 @@ DECLINED_SECONDS = 300.0
 """How long a worker ignores a harvest that it could not help with."""
 _declined: dict[str, float] = {}
 """folder -> when this process declined it"""
+
+
+@dataclass(frozen=True)
+class HarvestTask:
+    """What a harvest reads. Any worker makes the same HarvestSpec from it, apart from its own folders."""
+
+    reference: dict[str, Any]
+    """A resolved `Reference`"""
+    hook_points: list[str]
+    documents: str
+    """Artifact: the family's copy of its corpus"""
+    context_length: int
+    positions: dict[str, Any] | None
+    """The family's. None: this checkpoint defines them"""
+    skip_tokens: int
+    max_norm_ratio: float
+    shard_positions: int
+
+    def spec(self, settings: Settings, artifacts: ArtifactStore, device: str, checkpoint: Verified) -> HarvestSpec:
+        """The specification for a verified checkpoint, with corpus and positions loaded."""
+        positions = Positions.load(artifacts.path(self.positions["artifact"])) if self.positions else None
+        return HarvestSpec(
+            uri=checkpoint.uri,
+            adapter=checkpoint.adapter,
+            content=checkpoint.digest,
+            model=Reference(**self.reference).title,
+            hook_points=self.hook_points,
+            corpus=load_documents(artifacts.path(self.documents)),
+            context_length=self.context_length,
+            positions=positions,
+            roots=checkpoint.roots,
+            device=device,
+            cache_dir=settings.cache_dir,
+            skip_tokens=self.skip_tokens,
+            max_norm_ratio=self.max_norm_ratio,
+            shard_positions=self.shard_positions,
+        )
 
 
 class HarvestLeader:
@@ -162,7 +199,6 @@ class ShardLease(Lease):
         self._stop = stop
 
     def add(self, positions: int) -> None:
-        """Count positions that were read."""
         self.positions_read += positions
 
     def check(self) -> None:
@@ -173,21 +209,15 @@ class ShardLease(Lease):
             raise WorkerStoppingError("the worker was asked to stop")
 
     def snapshot(self) -> tuple[Any, ...]:
-        """What a beat would write."""
         return (self.positions_read,)
 
     def beat(self) -> bool:
-        """Renew the lease and write the progress. False if the lease is lost."""
         began = time.monotonic()
         with self.database.write() as session:
             held = logic.heartbeat(session, self.shard, read=self.positions_read, lease_seconds=self.seconds)
         self.lost = not held
         self.renew(began)
         return held
-
-    def lease_left(self) -> float:
-        """Seconds until the lease ends, as far as this worker knows."""
-        return self.left()
 
 
 def _not_wanted(shard: Shard) -> LeaseLostError:
@@ -202,7 +232,7 @@ class HarvestOffer(NamedTuple):
 
 
 class HarvestHelper:
-    """A worker that has no run of its own."""
+    """A worker without its own run."""
 
     def __init__(
         self, settings: Settings, database: Database, artifacts: ArtifactStore, *, worker: str, stop: Callable[[], bool]
@@ -240,10 +270,10 @@ class HarvestHelper:
 
     def _help(self, offer: HarvestOffer) -> int:
         """Read groups of one harvest while it is the first one waiting. Returns how many were read."""
-        task = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))["task"]
-        done, check = 0, self._watch(offer)
-        with verified(Reference(**task["reference"]), self.settings, lambda _done, _total: check()) as checkpoint:
-            shards = self._load(offer, checkpoint, check)
+        stored = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))
+        done, check, reference = 0, self._watch(offer), Reference(**stored["task"]["reference"])
+        with verified(reference, self.settings, lambda _done, _total: check()) as checkpoint:
+            shards = self._load(offer, stored, checkpoint, check)
             while self._look() == offer:
                 done += self._do_one(offer, shards, checkpoint)
         return done
@@ -263,15 +293,14 @@ class HarvestHelper:
 
         return check
 
-    def _load(self, offer: HarvestOffer, checkpoint: Verified, check: Callable[[], None]) -> Shards:
+    def _load(
+        self, offer: HarvestOffer, stored: dict[str, Any], checkpoint: Verified, check: Callable[[], None]
+    ) -> Shards:
         """Open the model and the corpus. RunError `other-terms` if they are not what the leader reads."""
-        stored = json.loads(self.artifacts.path(f"{offer.folder}/{TASK}").read_text(encoding="utf-8"))
-        if self.settings.threads:
-            torch.set_num_threads(self.settings.threads)
+        set_threads(self.settings)
         log.info("helping", run=offer.run_id, worker=self.worker)
         task = HarvestTask(**stored["task"])
-        device = device_of(self)
-        shards = open_shards(task.spec(self.settings, self.artifacts, str(device), checkpoint), check)
+        shards = open_shards(task.spec(self.settings, self.artifacts, str(device_of(self.settings)), checkpoint), check)
         terms = shards.terms()
         if not offer.folder.endswith(content_key(**terms)):
             differ = [name for name in terms if json.dumps(terms[name]) != json.dumps(stored["terms"].get(name))]
@@ -287,10 +316,8 @@ class HarvestHelper:
             shard = logic.claim(session, offer.run_id, worker=self.worker, lease_seconds=self.settings.lease_seconds)
         if shard is None:
             return 0
-        name, lease = (
-            group_artifact(offer.folder, shard.number),
-            ShardLease(shard, self.settings, self.database, self.stop),
-        )
+        name = group_artifact(offer.folder, shard.number)
+        lease = ShardLease(shard, self.settings, self.database, self.stop)
         heartbeat = Heartbeat(lease)
         heartbeat.start()
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from featurewatch.workers.activations import ActivationSet, open_activations
+from featurewatch.workers.activations.store import ActivationSet, open_activations
 from featurewatch.workers.crosscoder.model import Moments, Normaliser
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import EarlierCheckpoint, OnboardingContext, device_of
@@ -38,19 +38,18 @@ class Activations:
 
     def normalised(self) -> Normaliser:
         """The normaliser that was set, or one measured in a pass over the valid positions."""
-        return self.normaliser or self._measure()
+        if self.normaliser is not None:
+            return self.normaliser
+        moments = Moments(self.widths, self.device)
+        for block in self.valid.nonzero().squeeze(1).split(BLOCK):
+            moments.add(self.raw(block))
+        return self.normalise_by(moments.normaliser())
 
     def __call__(self, rows: Tensor) -> Tensor:
         normaliser = self.normalised()
         if self.cached is not None:
             return self.cached[rows]
         return normaliser(self.raw(rows))
-
-    def _measure(self) -> Normaliser:
-        moments = Moments(self.widths, self.device)
-        for block in self.valid.nonzero().squeeze(1).split(BLOCK):
-            moments.add(self.raw(block))
-        return self.normalise_by(moments.normaliser())
 
     def normalise_by(self, normaliser: Normaliser) -> Normaliser:
         """Set the normaliser. Small activations are normalised at once and cached."""
@@ -84,7 +83,7 @@ def open_sources(
     hooks = hook_points or context.hook_points
     count = context.positions["count"] if context.positions else None
     opened = open_activations(folder, expected_positions=count, hook_points=hooks)
-    return Activations(opened, hooks, device_of(execution))
+    return Activations(opened, hooks, device_of(execution.settings))
 
 
 def normaliser_of(execution: Execution, checkpoint: EarlierCheckpoint, device: torch.device) -> Normaliser:

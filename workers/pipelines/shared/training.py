@@ -16,8 +16,8 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from torch import Tensor
 
-from featurewatch.workers.activations import open_activations
-from featurewatch.workers.activations.models import compute_dtype
+from featurewatch.workers.activations.models.loading import compute_dtype
+from featurewatch.workers.activations.store import open_activations
 from featurewatch.workers.crosscoder.config import FitConfig, Layout
 from featurewatch.workers.crosscoder.fit import FitState, fit, start_from
 from featurewatch.workers.crosscoder.fit.order import RUN
@@ -85,11 +85,11 @@ def configuration(context: OnboardingContext, layout: Layout) -> FitConfig:
 def train_dictionary(
     execution: Execution, context: OnboardingContext, members: Members, saved: Path, known: Tensor | None = None
 ) -> Crosscoder:
-    """Fit on all members. Saves its state at `saved` as it goes; a resumed fit gives the same numbers, bit by bit.
+    """Fit on all members. Saves its state at `saved` regularly; a resumed fit gives the same numbers, bit for bit.
 
     known: [w, D] decoder rows of the last generation's features to start from, with enough latents for all of them.
     """
-    config, device = configuration(context, members.layout), device_of(execution)
+    config, device = configuration(context, members.layout), device_of(execution.settings)
     if known is not None:
         needed = config.designated + len(known) + sum(config.dedicated)
         config = replace(config, n_features=max(config.n_features, needed))
@@ -240,7 +240,7 @@ def _on_processes(
         save_seconds=execution.settings.save_seconds,
         world=world,
         meeting=meeting,
-        cuda=device_of(execution).type == "cuda",
+        cuda=device_of(execution.settings).type == "cuda",
         threads=max(1, torch.get_num_threads() // world),
     )
     with _allowed_children():
@@ -266,7 +266,7 @@ def _on_processes(
             process.kill()
             process.join()
         meeting.unlink(missing_ok=True)
-    return files.load_state(saved, config, members.layout, device_of(execution)).model
+    return files.load_state(saved, config, members.layout, device_of(execution.settings)).model
 
 
 def _listen(receiver: Any, watch: FitMonitor) -> None:

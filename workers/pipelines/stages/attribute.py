@@ -11,32 +11,32 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from featurewatch.service.kit.hook_points import depth
 from featurewatch.service.kit.ids import feature_id
-from featurewatch.workers.activations import HarvestSpec, open_activations
 from featurewatch.workers.activations.contrast import Row, open_prompts
 from featurewatch.workers.activations.harvest.reading import TokenizedCorpus, tokenize_corpus
-from featurewatch.workers.activations.models import max_tokens
+from featurewatch.workers.activations.harvest.shards import HarvestSpec
 from featurewatch.workers.activations.models.heads import load_whole
 from featurewatch.workers.activations.models.hooks import (
     HookPoint,
     choose_hook_points,
-    in_order,
     layer_stack,
     without_later_layers,
 )
+from featurewatch.workers.activations.models.loading import max_tokens
 from featurewatch.workers.activations.positions import Reader
 from featurewatch.workers.activations.sources.identity import Reference, Verified
+from featurewatch.workers.activations.store import open_activations
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.dependencies.attribution import Attribution, Options, attribute
 from featurewatch.workers.dependencies.effects import Answers, Effects, activations, answer_margins, causal_effects
-from featurewatch.workers.dependencies.passages import choose_tokens, deal_folds
-from featurewatch.workers.dependencies.reading import Dictionary, Passage, Reading, Target
+from featurewatch.workers.dependencies.reading import Dictionary, Passage, Reading, Target, choose_tokens, deal_folds
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
 from featurewatch.workers.pipelines.shared.context import device_of
 from featurewatch.workers.pipelines.shared.dependency_request import AnswerSignature, DependencyRequest
-from featurewatch.workers.pipelines.shared.harvest_task import HarvestTask
+from featurewatch.workers.pipelines.shared.shared_harvest import HarvestTask
 from featurewatch.workers.verdicts.folds import FOLDS
 
 EFFECT_POSITIONS = 64
@@ -44,7 +44,7 @@ EFFECT_POSITIONS = 64
 DIRECTIONS = 8
 TOP_LOGITS = 10
 WORDS = "words"
-"""Metadata of an artifact: the tokens that its columns stand for"""
+"""Metadata of an artifact: the tokens of its columns"""
 
 
 class TracedModel(NamedTuple):
@@ -72,7 +72,7 @@ def trace(
     the model has a token. RunErrors of `load_whole`, `choose_hook_points`, `tokenize_corpus`.
     """
     whole = load_whole(spec.uri, spec.adapter, roots=spec.roots, device=spec.device, cache_dir=spec.cache_dir)
-    points = in_order(choose_hook_points(whole.body, spec.hook_points))
+    points = sorted(choose_hook_points(whole.body, spec.hook_points), key=lambda point: depth(point.name))
     corpus = tokenize_corpus(
         spec.corpus,
         Reader(whole.tokenizer, max_tokens(whole.body)),
@@ -82,7 +82,7 @@ def trace(
         check=check,
     )
     if code.n != len(corpus.positions):
-        raise RunError("wrong-positions", "the code belongs to other positions than the probe corpus")
+        raise RunError("wrong-positions", "the code's positions differ from those of the probe corpus")
     there = torch.from_numpy(corpus.token >= 0)
     if valid is not None:
         there &= torch.from_numpy(valid)
@@ -109,7 +109,7 @@ def trace_checkpoint(
 ) -> TracedModel:
     """Stage load: the verified checkpoint of a request, made ready for attribution."""
     with execution.stage("load"):
-        device, artifacts = device_of(execution), execution.artifacts
+        device, artifacts = device_of(execution.settings), execution.artifacts
         task = HarvestTask(
             reference=asdict(reference),
             hook_points=request.hook_points,

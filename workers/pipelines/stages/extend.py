@@ -2,17 +2,8 @@
 
 import torch
 
+from featurewatch.workers.crosscoder import extend
 from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.crosscoder.extend import (
-    ExtendConfig,
-    Innovation,
-    append_columns,
-    encode_new,
-    find_new_features,
-    repeats,
-    sizes,
-    typical_size,
-)
 from featurewatch.workers.crosscoder.regress import Regression, Solution, select, weighted_median
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
@@ -35,7 +26,7 @@ def extend_dictionary(execution: Execution, pair: ParentPair, source: str) -> Ba
     )
     if execution.artifacts.exists(artifact):
         return load_basis(execution, artifact)
-    old, numbers, _ = files.load_code(execution.artifacts.path(context.parent.code), device_of(execution))
+    old, numbers, _ = files.load_code(execution.artifacts.path(context.parent.code), device_of(execution.settings))
     rows, folds = common_rows(activations, parent)
     regression = Regression(old, rows, folds)
     execution.progress(0.2)
@@ -44,7 +35,7 @@ def extend_dictionary(execution: Execution, pair: ParentPair, source: str) -> Ba
     execution.check()
     new = new_columns(context, regression, (activations, now), (parent, before), references)
     execution.progress(0.9)
-    code, size = old, ExtendConfig().size * typical_size(old, before)
+    code, size = old, extend.ExtendConfig().size * extend.typical_size(old, before)
     if new.m:
         code, regression, before, now = solve_jointly(regression, new, (parent, before), (activations, now), size)
     numbers = torch.cat([numbers, torch.arange(context.n_features, context.n_features + code.m - old.m)])
@@ -72,20 +63,20 @@ def new_columns(
     solid = firings >= context.policy.min_firings
     weakened = solid & (share < WEAK * weighted_median(share[solid], (energy * square)[solid]))
     weak = weakened.nonzero().squeeze(1)
-    innovation = Innovation(regression, now, before, weak)
+    innovation = extend.Innovation(regression, now, before, weak)
     # Weakened features' rows of this checkpoint are not taken: where a successor replaced one, they are its direction.
     gone = map_rows(references.rows, before[0].widths, maps)[references.gone]
-    config = ExtendConfig(most=context.policy.new_features, least_firings=context.policy.min_firings)
-    size = typical_size(regression.code, before[1])
+    config = extend.ExtendConfig(most=context.policy.new_features, least_firings=context.policy.min_firings)
+    size = extend.typical_size(regression.code, before[1])
     # A tiny row lies along the dictionary's residual, which may be exactly the new feature.
-    holds = solid & ~weakened & (sizes(now[1].decoder, energy, firings) >= config.size * size)
+    holds = solid & ~weakened & (extend.sizes(now[1].decoder, energy, firings) >= config.size * size)
     taken = torch.cat([now[1].decoder[holds], was[weak], gone])
     n = regression.code.n
     if config.most == 0:
         return Code(torch.zeros(n + 1, dtype=torch.int64, device=was.device), weak[:0], was.new_zeros(0), 0)
-    directions = find_new_features(innovation, regression, size, taken, config)
-    new = encode_new(innovation, directions, n, torch.cat(list(regression.blocks())).sort().values)
-    return select(new, ~repeats(regression.code, new)) if new.m else new
+    directions = extend.find_new_features(innovation, regression, size, taken, config)
+    new = extend.encode_new(innovation, directions, n, torch.cat(list(regression.blocks())).sort().values)
+    return select(new, ~extend.repeats(regression.code, new)) if new.m else new
 
 
 def solve_jointly(
@@ -101,11 +92,11 @@ def solve_jointly(
     it then writes little, and columns that write less than a feature (`size`) are dropped.
     """
     while new.m:
-        code = append_columns(old.code, new)
+        code = extend.append_columns(old.code, new)
         regression = old.extended(code)
         now = regression.solve(*checkpoint)
         firings = torch.bincount(new.latents, minlength=new.m)
-        keep = sizes(now.decoder[old.m :], regression.energy.sum(0)[old.m :], firings) >= size
+        keep = extend.sizes(now.decoder[old.m :], regression.energy.sum(0)[old.m :], firings) >= size
         if bool(keep.all()):
             return code, regression, regression.solve(*parent), now
         new = select(new, keep)

@@ -46,7 +46,6 @@ def judged_features(comparison: ParentComparison, alarms: Bools) -> int:
 
 
 def unavailable(null: NullName, code: str, detail: str) -> NullResult:
-    """The result of a null that is not available."""
     reason = Unavailable(code=code, detail=detail)
     return NullResult(null=null, unavailable=reason, checkpoints=rate(0, 0), features=rate(0, 0))
 
@@ -141,7 +140,7 @@ def _grid(policy: Policy) -> list[tuple[Thresholds, bool]]:
 
 
 def _row(comparisons: Sequence[ParentComparison], policy: Policy, point: Thresholds, current: bool) -> GridRow:
-    """The same evidence judged by other thresholds."""
+    """The same evidence, judged with other thresholds."""
     changed = policy.model_copy(update=point.model_dump())
     parts: list[tuple[Rate, Rate]] = []
     for comparison in comparisons:

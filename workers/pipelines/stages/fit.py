@@ -8,6 +8,7 @@ from torch import Tensor
 from featurewatch.workers.crosscoder.code import Code, concatenate_rows
 from featurewatch.workers.crosscoder.duplicates import ROWS, merge_duplicates
 from featurewatch.workers.crosscoder.pursuit import pursued
+from featurewatch.workers.crosscoder.regress import put_rows
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
 from featurewatch.workers.pipelines.shared.basis import Basis, load_basis
@@ -21,7 +22,7 @@ def fit_dictionary(
 ) -> Basis:
     """Fit over one checkpoint or several. `sources`: the artifacts that their activations are read from.
 
-    Saves its state as it goes; a resumed fit gives the same numbers, bit by bit.
+    Saves its state regularly; a resumed fit gives the same numbers, bit for bit.
     """
     artifact = context.artifact("code", sources=sources, crosscoder=context.crosscoder, generation=context.generation)
     saved = files.partial_fit(execution.settings.data_dir, artifact)
@@ -46,7 +47,7 @@ def fit_code(
     merge_duplicates(model, concatenate_rows([pursued(model, members(part)) for part in _sample(rows).split(BLOCK)]))
     # Where one checkpoint is not valid, the code is read from the others.
     parts = [pursued(model, members(part)) for part in rows.split(BLOCK)]
-    return _spread(concatenate_rows(parts), rows.to(device_of(execution)), len(members.valid))
+    return put_rows(concatenate_rows(parts), rows.to(device_of(execution.settings)), len(members.valid))
 
 
 def _sample(rows: Tensor) -> Tensor:
@@ -54,10 +55,3 @@ def _sample(rows: Tensor) -> Tensor:
     runs = rows.split(256)
     step = max(1, -(-len(rows) // ROWS))
     return torch.cat(runs[::step])
-
-
-def _spread(code: Code, rows: Tensor, n: int) -> Code:
-    """The code of some rows as a code of all n positions, empty at the others."""
-    counts = torch.zeros(n, dtype=torch.int64, device=rows.device)
-    counts[rows] = code.indptr.diff()
-    return Code(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), code.latents, code.values, code.m)

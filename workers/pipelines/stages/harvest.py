@@ -14,27 +14,20 @@ import structlog
 from safetensors.torch import load_file, save_file
 from torch import from_numpy
 
+from featurewatch.service.checkpoints.contents import ACTIVATIONS
 from featurewatch.service.families import logic as families
-from featurewatch.workers.activations import (
-    ActivationSet,
-    HarvestSpec,
-    Positions,
-    check_finite,
-    harvest,
-    load_corpus,
-    open_activations,
-    save_documents,
-)
-from featurewatch.workers.activations.corpus import Document, corpus_digest
-from featurewatch.workers.activations.models import compute_dtype
-from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
+from featurewatch.workers.activations.corpus import Document, corpus_digest, load_corpus, save_documents
+from featurewatch.workers.activations.harvest.run import harvest
+from featurewatch.workers.activations.harvest.shards import HarvestSpec
+from featurewatch.workers.activations.models.loading import compute_dtype
+from featurewatch.workers.activations.positions import Positions
 from featurewatch.workers.activations.sources.identity import Reference, Verified
+from featurewatch.workers.activations.store import ActivationSet, check_finite, open_activations
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.context import EarlierCheckpoint, OnboardingContext, device_of
-from featurewatch.workers.pipelines.shared.harvest_task import HarvestTask
 from featurewatch.workers.pipelines.shared.identity import known_content, verified_checkpoint, watched
-from featurewatch.workers.pipelines.shared.shared_harvest import HarvestLeader
+from featurewatch.workers.pipelines.shared.shared_harvest import HarvestLeader, HarvestTask
 from featurewatch.workers.pipelines.shared.sources import BLOCK, Activations, normaliser_of, open_sources
 
 log = structlog.get_logger("featurewatch.worker")
@@ -52,7 +45,7 @@ class Harvest(NamedTuple):
 
 def harvest_activations(execution: Execution, context: OnboardingContext) -> Harvest:
     """Read the checkpoint's activations, unless they are stored already."""
-    documents = None if context.uri.startswith(ACTIVATIONS_PREFIX) else corpus_copy(execution, context)
+    documents = None if context.uri.startswith(ACTIVATIONS) else corpus_copy(execution, context)
     name = activations_of(execution, context, documents)
     folder = execution.artifacts.path(name)
     activations = open_sources(execution, context, folder)
@@ -87,7 +80,7 @@ def open_earlier(execution: Execution, context: OnboardingContext, checkpoint: E
             adapter=checkpoint.adapter,
             hook_points=hooks,
         )
-        documents = None if checkpoint.uri.startswith(ACTIVATIONS_PREFIX) else corpus_copy(execution, earlier)
+        documents = None if checkpoint.uri.startswith(ACTIVATIONS) else corpus_copy(execution, earlier)
         with verified_checkpoint(execution, checkpoint.id) as (reference, verified):
             make_activations(execution, earlier, name, reference, verified, documents)
     activations = open_sources(execution, context, execution.artifacts.path(name), checkpoint.hook_points)
@@ -106,7 +99,7 @@ def activations_of(execution: Execution, context: OnboardingContext, documents: 
             hook_points=context.hook_points,
             documents=documents["artifact"] if documents else None,
             context_length=context.corpus["context_length"],
-            compute=None if reference.brought_along else _compute(execution),
+            compute=None if reference.precomputed else _compute(execution),
             positions=context.positions["digest"] if context.positions else None,
             masking=[context.policy.skip_tokens, context.policy.max_norm_ratio],
         )
@@ -126,15 +119,18 @@ def make_activations(
     """Read a verified checkpoint into an artifact, unless it changes meanwhile."""
     partial = execution.settings.data_dir / "partial" / name.replace("/", "-")
     with watched(execution, checkpoint, partial) as check:
-        if reference.brought_along:
+        if reference.precomputed:
             try:
                 _copy(execution, context, partial, checkpoint, check)
             except RunError:
                 shutil.rmtree(partial, ignore_errors=True)  # copying starts over each time
                 raise
         else:
-            task = _task(execution, context, reference, documents)
-            _harvest(execution, task, partial, checkpoint, check)
+            settings, task = execution.settings, _task(execution, context, reference, documents)
+            spec = task.spec(settings, execution.artifacts, str(device_of(execution.settings)), checkpoint)
+            # Without a broker there is no way to ask for help.
+            sharing = HarvestLeader(execution, task) if settings.broker_url and settings.share_harvests else None
+            harvest(spec, partial, on_progress=execution.progress, check=check, sharing=sharing)
     with execution.artifacts.create(name) as place:
         shutil.move(partial, place)
 
@@ -149,8 +145,8 @@ def corpus_copy(execution: Execution, context: OnboardingContext) -> dict[str, A
     if context.positions:
         raise RunError(
             "positions-without-text",
-            "the family's positions were registered with activations and have no text, so no model can be read at "
-            "them; register this checkpoint with activations too",
+            "the family's positions come from precomputed activations and have no text, so no model can be read at "
+            "them; register precomputed activations of this checkpoint too",
         )
     documents = read_corpus(execution, context.corpus)
     digest = corpus_digest(documents)
@@ -178,7 +174,7 @@ def harvest_spec(
 
 def _compute(execution: Execution) -> list[str]:
     """What a model computes with: other hardware rounds differently."""
-    device = device_of(execution)
+    device = device_of(execution.settings)
     return [str(compute_dtype(str(device))), device.type]
 
 
@@ -198,20 +194,10 @@ def _task(
     )
 
 
-def _harvest(
-    execution: Execution, task: HarvestTask, partial: Path, checkpoint: Verified, check: Callable[[], None]
-) -> None:
-    settings = execution.settings
-    spec = task.spec(settings, execution.artifacts, str(device_of(execution)), checkpoint)
-    # Without a broker there is no way to ask for help.
-    sharing = HarvestLeader(execution, task) if settings.broker_url and settings.share_harvests else None
-    harvest(spec, partial, on_progress=execution.progress, check=check, sharing=sharing)
-
-
 def _copy(
     execution: Execution, context: OnboardingContext, partial: Path, checkpoint: Verified, check: Callable[[], None]
 ) -> None:
-    """Copy registered activations into the store, and check every number of the copy.
+    """Copy precomputed activations into the store, and check every number of the copy.
 
     A copy, because the next extension reads them again and CI clears its folders.
     """
@@ -262,7 +248,7 @@ def _family_documents(execution: Execution, context: OnboardingContext, opened: 
     if len(differ):
         raise RunError(
             "wrong-positions",
-            f"position {differ[0]} belongs to another document than in the family's first checkpoint; provide "
+            f"position {differ[0]} belongs to a different document than in the first checkpoint; provide "
             "activations of the same documents in the same order",
         )
     return known

@@ -95,7 +95,7 @@ class ContrastExperiment:
         """The features that separate the classes on the selecting half."""
         m = reader.m * len(reader.hook_points)
         return choose(
-            lambda columns: reader.block(columns, ~self.judged),
+            lambda part: reader.values(np.arange(part.start, part.stop), ~self.judged),
             m,
             self.select,
             most=self.settings["features"],
@@ -188,7 +188,7 @@ def judge_signature(
     reselected = _held(experiment, now, chosen, baseline, hooks, ratios)
     fresh_score = experiment.score(now, chosen.columns, chosen.weight)
     evidence = Evidence(
-        strength=_as_interval(ratios["along"] if ratios else None),
+        strength=Interval(*ratios["along"]) if ratios and ratios["along"] else None,
         auroc=Interval(*own),
         reselected=Interval(*fresh_score),
         reselected_strength=reselected[0],
@@ -276,7 +276,7 @@ def _change(
     known: NDArray[np.bool_],
     checkpoint: JudgedCheckpoint,
 ) -> Estimate | None:
-    """Strength over that in the previous checkpoint. None if that was not read, or surely writes nothing."""
+    """Strength over that in the previous checkpoint. None if that was not read, or clearly writes nothing."""
     if question.before is None or question.before_activations is None or not len(columns):
         return None
     pairs = {own: theirs for theirs, own in paired(question.before.hook_points, checkpoint.hook_points).items()}
@@ -293,10 +293,8 @@ def _change(
     if not both.any():
         return None
     at, then, first = columns[both], then[both], first[both]
-    latest, earlier = (
-        experiment.products(now, at, baseline, first).both,
-        experiment.products(before, then, baseline, first).both,
-    )
+    latest = experiment.products(now, at, baseline, first).both
+    earlier = experiment.products(before, then, baseline, first).both
     return interval(latest / earlier, experiment.reach) if earlier.min() > 0 else None
 
 
@@ -307,10 +305,6 @@ def _named(reader: ContrastReader, chosen: Chosen) -> list[dict[str, Any]]:
         named.append({"feature": feature_id(number), "hook_point": hook, "weight": float(weight),
                       "auroc": round(float(alone), 4), "q_value": float(q)})  # fmt: skip
     return named
-
-
-def _as_interval(estimate: Estimate | None) -> Interval | None:
-    return None if estimate is None else Interval(*estimate)
 
 
 def _pair(name: str, estimate: Estimate | None) -> dict[str, Any]:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from featurewatch.service.calibrations.schemas import CalibrationIn
+from featurewatch.service.checkpoints.contents import ACTIVATIONS
 from featurewatch.service.families.calibration import NullName
 from featurewatch.service.recording import verdicts
-from featurewatch.workers.activations import harvest, load_documents
+from featurewatch.workers.activations.corpus import load_documents
+from featurewatch.workers.activations.harvest.run import harvest
 from featurewatch.workers.activations.models.finetune import Training, fine_tune
 from featurewatch.workers.activations.models.rounding import Rounding, round_rows
-from featurewatch.workers.activations.sources import ACTIVATIONS_PREFIX
-from featurewatch.workers.crosscoder.code import Code
-from featurewatch.workers.crosscoder.regress import Regression, assign_folds
+from featurewatch.workers.crosscoder.regress import Regression, assign_folds, put_rows, take_rows
 from featurewatch.workers.errors import RunError
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
@@ -36,11 +36,11 @@ from featurewatch.workers.verdicts.halves import Half, products_of_halves
 from featurewatch.workers.verdicts.measure import Side, over_noise, ratios
 
 LEAST_DOCUMENTS = 8
-"""Fewer cannot be split into halves that each have folds of their own."""
+"""Fewer cannot be split into halves that each have their own folds."""
 
 
 class RoundedActivations(Activations):
-    """Activations rounded to fewer bits as they are read, each hook point by itself."""
+    """Activations rounded to fewer bits as they are read, each hook point separately."""
 
     def __init__(self, of: Activations, to: Rounding) -> None:
         super().__init__(of.opened, of.hook_points, of.device)
@@ -63,7 +63,7 @@ class NullExperiment:
     def __post_init__(self) -> None:
         assert self.context.parent is not None
         self.parent = self.context.parent
-        self.brought_along = self.context.uri.startswith(ACTIVATIONS_PREFIX)
+        self.precomputed = self.context.uri.startswith(ACTIVATIONS)
         self.activations = open_earlier(self.execution, self.context, self.parent)
         with self.execution.read() as session:
             self.gone = verdicts.gone(session, self.parent.id)
@@ -82,7 +82,7 @@ class NullExperiment:
         if null == "finetune":
             return self._fine_tuned()
         rounding: Rounding | None = None if null == "repeat" else null  # type: ignore[assignment]
-        if self.brought_along:
+        if self.precomputed:
             folder = self.execution.artifacts.path(self.parent.activations[self.parent.hook_points[0]])
             same = open_sources(self.execution, self.context, folder)
             if rounding is None:
@@ -92,11 +92,11 @@ class NullExperiment:
         return self._harvested(null, weights=rounding), {"made": method}
 
     def _fine_tuned(self) -> tuple[Activations, dict[str, Any]]:
-        if self.brought_along:
+        if self.precomputed:
             raise RunError(
                 "no-weights",
-                "this checkpoint has activations but no weights, so it cannot be fine-tuned here. Fine-tune it where "
-                "the weights are, and register the activations as a checkpoint",
+                "this checkpoint has precomputed activations and no weights, so it cannot be fine-tuned here. "
+                "Fine-tune it where the weights are, and register its activations as a checkpoint",
             )
         execution, options = self.execution, self.options.finetune
         documents = load_documents(execution.artifacts.path(corpus_copy(execution, self.context)["artifact"]))
@@ -122,7 +122,7 @@ class NullExperiment:
                 (texts[:half], texts[half:]),
                 out,
                 roots=checkpoint.roots,
-                device=str(device_of(execution)),
+                device=str(device_of(execution.settings)),
                 cache_dir=execution.settings.cache_dir,
                 on_progress=execution.progress,
                 check=check,
@@ -135,7 +135,7 @@ class NullExperiment:
         """Activations of a changed model at the family's positions."""
         execution, name = self.execution, f"{self.context.family_id}/activations-{null}"
         if not execution.artifacts.exists(f"{name}/manifest.json"):
-            partial, device = partial_folder(execution, self.context, null), str(device_of(execution))
+            partial, device = partial_folder(execution, self.context, null), str(device_of(execution.settings))
             with (
                 verified_checkpoint(execution, self.context.checkpoint_id) as (reference, checkpoint),
                 watched(execution, checkpoint, partial) as check,
@@ -178,7 +178,8 @@ class NullExperiment:
         rows_b[references.gone] = references.rows[references.gone]
         sums = products_of_halves(halves[0], halves[1], activations.widths, references.gone, rows_b)
         no_columns = torch.zeros(code.m, dtype=torch.bool)
-        basis = Basis(only(code, first.to(activations.device)), numbers, no_columns, self.parent.code)
+        rows = first.nonzero().squeeze(1).to(activations.device)
+        basis = Basis(put_rows(take_rows(code, rows), rows, code.n), numbers, no_columns, self.parent.code)
         with execution.read() as session:
             readability = verdicts.readability(session, self.parent.id, numbers.numpy())
         measurements = Measurements(
@@ -211,11 +212,3 @@ def deal(document: Tensor, seed: int, split: int) -> Tensor:
         )
     order = torch.from_numpy(np.random.default_rng([seed, split]).permutation(len(documents)))
     return (order < len(documents) // 2)[index]
-
-
-def only(code: Code, keep: Tensor) -> Code:
-    """The code at the same n positions, emptied where `keep` (bool [n]) is False."""
-    counts = code.indptr.diff()
-    entries = keep.repeat_interleave(counts)
-    indptr = torch.cat([counts.new_zeros(1), (counts * keep).cumsum(0)])
-    return Code(indptr, code.latents[entries], code.values[entries], code.m)

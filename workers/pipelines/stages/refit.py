@@ -9,7 +9,7 @@ from torch import Tensor
 
 from featurewatch.workers.crosscoder.code import Code
 from featurewatch.workers.crosscoder.matching import Link, match
-from featurewatch.workers.crosscoder.regress import Reader, Regression, take_rows
+from featurewatch.workers.crosscoder.regress import Reader, Regression, energies, take_rows
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared import files
 from featurewatch.workers.pipelines.shared.basis import Basis, common_rows, load_basis
@@ -39,7 +39,7 @@ def refit_dictionary(execution: Execution, pair: ParentPair, source: str) -> Bas
     }
     artifact, lineage = context.artifact("code", **inputs), context.artifact("lineage", **inputs)
     saved = files.partial_fit(execution.settings.data_dir, artifact)
-    device = device_of(execution)
+    device = device_of(execution.settings)
     if not all(map(execution.artifacts.exists, (artifact, lineage))):
         anchors = [
             parent if anchor.id == context.parent.id else open_earlier(execution, context, anchor)
@@ -66,7 +66,7 @@ def refit_dictionary(execution: Execution, pair: ParentPair, source: str) -> Bas
 
 
 def _known_rows(old: Code, members: Members, least_firings: int) -> Tensor | None:
-    """`written_rows` of the last generation in the members; None where they have no position in common."""
+    """`written_rows` of the last generation in the members; None if they have no position in common."""
     valid = torch.stack([member.valid for member in members.members]).all(0)
     rows = valid.nonzero().squeeze(1).to(old.values.device)
     return written_rows(old, rows, members.members, least_firings) if len(rows) else None
@@ -98,7 +98,7 @@ def _numbers(columns: list[Link], old_numbers: Tensor, m: int, first: int) -> Te
 
 def _in_former_units(code: Code, pair: tuple[Code, Code], columns: list[Link]) -> Code:
     """The code with carried columns as large as before, by their root mean square over the rows of the pair."""
-    former, now = (_energy(part).sqrt() for part in pair)
+    former, now = (energies(part).sqrt() for part in pair)
     units = torch.ones(code.m, device=code.values.device)
     for link in columns:
         if link.kind == "carried":
@@ -115,8 +115,3 @@ def _between_numbers(columns: list[Link], old_numbers: Tensor, numbers: Tensor) 
         )
         for link in columns
     ]
-
-
-def _energy(code: Code) -> Tensor:
-    """Sum of f^2 of each column: [m]."""
-    return torch.zeros(code.m, device=code.values.device).index_add_(0, code.latents, code.values.square())
