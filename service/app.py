@@ -109,7 +109,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @cache
 def _routes() -> list[BaseRoute]:
-    """The routes of the API and the pages. The apps of a process share them, because FastAPI takes 50 ms to analyse them."""
+    """The routes of the API and the pages, shared by the apps of a process: FastAPI takes 50 ms to analyse them."""
     parent = APIRouter()
     for router in (*ROUTERS, *site.ROUTERS):
         parent.include_router(router)
