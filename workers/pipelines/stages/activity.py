@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -65,6 +66,10 @@ class Rows:
         pairs = ((self.rows, other.rows), (self.bias, other.bias), (self.numbers, other.numbers))
         same = self.hook_points == other.hook_points and self.threshold == other.threshold
         return same and all(torch.equal(a, b) for a, b in pairs)
+
+    def first(self, count: int) -> "Rows":
+        """The rows of the first features."""
+        return replace(self, rows=self.rows[:count], numbers=self.numbers[:count])
 
     def at(self, hook_points: list[str]) -> "Rows":
         """The rows at some of their hook points, in the given order."""
@@ -176,33 +181,52 @@ def _stored_code(execution: Execution, name: str, rows: Rows, activations: Activ
     """The own code of this name, read and stored if it does not exist."""
     if not execution.artifacts.exists(name):
         with execution.artifacts.create(name) as place:
-            _read(rows, activations).save(place)
+            _read(rows, activations, activations.valid).save(place)
     return OwnCode.load(execution.artifacts.path(name))
 
 
 def _parent_code(execution: Execution, pair: ParentPair, rows: Rows) -> OwnCode:
-    """The parent's own code with the given rows: the stored one if it was read with them."""
-    assert pair.parent is not None and pair.context.parent is not None
-    stored = pair.context.parent
-    kept = stored.own_code is not None and execution.artifacts.exists(stored.own_code)
-    if kept and stored.rows and rows.equals(Rows.load(execution, stored.rows, rows.rows.device)):
-        return OwnCode.load(execution.artifacts.path(str(stored.own_code)))
-    return _read(rows, pair.parent)
+    """The parent's own code with the given rows. A stored one is used if it was read with them, new features apart."""
+    parent, stored = pair.parent, pair.context.parent
+    assert parent is not None and stored is not None
+    if stored.rows and stored.own_code and execution.artifacts.exists(stored.own_code):
+        before, code = Rows.load(execution, stored.rows, rows.rows.device), stored.own_code
+        if rows.first(len(before.numbers)).equals(before):
+            return _with_new_features(OwnCode.load(execution.artifacts.path(code)), rows, parent)
+    return _read(rows, parent, parent.valid)
 
 
-def _read(rows: Rows, activations: Activations) -> OwnCode:
-    """Read an own code at all valid positions. Values are rounded as they are stored."""
+def _with_new_features(code: OwnCode, rows: Rows, activations: Activations) -> OwnCode:
+    """An own code with columns for further rows. Only positions where one of these can be active are read again."""
+    known, device = len(code.numbers), rows.rows.device
+    new = rows.rows[known:]
+    if not len(new):
+        return code
+    old, again = Code.from_scipy(code.matrix, device), torch.zeros(len(code.valid), dtype=torch.bool)
+    for part in activations.valid.nonzero().squeeze(1).to(device).split(BLOCK):
+        x = activations(part) - rows.bias
+        residual = x - take_rows(old, part).decode(rows.rows[:known])
+        again[part.cpu()] = (torch.maximum(x @ new.T, residual @ new.T) >= rows.threshold).any(1).cpu()
+    fresh = _read(rows, activations, again)
+    kept = scipy.sparse.diags((~again).numpy().astype(np.float32)) @ code.matrix
+    kept.resize(fresh.matrix.shape)
+    matrix = (kept + fresh.matrix).tocsr()
+    matrix.eliminate_zeros()
+    return replace(fresh, matrix=matrix, valid=code.valid)
+
+
+def _read(rows: Rows, activations: Activations, where: Tensor) -> OwnCode:
+    """Read an own code at some positions (bool [n]). Values are rounded as they are stored."""
     coder = OwnCoder(rows.rows, rows.bias, rows.threshold)
-    valid = activations.valid
-    where = valid.nonzero().squeeze(1).to(activations.device)
-    parts = [coder(activations(part)) for part in where.split(BLOCK)]
-    counts = torch.zeros(len(valid), dtype=torch.int64)
+    positions = where.nonzero().squeeze(1).to(activations.device)
+    parts = [coder(activations(part)) for part in positions.split(BLOCK)]
+    counts = torch.zeros(len(where), dtype=torch.int64)
     latents, values = (torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("latents", "values"))
-    counts[valid] = torch.cat([part.indptr.diff().cpu() for part in parts])
+    counts[where] = torch.cat([part.indptr.diff().cpu() for part in parts])
     indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return OwnCode(
         matrix=Code(indptr, latents, values.half().float(), rows.rows.shape[0]).to_scipy(),
-        valid=valid.numpy(),
+        valid=where.numpy(),
         document=activations.document.unique(return_inverse=True)[1].numpy(),
         fold=assign_folds(activations.document, FOLDS).numpy(),
         threshold=rows.threshold,
