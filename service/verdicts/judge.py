@@ -42,6 +42,8 @@ _LESS = [*_PARTLY, *(status.code for status in (*GONE, Status.RELOCATED))]
 """Statuses of features that are written less, or not surely enough, where they used to be active"""
 _NOT_PLACED = [status.code for status in (*GONE, Status.EMERGED, Status.RELOCATED)]
 """Statuses of features that one of the checkpoints does not have along the direction that own codes are read with"""
+_STILL = [Places.SAME.code, Places.BROADENED.code]
+"""Places of features that are active where they used to be"""
 
 
 class Estimates(NamedTuple):
@@ -295,9 +297,9 @@ def _placed(e: Evidence, status: NDArray[np.int8], policy: Policy, level: float)
     status[(displaced & usual) | narrowed] = Status.PRESENT.code
     status[displaced & (placement.amplitude < policy.suppressed_below)] = Status.SUPPRESSED.code
     status[displaced & (placement.amplitude > policy.amplified_above)] = Status.AMPLIFIED.code
-    # Still active in the same places, although next to nothing is written along the old direction: not absent.
-    same = there_before & (placement.codes == Places.SAME.code)
-    status[same & (status == Status.ABSENT.code)] = Status.SUPPRESSED.code
+    # Still active where it was, although next to nothing is written along the old direction: not absent.
+    still = there_before & np.isin(placement.codes, _STILL)
+    status[still & (status == Status.ABSENT.code)] = Status.SUPPRESSED.code
     return placement
 
 
