@@ -127,6 +127,8 @@ class Comparison:
     """[m] documents in which the feature was active at the baseline"""
     documents: NDArray[np.int64]
     """[m] in the checkpoint"""
+    positions: int
+    """Positions that are valid in both"""
     threshold: float
     """Smallest possible activation"""
 
@@ -170,6 +172,7 @@ def compare_activity(before: OwnCode, now: OwnCode) -> Comparison:
         gains=_gains(_by_document(c.only(gained), now.document), in_documents_b, c.only(gained), now.document),
         documents_before=np.bincount(in_documents_b.indices, minlength=b.m),
         documents=np.bincount(in_documents_c.indices, minlength=c.m),
+        positions=int(both.sum()),
         threshold=now.threshold,
     )
 

@@ -86,7 +86,7 @@ def test_default_list_is_the_newest_judged_checkpoint_largest_change_first(clien
         "projection_ratio": 1.0, "projection_ratio_ci": [0.9, 1.1], "strength_ratio": 1.0, "strength_ratio_ci": None,
         "orthogonal_ratio": 0.1, "q_value": 1e-6, "strength": 1.5, "direction_cosine": 0.99, "readability": 0.8,
         "firing_rate": 0.02, "firings": 300, "minimum_detectable_ratio": 0.9,
-        "places": None, "places_q_value": None, "firing_rate_ratio": None, "firing_rate_ratio_ci": None,
+        "places": None, "places_q_value": None, "firing_rate_before": None, "firing_rate_ratio": None, "firing_rate_ratio_ci": None,
             "gained_share": None, "gained_share_ci": None, "lost_share": None, "lost_share_ci": None,
             "kept_amplitude": None, "kept_amplitude_ci": None, "gained_documents": None,
             "successors": [{"id": "F5", "kind": "replaced", "cofiring": 0.9}],
