@@ -3,6 +3,7 @@
 The vacuum removes its artifacts later: others may refer to them, and a backup of the store may be in progress.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
@@ -110,11 +111,12 @@ def _replace_verdicts(session: Session, family: Family, child: Checkpoint, rows:
     verdicts.add_verdicts(session, columns)
     queries.drop_measurements(session, child.id, RATIOS, excluding=verdicts.ALL_HOOKS)
     queries.unpair(session, child.id)
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.status] = counts.get(row.status, 0) + 1
+    counts = {
+        "statuses": dict(Counter(row.status for row in rows)),
+        "places": dict(Counter(row.places for row in rows if row.places is not None)),
+    }
     quality = {name: value for name, value in (child.quality or {}).items() if name != "size_factor"}
-    child.quality = quality | {"statuses": counts}
+    child.quality = quality | counts
     verdicts.revise(session, child)
     stored.pack(session, child.id)
     for below in queries.children(session, child.id):

@@ -18,6 +18,7 @@ from featurewatch.service.client import Client, ClientError
 from featurewatch.service.client.types import Checkpoint, Report, Run
 from featurewatch.service.config import JobSettings
 from featurewatch.service.kit.text import plain
+from featurewatch.service.verdicts.statuses import PLACES_CHANGED
 
 Status = Literal["passed", "failed", "judged", "waiting", "error"]
 Metadata = Annotated[
@@ -219,6 +220,7 @@ def _show(job: Job, report: Report) -> None:
     for caveat in report["caveats"]:
         base.out.print(f"! {plain(caveat, most=4000)}", markup=False, soft_wrap=wrap)
     base.show_fields((status, count) for status, count in report["counts"].items() if count)
+    base.show_fields((places, report["places"][places]) for places in PLACES_CHANGED if report["places"].get(places))
     for signature in report["signatures"]:
         line = f"signature {signature['name']} is {signature['status']}: {signature['what']}"
         base.out.print(plain(line, most=400), markup=False, soft_wrap=wrap)
