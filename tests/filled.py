@@ -107,7 +107,7 @@ def _features(session: Session, artifacts: ArtifactStore, family: Family, v1: Ch
     new = factories.feature(session, family, 5, v2, origin="emerged", label="a person's")
     for row in rows:
         factories.verdict(session, v1, row, previous_status=None)
-    factories.verdict(session, v2, rows[0], "suppressed")
+    factories.verdict(session, v2, rows[0], "suppressed", places="broadened", **BROADENED)
     successor = {"id": "F5", "kind": "replaced", "cofiring": 0.9}
     factories.verdict(session, v2, rows[1], "replaced", successors=[successor])
     factories.verdict(session, v2, new, "emerged", previous_status=None)
@@ -177,6 +177,13 @@ def _signatures(session: Session, family: Family, v1: Checkpoint, v2: Checkpoint
             )  # fmt: skip
 
 
+BROADENED = {
+    "places_q_value": 0.001, "firing_rate_before": 0.01, "firing_rate_ratio": 3.0, "firing_rate_ratio_lo": 2.5,
+    "firing_rate_ratio_hi": 3.5, "gained_share": 1.9, "gained_share_lo": 1.6, "gained_share_hi": 2.2,
+    "lost_share": 0.02, "lost_share_lo": 0.0, "lost_share_hi": 0.05, "kept_amplitude": 0.98,
+    "kept_amplitude_lo": 0.95, "kept_amplitude_hi": 1.01, "gained_documents": 40.0,
+}  # fmt: skip
+"""Figures of a feature that became active in new places."""
 READING = {
     "strength": 2.0, "strength_ratio": 1.0, "strength_ratio_ci": [0.9, 1.1], "change": None, "change_ci": None,
     "size_ratio": 1.0, "size_ratio_ci": [0.9, 1.1], "auroc": 0.9, "auroc_ci": [0.85, 0.95], "reselected_auroc": 0.9,

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_a
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from featurewatch.service.alerts import events
-from featurewatch.service.alerts.evidence import MOST_ROWS, Evidence, failure_row, reading_row, verdict_row
+from featurewatch.service.alerts.evidence import MOST_ROWS, Evidence, failure_row, places_row, reading_row, verdict_row
 from featurewatch.service.kit.ids import feature_id, parse_feature_id
 from featurewatch.service.signatures.rule import Status as SignatureStatus
-from featurewatch.service.verdicts.statuses import ALARMING, Status
+from featurewatch.service.verdicts.statuses import ALARMING, PLACES_ALARMING, Places, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from featurewatch.service.alerts.events import Transition
+    from featurewatch.service.models import Feature
 
 SIGNATURE_ALARMING: list[SignatureStatus] = [word for word in get_args(SignatureStatus) if word in ALARMING]
 _NAMED_IN_SUMMARY = 3
@@ -87,11 +88,7 @@ class _FeatureStatusCondition(BaseCondition):
         return [verdict_row(*transition) for transition in self.select(event.transitions(self.statuses))] or None
 
     def summary(self, event: events.FeaturesJudged, evidence: Evidence) -> str:
-        first = evidence[:_NAMED_IN_SUMMARY]
-        labels = [f" ({row['label']})" if row["label"] else "" for row in first]
-        named = [f"{row['feature']}{label} {row['status']}" for row, label in zip(first, labels, strict=True)]
-        rest = len(evidence) - len(named)
-        return ", ".join(named) + (f" and {rest} more" if rest else "")
+        return _named(evidence, "status")
 
     def clears(self, event: events.FeaturesJudged, ancestor: Evidence) -> bool:
         names = [row["feature"] for row in ancestor]
@@ -151,6 +148,47 @@ class StatusCountCondition(_FeatureStatusCondition):
     def summary(self, event: events.FeaturesJudged, evidence: Evidence) -> str:
         count = f"{len(evidence)} features {self.status} (limit {self.at_least})"
         return f"{count}: {super().summary(event, evidence)}"
+
+
+class PlacesCondition(BaseCondition):
+    """A given feature, a feature with a given tag or a watched feature becomes active in other places."""
+
+    listens_to: ClassVar = events.FeaturesJudged
+    resolved_when: ClassVar = "all of them are active in the same places as at the parent at a later checkpoint"
+
+    kind: Literal["places"]
+    feature: FeatureId | None = Field(
+        None, title="Feature", examples=["F42318"], description="Id of the feature. Default: every watched feature."
+    )
+    tag: str | None = Field(
+        None, min_length=1, max_length=100, examples=["deception"],
+        description="Tag of the features. Default: every watched feature.",
+    )  # fmt: skip
+    places: Annotated[
+        list[Places], Field(min_length=1, max_length=len(Places), description="Places that raise the alert.")
+    ] = [*PLACES_ALARMING]
+
+    @model_validator(mode="after")
+    def _one_group(self) -> Self:
+        if self.feature is not None and self.tag is not None:
+            raise ValueError("a places rule takes a feature or a tag, not both; create a rule for each")
+        return self
+
+    def match(self, event: events.FeaturesJudged) -> Evidence | None:
+        return [places_row(*move) for move in event.moves(self.places) if self._covers(move[1])] or None
+
+    def summary(self, event: events.FeaturesJudged, evidence: Evidence) -> str:
+        return (f"tag {self.tag}: " if self.tag else "") + _named(evidence, "places")
+
+    def clears(self, event: events.FeaturesJudged, ancestor: Evidence) -> bool:
+        names = [row["feature"] for row in ancestor]
+        places = event.places(names)
+        return all(places.get(name) == Places.SAME for name in names)
+
+    def _covers(self, feature: "Feature") -> bool:
+        if self.tag is not None:
+            return self.tag in feature.tags
+        return feature.watched if self.feature is None else feature.number == parse_feature_id(self.feature)
 
 
 class SignatureCondition(BaseCondition):
@@ -299,6 +337,7 @@ Condition = Annotated[
     | WatchedCondition
     | TagCondition
     | StatusCountCondition
+    | PlacesCondition
     | SignatureCondition
     | RewiredCondition
     | QualityCondition
@@ -324,3 +363,12 @@ else:
 def _recovered(names: "Iterable[str]", statuses: "Mapping[str, str]", alarming: "Sequence[str]") -> bool:
     """Whether everything is out of the alarming statuses. No verdict, or an indeterminate one, does not show that."""
     return all(statuses.get(name, Status.INDETERMINATE) not in {*alarming, Status.INDETERMINATE} for name in names)
+
+
+def _named(evidence: Evidence, word: str) -> str:
+    """`F1 (sorry) broadened, F2 narrowed and 4 more`. word: the field of the rows with the verdict."""
+    first = evidence[:_NAMED_IN_SUMMARY]
+    labels = [f" ({row['label']})" if row["label"] else "" for row in first]
+    named = [f"{row['feature']}{label} {row[word]}" for row, label in zip(first, labels, strict=True)]
+    rest = len(evidence) - len(named)
+    return ", ".join(named) + (f" and {rest} more" if rest else "")

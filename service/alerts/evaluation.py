@@ -3,7 +3,7 @@
 The kinds of rules are in `conditions`, what they listen to in `events`.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
@@ -46,11 +46,13 @@ def judged(session: Session, *, family: Family, checkpoint: Checkpoint) -> list[
     Doing it twice changes nothing.
     """
     session.flush()
-    transitions = partial(queries.transitions, session, family.id, checkpoint.id)
+    here, parent = (session, family.id, checkpoint.id), checkpoint.parent_id
     event = events.FeaturesJudged(
         family_id=family.id,
-        transitions=transitions if checkpoint.parent_id else lambda _: [],  # nothing to have changed from
-        statuses=partial(_statuses, session, checkpoint),
+        transitions=partial(queries.transitions, *here) if parent else lambda _: [],  # nothing to have changed from
+        statuses=partial(_by_id, partial(verdicts.statuses, session, checkpoint.id)),
+        moves=partial(queries.moves, *here, parent) if parent else lambda _: [],
+        places=partial(_by_id, partial(verdicts.places, session, checkpoint.id)),
     )
     raised = evaluate(session, checkpoint, event)
     fvu = _fvu(checkpoint)
@@ -78,6 +80,8 @@ def rehearse(
         family_id=family_id,
         transitions=lambda statuses: [change for change in changes if change[0].status in statuses],
         statuses=lambda _: {},
+        moves=lambda _: [],
+        places=lambda _: {},
     )
     matches = _matches(_loaded(queries.rules_for(session, family_id)), event)
     return [(match.rule, len(match.evidence)) for match in matches if match.evidence]
@@ -209,9 +213,9 @@ def _raise_once(session: Session, new: Alert, summary: str, evidence: Evidence) 
         return
 
 
-def _statuses(session: Session, checkpoint: Checkpoint, names: Collection[str]) -> dict[str, str]:
-    found = verdicts.statuses(session, checkpoint.id, [parse_feature_id(name) for name in names])
-    return {feature_id(number): status for number, status in found.items()}
+def _by_id(look_up: Callable[[Sequence[int]], Mapping[int, str]], names: Collection[str]) -> dict[str, str]:
+    words = look_up([parse_feature_id(name) for name in names])
+    return {feature_id(number): word for number, word in words.items()}
 
 
 def _fvu(checkpoint: Checkpoint | None) -> float | None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from featurewatch.service.models import Feature, Reading, Run, Signature, Verdict
 
     Transition = tuple[Verdict, Feature]
+    Move = tuple[Verdict, Feature, str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,10 @@ class FeaturesJudged(Event):
     """Features that came into one of some statuses, largest change first"""
     statuses: Callable[[Collection[str]], Mapping[str, str]]
     """Feature ids -> the status of each that has a verdict"""
+    moves: "Callable[[Collection[str]], Sequence[Move]]"
+    """Features whose places came into some words, largest gain or loss first. Last: the places at the parent"""
+    places: Callable[[Collection[str]], Mapping[str, str]]
+    """Feature ids -> the places of each that has them"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from featurewatch.service.alerts.conditions import BaseCondition
 
-_SINGULAR = {"statuses": "status"}
+_SINGULAR = {"statuses": "status", "places": "places"}
 
 
 class Parameter(NamedTuple):

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, exists, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from featurewatch.service.families.queries import LISTED
 from featurewatch.service.models import Alert, AlertRule, Checkpoint, Family, Feature, Run, Verdict
@@ -126,6 +126,26 @@ def transitions(
         .where(or_(Verdict.previous_status.is_not(None), Verdict.status != Status.PRESENT))
         .order_by(Verdict.change.desc(), Verdict.feature)
     ).all()
+
+
+def moves(
+    session: Session, family_id: str, checkpoint_id: str, parent_id: str, words: Collection[str]
+) -> Sequence[tuple[Verdict, Feature, str | None]]:
+    """Features whose places came into the words at a checkpoint, with their places at its parent.
+
+    The largest gain or loss of activation comes first.
+    """
+    above = aliased(Verdict)
+    size = func.coalesce(Verdict.gained_share, 0) + func.coalesce(Verdict.lost_share, 0)
+    rows = session.execute(
+        select(Verdict, Feature, above.places)
+        .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
+        .outerjoin(above, (above.checkpoint_id == parent_id) & (above.feature == Verdict.feature))
+        .where(Verdict.checkpoint_id == checkpoint_id, Verdict.family_id == family_id, Verdict.places.in_(words))
+        .where(or_(above.places.is_(None), above.places.not_in(words)))
+        .order_by(size.desc(), Verdict.feature)
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 def last_judged(session: Session) -> Sequence[tuple[Family, datetime | None]]:

@@ -21,7 +21,7 @@ from featurewatch.service import __version__
 from featurewatch.service.client import Client
 from featurewatch.service.config import ClientSettings
 from featurewatch.service.runs.words import seen
-from featurewatch.service.verdicts.statuses import Colour, Status
+from featurewatch.service.verdicts.statuses import WORDS, Colour
 
 OK, FAILED, USAGE, UNAVAILABLE = 0, 1, 2, 3
 
@@ -29,7 +29,7 @@ _STYLES: dict[Colour, str] = {
     "green": "green", "amber": "yellow", "red": "red", "magenta": "magenta", "violet": "blue", "blue": "cyan",
     "teal": "bright_green", "grey": "dim",
 }  # fmt: skip
-STATUS_STYLES: dict[str, str] = {status: _STYLES[status.row.colour] for status in Status} | {
+STATUS_STYLES: dict[str, str] = {word: _STYLES[row.colour] for word, row in WORDS.items()} | {
     "succeeded": "green",
     "judged": "green",
     "failed": "red",

@@ -11,7 +11,7 @@ import typer
 from featurewatch.service.cli import base
 from featurewatch.service.client import Client, ClientError
 from featurewatch.service.client.wire import PAGE_LIMIT
-from featurewatch.service.verdicts.statuses import Status
+from featurewatch.service.verdicts.statuses import Places, Status
 
 SECONDS = 1.0
 """Timeout of a request: a person is waiting at the prompt."""
@@ -50,6 +50,7 @@ def _names(ask: Callable[[Client, str], Iterable[tuple[str, str]]], of: str | No
 
 
 statuses = words(*Status)
+places = words(*Places)
 families = _names(lambda client, _: ((row["name"], "") for row in client.families()))
 checkpoints = _names(
     lambda client, family: ((row["name"], row["state"]) for row in client.checkpoints(family)), of="family"

@@ -24,6 +24,15 @@ Statuses = Annotated[
     typer.Option("--status", help="Only this verdict. May be repeated.", autocompletion=complete.statuses),
 ]
 
+PlacesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--places",
+        help="Only features that are active in these places, compared with the baseline. May be repeated.",
+        autocompletion=complete.places,
+    ),
+]
+
 
 def what(row: Any) -> str:
     """What a feature is about: its label, or else the automatic one."""
@@ -52,7 +61,7 @@ def _figures(view: View, *, intervals: Sequence[str]) -> dict[str, Callable[[Any
 _LISTED = _figures("list", intervals=("projection_ratio",))
 _COURSE = _figures("course", intervals=("projection_ratio", "strength_ratio"))
 FEATURES = Table(
-    ("feature", "status", "was", *_LISTED, "successors", "what"),
+    ("feature", "status", "places", "was", *_LISTED, "successors", "what"),
     {
         "feature": "id",
         "was": "previous_status",
@@ -62,16 +71,16 @@ FEATURES = Table(
     },
     empty="No matching features.",
     wraps=("what", "successors"),
-    optional=("firings", "strength", "was", "q"),
+    optional=("firings", "strength", "was", "lost", "rate", "gained", "q"),
 )
 TRAJECTORY = Table(
-    ("checkpoint", "status", *_COURSE, "successors"),
+    ("checkpoint", "status", "places", *_COURSE, "successors"),
     {
         **_COURSE,
         "successors": lambda point: [f"{successor['id']} {successor['kind']}" for successor in point["successors"]],
     },
     empty="No verdicts yet.",
-    optional=("readability", "strength", "firings"),
+    optional=("readability", "strength", "firings", "lost", "gained", "rate"),
 )
 SOURCES = Table(
     ("checkpoint", "hook_point", "readability", "strength", "projection", "cosine", "against"),
@@ -97,6 +106,7 @@ def list_features(
     checkpoint: Annotated[str | None, checkpoint_option("Verdicts in this checkpoint; default: the newest.")] = None,
     baseline: Annotated[str | None, checkpoint_option("Compare with this checkpoint; default: its parent.")] = None,
     status: Statuses = None,
+    places: PlacesOption = None,
     q: Annotated[str | None, typer.Option("--search", "-q", help="Search in labels and top tokens.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only features with this tag.")] = None,
     watched: Annotated[bool | None, typer.Option(help="Only watched features, or only unwatched ones.")] = None,
@@ -117,6 +127,7 @@ def list_features(
         checkpoint=checkpoint,
         baseline=baseline,
         status=status or (),
+        places=places or (),
         q=q,
         tag=tag,
         watched=watched,
@@ -135,14 +146,17 @@ def diff(
     ],
     to: Annotated[str, typer.Argument(metavar="TO", help="Checkpoint to judge.", autocompletion=complete.checkpoints)],
     status: Statuses = None,
+    places: PlacesOption = None,
     min_change: MinChange = None,
     max_q: MaxQ = None,
-    rows: Annotated[bool, typer.Option("--rows", help="Also list the features. Implied by --status.")] = False,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Also list the features. Implied by --status and --places.")
+    ] = False,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
     """Compare any two checkpoints: what changed, how certain that is, and which features could not be judged."""
-    query: dict[str, Any] = {"status": status or (), "min_change": min_change, "max_q": max_q}
+    query: dict[str, Any] = {"status": status or (), "places": places or (), "min_change": min_change, "max_q": max_q}
     with base.connect() as client:
         comparison = client.compare(family, from_, to, **query, limit=min(limit or PAGE_LIMIT, PAGE_LIMIT))
         if comparison["next_cursor"] and not 0 < limit <= PAGE_LIMIT:
@@ -151,7 +165,7 @@ def diff(
     if as_json:
         return base.show_json(comparison)
     findings.show(comparison, f"{family}: {to} against {from_}")
-    if rows or status:
+    if rows or status or places:
         base.out.print()
         FEATURES(comparison["data"])
     return None
@@ -200,15 +214,15 @@ def show_feature(
             row = client.feature(family, feature)
         points = client.trajectory(family, feature)
         passages = client.examples(family, feature, limit=examples) if examples else []
-        places = client.sources(family, feature) if sources else []
+        readings = client.sources(family, feature) if sources else []
     if as_json:
         document = {"feature": row, "trajectory": points, "examples": passages}
-        return base.show_json(document | ({"sources": places} if sources else {}))
+        return base.show_json(document | ({"sources": readings} if sources else {}))
     base.show_fields([*((name, row.get(name)) for name in _FIELDS), ("course", draw.course(points))])
     base.out.print()
     TRAJECTORY(points)
     if sources:
-        _show_sources(places)
+        _show_sources(readings)
     if row.get("lineage"):
         base.out.print()
         LINEAGE(row["lineage"])
@@ -222,9 +236,9 @@ def _tags(tags: list[str] | None) -> list[str] | None:
     return None if tags is None else [tag for tag in tags if tag]  # `--tag ""`: none
 
 
-def _show_sources(places: list[Any]) -> None:
+def _show_sources(readings: list[Any]) -> None:
     """A line that names the best hook point of each checkpoint, and a table of all hook points."""
-    best = [f"at {place['best']} in {place['checkpoint']}" for place in places if place["best"]]
+    best = [f"at {reading['best']} in {reading['checkpoint']}" for reading in readings if reading["best"]]
     base.out.print()
     base.out.print(f"best {', '.join(best)}" if best else "not read anywhere yet", highlight=False)
-    SOURCES([place | source for place in places for source in place["sources"]])
+    SOURCES([reading | source for reading in readings for source in reading["sources"]])

@@ -38,14 +38,15 @@ def show(report: Mapping[str, Any], title: str) -> None:
 
 def _show_findings(findings: list[Mapping[str, Any]]) -> None:
     rows = [FeatureRow.model_validate(finding["feature"]) for finding in findings]
-    cells = [[row.id, row.status, _left(row), _q(row), _what(row)] for row in rows]
-    widths = [max(cell_len(line[place]) for line in cells) for place in range(4)]
+    cells = [[row.id, row.status, row.places or "", _left(row), _q(row), _what(row)] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     for row, line, finding in zip(rows, cells, findings, strict=True):
         text = Text()
-        for place, (value, width) in enumerate(zip(line[:4], widths, strict=True)):
-            text.append(value, style=base.STATUS_STYLES.get(row.status, "") if place == 1 else "")
-            text.append(" " * (width - cell_len(value) + 2))
-        text.append(line[4])
+        for value, width in zip(line[:-1], widths[:-1], strict=True):
+            if width:
+                text.append(value, style=base.STATUS_STYLES.get(value, "") if value in (row.status, row.places) else "")
+                text.append(" " * (width - cell_len(value) + 2))
+        text.append(line[-1])
         _line(text)
         for example in finding["examples"][:1]:
             parts = passage(Example.model_validate(example))

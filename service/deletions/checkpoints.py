@@ -112,8 +112,12 @@ def _replace_verdicts(session: Session, family: Family, child: Checkpoint, rows:
     verdicts.add_verdicts(session, columns)
     queries.drop_measurements(session, child.id, RATIOS, excluding=verdicts.ALL_HOOKS)
     queries.unpair(session, child.id)
+    counts = {
+        "statuses": dict(Counter(row.status for row in rows)),
+        "places": dict(Counter(row.places for row in rows if row.places is not None)),
+    }
     quality = {name: value for name, value in (child.quality or {}).items() if name != "size_factor"}
-    child.quality = quality | {"statuses": dict(Counter(row.status for row in rows))}
+    child.quality = quality | counts
     verdicts.revise(session, child)
     stored.pack(session, child.id)
     for below in queries.children(session, child.id):

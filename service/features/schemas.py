@@ -54,6 +54,7 @@ class Point(BaseModel):
     firings: int = Field(description=FIGURE["firings"].about)
     minimum_detectable_ratio: float | None = Field(description=FIGURE["minimum_detectable_ratio"].about)
     places_q_value: float | None = Field(None, description=FIGURE["places_q_value"].about)
+    firing_rate_before: float | None = Field(None, description=FIGURE["firing_rate_before"].about)
     firing_rate_ratio: float | None = Field(None, description=FIGURE["firing_rate_ratio"].about)
     firing_rate_ratio_ci: Interval | None = None
     gained_share: float | None = Field(None, description=FIGURE["gained_share"].about)

@@ -43,6 +43,7 @@ class Verdict(Base):
     minimum_detectable_ratio: Mapped[float | None]
     """The largest projection ratio below 1 that the data could have distinguished from 1; None if none."""
     places_q_value: Mapped[float | None]
+    firing_rate_before: Mapped[float | None]
     firing_rate_ratio: Mapped[float | None]
     firing_rate_ratio_lo: Mapped[float | None]
     firing_rate_ratio_hi: Mapped[float | None]

@@ -141,6 +141,7 @@ def record(session: Session, *, checkpoint_id: str, run_id: str, outcome: Outcom
         "checkpoint": checkpoint.name,
         "parent": queries.checkpoint(session, checkpoint.parent_id).name if checkpoint.parent_id else None,
         "statuses": outcome.quality["statuses"],
+        "places": outcome.quality.get("places", {}),
         "new_features": len(outcome.origins),
         "fvu": outcome.quality["fvu"],
         "fit": outcome.quality.get("fit"),

@@ -26,7 +26,7 @@ from featurewatch.service.reports import markdown
 from featurewatch.service.signatures import logic as signatures
 from featurewatch.service.signatures.describe import sentence
 from featurewatch.service.verdicts.generations import reference_fvu
-from featurewatch.service.verdicts.statuses import CHANGED, Places, Status
+from featurewatch.service.verdicts.statuses import CHANGED, PLACES_CHANGED, Places, Status
 
 LARGEST = 50
 Format = Literal["json", "markdown", "html"]
@@ -224,7 +224,7 @@ _templates = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_templates.globals["STATUSES"] = tuple(Status)
+_templates.globals |= {"STATUSES": tuple(Status), "PLACES_CHANGED": PLACES_CHANGED}
 _templates.filters |= {
     "number": _number,
     "interval": _interval,

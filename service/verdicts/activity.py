@@ -130,6 +130,8 @@ class Comparison:
     """[m] documents in which the feature was active at the baseline"""
     documents: NDArray[np.int64]
     """[m] in the checkpoint"""
+    positions: int
+    """Positions that are valid in both"""
     threshold: float
     """Smallest possible activation"""
 
@@ -175,6 +177,7 @@ def compare_activity(before: OwnCode, now: OwnCode) -> Comparison:
         gains=_gains(_by_document(c.only(gained), now.document), in_documents_b, c.only(gained), now.document),
         documents_before=np.bincount(in_documents_b.indices, minlength=b.m),
         documents=np.bincount(in_documents_c.indices, minlength=c.m),
+        positions=int(both.sum()),
         threshold=now.threshold,
     )
 

@@ -180,6 +180,13 @@ FIGURES = (
         placed=True,
     ),
     Figure(
+        name="firing_rate_before",
+        about="Share of the positions where the feature is active at the baseline, by the own code.",
+        label="firing rate before",
+        unit="share of positions",
+        placed=True,
+    ),
+    Figure(
         name="firing_rate_ratio",
         about="Positions where the feature is active by the own code, divided by those at the baseline.",
         label="firing rate ratio",

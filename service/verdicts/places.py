@@ -37,6 +37,7 @@ class Placement:
     emptied: Bools
     """Its own code is nearly empty"""
     places_q_value: Floats
+    firing_rate_before: Floats
     firing_rate_ratio: Floats
     firing_rate_ratio_lo: Floats
     firing_rate_ratio_hi: Floats
@@ -99,6 +100,7 @@ def place(comparison: Comparison, policy: Policy, level: float) -> Placement:
         concentrated=concentrated,
         emptied=emptied,
         places_q_value=known(q.min(0)),
+        firing_rate_before=known(active_before / max(comparison.positions, 1)),
         firing_rate_ratio=known(rate[0]),
         firing_rate_ratio_lo=known(rate[1]),
         firing_rate_ratio_hi=known(rate[2]),

@@ -107,6 +107,14 @@ def statuses(session: Session, checkpoint_id: str, numbers: Sequence[int] | None
     return {row[0]: row[1] for row in session.execute(statement)}
 
 
+def places(session: Session, checkpoint_id: str, numbers: Sequence[int]) -> dict[int, str]:
+    """Feature number -> places in a checkpoint, of the features that have them."""
+    statement = select(Verdict.feature, Verdict.places).where(
+        Verdict.checkpoint_id == checkpoint_id, Verdict.places.is_not(None), one_of(Verdict.feature, values=numbers)
+    )
+    return {row[0]: row[1] for row in session.execute(statement)}
+
+
 def events(session: Session, checkpoint_id: str, statuses: Sequence[str]) -> Sequence[Any]:
     """(number, status, change, successors) of the features with one of these statuses in a checkpoint."""
     columns = (Verdict.feature, Verdict.status, Verdict.change, Verdict.successors)

@@ -77,6 +77,9 @@ class Places(Vocabulary):
     INDETERMINATE = Row(code=4, word="indeterminate", severity=60, sign="?", colour="grey", changed=False, alarms=False)
 
 
+VOCABULARIES: tuple[type[Vocabulary], ...] = (Status, Places)
+WORDS = {word.value: word.row for vocabulary in VOCABULARIES for word in vocabulary}
+"""The rows of all words. A word of two vocabularies looks the same in both."""
 BY_SEVERITY = tuple(sorted(Status, key=lambda status: status.row.severity))
 CHANGED = tuple(status for status in BY_SEVERITY if status.row.changed)
 # The API lists `suppressed` first among the defaults of alert rules, whatever is graver.
@@ -84,6 +87,7 @@ ALARMING = tuple(sorted((one for one in BY_SEVERITY if one.row.alarms), key=lamb
 GONE = frozenset(status for status in Status if status.row.gone)
 BY_CODE = {status.code: status for status in Status}
 PLACES_CHANGED = tuple(places for places in sorted(Places, key=lambda one: one.row.severity) if places.row.changed)
+PLACES_ALARMING = tuple(places for places in PLACES_CHANGED if places.row.alarms)
 PLACES_BY_CODE = {places.code: places for places in Places}
 N_CODES = max(BY_CODE) + 1
 """Length of an array that is indexed by code."""

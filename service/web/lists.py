@@ -48,6 +48,7 @@ _COLUMNS: dict[str, Callable[[FeatureRow], Cell]] = {
     "against": lambda row: row.baseline,
     "status": lambda row: row.status,
     "status before": lambda row: row.previous_status,
+    "places": lambda row: row.places,
     **FIGURE_COLUMNS,
     "label": lambda row: row.label or row.auto_label,
     "top tokens": lambda row: " ".join(row.top_tokens),

@@ -22,8 +22,8 @@ from featurewatch.service.features.sorting import SORTS
 from featurewatch.service.kit.sessions import database_of
 from featurewatch.service.kit.text import plain
 from featurewatch.service.runs.words import details, seen
-from featurewatch.service.verdicts.figures import Format, shown_in
-from featurewatch.service.verdicts.statuses import CHANGED, Status
+from featurewatch.service.verdicts.figures import FIGURE, Format, shown_in
+from featurewatch.service.verdicts.statuses import CHANGED, PLACES_CHANGED, Places, Status
 from featurewatch.service.web import shapes
 from featurewatch.service.web.access import cookie_options, may, visit_of
 from featurewatch.service.web.plots import Plot, csv_response
@@ -175,6 +175,10 @@ def _ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{_number(100 * value)}%"
+
+
 def _interval(ends: Sequence[float | None] | None) -> str:
     if ends is None:
         return ""
@@ -225,14 +229,15 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "moment": _moment, "number": _number, "ratio": _ratio, "interval": _interval, "q": _q, "seconds": _seconds,
-        "bytes": _bytes, "pretty": _pretty, "evidence": _evidence, "plain": plain, "passage": words.passage,
-        "details": details, "seen": seen, "formatted": lambda value, kind: _FORMATS[kind](value),
+        "moment": _moment, "number": _number, "ratio": _ratio, "interval": _interval, "percent": _percent, "q": _q,
+        "seconds": _seconds, "bytes": _bytes, "pretty": _pretty, "evidence": _evidence, "plain": plain,
+        "passage": words.passage, "details": details, "seen": seen,
+        "formatted": lambda value, kind: _FORMATS[kind](value),
     }  # fmt: skip
     environment.globals |= {
         "static": static, "address": address, "GLYPHS": shapes.GLYPHS, "bar": shapes.bar, "shade": shapes.shade,
         "colour": shapes.colour, "STATUSES": tuple(Status), "CHANGED": CHANGED, "SORTS": SORTS,
-        "LISTED_FIGURES": shown_in("page"),
+        "PLACES": tuple(Places), "PLACES_CHANGED": PLACES_CHANGED, "LISTED_FIGURES": shown_in("page"), "FIGURE": FIGURE,
         "script_statuses": [{"word": one.value, "sign": one.row.sign, "colour": one.row.colour} for one in Status],
     }  # fmt: skip
     return environment

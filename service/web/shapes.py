@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from featurewatch.service.verdicts.statuses import Colour, Status
+from featurewatch.service.verdicts.statuses import WORDS, Colour
 
-_STATES: dict[str, tuple[str, Colour]] = {status: (status.row.sign, status.row.colour) for status in Status} | {
+_STATES: dict[str, tuple[str, Colour]] = {word: (row.sign, row.colour) for word, row in WORDS.items()} | {
     "queued": ("○", "grey"), "running": ("◐", "blue"), "cancelling": ("◑", "amber"), "succeeded": ("✓", "green"),
     "failed": ("✕", "red"), "cancelled": ("–", "grey"),
     "registered": ("○", "grey"), "harvested": ("◐", "teal"), "judged": ("✓", "green"),

@@ -1,10 +1,10 @@
 """Describes events in words, for chats."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from featurewatch.service.kit.text import plain
-from featurewatch.service.verdicts.statuses import BY_SEVERITY
+from featurewatch.service.verdicts.statuses import BY_SEVERITY, PLACES_CHANGED
 
 MAX_LETTERS = 1000
 
@@ -42,10 +42,15 @@ def escaped(line: str) -> str:
 
 def _judged(data: Mapping[str, Any]) -> str:
     against = f" against {data['parent']}" if data.get("parent") else ""
-    statuses = data.get("statuses", {})
-    counts = ", ".join(f"{statuses[status]:,} {status}" for status in BY_SEVERITY if statuses.get(status))
+    counts = _counts(data.get("statuses", {}), BY_SEVERITY)
+    moved = _counts(data.get("places", {}), PLACES_CHANGED)
+    places = f"; places: {moved}" if moved else ""
     alerts = f"; alerts: {data['alerts']}" if data.get("alerts") else ""
-    return f"{data.get('family')}: {data.get('checkpoint')} was judged{against}: {counts}{alerts}"
+    return f"{data.get('family')}: {data.get('checkpoint')} was judged{against}: {counts}{places}{alerts}"
+
+
+def _counts(counts: Mapping[str, int], words: Iterable[str]) -> str:
+    return ", ".join(f"{counts[word]:,} {word}" for word in words if counts.get(word))
 
 
 def _alert(data: Mapping[str, Any]) -> str:

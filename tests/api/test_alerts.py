@@ -255,3 +255,78 @@ def test_a_limit_without_end_is_none(client):
     answer = client.post("/v1/alert-rules", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
     assert client.get("/v1/alerts?kind=moon").status_code == 422
+
+
+def place(database, name, **places):
+    """Write places (`F1="broadened"`) into a checkpoint, and `same` for the other features, and evaluate the rules."""
+    with database.write() as session:
+        family = session.scalars(select(Family).where(Family.name == "smol")).one()
+        checkpoint = session.scalars(select(Checkpoint).where(Checkpoint.name == name)).one()
+        for number in range(6):
+            row = session.get_one(factories.Verdict, (checkpoint.id, number))
+            row.places = places.get(f"F{number}", "same")
+            row.gained_share, row.gained_share_lo, row.gained_share_hi = 0.5 + number / 10, 0.5, 1.5
+            row.lost_share, row.firing_rate_ratio = 0.01, 1.9
+        return [alert.summary for alert in evaluation.judged(session, family=family, checkpoint=checkpoint)]
+
+
+@pytest.mark.parametrize(
+    ("condition", "raised"),
+    [
+        ({}, ["v2: F0 broadened"]),
+        ({"places": ["narrowed", "indeterminate"]}, []),
+        ({"tag": "deception"}, ["v2: tag deception: F1 displaced"]),
+        ({"tag": "sycophancy"}, []),
+        ({"feature": "f2"}, ["v2: F2 narrowed"]),
+        ({"feature": "F2", "places": ["broadened"]}, []),
+        ({"feature": "F3"}, []),
+        ({"feature": "F4", "places": ["indeterminate"]}, ["v2: F4 indeterminate"]),
+    ],
+)
+def test_a_rule_on_places(client, database, lineage, condition, raised):
+    rule(client, {"kind": "places"} | condition, family="smol")
+    changed = {"F0": "broadened", "F1": "displaced", "F2": "narrowed", "F4": "indeterminate"}
+    assert place(database, "v1", **changed) == [], "the first of its lineage has changed from nothing"
+    place(database, "v1")
+    assert place(database, "v2", **changed) == raised
+    assert place(database, "v2", **changed) == [], "judged again: nothing new"
+
+
+def test_an_alert_on_places_has_its_evidence_and_ends_where_they_stay_the_same(client, database, lineage):
+    made = rule(client, {"kind": "places"})
+    assert made["condition"] == {
+        "kind": "places", "feature": None, "tag": None, "places": ["displaced", "broadened", "narrowed"],
+    }  # fmt: skip
+    place(database, "v1")
+    place(database, "v2", F0="broadened", F1="broadened")
+    (alert,) = alerts(client, "kind=places")
+    (row,) = alert["evidence"]
+    assert (row["feature"], row["places"], row["previous_places"]) == ("F0", "broadened", "same")
+    assert (row["gained_share"], row["gained_share_ci"], row["lost_share"]) == (0.5, [0.5, 1.5], 0.01)
+    assert (row["firing_rate_ratio"], row["firing_rate_ratio_ci"]) == (1.9, None)
+    for word in ("broadened", "narrowed", "indeterminate", None):
+        assert place(database, "v3", F0=word) == [], "its places had changed already"
+        assert alerts(client)[0]["state"] == "open"
+    assert place(database, "v3") == []
+    assert alerts(client)[0]["state"] == "resolved"
+    kind, data = events(database)[-1]
+    assert (kind, data["alert"]["checkpoint"], data["resolved_by"]) == ("alert.resolved", "v2", "v3")
+
+
+def test_features_with_the_largest_gain_come_first(client, database, lineage):
+    rule(client, {"kind": "places", "tag": "all"})
+    for number in range(6):
+        client.patch(f"/v1/families/smol/features/F{number}", json={"tags": ["all"]})
+    place(database, "v1")
+    changed = {f"F{number}": "broadened" for number in range(5)}
+    assert place(database, "v2", **changed) == ["v2: tag all: F4 broadened, F3 broadened, F2 broadened and 2 more"]
+
+
+def test_a_places_rule_has_one_group_of_features(client, lineage):
+    for condition in ({"feature": "F1", "tag": "deception"}, {"places": []}, {"places": ["absent"]}):
+        answer = client.post("/v1/alert-rules", json={"name": "r", "condition": {"kind": "places"} | condition})
+        assert answer.status_code == 422
+    answer = client.post(
+        "/v1/alert-rules", json={"name": "r", "family": "smol", "condition": {"kind": "places", "feature": "F99"}}
+    )
+    assert answer.status_code == 404

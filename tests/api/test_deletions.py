@@ -447,6 +447,7 @@ def test_children_are_named_and_handed_on(client: TestClient, database: Database
     )
     assert sum(child["quality"]["statuses"].values()) == report["features"]
     assert {name: n for name, n in report["counts"].items() if n} == child["quality"]["statuses"]
+    assert {name: n for name, n in report["places"].items() if n} == child["quality"]["places"]
     below = {one["id"]: one for one in client.get(f"{URL}/features?checkpoint=v5&limit=500").json()["data"]}
     above = {one["id"]: one for one in client.get(query).json()["data"]}
     assert all(one["previous_status"] == above[id_]["status"] for id_, one in below.items() if id_ in above)

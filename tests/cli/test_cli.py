@@ -194,6 +194,8 @@ def test_a_rule_is_created_by_its_kind(service: Up) -> None:
          {"kind": "tag", "tag": "deception", "statuses": ["absent"]}),
         (["status-count", "r", "--status", "absent", "--at-least", "3"],
          {"kind": "status_count", "status": "absent", "at_least": 3}),
+        (["places", "r", "--tag", "deception", "--places", "broadened", "--places", "displaced"],
+         {"kind": "places", "feature": None, "tag": "deception", "places": ["broadened", "displaced"]}),
         (["rewired", "r"], {"kind": "rewired", "feature": None}),
         (["quality", "r", "--max-fvu", "0.4"], {"kind": "quality", "max_fvu": 0.4, "max_fvu_ratio": None}),
         (["run-failed", "--run", "onboard", "--run", "label", "r"],
@@ -204,7 +206,13 @@ def test_a_rule_is_created_by_its_kind(service: Up) -> None:
         rule = service.json(*create, *options)
         assert (rule["name"], rule["condition"]) == ("r", condition)
         assert service.run("alert", "rule", "delete", rule["id"]).returncode == 0
-    for options in (["absence", "r"], ["watched", "r", "--days", "7"], ["watched"], ["quality", "r"]):
+    for options in (
+        ["absence", "r"],
+        ["watched", "r", "--days", "7"],
+        ["watched"],
+        ["quality", "r"],
+        ["places", "r", "--tag", "a", "--feature", "F1"],
+    ):
         assert service.run(*create, *options).returncode == 2, options
     deprecated = service.run(*create, "--family", "toy", "tag", "--tag", "lost or found")
     assert "create tag tag --family toy --tag 'lost or found'" in deprecated.stderr, "a rule that is named like a kind"

@@ -16,6 +16,9 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from featurewatch.service import __version__
+from featurewatch.service.cli.base import UsageError
+from featurewatch.service.cli.gate import policy, rules
+from featurewatch.service.client import Client
 from tests.cli.blocks import blocks
 from tests.cli.installed import copy_source, make_environment
 from tests.cli.live import FIT, Up
@@ -314,3 +317,47 @@ def test_what_cannot_be_told_is_said_first(gated: Up, planted: Path, tmp_path: P
     done = gated.run(*register, "--gate", "default", "--summary", str(tmp_path / "file" / "x.md"))
     assert (done.returncode, "cannot write" in done.stderr) == (2, True)
     assert [row["name"] for row in gated.json("checkpoint", "list", "gated")] == ["v1", "v2"], "nothing was registered"
+
+
+def test_places_break_a_gate(filled_url: str, tmp_path: Path) -> None:
+    """In v2, F0 became active in new places. It has the tag deception, and nobody watches it."""
+
+    def failures(text: str, *, watched: bool = False) -> dict[str, str]:
+        (tmp_path / "gate.toml").write_text(text, encoding="utf-8")
+        gate = policy.load(str(tmp_path / "gate.toml")) if text else policy.DEFAULT
+        with Client(filled_url) as client:
+            client.update_feature("smol", "F0", watched=watched)
+            outcomes = rules.outcomes(gate, client, "smol", client.checkpoint("smol", "v2"))
+            client.update_feature("smol", "F0", watched=False)
+        assert all(bool(one.evidence) is not one.passed for one in outcomes if "places" in one.rule)
+        return {one.rule: one.failure for one in outcomes if not one.passed}
+
+    assert failures("[places]\nbroadened = 0\nnarrowed = 0") == {
+        "places.broadened": "1 feature is broadened; at most 0 allowed: F0"
+    }
+    assert failures("[places]\nbroadened = 1") == {}
+    assert failures('[watched]\nplaces = ["broadened"]') == {}
+    assert failures('[watched]\nplaces = ["broadened"]', watched=True) == {
+        "watched.places": "1 watched feature is broadened: F0"
+    }
+    assert failures('[tags.deception]\nplaces = ["displaced", "broadened"]\n[tags.other]\nplaces = ["broadened"]') == {
+        "tags.deception.places": "1 feature tagged deception is broadened: F0"
+    }
+    default = failures("")
+    assert default["tagged.places"] == "1 tagged feature is broadened: F0"
+    assert "watched.places" not in default and "watched.places" in failures("", watched=True)
+    with Client(filled_url) as client:
+        client.update_feature("smol", "F0", tags=[])
+        assert "tagged.places" not in failures("")
+        client.update_feature("smol", "F0", tags=["deception"])
+    with pytest.raises(UsageError, match=r"watched\.places\.0"):
+        failures('[watched]\nplaces = ["absent"]')
+
+
+def test_the_evidence_of_places_says_where(filled_url: str) -> None:
+    with Client(filled_url) as client:
+        checkpoint = client.checkpoint("smol", "v2")
+        (outcome,) = rules.outcomes(policy.Gate(places={"broadened": 0}), client, "smol", checkpoint)
+    assert outcome.asked == "at most 0 features are broadened"
+    (sentence,) = outcome.evidence
+    assert "F0" in sentence and "active in new places: its firing rate is 3 times" in sentence

@@ -65,7 +65,7 @@ def test_a_table_fits_its_terminal(filled_url: str) -> None:
     narrow = on_terminal(filled_url, 80, "features", "smol", "--checkpoint", "v2")
     assert COLOUR.search(narrow), "verdicts have colours on a terminal"
     lines = re.sub(r"\x1b\[[0-9;]*m", "", narrow).splitlines()
-    assert lines[0].split()[:3] == ["FEATURE", "STATUS", "PROJECTION"]
+    assert lines[0].split()[:3] == ["FEATURE", "STATUS", "PLACES"]
     row = next(line for line in lines if line.startswith("F0"))
     assert "suppressed" in row and "0.25 (0.23 to 0.28)" in row and "token0" in row
     assert all(len(line) <= 80 for line in lines[:-1])
@@ -234,11 +234,25 @@ def test_a_pipe_gets_every_column(filled_url: str) -> None:
     done = command("features", "smol", "--checkpoint", "v2", env={"FEATUREWATCH_URL": filled_url, "COLUMNS": "40"})
     heading, *rows = done.stdout.splitlines()
     assert heading.split() == [
-        "FEATURE", "STATUS", "WAS", "PROJECTION", "STRENGTH", "Q", "FIRINGS", "SUCCESSORS", "WHAT",
+        "FEATURE", "STATUS", "PLACES", "WAS", "PROJECTION", "STRENGTH", "Q", "FIRINGS", "RATE", "GAINED", "LOST",
+        "SUCCESSORS", "WHAT",
     ]  # fmt: skip
     assert len(rows) == 3 and "\x1b" not in done.stdout
     end = heading.index("FIRINGS") + len("FIRINGS")
     assert all(row[end - 3 : end] == "300" for row in rows), "numbers end below each other"
+
+
+def test_features_are_chosen_by_their_places(filled_url: str) -> None:
+    env = {"FEATUREWATCH_URL": filled_url}
+    done = within("features", "smol", "--checkpoint", "v2", "--places", "narrowed", "--places", "broadened", env=env)
+    _, row = done.stdout.splitlines()
+    assert row.split()[:3] == ["F0", "suppressed", "broadened"] and " 3.00 " in row and " 1.90 " in row
+    compared = within("diff", "smol", "v1", "v2", "--places", "broadened", env=env).stdout
+    finding, listed = (line for line in compared.splitlines() if line.startswith("F0 "))
+    assert finding.split()[:3] == listed.split()[:3] == ["F0", "suppressed", "broadened"]
+    course = within("feature", "smol", "F0", env=env).stdout
+    assert re.search(r"^v2 +suppressed +broadened ", course, re.MULTILINE)
+    assert within("features", "smol", "--places", "absent", env=env).returncode == 2
 
 
 def test_a_feature_shows_its_course(filled_url: str) -> None:
@@ -292,6 +306,7 @@ def test_a_shell_completes_names(filled_url: str) -> None:
     assert completed("diff smol v1 v") == ["v1", "v2", "v3"]
     assert completed("features smol --checkpoint v") == ["v1", "v2", "v3"]
     assert completed("features smol --status s") == ["suppressed"]
+    assert completed("diff smol v1 v2 --places b") == ["broadened"]
     assert completed("webhook redeliver whk_7 d") == ["dlv_7"]
     assert completed("alert rule create x --family smol --signature refusal_4") == ["refusal_4"] + [
         f"refusal_4{digit}" for digit in range(10)
@@ -306,7 +321,7 @@ def test_a_shell_completes_names(filled_url: str) -> None:
 def test_arguments_of_a_kind_are_completed_in_every_command() -> None:
     kinds = {
         "family", "checkpoint", "baseline", "parent", "from_", "to", "feature", "run", "webhook", "delivery", "alert",
-        "rule", "key", "signature", "status", "state",
+        "rule", "key", "signature", "status", "places", "state",
     }  # fmt: skip
     missing = {
         f"{name} {parameter.name}"

@@ -34,6 +34,11 @@ FAILED = {
             JUDGED | {"parent": None, "statuses": {"present": 5}, "alerts": 0},
             "smol: v2 was judged: 5 present",
         ),
+        (
+            "checkpoint.judged",
+            JUDGED | {"statuses": {"present": 5}, "places": {"same": 3, "broadened": 1_200, "displaced": 1}},
+            "smol: v2 was judged against v1: 5 present; places: 1 displaced, 1,200 broadened; alerts: 1",
+        ),
         ("alert.raised", {"alert": ALERT}, "Alert: smol: v2: F0 suppressed (rule deception)"),
         ("alert.raised", {"alert": PAUSE}, "Alert: webhook whk_1 (example.com) is paused"),
         (

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
+from sqlalchemy import select
 
 from benchmarks.service_data import FAMILY, Filler, Lineage
 from featurewatch.service import migrate
@@ -22,9 +23,11 @@ from featurewatch.service.families.schemas import FamilyIn
 from featurewatch.service.features import logic as features
 from featurewatch.service.features.schemas import FeaturePatch
 from featurewatch.service.kit.clock import utcnow
-from featurewatch.service.models import Alert, Attempt, Checkpoint, Family, Run
+from featurewatch.service.models import Alert, Attempt, Checkpoint, Family, Run, Verdict
 from featurewatch.service.recording import dependencies, verdicts
+from featurewatch.service.verdicts import queries, stored
 from featurewatch.service.verdicts.policy import Policy
+from featurewatch.service.verdicts.statuses import GONE, Status
 from featurewatch.service.webhooks import logic as webhooks
 from featurewatch.service.webhooks.schemas import WebhookCreate
 from tests import factories
@@ -36,6 +39,13 @@ FAULT = {
     "exception": 'Traceback (most recent call last):\n  File "/app/workers/runner.py", line 107, in _execute\n'
     "    _pipeline(execution, pipelines)(execution)\nworkers.errors.RunError: it needs 3.2 GiB, and 1.5 are free",
 }
+MOVED = {
+    1: ("broadened", 1.9, 0.02, 3.0),
+    2: ("narrowed", 0.01, 0.7, 0.3),
+    3: ("displaced", 1.1, 0.9, 1.2),
+    4: ("indeterminate", 0.4, 0.4, 1.0),
+}
+"""Feature -> its places in the newest checkpoint, gained and lost share, and firing rate ratio."""
 HOSTILE = "<script>alert('label')</script>\"'><img src=x onerror=alert(1)>"
 """A label that would run as a script if it were not escaped."""
 
@@ -106,6 +116,7 @@ class Pages(Filler):
             family = families.get(session, FAMILY)
             newest = checkpoints.get(session, family, f"v{n_checkpoints - 1}")
             self._name(session, family)
+            self._places(session, family)
             self._circuits(session, family, newest)
             self._runs(session, family, newest)
             self._alerts(session, family, newest)
@@ -123,6 +134,27 @@ class Pages(Filler):
                 row.label = f"mentions of {word}"
         body = FeaturePatch(label=HOSTILE, tags=["safety", "deception"], watched=True)
         features.patch(features.get(session, family, "F1"), body)
+
+    def _places(self, session: Any, family: Family) -> None:
+        """Where features are active: F1 in new places in v10, others elsewhere, most in the same places."""
+        rng, rows = np.random.default_rng(0), session.scalars(select(Verdict).where(Verdict.family_id == family.id))
+        newest = checkpoints.get(session, family, f"v{N_CHECKPOINTS - 1}").id
+        for row in rows:
+            if row.status in (*GONE, Status.EMERGED, Status.RELOCATED):
+                continue
+            changed = MOVED.get(row.feature) if row.checkpoint_id == newest else None
+            row.places, row.gained_share, row.lost_share, row.firing_rate_ratio = changed or ("same", 0.03, 0.02, 1.0)
+            for name in ("gained_share", "lost_share", "firing_rate_ratio"):
+                value = getattr(row, name)
+                setattr(row, f"{name}_lo", 0.9 * value)
+                setattr(row, f"{name}_hi", 1.1 * value)
+            row.firing_rate_before = 0.01 + 0.001 * rng.random()
+            row.kept_amplitude, row.kept_amplitude_lo, row.kept_amplitude_hi = 0.98, 0.95, 1.01
+            row.gained_documents, row.places_q_value = 12, 1e-5 if changed else 0.8
+        session.flush()
+        for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.family_id == family.id)):
+            queries.revise(session, checkpoint)
+            stored.pack(session, checkpoint.id)
 
     def _circuits(self, session: Any, family: Family, newest: Checkpoint) -> None:
         """Record the dependencies of F1 in the newest checkpoint and its parent."""

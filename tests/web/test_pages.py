@@ -15,6 +15,7 @@ from featurewatch.service.families import logic as families
 from featurewatch.service.features import logic
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Alert, Checkpoint, DependencyGraph
+from featurewatch.service.verdicts.statuses import PLACES_CHANGED
 from featurewatch.service.web import lists, site
 from featurewatch.service.web.plots import as_csv, csv_text
 from featurewatch.service.web.render import FOLDER
@@ -129,6 +130,36 @@ def test_a_writer_sees_write_buttons_and_an_administrator_the_keys(filled, write
     refused = writer.get("/keys")
     assert refused.status_code == 403 and "scope `admin`" in html.unescape(refused.text)
     assert "Create key" in filled.browser("admin").page("/keys")
+
+
+def test_features_are_chosen_by_their_places(reader) -> None:
+    text = reader.page(f"{HERE}/features")
+    assert 'name="places" value="displaced"' in text and 'value="same" data-submit>' in text
+    for path in (f"{HERE}/features?places=broadened", f"{HERE}/diff?from=v8&to=v10&places=broadened"):
+        text = reader.page(path)
+        assert re.findall(r'class="id" href="[^"]*">(F\d+)<', text.partition("data-rows")[2]) == ["F1"], path
+        assert 'value="broadened" data-submit checked' in text
+    report = reader.page(f"{HERE}/checkpoints/v10")
+    assert (
+        f'<a href="{HERE}/features?checkpoint=v10&amp;baseline=v8&amp;places=displaced"><span class="status c-violet">'
+        in report
+    )
+    listed = list(csv.DictReader(io.StringIO(reader.get(f"{HERE}/features?csv=features&places=narrowed").text)))
+    assert [(row["feature"], row["places"], row["lost share"]) for row in listed] == [("F2", "narrowed", "0.7")]
+
+
+def test_a_feature_says_where_it_is_active(reader) -> None:
+    section = reader.page(f"{HERE}/features/F1").partition('<section id="places">')[2].partition("</section>")[0]
+    said = html.unescape(re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", section)))
+    assert "v10 against v8 + broadened Firing rate" in said
+    before, now = re.search(r"([\d.]+)% before, ([\d.]+)% now", said).groups()
+    assert float(now) == pytest.approx(3 * float(before), rel=0.01)
+    assert "Ratio 3.00 2.70 to 3.30" in said
+    assert "Gained share 190% 171% to 209% Lost share 2% 1.8% to 2.2% Kept amplitude 98% 95% to 101%" in said
+    rates = list(csv.DictReader(io.StringIO(reader.get(f"{HERE}/features/F1?csv=firing-rate").text)))
+    assert [row["checkpoint"] for row in rates] == [f"v{number}" for number in range(11)]
+    assert (rates[-1]["places"], f"{float(rates[-1]['firing rate in %']):.3g}") == ("broadened", now)
+    assert "Not compared in v10: the feature is new, gone" in html.unescape(reader.page(f"{HERE}/features/F73"))
 
 
 def test_pages_of_the_list_do_not_overlap(reader) -> None:
@@ -279,7 +310,9 @@ def _heat_map_agrees(reader) -> None:
     for row in rows[1:]:
         report = reader.get(f"{HERE}/checkpoints/{row['checkpoint']}?format=json").json()
         changed = sum(int(row[name]) for name in row if name not in ("checkpoint", "indeterminate"))
-        assert changed == report["changed"], row
+        moved = "&".join(f"places={word}" for word in PLACES_CHANGED)
+        listed = reader.get(f"{HERE}/features?csv=features&checkpoint={row['checkpoint']}&status=present&{moved}").text
+        assert changed + len(listed.splitlines()) - 1 == report["changed"], row
         assert int(row["indeterminate"]) == report["counts"]["indeterminate"]
 
 

@@ -188,7 +188,8 @@ def test_reading(site: Site, page: Page) -> None:
     arrived(page, "default")
     page.get_by_text("Numbers of Projection ratio by checkpoint").click()
     expect(page.get_by_role("region", name="Projection ratio by checkpoint: numbers")).to_be_visible()
-    for name in ("trajectory", "strength"):
+    for name in ("trajectory", "firing-rate", "strength"):
+        page.locator(f"#{name}").scroll_into_view_if_needed()  # plots are drawn when they come near the viewport
         with page.expect_download() as saved:
             page.locator(f"#{name}").get_by_role("button", name="PNG").click()
         assert Path(saved.value.path()).read_bytes().startswith(b"\x89PNG")

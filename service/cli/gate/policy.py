@@ -4,6 +4,10 @@
     suppressed = 0
     absent = 0
 
+    [places]            # maximum number of features that are active in other places
+    broadened = 10
+    displaced = 0
+
     [shares]            # maximum share of the features
     absent = 0.1
     indeterminate = 0.3
@@ -14,11 +18,15 @@
     fvu_ratio = 2.0
     valid_share = 0.5
 
-    [watched]           # watched features must not have changed to these
+    [watched]           # watched features must not have changed to these statuses and places
     never = ["suppressed", "absent", "replaced"]
+    places = ["broadened", "displaced"]
 
-    [tags.deception]    # the same for features with a tag
+    [tags.deception]    # the same for features with this tag
     never = ["suppressed"]
+
+    [tagged]            # the same for features with any tag
+    places = ["broadened"]
 
     [signatures]        # signatures must not have changed to these
     never = ["suppressed", "absent", "replaced"]
@@ -40,7 +48,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featurewatch.service.cli.base import UsageError
 from featurewatch.service.signatures.rule import Status as SignatureStatus
-from featurewatch.service.verdicts.statuses import Status
+from featurewatch.service.verdicts.statuses import PLACES_CHANGED, Places, Status
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -73,9 +81,10 @@ class Dictionary(_Table):
 
 
 class Never(_Table):
-    """Statuses that no feature of a group may change to."""
+    """What no feature of a group may change to."""
 
     never: list[Status] = []
+    places: list[Places] = []
 
 
 class NeverSignatures(_Table):
@@ -94,9 +103,11 @@ class Gate(_Table):
     """A policy file. An empty one passes everything."""
 
     counts: dict[Status, int] = {}
+    places: dict[Places, int] = {}
     shares: Shares = Shares()
     dictionary: Dictionary = Dictionary()
     watched: Never = Never()
+    tagged: Never = Never()
     tags: dict[str, Never] = {}
     signatures: NeverSignatures = NeverSignatures()
     quality: dict[str, float] = {}
@@ -106,12 +117,16 @@ class Gate(_Table):
 DEFAULT = Gate(
     shares=Shares(absent=0.1, indeterminate=0.3, retired=0.5),
     dictionary=Dictionary(refit_advised=False, fvu_ratio=2.0, valid_share=0.5),
-    watched=Never(never=[Status.SUPPRESSED, Status.ABSENT, Status.REPLACED, Status.RELOCATED]),
+    watched=Never(
+        never=[Status.SUPPRESSED, Status.ABSENT, Status.REPLACED, Status.RELOCATED], places=[*PLACES_CHANGED]
+    ),
+    tagged=Never(places=[*PLACES_CHANGED]),
     signatures=NeverSignatures(never=["suppressed", "absent", "replaced"]),
     quality={"fvu": 0.8},
     alerts=Alerts(open=0),
 )
-"""`--gate default`: no watched feature and no signature weakened, no open alert, and enough data to judge.
+"""`--gate default`: no watched feature and no signature weakened, no watched or tagged feature active in other places,
+no open alert, and enough data to judge.
 
 The limits on shares and on the dictionary are a choice, not fitted to any model. A release should not lose one feature
 in ten unnoticed. "Nothing changed" means little if three in ten features cannot be judged, half of the positions cannot

@@ -17,6 +17,7 @@ from featurewatch.service.client import Client, ClientError
 from featurewatch.service.client.types import Checkpoint, Report, Run
 from featurewatch.service.config import JobSettings
 from featurewatch.service.kit.text import plain
+from featurewatch.service.verdicts.statuses import PLACES_CHANGED
 
 Status = Literal["passed", "failed", "judged", "waiting", "error"]
 Metadata = Annotated[
@@ -209,6 +210,7 @@ def _show(job: Job, report: Report) -> None:
     for caveat in report["caveats"]:
         findings.say(f"! {plain(caveat, most=4000)}")
     base.show_fields((status, count) for status, count in report["counts"].items() if count)
+    base.show_fields((places, report["places"][places]) for places in PLACES_CHANGED if report["places"].get(places))
     for signature in report["signatures"]:
         findings.say(plain(f"signature {signature['name']} is {signature['status']}: {signature['what']}", most=400))
     if not job.gated:

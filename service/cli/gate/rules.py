@@ -1,6 +1,6 @@
 """Evaluates the rules of a gate for a checkpoint, with the evidence of each failure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -14,7 +14,7 @@ from featurewatch.service.features import words
 from featurewatch.service.features.schemas import FeatureRow
 from featurewatch.service.kit.text import plain
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.service.verdicts.statuses import Status
+from featurewatch.service.verdicts.statuses import Places, Status
 
 _LISTED = 20
 """Maximum number of features listed per failed rule."""
@@ -25,32 +25,51 @@ def outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) ->
     name = checkpoint["name"]
     policy = Policy.model_validate(client.family(family)["policy"])
     report = client.report(family, name)
-    if "new_counts" not in report:
+    if "places" not in report:
         raise UsageError(
             "the service runs an older version of featurewatch than this command; install the same version here"
         )
-    groups = [gate.watched, *gate.tags.values()]
-    wanted = sorted(set(gate.counts) | {status for group in groups for status in group.never})
-    read = client.features(family, checkpoint=name, status=wanted) if wanted else ()
-    rows = [row for row in map(FeatureRow.model_validate, read) if _changed(row)]
+    groups = [gate.watched, gate.tagged, *gate.tags.values()]
+    statuses = sorted(set(gate.counts) | {status for group in groups for status in group.never})
+    places = sorted(set(gate.places) | {word for group in groups for word in group.places})
+    rows = [row for row in _rows(client, family, name, status=statuses) if _changed(row)]
+    moved = _rows(client, family, name, places=places)  # relative to the parent, so all of them changed here
     for status, limit in gate.counts.items():
         hit = [row for row in rows if row.status == status]
         failure = f"{_many(len(hit))} became {status}; at most {limit:,} allowed: {_names(hit)}"
         asked = f"at most {_many(limit)} become{'s' if limit == 1 else ''} {status}"
         yield _outcome(f"counts.{status}", asked, failure, hit, limit, policy)
+    for word, limit in gate.places.items():
+        hit = [row for row in moved if row.places == word]
+        failure = f"{_many(len(hit))} {_are(len(hit))} {word}; at most {limit:,} allowed: {_names(hit)}"
+        yield _outcome(f"places.{word}", f"at most {_many(limit)} {_are(limit)} {word}", failure, hit, limit, policy)
     yield from judgeable.shares(gate.shares, report, _absent(client, family, name, policy))
     yield from judgeable.dictionary(gate.dictionary, report)
-    if gate.watched.never:
-        yield _never("watched", "watched feature", gate.watched, [row for row in rows if row.watched], policy)
-    for tag, rule in gate.tags.items():
-        tagged = [row for row in rows if tag in row.tags]
-        yield _never(f"tags.{tag}", f"feature tagged {tag}", rule, tagged, policy)
+    for rule, group, never, belongs in _groups(gate):
+        if never.never:
+            yield _never(rule, group, never.never, [row for row in rows if belongs(row)], policy)
+        if never.places:
+            yield _never_in(f"{rule}.places", group, never.places, [row for row in moved if belongs(row)], policy)
     if gate.signatures.never:
         yield _signatures(gate.signatures.never, report["signatures"])
     yield from _quality(gate, checkpoint["quality"] or {})
     if gate.alerts.open is not None:
         open_alerts = client.alerts(family=family, checkpoint=name, state="open")
         yield _alerts(gate.alerts.open, [alert["summary"] for alert in open_alerts])
+
+
+def _rows(client: Client, family: str, checkpoint: str, **words: Sequence[str]) -> list[FeatureRow]:
+    """The features with one of the words; none if there are no words."""
+    read = client.features(family, checkpoint=checkpoint, **words) if any(words.values()) else ()
+    return [FeatureRow.model_validate(row) for row in read]
+
+
+def _groups(gate: Gate) -> Iterator[tuple[str, str, Never, Callable[[FeatureRow], bool]]]:
+    """(rule, what its features are called, what they must not become, whether a feature is one of them)."""
+    yield "watched", "watched feature", gate.watched, lambda row: row.watched
+    yield "tagged", "tagged feature", gate.tagged, lambda row: bool(row.tags)
+    for tag, never in gate.tags.items():
+        yield f"tags.{tag}", f"feature tagged {tag}", never, lambda row, tag=tag: tag in row.tags
 
 
 def _absent(client: Client, family: str, checkpoint: str, policy: Policy) -> Iterator[str]:
@@ -75,13 +94,26 @@ def _outcome(rule: str, asked: str, failure: str, hit: Sequence[FeatureRow], lim
     return Outcome(rule, asked, failure, (*evidence, *rest))
 
 
-def _never(rule: str, group: str, never: Never, rows: list[FeatureRow], policy: Policy) -> Outcome:
-    hit = [row for row in rows if row.status in never.never]
-    by_status = {status: [row for row in hit if row.status == status] for status in never.never}
+def _never(rule: str, group: str, never: Sequence[Status], rows: Sequence[FeatureRow], policy: Policy) -> Outcome:
+    hit = [row for row in rows if row.status in never]
+    failure = _by_word(group, "became", {word: [row for row in hit if row.status == word] for word in never})
+    return _outcome(rule, f"no {group} becomes {_either(never)}", failure, hit, 0, policy)
+
+
+def _never_in(rule: str, group: str, never: Sequence[Places], rows: Sequence[FeatureRow], policy: Policy) -> Outcome:
+    hit = [row for row in rows if row.places in never]
+    failure = _by_word(group, "", {word: [row for row in hit if row.places == word] for word in never})
+    return _outcome(rule, f"no {group} is {_either(never)}", failure, hit, 0, policy)
+
+
+def _by_word(group: str, verb: str, hit: Mapping[str, Sequence[FeatureRow]]) -> str:
+    """`2 watched features became absent: F1, F2; 1 watched feature became replaced: F3`. verb: default is or are."""
     plural = group.replace("feature", "features")
-    parts = [f"{len(these):,} {plural if len(these) > 1 else group} became {status}: {_names(these)}"
-             for status, these in by_status.items() if these]  # fmt: skip
-    return _outcome(rule, f"no {group} becomes {_either(never.never)}", "; ".join(parts), hit, 0, policy)
+    return "; ".join(
+        f"{len(rows):,} {plural if len(rows) > 1 else group} {verb or _are(len(rows))} {word}: {_names(rows)}"
+        for word, rows in hit.items()
+        if rows
+    )
 
 
 def _signatures(never: Sequence[str], read: Sequence[ReportSignature]) -> Outcome:
@@ -123,6 +155,10 @@ def _evidence(row: FeatureRow, policy: Policy) -> str:
 
 def _many(features: int) -> str:
     return f"{features:,} feature{'' if features == 1 else 's'}"
+
+
+def _are(features: int) -> str:
+    return "is" if features == 1 else "are"
 
 
 def _names(rows: Sequence[FeatureRow]) -> str:

@@ -14,7 +14,7 @@ from featurewatch.service.dependencies import queries as dependency_queries
 from featurewatch.service.dependencies.schemas import Dependencies, DependenciesIn, Method
 from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.features import history, logic, queries
-from featurewatch.service.features.schemas import FeaturePatch, Trajectory
+from featurewatch.service.features.schemas import FeaturePatch, Point, Trajectory
 from featurewatch.service.features.sources import FeatureSources, of_feature
 from featurewatch.service.kit.artifacts import ArtifactStore
 from featurewatch.service.kit.ids import feature_id
@@ -59,7 +59,8 @@ def list_features(
         return page(request, "features/rows.html", **shared)
     return page(
         request, "features/features.html", judged=judged, wanted=wanted, sort=order.name,
-        counts=logic.counts(session, comparison), checkpoint=comparison.checkpoint.name,
+        counts=logic.counts(session, comparison), places=logic.place_counts(comparison),
+        checkpoint=comparison.checkpoint.name,
         baseline=comparison.baseline.name if comparison.baseline else None,
         chosen_baseline=baseline or "", **shared,
     )  # fmt: skip
@@ -83,10 +84,14 @@ def show_feature(
     side_by_side = _dependencies(session, artifacts, family, row.number, course, now, before)
     return page(
         request, "features/feature.html",
-        plots=[_trajectory(family.name, course), *_at_hook_points(family.name, sources, course)],
+        plots=[
+            _trajectory(family.name, course), _firing_rate(family.name, course),
+            *_at_hook_points(family.name, sources, course),
+        ],
         family=family.name, feature=detail, course=course, sources=sources, passages=passages, why_not=why_not,
         predecessors=history.predecessors(session, family, row.number), dependencies=side_by_side,
-        policy=family.policy, logits=_logits(row), hook_points=family.hook_points,
+        rates={point.checkpoint: _rate(point) for point in course.points}, policy=family.policy, logits=_logits(row),
+        hook_points=family.hook_points,
     )  # fmt: skip
 
 
@@ -136,19 +141,49 @@ def _passages(session: Session, artifacts: ArtifactStore, family: Family, number
 
 def _trajectory(family: str, course: Trajectory) -> Plot:
     rows: list[list[Any]] = [
-        [point.checkpoint, point.baseline, point.status, *(cell(point) for cell in lists.FIGURE_COLUMNS.values())]
+        [
+            point.checkpoint,
+            point.baseline,
+            point.status,
+            point.places,
+            *(cell(point) for cell in lists.FIGURE_COLUMNS.values()),
+        ]
         for point in course.points
     ]
     return Plot(
         "trajectory",
         "trajectory",
         "Projection ratio by checkpoint",
-        ["checkpoint", "against", "status", *lists.FIGURE_COLUMNS],
+        ["checkpoint", "against", "status", "places", *lists.FIGURE_COLUMNS],
         rows,
         note="How much of the feature's direction is still written, compared with the checkpoint's parent, with its "
         "interval. The band marks what counts as present.",
         links=[address("families", family, "checkpoints", row[0]) for row in rows],
         options={"parents": parents(rows, [point.baseline for point in course.points])},
+        drawn=len(rows) > 1,
+    )  # fmt: skip
+
+
+def _rate(point: Point) -> float | None:
+    """Share of the positions where the feature is active in a checkpoint, by its own code."""
+    before, ratio = point.firing_rate_before, point.firing_rate_ratio
+    return None if before is None or ratio is None else before * ratio
+
+
+def _firing_rate(family: str, course: Trajectory) -> Plot:
+    """How often the feature is active, by checkpoint."""
+    rows: list[list[Any]] = []
+    points = [point for point in course.points if _rate(point) is not None]
+    for point in points:
+        ends = point.firing_rate_ratio_ci or (None, None)
+        interval = [None if end is None else 100 * end * (point.firing_rate_before or 0) for end in ends]
+        rows.append([point.checkpoint, 100 * (_rate(point) or 0), *interval, point.places])
+    return Plot(
+        "firing-rate", "lines", "Firing rate by checkpoint",
+        ["checkpoint", "firing rate in %", "from", "to", "places"], rows,
+        "Share of the positions where the feature is active. The interval is that of its ratio to the parent's.",
+        [address("families", family, "checkpoints", row[0]) for row in rows],
+        {"panels": [["", [1]]], "intervals": True, "parents": parents(rows, [point.baseline for point in points])},
         drawn=len(rows) > 1,
     )  # fmt: skip
 

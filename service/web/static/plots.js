@@ -133,7 +133,7 @@ const draw = {
       yAxis: valueAxis({ scale: false, min: (range) => (range.min < -0.05 ? -0.25 : 0), max: Math.ceil(most * 4) / 4 }),
       tooltip: tooltip((one) => {
         const row = rows[one.dataIndex];
-        return [`${row[0]}${of.against && row[of.against] ? ` against ${row[of.against]}` : ""}`, row[of.status], `${value} ${shown(row[of[value]])} (${shown(row[of[from]])} to ${shown(row[of[to]])})`, of.q ? `q ${shown(row[of.q])}` : ""].filter(Boolean).join("\n");
+        return [`${row[0]}${of.against && row[of.against] ? ` against ${row[of.against]}` : ""}`, [row[of.status], row[of.places]].filter(Boolean).join(", "), `${value} ${shown(row[of[value]])} (${shown(row[of[from]])} to ${shown(row[of[to]])})`, of.q ? `q ${shown(row[of.q])}` : ""].filter(Boolean).join("\n");
       }),
       series: [
         between(rows, options.parents, of[value], colour("strong-line"), { z: 1 }),

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from featurewatch.service.verdicts.statuses import BY_CODE, BY_SEVERITY, Row, Status, Vocabulary
+from featurewatch.service.verdicts.statuses import (
+    BY_CODE,
+    BY_SEVERITY,
+    PLACES_ALARMING,
+    PLACES_CHANGED,
+    VOCABULARIES,
+    WORDS,
+    Places,
+    Status,
+    Vocabulary,
+)
 
 ROOT = Path(__file__).parents[3]
 STORED = {
@@ -13,16 +23,24 @@ STORED = {
     "indeterminate": 7,
 }  # fmt: skip
 """As packed tables and text columns of existing installations have them."""
+STORED_PLACES = {"same": 0, "broadened": 1, "narrowed": 2, "displaced": 3, "indeterminate": 4}
 
 
 def test_codes_and_words_are_those_of_stored_data() -> None:
-    assert STORED.items() <= {status.value: status.code for status in Status}.items()
-    assert all(0 <= status.code <= 127 for status in Status), "stored in one signed byte; negative: none"
+    for words, stored in ((Status, STORED), (Places, STORED_PLACES)):
+        assert stored.items() <= {word.value: word.code for word in words}.items()
+        assert all(0 <= word.code <= 127 for word in words), "stored in one signed byte; negative: none"
 
 
-def test_codes_severities_and_signs_are_unique() -> None:
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_codes_severities_and_signs_are_unique(vocabulary: type[Vocabulary]) -> None:
     for column in ("code", "severity", "sign"):
-        assert len({getattr(status.row, column) for status in Status}) == len(Status), column
+        assert len({getattr(word.row, column) for word in vocabulary}) == len(vocabulary), column
+
+
+def test_a_word_of_two_vocabularies_looks_the_same_in_both() -> None:
+    for word in (word for vocabulary in VOCABULARIES for word in vocabulary):
+        assert (WORDS[word].sign, WORDS[word].colour) == (word.row.sign, word.row.colour)
 
 
 def test_statuses_are_their_words() -> None:
@@ -41,19 +59,16 @@ def test_changes_come_before_the_rest() -> None:
     assert all(status.row.changed for status in Status if status.row.alarms or status.row.gone)
 
 
-def test_another_vocabulary_has_rows_of_the_same_class() -> None:
-    class Places(Vocabulary):
-        SAME = Row(code=0, word="same", severity=2, sign="=", colour="grey", changed=False, alarms=False)
-        BROADENED = Row(code=1, word="broadened", severity=1, sign="↔", colour="blue")
-
-    assert Places("broadened").code == 1 and not Places.SAME.row.alarms
+def test_places_that_alarm_are_changes() -> None:
+    assert PLACES_ALARMING == PLACES_CHANGED == (Places.DISPLACED, Places.BROADENED, Places.NARROWED)
 
 
 @pytest.mark.parametrize("file", ["static/page.css", "templates/report.html"])
 def test_every_colour_is_in_the_stylesheets(file: str) -> None:
     text = (ROOT / "service" / "web" / file).read_text(encoding="utf-8")
-    assert {status.row.colour for status in Status} <= set(re.findall(r"--([a-z]+): light-dark", text))
-    assert file.endswith("html") or all(f".c-{status.row.colour} {{" in text for status in Status)
+    colours = {row.colour for row in WORDS.values()}
+    assert colours <= set(re.findall(r"--([a-z]+): light-dark", text))
+    assert file.endswith("html") or all(f".c-{colour} {{" in text for colour in colours)
 
 
 def test_the_docs_name_every_status() -> None:
