@@ -57,8 +57,8 @@ def judged(session: Session, *, family: Family, checkpoint: Checkpoint) -> list[
     raised = evaluate(session, checkpoint, event)
     fvu = _fvu(checkpoint)
     if fvu is not None:
-        parent = verdicts.checkpoint(session, checkpoint.parent_id) if checkpoint.parent_id else None
-        measured = events.QualityMeasured(family_id=family.id, fvu=fvu, parent_fvu=_fvu(parent))
+        before = _fvu(verdicts.checkpoint(session, parent)) if parent else None
+        measured = events.QualityMeasured(family_id=family.id, fvu=fvu, parent_fvu=before)
         raised += evaluate(session, checkpoint, measured)
     return raised
 
