@@ -14,6 +14,7 @@ from featurewatch.service.client.types.alerts import AlertRule as AlertRule
 from featurewatch.service.client.types.alerts import AlertState as AlertState
 from featurewatch.service.client.types.alerts import Condition as Condition
 from featurewatch.service.client.types.alerts import FeatureCondition as FeatureCondition
+from featurewatch.service.client.types.alerts import PlacesCondition as PlacesCondition
 from featurewatch.service.client.types.alerts import QualityCondition as QualityCondition
 from featurewatch.service.client.types.alerts import RewiredCondition as RewiredCondition
 from featurewatch.service.client.types.alerts import RunFailedCondition as RunFailedCondition

@@ -7,7 +7,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from featurewatch.service.client.types.checkpoints import Status
+from featurewatch.service.client.types.checkpoints import Places, Status
 
 
 class AbsenceCondition(TypedDict):
@@ -23,6 +23,15 @@ class FeatureCondition(TypedDict):
     kind: Literal["feature"]
     feature: str
     statuses: NotRequired[list[Status]]
+
+
+class PlacesCondition(TypedDict):
+    """A given feature, a feature with a given tag or a watched feature becomes active in other places."""
+
+    kind: Literal["places"]
+    feature: NotRequired[str | None]
+    tag: NotRequired[str | None]
+    places: NotRequired[list[Places]]
 
 
 class QualityCondition(TypedDict):
@@ -86,6 +95,7 @@ Condition = (
     | WatchedCondition
     | TagCondition
     | StatusCountCondition
+    | PlacesCondition
     | SignatureCondition
     | RewiredCondition
     | QualityCondition
@@ -103,6 +113,7 @@ class Alert(TypedDict):
         "watched",
         "tag",
         "status_count",
+        "places",
         "signature",
         "rewired",
         "quality",

@@ -52,6 +52,7 @@ class Policy(TypedDict):
     successor_strength: NotRequired[float]
     places_share: NotRequired[float]
     places_floor: NotRequired[float]
+    min_visibility: NotRequired[float]
     trigger_gain: NotRequired[float]
     trigger_firings: NotRequired[int]
     kept_band: NotRequired[float]

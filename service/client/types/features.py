@@ -68,6 +68,7 @@ class Point(TypedDict):
     firings: int
     minimum_detectable_ratio: float | None
     places_q_value: float | None
+    firing_rate_before: float | None
     firing_rate_ratio: float | None
     firing_rate_ratio_ci: list[float | None] | None
     gained_share: float | None
