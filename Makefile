@@ -11,6 +11,8 @@ TORCH ?= auto
 BIN := $(VENV)/bin
 # Several processes share the cores, so torch's idle threads must not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
+# The tests start many processes, and each would compile the sources again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run test unit pytest coverage lint fmt bench planted chaos fuzz audit lock pins docs clean

@@ -1,8 +1,9 @@
 """The cost of verification: `python -m benchmarks.identity`.
 
 1. Hashing a checkpoint's files, compared with hashing data in memory.
-2. Onboardings of SmolLM2-135M, a first fit and an extension, alternately with and without verification of the
-   checkpoint's identity and of artifacts when they are written and opened. The last line is one JSON object.
+2. Onboardings of SmolLM2-135M, first fits and extensions, alternately with and without verification of the
+   checkpoint's identity and of artifacts when they are written and opened. Pairs differ by several percent on a busy
+   machine, so the share of the time that verification takes is measured directly too. The last line is one JSON object.
 """
 
 import argparse
@@ -14,9 +15,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 from unittest.mock import patch
 
@@ -28,7 +31,7 @@ from featurewatch.service.checkpoints.schemas import CheckpointIn
 from featurewatch.service.config import Settings
 from featurewatch.service.families import logic as families
 from featurewatch.service.families.schemas import FamilyIn
-from featurewatch.service.kit import artifacts, digests
+from featurewatch.service.kit import digests
 from featurewatch.service.kit.db import Database
 from featurewatch.service.kit.logs import configure_logging
 from featurewatch.service.models import Run
@@ -63,6 +66,14 @@ def hashing(folder: Path, files: int) -> dict[str, float]:
     return {"sha256_one_thread": alone, "files": rate}
 
 
+VERIFICATION = (
+    "featurewatch.service.kit.artifacts.sha256_all",
+    "featurewatch.service.checkpoints.contents.sha256_all",
+    "featurewatch.workers.activations.sources.identity.Verified.recheck",
+)
+"""The functions that verification spends its time in."""
+
+
 @contextmanager
 def unverified() -> Iterator[None]:
     """Disable hashing and nothing else."""
@@ -70,42 +81,71 @@ def unverified() -> Iterator[None]:
     def pretend(paths: Sequence[Path], progress: Any = None) -> list[str]:
         return [ZERO for _ in paths]
 
-    with (
-        patch.object(artifacts, "sha256_all", pretend),
-        patch("featurewatch.service.checkpoints.contents.sha256_all", pretend),
-        patch("featurewatch.workers.activations.sources.identity.Verified.recheck", lambda _: None),
-    ):
+    with patch(VERIFICATION[0], pretend), patch(VERIFICATION[1], pretend), patch(VERIFICATION[2], lambda _: None):
         yield
 
 
-def onboard(folder: Path, releases: list[Path]) -> list[float]:
-    """Seconds of the run of each release, in an installation of its own."""
-    digests._memory.clear()
-    settings = Settings(data_dir=folder, roots=str(releases[0].parent), log_level="ERROR")
-    migrate.upgrade(settings)
-    database, seconds = Database(settings.resolved_database_url), []
-    body = {"name": "smol", "hook_points": [PLAN.hook_point], "corpus": PLAN.corpus, "crosscoder": PLAN.crosscoder}
-    with database.write() as session:
-        families.create(session, settings, FamilyIn.model_validate(body))
-    for number, release in enumerate(releases):
+@contextmanager
+def measured() -> Iterator[list[float]]:
+    """Count the seconds spent in verification."""
+    seconds: list[float] = []
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                seconds.append(time.perf_counter() - began)
+
+        return call
+
+    with ExitStack() as stack:
+        for name in VERIFICATION:
+            stack.enter_context(patch(name, timed(resolve_name(name))))
+        yield seconds
+
+
+class Onboarding:
+    """An installation in which releases are onboarded one after the other."""
+
+    def __init__(self, folder: Path, releases: list[Path]) -> None:
+        self.settings = Settings(data_dir=folder, roots=str(releases[0].parent), log_level="ERROR")
+        self.releases = releases
+
+    def create(self) -> None:
+        """Create the database and the family."""
+        migrate.upgrade(self.settings)
+        body = {"name": "smol", "hook_points": [PLAN.hook_point], "corpus": PLAN.corpus, "crosscoder": PLAN.crosscoder}
+        database = Database(self.settings.resolved_database_url)
         with database.write() as session:
-            wanted = CheckpointIn(name=f"v{number}", uri=release.resolve().as_uri())
+            families.create(session, self.settings, FamilyIn.model_validate(body))
+        database.close()
+
+    def run(self, number: int, *, verify: bool) -> tuple[float, float]:
+        """Seconds of the run of a release, and those spent in verification, as a worker that has just started."""
+        digests._memory.clear()
+        settings, database = self.settings, Database(self.settings.resolved_database_url)
+        with database.write() as session:
+            wanted = CheckpointIn(name=f"v{number}", uri=self.releases[number].resolve().as_uri())
             checkpoints.register(session, settings, families.get(session, "smol"), wanted)
-        began = time.perf_counter()
-        run_id = runner.run_next(settings=settings, database=database, artifacts=open_store(settings, database))
-        seconds.append(time.perf_counter() - began)
+        with measured() if verify else unverified() as seconds:
+            began = time.perf_counter()
+            run_id = runner.run_next(settings=settings, database=database, artifacts=open_store(settings, database))
+            took = time.perf_counter() - began
         with database.read() as session:
             run = session.get_one(Run, run_id)
             if run.state != "succeeded":
                 raise SystemExit(str(run.error))
-    database.close()
-    shutil.rmtree(folder)
-    return seconds
+        database.close()
+        return took, sum(seconds or [])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=12, help="pairs of extensions")
+    parser.add_argument("--first-pairs", type=int, default=2, help="pairs of first fits, which take longer")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/featurewatch/demo").expanduser())
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -115,26 +155,42 @@ def main() -> None:
         result: dict[str, Any] = {"hashing": hashing(folder, 2)}
         print(result["hashing"], file=sys.stderr)
         base = base_model(options.cache, lambda text: print(text, file=sys.stderr))
-        second = folder / "releases" / "v2"
-        shutil.copytree(base, folder / "releases" / "v1")
-        save_rounded(base, second)
-        releases = [folder / "releases" / "v1", second]
-        onboard(folder / "data", releases)  # imports, and the first use of everything
-        ratios: list[list[float]] = [[], []]
-        for pair in range(options.pairs):
-            timed: dict[bool, list[float]] = {}
-            for verify in ((True, False), (False, True))[pair % 2]:
-                if verify:
-                    timed[verify] = onboard(folder / "data", releases)
-                else:
-                    with unverified():
-                        timed[verify] = onboard(folder / "data", releases)
-            for run, found in enumerate(ratios):
-                found.append(timed[True][run] / timed[False][run])
-            print(timed, file=sys.stderr)
-        for run, found in zip(("first_fit", "extension"), ratios, strict=True):
-            result[run] = {"ratios": [round(x, 4) for x in found], "median": round(statistics.median(found), 4)}
+        releases = [folder / "releases" / "v1", folder / "releases" / "v2"]
+        shutil.copytree(base, releases[0])
+        save_rounded(base, releases[1])
+        data, fitted = folder / "data", folder / "fitted"
+        site = Onboarding(data, releases)
+        site.create()
+        site.run(0, verify=True)  # imports, and the first use of everything
+        shutil.copytree(data, fitted)
+        result["first_fit"] = pairs(options.first_pairs, lambda verify: fresh(site, None, 0, verify))
+        result["extension"] = pairs(options.pairs, lambda verify: fresh(site, fitted, 1, verify))
         print(json.dumps(result))
+
+
+def fresh(site: Onboarding, template: Path | None, number: int, verify: bool) -> tuple[float, float]:
+    """Run a release in a copy of an installation, or in an empty one."""
+    shutil.rmtree(site.settings.data_dir, ignore_errors=True)
+    if template is None:
+        site.create()
+    else:
+        shutil.copytree(template, site.settings.data_dir)
+    return site.run(number, verify=verify)
+
+
+def pairs(count: int, run: Callable[[bool], tuple[float, float]]) -> dict[str, Any]:
+    """Ratios of the times with and without verification, and the share of the time that verification takes."""
+    ratios, shares = [], []
+    for pair in range(count):
+        timed = {verify: run(verify) for verify in ((True, False), (False, True))[pair % 2]}
+        print(timed, file=sys.stderr)
+        ratios.append(timed[True][0] / timed[False][0])
+        shares.append(timed[True][1] / timed[True][0])
+    return {
+        "ratios": [round(ratio, 4) for ratio in ratios],
+        "median": round(statistics.median(ratios), 4),
+        "verification_share": round(statistics.median(shares), 4),
+    }
 
 
 if __name__ == "__main__":

@@ -23,18 +23,23 @@ from typing import Any
 from scipy import sparse
 
 from benchmarks.planted_baselines import baselines
-from benchmarks.planted_calibration import coverage, q_values
+from benchmarks.planted_calibration import coverage, place_coverage, q_values
 from benchmarks.planted_data import HOOK_POINT, SCENARIOS, Lineage, make_lineage, scenario, write_checkpoint
+from benchmarks.planted_places_score import score_places
 from benchmarks.planted_report import page, summary
 from benchmarks.planted_score import Matching, id_stability, match, ratio_errors, score, successors_named
+from benchmarks.planted_shape import WEAKENED
 from benchmarks.runs import succeeded
 from featurewatch.service.client import Client
+from featurewatch.service.verdicts.statuses import Status
 from featurewatch.workers.demo.installation import Installation
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "benchmarks" / "planted.json"
 FAMILY = "planted"
 CROSSCODER = {"n_features": 1024, "k": 12, "steps": 2000, "batch_size": 2048}
+GRADED = WEAKENED in {status.value for status in Status}
+"""Whether the service has graded statuses. If not, a weakened or strengthened feature is right to be `present`."""
 SMALL_CROSSCODER = {"n_features": 256, "k": 6, "steps": 600, "batch_size": 1024}
 
 
@@ -112,6 +117,7 @@ def measure(lineage: Lineage, releases: Path, client: Client, *, log: Any) -> di
         for checkpoint in range(2, lineage.shape.n_checkpoints + 1)
     }
     verdicts = {checkpoint: {n: row["status"] for n, row in part.items()} for checkpoint, part in rows.items()}
+    places = {checkpoint: {n: row.get("places") for n, row in part.items()} for checkpoint, part in rows.items()}
     ratios = {checkpoint: {n: row["projection_ratio"] for n, row in part.items()} for checkpoint, part in rows.items()}
     named = {
         checkpoint: {n: [int(s["id"][1:]) for s in row["successors"]] for n, row in part.items()}
@@ -119,7 +125,10 @@ def measure(lineage: Lineage, releases: Path, client: Client, *, log: Any) -> di
     }
     began = work_seconds(seconds[1])
     extensions = [work_seconds(seconds[c]) for c in range(2, lineage.shape.n_checkpoints + 1)]
-    return score(lineage, verdicts, last) | {
+    return score(lineage, verdicts, last, graded=GRADED) | {
+        "graded": GRADED,
+        "places": score_places(lineage, places, last),
+        "place_coverage": place_coverage(lineage, rows, last),
         "successors_named": successors_named(lineage, named, last),
         "ratio_errors": ratio_errors(lineage, ratios, last),
         "coverage": coverage(lineage, rows, last),

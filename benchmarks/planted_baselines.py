@@ -3,15 +3,17 @@
 Each step, parent -> checkpoint, is judged separately with its own dictionary. Open choices favour the method:
 
 - attention sinks (norms over four medians) are masked and every source is normalised, so scale and offset do not count
-as
-  changes;
-- planted features are matched to latents again at each step, so identity across steps costs nothing; - a feature that
-neither checkpoint writes has no latent, and counts as correctly absent; - a latent that fires on fewer than 30
-positions is not judged, as in the product; - a latent whose two decoder rows have similar lengths (within a factor of
-2) but a cosine under 0.5 is `relocated`. If the
-  bases differ, rows are compared after the product's orthogonal map (`workers.verdicts.measure.procrustes`).
+  as changes;
+- planted features are matched to latents again at each step, by their magnitudes in either checkpoint, so identity
+  across steps costs nothing;
+- a feature that neither checkpoint writes has no latent, and counts as correctly absent;
+- a latent that fires on fewer than 30 positions is not judged, as in the product;
+- a latent whose two decoder rows have similar lengths (within a factor of 2) but a cosine under 0.5 is `relocated`. If
+  the bases differ, rows are compared after the product's orthogonal map (`workers.verdicts.measure.procrustes`);
+- a weakened or strengthened feature counts as `present`.
 
-No method reports that a feature was *replaced*; `macro_f1_simple` ignores that distinction (and relocation).
+No method reports that a feature was *replaced*; `macro_f1_simple` ignores that distinction (and relocation). None says
+where a feature is active.
 """
 
 import time
@@ -238,7 +240,8 @@ def _scored(lineage: Lineage, steps: Mapping[int, Step]) -> dict[str, Any]:
     matchings: dict[int, Matching] = {}
     verdicts: dict[int, dict[int, str]] = {}
     for checkpoint, step in steps.items():
-        found = match(lineage.codes, step.code, range(len(step.status)))
+        either = lineage.codes_at(checkpoint - 1).maximum(lineage.codes_at(checkpoint))
+        found = match(sparse.csr_array(either), step.code, range(len(step.status)))
         often = np.bincount(step.code.indices, minlength=len(step.status)) >= LEAST_FIRINGS
         said = {n: status if often[n] else "indeterminate" for n, status in enumerate(step.status)}
         neither = (lineage.levels(checkpoint) == 0) & (lineage.levels(checkpoint - 1) == 0)
@@ -248,4 +251,4 @@ def _scored(lineage: Lineage, steps: Mapping[int, Step]) -> dict[str, Any]:
             said[len(step.status) + number] = ABSENT
         matchings[checkpoint], verdicts[checkpoint] = found, said
     verdict_table: Verdicts = verdicts
-    return score(lineage, verdict_table, matchings)
+    return score(lineage, verdict_table, matchings, graded=False)

@@ -101,10 +101,10 @@ def plant_children(
     columns = codes.tocsc()
     replaced: dict[int, Column] = {}
     for child, parent in zip(children.tolist(), parents.tolist(), strict=True):
-        at = np.sort(_column(columns, parent)[0])
+        at = np.sort(column_of(columns, parent)[0])
         at = at[rng.random(len(at)) < rng.uniform(0.2, 0.6)]
         replaced[child] = at, _magnitudes(len(at), shape, rng)
-    return _with_columns(codes, replaced), list(zip(children.tolist(), parents.tolist(), strict=True))
+    return with_columns(codes, replaced), list(zip(children.tolist(), parents.tolist(), strict=True))
 
 
 def plant_successors(codes: sparse.csr_array, shape: Shape, events: list[Event], rng: Rng) -> sparse.csr_array:
@@ -121,7 +121,7 @@ def plant_successors(codes: sparse.csr_array, shape: Shape, events: list[Event],
         places, values = [], []
         for event in events:
             if event.successors == successors:
-                at, magnitudes = _column(columns, event.feature)
+                at, magnitudes = column_of(columns, event.feature)
                 places.append(at[rng.random(len(at)) < rng.uniform(*kept)])
                 values.append(magnitudes)
         at, size = np.unique(np.concatenate(places)), np.float32(np.median(np.concatenate(values)))
@@ -131,7 +131,7 @@ def plant_successors(codes: sparse.csr_array, shape: Shape, events: list[Event],
             others = rng.integers(0, shape.n_positions, round(len(shared) * share / (1 - share)))
             own = np.union1d(shared, others)
             replaced[successor] = own, _magnitudes(len(own), shape, rng) * size
-    return _with_columns(codes, replaced)
+    return with_columns(codes, replaced)
 
 
 def _magnitudes(n: int, shape: Shape, rng: Rng) -> NDArray[np.float32]:
@@ -139,12 +139,13 @@ def _magnitudes(n: int, shape: Shape, rng: Rng) -> NDArray[np.float32]:
     return (np.exp(rng.normal(0, shape.tail, n)) * np.exp(rng.normal(0, 0.25))).astype(np.float32)
 
 
-def _column(columns: sparse.csc_array, feature: int) -> Column:
+def column_of(columns: sparse.csc_array, feature: int) -> Column:
+    """Where a feature fires, and its magnitudes there."""
     part = slice(columns.indptr[feature], columns.indptr[feature + 1])
     return columns.indices[part].astype(np.int64), columns.data[part]
 
 
-def _with_columns(codes: sparse.csr_array, columns: dict[int, Column]) -> sparse.csr_array:
+def with_columns(codes: sparse.csr_array, columns: dict[int, Column]) -> sparse.csr_array:
     """The codes with some columns replaced."""
     if not columns:
         return codes

@@ -2,16 +2,18 @@
 
 The activation of position p in checkpoint c is
 
-    x_c(p) = scale_c * ( [ sum_i level_i(c) a_i(p) d_i(c)  +  low-rank noise(p) ] T_c  +  isotropic noise_c(p) )
+    x_c(p) = scale_c * ( [ sum_i level_i(c) a_i(c, p) d_i(c)  +  low-rank noise(p) ] T_c  +  isotropic noise_c(p) )
              + offset_c T_c  +  sink(p) T_c
 
 - `d_i(c)`: unit directions, more of them than dimensions (superposition). Each one turns by a small angle of its own
   towards a random side at every checkpoint, so that directions drift apart slowly.
-- `a_i(p)`: magnitudes, the same in every checkpoint: the corpus does not change. Rates are log-uniform. Documents
-  mix topics and a topic raises the rates of some features, so firings come in bursts and features correlate.
-  Magnitudes are log-normal around a size of the feature's own (heavy tails). A child fires only where its parent does.
-- `level_i(c)`: 1, but for the events: a suppressed or amplified feature has its level from the onset on, what is
-  removed or replaced writes nothing from its onset on, what is born (successors too) wrote nothing before it.
+- `a_i(c, p)`: magnitudes, the same in every checkpoint unless an event changes where the feature is active
+  (`planted_places`): the corpus does not change. Rates are log-uniform. Documents mix topics and a topic raises the
+  rates of some features, so firings come in bursts and features correlate. Magnitudes are log-normal around a size of
+  the feature's own (heavy tails). A child fires only where its parent does, before any event of either.
+- `level_i(c)`: 1, but for the events: a weakened, strengthened, suppressed or amplified feature has its level from the
+  onset on, what is removed or replaced writes nothing from its onset on, what is born (successors too) wrote nothing
+  before it.
   A relocated feature keeps its level and is written along another direction, orthogonal to its old one.
 - `T_c`: orthonormal rows: the identity, or a common rotation, or a map into another basis or a wider space.
 - `scale_c` and `offset_c` wander: a global change of scale does not suppress features.
@@ -31,44 +33,37 @@ import numpy as np
 from safetensors.numpy import save_file
 from scipy import sparse
 
-from benchmarks.planted_codes import draw_codes, draw_documents, draw_events, plant_children, plant_successors, stream
+from benchmarks.planted_codes import (
+    Column,
+    column_of,
+    draw_codes,
+    draw_documents,
+    draw_events,
+    plant_children,
+    plant_successors,
+    stream,
+    with_columns,
+)
+from benchmarks.planted_places import FIGURES, draw_late_events, expected_figures, plant_places, planted_figures
 from benchmarks.planted_shape import (
-    ABSENT,
-    AMPLIFIED,
-    AMPLIFIED_ABOVE,
     BIRTHS,
-    EMERGED,
-    PRESENT,
+    EVENT_PLACES,
     RELOCATED,
     REPLACED,
+    SAME,
     SCENARIOS,
     SUCCEEDED,
-    SUPPRESSED,
-    SUPPRESSED_BELOW,
-    UNBORN,
     Event,
     Shape,
     scenario,
 )
+from benchmarks.planted_truth import PLACELESS, Truth, status_of
 
 HOOK_POINT = "resid_post.1"
 WIDER_HOOK_POINT = "resid_post.2"
 """Where a checkpoint of another width is read: another model of the family. Under a name that the family has, another
 width is an error."""
 SHARD_POSITIONS = 16_384
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The correct status of each planted feature in one checkpoint, [n_planted] strings each.
-
-    An event counts where it happens. Against the parent a feature that was suppressed, amplified or relocated earlier
-    and stays so is `present`; one that is gone (removed or replaced) and was gone before stays `absent`: there is
-    nothing to be present. `unborn` features must not be reported at all.
-    """
-
-    against_parent: list[str]
-    against_first: list[str]
 
 
 @dataclass(frozen=True)
@@ -79,11 +74,17 @@ class Lineage:
     shape: Shape
     events: list[Event]
     codes: sparse.csr_array
-    """[n_positions, n_planted] float32 true magnitudes, also where the checkpoint does not write the feature."""
+    """[n_positions, n_planted] float32 true magnitudes in the first checkpoint, also of features it does not write."""
     document: np.ndarray
     """int64 [n_positions], non-decreasing."""
     children: list[tuple[int, int]] = field(default_factory=list)
     """(child, parent) features"""
+    moved: dict[int, Column] = field(default_factory=dict)
+    """Feature -> where it is active from the onset of the event that changes its places."""
+
+    def codes_at(self, checkpoint: int) -> sparse.csr_array:
+        """True magnitudes in a checkpoint, like `codes`."""
+        return with_columns(self.codes, {e.feature: self.moved[e.feature] for e in self._moves(0, checkpoint)})
 
     def activations(self, checkpoint: int) -> np.ndarray:
         """float32 [n_positions, width] of a checkpoint, counted from 1. Recomputed on each call, with the same
@@ -91,7 +92,7 @@ class Lineage:
         shape, rng = self.shape, stream(self.seed, "noise", self._index(checkpoint))
         basis = self._bases[checkpoint - 1]
         levels = self.levels(checkpoint)
-        x = self.codes @ (self.directions(checkpoint) * levels[:, None]).astype(np.float32)
+        x = self.codes_at(checkpoint) @ (self.directions(checkpoint) * levels[:, None]).astype(np.float32)
         x += self._shared_noise if basis is None else self._shared_noise @ basis.astype(np.float32)
         x += rng.standard_normal(x.shape, dtype=np.float32) * np.float32(shape.isotropic_noise)
         x *= self._scales[checkpoint - 1]
@@ -139,9 +140,36 @@ class Lineage:
         first."""
         if checkpoint < 2:
             raise ValueError("the first checkpoint has no baseline")
+        parent, first = self._statuses(checkpoint, checkpoint - 1), self._statuses(checkpoint, 1)
+        figures = self.figures(checkpoint, checkpoint - 1)
         return Truth(
-            against_parent=self._statuses(checkpoint, checkpoint - 1), against_first=self._statuses(checkpoint, 1)
+            against_parent=parent,
+            against_first=first,
+            places_against_parent=self._places(checkpoint, checkpoint - 1, parent),
+            places_against_first=self._places(checkpoint, 1, first),
+            **{name: [None if np.isnan(v) else v for v in values.tolist()] for name, values in figures.items()},
         )
+
+    def figures(self, checkpoint: int, baseline: int, *, expected: bool = False) -> dict[str, np.ndarray]:
+        """gained_share, lost_share and firing_rate_ratio, float64 [n_planted]; NaN if the baseline writes nothing.
+
+        They are those of the planted magnitudes or, with `expected`, their means over other draws of the same events.
+        """
+        gone = self.levels(checkpoint) == 0
+        table = np.stack([np.zeros(len(gone)), gone, ~gone], axis=1)
+        for event in self._moves(baseline, checkpoint):
+            before = column_of(self._columns, event.feature)
+            table[event.feature] = (
+                expected_figures(event.kind, before, self.document)
+                if expected
+                else planted_figures(before, self.moved[event.feature])
+            )
+        table[self.levels(baseline) == 0] = np.nan
+        return dict(zip(FIGURES, table.T, strict=True))
+
+    @cached_property
+    def _columns(self) -> sparse.csc_array:
+        return self.codes.tocsc()
 
     @cached_property
     def sinks(self) -> np.ndarray:
@@ -161,6 +189,17 @@ class Lineage:
                 elif event.kind == "relocated":
                     statuses[event.feature] = RELOCATED
         return statuses
+
+    def _places(self, checkpoint: int, baseline: int, statuses: list[str]) -> list[str | None]:
+        places = [None if status in PLACELESS else SAME for status in statuses]
+        for event in self._moves(baseline, checkpoint):
+            places[event.feature] = EVENT_PLACES[event.kind]
+        return places
+
+    def _moves(self, baseline: int, checkpoint: int) -> list[Event]:
+        """The events that changed where a feature is active after the baseline, up to and including the checkpoint."""
+        self._index(checkpoint)
+        return [e for e in self.events if e.kind in EVENT_PLACES and baseline < e.checkpoint <= checkpoint]
 
     def _index(self, checkpoint: int) -> int:
         if not 1 <= checkpoint <= self.shape.n_checkpoints:
@@ -239,20 +278,9 @@ def make_lineage(seed: int, shape: Shape | None = None, **fields: int | float) -
     codes = draw_codes(form, document, exclusive, stream(seed, "codes"))
     codes, children = plant_children(codes, form, events, stream(seed, "children"))
     codes = plant_successors(codes, form, events, stream(seed, "successors"))
-    return Lineage(seed=seed, shape=form, events=events, codes=codes, document=document, children=children)
-
-
-def status_of(before: float, now: float, *, unborn: bool = False) -> str:
-    """The correct status of a feature from its levels at the baseline and now."""
-    if unborn:
-        return UNBORN
-    if now == 0:
-        return ABSENT
-    if before == 0:
-        return EMERGED
-    if now < SUPPRESSED_BELOW * before:
-        return SUPPRESSED
-    return AMPLIFIED if now > AMPLIFIED_ABOVE * before else PRESENT
+    events += draw_late_events(form, codes, document, events, seed)
+    moved = plant_places(codes, document, events, seed)
+    return Lineage(seed=seed, shape=form, events=events, codes=codes, document=document, children=children, moved=moved)
 
 
 def write_checkpoint(lineage: Lineage, checkpoint: int, folder: Path) -> None:

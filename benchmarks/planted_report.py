@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.planted_score import CLASSES
-from benchmarks.planted_shape import AMPLIFIED, SCENARIOS, scenario
+from benchmarks.planted_shape import AMPLIFIED, PLACES, SCENARIOS, Shape, scenario
 
 Result = dict[str, Any]
 """The result of one lineage: a line of the benchmark's output."""
@@ -26,7 +26,11 @@ WHAT = {
     "hierarchy": "all kinds; 48 features fire only where another one does",
     "rare": "all kinds; rates from 0.05% instead of 0.2%",
     "incomplete": "all kinds; 1,536 planted features for 1,024 latents",
-    "all": "all kinds, common rotation by 5 degrees, sinks, 24 children: the headline figure",
+    "strengths": "all kinds, common rotation by 5 degrees, sinks, 24 children",
+    "places": "no events but these: features weakened to 0.65 of their size, strengthened 1.5 times, broadened "
+    "(active at three times as many positions), narrowed (to a third of their documents or positions), displaced (as "
+    "many positions, all of them new), and active at every token of 3% of the documents (a trigger)",
+    "all": "the events of `strengths` and of `places` together: the headline figure",
 }
 
 MEASURES = """
@@ -38,8 +42,9 @@ correlates with it most (at least 0.5); one without a latent is *missed*, and co
 latent that matches no planted feature is a false positive if it is reported as `emerged`, or with any status that is
 wrong for the planted feature it tracks.
 
-- **macro-F1**: mean of the F1 of present, suppressed, absent, relocated, replaced and emerged; **amplified** is
-  reported separately. `replaced` covers one successor, several (split), and one for several (merged).
+- **macro-F1**: mean of the F1 of present, weakened, strengthened, suppressed, absent, relocated, replaced and emerged,
+  as far as the lineage has them; **amplified** is reported separately. `replaced` covers one successor, several
+  (split), and one for several (merged).
 - **onset**: share of events whose status is first reported at the checkpoint where they occurred.
 - **one model only**: share of the features that a single checkpoint writes, found there.
 - **successors**: share of the replaced features whose planted successors are all named at the onset.
@@ -51,17 +56,30 @@ wrong for the planted feature it tracks.
 - **missed**: planted features without a latent at the end.
 """
 
+PLACES_MEASURES = """
+The ground truth is again relative to the parent: at its onset an event changes where a feature is active, and later the
+feature has the `same` places. Its status stays `present`. A feature that is gone, new or suppressed has no places to
+compare; calling it broadened, narrowed or displaced is a false positive.
+
+- **macro-F1**: mean of the F1 of same, broadened, narrowed and displaced, as far as the lineage has them.
+- **trigger found**: share of the triggers that are reported as `broadened` at their onset.
+- **unchanged**: share of the features with the same places that are reported as broadened, narrowed or displaced.
+- **cover**: share of the 95% intervals of `gained_share`, `lost_share` and `firing_rate_ratio` that contain the value
+  that the event has on average over draws, over all features with places to compare.
+"""
+
 BASELINES = """
 The same lineages, with as many latents, active latents and steps, but one dictionary per checkpoint
 (`benchmarks/planted_baselines.py` has the rules, which favour the baselines: planted features are matched again at
 each step, and sinks are masked). None of them reports `replaced`: *simple* is the mean F1 of present, suppressed,
-absent and emerged, with `replaced` counted as absent, over the planted features alone.
+absent and emerged, with `replaced` counted as absent, over the planted features alone. Weakened and strengthened
+features count as present for them.
 """
 
 
 def page(results: Sequence[Result]) -> str:
     """The page as Markdown. Results whose shape differs from their scenario's are left out."""
-    results = [r for r in results if r["shape"] == asdict(scenario(r["scenario"]))]
+    results = [r for r in results if asdict(Shape()) | r["shape"] == asdict(scenario(r["scenario"]))]
     names = [name for name in SCENARIOS if any(r["scenario"] == name for r in results)]
     by_name = {name: [r for r in results if r["scenario"] == name] for name in names}
     lines = [
@@ -89,6 +107,11 @@ def page(results: Sequence[Result]) -> str:
         "",
         *MEASURES.strip().splitlines(),
     ]
+    with_places = {name: part for name in names if (part := [r for r in by_name[name] if r.get("places")])}
+    if with_places:
+        rows = [[f"`{name}`", _seeds(part), *_row(part, WHERE)] for name, part in with_places.items()]
+        lines += ["", "## Where features are active", "", *_table(["scenario", "seeds", *WHERE], rows), ""]
+        lines += PLACES_MEASURES.strip().splitlines()
     with_baselines = [name for name in names if any("baselines" in r for r in by_name[name])]
     if with_baselines:
         lines += ["", "## Compared with published methods", "", *BASELINES.strip().splitlines(), ""]
@@ -110,6 +133,7 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
         part = [r for r in results if r["scenario"] == name]
         found[name] = {"seeds": [r["seed"] for r in part], "lowest macro-F1": min(r["macro_f1"] for r in part)}
         found[name] |= {column: _mean(part, value) for column, value in SERVICE.items()}
+        found[name]["places"] = {column: _mean(part, value) for column, value in WHERE.items()}
         if all("baselines" in r for r in part):
             found[name]["baselines"] = {
                 method: {c: _mean([r["baselines"][method] for r in part], value) for c, value in METHOD.items()}
@@ -119,7 +143,16 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _of_class(status: str) -> Callable[[Result], float | None]:
-    return lambda r: r["f1"][status] if r["classes"][status]["support"] else None
+    return lambda r: r["f1"][status] if r["classes"].get(status, {}).get("support") else None
+
+
+def _of_places(value: Callable[[Result], float | None]) -> Callable[[Result], float | None]:
+    """A figure of the scores of places; None for results of a service without them."""
+    return lambda r: value(r["places"]) if r.get("places") else None
+
+
+def _places_covered(figure: str) -> Callable[[Result], float | None]:
+    return lambda r: r["place_coverage"][figure]["all"]["covered"] if r.get("place_coverage") else None
 
 
 F1 = {status: _of_class(status) for status in (*CLASSES, AMPLIFIED)}
@@ -144,7 +177,16 @@ SERVICE: dict[str, Callable[[Result], float | None]] = {
     "ids": lambda r: r["id_stability"],
     "missed": lambda r: r["missed"],
 }
-"""Columns, and their figures in a result; None if the scenario has none."""
+WHERE: dict[str, Callable[[Result], float | None]] = {
+    "macro-F1": _of_places(lambda found: found["macro_f1"]),
+    **{place: _of_places(_of_class(place)) for place in PLACES},
+    "trigger found": _of_places(lambda found: found["found_by_kind"].get("trigger")),
+    "unchanged": _of_places(lambda found: found["unchanged_flagged"]),
+    "cover, gained": _places_covered("gained_share"),
+    "cover, lost": _places_covered("lost_share"),
+    "cover, rate": _places_covered("firing_rate_ratio"),
+}
+"""Columns, and their figures in a result; None if the scenario or the result has none."""
 
 
 def _mean(results: Sequence[Result], value: Callable[[Result], float | None]) -> float | None:

@@ -5,8 +5,8 @@ positions; pairs are assigned greedily, best first, one to one. Below a correlat
 is *missed*, and all of its verdicts count as wrong.
 
 **What is scored.** Each planted feature at each checkpoint from the second on, against its parent. The truth is
-`Lineage.truth(c).against_parent`: an event counts at its onset, and a feature that stays suppressed, amplified or
-relocated is `present` afterwards. A removed feature is `absent`, a replaced one `replaced` at its onset, and both stay
+`Lineage.truth(c).against_parent`: an event counts at its onset, and a feature whose strength or direction stays changed
+is `present` afterwards. A removed feature is `absent`, a replaced one `replaced` at its onset, and both stay
 `absent` later; for a replaced feature `replaced` remains correct too. A feature that is not born yet may be `absent` or
 `indeterminate`; any other status is a false positive of its class.
 
@@ -14,8 +14,11 @@ relocated is `present` afterwards. A removed feature is `absent`, a replaced one
 feature that did emerge. One with another change status is a false positive unless that status is correct for the
 planted feature it follows most closely (correlation of at least 0.3).
 
-**Macro-F1**: mean F1 of present, suppressed, absent, relocated, replaced and emerged, as far as the lineage has them,
-each over all scored pairs of all checkpoints. Amplified is reported separately.
+**Macro-F1**: mean F1 of present, weakened, strengthened, suppressed, absent, relocated, replaced and emerged, as far as
+the lineage has them, each over all scored pairs of all checkpoints. Amplified is reported separately. With
+`graded=False` the truth has no graded statuses: a weakened or strengthened feature is `present`.
+
+`planted_places_score` scores where features are active.
 """
 
 from collections import Counter
@@ -33,18 +36,22 @@ from benchmarks.planted_shape import (
     AMPLIFIED,
     EMERGED,
     EVENT_STATUS,
+    LEAVING,
     PRESENT,
     RELOCATED,
     REPLACED,
+    STRENGTHENED,
     SUCCEEDED,
     SUPPRESSED,
     UNBORN,
+    UNGRADED,
+    WEAKENED,
 )
 
-CLASSES = (PRESENT, SUPPRESSED, ABSENT, RELOCATED, REPLACED, EMERGED)
+CLASSES = (PRESENT, WEAKENED, STRENGTHENED, SUPPRESSED, ABSENT, RELOCATED, REPLACED, EMERGED)
 SIMPLE = (PRESENT, SUPPRESSED, ABSENT, EMERGED)
-_SIMPLER = {REPLACED: ABSENT}
-CHANGES = (SUPPRESSED, AMPLIFIED, ABSENT, RELOCATED, REPLACED, EMERGED)
+_SIMPLER = {REPLACED: ABSENT} | UNGRADED
+CHANGES = (WEAKENED, STRENGTHENED, SUPPRESSED, AMPLIFIED, ABSENT, RELOCATED, REPLACED, EMERGED)
 MISSED = "missed"
 """Status of a planted feature without a latent."""
 MATCHED_CORRELATION = 0.5
@@ -112,16 +119,16 @@ Matchings = Matching | Mapping[int, Matching]
 """One matching for the lineage, or one per checkpoint if each step has its own dictionary."""
 
 
-def score(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[str, Any]:
+def score(lineage: Lineage, verdicts: Verdicts, matching: Matchings, *, graded: bool = True) -> dict[str, Any]:
     """Precision, recall and F1 by class, macro-F1, onset accuracy, and what went wrong most.
 
     `macro_f1_matched` leaves missed features out: the score of the features that the dictionary contains.
     `macro_f1_simple` is over present, suppressed, absent and emerged of the planted features alone, with `replaced` as
-    another word for `absent`. See the module's docstring for the rules.
+    another word for `absent`, and the graded statuses for `present`. See the module's docstring for the rules.
     """
     tally, missed = _Tally(), 0
     for checkpoint, said_of in sorted(verdicts.items()):
-        truth, at = lineage.truth(checkpoint).against_parent, _at(matching, checkpoint)
+        truth, at = _statuses(lineage, checkpoint, graded=graded), _at(matching, checkpoint)
         succeeded = _succeeded_before(lineage, checkpoint)
         for feature, right in enumerate(truth):
             tally.add(right, _said(said_of, int(at.latent[feature])), feature in succeeded)
@@ -139,6 +146,7 @@ def score(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[str
             said = _said(said_of, int(at.latent[feature]))
             simple.add(_SIMPLER.get(right, right), _SIMPLER.get(said, said), False)
     found = tally.classes()
+    onsets = _onsets(lineage, verdicts, matching, graded=graded)
     scored = [status for status in CLASSES if found[status]["support"]]
     return {
         "macro_f1": _mean([found[status]["f1"] for status in scored]),
@@ -150,8 +158,11 @@ def score(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[str
         "classes": found,
         "confusion": dict(tally.confusion.most_common()),
         "missed": missed,
-        "onset_accuracy": _mean(list(_onsets(lineage, verdicts, matching).values())),
-        "onset_by_kind": onset_by_kind(lineage, verdicts, matching),
+        "onset_accuracy": _mean(list(onsets.values())),
+        "onset_by_kind": {
+            kind: _mean([right for n, right in onsets.items() if lineage.events[n].kind == kind])
+            for kind in dict.fromkeys(lineage.events[n].kind for n in onsets)
+        },
     }
 
 
@@ -196,21 +207,20 @@ class _Tally:
         return found
 
 
-def onset_by_kind(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[str, float]:
-    """Share of events whose status first appears at the checkpoint where they happened, by kind of event."""
-    right = _onsets(lineage, verdicts, matching)
-    kinds = dict.fromkeys(event.kind for event in lineage.events)
-    return {kind: _mean([right[n] for n, e in enumerate(lineage.events) if e.kind == kind]) for kind in kinds}
+def _onsets(lineage: Lineage, verdicts: Verdicts, matching: Matchings, *, graded: bool) -> dict[int, float]:
+    """Number of the event -> 1 if its status first appears at its onset, else 0, also for a missed feature.
 
-
-def _onsets(lineage: Lineage, verdicts: Verdicts, matching: Matchings) -> dict[int, float]:
-    """Number of the event -> 1 if its status first appears at its onset, else 0, also for a missed feature."""
-    born = {e.feature: e.checkpoint for e in lineage.events if EVENT_STATUS[e.kind] == EMERGED}
+    Events that leave a feature `present` have no onset.
+    """
+    statuses = EVENT_STATUS if graded else {k: s for k, s in EVENT_STATUS.items() if s not in UNGRADED}
+    born = {e.feature: e.checkpoint for e in lineage.events if statuses.get(e.kind) == EMERGED}
     right = {}
     for number, event in enumerate(lineage.events):
+        if event.kind not in statuses:
+            continue
         checkpoints = [c for c in sorted(verdicts) if c >= born.get(event.feature, 0)]
         latents = {c: int(_at(matching, c).latent[event.feature]) for c in checkpoints}
-        said_at = [c for c in checkpoints if _said(verdicts[c], latents[c]) == EVENT_STATUS[event.kind]]
+        said_at = [c for c in checkpoints if _said(verdicts[c], latents[c]) == statuses[event.kind]]
         right[number] = float(bool(said_at) and said_at[0] == event.checkpoint)
     return right
 
@@ -220,10 +230,13 @@ def ratio_errors(
 ) -> dict[str, Any]:
     """Measured projection ratio less the true one, at the onset of events that leave or take something (no births).
 
+    Narrowed and displaced features are left out, as in `planted_calibration.cases`.
     ratios: checkpoint -> number of the feature -> projection ratio. `bias` is the mean, `largest` the largest size.
     """
     errors = []
     for event in lineage.events:
+        if event.kind in LEAVING:
+            continue
         ratio = ratios[event.checkpoint].get(int(matching.latent[event.feature]))
         truth = lineage.ratios(event.checkpoint, event.checkpoint - 1)[event.feature]
         if np.isfinite(truth) and ratio is not None:
@@ -260,6 +273,11 @@ def successors_named(
 
 def _at(matching: Matchings, checkpoint: int) -> Matching:
     return matching if isinstance(matching, Matching) else matching[checkpoint]
+
+
+def _statuses(lineage: Lineage, checkpoint: int, *, graded: bool) -> list[str]:
+    statuses = lineage.truth(checkpoint).against_parent
+    return statuses if graded else [UNGRADED.get(status, status) for status in statuses]
 
 
 def _said(said_of: Mapping[int, str], latent: int) -> str:

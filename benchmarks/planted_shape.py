@@ -5,11 +5,20 @@ from typing import Any
 
 PRESENT, SUPPRESSED, ABSENT, EMERGED = "present", "suppressed", "absent", "emerged"
 AMPLIFIED, RELOCATED, REPLACED = "amplified", "relocated", "replaced"
+WEAKENED, STRENGTHENED = "weakened", "strengthened"
 UNBORN = "unborn"
 """Not a verdict: no checkpoint has written the feature yet, so no status is expected."""
 
 SUPPRESSED_BELOW, AMPLIFIED_ABOVE = 0.5, 2.0
-"""The bands of the service's default policy: a ratio of levels outside them is an event."""
+"""The outer band: a ratio of levels outside it is `suppressed` or `amplified`."""
+WEAKENED_BELOW, STRENGTHENED_ABOVE = 0.8, 1.25
+"""The inner band: a ratio of levels outside it, but inside the outer one, is `weakened` or `strengthened`."""
+UNGRADED = {WEAKENED: PRESENT, STRENGTHENED: PRESENT}
+"""The statuses that replace the graded ones where only the outer band is judged."""
+
+SAME, BROADENED, NARROWED, DISPLACED = "same", "broadened", "narrowed", "displaced"
+PLACES = (SAME, BROADENED, NARROWED, DISPLACED)
+CHANGED_PLACES = (BROADENED, NARROWED, DISPLACED)
 
 EVENT_STATUS = {
     "suppressed": SUPPRESSED,
@@ -22,10 +31,19 @@ EVENT_STATUS = {
     "merged": REPLACED,
     "successor": EMERGED,
     "exclusive": EMERGED,
+    "weakened": WEAKENED,
+    "strengthened": STRENGTHENED,
 }
-"""The correct status, at the onset, of a feature affected by an event."""
+"""The correct status, at the onset, of a feature whose strength an event changes."""
+EVENT_PLACES = {"broadened": BROADENED, "narrowed": NARROWED, "displaced": DISPLACED, "trigger": BROADENED}
+"""The correct places, at the onset, of a feature that an event makes active elsewhere. It stays `present`."""
+LEAVING = ("narrowed", "displaced")
+"""Kinds of events after which a feature is not written at all of its old positions."""
+GRADED_LEVELS = {"weakened": 0.65, "strengthened": 1.5}
 SUCCEEDED = ("replaced", "split", "merged")
 BIRTHS = ("born", "successor", "exclusive")
+LATE_KINDS = (*EVENT_PLACES, *GRADED_LEVELS)
+"""Kinds that happen only to features that are active often enough, chosen after the codes were drawn."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,12 @@ class Shape:
     n_exclusive: int = 0
     """Features written by a single checkpoint; each fires on `exclusive_rate` of the positions."""
     exclusive_rate: float = 0.005
+    n_weakened: int = 0
+    n_strengthened: int = 0
+    n_broadened: int = 0
+    n_narrowed: int = 0
+    n_displaced: int = 0
+    n_trigger: int = 0
     n_children: int = 0
     """Features that fire only on 20 to 60% of another one's positions."""
 
@@ -106,12 +130,13 @@ class Shape:
             "replaced": 2 * self.n_replaced,
             "split": 3 * self.n_split,
             "merged": 3 * self.n_merged,
+            **{kind: getattr(self, f"n_{kind}") for kind in LATE_KINDS},
         }
 
 
 @dataclass(frozen=True)
 class Event:
-    """An event of one planted feature; `kind` is a key of EVENT_STATUS, `checkpoint` the onset.
+    """An event of one planted feature; `kind` is a key of EVENT_STATUS or EVENT_PLACES, `checkpoint` the onset.
 
     An `exclusive` feature has two events: it is born, and removed in the next checkpoint.
     """
@@ -120,7 +145,7 @@ class Event:
     kind: str
     checkpoint: int
     level: float
-    """From the checkpoint on: 0 (removed, replaced, split, merged), 0.1..0.4, 1 or 2.5..4."""
+    """From the checkpoint on: 0 (removed, replaced, split, merged), 0.1..0.4, 0.65, 1, 1.5 or 2.5..4."""
     successors: tuple[int, ...] = ()
     """Its planted successors: one, two (split), or one shared with another feature (merged)."""
 
@@ -129,6 +154,10 @@ _KINDS = {
     "n_suppressed": 30, "n_removed": 20, "n_born": 15, "n_amplified": 20, "n_relocated": 20, "n_replaced": 15,
     "n_split": 5, "n_merged": 5, "n_exclusive": 4,
 }  # fmt: skip
+_LATE = {
+    "n_broadened": 15, "n_narrowed": 15, "n_displaced": 15, "n_trigger": 10, "n_weakened": 15, "n_strengthened": 15,
+}  # fmt: skip
+_MIXED: dict[str, Any] = _KINDS | {"rotate_degrees": 5.0, "sink_share": 0.3, "n_children": 24}
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -140,11 +169,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "hierarchy": _KINDS | {"n_children": 48},
     "rare": _KINDS | {"lowest_rate": 0.0005},
     "incomplete": _KINDS | {"n_planted": 1536, "highest_rate": 0.01},
-    "all": _KINDS | {"rotate_degrees": 5.0, "sink_share": 0.3, "n_children": 24},
+    "strengths": _MIXED,
+    "places": dict.fromkeys(("n_suppressed", "n_removed", "n_born"), 0) | _LATE,
+    "all": _MIXED | _LATE,
 }
-"""Fields of `Shape` by name of the scenario. `plain` has the three simplest kinds of events; all others have every
-kind. `incomplete` plants more features than the benchmark's dictionary has latents. `all` is the mixture that the
-headline figure is taken on."""
+"""Fields of `Shape` by name of the scenario. `plain` has the three simplest kinds of events, `places` the late kinds
+alone, and `all` every kind; the others have every kind but the late ones. `incomplete` plants more features than the
+benchmark's dictionary has latents. `strengths` is `all` without the late kinds. The headline figure is taken on
+`all`."""
 
 SMALL = {"n_planted": 128, "n_positions": 12_000, "width": 64, "lowest_rate": 0.005, "n_topics": 8}
 """A small lineage with the scenario's proportion of events."""
@@ -164,4 +196,4 @@ def scenario(name: str, *, small: bool = False, **fields: int | float) -> Shape:
     return Shape(**(chosen | fields))
 
 
-_COUNTS = (*_KINDS, "n_children")
+_COUNTS = (*_KINDS, *_LATE, "n_children")

@@ -1,5 +1,5 @@
-"""Writes the parts of the Python client that follow from others: its types, from the OpenAPI document, and the
-synchronous client, from the asynchronous one.
+"""Generates the types of the Python client from the OpenAPI document, and the synchronous client from the asynchronous
+one.
 """
 
 import keyword
@@ -22,7 +22,7 @@ NAMES = {
     "featurewatch__service__runs__schemas__AttemptView": "Attempt",
     "featurewatch__service__webhooks__schemas__AttemptView": "DeliveryAttempt",
 }
-"""What a shape of the API is called in the client, where that is not its name without `Out` or `View`."""
+"""Client names of shapes whose name is not that of the API without `Out` or `View`."""
 
 SYNC = [
     (r"\basync (def|with|for)\b", r"\1"),
@@ -33,12 +33,13 @@ SYNC = [
     (r"\bAsync(?=[A-Z])", ""),
     (r"\basynchronous\b", "synchronous"),
     (r"\bAsynchronous ", ""),
+    (r"\basynccontextmanager\b", "contextmanager"),
     (r"__aenter__", "__enter__"),
     (r"__aexit__", "__exit__"),
     (r"\ba(close|read|iter_bytes|iter_lines)\b", r"\1"),
     (r"\bservice\.client\.aio\b", "service.client.sync"),
 ]
-"""What makes synchronous code of asynchronous: patterns of one line, in this order."""
+"""Patterns that turn asynchronous code into synchronous code, applied in order."""
 
 TYPES_HEAD = '''"""Shapes of the REST API{part}, as the client returns and takes them: dictionaries with known keys.
 
@@ -51,9 +52,9 @@ TYPES_IMPORTS = "from typing import Any, Literal, NotRequired\nfrom typing_exten
 
 
 def pages() -> dict[Path, str]:
-    """Every file of the client that is made, with its text."""
-    made = {CLIENT / "sync" / path.name: _synchronous(path) for path in sorted((CLIENT / "aio").glob("*.py"))}
-    return made | _types()
+    """Every generated file of the client, with its text."""
+    sync = {CLIENT / "sync" / path.name: _synchronous(path) for path in sorted((CLIENT / "aio").glob("*.py"))}
+    return sync | _types()
 
 
 def name_of(component: str) -> str:
@@ -66,14 +67,14 @@ def _synchronous(path: Path) -> str:
     for pattern, replacement in SYNC:
         text = re.sub(pattern, replacement, text)
     if path.name == "__init__.py":
-        return '"""The client, made from service/client/aio: `make docs`."""\n'
+        return '"""The synchronous client. `make docs` generates it from service/client/aio."""\n'
     notice = f"# Written by `make docs` from {path.relative_to(CLIENT.parents[1])}.\n"
     return _formatted(notice + text)
 
 
 def _types() -> dict[Path, str]:
-    """A module of types for each tag of the API; a shape lives with the first tag whose answers, or else requests, have
-    it. A request's own body has none: its parts are a method's parameters.
+    """A module of types for each tag of the API. A shape belongs to the first tag whose responses, or else requests,
+    use it. Request bodies have no type: their fields are a method's parameters.
     """
     document = create_app(Settings(data_dir=Path("none"))).openapi()
     schemas = document["components"]["schemas"]

@@ -21,7 +21,6 @@ Continuous monitoring of the features of a model family. Register a checkpoint; 
 * A POST or PATCH repeated with the same `Idempotency-Key` is carried out once; responses are kept for a day by default.
 * `RateLimit` and `RateLimit-Policy` give the remaining requests of a key; 429 responses have `Retry-After`.
 """
-_METHODS = ("get", "post", "put", "patch", "delete")
 _OPEN = ("/healthz", "/readyz")
 _SCHEMA = {"$ref": "#/components/schemas/Problem"}
 _TITLES = {
@@ -62,8 +61,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
     }
     for path, operations in schema.get("paths", {}).items():
         for method, operation in operations.items():
-            if method in _METHODS:
-                _describe(path, method, operation)
+            _describe(path, method, operation)
     return schema
 
 

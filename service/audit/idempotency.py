@@ -9,7 +9,6 @@ Error responses are not stored: nothing happened, and the next try may succeed.
 
 import hashlib
 import re
-from dataclasses import dataclass
 from datetime import timedelta
 
 from sqlalchemy.exc import IntegrityError
@@ -27,21 +26,15 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _KEPT_HEADERS = ("content-type", "location", "retry-after", "link")
 
 
-@dataclass(frozen=True)
-class Claim:
-    """The record of the key that this request has claimed, or the stored response of an earlier request."""
-
-    record: IdempotencyRecord | None
-    replay: Response | None
-
-
 def fingerprint(method: str, path: str, query: bytes, body: bytes) -> str:
     """Digest of a request. A key identifies one request."""
     return hashlib.sha256(b"\0".join([method.encode(), path.encode(), query, body])).hexdigest()
 
 
-def claim(session: Session, *, caller: str, header: str, request: str, hours: float) -> Claim:
+def claim(session: Session, *, caller: str, header: str, request: str, hours: float) -> IdempotencyRecord | Response:
     """Claim the key for this request. `request` is its fingerprint; responses are stored for `hours`.
+
+    Returns the record of the claimed key, or the stored response of an earlier request.
 
     Raises 400 for an invalid header, 422 if the key was used for another request, 409 if the response contained a
     secret, which is shown only once.
@@ -54,20 +47,21 @@ def claim(session: Session, *, caller: str, header: str, request: str, hours: fl
         )
     key = f"{caller}:{name}"
     queries.drop_records_before(session, utcnow() - timedelta(hours=hours))
-    existing = queries.find_record(session, key)
+    existing = session.get(IdempotencyRecord, key)
     if existing is None:
         record = IdempotencyRecord(key=key, fingerprint=request, status=_IN_PROGRESS, headers={}, body="")
         try:
-            queries.add_record(session, record)
-            return Claim(record, None)
-        except IntegrityError:
+            session.add(record)
+            session.flush()
+            return record
+        except IntegrityError:  # another request claimed it first
             session.rollback()
-            existing = queries.find_record(session, key)
+            existing = session.get(IdempotencyRecord, key)
     if existing is None:
         raise ConflictError(
             "A request with this Idempotency-Key is in progress. Try again later.", code="idempotency-busy"
         )
-    return Claim(None, _replay(existing, request))
+    return _replay(existing, request)
 
 
 def remember(record: IdempotencyRecord, status: int, headers: dict[str, str], body: bytes) -> None:

@@ -8,9 +8,10 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from featurewatch.service.audit import idempotency, queries
+from featurewatch.service.audit import idempotency
 from featurewatch.service.kit.problems import ConflictError, UnavailableError
 from featurewatch.service.kit.routing import READING, methods_at
 from featurewatch.service.kit.turns import WriteTurn
@@ -60,13 +61,13 @@ class Transactions:
             )
             hours = scope["app"].state.settings.answer_hours
             await turn.take()
-            claim = await run_in_threadpool(
+            claimed = await run_in_threadpool(
                 idempotency.claim, session, caller=principal.id, header=key, request=request, hours=hours
             )
-            if claim.replay is not None:
-                await claim.replay(scope, receive, send)
+            if isinstance(claimed, Response):
+                await claimed(scope, receive, send)
                 return
-            record = claim.record
+            record = claimed
         response = _HeldResponse()
         await self.app(scope, receive, response.hold)
         if response.status < 400:
@@ -105,7 +106,7 @@ def _commit(session: Session, scope: Scope, response: _HeldResponse, record: Ide
         status=response.status,
         request_id=scope["state"]["request_id"],
     )
-    queries.add_entry(session, entry)
+    session.add(entry)
     if record is not None:
         idempotency.remember(record, response.status, response.headers(), response.body())
     session.commit()

@@ -1,41 +1,16 @@
 """SQL of the audit log and of stored idempotent responses."""
 
-from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
-from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import AuditEntry, IdempotencyRecord
 
 
-def add_entry(session: Session, entry: AuditEntry) -> None:
-    """Add an entry to the audit log."""
-    session.add(entry)
-
-
-def page_of_entries(
-    session: Session, *, actor: str | None, after: Sequence[Any] | None, limit: int
-) -> Sequence[AuditEntry]:
-    """The audit log, optionally of one actor, newest first; one row more than `limit` if there are more."""
-    statement = select(AuditEntry)
-    if actor:
-        statement = statement.where(AuditEntry.actor == actor)
-    keys = [SortKey(AuditEntry.at, descending=True), SortKey(AuditEntry.id, descending=True)]
-    return session.scalars(keyset(statement, keys, after, limit)).all()
-
-
-def find_record(session: Session, key: str) -> IdempotencyRecord | None:
-    """The record of an idempotency key."""
-    return session.get(IdempotencyRecord, key)
-
-
-def add_record(session: Session, record: IdempotencyRecord) -> None:
-    """Claim a key. Raises IntegrityError if another request claimed it first."""
-    session.add(record)
-    session.flush()
+def entries(actor: str | None) -> Select[AuditEntry]:
+    """Select the audit log, optionally of one actor, in no order."""
+    return select(AuditEntry).where(AuditEntry.actor == actor) if actor else select(AuditEntry)
 
 
 def drop_entries_before(session: Session, moment: datetime) -> None:

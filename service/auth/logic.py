@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from featurewatch.service.auth import keys, queries
 from featurewatch.service.auth.schemas import KeyOut
 from featurewatch.service.kit.clock import utcnow
-from featurewatch.service.kit.pages import Page, Pager
+from featurewatch.service.kit.pages import Page, Pager, newest_first
 from featurewatch.service.kit.problems import NotFoundError, UnauthenticatedError
 from featurewatch.service.models import ApiKey, WebSession
 
@@ -48,7 +49,8 @@ def create(
         revoked_at=None,
         last_used_at=None,
     )
-    queries.add(session, row)
+    session.add(row)
+    session.flush()
     return row, key
 
 
@@ -66,7 +68,8 @@ def authenticate(session: Session, key: str) -> Principal:
 def sign_in(session: Session, principal: Principal) -> WebSession:
     """Start a browser session for a key."""
     row = WebSession(key_id=principal.id, expires_at=utcnow() + SESSION_LENGTH)
-    queries.add(session, row)
+    session.add(row)
+    session.flush()
     return row
 
 
@@ -82,7 +85,7 @@ def still_valid(session: Session, principal: Principal) -> bool:
         return True
     if principal.session_id is not None:
         return returning(session, principal.session_id) is not None
-    row = queries.find(session, principal.id)
+    row = session.get(ApiKey, principal.id)
     return row is not None and alive(row)
 
 
@@ -99,14 +102,12 @@ def alive(row: ApiKey) -> bool:
 
 def page(session: Session, paging: Pager) -> Page[KeyOut]:
     """A page of API keys, newest first."""
-    fetched = queries.page_of_keys(session, after=paging.after("keys"), limit=paging.limit)
-    rows, cursor = paging.page(fetched, "keys", lambda row: (row.created_at, row.id))
-    return Page(data=[KeyOut.model_validate(row) for row in rows], next_cursor=cursor)
+    return paging.fetch(session, select(ApiKey), newest_first(ApiKey), "keys", KeyOut.model_validate)
 
 
 def get(session: Session, key_id: str) -> ApiKey:
     """The API key with this id, or 404."""
-    row = queries.find(session, key_id)
+    row = session.get(ApiKey, key_id)
     if row is None:
         raise NotFoundError(f"There is no API key {key_id}.")
     return row

@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.orm import Session
 
-from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import ApiKey, WebSession
 
 _BY_PREFIX = select(*ApiKey.__table__.c).where(ApiKey.prefix == bindparam("prefix"))
@@ -19,21 +18,9 @@ def find_by_prefix(session: Session, prefix: str) -> Any:
     return session.execute(_BY_PREFIX, {"prefix": prefix}).one_or_none()
 
 
-def find(session: Session, key_id: str) -> ApiKey | None:
-    """The key with this id."""
-    return session.get(ApiKey, key_id)
-
-
-def page_of_keys(session: Session, *, after: Sequence[Any] | None, limit: int) -> Sequence[ApiKey]:
-    """Keys, including revoked ones, newest first; one row more than `limit` if there are more."""
-    keys = [SortKey(ApiKey.created_at, descending=True), SortKey(ApiKey.id, descending=True)]
-    return session.scalars(keyset(select(ApiKey), keys, after, limit)).all()
-
-
-def add(session: Session, row: ApiKey | WebSession) -> None:
-    """Store a new key or browser session, which sets its id."""
-    session.add(row)
-    session.flush()
+def newest_keys(session: Session, limit: int) -> Sequence[ApiKey]:
+    """Up to `limit` keys, including revoked ones, newest first."""
+    return session.scalars(select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id.desc()).limit(limit)).all()
 
 
 def key_of_session(session: Session, session_id: str, now: datetime) -> ApiKey | None:

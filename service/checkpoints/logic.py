@@ -18,6 +18,7 @@ from featurewatch.service.kit.pages import MAX_LIMIT, Page, Pager
 from featurewatch.service.kit.problems import ConflictError, NotFoundError, UnavailableError, UnprocessableError
 from featurewatch.service.models import Checkpoint, Family, Run
 from featurewatch.service.runs import logic as runs
+from featurewatch.service.runs import queries as run_queries
 from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.runs.schemas import view as run_view
 from featurewatch.service.verdicts.generations import kinds
@@ -135,7 +136,7 @@ def register(
         _fill(checkpoint, body, parent, examined)
         try:
             with session.begin_nested():
-                queries.add(session, checkpoint)
+                session.add(checkpoint)
         except IntegrityError:  # another request took the name since the lookup
             existing = get(session, family, body.name)
         else:
@@ -156,7 +157,7 @@ def register(
 
 def _queue(session: Session, checkpoint: Checkpoint, priority: int) -> Run:
     # A checkpoint is judged after its parent, so the waiting ones need at least this priority.
-    runs.raise_priority(session, family_id=checkpoint.family_id, kind=RunKind.ONBOARD, priority=priority)
+    run_queries.raise_priority(session, checkpoint.family_id, RunKind.ONBOARD, priority)
     return runs.create(
         session,
         family_id=checkpoint.family_id,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import ColumnElement, Select, bindparam, func, select
 from sqlalchemy.orm import Session, aliased
 
 from featurewatch.service.kit.pages import SortKey, keyset
@@ -19,17 +19,6 @@ def by_name(session: Session, family_id: str, name: str) -> Checkpoint | None:
     return session.scalar(_BY_NAME, {"family": family_id, "name": name})
 
 
-def get(session: Session, checkpoint_id: str) -> Checkpoint | None:
-    """The checkpoint with this id."""
-    return session.get(Checkpoint, checkpoint_id)
-
-
-def add(session: Session, checkpoint: Checkpoint) -> None:
-    """Store a checkpoint. Raises IntegrityError if its name is taken."""
-    session.add(checkpoint)
-    session.flush()
-
-
 def newest(session: Session, family_id: str, states: Sequence[str]) -> Sequence[Checkpoint]:
     """Checkpoints of a family in these states, newest first."""
     statement = select(Checkpoint).where(Checkpoint.family_id == family_id, Checkpoint.state.in_(states))
@@ -38,16 +27,16 @@ def newest(session: Session, family_id: str, states: Sequence[str]) -> Sequence[
 
 def newest_judged(session: Session, family_ids: Sequence[str]) -> dict[str, Checkpoint]:
     """Family id -> its newest judged checkpoint."""
-    order = func.row_number().over(
-        partition_by=Checkpoint.family_id, order_by=(Checkpoint.created_at.desc(), Checkpoint.id.desc())
-    )
-    ranked = (
-        select(Checkpoint.id, order.label("place"))
-        .where(Checkpoint.family_id.in_(family_ids), Checkpoint.state == "judged")
-        .subquery()
-    )
-    newest = session.scalars(select(Checkpoint).join(ranked, (ranked.c.id == Checkpoint.id) & (ranked.c.place == 1)))
+    of_families = Checkpoint.family_id.in_(family_ids), Checkpoint.state == "judged"
+    newest = session.scalars(_newest_of_each(Checkpoint, Checkpoint.family_id, *of_families))
     return {checkpoint.family_id: checkpoint for checkpoint in newest}
+
+
+def _newest_of_each(table: Any, group: Any, *conditions: ColumnElement[bool]) -> Select[Any]:
+    """Select the newest row of each group among those that meet the conditions."""
+    order = func.row_number().over(partition_by=group, order_by=(table.created_at.desc(), table.id.desc()))
+    ranked = select(table.id, order.label("place")).where(*conditions).subquery()
+    return select(table).join(ranked, (ranked.c.id == table.id) & (ranked.c.place == 1))
 
 
 def judged(session: Session, family_id: str) -> dict[str, str | None]:
@@ -93,13 +82,8 @@ def of_family(session: Session, family_id: str) -> Sequence[Checkpoint]:
 
 def newest_runs(session: Session, checkpoint_ids: Sequence[str]) -> dict[str, Run]:
     """Checkpoint id -> its newest onboarding run."""
-    order = func.row_number().over(partition_by=Run.checkpoint_id, order_by=(Run.created_at.desc(), Run.id.desc()))
-    ranked = (
-        select(Run.id, order.label("place"))
-        .where(Run.checkpoint_id.in_(checkpoint_ids), Run.kind == RunKind.ONBOARD)
-        .subquery()
-    )
-    runs = session.scalars(select(Run).join(ranked, (ranked.c.id == Run.id) & (ranked.c.place == 1)))
+    of_checkpoints = Run.checkpoint_id.in_(checkpoint_ids), Run.kind == RunKind.ONBOARD
+    runs = session.scalars(_newest_of_each(Run, Run.checkpoint_id, *of_checkpoints))
     return {run.checkpoint_id: run for run in runs if run.checkpoint_id is not None}
 
 

@@ -109,25 +109,12 @@ def view(
     row: Checkpoint, family: str, parent: str | None, run: RunView | None, activations_kept: bool | None
 ) -> CheckpointOut:
     """A checkpoint as the API shows it."""
-    return CheckpointOut(
-        id=row.id,
-        family=family,
-        name=row.name,
-        uri=row.uri,
-        adapter=row.adapter,
-        resolved_uri=row.resolved_uri,
-        resolved_adapter=row.resolved_adapter,
-        content_digest=row.content_digest,
-        parent=parent,
-        deleted_parents=[parent["name"] for parent in row.deleted_parents],
-        hook_points=row.hook_points,
-        fit=row.fit,
-        metadata=row.details,
-        state=row.state,
-        generation=row.generation,
-        quality=row.quality,
-        activations_kept=activations_kept,
-        created_at=row.created_at,
-        judged_at=row.judged_at,
-        run=run,
-    )
+    values = {
+        "family": family,
+        "parent": parent,
+        "deleted_parents": [parent["name"] for parent in row.deleted_parents],
+        "metadata": row.details,
+        "activations_kept": activations_kept,
+        "run": run,
+    }
+    return CheckpointOut.model_validate(row.as_dict() | values)

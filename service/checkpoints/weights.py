@@ -105,11 +105,6 @@ def read_adapter(folder: Path, *, budget: int | None = None) -> adapters.Adapter
     return config
 
 
-def check_layers(config: dict[str, Any], hook_points: Sequence[str]) -> None:
-    """Check that hook points lie within the model's layers, if its config gives their number."""
-    _check_layers(layer_count(config), hook_points)
-
-
 def member(folder: Path, name: str) -> Path:
     """Path of a safetensors file that a manifest or index names. It must be inside the folder."""
     if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:

@@ -30,20 +30,23 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.callback()(base.options)
-server.add_to(app)
-database.add_to(app)
-families.add_to(app)
-checkpoints.add_to(app)
-register.add_to(app)
-runs.add_to(app)
-features.add_to(app)
-export.add_to(app)
-signatures.add_to(app)
-webhooks.add_to(app)
-alerts.add_to(app)
-calibrate.add_to(app)
-label.add_to(app)
-dependencies.add_to(app)
+checkpoints.checkpoint_app.command()(register.register)
+for module in (
+    server,
+    database,
+    families,
+    checkpoints,
+    runs,
+    features,
+    export,
+    signatures,
+    webhooks,
+    alerts,
+    calibrate,
+    label,
+    dependencies,
+):
+    app.add_typer(module.app)
 
 UNAVAILABLE_STATUS = 500
 _LISTED = {

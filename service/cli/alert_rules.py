@@ -12,7 +12,8 @@ from typer.core import TyperGroup
 from featurewatch.service.alerts.conditions import KINDS
 from featurewatch.service.alerts.parameters import Parameter, parameters
 from featurewatch.service.cli import base, complete
-from featurewatch.service.cli.base import AsJson
+from featurewatch.service.cli.command import command, fields
+from featurewatch.service.client import Client, types
 from featurewatch.service.client.wire import given
 from featurewatch.service.runs.kinds import RunKind
 
@@ -53,6 +54,7 @@ def _positional(args: Iterable[str]) -> Iterator[str]:
 
 
 app = typer.Typer(
+    name="create",
     cls=_Group,
     help="Create an alert rule: the kind, a name, and the parameters of the kind.",
     no_args_is_help=True,
@@ -63,17 +65,18 @@ def _add_kind(kind: str) -> None:
     cls = KINDS[kind]
     names = {parameter.one: parameter.name for parameter in parameters(cls)}
 
-    def create(name: str, family: str | None, as_json: bool, **options: Any) -> None:
-        values = {names[one]: value for one, value in given(**options).items() if value != []}
-        _create(name, {"kind": kind, **values}, family, as_json)
+    def create(client: Client, name: str, family: str | None, **options: Any) -> types.AlertRule:
+        condition: dict[str, Any] = {names[one]: value for one, value in given(**options).items() if value != []}
+        return client.create_alert_rule(name, condition | {"kind": kind}, family=family)
 
+    create.__doc__ = f"Raise an alert when {cls.when()}."
     create.__signature__ = Signature([  # type: ignore[attr-defined]
+        Argument("client", Argument.KEYWORD_ONLY),
         Argument("name", Argument.KEYWORD_ONLY, annotation=Name),
         Argument("family", Argument.KEYWORD_ONLY, annotation=Family, default=None),
         *(Argument(each.one, Argument.KEYWORD_ONLY, **_option(each)) for each in parameters(cls)),
-        Argument("as_json", Argument.KEYWORD_ONLY, annotation=AsJson, default=False),
     ])  # fmt: skip
-    app.command(kind.replace("_", "-"), help=f"Raise an alert when {cls.when()}.")(create)
+    command(app, kind.replace("_", "-"), fields())(create)
 
 
 def _option(parameter: Parameter) -> dict[str, Any]:
@@ -91,8 +94,9 @@ for _kind in KINDS:
     _add_kind(_kind)
 
 
-@app.command(_DEPRECATED, hidden=True)
+@command(app, _DEPRECATED, fields(), hidden=True)
 def create_without_kind(
+    client: Client,
     name: Name,
     family: Family = None,
     feature: Annotated[str | None, typer.Option(autocompletion=complete.features)] = None,
@@ -106,10 +110,9 @@ def create_without_kind(
     silent_days: float | None = None,
     status: Annotated[list[str] | None, typer.Option(autocompletion=complete.statuses)] = None,
     at_least: Annotated[int | None, typer.Option(min=1)] = None,
-    as_json: AsJson = False,
-) -> None:
+) -> types.AlertRule:
     """Create a rule of the kind that its options imply. Deprecated."""
-    fields: dict[str, dict[str, Any] | None] = {
+    by_kind: dict[str, dict[str, Any] | None] = {
         "feature": given(feature=feature) or None,
         "tag": given(tag=tag) or None,
         "watched": {} if watched else None,
@@ -119,14 +122,14 @@ def create_without_kind(
         "run_failed": None if run_failed is None else {} if run_failed == "any" else {"runs": [run_failed]},
         "absence": given(days=silent_days) or None,
     }
-    chosen = {kind: values for kind, values in fields.items() if values is not None}
+    chosen = {kind: values for kind, values in by_kind.items() if values is not None}
     if "run_failed" in chosen:
         chosen["run_failed"] |= given(at_least=at_least)
     elif at_least is not None:
         chosen["status_count"] = {"at_least": at_least}
     condition = _condition_of(chosen, status or [])
     base.say(f"This form is deprecated. Use: {_command_line(name, condition, family)}")
-    _create(name, condition, family, as_json)
+    return client.create_alert_rule(name, condition, family=family)
 
 
 _DEPRECATED_OPTIONS = {
@@ -158,9 +161,3 @@ def _command_line(name: str, condition: dict[str, Any], family: str | None) -> s
         for value in values if isinstance(values, list) else [values]:
             words += [f"--{parameter.one.replace('_', '-')}", str(value)]
     return shlex.join(words)
-
-
-def _create(name: str, condition: dict[str, Any], family: str | None, as_json: bool) -> None:
-    with base.connect() as client:
-        rule = client.create_alert_rule(name, condition, family=family)
-    base.show_json(rule) if as_json else base.show_fields(rule.items())

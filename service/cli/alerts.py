@@ -7,18 +7,18 @@ import typer
 from featurewatch.service.alerts.conditions import KINDS, WEBHOOK_PAUSED
 from featurewatch.service.alerts.schemas import AlertState
 from featurewatch.service.cli import alert_rules, base, complete
-from featurewatch.service.cli.arguments import OfFamily
+from featurewatch.service.cli.arguments import OfFamily, checkpoint_option
 from featurewatch.service.cli.command import Table, calls, deletes, fields
 from featurewatch.service.client import Client
 
-alert_app = typer.Typer(help="Alerts, and the rules that raise them.", no_args_is_help=True)
-rule_app = typer.Typer(help="Alert rules.", no_args_is_help=True)
+app = typer.Typer(name="alert", help="Alerts, and the rules that raise them.", no_args_is_help=True)
+rule_app = typer.Typer(name="rule", help="Alert rules.", no_args_is_help=True)
+rule_app.add_typer(alert_rules.app)
+app.add_typer(rule_app)
 
 AlertId = Annotated[str, typer.Argument(help="Id of the alert, alt_...", autocompletion=complete.alerts)]
 RuleId = Annotated[str, typer.Argument(help="Id of the rule, rul_...", autocompletion=complete.rules)]
-OfCheckpoint = Annotated[
-    str | None, typer.Option(help="Show only this checkpoint.", autocompletion=complete.checkpoints)
-]
+OfCheckpoint = Annotated[str | None, checkpoint_option("Show only this checkpoint.")]
 State = Annotated[
     str | None,
     typer.Option(help=f"Show only this state: {', '.join(AlertState)}.", autocompletion=complete.words(*AlertState)),
@@ -31,13 +31,6 @@ Kind = Annotated[
     ),
 ]
 Hours = Annotated[float | None, typer.Option(help="Hours until the mute ends; default: until the alert is resolved.")]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the main one."""
-    rule_app.add_typer(alert_rules.app, name="create")
-    alert_app.add_typer(rule_app, name="rule")
-    app.add_typer(alert_app, name="alert")
 
 
 RULES = Table(
@@ -57,8 +50,8 @@ ALERTS = Table(
 
 calls(rule_app, "list", Client.alert_rules, RULES)
 deletes(rule_app, Client.delete_alert_rule, rule=RuleId)
-calls(alert_app, "list", Client.alerts, ALERTS, family=OfFamily, checkpoint=OfCheckpoint, state=State, kind=Kind)
-calls(alert_app, "ack", Client.acknowledge, fields("state"), alert=AlertId)
-calls(alert_app, "reopen", Client.reopen, fields("state"), alert=AlertId)
-calls(alert_app, "mute", Client.mute, fields("state"), alert=AlertId, hours=Hours)
-calls(alert_app, "resolve", Client.resolve, fields("state"), alert=AlertId)
+calls(app, "list", Client.alerts, ALERTS, family=OfFamily, checkpoint=OfCheckpoint, state=State, kind=Kind)
+calls(app, "ack", Client.acknowledge, fields("state"), alert=AlertId)
+calls(app, "reopen", Client.reopen, fields("state"), alert=AlertId)
+calls(app, "mute", Client.mute, fields("state"), alert=AlertId, hours=Hours)
+calls(app, "resolve", Client.resolve, fields("state"), alert=AlertId)

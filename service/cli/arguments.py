@@ -1,6 +1,6 @@
 """Arguments and options that several commands have."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +10,12 @@ Family = Annotated[str, typer.Argument(help="Name of the family.", autocompletio
 Name = Annotated[str, typer.Argument(help="Name of the checkpoint.", autocompletion=complete.checkpoints)]
 FeatureId = Annotated[str, typer.Argument(help="Id of the feature, e.g. F42.", autocompletion=complete.features)]
 RunId = Annotated[str, typer.Argument(help="Id of the run, run_...", autocompletion=complete.runs)]
+
+
+def checkpoint_option(help: str) -> Any:
+    """An option that takes the name of a checkpoint."""
+    return typer.Option(help=help, autocompletion=complete.checkpoints)
+
 
 OfFamily = Annotated[str | None, typer.Option(help="Show only this family.", autocompletion=complete.families)]
 Limit = Annotated[int, typer.Option(help="Maximum number of rows; 0 for all.", min=0)]

@@ -77,7 +77,7 @@ class Target:
     named: bool
 
 
-_target = Target("", "", False)
+target = Target("", "", False)
 
 
 def _print_version(on: bool) -> None:
@@ -98,19 +98,14 @@ def options(
 ) -> None:
     """Read the options that come before the command."""
     settings = ClientSettings()
-    _target.url = url or settings.url
-    _target.key = key or settings.key.get_secret_value()
-    _target.named = url is not None or "url" in settings.model_fields_set
-
-
-def target() -> Target:
-    """The service to talk to."""
-    return _target
+    target.url = url or settings.url
+    target.key = key or settings.key.get_secret_value()
+    target.named = url is not None or "url" in settings.model_fields_set
 
 
 def connect() -> Client:
     """A client of the service to talk to."""
-    return Client(_target.url, _target.key, retries=3)
+    return Client(target.url, target.key, retries=3)
 
 
 def say(text: str) -> None:
@@ -293,12 +288,6 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or error
         raise UsageError(f"cannot write {path}: {why}; choose a writable path in an existing folder") from error
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file; UsageError if that fails."""
-    with writing(path):
-        path.write_text(text, encoding="utf-8")
 
 
 def _text(value: Any) -> Text:

@@ -5,26 +5,21 @@ from typing import Annotated, Any
 import typer
 
 from featurewatch.service.cli import base, complete, progress
-from featurewatch.service.cli.arguments import Family, Timeout, Wait
+from featurewatch.service.cli.arguments import Family, Timeout, Wait, checkpoint_option
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table
 from featurewatch.service.client.types import CalibrationResult
 from featurewatch.service.client.wire import given
 from featurewatch.service.families.calibration import NULLS
 
-
-def add_to(app: typer.Typer) -> None:
-    """Add this command to the main one."""
-    app.command()(calibrate)
+app = typer.Typer()
 
 
+@app.command()
 def calibrate(
     family: Family,
     checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="Checkpoint to calibrate on; default: the newest judged.", autocompletion=complete.checkpoints
-        ),
+        str | None, checkpoint_option("Checkpoint to calibrate on; default: the newest judged.")
     ] = None,
     null: Annotated[
         list[str] | None,

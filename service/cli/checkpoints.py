@@ -7,21 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from featurewatch.service.cli import base, complete, findings
-from featurewatch.service.cli.arguments import Family, MaxQ, MinChange, Name
+from featurewatch.service.cli.arguments import Family, MaxQ, MinChange, Name, checkpoint_option
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table, calls, deletes
 from featurewatch.service.client import Client, types
 from featurewatch.service.runs.words import seen
 
-checkpoint_app = typer.Typer(help="Checkpoints: register, list, show, delete.", no_args_is_help=True)
+app = typer.Typer()
+checkpoint_app = typer.Typer(name="checkpoint", help="Checkpoints: register, list, show, delete.", no_args_is_help=True)
+app.add_typer(checkpoint_app)
 
 _FORMATS = ("text", "markdown", "html", "json")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the main one."""
-    app.add_typer(checkpoint_app, name="checkpoint")
-    app.command()(report)
 
 
 CHECKPOINTS = Table(
@@ -56,13 +52,11 @@ deletes(
 )
 
 
+@app.command()
 def report(
     family: Family,
     name: Name,
-    baseline: Annotated[
-        str | None,
-        typer.Option(help="Checkpoint to compare with; default: its parent.", autocompletion=complete.checkpoints),
-    ] = None,
+    baseline: Annotated[str | None, checkpoint_option("Checkpoint to compare with; default: its parent.")] = None,
     min_change: MinChange = None,
     max_q: MaxQ = None,
     form: Annotated[
@@ -88,5 +82,6 @@ def report(
             text = client.report_text(family, name, format="html" if form == "html" else "markdown", **query)
     if not output:
         return typer.echo(seen(text))
-    base.write(output, text + "\n")
+    with base.writing(output):
+        output.write_text(text + "\n", encoding="utf-8")
     return None

@@ -43,8 +43,8 @@ class Table:
     def __call__(self, rows: Iterable[Any]) -> None:
         """Print the rows."""
         columns = [(_heading(name), self.computed.get(name, name)) for name in self.columns]
-        wraps, optional = map(_heading, self.wraps), map(_heading, self.optional)
-        base.show_rows(rows, columns, empty=self.empty, wraps=tuple(wraps), optional=tuple(optional))
+        wraps, optional = [_heading(name) for name in self.wraps], [_heading(name) for name in self.optional]
+        base.show_rows(rows, columns, empty=self.empty, wraps=wraps, optional=optional)
 
 
 def fields(*names: str) -> View:
@@ -52,7 +52,9 @@ def fields(*names: str) -> View:
     return lambda document: base.show_fields((name, document[name]) for name in names or document)
 
 
-def command(app: typer.Typer, name: str, view: View, *, then: View | None = None) -> Callable[[Function], Function]:
+def command(
+    app: typer.Typer, name: str, view: View, *, then: View | None = None, hidden: bool = False
+) -> Callable[[Function], Function]:
     """Add a function to `app` as a command; its docstring is the help text.
 
     A first parameter called `client` gets a connection to the service; the other parameters are arguments and options.
@@ -76,7 +78,7 @@ def command(app: typer.Typer, name: str, view: View, *, then: View | None = None
         exposed = [*parameters[connects:], _parameter("as_json", base.AsJson)]
         run.__signature__ = inspect.Signature(exposed)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in exposed}
-        app.command(name)(run)
+        app.command(name, hidden=hidden)(run)
         return function
 
     return register
@@ -105,11 +107,8 @@ def deletes(app: typer.Typer, method: Callable[..., Any], question: str | None =
         return {"deleted": arguments[last]}
 
     confirmation = {"yes": base.Yes} if question else {}
-    command(app, "delete", _deleted)(_described(run, method, parameters | confirmation))
-
-
-def _deleted(document: Mapping[str, Any]) -> None:
-    base.say(f"Deleted {document['deleted']}.")
+    add = command(app, "delete", lambda document: base.say(f"Deleted {document['deleted']}."))
+    add(_described(run, method, parameters | confirmation))
 
 
 def _heading(name: str) -> str:

@@ -10,15 +10,13 @@ import typer
 
 from featurewatch.service.cli import base
 from featurewatch.service.client import Client, ClientError
-from featurewatch.service.runs.states import RunState
+from featurewatch.service.client.wire import PAGE_LIMIT
 from featurewatch.service.verdicts.statuses import Places, Status
 
 SECONDS = 1.0
 """Timeout of a request: a person is waiting at the prompt."""
 NEWEST = 50
 """Maximum number of rows of lists that keep growing. Older ids are copied, not typed."""
-FEATURES = 500
-"""Maximum number of features, those that changed most: one page of the API."""
 
 Completer = Callable[[typer.Context, str], list[tuple[str, str]]]
 
@@ -42,7 +40,7 @@ def _names(ask: Callable[[Client, str], Iterable[tuple[str, str]]], of: str | No
         options = context.find_root().params
         base.options(url=options.get("url"), key=options.get("key"))
         try:
-            with Client(base.target().url, base.target().key, timeout=SECONDS, retries=0) as client:
+            with Client(base.target.url, base.target.key, timeout=SECONDS, retries=0) as client:
                 names = [(base.cell(name), base.cell(about)) for name, about in ask(client, scope)]
         except ClientError:  # do not print errors at a prompt
             return []
@@ -53,14 +51,13 @@ def _names(ask: Callable[[Client, str], Iterable[tuple[str, str]]], of: str | No
 
 statuses = words(*Status)
 places = words(*Places)
-states = words(*RunState)
 families = _names(lambda client, _: ((row["name"], "") for row in client.families()))
 checkpoints = _names(
     lambda client, family: ((row["name"], row["state"]) for row in client.checkpoints(family)), of="family"
 )
 features = _names(
     lambda client, family: (
-        (row["id"], row["label"] or row["auto_label"] or "") for row in islice(client.features(family), FEATURES)
+        (row["id"], row["label"] or row["auto_label"] or "") for row in islice(client.features(family), PAGE_LIMIT)
     ),
     of="family",
 )

@@ -5,11 +5,13 @@ from typing import Annotated, Any
 import typer
 
 from featurewatch.service.cli import base, complete, progress
-from featurewatch.service.cli.arguments import Family, FeatureId, Timeout
+from featurewatch.service.cli.arguments import Family, FeatureId, Timeout, checkpoint_option
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table
 from featurewatch.service.client import ApiError
 from featurewatch.service.client.types import AnswerEffect, Dependencies, DependencyComparison
+
+app = typer.Typer()
 
 Method = Annotated[
     str | None,
@@ -20,23 +22,13 @@ Method = Annotated[
 ]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add this command to the main one."""
-    app.command()(dependencies)
-
-
+@app.command()
 def dependencies(
     family: Family,
     feature: FeatureId,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="In this checkpoint; default: the one analysed last.", autocompletion=complete.checkpoints),
-    ] = None,
+    checkpoint: Annotated[str | None, checkpoint_option("In this checkpoint; default: the one analysed last.")] = None,
     baseline: Annotated[
-        str | None,
-        typer.Option(
-            help="Compare with this checkpoint: edges gained, lost and changed.", autocompletion=complete.checkpoints
-        ),
+        str | None, checkpoint_option("Compare with this checkpoint: edges gained, lost and changed.")
     ] = None,
     method: Method = None,
     find: Annotated[bool, typer.Option("--find", help="Compute the dependencies first; needs --checkpoint.")] = False,
@@ -50,9 +42,7 @@ def dependencies(
     with base.connect() as client:
         if find:
             run = client.find_dependencies(family, str(checkpoint), [feature], method=method, positions=positions)
-            run = progress.follow(client, run["id"], timeout)
-            if run["state"] != "succeeded":
-                return progress.exit_unless_succeeded(run)
+            progress.exit_unless_succeeded(progress.follow(client, run["id"], timeout))
         try:
             document = client.dependencies(family, feature, checkpoint=checkpoint, baseline=baseline, method=method)
         except ApiError as error:

@@ -9,7 +9,7 @@ import typer
 from safetensors.numpy import load_file
 
 from featurewatch.service.cli import base, complete
-from featurewatch.service.cli.arguments import Family, Name
+from featurewatch.service.cli.arguments import Family, Name, checkpoint_option
 from featurewatch.service.cli.command import command, fields
 from featurewatch.service.client import Client
 from featurewatch.service.dictionaries import layouts
@@ -17,22 +17,14 @@ from featurewatch.service.dictionaries.folding import fold
 from featurewatch.service.kit import extras
 
 _TABLES = ("verdicts", "sources", "features")
-export_app = typer.Typer(help="Export data for other tools.", no_args_is_help=True)
+app = typer.Typer(name="export", help="Export data for other tools.", no_args_is_help=True)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the main one."""
-    app.add_typer(export_app, name="export")
-
-
-@command(export_app, "codes", fields())
+@command(app, "codes", fields())
 def export_codes(
     client: Client,
     family: Family,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="Up to this checkpoint; default: the newest.", autocompletion=complete.checkpoints),
-    ] = None,
+    checkpoint: Annotated[str | None, checkpoint_option("Up to this checkpoint; default: the newest.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .npz.")] = Path("codes.npz"),
 ) -> dict[str, Any]:
     """Save the sparse code (positions x features) for scipy.sparse.load_npz, with a text file of the column ids."""
@@ -48,7 +40,7 @@ def _show_sizes(sizes: dict[str, int]) -> None:
     base.show_fields((path, f"{size:,} bytes") for path, size in sizes.items())
 
 
-@command(export_app, "parquet", _show_sizes)
+@command(app, "parquet", _show_sizes)
 def export_parquet(
     client: Client,
     family: Family,
@@ -62,15 +54,12 @@ def export_parquet(
     return {str(path): path.stat().st_size for path in paths}
 
 
-@command(export_app, "neuronpedia", fields())
+@command(app, "neuronpedia", fields())
 def export_neuronpedia(
     client: Client,
     family: Family,
     checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="Features in this checkpoint; default: the newest judged.", autocompletion=complete.checkpoints
-        ),
+        str | None, checkpoint_option("Features in this checkpoint; default: the newest judged.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("neuronpedia"),
     passages: Annotated[int, typer.Option(help="Number of passages per feature.", min=0, max=16)] = 10,
@@ -86,7 +75,7 @@ def export_neuronpedia(
     return {"folder": str(out), "features": count}
 
 
-@command(export_app, "dictionary", fields())
+@command(app, "dictionary", fields())
 def export_dictionary(
     client: Client,
     family: Family,

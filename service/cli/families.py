@@ -12,15 +12,10 @@ from featurewatch.service.cli.command import Table, calls, command, deletes, fie
 from featurewatch.service.client import Client, types
 from featurewatch.service.client.wire import given
 
-family_app = typer.Typer(help="Families: models whose features are tracked together.", no_args_is_help=True)
+app = typer.Typer(name="family", help="Families: models whose features are tracked together.", no_args_is_help=True)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the main one."""
-    app.add_typer(family_app, name="family")
-
-
-@command(family_app, "create", fields())
+@command(app, "create", fields())
 def create_family(
     client: Client,
     name: Annotated[str, typer.Argument(help="Name of the family: letters, digits, dots and dashes.")],
@@ -56,10 +51,10 @@ FAMILIES = Table(
     empty="No families yet. Create one with `featurewatch family create`.",
     wraps=("hook_points",),
 )
-calls(family_app, "list", Client.families, FAMILIES)
-calls(family_app, "show", Client.family, fields(), name=Family)
+calls(app, "list", Client.families, FAMILIES)
+calls(app, "show", Client.family, fields(), name=Family)
 deletes(
-    family_app,
+    app,
     Client.delete_family,
     "Delete the family {name} with all its checkpoints, features, runs and artifacts?",
     name=Family,

@@ -7,15 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from featurewatch.service.cli import base, complete, draw, findings
-from featurewatch.service.cli.arguments import Family, FeatureId, Limit, MaxQ, MinChange
+from featurewatch.service.cli.arguments import Family, FeatureId, Limit, MaxQ, MinChange, checkpoint_option
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table, command
 from featurewatch.service.client import Client, types
+from featurewatch.service.client.wire import PAGE_LIMIT
 from featurewatch.service.kit.text import plain
 from featurewatch.service.verdicts.figures import Figure, View, shown_in
 
-_PAGE = 500
-"""Maximum number of rows in one response of the API."""
+app = typer.Typer()
+
 _KINDS = ("carried", "retired", "split", "merged", "new")
 
 Statuses = Annotated[
@@ -31,14 +32,6 @@ PlacesOption = Annotated[
         autocompletion=complete.places,
     ),
 ]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the main one."""
-    command(app, "features", FEATURES)(list_features)
-    app.command("feature")(show_feature)
-    app.command()(diff)
-    command(app, "lineage", LINEAGE)(lineage)
 
 
 def what(row: Any) -> str:
@@ -106,17 +99,12 @@ LINEAGE = Table(
 EXAMPLES = Table(("activation", "where"), {"where": _where})
 
 
+@command(app, "features", FEATURES)
 def list_features(
     client: Client,
     family: Family,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="Verdicts in this checkpoint; default: the newest.", autocompletion=complete.checkpoints),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(help="Compare with this checkpoint; default: its parent.", autocompletion=complete.checkpoints),
-    ] = None,
+    checkpoint: Annotated[str | None, checkpoint_option("Verdicts in this checkpoint; default: the newest.")] = None,
+    baseline: Annotated[str | None, checkpoint_option("Compare with this checkpoint; default: its parent.")] = None,
     status: Statuses = None,
     places: PlacesOption = None,
     q: Annotated[str | None, typer.Option("--search", "-q", help="Search in labels and top tokens.")] = None,
@@ -150,6 +138,7 @@ def list_features(
     return islice(rows, limit or None)
 
 
+@app.command()
 def diff(
     family: Family,
     from_: Annotated[
@@ -169,8 +158,8 @@ def diff(
     """Compare any two checkpoints: what changed, how certain that is, and which features could not be judged."""
     query: dict[str, Any] = {"status": status or (), "places": places or (), "min_change": min_change, "max_q": max_q}
     with base.connect() as client:
-        comparison = client.compare(family, from_, to, **query, limit=min(limit or _PAGE, _PAGE))
-        if comparison["next_cursor"] and not 0 < limit <= _PAGE:
+        comparison = client.compare(family, from_, to, **query, limit=min(limit or PAGE_LIMIT, PAGE_LIMIT))
+        if comparison["next_cursor"] and not 0 < limit <= PAGE_LIMIT:
             data = list(islice(client.diff(family, from_, to, **query), limit or None))
             comparison |= {"data": data, "next_cursor": None}
     if as_json:
@@ -182,6 +171,7 @@ def diff(
     return None
 
 
+@command(app, "lineage", LINEAGE)
 def lineage(
     client: Client,
     family: Family,
@@ -203,6 +193,7 @@ _FIELDS = (
 )  # fmt: skip
 
 
+@app.command("feature")
 def show_feature(
     family: Family,
     feature: FeatureId,

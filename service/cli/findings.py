@@ -17,23 +17,23 @@ _NAMED_SUCCESSORS = 3
 
 def show(report: Mapping[str, Any], title: str) -> None:
     """Print a report or a comparison of the API, the most important findings first."""
-    _say(title, style="bold")
-    _say(plain(report["headline"], most=4000))
+    say(title, style="bold")
+    say(plain(report["headline"], most=4000))
     for caveat in report["caveats"]:
-        _say(f"! {plain(caveat, most=4000)}", style="yellow")
+        say(f"! {plain(caveat, most=4000)}", style="yellow")
     findings = report["findings"]
     if findings:
-        _say("")
+        say("")
         _show_findings(findings)
     if report["changed"] > len(findings):
-        _say(f"and {report['changed'] - len(findings):,} more: featurewatch features")
+        say(f"and {report['changed'] - len(findings):,} more: featurewatch features")
     _show_not_judged(report["not_judged"])
     for signature in report.get("signatures", []):
-        _say(f"signature {plain(signature['name'])} is {signature['status']}: {plain(signature['what'], most=400)}")
+        say(f"signature {plain(signature['name'])} is {signature['status']}: {plain(signature['what'], most=400)}")
     for circuit in report.get("circuits", []):
-        _say(plain(circuit["what"], most=400), style="magenta")
+        say(plain(circuit["what"], most=400), style="magenta")
     for alert in report.get("alerts", []):
-        _say(f"alert {plain(alert['rule'])} ({alert['state']}): {plain(alert['summary'], most=400)}", style="red")
+        say(f"alert {plain(alert['rule'])} ({alert['state']}): {plain(alert['summary'], most=400)}", style="red")
 
 
 def _show_findings(findings: list[Mapping[str, Any]]) -> None:
@@ -58,17 +58,17 @@ def _show_findings(findings: list[Mapping[str, Any]]) -> None:
 def _show_not_judged(unjudged: Mapping[str, Any]) -> None:
     if not unjudged["features"]:
         return
-    _say("")
+    say("")
     watched = f", {unjudged['watched']:,} watched" if unjudged["watched"] else ""
-    _say(f"{unjudged['features']:,} could not be judged{watched}", style="bold")
+    say(f"{unjudged['features']:,} could not be judged{watched}", style="bold")
     width = max(len(f"{reason['features']:,}") for reason in unjudged["reasons"])
     for reason in unjudged["reasons"]:
-        _say(f"{reason['features']:>{width},}  {reason['text']}")
+        say(f"{reason['features']:>{width},}  {reason['text']}")
     for named in unjudged["named"]:
         row = FeatureRow.model_validate(named["feature"])
         mark = " (watched)" if row.watched else ""
         why = f"{plain(named['why'], most=400)}. {named['detectable']}"
-        _say(f"{row.id}{mark} {about(row.label, row.auto_label)}".rstrip() + f": {why}")
+        say(f"{row.id}{mark} {about(row.label, row.auto_label)}".rstrip() + f": {why}")
 
 
 def _left(row: FeatureRow) -> str:
@@ -105,7 +105,7 @@ def _what(row: FeatureRow) -> str:
     return "  ".join([*parts, about(row.label, row.auto_label)]).rstrip()
 
 
-def _say(text: str, style: str = "") -> None:
+def say(text: str, style: str = "") -> None:
     """Print a sentence, wrapped on a terminal and as one line elsewhere."""
     base.out.print(Text(text, style=style), soft_wrap=not base.out.is_terminal)
 

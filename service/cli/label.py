@@ -5,19 +5,16 @@ from typing import Annotated
 import typer
 
 from featurewatch.service.cli import base, complete, progress
-from featurewatch.service.cli.arguments import Family, Timeout, Wait
+from featurewatch.service.cli.arguments import Family, Timeout, Wait, checkpoint_option
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table
 
-
-def add_to(app: typer.Typer) -> None:
-    """Add this command to the main one."""
-    app.command()(label)
-
+app = typer.Typer()
 
 FAILURES = Table(("not_labelled", "why", ""), {"not_labelled": "feature", "why": "code", "": "detail"})
 
 
+@app.command()
 def label(
     family: Family,
     feature: Annotated[
@@ -28,10 +25,7 @@ def label(
         ),
     ] = None,
     checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="Checkpoint whose code to use; default: the newest judged.", autocompletion=complete.checkpoints
-        ),
+        str | None, checkpoint_option("Checkpoint whose code to use; default: the newest judged.")
     ] = None,
     wait: Wait = True,
     timeout: Timeout = None,

@@ -12,19 +12,14 @@ from featurewatch.service.cli.arguments import OfFamily, RunId, Timeout
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table, calls, command, deletes, fields
 from featurewatch.service.client import Client, types
-from featurewatch.service.client.wire import FINAL_STATES
 from featurewatch.service.runs.schemas import Level, LogLineView
+from featurewatch.service.runs.states import FINAL, RunState
 from featurewatch.service.runs.words import as_text
 
-run_app = typer.Typer(help="Runs: the jobs of the workers.", no_args_is_help=True)
+app = typer.Typer(name="run", help="Runs: the jobs of the workers.", no_args_is_help=True)
 
 POLL_SECONDS = 1.0
 _LEVEL_STYLES = {"warning": "yellow", "error": "red"}
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the main one."""
-    app.add_typer(run_app, name="run")
 
 
 RUNS = Table(
@@ -51,12 +46,12 @@ ATTEMPTS = Table(
     wraps=("why",),
     optional=("worker", "device"),
 )
-State = Annotated[str | None, typer.Option(help="Show only this state.", autocompletion=complete.states)]
+State = Annotated[str | None, typer.Option(help="Show only this state.", autocompletion=complete.words(*RunState))]
 
-calls(run_app, "list", Client.runs, RUNS, family=OfFamily, state=State)
-calls(run_app, "cancel", Client.cancel, fields("state"), run=RunId)
-calls(run_app, "retry", Client.retry, fields("state"), run=RunId)
-deletes(run_app, Client.delete_run, "Delete the run {run} with its log?", run=RunId)
+calls(app, "list", Client.runs, RUNS, family=OfFamily, state=State)
+calls(app, "cancel", Client.cancel, fields("state"), run=RunId)
+calls(app, "retry", Client.retry, fields("state"), run=RunId)
+deletes(app, Client.delete_run, "Delete the run {run} with its log?", run=RunId)
 
 
 def _show_run(row: dict[str, Any]) -> None:
@@ -64,13 +59,13 @@ def _show_run(row: dict[str, Any]) -> None:
     ATTEMPTS(row["attempts"])
 
 
-@command(run_app, "show", _show_run)
+@command(app, "show", _show_run)
 def show_run(client: Client, run: RunId) -> dict[str, Any]:
     """Show a run, and each attempt at it with the resources it used."""
     return {**client.run(run), "attempts": list(client.attempts(run))}
 
 
-@run_app.command("log")
+@app.command("log")
 def show_log(
     run: RunId,
     attempt: Annotated[int | None, typer.Option(help="Show only this attempt.", min=1)] = None,
@@ -85,7 +80,7 @@ def show_log(
             return base.show_json(client.log(run, attempt=attempt, level=level))
         ended = False
         while not ended:
-            ended = not follow or client.run(run)["state"] in FINAL_STATES  # asked first: its last lines come after
+            ended = not follow or client.run(run)["state"] in FINAL  # asked first: its last lines come after
             for line in client.log(run, attempt=attempt, level=level, after=last):
                 last = line["number"]
                 typer.echo(json.dumps(line)) if as_json else _show_line(line)
@@ -99,7 +94,7 @@ def _show_line(line: types.LogLine) -> None:
     base.out.print(Text(text, style=_LEVEL_STYLES.get(line["level"], "")), soft_wrap=True)
 
 
-@command(run_app, "wait", fields("state", "seconds"), then=progress.exit_unless_succeeded)
+@command(app, "wait", fields("state", "seconds"), then=progress.exit_unless_succeeded)
 def wait_for_run(client: Client, run: RunId, timeout: Timeout = None) -> types.Run:
     """Wait until a run has ended; exit code 1 unless it succeeded."""
     return progress.follow(client, run, timeout)

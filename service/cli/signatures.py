@@ -7,23 +7,18 @@ from typing import Annotated, Any
 import typer
 
 from featurewatch.service.cli import base, complete, draw, progress
-from featurewatch.service.cli.arguments import Family, Timeout
+from featurewatch.service.cli.arguments import Family, Timeout, checkpoint_option
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table, calls, deletes
 from featurewatch.service.client import Client, types
 from featurewatch.service.client.wire import given
 
-signature_app = typer.Typer(help="Signatures: concepts defined by contrast sets.", no_args_is_help=True)
+app = typer.Typer(name="signature", help="Signatures: concepts defined by contrast sets.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="Name of the signature.", autocompletion=complete.signatures)]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the main one."""
-    app.add_typer(signature_app, name="signature")
-
-
-@signature_app.command("create")
+@app.command("create")
 def create(
     family: Family,
     name: Name,
@@ -36,11 +31,7 @@ def create(
     ],
     description: Annotated[str | None, typer.Option(help="What the signature stands for.")] = None,
     baseline: Annotated[
-        str | None,
-        typer.Option(
-            help="Checkpoint to choose features in; default: the newest judged.",
-            autocompletion=complete.checkpoints,
-        ),
+        str | None, checkpoint_option("Checkpoint to choose features in; default: the newest judged.")
     ] = None,
     position: Annotated[
         str | None,
@@ -86,9 +77,9 @@ SIGNATURES = Table(
     },
     empty="No signatures yet. Create one with `featurewatch signature create`.",
 )
-calls(signature_app, "list", Client.signatures, SIGNATURES, family=Family)
+calls(app, "list", Client.signatures, SIGNATURES, family=Family)
 deletes(
-    signature_app,
+    app,
     Client.delete_signature,
     "Delete the signature {name} of {family} with its readings?",
     family=Family,
@@ -115,7 +106,7 @@ def _show(course: types.SignatureTrajectory) -> None:
         base.say(f"It turns at {course['turns_at']}.")
 
 
-calls(signature_app, "show", Client.signature_trajectory, _show, family=Family, name=Name)
+calls(app, "show", Client.signature_trajectory, _show, family=Family, name=Name)
 
 
 def _rows(path: Path) -> list[Any]:

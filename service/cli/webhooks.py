@@ -8,7 +8,7 @@ from featurewatch.service.cli import base, complete
 from featurewatch.service.cli.command import Table, calls, command, deletes, fields
 from featurewatch.service.client import Client, types
 
-webhook_app = typer.Typer(help="Webhooks: URLs that receive events.", no_args_is_help=True)
+app = typer.Typer(name="webhook", help="Webhooks: URLs that receive events.", no_args_is_help=True)
 
 WebhookId = Annotated[str, typer.Argument(help="Id of the webhook, whk_...", autocompletion=complete.webhooks)]
 
@@ -17,12 +17,7 @@ DeliveryId = Annotated[str, typer.Argument(help="Id of the delivery, dlv_...", a
 Hours = Annotated[float | None, typer.Option(help="How long the old secret also signs; default: 24 hours.", min=0)]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the main one."""
-    app.add_typer(webhook_app, name="webhook")
-
-
-@command(webhook_app, "create", fields())
+@command(app, "create", fields())
 def create_webhook(
     client: Client,
     url: Annotated[str, typer.Argument(help="URL to POST events to.")],
@@ -56,15 +51,15 @@ DELIVERIES = Table(
     optional=("attempts", "created"),
 )
 
-calls(webhook_app, "list", Client.webhooks, WEBHOOKS)
-deletes(webhook_app, Client.delete_webhook, webhook=WebhookId)
-calls(webhook_app, "rotate", Client.rotate_secret, fields(), webhook=WebhookId, hours=Hours)
-calls(webhook_app, "test", Client.test_webhook, fields(), webhook=WebhookId)
-calls(webhook_app, "deliveries", Client.deliveries, DELIVERIES, webhook=WebhookId)
-calls(webhook_app, "redeliver", Client.redeliver, fields(), webhook=WebhookId, delivery=DeliveryId)
+calls(app, "list", Client.webhooks, WEBHOOKS)
+deletes(app, Client.delete_webhook, webhook=WebhookId)
+calls(app, "rotate", Client.rotate_secret, fields(), webhook=WebhookId, hours=Hours)
+calls(app, "test", Client.test_webhook, fields(), webhook=WebhookId)
+calls(app, "deliveries", Client.deliveries, DELIVERIES, webhook=WebhookId)
+calls(app, "redeliver", Client.redeliver, fields(), webhook=WebhookId, delivery=DeliveryId)
 
 
-@command(webhook_app, "enable", fields())
+@command(app, "enable", fields())
 def enable_webhook(client: Client, webhook: WebhookId) -> types.Webhook:
     """Enable a disabled or paused webhook. Events that are waiting for it are sent first."""
     return client.update_webhook(webhook, enabled=True)

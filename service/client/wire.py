@@ -12,13 +12,11 @@ import httpx2 as httpx
 from featurewatch.service import __version__
 from featurewatch.service.client.errors import ApiError, ClientError
 from featurewatch.service.kit.clock import seconds_of, utcnow
-from featurewatch.service.runs.states import FINAL
 
 RETRIED = frozenset({429, 502, 503, 504})
 MAX_WAIT_SECONDS = 120.0
 """A longer Retry-After is not waited for: the error is raised at once."""
 PAGE_LIMIT = 500
-FINAL_STATES = FINAL
 
 
 def options(url: str, key: str, timeout: float) -> dict[str, Any]:

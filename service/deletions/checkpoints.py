@@ -12,7 +12,7 @@ from featurewatch.service.alerts import raising
 from featurewatch.service.checkpoints import queries as checkpoint_queries
 from featurewatch.service.deletions import queries
 from featurewatch.service.kit.problems import ConflictError
-from featurewatch.service.models import Checkpoint, Family, Run
+from featurewatch.service.models import Alert, Checkpoint, Family, Reading, Run, Verdict
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs import queries as run_queries
 from featurewatch.service.verdicts import queries as verdicts
@@ -54,9 +54,10 @@ def delete(session: Session, family: Family, checkpoint: Checkpoint, *, reparent
     _move_alerts(session, checkpoint, heir)
     _move_features(session, checkpoint, heir)
     run_queries.remove(session, Run.checkpoint_id == checkpoint.id)
-    queries.drop_readings(session, checkpoint.id)
+    queries.drop(session, Reading, checkpoint.id)
     session.flush()
-    queries.drop_checkpoint(session, checkpoint)
+    session.delete(checkpoint)
+    session.flush()
     _update_previous_readings(session, family, {child.id for child in children})
     webhooks.emit(session, type="checkpoint.deleted", family_id=family.id, data=data, key=checkpoint.id)
 
@@ -107,7 +108,7 @@ def _replace_verdicts(session: Session, family: Family, child: Checkpoint, rows:
     """Replace a child's verdicts, and drop measurements against the deleted parent."""
     columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
     columns |= {"checkpoint_id": [child.id] * len(rows), "family_id": [family.id] * len(rows)}
-    queries.drop_verdicts(session, child.id)
+    queries.drop(session, Verdict, child.id)
     verdicts.add_verdicts(session, columns)
     queries.drop_measurements(session, child.id, RATIOS, excluding=verdicts.ALL_HOOKS)
     queries.unpair(session, child.id)
@@ -135,7 +136,7 @@ def _move_alerts(session: Session, checkpoint: Checkpoint, heir: Checkpoint | No
         else:
             alert.checkpoint_id, alert.key = heir.id, key
     session.flush()
-    queries.drop_alerts(session, checkpoint.id)
+    queries.drop(session, Alert, checkpoint.id)
 
 
 def _move_features(session: Session, checkpoint: Checkpoint, heir: Checkpoint | None) -> None:

@@ -8,6 +8,7 @@ from sqlalchemy import (
     ColumnElement,
     CursorResult,
     LargeBinary,
+    Select,
     Table,
     delete,
     func,
@@ -140,9 +141,9 @@ def fitted_generation(session: Session, checkpoint_id: str) -> int | None:
     return session.scalar(select(Lineage.generation).where(Lineage.checkpoint_id == checkpoint_id).limit(1))
 
 
-def drop_verdicts(session: Session, checkpoint_id: str) -> None:
-    """Remove the verdicts of a checkpoint."""
-    session.execute(delete(Verdict).where(Verdict.checkpoint_id == checkpoint_id))
+def drop(session: Session, table: type[Alert | Reading | Verdict], checkpoint_id: str) -> None:
+    """Remove the rows of a checkpoint from a table."""
+    session.execute(delete(table).where(table.checkpoint_id == checkpoint_id))
 
 
 def drop_measurements(session: Session, checkpoint_id: str, metrics: Sequence[str], *, excluding: str) -> None:
@@ -182,11 +183,6 @@ def readings(session: Session, family_id: str) -> Sequence[Reading]:
     return session.scalars(statement.where(Signature.family_id == family_id)).all()
 
 
-def drop_readings(session: Session, checkpoint_id: str) -> None:
-    """Remove the signature readings of a checkpoint."""
-    session.execute(delete(Reading).where(Reading.checkpoint_id == checkpoint_id))
-
-
 def unresolved_alerts(session: Session, checkpoint_id: str) -> Sequence[Alert]:
     """Unresolved alerts of a checkpoint."""
     return session.scalars(select(Alert).where(Alert.checkpoint_id == checkpoint_id, Alert.state != "resolved")).all()
@@ -195,11 +191,6 @@ def unresolved_alerts(session: Session, checkpoint_id: str) -> Sequence[Alert]:
 def has_unresolved(session: Session, key: str) -> bool:
     """Whether there is an unresolved alert with this key."""
     return session.scalar(select(Alert.id).where(Alert.key == key, Alert.state != "resolved")) is not None
-
-
-def drop_alerts(session: Session, checkpoint_id: str) -> None:
-    """Remove the alerts of a checkpoint."""
-    session.execute(delete(Alert).where(Alert.checkpoint_id == checkpoint_id))
 
 
 def unretire(session: Session, family_id: str, checkpoint_id: str) -> None:
@@ -231,11 +222,9 @@ def attribute(session: Session, family_id: str, born_in: str, to: str, numbers: 
 def judged_elsewhere(session: Session, checkpoint: Checkpoint, *, origins: Sequence[str]) -> dict[int, str]:
     """Feature number -> id of the oldest other checkpoint with a verdict, for features introduced by a checkpoint."""
     rows = session.execute(
-        select(Verdict.feature, Verdict.checkpoint_id)
-        .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
+        _elsewhere(checkpoint, Verdict.feature, Verdict.checkpoint_id)
         .join(Checkpoint, Checkpoint.id == Verdict.checkpoint_id)
-        .where(Verdict.family_id == checkpoint.family_id, Verdict.checkpoint_id != checkpoint.id)
-        .where(Feature.born_in == checkpoint.id, Feature.origin.in_(origins))
+        .where(Feature.origin.in_(origins))
         .order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
     )
     return {row[0]: row[1] for row in rows}
@@ -243,13 +232,19 @@ def judged_elsewhere(session: Session, checkpoint: Checkpoint, *, origins: Seque
 
 def with_verdicts_of(session: Session, checkpoint: Checkpoint) -> Sequence[Checkpoint]:
     """Other checkpoints with verdicts on features that a checkpoint introduced."""
-    ids = (
-        select(Verdict.checkpoint_id)
+    ids = _elsewhere(checkpoint, Verdict.checkpoint_id)
+    return session.scalars(select(Checkpoint).where(Checkpoint.id.in_(ids))).all()
+
+
+def _elsewhere(checkpoint: Checkpoint, *columns: Any) -> Select[Any]:
+    """Select the verdicts of other checkpoints on features that a checkpoint introduced."""
+    return (
+        select(*columns)
+        .select_from(Verdict)
         .join(Feature, (Feature.family_id == Verdict.family_id) & (Feature.number == Verdict.feature))
         .where(Verdict.family_id == checkpoint.family_id, Verdict.checkpoint_id != checkpoint.id)
         .where(Feature.born_in == checkpoint.id)
     )
-    return session.scalars(select(Checkpoint).where(Checkpoint.id.in_(ids))).all()
 
 
 def drop_features(session: Session, checkpoint: Checkpoint) -> None:
@@ -258,9 +253,3 @@ def drop_features(session: Session, checkpoint: Checkpoint) -> None:
     for table in (Verdict, DependencyGraph):
         session.execute(delete(table).where(table.family_id == checkpoint.family_id, table.feature.in_(born)))
     session.execute(delete(Feature).where(Feature.family_id == checkpoint.family_id, Feature.born_in == checkpoint.id))
-
-
-def drop_checkpoint(session: Session, checkpoint: Checkpoint) -> None:
-    """Remove the row of a checkpoint that nothing refers to."""
-    session.delete(checkpoint)
-    session.flush()

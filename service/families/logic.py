@@ -38,7 +38,8 @@ def create(session: Session, settings: Settings, body: FamilyIn) -> tuple[Family
         return existing, False
     _check_corpus(body.corpus.uri, settings)
     family = Family(name=body.name, positions=None, documents=None, **content)
-    queries.add(session, family)
+    session.add(family)
+    session.flush()
     return family, True
 
 

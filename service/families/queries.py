@@ -20,12 +20,6 @@ def by_name(session: Session, name: str) -> Family | None:
     return session.scalar(_BY_NAME, {"name": name})
 
 
-def add(session: Session, family: Family) -> None:
-    """Store a family. Raises IntegrityError if its name is taken."""
-    session.add(family)
-    session.flush()
-
-
 def page(session: Session, *, after: Sequence[Any] | None, limit: int) -> Sequence[Family]:
     """Families by name; one row more than `limit` if there are more."""
     return session.scalars(keyset(select(Family).where(LISTED), [SortKey(Family.name)], after, limit)).all()

@@ -240,6 +240,11 @@ def _caveats(session: Session, comparison: Comparison, policy: Policy) -> list[s
             )
     if comparison.baseline is None:
         return caveats
+    if not (comparison.table.places >= 0).any():
+        caveats.append(
+            "Where the features are active was not compared, only how strongly they are written where they used to be "
+            "active. Own codes are compared when a checkpoint is judged against its parent."
+        )
     if comparison.stored and here.deleted_parents:
         names = ", ".join(one["name"] for one in here.deleted_parents)
         caveats.append(

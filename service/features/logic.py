@@ -71,7 +71,7 @@ def comparison(session: Session, family: Family, checkpoint: str | None, baselin
     """
     chosen = checkpoints.get_judged(session, family, checkpoint)
     if baseline is None:
-        parent = checkpoint_queries.get(session, chosen.parent_id) if chosen.parent_id else None
+        parent = session.get(Checkpoint, chosen.parent_id) if chosen.parent_id else None
         return Comparison(family, chosen, parent, True, session)
     other = checkpoints.get(session, family, baseline)
     if other.id == chosen.parent_id:

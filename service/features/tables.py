@@ -143,7 +143,7 @@ def _verdicts(read: Reading, family_id: str) -> Iterator[Columns]:
         with read() as session:
             rows = queries.stored(session, checkpoint.id)
             rewired = queries.rewired(session, [checkpoint.id])
-            parent = checkpoints.get(session, checkpoint.parent_id) if checkpoint.parent_id else None
+            parent = session.get(Checkpoint, checkpoint.parent_id) if checkpoint.parent_id else None
         columns: Columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)) if rows else {}
         numbers = columns.pop("feature", ())
         yield (

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import fsspec
 import structlog
 
-from featurewatch.service.kit.digests import FileState, Progress, remember, sha256_all
+from featurewatch.service.kit.digests import FileState, remember, sha256_all
 from featurewatch.service.kit.problems import NotFoundError, ProblemError
 
 log = structlog.get_logger("featurewatch.artifacts")
@@ -142,7 +142,7 @@ class ArtifactStore:
                 break
         return self.cache / name
 
-    def verify(self, name: str, progress: Progress | None = None) -> None:
+    def verify(self, name: str) -> None:
         """Compare this machine's files of an artifact with the ledger. Raises DamagedArtifactError.
 
         An artifact without an entry is older than the ledger, or newer than the backup that the database comes from.
@@ -155,7 +155,7 @@ class ArtifactStore:
             return
         entry = self.ledger.find(name)
         if entry is None:
-            if self.adopts and self.adopt(name, progress):
+            if self.adopts and self.adopt(name):
                 log.warning("adopted an artifact that had no digest", artifact=name)
             return
         for key in sorted(entry.files.keys() | files.keys()):
@@ -168,7 +168,7 @@ class ArtifactStore:
                 raise DamagedArtifactError(
                     name, f"{title} has {states[key].size:,} bytes instead of {entry.files[key][0]:,}"
                 )
-        digests = dict(zip(files, sha256_all(list(files.values()), progress), strict=True))
+        digests = dict(zip(files, sha256_all(list(files.values())), strict=True))
         for key, digest in digests.items():
             if digest != entry.files[key][1]:
                 raise DamagedArtifactError(
@@ -176,10 +176,10 @@ class ArtifactStore:
                 )
         self._verified[name] = states
 
-    def adopt(self, name: str, progress: Progress | None = None) -> bool:
+    def adopt(self, name: str) -> bool:
         """Record this machine's files of an artifact in the ledger as they are. False if that is not possible now."""
         assert self.ledger is not None
-        return self.ledger.adopt(name, entry_of(self.cache / name, progress))
+        return self.ledger.adopt(name, entry_of(self.cache / name))
 
     def digest(self, name: str) -> str | None:
         """SHA-256 of an artifact from the ledger, or None if it has no entry."""
@@ -212,7 +212,7 @@ class ArtifactStore:
             _remove(replaced)
             if not self.is_local:
                 self._upload(local, name)
-            self._discard(self._aside(name))
+            self.discard(name)
         finally:
             _remove(temporary)
 
@@ -344,11 +344,10 @@ class ArtifactStore:
             self.fs.put_file(str(local), self._remote(name))
 
 
-def entry_of(path: Path, progress: Progress | None = None) -> Entry:
+def entry_of(path: Path) -> Entry:
     """The entry for a file or folder, which is read in full."""
     files = _files_of(path)
-    digests = sha256_all(list(files.values()), progress)
-    pairs = zip(files.items(), digests, strict=True)
+    pairs = zip(files.items(), sha256_all(list(files.values())), strict=True)
     return Entry({name: (file.stat().st_size, digest) for (name, file), digest in pairs})
 
 

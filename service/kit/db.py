@@ -71,6 +71,10 @@ class Base(DeclarativeBase):
         bytes: LargeBinary,
     }
 
+    def as_dict(self) -> dict[str, Any]:
+        """Column -> value."""
+        return {column.key: getattr(self, column.key) for column in self.__table__.columns}
+
 
 class Database:
     """The two engines of an installation, and the only place where transactions are opened.

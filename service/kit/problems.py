@@ -112,74 +112,39 @@ class UnavailableError(ProblemError):
     status, code, title = 503, "unavailable", "Currently unavailable"
 
 
-def problem_response(
-    request_path: str,
-    *,
-    status: int,
-    code: str,
-    title: str,
-    detail: str,
-    request_id: str | None,
-    headers: Mapping[str, str] | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> Response:
-    """The response for a problem. `extra` cannot override standard members."""
-    document: dict[str, Any] = dict(extra or {})
-    document |= {
-        "type": f"/problems/{code}",
-        "title": title,
-        "status": status,
-        "code": code,
-        "detail": detail,
-        "instance": request_path,
+def response_for(error: ProblemError, path: str, request_id: str | None) -> Response:
+    """The response for an error. Its `extra` members cannot override standard ones."""
+    document = error.extra | {
+        "type": f"/problems/{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "code": error.code,
+        "detail": error.detail,
+        "instance": path,
     }
     if request_id:
         document["request_id"] = request_id
-    return JSONResponse(document, status_code=status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
-
-
-def response_for(error: ProblemError, path: str, request_id: str | None) -> Response:
-    """The response for an error."""
-    return problem_response(
-        path,
-        status=error.status,
-        code=error.code,
-        title=error.title,
-        detail=error.detail,
-        request_id=request_id,
-        headers=error.headers,
-        extra=error.extra,
-    )
+    return JSONResponse(document, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
     """Turn the errors of `app` into problem documents. The request middleware handles unexpected ones."""
-    app.add_exception_handler(ProblemError, _on_problem)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(RequestValidationError, _on_validation)
+    for kind in (ProblemError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, answer)
 
 
 async def answer(request: Request, error: Exception) -> Response:
     """The problem document for an error of one of the classes in `install`."""
-    if isinstance(error, ProblemError):
-        return await _on_problem(request, error)
     if isinstance(error, HTTPException):
-        return await _on_http(request, error)
-    return await _on_validation(request, error)
-
-
-def _request_id(request: Request) -> str | None:
-    return getattr(request.state, "request_id", None)
-
-
-async def _on_problem(request: Request, error: Exception) -> Response:
+        error = _from_http(request, error)
+    elif isinstance(error, RequestValidationError):
+        error = _from_validation(error)
     assert isinstance(error, ProblemError)
-    return response_for(error, request.url.path, _request_id(request))
+    return response_for(error, request.url.path, getattr(request.state, "request_id", None))
 
 
-async def _on_http(request: Request, error: Exception) -> Response:
+def _from_http(request: Request, error: HTTPException) -> ProblemError:
     """Errors of the framework: unknown routes, wrong methods, unreadable bodies."""
-    assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
     detail, headers = str(error.detail), dict(error.headers or {})
     if error.status_code == 404 and detail == title:
@@ -187,30 +152,15 @@ async def _on_http(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         detail = f"{request.method} is not allowed at {request.url.path}."
         headers["Allow"] = ", ".join(methods_at(request.scope))
-    return problem_response(
-        request.url.path,
-        status=error.status_code,
-        code=title.lower().replace(" ", "-"),
-        title=title,
-        detail=detail,
-        request_id=_request_id(request),
-        headers=headers,
-    )
+    code = title.lower().replace(" ", "-")
+    return ProblemError(detail, status=error.status_code, code=code, title=title, headers=headers)
 
 
-async def _on_validation(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+def _from_validation(error: RequestValidationError) -> ProblemError:
     faults = [_fault(item) for item in error.errors()]
     summary = "; ".join(f"{fault['pointer'] or fault['location']}: {fault['detail']}" for fault in faults[:5])
-    return problem_response(
-        request.url.path,
-        status=422,
-        code="invalid-request",
-        title="The request does not match its schema",
-        detail=summary,
-        request_id=_request_id(request),
-        extra={"errors": faults},
-    )
+    title = "The request does not match its schema"
+    return UnprocessableError(summary, code="invalid-request", title=title, errors=faults)
 
 
 def _fault(item: Mapping[str, Any]) -> dict[str, str]:

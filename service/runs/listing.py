@@ -2,8 +2,8 @@
 
 from sqlalchemy.orm import Session
 
-from featurewatch.service.kit.pages import Page, Pager
-from featurewatch.service.models import Run
+from featurewatch.service.kit.pages import Page, Pager, SortKey, newest_first
+from featurewatch.service.models import Attempt, LogLine, Run
 from featurewatch.service.runs import queries
 from featurewatch.service.runs.schemas import AttemptView, Level, LogLineView, RunView, attempt_view, line_view, view
 from featurewatch.service.runs.states import RunState
@@ -19,18 +19,14 @@ def runs(
 ) -> Page[RunView]:
     """Runs that match every given filter, newest first."""
     order = f"runs {family} {state} {checkpoint}"
-    rows = queries.page(
-        session, family=family, state=state, checkpoint=checkpoint, after=paging.after(order), limit=paging.limit
-    )
-    rows, cursor = paging.page(rows, order, lambda row: (row[0].created_at, row[0].id))
-    return Page(data=[view(*row) for row in rows], next_cursor=cursor)
+    statement = queries.listing(family=family, state=state, checkpoint=checkpoint)
+    return paging.fetch(session, statement, newest_first(Run), order, view)
 
 
 def attempts(session: Session, paging: Pager, run: Run) -> Page[AttemptView]:
     """Attempts at a run, oldest first."""
-    rows = queries.attempts(session, run.id, after=paging.after("attempts"), limit=paging.limit)
-    rows, cursor = paging.page(rows, "attempts", lambda row: (row.number,))
-    return Page(data=[attempt_view(row, run) for row in rows], next_cursor=cursor)
+    keys = [SortKey(Attempt.number)]
+    return paging.fetch(session, queries.attempts(run.id), keys, "attempts", lambda row: attempt_view(row, run))
 
 
 def log(
@@ -44,14 +40,5 @@ def log(
 ) -> Page[LogLineView]:
     """Log lines of a run, oldest first, of `level` or more severe, and after the number `after`."""
     order = f"log {attempt} {level} {after}"
-    rows = queries.lines(
-        session,
-        run.id,
-        attempt=attempt,
-        levels=level.and_above,
-        beyond=after,
-        after=paging.after(order),
-        limit=paging.limit,
-    )
-    rows, cursor = paging.page(rows, order, lambda row: (row.number,))
-    return Page(data=[line_view(row) for row in rows], next_cursor=cursor)
+    statement = queries.lines(run.id, attempt=attempt, levels=level.and_above, beyond=after)
+    return paging.fetch(session, statement, [SortKey(LogLine.number)], order, line_view)

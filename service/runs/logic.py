@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from featurewatch.service.kit import clock
 from featurewatch.service.kit.problems import ConflictError, NotFoundError
-from featurewatch.service.models import Attempt, Bell, Run
+from featurewatch.service.models import Attempt, Bell, Checkpoint, Family, Run
 from featurewatch.service.runs import lines, queries
 from featurewatch.service.runs.kinds import queue_of
 from featurewatch.service.runs.states import ACTIVE, FINAL, RunState
@@ -136,11 +136,6 @@ def heartbeat(
     )
 
 
-def raise_priority(session: Session, *, family_id: str, kind: str, priority: int) -> None:
-    """Raise queued runs of a family and kind to a priority: a run of this priority needs their results."""
-    queries.raise_priority(session, family_id, kind, priority)
-
-
 def gives_way(session: Session, *, family_id: str, priority: int) -> bool:
     """Whether a background run (priority below 0) must let another run of its family go first."""
     return priority < 0 and queries.waits_before(session, family_id, priority)
@@ -181,15 +176,13 @@ def finish(
     return True
 
 
-def release(
-    session: Session, *, run_id: str, attempt: int, error: dict[str, Any], counted: bool, now: datetime | None = None
-) -> RunState | None:
+def release(session: Session, *, run_id: str, attempt: int, error: dict[str, Any], counted: bool) -> RunState | None:
     """Return a run that its worker cannot finish. Returns its new state, or None if the fence is lost.
 
     counted: the attempt counts, and the last one fails the run with `error`. A worker that stops for a deployment has
     not failed: the run keeps its attempt.
     """
-    now = now or clock.database_now(session)
+    now = clock.database_now(session)
     for _ in range(3):  # a cancel request may arrive between the read and the write
         run = session.get(Run, run_id, populate_existing=True)
         if run is None or run.attempt != attempt or run.state not in ACTIVE:
@@ -252,12 +245,7 @@ def require_idle(session: Session, family_id: str) -> None:
     if not block_claims(session, family_id):
         run = queries.active(session, family_id)
         name = f"The run {run.id} ({run.kind})" if run else "A run of the family"
-        raise ConflictError(
-            f"{name} is in progress. Cancel it or wait until it ends, then try again.",
-            code="run-active",
-            title="A run is in progress",
-            run=run.id if run else None,
-        )
+        raise _active(f"{name} is in progress. Cancel it or wait until it ends, then try again.", run)
 
 
 def cancel_all(session: Session, unfinished: Iterable[Run]) -> None:
@@ -269,12 +257,11 @@ def cancel_all(session: Session, unfinished: Iterable[Run]) -> None:
 def delete(session: Session, run: Run) -> None:
     """Delete a run with its attempts and log. ConflictError if it has not ended."""
     if not queries.remove(session, Run.id == run.id):
-        raise ConflictError(
-            f"The run {run.id} is {run.state}. Cancel it or wait until it ends, then delete it.",
-            code="run-active",
-            title="A run is in progress",
-            run=run.id,
-        )
+        raise _active(f"The run {run.id} is {run.state}. Cancel it or wait until it ends, then delete it.", run)
+
+
+def _active(detail: str, run: Run | None) -> ConflictError:
+    return ConflictError(detail, code="run-active", title="A run is in progress", run=run.id if run else None)
 
 
 def reap(session: Session, now: datetime) -> list[str]:
@@ -350,14 +337,14 @@ def _ended(session: Session, run: Run) -> None:
     if run.state in (RunState.FAILED, RunState.CANCELLED):
         queries.set_checkpoint_state(session, run.checkpoint_id, old="registered", new="failed")
     if run.state == RunState.FAILED:
-        family, checkpoint = queries.names(session, run)
+        checkpoint = session.get_one(Checkpoint, run.checkpoint_id).name if run.checkpoint_id else None
         webhooks.emit(
             session,
             type="run.failed",
             family_id=run.family_id,
             data={
                 "run": run.id,
-                "family": family,
+                "family": session.get_one(Family, run.family_id).name,
                 "checkpoint": checkpoint,
                 "kind": run.kind,
                 "attempt": run.attempt,

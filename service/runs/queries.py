@@ -9,7 +9,6 @@ from sqlalchemy.orm import Session, aliased
 
 from featurewatch.service.families.queries import LISTED
 from featurewatch.service.kit.db import changes_one_row
-from featurewatch.service.kit.pages import SortKey, keyset
 from featurewatch.service.models import Attempt, Bell, Checkpoint, Family, LogLine, Run, Shard
 from featurewatch.service.runs.states import ACTIVE, FINAL, RunState, can_become
 
@@ -39,49 +38,26 @@ def by_id(session: Session, run_id: str) -> tuple[Run, str, str | None] | None:
     return None if row is None else (row[0], row[1], row[2])
 
 
-def page(
-    session: Session,
-    *,
-    family: str | None,
-    state: RunState | None,
-    checkpoint: str | None,
-    after: Sequence[Any] | None,
-    limit: int,
-) -> Sequence[tuple[Run, str, str | None]]:
-    """Runs with the names of their family and checkpoint, newest first; `limit` + 1 rows if there are more."""
-    keys = [SortKey(Run.created_at, descending=True), SortKey(Run.id, descending=True)]
-    rows = session.execute(keyset(listing(family=family, state=state, checkpoint=checkpoint), keys, after, limit))
-    return [(row[0], row[1], row[2]) for row in rows]
-
-
-def names(session: Session, run: Run) -> tuple[str, str | None]:
-    """Names of a run's family and checkpoint."""
-    row = session.execute(
-        select(Family.name, Checkpoint.name)
-        .select_from(Run)
-        .join(Family, Family.id == Run.family_id)
-        .outerjoin(Checkpoint, Checkpoint.id == Run.checkpoint_id)
-        .where(Run.id == run.id)
-    ).one()
-    return row[0], row[1]
-
-
 def candidates(session: Session, *, run_id: str | None) -> Sequence[tuple[str, str, str]]:
     """(run id, family id, kind) of queued runs of idle families, in the order of the queue.
 
     run_id: only runs of the family of this run. A bell says where there is work, the queue says which run is next.
     """
-    active = aliased(Run)
     statement = (
         select(Run.id, Run.family_id, Run.kind)
-        .where(Run.state == RunState.QUEUED)
-        .where(~exists().where(active.family_id == Run.family_id, active.state.in_(ACTIVE)))
+        .where(Run.state == RunState.QUEUED, _family_idle())
         .order_by(*_LINE)
         .limit(_CANDIDATES)
     )
     if run_id is not None:
         statement = statement.where(Run.family_id == select(Run.family_id).where(Run.id == run_id).scalar_subquery())
     return [(row[0], row[1], row[2]) for row in session.execute(statement)]
+
+
+def _family_idle() -> ColumnElement[bool]:
+    """No run of the family is active."""
+    active = aliased(Run)
+    return ~exists(select(active.id).where(active.family_id == Run.family_id, active.state.in_(ACTIVE)).correlate(Run))
 
 
 def kind(session: Session, run_id: str) -> str | None:
@@ -102,14 +78,10 @@ def waits_before(session: Session, family_id: str, priority: int) -> bool:
 
 def take(session: Session, run_id: str, *, worker: str, lease_until: datetime, now: datetime) -> bool:
     """Claim a queued run of an idle family. IntegrityError if another worker has just claimed one of its runs."""
-    active = aliased(Run)
     return changes_one_row(
         session,
         update(Run)
-        .where(Run.id == run_id, Run.state == RunState.QUEUED)
-        .where(
-            ~exists(select(active.id).where(active.family_id == Run.family_id, active.state.in_(ACTIVE)).correlate(Run))
-        )
+        .where(Run.id == run_id, Run.state == RunState.QUEUED, _family_idle())
         .values(
             state=RunState.RUNNING,
             attempt=Run.attempt + 1,
@@ -169,10 +141,9 @@ def end_attempt(session: Session, run: Run, *, now: datetime, error: dict[str, A
     )
 
 
-def attempts(session: Session, run_id: str, *, after: Sequence[Any] | None, limit: int) -> Sequence[Attempt]:
-    """Attempts at a run, oldest first; `limit` + 1 rows if there are more."""
-    statement = select(Attempt).where(Attempt.run_id == run_id)
-    return session.scalars(keyset(statement, [SortKey(Attempt.number)], after, limit)).all()
+def attempts(run_id: str) -> Select[Attempt]:
+    """Select the attempts at a run, in no order."""
+    return select(Attempt).where(Attempt.run_id == run_id)
 
 
 def line_count(session: Session, run_id: str, attempt: int) -> int | None:
@@ -193,21 +164,10 @@ def drop_lines(session: Session, run_id: str, first: int, last: int, **values: A
     session.execute(update(LogLine).where(of_run, LogLine.number == first).values(level="warning", **values))
 
 
-def lines(
-    session: Session,
-    run_id: str,
-    *,
-    attempt: int | None,
-    levels: Sequence[str],
-    beyond: int,
-    after: Sequence[Any] | None,
-    limit: int,
-) -> Sequence[LogLine]:
-    """Lines of a run's log with numbers above `beyond`, oldest first; `limit` + 1 rows if there are more."""
+def lines(run_id: str, *, attempt: int | None, levels: Sequence[str], beyond: int) -> Select[LogLine]:
+    """Select the lines of a run's log with numbers above `beyond`, in no order."""
     statement = select(LogLine).where(LogLine.run_id == run_id, LogLine.number > beyond, LogLine.level.in_(levels))
-    if attempt is not None:
-        statement = statement.where(LogLine.attempt == attempt)
-    return session.scalars(keyset(statement, [SortKey(LogLine.number)], after, limit)).all()
+    return statement if attempt is None else statement.where(LogLine.attempt == attempt)
 
 
 def raise_priority(session: Session, family_id: str, kind: str, priority: int) -> None:
@@ -294,13 +254,11 @@ def mark_rung(session: Session, bell_ids: Sequence[int], now: datetime) -> None:
 
 def unheard(session: Session, *, rung_before: datetime, limit: int) -> Sequence[tuple[int, str, str]]:
     """As `silent_bells`, of queued runs of idle families whose newest bell is old: its message may be lost."""
-    active = aliased(Run)
     newest = select(func.max(Bell.id)).group_by(Bell.run_id)
     return _bells(
         session,
         select(Bell.id, Run.id, Run.kind)
-        .where(Bell.id.in_(newest), Bell.rung_at < rung_before, Run.state == RunState.QUEUED)
-        .where(~exists().where(active.family_id == Run.family_id, active.state.in_(ACTIVE)))
+        .where(Bell.id.in_(newest), Bell.rung_at < rung_before, Run.state == RunState.QUEUED, _family_idle())
         .limit(limit),
     )
 

@@ -104,51 +104,17 @@ class RunView(BaseModel):
 
 def view(run: "Run", family: str, checkpoint: str | None) -> RunView:
     """A run as the API shows it."""
-    return RunView(
-        id=run.id,
-        family=family,
-        checkpoint=checkpoint,
-        kind=run.kind,
-        state=RunState(run.state),
-        stage=run.stage,
-        progress=min(max(run.progress, 0.0), 1.0),
-        detail=run.detail,
-        priority=run.priority,
-        attempt=run.attempt,
-        max_attempts=run.max_attempts,
-        seconds=run.seconds,
-        usage=Usage.model_validate(run.usage),
-        log_lines=run.lines,
-        request_id=run.request_id,
-        result=run.result,
-        error=None if run.error is None else RunFault.model_validate(run.error),
-        created_at=run.created_at,
-        started_at=run.started_at,
-        finished_at=run.finished_at,
-    )
+    progress = min(max(run.progress, 0.0), 1.0)
+    values = {"family": family, "checkpoint": checkpoint, "progress": progress, "log_lines": run.lines}
+    return RunView.model_validate(run.as_dict() | values)
 
 
-def attempt_view(one: "Attempt", run: "Run") -> AttemptView:
+def attempt_view(attempt: "Attempt", run: "Run") -> AttemptView:
     """An attempt as the API shows it. Heartbeats write the cost of the current one to its run."""
-    usage = run.usage if one.ended_at is None and one.number == run.attempt else one.usage
-    return AttemptView(
-        number=one.number,
-        worker=one.worker,
-        outcome=None if one.outcome is None else RunState(one.outcome),
-        error=None if one.error is None else RunFault.model_validate(one.error),
-        usage=Usage.model_validate(usage),
-        started_at=one.started_at,
-        ended_at=one.ended_at,
-    )
+    is_current = attempt.ended_at is None and attempt.number == run.attempt
+    return AttemptView.model_validate(attempt.as_dict() | ({"usage": run.usage} if is_current else {}))
 
 
 def line_view(line: "LogLine") -> LogLineView:
     """A line of a log as the API shows it."""
-    return LogLineView(
-        number=line.number,
-        attempt=line.attempt,
-        at=line.at,
-        level=Level(line.level),
-        event=line.event,
-        fields=line.fields,
-    )
+    return LogLineView.model_validate(line.as_dict())

@@ -31,12 +31,10 @@ class DatabaseLedger:
         self.database = database
 
     def find(self, name: str) -> Entry | None:
-        """The entry of an artifact; None if it has none."""
         with self.database.read() as session:
             return SessionLedger(session).find(name)
 
     def record(self, name: str, entry: Entry) -> None:
-        """Write an entry, in the place of one that is there."""
         with self.database.write() as session:
             SessionLedger(session).record(name, entry)
 
@@ -54,7 +52,6 @@ class DatabaseLedger:
             return SessionLedger(session).adopt(name, entry)
 
     def erase(self, name: str) -> None:
-        """Remove the entries of an artifact, and of what is below it."""
         with self.database.write() as session:
             SessionLedger(session).erase(name)
 
@@ -66,11 +63,9 @@ class SessionLedger:
         self.session = session
 
     def find(self, name: str) -> Entry | None:
-        """The entry of an artifact; None if it has none."""
         return queries.entry(self.session, name)
 
     def record(self, name: str, entry: Entry) -> None:
-        """Write an entry, in the place of one that is there."""
         queries.record(self.session, name, entry)
 
     @contextmanager
@@ -85,5 +80,4 @@ class SessionLedger:
         return True
 
     def erase(self, name: str) -> None:
-        """Remove the entries of an artifact, and of what is below it."""
         queries.erase(self.session, [name])

@@ -80,7 +80,10 @@ class OwnCode:
         )
 
     def columns(self, numbers: NDArray[np.int64]) -> "OwnCode":
-        """The columns of some of its features, in the given order."""
+        """The columns of some of its features, in the given order. KeyError for a feature that it lacks."""
+        missing = np.setdiff1d(numbers, self.numbers)
+        if len(missing):
+            raise KeyError(f"the own code has no column for feature {missing[0]}")
         order = np.argsort(self.numbers)
         at = order[np.searchsorted(self.numbers, numbers, sorter=order)]
         return replace(self, matrix=self.matrix[:, at], numbers=numbers)
@@ -136,10 +139,12 @@ class Comparison:
 def compare_activity(before: OwnCode, now: OwnCode) -> Comparison:
     """Compare the own codes of a baseline and a checkpoint, with the same m columns and n positions.
 
-    ValueError if the shapes differ.
+    ValueError if the shapes or the features differ.
     """
     if before.matrix.shape != now.matrix.shape:
         raise ValueError(f"the own codes have shapes {before.matrix.shape} and {now.matrix.shape}")
+    if not np.array_equal(before.numbers, now.numbers):
+        raise ValueError("the own codes have columns of different features")
     both = before.valid & now.valid
     b, c = _entries(before.matrix, both), _entries(now.matrix, both)
     in_b, in_c = _shared(b, c)
@@ -247,7 +252,7 @@ def _gains(gained: Csr, before: Csr, entries: _Entries, document: NDArray[np.int
     np.maximum.at(largest, column, ratio)
     positions = _by_document(entries._replace(values=np.ones(len(entries.rows))), document)
     best = ratio == largest[column]
-    firings[column[best]] = _at(positions, row[best], column[best])
+    np.maximum.at(firings, column[best], _at(positions, row[best], column[best]))
     return Gains(documents, largest, firings)
 
 

@@ -37,10 +37,13 @@ NO_PLACES = -1
 _CHANGED = np.zeros(N_CODES, dtype=bool)
 _CHANGED[[status.code for status in Status if status.row.changed]] = True
 """[code] whether a status is a change"""
-_LESS = [status.code for status in (*GONE, Status.SUPPRESSED, Status.RELOCATED, Status.INDETERMINATE)]
+_PARTLY = [status.code for status in (Status.SUPPRESSED, Status.INDETERMINATE)]
+_LESS = [*_PARTLY, *(status.code for status in (*GONE, Status.RELOCATED))]
 """Statuses of features that are written less, or not surely enough, where they used to be active"""
 _NOT_PLACED = [status.code for status in (*GONE, Status.EMERGED, Status.RELOCATED)]
 """Statuses of features that one of the checkpoints does not have along the direction that own codes are read with"""
+_STILL = [Places.SAME.code, Places.BROADENED.code]
+"""Places of features that are active where they used to be"""
 
 
 class Estimates(NamedTuple):
@@ -287,16 +290,16 @@ def _placed(e: Evidence, status: NDArray[np.int8], policy: Policy, level: float)
     if e.activity is None:
         return None
     placement, there_before = place(e.activity, policy, level), e.there_before
-    less = np.isin(status, _LESS)
-    displaced = less & there_before & (placement.codes == Places.DISPLACED.code)
-    narrowed = less & there_before & (placement.codes == Places.NARROWED.code)
+    displaced = np.isin(status, _LESS) & there_before & (placement.codes == Places.DISPLACED.code)
+    # Where next to nothing is written at the old positions, what is left of the own code belongs to neighbours.
+    narrowed = np.isin(status, _PARTLY) & there_before & (placement.codes == Places.NARROWED.code)
     usual = (placement.amplitude >= policy.suppressed_below) & (placement.amplitude <= policy.amplified_above)
     status[(displaced & usual) | narrowed] = Status.PRESENT.code
     status[displaced & (placement.amplitude < policy.suppressed_below)] = Status.SUPPRESSED.code
     status[displaced & (placement.amplitude > policy.amplified_above)] = Status.AMPLIFIED.code
-    # Still active in the same places, although next to nothing is written along the old direction: not absent.
-    same = there_before & (placement.codes == Places.SAME.code)
-    status[same & (status == Status.ABSENT.code)] = Status.SUPPRESSED.code
+    # Still active where it was, although next to nothing is written along the old direction: not absent.
+    still = there_before & np.isin(placement.codes, _STILL)
+    status[still & (status == Status.ABSENT.code)] = Status.SUPPRESSED.code
     return placement
 
 

@@ -67,7 +67,8 @@ def place(comparison: Comparison, policy: Policy, level: float) -> Placement:
     active_before = sums.firings_before.sum(0)
     firings = np.maximum(active_before, sums.firings.sum(0))
     documents = np.maximum(comparison.documents_before, comparison.documents)
-    visible = _mean(sums.before, sums.firings_before, sums.now, sums.firings) >= policy.min_visibility * threshold
+    mean_before, mean = _mean(sums.before, sums.firings_before), _mean(sums.now, sums.firings)
+    visible = np.fmax(mean_before, mean) >= policy.min_visibility * threshold
     enough = (firings >= policy.min_firings) & (documents >= policy.min_documents) & visible
     gained = _ratio(sums.gained, sums.before, policy)
     lost = _ratio(sums.lost, sums.before, policy)
@@ -75,14 +76,16 @@ def place(comparison: Comparison, policy: Policy, level: float) -> Placement:
     rate = _ratio(sums.firings, sums.firings_before, policy)
     excess = [_excess(part, sums.before, policy.places_floor) for part in (sums.gained, sums.lost)]
     q = benjamini_hochberg(np.where(enough, np.stack(excess), np.nan).ravel()).reshape(2, -1)
-    changed = np.stack([sums.gained.sum(0), sums.lost.sum(0)])
-    over_gained, over_lost = (q <= level) & (changed > share * sums.before.sum(0))
+    significant, changed = q <= level, np.stack([sums.gained.sum(0), sums.lost.sum(0)])
+    over_gained, over_lost = significant & (changed > share * sums.before.sum(0))
     concentrated = (
         enough & (comparison.gains.largest > policy.trigger_gain) & (comparison.gains.firings >= policy.trigger_firings)
     )
-    broadened = over_gained | concentrated
+    nearly_empty = over_lost & (lost[0] > NEARLY_EMPTY)
+    # A feature that left its old positions is elsewhere if noise does not explain its gains, even if it is weaker.
+    broadened = over_gained | concentrated | (nearly_empty & significant[0])
     in_band = (kept[1] >= 1 / policy.kept_band) & (kept[2] <= policy.kept_band)
-    emptied = over_lost & ~broadened & (lost[0] > NEARLY_EMPTY)
+    emptied = nearly_empty & ~broadened
     codes = np.full(len(firings), Places.INDETERMINATE.code, dtype=np.int8)
     codes[enough & (gained[2] < share) & (lost[2] < share)] = Places.SAME.code
     codes[over_lost & ~broadened & ~emptied & in_band] = Places.NARROWED.code
@@ -111,14 +114,14 @@ def place(comparison: Comparison, policy: Policy, level: float) -> Placement:
         kept_amplitude_lo=known(kept[1]),
         kept_amplitude_hi=known(kept[2]),
         gained_documents=known(comparison.gains.documents),
-        amplitude=known(_ratio(sums.now, sums.before, policy)[0] / rate[0]),
+        amplitude=known(mean / mean_before),
     )
 
 
-def _mean(*sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[m] mean activation, of the checkpoint where it is larger. sums: activation and firings, of each."""
-    means = [part.sum(0) / np.maximum(count.sum(0), 1) for part, count in zip(sums[::2], sums[1::2], strict=True)]
-    return np.maximum.reduce(means)
+def _mean(activation: NDArray[np.float64], firings: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[m] mean activation where the feature is active, from sums over folds; NaN if it is active nowhere."""
+    count = firings.sum(0)
+    return np.divide(activation.sum(0), count, out=np.full(len(count), np.nan), where=count > 0)
 
 
 def _ratio(over: NDArray[np.float64], under: NDArray[np.float64], policy: Policy) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Adds the web interface to the application: page routes, static files and error pages."""
+"""The web interface: page routes, static files and error pages."""
 
 import json
 import mimetypes
@@ -60,10 +60,8 @@ def _files() -> dict[str, tuple[bytes, str | None]]:
 
 
 def install(app: FastAPI) -> None:
-    """Add the web interface. Call it after `problems.install`, whose handlers it wraps to show errors as pages."""
+    """Add static files and error pages. Call it after `problems.install`, whose handlers it wraps."""
     prepare()
-    for router in ROUTERS:
-        app.include_router(router)
     app.mount("/static", _Static(directory=FOLDER / "static"), name="static")
     for kind in (ProblemError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _on_error)

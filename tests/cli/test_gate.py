@@ -315,7 +315,7 @@ def test_what_cannot_be_told_is_said_first(gated: Up, planted: Path, tmp_path: P
     assert (done.returncode, "--wait" in done.stderr) == (2, True)
     (tmp_path / "file").touch()
     done = gated.run(*register, "--gate", "default", "--summary", str(tmp_path / "file" / "x.md"))
-    assert (done.returncode, "cannot be written" in done.stderr) == (2, True)
+    assert (done.returncode, "cannot write" in done.stderr) == (2, True)
     assert [row["name"] for row in gated.json("checkpoint", "list", "gated")] == ["v1", "v2"], "nothing was registered"
 
 

@@ -3,7 +3,9 @@
 `make unit` runs the tests without a mark. Marks follow from fixtures, parameters and paths; no test sets one itself.
 """
 
+import gc
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,17 @@ def check_lane(config: pytest.Config, mark: str) -> None:
     """Fail if a run that leaves out a mark starts what the mark stands for: then FIXTURES lacks a fixture."""
     if excludes(config, mark):
         pytest.fail(f"a test of this lane needs the mark `{mark}`: add its fixture to tests/plugins/lanes.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import the test modules without garbage collection: what they import lives until the end of the run."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

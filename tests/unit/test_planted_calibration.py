@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from benchmarks.planted_calibration import coverage, q_values
-from benchmarks.planted_data import UNBORN, make_lineage
+from benchmarks.planted_data import make_lineage
 from benchmarks.planted_score import Matching, score, successors_named
+from benchmarks.planted_shape import UNBORN
 
 N = 80
 
@@ -14,7 +15,8 @@ N = 80
 def lineage():
     return make_lineage(
         4, n_checkpoints=4, n_positions=4000, width=16, n_planted=N, n_suppressed=6, n_removed=3, n_born=3,
-        n_amplified=3, n_relocated=3, n_replaced=3, n_split=3, n_merged=3, n_exclusive=3,
+        n_amplified=3, n_relocated=3, n_replaced=3, n_split=3, n_merged=3, n_exclusive=3, n_weakened=2,
+        n_strengthened=2,
     )  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def test_intervals_that_hold_the_truth_cover_and_shifted_ones_do_not(lineage, ma
     found = coverage(lineage, rows, matching)
     assert found["all"]["covered"] == 1 and found["without"] == 0
     assert {kind for kind in found if kind not in ("all", "without")} == {
-        "present", "suppressed", "absent", "amplified", "relocated", "replaced",
+        "present", "weakened", "strengthened", "suppressed", "absent", "amplified", "relocated", "replaced",
     }  # fmt: skip
     suppressed = of(lineage, "suppressed")
     for event in suppressed[:2]:

@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from benchmarks.planted_data import (
-    ABSENT,
-    EMERGED,
-    PRESENT,
-    SUPPRESSED,
-    UNBORN,
-    make_lineage,
-    status_of,
-    write_checkpoint,
-)
+from benchmarks.planted_data import make_lineage, write_checkpoint
+from benchmarks.planted_shape import ABSENT, EMERGED, PRESENT, SUPPRESSED, UNBORN
+from benchmarks.planted_truth import status_of
 
 SMALL = {
     "n_checkpoints": 4, "n_positions": 6000, "width": 48, "n_planted": 40, "n_suppressed": 6, "n_removed": 3,
@@ -94,7 +87,9 @@ def test_truth_against_parent_counts_an_event_where_it_happens(lineage):
 
 def test_status_of_knows_amplification():
     assert status_of(0.3, 1.0) == "amplified"
-    assert status_of(0.6, 1.0) == PRESENT
+    assert status_of(0.6, 1.0) == "strengthened"
+    assert status_of(1.0, 0.6) == "weakened"
+    assert {status_of(1.0, level) for level in (0.8, 1.0, 1.25)} == {PRESENT}
 
 
 def test_written_checkpoint_is_what_the_lineage_says(lineage, tmp_path):

@@ -7,9 +7,10 @@ import pytest
 
 from benchmarks.planted import keep
 from benchmarks.planted_calibration import coverage, q_values
-from benchmarks.planted_data import SCENARIOS, UNBORN, make_lineage, scenario
+from benchmarks.planted_data import SCENARIOS, make_lineage, scenario
 from benchmarks.planted_report import WHAT, page, summary
 from benchmarks.planted_score import Matching, score, successors_named
+from benchmarks.planted_shape import UNBORN
 
 
 @pytest.fixture(scope="module")

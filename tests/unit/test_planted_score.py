@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from benchmarks.planted_data import UNBORN, make_lineage
+from benchmarks.planted_data import make_lineage
 from benchmarks.planted_score import Matching, correlations, id_stability, match, ratio_errors, score
+from benchmarks.planted_shape import UNBORN
 
 N = 40
 

@@ -70,7 +70,7 @@ class Installation:
 
     def attempts(self, run_id: str) -> Sequence[Attempt]:
         with self.database.read() as session:
-            return queries.attempts(session, run_id, after=None, limit=100)
+            return session.scalars(queries.attempts(run_id).order_by(Attempt.number)).all()
 
     def checkpoint_state(self, run_id: str) -> str:
         with self.database.read() as session:

@@ -11,7 +11,7 @@ from sqlalchemy import event, update
 from featurewatch.service.config import Settings
 from featurewatch.service.kit import clock
 from featurewatch.service.kit.logs import configure_logging
-from featurewatch.service.models import Run
+from featurewatch.service.models import LogLine, Run
 from featurewatch.service.runs import logic, queries
 from featurewatch.service.runs.lines import FIRST, LAST
 from featurewatch.service.runs.schemas import Level
@@ -32,9 +32,9 @@ def quiet():
 
 
 def lines(installation, run_id, **options):
-    wanted = {"attempt": None, "levels": Level.INFO.and_above, "beyond": 0, "after": None, "limit": 10_000} | options
+    wanted = {"attempt": None, "levels": Level.INFO.and_above, "beyond": 0} | options
     with installation.database.read() as session:
-        return queries.lines(session, run_id, **wanted)
+        return session.scalars(queries.lines(run_id, **wanted).order_by(LogLine.number)).all()
 
 
 def events(installation, run_id, **options):

@@ -25,7 +25,6 @@ from featurewatch.service.models import (
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs import queries as run_queries
 from featurewatch.service.store import logic
-from featurewatch.service.store.retention import surplus
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.workers.sweeps import Sweeper
 from tests import factories
@@ -255,7 +254,7 @@ def chain(installation: Installation, length: int, fitted: tuple[int, ...], **po
 def dropped(installation: Installation, ids: list[str], newest: int) -> list[int]:
     with installation.database.read() as session:
         family = session.scalars(select(Family)).one()
-        return sorted(ids.index(one) for one in surplus(session, family, newest))
+        return sorted(ids.index(one) for one in logic.surplus(session, family, newest))
 
 
 @pytest.mark.parametrize(

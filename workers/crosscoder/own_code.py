@@ -56,8 +56,8 @@ class OwnCoder:
     """
 
     def __init__(self, rows: Tensor, bias: Tensor, threshold: float) -> None:
-        if threshold <= 0:
-            raise ValueError("the threshold must be positive")
+        if not 0 < threshold < float("inf"):
+            raise ValueError("the threshold must be positive and finite")
         self.rows, self.bias, self.threshold = rows.contiguous(), bias, threshold
         m = len(rows)
         self._floor = torch.full((m,), threshold, device=rows.device)
@@ -70,8 +70,8 @@ class OwnCoder:
         """The code of normalised activations [n, D]: activations along unit rows, each at least the threshold."""
         return concatenate_rows([self._read(part) for part in x.split(len(self._scores))])
 
-    def _read(self, x: Tensor) -> Code:
-        x = x - self.bias
+    def _read(self, part: Tensor) -> Code:
+        x = _padded(part - self.bias)
         n = len(x)
         scores, mask = self._scores[:n], self._mask[:n]
         torch.mm(x, self.rows.T, out=scores)
@@ -85,7 +85,7 @@ class OwnCoder:
         code, _ = read_anew(residual, code, self.rows, STEPS - 1)
         code = _over(code, self.threshold)
         code, _ = read_anew(x - code.decode(self.rows), code, self.rows, LAST_STEPS)
-        return _over(code, self.threshold)
+        return _over(code, self.threshold).rows(0, len(part))
 
     def _code(self, scores: Tensor, places: Tensor) -> Code:
         bounds = torch.arange(len(scores) + 1, device=places.device) * self._scores.shape[1]
@@ -98,6 +98,11 @@ class OwnCoder:
         length = (x * written).sum(1).div_(written.square().sum(1).clamp_min_(1e-30)).clamp_(0, 1)
         values = code.values * length.repeat_interleave(code.indptr.diff())
         return code._replace(values=values), torch.addcmul(x, written, length.unsqueeze(1), value=-1)
+
+
+def _padded(x: Tensor) -> Tensor:
+    """At least `LEAST_BLOCK` rows: libraries round the products of a few rows in another way."""
+    return torch.cat([x, x.new_zeros(LEAST_BLOCK - len(x), x.shape[1])]) if len(x) < LEAST_BLOCK else x
 
 
 def _over(code: Code, threshold: float) -> Code:

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from featurewatch.service.cli.base import UsageError
+from featurewatch.service.cli.base import writing
 from featurewatch.service.cli.gate.outcome import Outcome
 from featurewatch.service.client.types import Run
 from featurewatch.service.reports.markdown import cell
@@ -66,12 +66,10 @@ def values(status: str, run: Run | None, url: str) -> str:
 
 def write(path: Path, text: str, *, append: bool) -> None:
     """Write a document and create its folder if needed. Raises UsageError if it cannot be written."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a" if append else "w", encoding="utf-8") as file:
             file.write(text)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error}") from error
 
 
 def _xml(text: str) -> str:

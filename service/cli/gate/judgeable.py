@@ -45,11 +45,9 @@ def dictionary(limits: Dictionary, report: Report) -> Iterator[Outcome]:
     if limits.refit_advised is not None:
         asked = "the dictionary describes the checkpoint well enough that no re-fit is advised"
         failure = "a re-fit is advised: the dictionary does not describe this checkpoint well enough"
-        caveats = [text for text in report["caveats"] if "re-fit is advised" in text]
-        if quality.get("refit_advised"):
-            yield Outcome("dictionary.refit_advised", asked, failure, tuple(caveats))
-        else:
-            yield Outcome("dictionary.refit_advised", asked)
+        caveats = tuple(text for text in report["caveats"] if "re-fit is advised" in text)
+        broken = (failure, caveats) if quality.get("refit_advised") else ()
+        yield Outcome("dictionary.refit_advised", asked, *broken)
     if limits.fvu_ratio is not None:
         fvu, failure = quality.get("fvu"), ""
         if fvu is not None and fitted and not fvu <= limits.fvu_ratio * fitted:
@@ -59,13 +57,11 @@ def dictionary(limits: Dictionary, report: Report) -> Iterator[Outcome]:
         asked = f"FVU is at most {limits.fvu_ratio:g} times its value at the fit"
         yield Outcome("dictionary.fvu_ratio", asked, failure)
     if limits.valid_share is not None:
-        share = quality.get("valid_share")
-        low = share is not None and share < limits.valid_share
-        failure = (
-            f"only {share:.0%} of the positions can be compared; the minimum is {limits.valid_share:.0%}" if low else ""
-        )
-        yield Outcome("dictionary.valid_share", f"at least {limits.valid_share:.0%} of the positions can be compared",
-                      failure)  # fmt: skip
+        share, failure = quality.get("valid_share"), ""
+        if share is not None and share < limits.valid_share:
+            failure = f"only {share:.0%} of the positions can be compared; the minimum is {limits.valid_share:.0%}"
+        asked = f"at least {limits.valid_share:.0%} of the positions can be compared"
+        yield Outcome("dictionary.valid_share", asked, failure)
 
 
 def least_share(part: int, whole: int) -> float:

@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from featurewatch.service.cli import base, complete, progress
-from featurewatch.service.cli.arguments import Family, Name, Timeout
+from featurewatch.service.cli import base, complete, findings, progress
+from featurewatch.service.cli.arguments import Family, Name, Timeout, checkpoint_option
 from featurewatch.service.cli.base import AsJson
-from featurewatch.service.cli.checkpoints import checkpoint_app
 from featurewatch.service.cli.gate import documents, policy, rules
 from featurewatch.service.cli.gate.outcome import Outcome
 from featurewatch.service.cli.gate.policy import Gate
@@ -43,11 +42,6 @@ Outputs = Annotated[
         "NAME=VALUE lines, the format of GITHUB_OUTPUT and GitLab dotenv reports."
     ),
 ]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add this command to `featurewatch checkpoint`."""
-    checkpoint_app.command("register")(register)
 
 
 @dataclass
@@ -101,10 +95,7 @@ def register(
     uri: Annotated[str, typer.Argument(help="hf://org/model@revision, file:///folder, activations+file:///folder ...")],
     adapter: Annotated[str | None, typer.Option(help="URI of a PEFT adapter to apply to the model.")] = None,
     parent: Annotated[
-        str | None,
-        typer.Option(
-            help="Checkpoint to compare with; default: the family's newest.", autocompletion=complete.checkpoints
-        ),
+        str | None, checkpoint_option("Checkpoint to compare with; default: the family's newest.")
     ] = None,
     hook_point: Annotated[
         list[str] | None, typer.Option(help="Hook point to read, if different from the family's. May be repeated.")
@@ -168,7 +159,7 @@ def _see_through(
                 job.run = job.run if read["state"] == "succeeded" else read
         job.checkpoint = client.checkpoint(job.family, job.name)
         if gate is not None and _succeeded(job.run):
-            job.outcomes = rules.outcomes(gate, client, job.family, job.checkpoint)
+            job.outcomes = list(rules.outcomes(gate, client, job.family, job.checkpoint))
         _conclude(client, job, as_json)
     except (ClientError, base.UsageError) as error:
         job.write("error", why=str(error))
@@ -213,17 +204,15 @@ def _succeeded(run: Run | None) -> bool:
 
 
 def _show(job: Job, report: Report) -> None:
-    wrap = not base.out.is_terminal
     took = f" ({sum(job.run['seconds'].values()):.0f} s)" if job.run else ""
-    base.out.print(f"{job.name} of {job.family} is judged{took}", markup=False)
-    base.out.print(plain(report["headline"], most=4000), markup=False, soft_wrap=wrap)
+    findings.say(f"{job.name} of {job.family} is judged{took}")
+    findings.say(plain(report["headline"], most=4000))
     for caveat in report["caveats"]:
-        base.out.print(f"! {plain(caveat, most=4000)}", markup=False, soft_wrap=wrap)
+        findings.say(f"! {plain(caveat, most=4000)}")
     base.show_fields((status, count) for status, count in report["counts"].items() if count)
     base.show_fields((places, report["places"][places]) for places in PLACES_CHANGED if report["places"].get(places))
     for signature in report["signatures"]:
-        line = f"signature {signature['name']} is {signature['status']}: {signature['what']}"
-        base.out.print(plain(line, most=400), markup=False, soft_wrap=wrap)
+        findings.say(plain(f"signature {signature['name']} is {signature['status']}: {signature['what']}", most=400))
     if not job.gated:
         return
     base.out.print("gate: [green]passed[/]" if job.passed else "gate: [red]failed[/]")

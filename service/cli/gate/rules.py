@@ -1,6 +1,6 @@
 """Evaluates the rules of a gate for a checkpoint, with the evidence of each failure."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -20,12 +20,8 @@ _LISTED = 20
 """Maximum number of features listed per failed rule."""
 
 
-def outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -> list[Outcome]:
+def outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -> Iterator[Outcome]:
     """The result of every rule, in the order of the policy's tables. Raises UsageError if one cannot be evaluated."""
-    return list(_outcomes(gate, client, family, checkpoint))
-
-
-def _outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -> Iterator[Outcome]:
     name = checkpoint["name"]
     policy = Policy.model_validate(client.family(family)["policy"])
     report = client.report(family, name)
@@ -58,7 +54,8 @@ def _outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) -
         yield _signatures(gate.signatures.never, report["signatures"])
     yield from _quality(gate, checkpoint["quality"] or {})
     if gate.alerts.open is not None:
-        yield _alerts(gate.alerts.open, [alert["summary"] for alert in _open_alerts(client, family, name)])
+        open_alerts = client.alerts(family=family, checkpoint=name, state="open")
+        yield _alerts(gate.alerts.open, [alert["summary"] for alert in open_alerts])
 
 
 def _rows(client: Client, family: str, checkpoint: str, **words: Sequence[str]) -> list[FeatureRow]:
@@ -80,10 +77,6 @@ def _absent(client: Client, family: str, checkpoint: str, policy: Policy) -> Ite
     rows = client.features(family, checkpoint=checkpoint, status=[Status.ABSENT], sort="change", order="desc")
     changed = (row for row in map(FeatureRow.model_validate, rows) if _changed(row))
     yield from (_evidence(row, policy) for row in islice(changed, _LISTED))
-
-
-def _open_alerts(client: Client, family: str, checkpoint: str) -> Iterable[Any]:
-    return client.alerts(family=family, checkpoint=checkpoint, state="open")
 
 
 def _changed(row: FeatureRow) -> bool:
@@ -138,9 +131,8 @@ def _quality(gate: Gate, quality: dict[str, Any]) -> Iterator[Outcome]:
                 f"the gate policy sets a limit on {name!r}, which was not measured for this checkpoint; available: "
                 f"{', '.join(sorted(quality))}"
             )
-        failure = (
-            f"{name} is {value:.3g}; the limit is {limit:.3g}" if not value <= limit else ""
-        )  # NaN exceeds every limit
+        passed = value <= limit  # never for NaN
+        failure = "" if passed else f"{name} is {value:.3g}; the limit is {limit:.3g}"
         yield Outcome(f"quality.{name}", f"{name} is at most {limit:.3g}", failure)
 
 

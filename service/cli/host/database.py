@@ -10,15 +10,10 @@ from featurewatch.service.cli import base
 from featurewatch.service.cli.base import AsJson
 from featurewatch.service.cli.command import Table, command, fields
 
-db_app = typer.Typer(help="The database and its artifacts: upgrade, check, back up.", no_args_is_help=True)
+app = typer.Typer(name="db", help="The database and its artifacts: upgrade, check, back up.", no_args_is_help=True)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the main one."""
-    app.add_typer(db_app, name="db")
-
-
-@command(db_app, "upgrade", lambda _: base.say("The database schema is up to date."))
+@command(app, "upgrade", lambda _: base.say("The database schema is up to date."))
 def upgrade() -> dict[str, bool]:
     """Upgrade the database to this version's schema. Safe to run at every start, and by several processes at once."""
     _local().upgrade()
@@ -79,14 +74,13 @@ def _fail_if_broken(result: dict[str, Any]) -> None:
         raise typer.Exit(base.FAILED)
 
 
-@command(db_app, "check", _show_check, then=_fail_if_broken)
+@command(app, "check", _show_check, then=_fail_if_broken)
 def check(
     deep: Annotated[bool, typer.Option("--deep", help="Read every artifact and compare its SHA-256.")] = False,
 ) -> dict[str, Any]:
     """Check that the database has this version's schema, and that every artifact it refers to exists with the right
     size. Exit code 1 if something is missing or damaged, 2 if the schema is of another version."""
-    result: dict[str, Any] = _local().check(deep=deep)
-    return result
+    return _local().check(deep=deep)
 
 
 COPIED = Table(
@@ -99,13 +93,13 @@ def _show_copied(rows: list[dict[str, Any]]) -> None:
     base.say(f"Copied and verified {sum(row['rows'] for row in rows):,} rows.")
 
 
-@command(db_app, "copy", _show_copied)
+@command(app, "copy", _show_copied)
 def copy(
     from_: Annotated[str, typer.Argument(metavar="FROM", help="The other database: a SQLite file or a URL.")],
 ) -> list[dict[str, Any]]:
     """Copy another database into the configured one, which must be empty: from SQLite to Postgres, or back. Every row
     is read back and compared. Artifacts stay where they are. Stop the service first."""
-    return list(_local().copy(from_))
+    return _local().copy(from_)
 
 
 REMOVALS = Table(
@@ -129,7 +123,7 @@ def _show_vacuum(result: dict[str, Any]) -> None:
         base.say(f"skipped, because a worker is running a job: {', '.join(result['busy'])}")
 
 
-@db_app.command("vacuum")
+@app.command("vacuum")
 def vacuum(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     as_json: AsJson = False,
@@ -140,14 +134,13 @@ def vacuum(
     base.show_json(result) if as_json else _show_vacuum(result | {"dry_run": dry_run})
 
 
-@command(db_app, "backup", fields())
+@command(app, "backup", fields())
 def backup(file: Annotated[Path, typer.Argument(help="File to write. Must not exist.")]) -> dict[str, Any]:
     """Copy the SQLite database while the service is running. Copy the artifacts after it, not before."""
-    result: dict[str, Any] = _local().backup(file)
-    return result
+    return _local().backup(file)
 
 
-@command(db_app, "restore", lambda _: base.say("Restored. Check the artifacts with `featurewatch db check`."))
+@command(app, "restore", lambda _: base.say("Restored. Check the artifacts with `featurewatch db check`."))
 def restore(
     file: Annotated[Path, typer.Argument(help="A file written by `backup`.")],
     replace: Annotated[bool, typer.Option("--replace", help="Replace a database that contains data.")] = False,

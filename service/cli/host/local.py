@@ -20,7 +20,6 @@ from uvicorn.supervisors import Multiprocess
 
 from featurewatch.service import migrate
 from featurewatch.service.app import create_app
-from featurewatch.service.audit import queries as audit_queries
 from featurewatch.service.auth import logic as auth
 from featurewatch.service.auth import queries as auth_queries
 from featurewatch.service.auth.schemas import KeyOut
@@ -153,7 +152,7 @@ def create_key(name: str, scopes: Sequence[str], expires_at: datetime | None = N
 def list_keys() -> list[dict[str, Any]]:
     """The keys of the configured database."""
     with opened() as database, database.read() as session:
-        rows = auth_queries.page_of_keys(session, after=None, limit=MAX_KEYS)
+        rows = auth_queries.newest_keys(session, MAX_KEYS)
         return [KeyOut.model_validate(row).model_dump(mode="json") for row in rows]
 
 
@@ -194,7 +193,7 @@ def rotate_secret() -> dict[str, Any]:
 def _note(session: Session, method: str, path: str, status: int) -> None:
     """Add the audit entry that the equivalent API call would have."""
     entry = AuditEntry(actor="server", method=method, path=path, status=status, request_id=new_id("cmd"))
-    audit_queries.add_entry(session, entry)
+    session.add(entry)
 
 
 @contextmanager
@@ -212,7 +211,7 @@ def opened() -> Iterator[Database]:
 
 def _has_key(settings: Settings) -> bool:
     with closing(Database(settings.resolved_database_url)) as database, database.read() as session:
-        return any(auth.alive(row) for row in auth_queries.page_of_keys(session, after=None, limit=MAX_KEYS))
+        return any(auth.alive(row) for row in auth_queries.newest_keys(session, MAX_KEYS))
 
 
 @contextmanager

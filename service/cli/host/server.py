@@ -17,21 +17,16 @@ from featurewatch.service.config import Settings
 from featurewatch.service.kit import extras
 from featurewatch.service.kit.clock import utcnow
 
-key_app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
+app = typer.Typer()
+key_app = typer.Typer(name="key", help="API keys: create, list, revoke.", no_args_is_help=True)
+app.add_typer(key_app)
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 DataDir = Annotated[Path | None, typer.Option(help="Data folder of the installation. (FEATUREWATCH_DATA_DIR)")]
 Actor = Annotated[str | None, typer.Option(help="Only writes with this key, key_...", autocompletion=complete.keys)]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the main one."""
-    app.command()(up)
-    app.command(context_settings=PASSED_ON)(demo)
-    app.add_typer(key_app, name="key")
-    calls(app, "audit", Client.audit, AUDIT, actor=Actor)
-
-
+@app.command()
 def up(
     host: Annotated[
         str, typer.Option(help="Address to listen on. Addresses other than loopback need API keys.")
@@ -60,6 +55,7 @@ def up(
     _local().serve(settings, host=host, port=port, worker=worker, processes=processes, as_json=as_json)
 
 
+@app.command(context_settings=PASSED_ON)
 def demo(context: typer.Context) -> None:
     """Compare three releases of a real model, one of them edited. `demo --help` lists its options."""
     _need_worker_packages()
@@ -80,11 +76,10 @@ def create_key(
     """
     scopes = scope or ["read"]
     expires_at = None if days is None else utcnow() + timedelta(days=days)
-    if base.target().named:
+    if base.target.named:
         with base.connect() as client:
             return dict(client.create_key(name, scopes, expires_at=expires_at))
-    result: dict[str, Any] = _local().create_key(name, scopes, expires_at)
-    return result
+    return _local().create_key(name, scopes, expires_at)
 
 
 KEYS = Table(
@@ -104,10 +99,10 @@ KEYS = Table(
 @command(key_app, "list", KEYS)
 def list_keys() -> list[Any]:
     """List the API keys, without their secrets."""
-    if base.target().named:
+    if base.target.named:
         with base.connect() as client:
             return list(client.keys())
-    return list(_local().list_keys())
+    return _local().list_keys()
 
 
 @command(key_app, "revoke", lambda document: base.say(f"Revoked {document['revoked']}."))
@@ -115,7 +110,7 @@ def revoke_key(
     key: Annotated[str, typer.Argument(help="Id of the key, key_...", autocompletion=complete.keys)],
 ) -> dict[str, str]:
     """Revoke an API key."""
-    if base.target().named:
+    if base.target.named:
         with base.connect() as client:
             client.revoke_key(key)
     else:
@@ -146,8 +141,7 @@ def rotate_secret() -> dict[str, Any]:
     A key in the data folder is replaced by a new one. For a key in the environment, set FEATUREWATCH_SECRET_KEY to the
     new key and FEATUREWATCH_SECRET_KEY_OLD to the old one for every process, then run this.
     """
-    result: dict[str, Any] = _local().rotate_secret()
-    return result
+    return _local().rotate_secret()
 
 
 AUDIT = Table(
@@ -157,6 +151,7 @@ AUDIT = Table(
     wraps=("path", "at"),
     optional=("request", "status"),
 )
+calls(app, "audit", Client.audit, AUDIT, actor=Actor)
 
 
 def _local() -> ModuleType:

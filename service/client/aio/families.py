@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 from featurewatch.service.client import types
 from featurewatch.service.client.aio.transport import AsyncTransport
@@ -16,11 +16,11 @@ class AsyncFamilyCalls(AsyncTransport):
 
     def families(self) -> AsyncIterator[types.Family]:
         """List the families."""
-        return self.pages(path_of("families"))
+        return self._list("families")
 
     async def family(self, name: str) -> types.Family:
         """Show a family with its settings."""
-        return cast(types.Family, await self.json("GET", path_of("families", name)))
+        return await self._get("families", name)
 
     async def create_family(
         self,
@@ -32,22 +32,22 @@ class AsyncFamilyCalls(AsyncTransport):
         policy: types.Policy | types.Untyped | None = None,
     ) -> types.Family:
         """Create a family. Omitted arguments take the service's defaults."""
-        body = {"name": name, "hook_points": list(hook_points), "corpus": corpus, "crosscoder": crosscoder}
-        return cast(types.Family, await self.json("POST", path_of("families"), body=given(**body, policy=policy)))
+        options = {"corpus": corpus, "crosscoder": crosscoder, "policy": policy}
+        return await self._post("families", name=name, hook_points=list(hook_points), **options)
 
     async def delete_family(self, name: str) -> None:
         """Delete a family with its checkpoints, features, runs and artifacts. This cannot be undone."""
-        await self.send("DELETE", path_of("families", name))
+        await self._delete("families", name)
 
     # Checkpoints
 
     def checkpoints(self, family: str, *, state: str | None = None) -> AsyncIterator[types.Checkpoint]:
         """List the checkpoints of a family."""
-        return self.pages(path_of("families", family, "checkpoints"), given(state=state))
+        return self._list("families", family, "checkpoints", state=state)
 
     async def checkpoint(self, family: str, name: str) -> types.Checkpoint:
         """Show a checkpoint with the quality of its fit."""
-        return cast(types.Checkpoint, await self.json("GET", path_of("families", family, "checkpoints", name)))
+        return await self._get("families", family, "checkpoints", name)
 
     async def register(
         self,
@@ -64,15 +64,13 @@ class AsyncFamilyCalls(AsyncTransport):
     ) -> types.Registered:
         """Register a checkpoint: a run reads it and judges every feature. Repeating it returns the same run."""
         body = given(name=name, uri=uri, adapter=adapter, parent=parent, fit=fit, metadata=metadata, priority=priority)
-        if hook_points is not None:
-            body["hook_points"] = list(hook_points)
+        body |= given(hook_points=hook_points and list(hook_points))
         response = await self.send("POST", path_of("families", family, "checkpoints"), body=body)
-        return cast(types.Registered, response.json() | {"created": response.status_code != HTTPStatus.OK})
+        return response.json() | {"created": response.status_code != HTTPStatus.OK}
 
     async def delete_checkpoint(self, family: str, name: str, *, reparent: bool = False) -> None:
         """Delete a checkpoint with its verdicts, runs and alerts. If it has children, `reparent` moves them up."""
-        params = {"reparent": True} if reparent else None
-        await self.send("DELETE", path_of("families", family, "checkpoints", name), params=params)
+        await self._delete("families", family, "checkpoints", name, reparent=reparent or None)
 
     async def report(
         self,
@@ -84,9 +82,8 @@ class AsyncFamilyCalls(AsyncTransport):
         max_q: float | None = None,
     ) -> types.Report:
         """Report what changed in a checkpoint: `headline`, `findings`, `not_judged`, `caveats`, counts, quality."""
-        path = path_of("families", family, "checkpoints", checkpoint, "report")
-        params = given(baseline=baseline, min_change=min_change, max_q=max_q)
-        return cast(types.Report, await self.json("GET", path, params=params))
+        params = {"baseline": baseline, "min_change": min_change, "max_q": max_q}
+        return await self._get("families", family, "checkpoints", checkpoint, "report", **params)
 
     async def report_text(
         self,
@@ -117,18 +114,16 @@ class AsyncFamilyCalls(AsyncTransport):
         finetune: types.FineTune | types.Untyped | None = None,
     ) -> types.Calibration:
         """Queue a run that measures how often the family's thresholds raise a false alarm; `wait` for its id."""
-        body = given(checkpoint=checkpoint, splits=splits, seed=seed, finetune=finetune)
-        if nulls is not None:
-            body["nulls"] = list(nulls)
-        return cast(types.Calibration, await self.json("POST", path_of("families", family, "calibrations"), body=body))
+        body = {"checkpoint": checkpoint, "splits": splits, "seed": seed, "finetune": finetune}
+        return await self._post("families", family, "calibrations", nulls=nulls and list(nulls), **body)
 
     def calibrations(self, family: str) -> AsyncIterator[types.Calibration]:
         """List the calibrations of a family, newest first."""
-        return self.pages(path_of("families", family, "calibrations"))
+        return self._list("families", family, "calibrations")
 
     async def calibration(self, family: str, calibration: str) -> types.Calibration:
         """Get a calibration."""
-        return cast(types.Calibration, await self.json("GET", path_of("families", family, "calibrations", calibration)))
+        return await self._get("families", family, "calibrations", calibration)
 
     # Signatures
 
@@ -144,25 +139,21 @@ class AsyncFamilyCalls(AsyncTransport):
         settings: types.SignatureSettings | types.Untyped | None = None,
     ) -> types.SignatureCreated:
         """Track a concept, defined by a contrast set: `rows`, or the `uri` of a file."""
-        body = given(name=name, uri=uri, description=description, baseline=baseline, settings=settings)
-        if rows is not None:
-            body["rows"] = list(rows)
-        path = path_of("families", family, "signatures")
-        return cast(types.SignatureCreated, await self.json("POST", path, body=body))
+        body = {"name": name, "uri": uri, "description": description, "baseline": baseline, "settings": settings}
+        return await self._post("families", family, "signatures", rows=rows and list(rows), **body)
 
     def signatures(self, family: str) -> AsyncIterator[types.Signature]:
         """List the signatures of a family with their newest readings."""
-        return self.pages(path_of("families", family, "signatures"))
+        return self._list("families", family, "signatures")
 
     async def signature(self, family: str, name: str) -> types.Signature:
         """Get a signature."""
-        return cast(types.Signature, await self.json("GET", path_of("families", family, "signatures", name)))
+        return await self._get("families", family, "signatures", name)
 
     async def signature_trajectory(self, family: str, name: str) -> types.SignatureTrajectory:
         """Show a signature over all checkpoints, and the checkpoint where it turns."""
-        path = path_of("families", family, "signatures", name, "trajectory")
-        return cast(types.SignatureTrajectory, await self.json("GET", path))
+        return await self._get("families", family, "signatures", name, "trajectory")
 
     async def delete_signature(self, family: str, name: str) -> None:
         """Delete a signature with its readings. Queued runs that only read it are cancelled."""
-        await self.send("DELETE", path_of("families", family, "signatures", name))
+        await self._delete("families", family, "signatures", name)

@@ -2,32 +2,30 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import cast
 
-from featurewatch.service.client import types, wire
+from featurewatch.service.client import types
 from featurewatch.service.client.aio.transport import AsyncTransport
 from featurewatch.service.client.errors import WaitTimeoutError
-from featurewatch.service.client.wire import given, path_of
+from featurewatch.service.client.wire import path_of
+from featurewatch.service.runs.states import FINAL
 
 
 class AsyncRunCalls(AsyncTransport):
     """One method for each call."""
 
-    # Runs
-
     def runs(
         self, *, family: str | None = None, checkpoint: str | None = None, state: str | None = None
     ) -> AsyncIterator[types.Run]:
         """List runs, newest first."""
-        return self.pages(path_of("runs"), given(family=family, checkpoint=checkpoint, state=state))
+        return self._list("runs", family=family, checkpoint=checkpoint, state=state)
 
     async def run(self, run: str) -> types.Run:
         """Get a run."""
-        return cast(types.Run, await self.json("GET", path_of("runs", run)))
+        return await self._get("runs", run)
 
     def attempts(self, run: str) -> AsyncIterator[types.Attempt]:
         """List the attempts at a run, oldest first, with the outcome and the resources used."""
-        return self.pages(path_of("runs", run, "attempts"))
+        return self._list("runs", run, "attempts")
 
     def log(
         self, run: str, *, attempt: int | None = None, level: str | None = None, after: int | None = None
@@ -36,19 +34,19 @@ class AsyncRunCalls(AsyncTransport):
 
         attempt: only of this one. level: minimum level, info, warning or error. after: number of the last line seen.
         """
-        return self.pages(path_of("runs", run, "log"), given(attempt=attempt, level=level, after=after))
+        return self._list("runs", run, "log", attempt=attempt, level=level, after=after)
 
     async def cancel(self, run: str) -> types.Run:
         """Cancel a run. Its worker stops at the next step."""
-        return cast(types.Run, await self.json("POST", path_of("runs", run, "cancel")))
+        return await self._post("runs", run, "cancel")
 
     async def retry(self, run: str) -> types.Run:
         """Queue a failed or cancelled run again. It continues from the results that it has saved."""
-        return cast(types.Run, await self.json("POST", path_of("runs", run, "retry")))
+        return await self._post("runs", run, "retry")
 
     async def delete_run(self, run: str) -> None:
         """Delete a run that has ended, with its attempts and log. The results for its checkpoint are kept."""
-        await self.send("DELETE", path_of("runs", run))
+        await self._delete("runs", run)
 
     def progress(self, run: str) -> AsyncIterator[types.Run]:
         """Stream the run whenever it changes, until it ends: server-sent events, for up to 15 minutes."""
@@ -71,7 +69,7 @@ class AsyncRunCalls(AsyncTransport):
             current = await self.run(run)
             if on_progress:
                 on_progress(current)
-            if current["state"] in wire.FINAL_STATES:
+            if current["state"] in FINAL:
                 return current
             left = None if timeout is None else start + timeout - time.monotonic()
             if left is not None and left <= 0:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -53,32 +54,55 @@ class AsyncTransport:
         """Send a request and return the JSON of the response; options are those of `send`."""
         return (await self.send(method, path, **options)).json()
 
+    # A method's arguments and the API's parameters have the same names; None means that an argument is omitted.
+
+    async def _get(self, *path: str, **params: Any) -> Any:
+        return await self.json("GET", wire.path_of(*path), params=wire.given(**params))
+
+    async def _post(self, *path: str, **body: Any) -> Any:
+        return await self.json("POST", wire.path_of(*path), body=wire.given(**body) if body else None)
+
+    async def _patch(self, *path: str, **body: Any) -> Any:
+        return await self.json("PATCH", wire.path_of(*path), body=wire.given(**body))
+
+    async def _delete(self, *path: str, **params: Any) -> None:
+        await self.send("DELETE", wire.path_of(*path), params=wire.given(**params))
+
+    def _list(self, *path: str, **params: Any) -> AsyncIterator[Any]:
+        return self.pages(wire.path_of(*path), wire.given(**params))
+
     async def events(self, path: str) -> AsyncIterator[Any]:
         """Yield the data of server-sent events until the service ends the stream."""
-        try:
-            # The service sends at least a comment every few seconds, well within the timeout.
-            async with self._http.stream("GET", path, headers={"Accept": "text/event-stream"}) as response:
-                await self._raise_for_error(response)
-                async for line in response.aiter_lines():
-                    if line.startswith("data:"):
-                        yield json.loads(line.removeprefix("data:"))
-        except httpx.TransportError as error:
-            raise UnreachableError(f"{self.url} does not respond ({error})") from error
+        # The service sends at least a comment every few seconds, well within the timeout.
+        async with self._streamed(path, "text/event-stream") as response:
+            async for line in response.aiter_lines():
+                if line.startswith("data:"):
+                    yield json.loads(line.removeprefix("data:"))
 
     async def download(self, path: str, to: Path, *, params: Mapping[str, Any] | None = None) -> None:
         """Save a large response to a file. The file appears only when it is complete."""
         part = to.with_name(f".{to.name}.part")
         try:
-            async with self._http.stream("GET", path, params=params, headers={"Accept": "*/*"}) as response:
-                await self._raise_for_error(response)
+            async with self._streamed(path, "*/*", params) as response:
                 with part.open("wb") as file:
                     async for piece in response.aiter_bytes():
                         file.write(piece)
             part.replace(to)
-        except httpx.TransportError as error:
-            raise UnreachableError(f"{self.url} does not respond ({error})") from error
         finally:
             part.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def _streamed(
+        self, path: str, accept: str, params: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """A response to read piece by piece. Raises ApiError or UnreachableError."""
+        try:
+            async with self._http.stream("GET", path, params=params, headers={"Accept": accept}) as response:
+                if not response.is_success:
+                    await response.aread()
+                yield wire.checked(response)
+        except httpx.TransportError as error:
+            raise UnreachableError(f"{self.url} does not respond ({error})") from error
 
     async def send(
         self,
@@ -103,17 +127,10 @@ class AsyncTransport:
                     raise UnreachableError(f"{self.url} does not respond ({error})") from error
             except httpx.InvalidURL as error:
                 raise UnreachableError(f"invalid service URL {self.url!r} ({error})") from error
-            if response is not None and response.status_code not in wire.RETRIED:
-                return wire.checked(response)
             pause = wire.pause_before(attempt, response)
-            if response is not None and (pause is None or attempt == self.retries):
+            if response is not None and (
+                response.status_code not in wire.RETRIED or pause is None or attempt == self.retries
+            ):
                 return wire.checked(response)
             await self.pause(pause or 0.0)
         raise AssertionError("unreachable")
-
-    @staticmethod
-    async def _raise_for_error(response: httpx.Response) -> None:
-        """Raise ApiError if a streamed response is an error, after reading its problem document."""
-        if not response.is_success:
-            await response.aread()
-            wire.checked(response)

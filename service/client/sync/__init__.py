@@ -1,1 +1,1 @@
-"""The client, made from service/client/aio: `make docs`."""
+"""The synchronous client. `make docs` generates it from service/client/aio."""

@@ -3,7 +3,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 from featurewatch.service.client import types
 from featurewatch.service.client.sync.transport import Transport
@@ -35,31 +34,25 @@ class FeatureCalls(Transport):
 
         status, places: any of these. min_change: minimum size of the change, in factors of two. max_q: maximum q-value.
         """
-        params = given(checkpoint=checkpoint, baseline=baseline, q=q, tag=tag, watched=watched)
-        params |= given(min_change=min_change, max_q=max_q, sort=sort, order=order) | {
-            "status": list(status),
-            "places": list(places),
-        }
-        return self.pages(path_of("families", family, "features"), params)
+        filters = {"q": q, "tag": tag, "watched": watched, "min_change": min_change, "max_q": max_q}
+        options = filters | {"checkpoint": checkpoint, "baseline": baseline, "sort": sort, "order": order}
+        return self._list("families", family, "features", status=list(status), places=list(places), **options)
 
     def feature(self, family: str, feature: str) -> types.Feature:
         """Get a feature with its newest verdict."""
-        return cast(types.Feature, self.json("GET", path_of("families", family, "features", feature)))
+        return self._get("families", family, "features", feature)
 
     def trajectory(self, family: str, feature: str) -> list[types.Point]:
         """Get the verdicts of a feature over all checkpoints."""
-        path = path_of("families", family, "features", feature, "trajectory")
-        return cast(list[types.Point], (self.json("GET", path))["points"])
+        return (self._get("families", family, "features", feature, "trajectory"))["points"]
 
     def sources(self, family: str, feature: str) -> list[types.FeatureInCheckpoint]:
         """Get the readings of a feature at every hook point, and the `best` hook point of each checkpoint."""
-        path = path_of("families", family, "features", feature, "sources")
-        return cast(list[types.FeatureInCheckpoint], (self.json("GET", path))["data"])
+        return (self._get("families", family, "features", feature, "sources"))["data"]
 
     def examples(self, family: str, feature: str, *, limit: int = 10) -> list[types.Example]:
         """Get the passages where a feature fires most strongly, strongest first; up to 100."""
-        path = path_of("families", family, "features", feature, "examples")
-        return cast(list[types.Example], (self.json("GET", path, params={"limit": limit}))["data"])
+        return (self._get("families", family, "features", feature, "examples", limit=limit))["data"]
 
     def update_feature(
         self,
@@ -71,17 +64,15 @@ class FeatureCalls(Transport):
         watched: bool | None = None,
     ) -> types.Feature:
         """Label, tag or watch a feature. Omitted arguments change nothing; an empty label removes the label."""
-        body = given(tags=None if tags is None else list(tags), watched=watched)
-        if label is not None:
-            body["label"] = label or None
-        return cast(types.Feature, self.json("PATCH", path_of("families", family, "features", feature), body=body))
+        body = given(label=label, tags=tags and list(tags), watched=watched)
+        if label == "":
+            body["label"] = None
+        return self.json("PATCH", path_of("families", family, "features", feature), body=body)
 
     def label(self, family: str, *, features: Sequence[str] | None = None, checkpoint: str | None = None) -> types.Run:
         """Queue a run that labels features with the server's model; by default the watched and changed ones."""
-        body: dict[str, Any] = given(checkpoint=checkpoint)
-        if features is not None:
-            body["features"] = list(features)
-        return cast(types.Run, self.json("POST", path_of("families", family, "features", "labels"), body=body))
+        body = {"checkpoint": checkpoint, "features": features and list(features)}
+        return self._post("families", family, "features", "labels", **body)
 
     def find_dependencies(
         self,
@@ -100,9 +91,9 @@ class FeatureCalls(Transport):
         method: gradient (default), relp, or integrated, which takes `steps`. effects: also ablate the features and
         measure the effect on the next token.
         """
-        path = path_of("families", family, "checkpoints", checkpoint, "dependencies")
-        body = given(method=method, positions=positions, steps=steps, hook_point=hook_point, effects=effects)
-        return cast(types.Run, self.json("POST", path, body=body | {"features": list(features)}))
+        body = {"method": method, "positions": positions, "steps": steps, "hook_point": hook_point, "effects": effects}
+        path = "families", family, "checkpoints", checkpoint, "dependencies"
+        return self._post(*path, features=list(features), **body)
 
     def dependencies(
         self,
@@ -114,9 +105,8 @@ class FeatureCalls(Transport):
         method: str | None = None,
     ) -> types.Dependencies:
         """Get what a feature is computed from; with a baseline, also the edges gained, lost and changed."""
-        path = path_of("families", family, "features", feature, "dependencies")
-        params = given(checkpoint=checkpoint, baseline=baseline, method=method)
-        return cast(types.Dependencies, self.json("GET", path, params=params))
+        params = {"checkpoint": checkpoint, "baseline": baseline, "method": method}
+        return self._get("families", family, "features", feature, "dependencies", **params)
 
     def diff(
         self,
@@ -135,9 +125,9 @@ class FeatureCalls(Transport):
         order: str | None = None,
     ) -> Iterator[types.FeatureRow]:
         """List the changes between any two checkpoints, largest first. Filters are those of `features`."""
-        params = given(q=q, tag=tag, watched=watched, min_change=min_change, max_q=max_q, sort=sort, order=order)
-        params |= {"from": from_, "to": to, "status": list(status), "places": list(places)}
-        return self.pages(path_of("families", family, "diff"), params)
+        filters = {"q": q, "tag": tag, "watched": watched, "min_change": min_change, "max_q": max_q}
+        options = filters | {"from": from_, "to": to, "sort": sort, "order": order}
+        return self._list("families", family, "diff", status=list(status), places=list(places), **options)
 
     def compare(
         self,
@@ -157,20 +147,19 @@ class FeatureCalls(Transport):
         limit: int | None = None,
     ) -> types.Diff:
         """Compare any two checkpoints: a summary as in `report`, and the first `limit` features of `diff`."""
-        params = given(q=q, tag=tag, watched=watched, min_change=min_change, max_q=max_q, sort=sort, order=order)
-        params |= given(limit=limit) | {"from": from_, "to": to, "status": list(status), "places": list(places)}
-        return cast(types.Diff, self.json("GET", path_of("families", family, "diff"), params=params))
+        filters = {"q": q, "tag": tag, "watched": watched, "min_change": min_change, "max_q": max_q}
+        options = filters | {"from": from_, "to": to, "sort": sort, "order": order, "limit": limit}
+        return self._get("families", family, "diff", status=list(status), places=list(places), **options)
 
     def lineage(
         self, family: str, *, generation: int | None = None, kind: str | None = None
     ) -> Iterator[types.LineageLink]:
         """List what happened to the features in re-fits, by generation; optionally only links of one kind."""
-        return self.pages(path_of("families", family, "lineage"), given(generation=generation, kind=kind))
+        return self._list("families", family, "lineage", generation=generation, kind=kind)
 
     def download_codes(self, family: str, path: Path, *, checkpoint: str | None = None) -> Path:
         """Save the sparse code up to a checkpoint (default: the newest), positions x features, as a scipy .npz file."""
-        params = given(checkpoint=checkpoint)
-        self.download(path_of("families", family, "codes"), path, params=params)
+        self.download(path_of("families", family, "codes"), path, params=given(checkpoint=checkpoint))
         return path
 
     def download_dictionary(self, family: str, checkpoint: str, path: Path, *, hook_point: str | None = None) -> Path:
@@ -186,20 +175,18 @@ class FeatureCalls(Transport):
 
     def code_ids(self, family: str, *, checkpoint: str | None = None) -> list[str]:
         """Get the feature ids of the code's columns, in order."""
-        path = path_of("families", family, "codes", "ids")
-        return cast(list[str], (self.json("GET", path, params=given(checkpoint=checkpoint)))["feature_ids"])
+        return (self._get("families", family, "codes", "ids", checkpoint=checkpoint))["feature_ids"]
 
     def neuronpedia(
         self, family: str, *, checkpoint: str | None = None, passages: int = 10
     ) -> Iterator[types.NeuronpediaFeature]:
         """List all features of a checkpoint in the format of Neuronpedia."""
-        path = path_of("families", family, "neuronpedia")
-        return self.pages(path, given(checkpoint=checkpoint, passages=passages, limit=100))
+        return self._list("families", family, "neuronpedia", checkpoint=checkpoint, passages=passages, limit=100)
 
     def neuronpedia_feature(
         self, family: str, feature: str, *, checkpoint: str | None = None, passages: int = 10
     ) -> types.NeuronpediaFeature:
         """Get a feature in the format of Neuronpedia."""
-        path = path_of("families", family, "features", feature, "neuronpedia")
-        params = given(checkpoint=checkpoint, passages=passages)
-        return cast(types.NeuronpediaFeature, self.json("GET", path, params=params))
+        return self._get(
+            "families", family, "features", feature, "neuronpedia", checkpoint=checkpoint, passages=passages
+        )

@@ -3,11 +3,9 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import cast
 
 from featurewatch.service.client import types
 from featurewatch.service.client.sync.transport import Transport
-from featurewatch.service.client.wire import given, path_of
 
 
 class NotifyCalls(Transport):
@@ -17,7 +15,7 @@ class NotifyCalls(Transport):
 
     def webhooks(self) -> Iterator[types.Webhook]:
         """List the webhooks."""
-        return self.pages(path_of("webhooks"))
+        return self._list("webhooks")
 
     def create_webhook(
         self, url: str, *, event_types: Sequence[str] = (), format: str | None = None, secret: str | None = None
@@ -26,12 +24,11 @@ class NotifyCalls(Transport):
 
         format: standard (default) or slack.
         """
-        body = given(url=url, format=format, secret=secret) | {"event_types": list(event_types)}
-        return cast(types.WebhookCreated, self.json("POST", path_of("webhooks"), body=body))
+        return self._post("webhooks", url=url, event_types=list(event_types), format=format, secret=secret)
 
     def webhook(self, webhook: str) -> types.Webhook:
         """Get a webhook."""
-        return cast(types.Webhook, self.json("GET", path_of("webhooks", webhook)))
+        return self._get("webhooks", webhook)
 
     def update_webhook(
         self,
@@ -43,39 +40,34 @@ class NotifyCalls(Transport):
         enabled: bool | None = None,
     ) -> types.Webhook:
         """Change a webhook. Omitted arguments change nothing."""
-        body = given(url=url, format=format, enabled=enabled)
-        if event_types is not None:
-            body["event_types"] = list(event_types)
-        return cast(types.Webhook, self.json("PATCH", path_of("webhooks", webhook), body=body))
+        body = {"url": url, "event_types": event_types and list(event_types), "format": format, "enabled": enabled}
+        return self._patch("webhooks", webhook, **body)
 
     def delete_webhook(self, webhook: str) -> None:
         """Delete a webhook with its deliveries."""
-        self.send("DELETE", path_of("webhooks", webhook))
+        self._delete("webhooks", webhook)
 
     def rotate_secret(
         self, webhook: str, *, secret: str | None = None, hours: float | None = None
     ) -> types.WebhookCreated:
         """Replace the secret of a webhook. The new one is shown only once; the old one also signs for `hours`."""
-        body = given(secret=secret, hours=hours)
-        path = path_of("webhooks", webhook, "rotate")
-        return cast(types.WebhookCreated, self.json("POST", path, body=body))
+        return self._post("webhooks", webhook, "rotate", secret=secret, hours=hours)
 
     def test_webhook(self, webhook: str) -> types.Delivery:
         """Send a test event."""
-        return cast(types.Delivery, self.json("POST", path_of("webhooks", webhook, "test")))
+        return self._post("webhooks", webhook, "test")
 
     def deliveries(self, webhook: str, *, state: str | None = None) -> Iterator[types.Delivery]:
         """List the deliveries to a webhook, newest first."""
-        return self.pages(path_of("webhooks", webhook, "deliveries"), given(state=state))
+        return self._list("webhooks", webhook, "deliveries", state=state)
 
     def delivery(self, webhook: str, delivery: str) -> types.Delivery:
         """Get a delivery with all its attempts."""
-        return cast(types.Delivery, self.json("GET", path_of("webhooks", webhook, "deliveries", delivery)))
+        return self._get("webhooks", webhook, "deliveries", delivery)
 
     def redeliver(self, webhook: str, delivery: str) -> types.Delivery:
         """Send a delivery again, with the same `webhook-id`."""
-        path = path_of("webhooks", webhook, "deliveries", delivery, "redeliver")
-        return cast(types.Delivery, self.json("POST", path))
+        return self._post("webhooks", webhook, "deliveries", delivery, "redeliver")
 
     # Alerts
 
@@ -84,11 +76,11 @@ class NotifyCalls(Transport):
 
         family: only those that apply to it.
         """
-        return self.pages(path_of("alert-rules"), given(family=family))
+        return self._list("alert-rules", family=family)
 
     def alert_rule(self, rule: str) -> types.AlertRule:
         """Get an alert rule."""
-        return cast(types.AlertRule, self.json("GET", path_of("alert-rules", rule)))
+        return self._get("alert-rules", rule)
 
     def update_alert_rule(
         self,
@@ -99,8 +91,7 @@ class NotifyCalls(Transport):
         enabled: bool | None = None,
     ) -> types.AlertRule:
         """Change an alert rule. Omitted arguments change nothing."""
-        body = given(name=name, condition=condition, enabled=enabled)
-        return cast(types.AlertRule, self.json("PATCH", path_of("alert-rules", rule), body=body))
+        return self._patch("alert-rules", rule, name=name, condition=condition, enabled=enabled)
 
     def create_alert_rule(
         self,
@@ -111,12 +102,11 @@ class NotifyCalls(Transport):
         enabled: bool | None = None,
     ) -> types.AlertRule:
         """Create an alert rule for one family or all, e.g. with the condition `{"kind": "watched"}`."""
-        body = given(name=name, condition=condition, family=family, enabled=enabled)
-        return cast(types.AlertRule, self.json("POST", path_of("alert-rules"), body=body))
+        return self._post("alert-rules", name=name, condition=condition, family=family, enabled=enabled)
 
     def delete_alert_rule(self, rule: str) -> None:
         """Delete an alert rule with its alerts."""
-        self.send("DELETE", path_of("alert-rules", rule))
+        self._delete("alert-rules", rule)
 
     def alerts(
         self,
@@ -128,65 +118,63 @@ class NotifyCalls(Transport):
         kind: str | None = None,
     ) -> Iterator[types.Alert]:
         """List alerts, newest first."""
-        params = given(family=family, checkpoint=checkpoint, rule=rule, state=state, kind=kind)
-        return self.pages(path_of("alerts"), params)
+        return self._list("alerts", family=family, checkpoint=checkpoint, rule=rule, state=state, kind=kind)
 
     def alert(self, alert: str) -> types.Alert:
         """Get an alert."""
-        return cast(types.Alert, self.json("GET", path_of("alerts", alert)))
+        return self._get("alerts", alert)
 
     def acknowledge(self, alert: str) -> types.Alert:
         """Acknowledge an alert."""
-        return cast(types.Alert, self.json("POST", path_of("alerts", alert, "ack")))
+        return self._post("alerts", alert, "ack")
 
     def mute(self, alert: str, *, hours: float | None = None, until: datetime | None = None) -> types.Alert:
         """Mute an alert, and new ones of the same rule and family.
 
         It ends after `hours`, `until` a time with a time zone, or else when the alert is resolved.
         """
-        body = given(hours=hours, until=until and until.isoformat())
-        return cast(types.Alert, self.json("POST", path_of("alerts", alert, "mute"), body=body))
+        return self._post("alerts", alert, "mute", hours=hours, until=until and until.isoformat())
 
     def reopen(self, alert: str) -> types.Alert:
         """Reopen an acknowledged or muted alert."""
-        return cast(types.Alert, self.json("POST", path_of("alerts", alert, "reopen")))
+        return self._post("alerts", alert, "reopen")
 
     def resolve(self, alert: str) -> types.Alert:
         """Resolve an alert."""
-        return cast(types.Alert, self.json("POST", path_of("alerts", alert, "resolve")))
+        return self._post("alerts", alert, "resolve")
 
     # Keys and the audit log
 
     def keys(self) -> Iterator[types.Key]:
         """List the API keys, without their secrets."""
-        return self.pages(path_of("keys"))
+        return self._list("keys")
 
     def key(self, key: str) -> types.Key:
         """Get an API key, without its secret."""
-        return cast(types.Key, self.json("GET", path_of("keys", key)))
+        return self._get("keys", key)
 
     def create_key(self, name: str, scopes: Sequence[str], *, expires_at: datetime | None = None) -> types.NewKey:
         """Create an API key. Store the returned `key`: it is shown only once."""
-        body = {"name": name, "scopes": list(scopes), "expires_at": expires_at and expires_at.isoformat()}
-        return cast(types.NewKey, self.json("POST", path_of("keys"), body=body))
+        expires = expires_at and expires_at.isoformat()
+        return self._post("keys", name=name, scopes=list(scopes), expires_at=expires)
 
     def revoke_key(self, key: str) -> None:
         """Revoke an API key."""
-        self.send("DELETE", path_of("keys", key))
+        self._delete("keys", key)
 
     def audit(self, *, actor: str | None = None) -> Iterator[types.AuditEntry]:
         """List all writes to the service, newest first. Needs a key with the admin scope.
 
         actor: only those with this key, by its id.
         """
-        return self.pages(path_of("audit"), given(actor=actor))
+        return self._list("audit", actor=actor)
 
     # The service itself
 
     def health(self) -> types.Health:
         """Check that the API process responds."""
-        return cast(types.Health, self.json("GET", "/healthz"))
+        return self.json("GET", "/healthz")
 
     def readiness(self) -> types.Readiness:
         """Check that the service is ready: database and schema. ApiError with status 503 if it is not."""
-        return cast(types.Readiness, self.json("GET", "/readyz"))
+        return self.json("GET", "/readyz")

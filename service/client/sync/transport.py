@@ -4,6 +4,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,32 +55,53 @@ class Transport:
         """Send a request and return the JSON of the response; options are those of `send`."""
         return (self.send(method, path, **options)).json()
 
+    # A method's arguments and the API's parameters have the same names; None means that an argument is omitted.
+
+    def _get(self, *path: str, **params: Any) -> Any:
+        return self.json("GET", wire.path_of(*path), params=wire.given(**params))
+
+    def _post(self, *path: str, **body: Any) -> Any:
+        return self.json("POST", wire.path_of(*path), body=wire.given(**body) if body else None)
+
+    def _patch(self, *path: str, **body: Any) -> Any:
+        return self.json("PATCH", wire.path_of(*path), body=wire.given(**body))
+
+    def _delete(self, *path: str, **params: Any) -> None:
+        self.send("DELETE", wire.path_of(*path), params=wire.given(**params))
+
+    def _list(self, *path: str, **params: Any) -> Iterator[Any]:
+        return self.pages(wire.path_of(*path), wire.given(**params))
+
     def events(self, path: str) -> Iterator[Any]:
         """Yield the data of server-sent events until the service ends the stream."""
-        try:
-            # The service sends at least a comment every few seconds, well within the timeout.
-            with self._http.stream("GET", path, headers={"Accept": "text/event-stream"}) as response:
-                self._raise_for_error(response)
-                for line in response.iter_lines():
-                    if line.startswith("data:"):
-                        yield json.loads(line.removeprefix("data:"))
-        except httpx.TransportError as error:
-            raise UnreachableError(f"{self.url} does not respond ({error})") from error
+        # The service sends at least a comment every few seconds, well within the timeout.
+        with self._streamed(path, "text/event-stream") as response:
+            for line in response.iter_lines():
+                if line.startswith("data:"):
+                    yield json.loads(line.removeprefix("data:"))
 
     def download(self, path: str, to: Path, *, params: Mapping[str, Any] | None = None) -> None:
         """Save a large response to a file. The file appears only when it is complete."""
         part = to.with_name(f".{to.name}.part")
         try:
-            with self._http.stream("GET", path, params=params, headers={"Accept": "*/*"}) as response:
-                self._raise_for_error(response)
+            with self._streamed(path, "*/*", params) as response:
                 with part.open("wb") as file:
                     for piece in response.iter_bytes():
                         file.write(piece)
             part.replace(to)
-        except httpx.TransportError as error:
-            raise UnreachableError(f"{self.url} does not respond ({error})") from error
         finally:
             part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _streamed(self, path: str, accept: str, params: Mapping[str, Any] | None = None) -> Iterator[httpx.Response]:
+        """A response to read piece by piece. Raises ApiError or UnreachableError."""
+        try:
+            with self._http.stream("GET", path, params=params, headers={"Accept": accept}) as response:
+                if not response.is_success:
+                    response.read()
+                yield wire.checked(response)
+        except httpx.TransportError as error:
+            raise UnreachableError(f"{self.url} does not respond ({error})") from error
 
     def send(
         self,
@@ -104,17 +126,10 @@ class Transport:
                     raise UnreachableError(f"{self.url} does not respond ({error})") from error
             except httpx.InvalidURL as error:
                 raise UnreachableError(f"invalid service URL {self.url!r} ({error})") from error
-            if response is not None and response.status_code not in wire.RETRIED:
-                return wire.checked(response)
             pause = wire.pause_before(attempt, response)
-            if response is not None and (pause is None or attempt == self.retries):
+            if response is not None and (
+                response.status_code not in wire.RETRIED or pause is None or attempt == self.retries
+            ):
                 return wire.checked(response)
             self.pause(pause or 0.0)
         raise AssertionError("unreachable")
-
-    @staticmethod
-    def _raise_for_error(response: httpx.Response) -> None:
-        """Raise ApiError if a streamed response is an error, after reading its problem document."""
-        if not response.is_success:
-            response.read()
-            wire.checked(response)

@@ -7,17 +7,16 @@ from featurewatch.service.client.types.dependencies import DependencyComparison
 from featurewatch.service.client.types.signatures import SignatureTrajectory
 
 Untyped = dict[str, Never]
-"""`dict[str, Any]`, as JSON from a file is: type checkers let it pass for this, but no dictionary whose values they
-know, which has to be the shape that is asked for."""
+"""Accepts `dict[str, Any]`, such as JSON from a file. A dictionary of known values must have the expected shape."""
 
 
 class Registered(Registration):
-    """The answer to a registration. `created` is False where the same checkpoint was registered before."""
+    """The response to a registration. `created` is False if the same checkpoint was registered before."""
 
     created: bool
 
 
-# Deprecated names, which go with the next release.
+# Deprecated names, to be removed in the next release.
 CircuitFinding = DependencyFinding
 Comparison = DependencyComparison
 SignatureCourse = SignatureTrajectory

@@ -4,13 +4,12 @@ from fastapi import Request
 from starlette.responses import Response
 
 from featurewatch.service.auth.guard import ADMIN, WRITE
-from featurewatch.service.checkpoints import queries as checkpoint_queries
 from featurewatch.service.checkpoints.lookup import ReadCheckpoint, WriteCheckpoint
 from featurewatch.service.deletions import checkpoints, families, queries
 from featurewatch.service.deletions import signatures as deletion
 from featurewatch.service.families.lookup import ReadFamily, WriteFamily
 from featurewatch.service.kit.sessions import ReadSession, WriteSession
-from featurewatch.service.models import Family
+from featurewatch.service.models import Checkpoint, Family
 from featurewatch.service.runs import logic as runs
 from featurewatch.service.runs.kinds import RunKind
 from featurewatch.service.signatures import logic as signatures
@@ -40,7 +39,7 @@ def delete_family(family: WriteFamily, session: WriteSession) -> Response:
 @router.get("/families/{family}/checkpoints/{name}/delete", dependencies=[WRITE])
 def ask_checkpoint(request: Request, family: ReadFamily, checkpoint: ReadCheckpoint, session: ReadSession) -> Response:
     children = [child.name for child in queries.children(session, checkpoint.id)]
-    parent = checkpoint_queries.get(session, checkpoint.parent_id) if checkpoint.parent_id else None
+    parent = session.get(Checkpoint, checkpoint.parent_id) if checkpoint.parent_id else None
     goes = [
         "its verdicts, report, signature readings and dependency graphs",
         "its runs, with their logs, and its alerts",

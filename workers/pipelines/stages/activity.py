@@ -1,14 +1,15 @@
 """Where features are active: own codes of a checkpoint and its parent, and what changed between them.
 
 Every checkpoint is read with the directions along which it writes the features: its decoder rows. They follow a basis
-or features that turn slowly. A feature that it does not write, or writes along another direction, is read along its
-parent's row, mapped into the checkpoint's basis.
+or features that turn slowly. A feature that it hardly writes is read along its parent's row, mapped into the
+checkpoint's basis.
 """
 
 import json
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -66,6 +67,10 @@ class Rows:
         same = self.hook_points == other.hook_points and self.threshold == other.threshold
         return same and all(torch.equal(a, b) for a, b in pairs)
 
+    def first(self, count: int) -> "Rows":
+        """The rows of the first features."""
+        return replace(self, rows=self.rows[:count], numbers=self.numbers[:count])
+
     def at(self, hook_points: list[str]) -> "Rows":
         """The rows at some of their hook points, in the given order."""
         own = list(self.hook_points)
@@ -88,14 +93,17 @@ class Activity:
     comparison: Comparison
 
 
-def read_activity(execution: Execution, pair: ParentPair, basis: Basis) -> Activity:
-    """Read own codes of the checkpoint and its parent, and compare them. Reuses what is stored."""
+def read_activity(execution: Execution, pair: ParentPair, basis: Basis, relocated: Tensor) -> Activity:
+    """Read own codes of the checkpoint and its parent, and compare them. Reuses what is stored.
+
+    relocated: bool [m] features that the checkpoint writes along another direction than its parent.
+    """
     context, activations = pair.context, pair.compared
     stored = context.parent if context.parent and context.parent.generation == context.generation else None
     name = context.artifact(
         "rows", code=basis.artifact, checkpoint=context.checkpoint_id, parent=stored.rows if stored else None
     )
-    rows, parent_rows = _make_rows(execution, pair, basis)
+    rows, parent_rows = _make_rows(execution, pair, basis, relocated)
     if stored and stored.rows and rows.equals(Rows.load(execution, stored.rows, rows.rows.device)):
         name = stored.rows
     if not execution.artifacts.exists(name):
@@ -108,7 +116,7 @@ def read_activity(execution: Execution, pair: ParentPair, basis: Basis) -> Activ
     return Activity(name, own_code, compare_activity(_parent_code(execution, pair, parent_rows), now))
 
 
-def _make_rows(execution: Execution, pair: ParentPair, basis: Basis) -> tuple[Rows, Rows | None]:
+def _make_rows(execution: Execution, pair: ParentPair, basis: Basis, relocated: Tensor) -> tuple[Rows, Rows | None]:
     """Rows of the checkpoint, and the rows that its parent is read with."""
     activations, parent, stored = pair.compared, pair.parent, pair.context.parent
     regression, now, before = basis.solved(activations, parent)
@@ -123,7 +131,7 @@ def _make_rows(execution: Execution, pair: ParentPair, basis: Basis) -> tuple[Ro
     earlier = _aligned(known, basis.numbers) if known else torch.zeros_like(before.decoder)
     own = replace(
         own,
-        rows=_following(own.rows, map_rows(earlier, parent.widths, maps)),
+        rows=_following(own.rows, map_rows(earlier, parent.widths, maps), relocated.to(now.decoder.device)),
         threshold=known.threshold if known else _threshold(regression, activations, now),
     )
     unknown = ~earlier.any(1, keepdim=True)
@@ -136,11 +144,18 @@ def _make_rows(execution: Execution, pair: ParentPair, basis: Basis) -> tuple[Ro
     )
 
 
-def _following(own: Tensor, inherited: Tensor) -> Tensor:
-    """[m, D] unit rows: a checkpoint's own where they agree with the inherited ones, or there are none, else those."""
+def _following(own: Tensor, inherited: Tensor, relocated: Tensor | None = None) -> Tensor:
+    """[m, D] unit rows of a checkpoint: its own, or the inherited ones where it hardly writes the feature.
+
+    Its own rows are used where they agree with the inherited ones, or where there are none (zeros). They are also used
+    for features that were relocated (bool [m]): read along the old direction, their activation would be taken for that
+    of their neighbours.
+    """
     inherited = normalize(inherited, dim=1)
-    follows = ((own * inherited).sum(1, keepdim=True) >= FOLLOWS) | ~inherited.any(1, keepdim=True)
-    return torch.where(follows, own, inherited)
+    follows = ((own * inherited).sum(1) >= FOLLOWS) | ~inherited.any(1)
+    if relocated is not None:
+        follows |= relocated
+    return torch.where(follows.unsqueeze(1), own, inherited)
 
 
 def _aligned(known: Rows, numbers: Tensor) -> Tensor:
@@ -166,33 +181,52 @@ def _stored_code(execution: Execution, name: str, rows: Rows, activations: Activ
     """The own code of this name, read and stored if it does not exist."""
     if not execution.artifacts.exists(name):
         with execution.artifacts.create(name) as place:
-            _read(rows, activations).save(place)
+            _read(rows, activations, activations.valid).save(place)
     return OwnCode.load(execution.artifacts.path(name))
 
 
 def _parent_code(execution: Execution, pair: ParentPair, rows: Rows) -> OwnCode:
-    """The parent's own code with the given rows: the stored one if it was read with them."""
-    assert pair.parent is not None and pair.context.parent is not None
-    stored = pair.context.parent
-    kept = stored.own_code is not None and execution.artifacts.exists(stored.own_code)
-    if kept and stored.rows and rows.equals(Rows.load(execution, stored.rows, rows.rows.device)):
-        return OwnCode.load(execution.artifacts.path(str(stored.own_code)))
-    return _read(rows, pair.parent)
+    """The parent's own code with the given rows. A stored one is used if it was read with them, new features apart."""
+    parent, stored = pair.parent, pair.context.parent
+    assert parent is not None and stored is not None
+    if stored.rows and stored.own_code and execution.artifacts.exists(stored.own_code):
+        before, code = Rows.load(execution, stored.rows, rows.rows.device), stored.own_code
+        if rows.first(len(before.numbers)).equals(before):
+            return _with_new_features(OwnCode.load(execution.artifacts.path(code)), rows, parent)
+    return _read(rows, parent, parent.valid)
 
 
-def _read(rows: Rows, activations: Activations) -> OwnCode:
-    """Read an own code at all valid positions. Values are rounded as they are stored."""
+def _with_new_features(code: OwnCode, rows: Rows, activations: Activations) -> OwnCode:
+    """An own code with columns for further rows. Only positions where one of these can be active are read again."""
+    known, device = len(code.numbers), rows.rows.device
+    new = rows.rows[known:]
+    if not len(new):
+        return code
+    old, again = Code.from_scipy(code.matrix, device), torch.zeros(len(code.valid), dtype=torch.bool)
+    for part in activations.valid.nonzero().squeeze(1).to(device).split(BLOCK):
+        x = activations(part) - rows.bias
+        residual = x - take_rows(old, part).decode(rows.rows[:known])
+        again[part.cpu()] = (torch.maximum(x @ new.T, residual @ new.T) >= rows.threshold).any(1).cpu()
+    fresh = _read(rows, activations, again)
+    kept = scipy.sparse.diags((~again).numpy().astype(np.float32)) @ code.matrix
+    kept.resize(fresh.matrix.shape)
+    matrix = (kept + fresh.matrix).tocsr()
+    matrix.eliminate_zeros()
+    return replace(fresh, matrix=matrix, valid=code.valid)
+
+
+def _read(rows: Rows, activations: Activations, where: Tensor) -> OwnCode:
+    """Read an own code at some positions (bool [n]). Values are rounded as they are stored."""
     coder = OwnCoder(rows.rows, rows.bias, rows.threshold)
-    valid = activations.valid
-    where = valid.nonzero().squeeze(1).to(activations.device)
-    parts = [coder(activations(part)) for part in where.split(BLOCK)]
-    counts = torch.zeros(len(valid), dtype=torch.int64)
+    positions = where.nonzero().squeeze(1).to(activations.device)
+    parts = [coder(activations(part)) for part in positions.split(BLOCK)]
+    counts = torch.zeros(len(where), dtype=torch.int64)
     latents, values = (torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("latents", "values"))
-    counts[valid] = torch.cat([part.indptr.diff().cpu() for part in parts])
+    counts[where] = torch.cat([part.indptr.diff().cpu() for part in parts])
     indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return OwnCode(
         matrix=Code(indptr, latents, values.half().float(), rows.rows.shape[0]).to_scipy(),
-        valid=valid.numpy(),
+        valid=where.numpy(),
         document=activations.document.unique(return_inverse=True)[1].numpy(),
         fold=assign_folds(activations.document, FOLDS).numpy(),
         threshold=rows.threshold,

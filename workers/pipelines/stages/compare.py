@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 from featurewatch.service.recording import verdicts
 from featurewatch.workers.execution import Execution
@@ -35,7 +36,5 @@ def compare_with_parent(
     stage = execution.stage if in_stages else nullcontext
     with stage("measure"):
         measurements = measure_checkpoint(execution, pair, basis)
-    with stage("activity"):
-        activity = read_activity(execution, pair, basis)
     with stage("judge"):
-        yield judge_pair(execution, pair, basis, measurements, activity)
+        yield judge_pair(execution, pair, basis, measurements, partial(read_activity, execution, pair, basis))

@@ -1,9 +1,12 @@
 """Stage judge: statuses from measurements."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from featurewatch.service.recording import verdicts
 from featurewatch.service.verdicts.judge import (
@@ -15,7 +18,7 @@ from featurewatch.service.verdicts.judge import (
     standard_error,
 )
 from featurewatch.service.verdicts.origins import held
-from featurewatch.service.verdicts.statuses import GONE
+from featurewatch.service.verdicts.statuses import GONE, Status
 from featurewatch.workers.execution import Execution
 from featurewatch.workers.pipelines.shared.basis import Basis
 from featurewatch.workers.pipelines.shared.pairing import ParentPair
@@ -61,9 +64,12 @@ def judge_pair(
     pair: ParentPair,
     basis: Basis,
     measurements: Measurements,
-    activity: Activity | None = None,
+    read_activity: Callable[[Tensor], Activity] | None = None,
 ) -> ParentComparison:
-    """Judge every feature by its measurements and by what is known of it at the parent."""
+    """Judge every feature by its measurements and by what is known of it at the parent.
+
+    read_activity: called with the features that were relocated (bool [m]), because own codes follow them.
+    """
     policy, replicates = pair.context.policy, {key: value.numpy() for key, value in measurements.replicates.items()}
     firings, documents = firing(basis, pair.activations.document)
     at_parent = appearance(
@@ -94,9 +100,10 @@ def judge_pair(
         there_before=~np.isin(basis.numbers.numpy(), pair.gone),
         born_here=born,
         comparison=pair.context.comparison,
-        activity=activity.comparison if activity else None,
     )
     first = judge(evidence, policy)
+    activity = read_activity(torch.from_numpy(first.codes == Status.RELOCATED.code)) if read_activity else None
+    evidence.activity = activity.comparison if activity else None
     candidates = np.flatnonzero(born | (np.nan_to_num(first.projection_ratio) > STRENGTHENED))
     strength, ratio = replicates["strength"][0], replicates["strength_ratio"][0]
     strength_before = np.nan_to_num(strength / np.where(ratio > 0, ratio, np.nan))
