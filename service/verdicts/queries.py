@@ -112,7 +112,7 @@ def places(session: Session, checkpoint_id: str, numbers: Sequence[int]) -> dict
     statement = select(Verdict.feature, Verdict.places).where(
         Verdict.checkpoint_id == checkpoint_id, Verdict.places.is_not(None), one_of(Verdict.feature, values=numbers)
     )
-    return {row[0]: row[1] for row in session.execute(statement)}
+    return {row[0]: str(row[1]) for row in session.execute(statement)}
 
 
 def events(session: Session, checkpoint_id: str, statuses: Sequence[str]) -> Sequence[Any]:

@@ -1,6 +1,7 @@
 """Evaluates the rules of a gate for a checkpoint, with the evidence of each failure."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -58,10 +59,14 @@ def outcomes(gate: Gate, client: Client, family: str, checkpoint: Checkpoint) ->
         yield _alerts(gate.alerts.open, [alert["summary"] for alert in open_alerts])
 
 
-def _rows(client: Client, family: str, checkpoint: str, **words: Sequence[str]) -> list[FeatureRow]:
+def _rows(
+    client: Client, family: str, checkpoint: str, *, status: Sequence[str] = (), places: Sequence[str] = ()
+) -> list[FeatureRow]:
     """The features with one of the words; none if there are no words."""
-    read = client.features(family, checkpoint=checkpoint, **words) if any(words.values()) else ()
-    return [FeatureRow.model_validate(row) for row in read]
+    if not (status or places):
+        return []
+    rows = client.features(family, checkpoint=checkpoint, status=status, places=places)
+    return [FeatureRow.model_validate(row) for row in rows]
 
 
 def _groups(gate: Gate) -> Iterator[tuple[str, str, Never, Callable[[FeatureRow], bool]]]:
@@ -69,7 +74,11 @@ def _groups(gate: Gate) -> Iterator[tuple[str, str, Never, Callable[[FeatureRow]
     yield "watched", "watched feature", gate.watched, lambda row: row.watched
     yield "tagged", "tagged feature", gate.tagged, lambda row: bool(row.tags)
     for tag, never in gate.tags.items():
-        yield f"tags.{tag}", f"feature tagged {tag}", never, lambda row, tag=tag: tag in row.tags
+        yield f"tags.{tag}", f"feature tagged {tag}", never, partial(_has_tag, tag)
+
+
+def _has_tag(tag: str, row: FeatureRow) -> bool:
+    return tag in row.tags
 
 
 def _absent(client: Client, family: str, checkpoint: str, policy: Policy) -> Iterator[str]:
