@@ -46,19 +46,19 @@ def judged(session: Session, *, family: Family, checkpoint: Checkpoint) -> list[
     Doing it twice changes nothing.
     """
     session.flush()
-    here, parent = (session, family.id, checkpoint.id), checkpoint.parent_id
+    here, parent_id = (session, family.id, checkpoint.id), checkpoint.parent_id
     event = events.FeaturesJudged(
         family_id=family.id,
-        transitions=partial(queries.transitions, *here) if parent else lambda _: [],  # nothing to have changed from
+        transitions=partial(queries.transitions, *here) if parent_id else lambda _: [],  # nothing to have changed from
         statuses=partial(_by_id, partial(verdicts.statuses, session, checkpoint.id)),
-        moves=partial(queries.moves, *here, parent) if parent else lambda _: [],
+        moves=partial(queries.moves, *here, parent_id) if parent_id else lambda _: [],
         places=partial(_by_id, partial(verdicts.places, session, checkpoint.id)),
     )
     raised = evaluate(session, checkpoint, event)
     fvu = _fvu(checkpoint)
     if fvu is not None:
-        before = _fvu(verdicts.checkpoint(session, parent)) if parent else None
-        measured = events.QualityMeasured(family_id=family.id, fvu=fvu, parent_fvu=before)
+        parent = verdicts.checkpoint(session, parent_id) if parent_id else None
+        measured = events.QualityMeasured(family_id=family.id, fvu=fvu, parent_fvu=_fvu(parent))
         raised += evaluate(session, checkpoint, measured)
     return raised
 

@@ -63,9 +63,10 @@ def _rows(
     client: Client, family: str, checkpoint: str, *, status: Sequence[str] = (), places: Sequence[str] = ()
 ) -> list[FeatureRow]:
     """The features with one of the words; none if there are no words."""
-    words = bool(status or places)
-    read = client.features(family, checkpoint=checkpoint, status=status, places=places) if words else ()
-    return [FeatureRow.model_validate(row) for row in read]
+    if not (status or places):
+        return []
+    rows = client.features(family, checkpoint=checkpoint, status=status, places=places)
+    return [FeatureRow.model_validate(row) for row in rows]
 
 
 def _groups(gate: Gate) -> Iterator[tuple[str, str, Never, Callable[[FeatureRow], bool]]]:
@@ -73,10 +74,10 @@ def _groups(gate: Gate) -> Iterator[tuple[str, str, Never, Callable[[FeatureRow]
     yield "watched", "watched feature", gate.watched, lambda row: row.watched
     yield "tagged", "tagged feature", gate.tagged, lambda row: bool(row.tags)
     for tag, never in gate.tags.items():
-        yield f"tags.{tag}", f"feature tagged {tag}", never, partial(_tagged, tag)
+        yield f"tags.{tag}", f"feature tagged {tag}", never, partial(_has_tag, tag)
 
 
-def _tagged(tag: str, row: FeatureRow) -> bool:
+def _has_tag(tag: str, row: FeatureRow) -> bool:
     return tag in row.tags
 
 
