@@ -129,13 +129,16 @@ def _make_rows(execution: Execution, pair: ParentPair, basis: Basis, relocated: 
     maps = basis_maps(now.decoder, activations.widths, before.decoder, parent.widths, regression.energy.sum(0).float())
     back = [None if r is None else r.T for r in maps]
     earlier = _aligned(known, basis.numbers) if known else torch.zeros_like(before.decoder)
+    unknown, at_parent = ~earlier.any(1, keepdim=True), normalize(before.decoder, dim=1)
+    # Whichever of the two hardly writes a feature has a row of noise.
+    weaker = now.decoder.norm(dim=1, keepdim=True) < before.decoder.norm(dim=1, keepdim=True)
+    inherited = torch.where(unknown & weaker, at_parent, earlier)
     own = replace(
         own,
-        rows=_following(own.rows, map_rows(earlier, parent.widths, maps), relocated.to(now.decoder.device)),
+        rows=_following(own.rows, map_rows(inherited, parent.widths, maps), relocated.to(now.decoder.device)),
         threshold=known.threshold if known else _threshold(regression, activations, now),
     )
-    unknown = ~earlier.any(1, keepdim=True)
-    there = _following(normalize(before.decoder, dim=1), map_rows(own.rows, activations.widths, back))
+    there = _following(at_parent, map_rows(own.rows, activations.widths, back))
     return own, replace(
         own,
         rows=torch.where(unknown, there, earlier),
