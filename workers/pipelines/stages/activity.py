@@ -116,6 +116,11 @@ def read_activity(execution: Execution, pair: ParentPair, basis: Basis, relocate
     return Activity(name, own_code, compare_activity(_parent_code(execution, pair, parent_rows), now))
 
 
+def read_own_code(rows: Rows, activations: Activations) -> OwnCode:
+    """Read an own code. `activations` are at the hook points of the rows."""
+    return _read(rows, activations, activations.valid)
+
+
 def _make_rows(execution: Execution, pair: ParentPair, basis: Basis, relocated: Tensor) -> tuple[Rows, Rows | None]:
     """Rows of the checkpoint, and the rows that its parent is read with."""
     activations, parent, stored = pair.compared, pair.parent, pair.context.parent
@@ -184,7 +189,7 @@ def _stored_code(execution: Execution, name: str, rows: Rows, activations: Activ
     """The own code of this name, read and stored if it does not exist."""
     if not execution.artifacts.exists(name):
         with execution.artifacts.create(name) as place:
-            _read(rows, activations, activations.valid).save(place)
+            read_own_code(rows, activations).save(place)
     return OwnCode.load(execution.artifacts.path(name))
 
 
@@ -196,7 +201,7 @@ def _parent_code(execution: Execution, pair: ParentPair, rows: Rows) -> OwnCode:
         before, code = Rows.load(execution, stored.rows, rows.rows.device), stored.own_code
         if rows.first(len(before.numbers)).equals(before):
             return _with_new_features(OwnCode.load(execution.artifacts.path(code)), rows, parent)
-    return _read(rows, parent, parent.valid)
+    return read_own_code(rows, parent)
 
 
 def _with_new_features(code: OwnCode, rows: Rows, activations: Activations) -> OwnCode:
