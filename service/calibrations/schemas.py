@@ -92,6 +92,11 @@ class NullResult(BaseModel):
     )
     checkpoints: Rate = Field(description="Comparisons with a false alarm.")
     features: Rate = Field(description="Features that are neither `present` nor `indeterminate`, of all judged.")
+    places: Rate | None = Field(
+        None,
+        description="Features reported as active in other places, of those whose places could be told. Null for "
+        "`halves`, because its two sides have no positions in common.",
+    )
     significant: int = Field(0, description="Features with a significant q-value and a ratio outside the band.")
     emerged: int = Field(0, description="New features reported as emerged.")
     discovered: int = Field(0, description="New features that the baseline has as well. These are not alarms.")

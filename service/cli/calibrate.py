@@ -79,6 +79,7 @@ RESULTS = Table(
         "null",
         "alarms_in",
         "features",
+        "places",
         "significant",
         "emerged",
         "alerts",
@@ -88,6 +89,7 @@ RESULTS = Table(
     {
         "alarms_in": lambda row: _count(row["checkpoints"]),
         "features": lambda row: _count(row["features"]),
+        "places": lambda row: _count(row["places"]) if row.get("places") else "-",
         "alerts": lambda row: sum(alert["comparisons"] for alert in row["alerts"]),
         "ratio_0.1%_to_99.9%": lambda row: _spread(row["ratio_quantiles"]),
         "intervals_with_1": lambda row: _percent(row["coverage"]),

@@ -114,6 +114,10 @@ def test_nothing_is_said_of_nulls_and_nothing_changes(installation: Installation
         assert null["features"]["of"] >= 20
         assert null["statuses"]["absent"] == gone * null["checkpoints"]["of"], "still gone, and no alarm"
         assert abs(null["ratio_quantiles"]["50"] - 1) < 0.01
+    for name in ("repeat", "bfloat16", "int8"):
+        places = by_name[name]["places"]
+        assert places["alarms"] == 0 and places["of"] >= 10, name
+    assert by_name["halves"]["places"] is None, "no position is in both"
     assert by_name["halves"]["checkpoints"]["of"] == 4
     assert by_name["repeat"]["coverage"] == 1.0
     spread = {name: null["ratio_quantiles"]["99.9"] - null["ratio_quantiles"]["0.1"] for name, null in by_name.items()

@@ -64,6 +64,7 @@ class NullResult(TypedDict):
     settings: dict[str, Any]
     checkpoints: Rate
     features: Rate
+    places: Rate | None
     significant: int
     emerged: int
     discovered: int

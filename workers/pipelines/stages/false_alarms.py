@@ -21,7 +21,7 @@ from featurewatch.service.calibrations.schemas import (
 from featurewatch.service.families.calibration import NullName, Rate
 from featurewatch.service.verdicts.judge import Bools, Evidence, Judgement, judge
 from featurewatch.service.verdicts.policy import Policy
-from featurewatch.service.verdicts.statuses import Status
+from featurewatch.service.verdicts.statuses import PLACES_CHANGED, Places, Status
 from featurewatch.workers.pipelines.stages.judge import ParentComparison
 
 BANDS = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -75,6 +75,7 @@ def summarize(
             sum(int(part.sum()) for part in alarms),
             sum(judged_features(comparison, part) for comparison, part in zip(comparisons, alarms, strict=True)),
         ),
+        places=_places(comparisons),
         significant=sum(_significant(comparison, policy) for comparison in comparisons),
         emerged=sum(int((comparison.new & comparison.evidence.born_here).sum()) for comparison in comparisons),
         discovered=sum(int((comparison.new & ~comparison.evidence.born_here).sum()) for comparison in comparisons),
@@ -112,6 +113,15 @@ def rehearse_rules(
             entry.comparisons += 1
             entry.features += features
     return list(would_alert.values())
+
+
+def _places(comparisons: Sequence[ParentComparison]) -> Rate | None:
+    """Features reported in other places, of those with places; None without own codes."""
+    if any(comparison.activity is None for comparison in comparisons):
+        return None
+    codes = np.concatenate([comparison.judgement.places for comparison in comparisons])
+    changed = np.isin(codes, [places.code for places in PLACES_CHANGED])
+    return rate(int(changed.sum()), int((changed | (codes == Places.SAME.code)).sum()))
 
 
 def _known(comparison: ParentComparison) -> Bools:
