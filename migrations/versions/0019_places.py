@@ -33,7 +33,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go back. Places are lost; a vacuum removes the own codes."""
+    """Go back. Places are lost. The own codes stay in the store: upgrade again, and a vacuum removes them."""
     for name in [*reversed(FIGURES), "places"]:
         op.drop_column("verdict", name)
     for name in reversed(ARTIFACTS):

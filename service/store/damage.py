@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from featurewatch.service.kit.artifacts import ArtifactStore, DamagedArtifactError, MissingArtifactError
 from featurewatch.service.store import queries
 
-REMADE = ("documents", "positions", "dictionary", "contrast-activations", "examples")
+REMADE = ("documents", "positions", "dictionary", "rows", "own-code", "contrast-activations", "examples")
 """Kinds that a run of the family rebuilds before it starts, prerequisites first."""
 _READ_AGAIN = "activations"
 """The kind that a run rebuilds when it needs it."""
@@ -35,11 +35,19 @@ REBUILD = {
     "examples": "Any run of the family rebuilds it if it is missing; no verdict depends on it",
     "lineage": _AGAIN,
     "measures": _AGAIN,
+    "own-code": (
+        "Retry the run to read it again, if the activations of the checkpoint are kept or can be read again; otherwise "
+        "restore it from a backup"
+    ),
     "positions": (
         "Retry the run to copy it again, if the activations of the family's first checkpoint are kept; otherwise "
         "restore it from a backup"
     ),
     "promoted": _AGAIN,
+    "rows": (
+        "Retry the run to solve them again, if the activations of the checkpoint and its parent are kept or can be "
+        "read again; otherwise restore them from a backup"
+    ),
     "shards": _AGAIN,
     "calibrations": _AGAIN,
 }

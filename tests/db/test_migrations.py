@@ -17,7 +17,7 @@ from featurewatch.service.config import Settings
 from featurewatch.service.kit import clock
 from featurewatch.service.kit.crypto import SecretBox
 from featurewatch.service.kit.db import Database
-from featurewatch.service.models import Alert, AlertRule, Base, Checkpoint, IdempotencyRecord, Webhook
+from featurewatch.service.models import Alert, AlertRule, Base, Checkpoint, Code, IdempotencyRecord, Verdict, Webhook
 from featurewatch.service.models.webhook import url_context
 from featurewatch.service.verdicts import queries, stored
 from featurewatch.service.webhooks import logic as webhooks
@@ -192,6 +192,38 @@ def test_packed_verdicts_of_before_keep_their_meaning(database: Database) -> Non
     migrate.downgrade_url(url, "0017")
     with database.writer.begin() as connection:
         assert connection.scalar(text("SELECT count(*) FROM standing")) == 0, "0017 would misread another layout"
+
+
+def test_verdicts_of_before_have_no_places_and_lose_them_on_the_way_back(database: Database) -> None:
+    url = database.url.render_as_string(hide_password=False)
+    placed = {"places": "broadened", "gained_share": 1.5, "gained_share_lo": 1.25, "gained_share_hi": 1.75}
+    with database.write() as session:
+        family = factories.family(session)
+        checkpoint = factories.checkpoint(session, family, "v1")
+        feature = factories.feature(session, family, 7, checkpoint)
+        factories.verdict(session, checkpoint, feature, "suppressed", projection_ratio=0.25, **placed)
+        names = {"artifact": "a", "own_code": "b", "rows": "c", "examples": "d"}
+        numbers = {"generation": 1, "n_positions": 10, "n_features": 1, "extra": {}}
+        session.add(Code(checkpoint_id=checkpoint.id, family_id=family.id, **names, **numbers))
+        id_ = checkpoint.id
+    database.close()
+    migrate.downgrade_url(url, "0018")
+    columns = {
+        table: {column["name"] for column in inspect(database.writer).get_columns(table)}
+        for table in ("verdict", "code")
+    }
+    assert not columns["verdict"] & {*placed, "places_q_value", "firing_rate_ratio_lo", "gained_documents"}
+    assert not columns["code"] & {"own_code", "rows"}
+    assert _stored(url, "SELECT projection_ratio FROM verdict") == [0.25]
+    database.close()
+    migrate.upgrade_url(url)
+    with database.read() as session:
+        verdict = session.query(Verdict).one()
+        assert (verdict.status, verdict.projection_ratio) == ("suppressed", 0.25)
+        assert {getattr(verdict, name) for name in placed} == {None}
+        code = session.get_one(Code, id_)
+        assert (code.artifact, code.own_code, code.rows) == ("a", None, None)
+        assert stored.statuses(session, id_) == {7: "suppressed"}
 
 
 URL = "https://hooks.example.com/services/T0/B0/token?team=red"

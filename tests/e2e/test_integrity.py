@@ -359,13 +359,15 @@ def places(installation: Installation) -> dict[str, Path]:
         "activations' manifest": folder / "manifest.json",
         "dictionary": store / source.dictionary,
         "code": store / code.artifact,
+        "rows": store / str(code.rows),
+        "own code": store / str(code.own_code),
         "positions": store / family.positions["artifact"],
         "documents": store / family.documents["artifact"],
     }
 
 
-KINDS = ("activations", "activations' documents", "activations' manifest", "dictionary", "code", "positions",
-         "documents")  # fmt: skip
+KINDS = ("activations", "activations' documents", "activations' manifest", "dictionary", "code", "rows", "own code",
+         "positions", "documents")  # fmt: skip
 FAULTS = [
     (kind, damage)
     for kind in KINDS

@@ -69,8 +69,8 @@ def take(installation: Installation, names: list[str]) -> dict[Path, dict[str, t
 
 @pytest.mark.parametrize(
     ("table", "column"),
-    [(Source, "dictionary"), (Reading, "activations"), (Code, "examples")],
-    ids=["dictionaries", "contrast-activations", "examples"],
+    [(Source, "dictionary"), (Code, "rows"), (Code, "own_code"), (Reading, "activations"), (Code, "examples")],
+    ids=["dictionaries", "rows", "own-codes", "contrast-activations", "examples"],
 )
 def test_lost_artifacts_of_every_checkpoint(installation: Installation, lineage: str, table: Any, column: str) -> None:
     """All at once: a dictionary is solved against the parent's, which is solved first."""
@@ -84,6 +84,32 @@ def test_lost_artifacts_of_every_checkpoint(installation: Installation, lineage:
         assert now.keys() == before.keys()
         for key, tensor in before.items():
             torch.testing.assert_close(now[key], tensor, rtol=1e-3, atol=1e-4, msg=f"{place.name}: {key}")
+
+
+def test_rows_and_own_codes_together(installation: Installation, lineage: str) -> None:
+    """Both are bit for bit what they were: the same weights have the same code, whenever it is read."""
+    names = [name for column in ("rows", "own_code") for name in artifacts(installation, lineage, Code, column)]
+    wholes = {name: (installation.artifacts.cache / name).read_bytes() for name in names}
+    take(installation, names)
+    assert extend(installation, lineage)["state"] == "succeeded"
+    for name, whole in wholes.items():
+        assert (installation.artifacts.cache / name).read_bytes() == whole, name
+
+
+def test_an_own_code_of_activations_that_are_gone(installation: Installation, lineage: str) -> None:
+    """It stays lost, and nothing that does not need it fails. What it was read from is not read in its place."""
+    name = artifacts(installation, lineage, Code, "own_code")[0]
+    with installation.database.write() as session:
+        source = session.query(Source).join(Code, Code.checkpoint_id == Source.checkpoint_id)
+        row = source.filter(Code.own_code == name).one()
+        kept, row.activations = row.activations, None
+    (place,) = take(installation, [name])
+    assert extend(installation, lineage)["state"] == "succeeded"
+    assert not place.exists()
+    with installation.database.write() as session:
+        session.get_one(Source, (row.checkpoint_id, row.hook_point)).activations = kept
+    assert extend(installation, lineage)["state"] == "succeeded"
+    assert place.exists()
 
 
 def test_a_corpus_that_has_changed_is_not_taken(installation: Installation, lineage: str) -> None:

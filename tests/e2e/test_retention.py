@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.planted_data import make_lineage
 from featurewatch.service.client import ApiError
-from featurewatch.service.models import Source
+from featurewatch.service.models import Code, Source
 from tests.cli.live import within
 from tests.e2e.parts import HOOK_POINT, Service, environment, rows_of, write_lineage
 from tests.services import Postgres, postgres_binaries
@@ -69,6 +69,13 @@ def test_the_anchor_and_the_newest_keep_their_activations(running: Service, vacu
     assert kept == {"v1": True, "v2": False, "v3": True}
     kinds = {name.partition("/")[2].rpartition("-")[0] for name in vacuumed["removed"]}
     assert kinds == {"activations", "measures", "promoted"} or kinds == {"activations", "measures"}
+
+
+def test_own_codes_stay_when_activations_go(running: Service, vacuumed: dict[str, Any]) -> None:
+    rows = rows_of(running.database_url, Code)
+    names = [row[column] for row in rows for column in ("own_code", "rows")]
+    assert len(rows) == 3 and all(names)
+    assert all((running.folder / "data" / "artifacts" / name).exists() for name in names)
 
 
 def test_what_is_left_is_whole(running: Service, vacuumed: dict[str, Any]) -> None:

@@ -87,6 +87,33 @@ def test_what_nothing_refers_to_goes_after_some_hours(installation: Installation
         assert session.scalars(select(Unreferenced.artifact)).all() == []
 
 
+def test_own_codes_and_their_rows_stay_with_the_checkpoint(installation: Installation, at) -> None:
+    """Those of another attempt go. A child that has its parent's rows keeps them."""
+    family = installation.add_family()
+    kinds = ("code", "examples", "own-code", "rows")
+    kept, loose = ([artifact(installation, family, kind, what) for kind in kinds] for what in ("kept", "loose"))
+    with installation.database.write() as session:
+        row = session.get_one(Family, family)
+        parent = factories.checkpoint(session, row, "v1")
+        for checkpoint in (parent, factories.checkpoint(session, row, "v2", parent=parent)):
+            session.add(
+                Code(
+                    checkpoint_id=checkpoint.id, family_id=family, generation=1, artifact=kept[0], examples=kept[1],
+                    own_code=kept[2], rows=kept[3], n_positions=10, n_features=1, extra={},
+                )
+            )  # fmt: skip
+    for hours, removed in ((0, 0), (HOURS + 1, len(loose))):
+        at(hours)
+        assert vacuum(installation) == removed
+    assert there(installation, *kept, *loose) == [True] * 4 + [False] * 4
+    with installation.database.write() as session:
+        session.delete(session.scalars(select(Code)).first())
+    for hours in (2 * HOURS, 4 * HOURS):
+        at(hours)
+        assert vacuum(installation) == 0
+    assert there(installation, *kept) == [True] * 4
+
+
 def test_what_is_referred_to_again_stays(installation: Installation, at) -> None:
     family = installation.add_family()
     name = artifact(installation, family, "contrast")
@@ -354,6 +381,6 @@ def test_columns_with_names_of_artifacts_are_marked() -> None:
         if column.info.get("artifact")
     }
     assert marked >= {
-        "source.dictionary", "source.activations", "code.artifact", "code.examples", "signature.contrast",
-        "reading.activations", "dependency_graph.artifact",
+        "source.dictionary", "source.activations", "code.artifact", "code.examples", "code.own_code", "code.rows",
+        "signature.contrast", "reading.activations", "dependency_graph.artifact",
     }  # fmt: skip

@@ -1,12 +1,13 @@
 """Restores artifacts that the store has lost from their sources, before a run needs them.
 
-A restored copy of text or positions must equal the original byte for byte. A dictionary is solved again on its code,
-so its last digits may differ. Lost activations are not restored here: `open_earlier` reads them again when they are
-needed. A code is never made again: a new fit would change what its features mean.
+A restored copy of text or positions must equal the original byte for byte. A dictionary is solved again on its code, so
+its last digits may differ, as may those of rows and own codes. Lost activations are not restored here: `open_earlier`
+reads them again when they are needed. A code is never made again: a new fit would change what its features mean.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from featurewatch.service.kit.artifacts import DamagedArtifactError, entry_of
 from featurewatch.service.kit.problems import ProblemError
-from featurewatch.service.models import Code, Reading, Source
+from featurewatch.service.models import Checkpoint, Code, Reading, Source
 from featurewatch.service.store import damage, queries
 from featurewatch.service.verdicts import queries as verdicts
 from featurewatch.workers.activations.corpus import save_documents
@@ -26,9 +27,11 @@ from featurewatch.workers.pipelines.runs import signature
 from featurewatch.workers.pipelines.shared import files
 from featurewatch.workers.pipelines.shared.basis import load_basis
 from featurewatch.workers.pipelines.shared.context import load_judged
+from featurewatch.workers.pipelines.stages.activity import Rows, read_activity, read_own_code
 from featurewatch.workers.pipelines.stages.compare import open_pair
 from featurewatch.workers.pipelines.stages.harvest import open_earlier, read_corpus
-from featurewatch.workers.pipelines.stages.measure import measure
+from featurewatch.workers.pipelines.stages.judge import judge_pair
+from featurewatch.workers.pipelines.stages.measure import measure, of_tensors
 
 log = structlog.get_logger("featurewatch.worker")
 
@@ -131,10 +134,42 @@ def _examples(execution: Execution, name: str) -> None:
         files.save_examples(place, code)
 
 
+def _rows(execution: Execution, name: str) -> None:
+    """The rows that a checkpoint's own code was read with, from the same comparison with its parent as in its run."""
+    with execution.read() as session:
+        holders = [session.get_one(Checkpoint, row.checkpoint_id) for row in queries.holders(session, Code.rows, name)]
+        origin = min(holders, key=lambda checkpoint: checkpoint.created_at).id  # descendants may share its rows
+    context, checkpoint, artifact = load_judged(execution, origin)
+    if context.parent and context.parent.rows and context.parent.generation == context.generation:
+        _restore(execution, context.parent.rows)
+    basis = load_basis(execution, artifact)
+    pair = open_pair(execution, context, open_earlier(execution, context, checkpoint))
+    tensors = {key: tensor.cpu().float() for key, tensor in measure(execution, pair, basis, {}).items()}
+    read = partial(read_activity, execution, pair, basis)
+    activity = judge_pair(execution, pair, basis, of_tensors(tensors, {}), read).activity
+    if activity is None or activity.rows != name:
+        raise RunError("content-changed", f"{name} cannot be restored: the checkpoint's decoder is no longer the same")
+
+
+def _own_code(execution: Execution, name: str) -> None:
+    """A checkpoint's own code, from its activations."""
+    with execution.read() as session:
+        row = queries.holders(session, Code.own_code, name)[0]
+    assert row.rows is not None
+    _restore(execution, row.rows)
+    context, checkpoint, _ = load_judged(execution, row.checkpoint_id)
+    activations = open_earlier(execution, context, checkpoint)
+    rows = Rows.load(execution, row.rows, activations.device)
+    with execution.artifacts.create(name) as place:
+        read_own_code(rows, activations.at(list(rows.hook_points))).save(place)
+
+
 MAKERS: dict[str, Callable[[Execution, str], None]] = {
     "documents": _documents,
     "positions": _positions,
     "dictionary": _dictionary,
+    "rows": _rows,
+    "own-code": _own_code,
     "contrast-activations": _contrast_activations,
     "examples": _examples,
 }

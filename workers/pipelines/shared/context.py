@@ -175,6 +175,7 @@ def load_judged(execution: Execution, checkpoint_id: str) -> tuple[OnboardingCon
         fit=fit,
         why=fit,
         parent=parent,
+        comparison=max(1, len(subject.ancestors)),
     )
     return context, replace(_stored(stored, checkpoint.hook_points), dictionaries={}), stored.code.artifact
 

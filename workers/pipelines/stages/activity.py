@@ -116,6 +116,11 @@ def read_activity(execution: Execution, pair: ParentPair, basis: Basis, relocate
     return Activity(name, own_code, compare_activity(_parent_code(execution, pair, parent_rows), now))
 
 
+def read_own_code(rows: Rows, activations: Activations) -> OwnCode:
+    """Read an own code. `activations` are at the hook points of the rows."""
+    return _read(rows, activations, activations.valid)
+
+
 def _make_rows(execution: Execution, pair: ParentPair, basis: Basis, relocated: Tensor) -> tuple[Rows, Rows | None]:
     """Rows of the checkpoint, and the rows that its parent is read with."""
     activations, parent, stored = pair.compared, pair.parent, pair.context.parent
@@ -129,13 +134,16 @@ def _make_rows(execution: Execution, pair: ParentPair, basis: Basis, relocated: 
     maps = basis_maps(now.decoder, activations.widths, before.decoder, parent.widths, regression.energy.sum(0).float())
     back = [None if r is None else r.T for r in maps]
     earlier = _aligned(known, basis.numbers) if known else torch.zeros_like(before.decoder)
+    unknown, at_parent = ~earlier.any(1, keepdim=True), normalize(before.decoder, dim=1)
+    # Whichever of the two hardly writes a feature has a row of noise.
+    weaker = now.decoder.norm(dim=1, keepdim=True) < before.decoder.norm(dim=1, keepdim=True)
+    inherited = torch.where(unknown & weaker, at_parent, earlier)
     own = replace(
         own,
-        rows=_following(own.rows, map_rows(earlier, parent.widths, maps), relocated.to(now.decoder.device)),
+        rows=_following(own.rows, map_rows(inherited, parent.widths, maps), relocated.to(now.decoder.device)),
         threshold=known.threshold if known else _threshold(regression, activations, now),
     )
-    unknown = ~earlier.any(1, keepdim=True)
-    there = _following(normalize(before.decoder, dim=1), map_rows(own.rows, activations.widths, back))
+    there = _following(at_parent, map_rows(own.rows, activations.widths, back))
     return own, replace(
         own,
         rows=torch.where(unknown, there, earlier),
@@ -181,7 +189,7 @@ def _stored_code(execution: Execution, name: str, rows: Rows, activations: Activ
     """The own code of this name, read and stored if it does not exist."""
     if not execution.artifacts.exists(name):
         with execution.artifacts.create(name) as place:
-            _read(rows, activations, activations.valid).save(place)
+            read_own_code(rows, activations).save(place)
     return OwnCode.load(execution.artifacts.path(name))
 
 
@@ -193,7 +201,7 @@ def _parent_code(execution: Execution, pair: ParentPair, rows: Rows) -> OwnCode:
         before, code = Rows.load(execution, stored.rows, rows.rows.device), stored.own_code
         if rows.first(len(before.numbers)).equals(before):
             return _with_new_features(OwnCode.load(execution.artifacts.path(code)), rows, parent)
-    return _read(rows, parent, parent.valid)
+    return read_own_code(rows, parent)
 
 
 def _with_new_features(code: OwnCode, rows: Rows, activations: Activations) -> OwnCode:

@@ -67,7 +67,11 @@ def measure_checkpoint(execution: Execution, pair: ParentPair, basis: Basis) -> 
             save_file({key: tensor.cpu().float().contiguous() for key, tensor in tensors.items()}, place)
     for dictionary in dictionaries.values():
         artifacts.path(dictionary)  # verifies one of an earlier attempt, which nothing else in this run reads
-    tensors = load_file(artifacts.path(name))
+    return of_tensors(load_file(artifacts.path(name)), dictionaries)
+
+
+def of_tensors(tensors: dict[str, Tensor], dictionaries: dict[str, str]) -> Measurements:
+    """What `measure` returned."""
 
     def named(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
