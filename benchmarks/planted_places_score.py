@@ -1,7 +1,7 @@
 """Scores of where features are said to be active on a planted lineage.
 
 The truth is `Lineage.truth(c).places_against_parent`, for each planted feature at each checkpoint from the second on. A
-feature without a latent is *missed*, and wrong. Where the truth is None, and for a latent that is no planted feature,
+feature without a latent is *missed*, and wrong. Where the truth is None, and for latents that match no planted feature,
 `broadened`, `narrowed` and `displaced` are false positives; a second latent may say what is right for the feature that
 it follows. `indeterminate` and no answer are wrong where there is a truth.
 """

@@ -1,4 +1,4 @@
-"""What is right to say of the features of a planted lineage."""
+"""The correct verdicts on the features of a planted lineage."""
 
 from dataclasses import dataclass
 

@@ -182,6 +182,9 @@ def test_the_default_gate_asks_whether_it_could_be_judged(service: Up, planted: 
     code, second = gate(service, releases, "v2", f"{planted}/v2", "--parent", "v1")
     report = second["report"]
     assert (code, second["gate"]["failures"]) == (0, [])
+    assert second["run"]["result"]["places"] == {word: n for word, n in report["places"].items() if n}, (
+        "as in the event"
+    )
     assert report["fitted_fvu"] == first["report"]["quality"]["fvu"]
     assert report["new_counts"]["absent"] == report["counts"]["absent"] > 0
     code, third = gate(service, releases, "v3", f"{planted}/v2", "--parent", "v2")
@@ -327,7 +330,7 @@ def test_places_break_a_gate(filled_url: str, tmp_path: Path) -> None:
         gate = policy.load(str(tmp_path / "gate.toml")) if text else policy.DEFAULT
         with Client(filled_url) as client:
             client.update_feature("smol", "F0", watched=watched)
-            outcomes = rules.outcomes(gate, client, "smol", client.checkpoint("smol", "v2"))
+            outcomes = list(rules.outcomes(gate, client, "smol", client.checkpoint("smol", "v2")))
             client.update_feature("smol", "F0", watched=False)
         assert all(bool(one.evidence) is not one.passed for one in outcomes if "places" in one.rule)
         return {one.rule: one.failure for one in outcomes if not one.passed}

@@ -58,7 +58,7 @@ def test_two_sizes_are_fitted_together(service: Service, lineage: Lineage) -> No
     assert (client.checkpoint("sizes", "v1")["state"], client.family("sizes")["n_features"]) == ("harvested", 0)
     with pytest.raises(ApiError, match="has not been judged"):
         client.report("sizes", "v1")
-    with pytest.raises(ApiError, match="compared in order"):
+    with pytest.raises(ApiError, match="pair them in order"):
         client.register("sizes", name="v2", uri=uris[1], hook_points=["mlp_out.1", "mlp_out.2"])
 
     both = service.judge("sizes", "v2", uris[1], hook_points=[LARGER])

@@ -5,6 +5,7 @@ import html
 import io
 import re
 from datetime import timedelta
+from urllib.parse import urlencode
 
 import pytest
 from sqlalchemy import event, select, text
@@ -15,7 +16,7 @@ from featurewatch.service.families import logic as families
 from featurewatch.service.features import logic
 from featurewatch.service.kit.db import Database
 from featurewatch.service.models import Alert, Checkpoint, DependencyGraph
-from featurewatch.service.verdicts.statuses import PLACES_CHANGED
+from featurewatch.service.verdicts.statuses import PLACES_CHANGED, Status
 from featurewatch.service.web import lists, site
 from featurewatch.service.web.plots import as_csv, csv_text
 from featurewatch.service.web.render import FOLDER
@@ -310,8 +311,9 @@ def _heat_map_agrees(reader) -> None:
     for row in rows[1:]:
         report = reader.get(f"{HERE}/checkpoints/{row['checkpoint']}?format=json").json()
         changed = sum(int(row[name]) for name in row if name not in ("checkpoint", "indeterminate"))
-        moved = "&".join(f"places={word}" for word in PLACES_CHANGED)
-        listed = reader.get(f"{HERE}/features?csv=features&checkpoint={row['checkpoint']}&status=present&{moved}").text
+        words = {"status": [word for word in Status if not word.row.changed], "places": PLACES_CHANGED}
+        query = urlencode({"csv": "features", "checkpoint": row["checkpoint"]} | words, doseq=True)
+        listed = reader.get(f"{HERE}/features?{query}").text
         assert changed + len(listed.splitlines()) - 1 == report["changed"], row
         assert int(row["indeterminate"]) == report["counts"]["indeterminate"]
 

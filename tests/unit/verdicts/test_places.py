@@ -218,7 +218,7 @@ def test_false_words_are_bounded() -> None:
 
 
 def test_noise_of_a_few_firings_is_not_significant() -> None:
-    """Shares over `places_share` are common among features with 30 firings whose places are drawn anew in part."""
+    """Shares over `places_share` are common among features with 30 firings whose places are partly drawn again."""
     rng = np.random.default_rng(4)
     before = active(rng, N, [0.005] * 200)
     now = np.stack([_narrowed(rng, column, 0.75) + elsewhere(rng, column, 0.25) for column in before.T], 1)

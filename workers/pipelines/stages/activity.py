@@ -130,7 +130,8 @@ def _make_rows(execution: Execution, pair: ParentPair, basis: Basis, relocated: 
         return replace(own, threshold=_threshold(regression, activations, now)), None
     known = None
     if stored.rows is not None and stored.generation == pair.context.generation:
-        known = Rows.load(execution, stored.rows, activations.device).at(parent.hook_points)
+        known = Rows.load(execution, stored.rows, activations.device)
+        known = known.at(parent.hook_points) if set(parent.hook_points) <= set(known.hook_points) else None
     maps = basis_maps(now.decoder, activations.widths, before.decoder, parent.widths, regression.energy.sum(0).float())
     back = [None if r is None else r.T for r in maps]
     earlier = _aligned(known, basis.numbers) if known else torch.zeros_like(before.decoder)
