@@ -299,7 +299,11 @@ def _placed(e: Evidence, status: NDArray[np.int8], policy: Policy, level: float)
     status[displaced & (placement.amplitude > policy.amplified_above)] = Status.AMPLIFIED.code
     # Still active where it was, although next to nothing is written along the old direction: not absent.
     still = there_before & np.isin(placement.codes, _STILL)
-    status[still & (status == Status.ABSENT.code)] = Status.SUPPRESSED.code
+    absent = status == Status.ABSENT.code
+    status[still & absent] = Status.SUPPRESSED.code
+    # Active elsewhere, but in too few documents to be sure that it is displaced.
+    elsewhere = there_before & (placement.gained_share > policy.places_floor)
+    status[elsewhere & ~still & absent & (placement.codes == Places.INDETERMINATE.code)] = Status.INDETERMINATE.code
     return placement
 
 

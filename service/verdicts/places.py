@@ -82,8 +82,9 @@ def place(comparison: Comparison, policy: Policy, level: float) -> Placement:
         enough & (comparison.gains.largest > policy.trigger_gain) & (comparison.gains.firings >= policy.trigger_firings)
     )
     nearly_empty = over_lost & (lost[0] > NEARLY_EMPTY)
-    # A feature that left its old positions is elsewhere if noise does not explain its gains, even if it is weaker.
-    broadened = over_gained | concentrated | (nearly_empty & significant[0])
+    # That it changed is significant. Where the rest is, its interval says, as for absent and suppressed.
+    elsewhere = nearly_empty & (gained[1] > policy.places_floor)
+    broadened = over_gained | concentrated | elsewhere
     in_band = (kept[1] >= 1 / policy.kept_band) & (kept[2] <= policy.kept_band)
     emptied = nearly_empty & ~broadened
     codes = np.full(len(firings), Places.INDETERMINATE.code, dtype=np.int8)

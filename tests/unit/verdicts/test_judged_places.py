@@ -9,7 +9,7 @@ from featurewatch.service.verdicts.activity import compare_activity
 from featurewatch.service.verdicts.judge import NO_PLACES, Judgement, Successor, judge
 from featurewatch.service.verdicts.policy import Policy
 from featurewatch.service.verdicts.statuses import PLACES_BY_CODE, Places, Status
-from tests.unit.verdicts.codes import active, own_code
+from tests.unit.verdicts.codes import LENGTH, active, own_code
 from tests.unit.verdicts.test_judge import BACKGROUND, ONE, Case, _evidence
 from tests.unit.verdicts.test_places import EVENTS, RATE, Event, N, elsewhere
 
@@ -28,8 +28,23 @@ def _faintly_displaced(rng: np.random.Generator, before: np.ndarray) -> np.ndarr
     return 0.48 * EVENTS["displaced"][0](rng, before)
 
 
+def _rarely_displaced(rng: np.random.Generator, before: np.ndarray) -> np.ndarray:
+    before[np.flatnonzero(before)[60:]] = 0
+    return EVENTS["displaced"][0](rng, before)
+
+
+def _in_few_documents(_: np.random.Generator, before: np.ndarray) -> np.ndarray:
+    """0.3 of its activation, in three documents in which it was not: whether there are more is chance."""
+    now = np.zeros_like(before)
+    free = np.flatnonzero(before.reshape(-1, LENGTH).sum(1) == 0)[[3, 4, 5]]
+    now.reshape(-1, LENGTH)[free, :6] = 0.3 * before.sum() / 18
+    return now
+
+
 MORE: dict[str, Event] = {name: event for name, (event, _) in EVENTS.items()} | {
     "displaced, weaker": _faintly_displaced,
+    "rarely displaced": _rarely_displaced,
+    "gone, but for a few documents": _in_few_documents,
     "broadened by .53": lambda rng, before: before + elsewhere(rng, before, 0.53),
 }
 TABLE = {
@@ -120,6 +135,17 @@ def test_levels_of_a_lineage_are_those_of_places() -> None:
     rows = [TABLE["present in more places"], TABLE["present in more places"]._replace(event="broadened by .53")]
     for comparison, faint in ((1, Places.BROADENED), (100, Places.INDETERMINATE)):
         assert [word for _, word in _words(_judge(rows, comparison=comparison))[:2]] == [Places.BROADENED, faint]
+
+
+def test_how_strict_the_level_is_does_not_make_a_displaced_feature_absent() -> None:
+    """Few firings far along a lineage: the loss is significant, the gain is not. Its interval is enough."""
+    rows = [Joint(Case(ratio=0.02), "rarely displaced", Status.PRESENT, Places.DISPLACED)] * 8
+    assert set(_words(_judge(rows, comparison=20))[: len(rows)]) == {(Status.PRESENT, Places.DISPLACED)}
+
+
+def test_what_is_active_elsewhere_in_one_place_or_two_is_not_absent() -> None:
+    row = Joint(Case(ratio=0.02), "gone, but for a few documents", Status.INDETERMINATE, Places.INDETERMINATE)
+    assert _words(_judge([row]))[0] == (row.status, row.places)
 
 
 def test_without_own_codes_there_are_no_places() -> None:
