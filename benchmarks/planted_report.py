@@ -16,7 +16,7 @@ Result = dict[str, Any]
 
 WHAT = {
     "plain": "features suppressed to 0.1 to 0.4 of their size, removed, born; directions turn by 4 degrees on average "
-    "from one checkpoint to the next, each to its own side; scale and mean wander; topics make features fire together",
+    "from one checkpoint to the next, each in its own direction; scale and mean wander; topics make features fire together",
     "kinds": "the same, and features amplified 2.5 to 4 times, relocated to an orthogonal direction, replaced, split, "
     "merged, and written by one checkpoint alone (at 0.5% of the positions)",
     "rotating": "all kinds of events while everything turns by 10 degrees a checkpoint",

@@ -108,7 +108,7 @@ def _extrapolation(kinds: dict[str, list[Point]]) -> list[str]:
                       ("latents", "width", "positions"))  # fmt: skip
     return [
         "value = c x positions^a x width^b x latents^c over the rows above. The last column is **extrapolated, not "
-        f"measured**: {size}, on this machine's cores, as if it had the memory. The rows are small, where overheads "
+        f"measured**: {size}, on this machine's cores, assuming enough memory. The rows are small, where overheads "
         "that do not grow hide a part of the exponents; so real times may be longer.",
         "",
         *_table(["what", "unit", "positions^", "width^", "latents^", "extrapolated"], rows),

@@ -186,7 +186,7 @@ class TelemetrySettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="OTEL_", extra="ignore", frozen=True)
 
     traces_exporter: str = Field("none", description="`otlp` or `console` enables traces. Needs the extra `otel`.")
-    sdk_disabled: bool = Field(False, description="`true` disables all of it.")
+    sdk_disabled: bool = Field(False, description="`true` disables OpenTelemetry entirely.")
 
 
 class ClientSettings(BaseSettings):

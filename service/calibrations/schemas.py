@@ -113,7 +113,7 @@ class CalibrationResult(BaseModel):
     """The nulls and their totals. Features of one comparison are correlated, so bounds over features are optimistic."""
 
     checkpoint: str
-    policy: Policy = Field(description="The family's policy that was used.")
+    policy: Policy = Field(description="The family policy used for this calibration.")
     checkpoints: Rate
     features: Rate
     alerts: int = Field(description="Alerts that the family's rules would have raised, over all comparisons.")

@@ -202,7 +202,9 @@ def show_feature(
     watch: Annotated[
         bool | None, typer.Option("--watch/--no-watch", help="Watch the feature, or stop watching it.")
     ] = None,
-    sources: Annotated[bool, typer.Option("--sources", help="Also show where the feature can be read.")] = False,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Also show how well each hook point of each checkpoint carries it.")
+    ] = False,
     examples: Annotated[int, typer.Option(help="Number of examples to show.", min=0, max=100)] = 5,
     as_json: AsJson = False,
 ) -> None:

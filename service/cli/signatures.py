@@ -25,7 +25,7 @@ def create(
     contrast: Annotated[
         str,
         typer.Argument(
-            help='JSONL file on this machine, or its file:// URI on the server: rows {"text": ..., "label": 0 or 1} or '
+            help='A local JSONL file, or the file:// URI of one on the server, with rows {"text": ..., "label": 0 or 1} or '
             '{"positive": ..., "negative": ...}.'
         ),
     ],

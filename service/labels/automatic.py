@@ -24,7 +24,7 @@ def auto_label(top_tokens: Sequence[str], promoted_tokens: Sequence[str]) -> str
     """The label, or None without tokens.
 
     `top_tokens`, on which the feature fires most, are listed if they have nothing in common. `promoted_tokens`, whose
-    logits it raises most, are mentioned only if they have something in common, because most have not.
+    logits it raises most, are mentioned only if they have something in common, because most do not.
     """
     fires = shared(top_tokens[:_FEW]) or _listed(top_tokens)
     follows = shared(promoted_tokens[:_FEW])

@@ -26,7 +26,7 @@ class Checkpoint(Base):
     hook_points: Mapped[list[str]]
     """The family's, unless the registration named others."""
     fit: Mapped[str]
-    """As requested: auto, extend, refit or later."""
+    """The requested fit mode: auto, extend, refit or later."""
     details: Mapped[dict[str, Any]]
     """`metadata` of the registration, unchanged."""
     resolved_uri: Mapped[str | None]

@@ -180,7 +180,7 @@ def _write_features(session: Session, family: Family, checkpoint: Checkpoint, ou
         return  # recorded before
     if family.n_features != outcome.first_number:
         raise RuntimeError(
-            f"the family has {family.n_features} features, but the run counted from {outcome.first_number}"
+            f"the family now has {family.n_features} features, but this run numbers new ones from {outcome.first_number}"
         )
     rows = [
         {

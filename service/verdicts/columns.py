@@ -52,7 +52,7 @@ def judged_figures(evidence: Evidence, judgement: Judgement) -> dict[str, NDArra
 
 
 def values_of(values: NDArray[Any]) -> list[Any]:
-    """Numbers as the database takes them, NaN as None."""
+    """Numbers in the form that the database accepts, NaN as None."""
     if values.dtype.kind != "f":
         return values.tolist()
     return [None if value != value else value for value in values.astype(np.float64).tolist()]  # noqa: PLR0124

@@ -55,7 +55,7 @@ class Job:
     woke: float
     """When this process last ran."""
     silent: float = 0.0
-    """Seconds since its last sign of life, not counting those in which this process was frozen too."""
+    """Seconds since its last sign of life, excluding time when this process was frozen too."""
     run_id: str | None = None
     attempt: int = 0
     began: float = 0.0

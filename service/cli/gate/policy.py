@@ -100,7 +100,7 @@ class Alerts(_Table):
 
 
 class Gate(_Table):
-    """A policy file. An empty one passes everything."""
+    """A policy file. An empty policy passes every checkpoint."""
 
     counts: dict[Status, int] = {}
     places: dict[Places, int] = {}

@@ -111,7 +111,7 @@ def _run(settings: Settings, listener: socket.socket, worker: bool, processes: i
 
 
 def child_app() -> FastAPI:
-    """The application of one of several processes. It exits with its parent process, however that ends."""
+    """The application of one of several processes. It exits when its parent process does, for whatever reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

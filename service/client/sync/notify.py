@@ -129,7 +129,7 @@ class NotifyCalls(Transport):
         return self._post("alerts", alert, "ack")
 
     def mute(self, alert: str, *, hours: float | None = None, until: datetime | None = None) -> types.Alert:
-        """Mute an alert, and new ones of the same rule and family.
+        """Mute an alert and any new alerts of the same rule and family.
 
         It ends after `hours`, `until` a time with a time zone, or else when the alert is resolved.
         """
