@@ -16,10 +16,11 @@ Result = dict[str, Any]
 
 WHAT = {
     "plain": "features suppressed to 0.1 to 0.4 of their size, removed, born; directions turn by 4 degrees on average "
-    "from one checkpoint to the next, each in its own direction; scale and mean wander; topics make features fire together",
+    "from one checkpoint to the next, each in its own direction; scale and mean drift; topics make features fire "
+    "together",
     "kinds": "the same, and features amplified 2.5 to 4 times, relocated to an orthogonal direction, replaced, split, "
-    "merged, and written by one checkpoint alone (at 0.5% of the positions)",
-    "rotating": "all kinds of events while everything turns by 10 degrees a checkpoint",
+    "merged, and written by a single checkpoint (at 0.5% of the positions)",
+    "rotating": "all kinds of events while everything rotates by 10 degrees a checkpoint",
     "replaced-basis": "all kinds; from v4 on everything is seen through a random orthogonal map",
     "widths": "all kinds; from v4 on 384 dimensions instead of 256",
     "sinks": "all kinds; 3 positions in 1,000 have 30 to 50 times the median norm, along one direction",

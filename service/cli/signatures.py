@@ -25,8 +25,8 @@ def create(
     contrast: Annotated[
         str,
         typer.Argument(
-            help='A local JSONL file, or the file:// URI of one on the server, with rows {"text": ..., "label": 0 or 1} or '
-            '{"positive": ..., "negative": ...}.'
+            help="A local JSONL file, or the file:// URI of one on the server, with rows "
+            '{"text": ..., "label": 0 or 1} or {"positive": ..., "negative": ...}.'
         ),
     ],
     description: Annotated[str | None, typer.Option(help="What the signature stands for.")] = None,

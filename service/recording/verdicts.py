@@ -180,7 +180,8 @@ def _write_features(session: Session, family: Family, checkpoint: Checkpoint, ou
         return  # recorded before
     if family.n_features != outcome.first_number:
         raise RuntimeError(
-            f"the family now has {family.n_features} features, but this run numbers new ones from {outcome.first_number}"
+            f"the family now has {family.n_features} features, but this run numbers new ones from "
+            f"{outcome.first_number}"
         )
     rows = [
         {
