@@ -205,7 +205,20 @@ def test_a_joint_fit(installation: Installation) -> None:
     assert rows[TRIGGERED]["places"] == "broadened"
     assert {row["places"] for column, row in rows.items() if column > GONE} == {"same"}
     lineage.add("v3", activations(changed()))
-    assert {row["places"] for column, row in lineage.features("v3").items() if column != GONE} == {"same"}
+    # The joint fit has a latent of its own for the places that one feature left.
+    there = {row["places"] for column, row in lineage.features("v3").items() if column not in (NARROWED, GONE)}
+    assert there == {"same"}
+
+
+def test_a_joint_fit_compares_each_checkpoint_by_its_own_decoder(installation: Installation) -> None:
+    lineage, weak = Lineage(installation, "levels"), CODE.copy()
+    weak[:, 7] *= 0.2
+    lineage.add("v1", activations(CODE), fit="later")
+    lineage.add("v2", activations(weak))
+    rows = lineage.features("v2")
+    assert rows[7]["status"] == "suppressed"
+    assert rows[7]["projection_ratio"] == pytest.approx(0.2, abs=0.05)
+    assert {row["status"] for column, row in rows.items() if column != 7} == {"present"}
 
 
 def test_a_parent_that_was_judged_without_own_codes(lineage: Lineage) -> None:

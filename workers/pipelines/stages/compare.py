@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 from featurewatch.service.recording import verdicts
@@ -34,6 +35,7 @@ def compare_with_parent(
     A first checkpoint is measured against itself. `in_stages`: show `measure` and `judge` as stages of the run.
     """
     stage = execution.stage if in_stages else nullcontext
+    basis = replace(basis)  # it keeps the decoders of this pair, and a joint fit compares several
     with stage("measure"):
         measurements = measure_checkpoint(execution, pair, basis)
     with stage("judge"):
