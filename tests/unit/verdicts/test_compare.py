@@ -342,7 +342,7 @@ def test_numbers_are_not_given_out_twice(database: Database) -> None:
     with database.write() as session:
         lineage = Lineage(session)
         stray = factories.checkpoint(session, lineage.family, "stray", parent=lineage.checkpoints["v1"])
-        with pytest.raises(RuntimeError, match="counted from 43"):
+        with pytest.raises(RuntimeError, match="numbers new ones from 43"):
             recording.record(session, checkpoint_id=stray.id, run_id="r", outcome=lineage.outcomes["b2"])
 
 
