@@ -59,6 +59,7 @@ SLOW = (
     "tests/workers/test_fitting.py",
     "tests/workers/test_frozen.py",
     "tests/workers/test_labelling.py",
+    "tests/workers/test_own_codes.py",
     "tests/workers/test_past.py",
     "tests/workers/test_promoting.py",
     "tests/workers/test_run_log.py",
